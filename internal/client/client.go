@@ -1,0 +1,822 @@
+// Package client is the asking side of qlock as a pure machine: calls, answers
+// and readings of the clocks go in; requests, events and the next deadline come
+// out. It has no goroutine, socket, clock or random source. Rule numbers (C1 …)
+// are those of docs/protocol.md.
+package client
+
+import (
+	"cmp"
+	"container/heap"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// Config is what a client is told at its start.
+type Config struct {
+	Name     string
+	Instance uuid.UUID
+	TTL      time.Duration // lease
+	MaxRuns  int           // runs that fit into one refresh
+	Cluster  proto.Config
+}
+
+// EventKind is what became of a claim.
+type EventKind uint8
+
+const (
+	Held   EventKind = iota // its quorum stands, its token is known
+	Lost                    // it was held and is no more (C7)
+	Failed                  // it will not be held: see the claim's Report
+)
+
+// Event tells the driver what became of a claim.
+type Event struct {
+	Kind  EventKind
+	Claim *Claim
+}
+
+// Out collects what the client wants done. The caller owns it, may reuse it,
+// and clears it between steps.
+type Out struct {
+	Requests []proto.Request
+	Events   []Event
+	Notes    []string // what an operator should read
+	AskInfo  bool     // a node showed another configuration: ask who is there
+}
+
+// Reset empties o and keeps its memory.
+func (o *Out) Reset() {
+	clear(o.Requests)
+	clear(o.Events)
+	o.Requests, o.Events, o.Notes, o.AskInfo = o.Requests[:0], o.Events[:0], o.Notes[:0], false
+}
+
+// Client is all claims of one client instance. It is not safe for concurrent
+// use.
+type Client struct {
+	cfg    Config
+	digest string
+	nodes  []node // by index, sorted by name
+	clock  leaseClock
+	now    time.Duration // lease clock at this step
+	wall   int64
+
+	seq         uint64
+	beat        uint64 // highest ever sent
+	claims      map[uint64]*Claim
+	first, last *Claim // in order of seq
+	due         dueHeap
+
+	refreshAt   time.Duration // next refresh, never when zero
+	refreshedAt time.Duration // the last one sent
+
+	// Claims that are over and were answered about since, to be swept from the
+	// nodes at sweepAt (C9); never when zero.
+	sweepAt          time.Duration
+	sweepLo, sweepHi uint64
+
+	fences []uint64 // scratch
+	untils []time.Duration
+}
+
+// node is what the client knows of a node's life.
+type node struct {
+	name        string
+	lives       []life // latest last
+	clashUntil  time.Duration
+	otherDigest string // the configuration it showed last, if not the client's
+}
+
+// life is what is known of one incarnation: it had started when its first answer
+// was received, and was alive when the last beat that it answered was sent.
+type life struct {
+	incarnation uuid.UUID
+	started     time.Duration // at the latest
+	alive       time.Duration // at the earliest: its end is later
+}
+
+// State is where a claim is in its life.
+type State uint8
+
+const (
+	Waiting State = iota
+	Holding
+	Over
+)
+
+// Claim is one attempt on one resource. Its fields are the client's; a driver
+// reads what methods give, and User, which is its own.
+type Claim struct {
+	User any
+
+	seq      uint64
+	resource string
+	mode     quorum.Mode
+	at       int64
+	try      bool
+	state    State
+	token    uint64
+	made     time.Duration
+	beat     uint64 // highest sent about this claim
+	want     uint64 // fence last asked for
+	votes    []vote // by node
+
+	askAt    time.Duration // next acquire (C4), never when zero
+	askDelay time.Duration
+
+	key        time.Duration // in the due heap; the claim's deadline may have moved up since
+	index      int           // in the due heap, -1 if not in it
+	prev, next *Claim
+}
+
+// vote is what one node said about one claim.
+type vote struct {
+	until   time.Duration // the vote stands until then (C1); zero: none
+	fence   uint64
+	beat    uint64 // of its latest answer that counted (C2)
+	yielded uint64 // beat of the latest yield to this node (C2)
+	heard   heard
+	detail  *detail // for errors and tries; nil after a grant
+}
+
+type heard uint8
+
+const (
+	silent heard = iota
+	voted
+	queued
+	refused
+)
+
+type detail struct {
+	place      int
+	blocker    *proto.Blocker
+	at         time.Duration
+	recovering time.Duration
+	reason     proto.Reason
+	text       string
+	passes     bool
+}
+
+// New starts a client that knows its cluster.
+func New(cfg Config, now proto.Now) *Client {
+	c := &Client{cfg: cfg, claims: map[uint64]*Claim{}, clock: newLeaseClock(now)}
+	c.now, c.wall = c.clock.now, now.Wall
+	c.setCluster(cfg.Cluster)
+	return c
+}
+
+func (c *Client) setCluster(cluster proto.Config) {
+	cluster.Nodes = slices.Sorted(slices.Values(cluster.Nodes))
+	c.cfg.Cluster = cluster
+	c.digest = cluster.Digest()
+	c.nodes = make([]node, len(cluster.Nodes))
+	for i, name := range cluster.Nodes {
+		c.nodes[i].name = name
+	}
+}
+
+// Cluster is the configuration that the client counts votes by.
+func (c *Client) Cluster() proto.Config { return c.cfg.Cluster }
+
+// Digest is that configuration's.
+func (c *Client) Digest() string { return c.digest }
+
+// Claims is the number of claims that are not over.
+func (c *Client) Claims() int { return len(c.claims) }
+
+func (cl *Claim) State() State       { return cl.state }
+func (cl *Claim) Token() uint64      { return cl.token }
+func (cl *Claim) Resource() string   { return cl.resource }
+func (cl *Claim) Mode() quorum.Mode  { return cl.mode }
+func (cl *Claim) Seq() uint64        { return cl.seq }
+func (cl *Claim) Made() (at int64)   { return cl.at }
+func (c *Client) need(cl *Claim) int { return quorum.Size(len(c.nodes), cl.mode) }
+
+// margin of drift between this clock and the nodes' (C1).
+func (c *Client) standsFrom(beat uint64) time.Duration {
+	return time.Duration(beat)*time.Microsecond + c.cfg.TTL - proto.Margin(c.cfg.TTL)
+}
+
+// step reads the clocks and does what has become due, before anything else can
+// count a vote that has run out.
+func (c *Client) step(now proto.Now, out *Out) {
+	c.now, c.wall = c.clock.read(now), now.Wall
+	for len(c.due) > 0 && c.due[0].key <= c.now {
+		cl := c.due[0]
+		if d := c.deadline(cl); d > c.now {
+			cl.key = d
+			heap.Fix(&c.due, 0)
+			continue
+		}
+		c.act(cl, out)
+	}
+}
+
+// Tick does what time alone brings: loss, asking again, the refresh.
+func (c *Client) Tick(now proto.Now, out *Out) {
+	c.step(now, out)
+	if c.refreshAt > 0 && c.refreshAt <= c.now {
+		c.refresh(out)
+	}
+	if c.sweepAt > 0 && c.sweepAt <= c.now {
+		c.sweep(out)
+	}
+}
+
+// Wait is how long from now, by the lease clock, until Tick must be called; the
+// driver calls it at least once a second while there are claims, as C8 wants.
+func (c *Client) Wait() (time.Duration, bool) {
+	var d time.Duration
+	if len(c.due) > 0 {
+		d = c.due[0].key
+	}
+	if c.refreshAt > 0 && (d == 0 || c.refreshAt < d) {
+		d = c.refreshAt
+	}
+	if c.sweepAt > 0 && (d == 0 || c.sweepAt < d) {
+		d = c.sweepAt
+	}
+	if d == 0 {
+		return 0, false
+	}
+	return max(d-c.now, 0), true
+}
+
+// Acquire makes a claim and asks all nodes for their votes. With try it fails
+// as soon as another claim is known to be in the way (C10).
+func (c *Client) Acquire(now proto.Now, resource string, mode quorum.Mode, try bool, user any, out *Out) *Claim {
+	c.step(now, out)
+	c.seq++
+	cl := &Claim{
+		User: user, seq: c.seq, resource: resource, mode: mode, try: try,
+		at: max(now.Wall, 0), made: c.now, votes: make([]vote, len(c.nodes)), index: -1,
+	}
+	c.claims[cl.seq] = cl
+	if cl.prev = c.last; cl.prev != nil {
+		cl.prev.next = cl
+	} else {
+		c.first = cl
+	}
+	c.last = cl
+	if c.refreshAt == 0 {
+		c.refreshAt = c.now + c.cfg.TTL/3
+	}
+	cl.askDelay = c.firstDelay()
+	c.ask(cl, "", out)
+	return cl
+}
+
+// firstDelay is long enough for answers from another continent and short enough
+// that a lost message is hardly noticed.
+func (c *Client) firstDelay() time.Duration { return max(c.cfg.TTL/50, 20*time.Millisecond) }
+
+// ask sends the claim's acquire, to all nodes or to one, and sets the next (C4).
+func (c *Client) ask(cl *Claim, only string, out *Out) {
+	r := proto.Request{
+		Verb: proto.Acquire, Client: c.cfg.Name, Resource: cl.resource,
+		Claim: c.id(cl), Beat: c.nextBeat(cl), Mode: cl.mode, At: cl.at, TTL: c.cfg.TTL,
+		Want: cl.want, Digest: c.digest, Node: only,
+	}
+	if cl.state == Holding {
+		r.Held, r.Want = true, cl.token
+	}
+	out.Requests = append(out.Requests, r)
+	if only == "" && cl.state == Waiting {
+		cl.askAt = c.now + cl.askDelay
+		cl.askDelay = min(2*cl.askDelay, c.cfg.TTL/3)
+		c.schedule(cl)
+	}
+}
+
+func (c *Client) id(cl *Claim) proto.ClaimID {
+	return proto.ClaimID{Instance: c.cfg.Instance, Seq: cl.seq}
+}
+
+// nextBeat is the lease clock in microseconds, or one more than the claim's last
+// beat. That a beat is the time of sending spares the client a memory of when it
+// sent what (C1). It may run ahead of the clock by one microsecond for each
+// further message about one claim within one microsecond; the margin covers it.
+func (c *Client) nextBeat(cl *Claim) uint64 {
+	cl.beat = max(uint64(c.now/time.Microsecond), cl.beat+1)
+	c.beat = max(c.beat, cl.beat)
+	return cl.beat
+}
+
+// Release ends a claim, held or waiting.
+func (c *Client) Release(now proto.Now, cl *Claim, out *Out) {
+	c.step(now, out)
+	if cl.state != Over {
+		c.end(cl, out)
+	}
+}
+
+// end forgets the claim and tells the nodes so. Should the message be lost, the
+// next refresh does not list the claim; there is one even if no claim is left.
+func (c *Client) end(cl *Claim, out *Out) {
+	cl.state = Over
+	delete(c.claims, cl.seq)
+	if cl.index >= 0 {
+		heap.Remove(&c.due, cl.index)
+	}
+	if cl.prev != nil {
+		cl.prev.next = cl.next
+	} else {
+		c.first = cl.next
+	}
+	if cl.next != nil {
+		cl.next.prev = cl.prev
+	} else {
+		c.last = cl.prev
+	}
+	cl.prev, cl.next = nil, nil
+	c.releaseMsg(cl.seq, cl.resource, out)
+}
+
+func (c *Client) releaseMsg(seq uint64, resource string, out *Out) {
+	out.Requests = append(out.Requests, proto.Request{
+		Verb: proto.Release, Client: c.cfg.Name, Resource: resource,
+		Claim: proto.ClaimID{Instance: c.cfg.Instance, Seq: seq}, Now: max(c.wall, 0),
+	})
+}
+
+// Reconnected makes good at once what was lost while the connection was away
+// (C6).
+func (c *Client) Reconnected(now proto.Now, out *Out) {
+	c.step(now, out)
+	if c.refreshAt > 0 {
+		c.refresh(out)
+	}
+}
+
+// refresh names all claims that live, in as many messages as they need (C6).
+func (c *Client) refresh(out *Out) {
+	c.refreshedAt = c.now
+	c.refreshAt, c.sweepAt = 0, 0
+	if c.first != nil {
+		c.refreshAt = c.now + c.cfg.TTL/3
+	}
+	c.list(c.first, 1, c.seq, out)
+}
+
+// sweepSoon remembers that a node answered about a claim that is over. Mostly
+// that is the last node's answer, which came after the lock was already given
+// back; but it may be that of a node that heard acquire after release and has a
+// vote for nobody. Nothing tells the two apart, so the nodes are told once more
+// that the claim is over: not one by one, which would be a message for each
+// lock, but in one refresh of that range for all that came within moments (C9).
+func (c *Client) sweepSoon(seq uint64) {
+	if c.sweepAt == 0 {
+		c.sweepAt = c.now + c.cfg.TTL/1000
+		c.sweepLo, c.sweepHi = seq, seq
+	}
+	c.sweepLo, c.sweepHi = min(c.sweepLo, seq), max(c.sweepHi, seq)
+}
+
+func (c *Client) sweep(out *Out) {
+	c.sweepAt = 0
+	from := c.last
+	for from != nil && from.prev != nil && from.prev.seq >= c.sweepLo {
+		from = from.prev
+	}
+	if from != nil && from.seq < c.sweepLo {
+		from = nil
+	}
+	c.list(from, c.sweepLo, c.sweepHi, out)
+}
+
+// list sends the refresh of the range lo to hi, whose first living claim is from.
+// What it does not name within the range is dropped by the nodes: hi is never
+// above the last number given out, and none is given out meanwhile (C6).
+func (c *Client) list(from *Claim, lo, hi uint64, out *Out) {
+	beat := max(uint64(c.now/time.Microsecond), c.beat+1)
+	c.beat = beat
+	r := proto.Request{
+		Verb: proto.Refresh, Client: c.cfg.Name,
+		Claim: proto.ClaimID{Instance: c.cfg.Instance}, Beat: beat, Lo: lo,
+	}
+	for cl := from; cl != nil && cl.seq <= hi; cl = cl.next {
+		cl.beat = beat
+		if n := len(r.Live); n == c.cfg.MaxRuns && r.Live[n-1].Hi+1 != cl.seq {
+			r.Hi = r.Live[n-1].Hi
+			out.Requests = append(out.Requests, r)
+			r.Lo, r.Live = r.Hi+1, nil
+		}
+		r.Live = r.Live.Add(cl.seq)
+	}
+	r.Hi = hi
+	out.Requests = append(out.Requests, r)
+}
+
+// deadline is when something must be done about the claim: it asks again, or
+// while it is held refreshes early, or is lost.
+func (c *Client) deadline(cl *Claim) time.Duration {
+	const never = 1 << 62
+	switch cl.state {
+	case Waiting:
+		if cl.askAt > 0 {
+			return cl.askAt
+		}
+	case Holding:
+		lost := c.lostAt(cl)
+		early := lost - c.cfg.TTL/2
+		if soonest := c.refreshedAt + c.cfg.TTL/12; early < soonest {
+			early = soonest
+		}
+		return min(lost, early)
+	}
+	return never
+}
+
+// lostAt is when the standing votes become fewer than a quorum (C7).
+func (c *Client) lostAt(cl *Claim) time.Duration {
+	c.untils = c.untils[:0]
+	for i := range cl.votes {
+		c.untils = append(c.untils, cl.votes[i].until)
+	}
+	slices.Sort(c.untils)
+	return c.untils[len(c.untils)-c.need(cl)]
+}
+
+// schedule puts the claim in its place in the heap after its deadline moved. A
+// deadline that moved up may wait until the old one is reached.
+func (c *Client) schedule(cl *Claim) {
+	d := c.deadline(cl)
+	switch {
+	case cl.index < 0:
+		cl.key = d
+		heap.Push(&c.due, cl)
+	case d < cl.key:
+		cl.key = d
+		heap.Fix(&c.due, cl.index)
+	}
+}
+
+// act does what the claim's deadline is for.
+func (c *Client) act(cl *Claim, out *Out) {
+	switch cl.state {
+	case Waiting:
+		if c.settled(cl) {
+			cl.askAt = 0 // the refresh asks for it from now on
+			cl.askDelay = c.firstDelay()
+			cl.key = c.deadline(cl)
+			heap.Fix(&c.due, cl.index)
+			return
+		}
+		c.ask(cl, "", out)
+	case Holding:
+		if c.lostAt(cl) <= c.now {
+			c.lose(cl, out)
+			return
+		}
+		c.refresh(out) // its votes stand for less than half the lease (C6)
+	}
+}
+
+// lose ends a held claim: it can never be held again (C7).
+func (c *Client) lose(cl *Claim, out *Out) {
+	c.end(cl, out)
+	out.Events = append(out.Events, Event{Lost, cl})
+}
+
+// settled reports that the claim has its place: asking its nodes again would
+// tell it nothing, and a crowd of waiters that asked would be a herd. Enough
+// nodes have it queued to keep it from a quorum, or every node has answered. Who
+// then forgets it, or votes for it in a message that is lost, is found by the
+// refresh.
+func (c *Client) settled(cl *Claim) bool {
+	waits, answered, standing := 0, 0, 0
+	for i := range cl.votes {
+		switch v := &cl.votes[i]; {
+		case v.until > c.now:
+			standing++
+			answered++
+		case v.heard == queued:
+			waits++
+			answered++
+		}
+	}
+	if standing >= c.need(cl) {
+		return false // different fences: it must ask
+	}
+	return waits > len(cl.votes)-c.need(cl) || answered == len(cl.votes)
+}
+
+// Handle takes an answer of a node.
+func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
+	c.step(now, out)
+	if a.Claim.Instance != c.cfg.Instance || a.Beat > c.beat {
+		return // not ours, or of a message that was never sent
+	}
+	i, ok := slices.BinarySearchFunc(c.nodes, a.Node, func(n node, name string) int { return cmp.Compare(n.name, name) })
+	if !ok {
+		out.AskInfo = out.AskInfo || a.Digest != c.digest
+		return
+	}
+	n := &c.nodes[i]
+	if a.Digest != c.digest {
+		n.otherDigest = a.Digest
+		out.AskInfo = true
+		return
+	}
+	n.otherDigest = ""
+	if !c.sole(i, a, out) {
+		return
+	}
+	if a.Kind == proto.Refreshed {
+		c.refreshed(i, a, out)
+		return
+	}
+	if a.Claim.Seq > c.seq {
+		return
+	}
+	cl := c.claims[a.Claim.Seq]
+	if cl == nil {
+		if a.Kind != proto.Refused {
+			c.sweepSoon(a.Claim.Seq) // over is over: undo what came too late (C9)
+		}
+		return
+	}
+	v := &cl.votes[i]
+	if a.Kind == proto.Recall {
+		c.recall(cl, i, out)
+		return
+	}
+	if a.Beat > cl.beat || a.Beat < v.yielded || a.Beat < v.beat ||
+		a.Beat == v.beat && v.heard == voted && a.Kind != proto.Granted {
+		return // from before the yield, or older than what this node said since (C2)
+	}
+	v.beat = a.Beat
+	switch a.Kind {
+	case proto.Granted:
+		v.heard, v.detail, v.fence = voted, nil, a.Fence
+		v.until = c.standsFrom(a.Beat)
+	case proto.Queued:
+		v.heard, v.until = queued, 0
+		v.detail = &detail{place: a.Place, blocker: a.Blocker, at: c.now, recovering: a.Recovering}
+	case proto.Refused:
+		v.heard, v.until = refused, 0
+		v.detail = &detail{reason: a.Reason, text: a.Text, passes: a.Passes, at: c.now}
+	}
+	c.judge(cl, out)
+}
+
+// refreshSoon has the next refresh within moments, once for all that ask.
+func (c *Client) refreshSoon() {
+	soon := max(c.now, c.refreshedAt+c.cfg.TTL/100)
+	if c.refreshAt == 0 || c.refreshAt > soon {
+		c.refreshAt = soon
+	}
+}
+
+// sole follows a node's incarnations and reports whether its name can count. A
+// node that restarts has one life after the other, and answers of an earlier one
+// may come late; they do no harm, since a node that forgot votes waits until they
+// have run out. But two lives of which each was alive after the other had started
+// are two nodes with one name, and count for neither (N9).
+func (c *Client) sole(i int, a *proto.Answer, out *Out) bool {
+	n := &c.nodes[i]
+	sent := time.Duration(a.Beat) * time.Microsecond
+	k := slices.IndexFunc(n.lives, func(l life) bool { return l.incarnation == a.Incarnation })
+	if k < 0 {
+		if len(n.lives) > 0 {
+			c.refreshSoon() // it may know nothing of the claims
+		}
+		if len(n.lives) == 8 {
+			n.lives = slices.Delete(n.lives, 0, 1)
+		}
+		n.lives = append(n.lives, life{a.Incarnation, c.now, sent})
+		return c.now >= n.clashUntil
+	}
+	n.lives[k].alive = max(n.lives[k].alive, sent)
+	for j, other := range n.lives {
+		if j == k || n.lives[k].alive <= other.started || other.alive <= n.lives[k].started {
+			continue
+		}
+		out.Notes = append(out.Notes, fmt.Sprintf("two nodes named %q answer by turns (incarnations %s and %s): neither counts", n.name, other.incarnation, a.Incarnation))
+		n.clashUntil = c.now + c.clashTime()
+		n.lives = nil
+		for cl := c.first; cl != nil; {
+			next := cl.next
+			v := &cl.votes[i]
+			*v = vote{beat: v.beat, yielded: v.yielded}
+			c.judge(cl, out)
+			cl = next
+		}
+		break
+	}
+	return c.now >= n.clashUntil
+}
+
+func (c *Client) clashTime() time.Duration {
+	return c.cfg.Cluster.MaxTTL + proto.Margin(c.cfg.Cluster.MaxTTL)
+}
+
+// judge draws the conclusion from the votes as they are now.
+func (c *Client) judge(cl *Claim, out *Out) {
+	switch cl.state {
+	case Holding:
+		if c.lostAt(cl) <= c.now {
+			c.lose(cl, out)
+			return
+		}
+		c.schedule(cl)
+	case Waiting:
+		switch outcome, fence := c.tally(cl); outcome {
+		case quorum.Won:
+			cl.state, cl.token = Holding, fence // C3
+			c.schedule(cl)
+			out.Events = append(out.Events, Event{Held, cl})
+		case quorum.Split:
+			if fence > cl.want { // ask at once, but once for each fence (C3)
+				cl.want = fence
+				c.ask(cl, "", out)
+			} else if cl.askAt == 0 {
+				cl.askAt = c.now + cl.askDelay
+				c.schedule(cl)
+			}
+		case quorum.Pending:
+			if c.hopeless(cl) {
+				c.end(cl, out)
+				out.Events = append(out.Events, Event{Failed, cl})
+			} else if cl.askAt == 0 && !c.settled(cl) {
+				cl.askAt = c.now + cl.askDelay
+				c.schedule(cl)
+			}
+		}
+	}
+}
+
+// tally is the one place where a claim's votes are counted.
+func (c *Client) tally(cl *Claim) (quorum.Outcome, uint64) {
+	c.fences = c.fences[:0]
+	for i := range cl.votes {
+		if v := &cl.votes[i]; v.until > c.now {
+			c.fences = append(c.fences, v.fence)
+		}
+	}
+	return quorum.Tally(c.fences, c.need(cl))
+}
+
+// hopeless reports that the claim fails: no quorum is possible without the nodes
+// that refused (C11), or it is a try and one other claim is in its way at as
+// many nodes as that claim needs for its own quorum (C10). A split vote is not
+// that: recalls settle it.
+func (c *Client) hopeless(cl *Claim) bool {
+	refusals := 0
+	for i := range cl.votes {
+		if cl.votes[i].heard == refused {
+			refusals++
+		}
+	}
+	if len(cl.votes)-refusals < c.need(cl) {
+		return true
+	}
+	if !cl.try {
+		return false
+	}
+	for i := range cl.votes {
+		b := cl.votes[i].blocker()
+		if b == nil {
+			continue
+		}
+		same := 0
+		for j := range cl.votes {
+			if o := cl.votes[j].blocker(); o != nil && o.Claim == b.Claim {
+				same++
+			}
+		}
+		if same >= quorum.Size(len(c.nodes), b.Mode) {
+			return true
+		}
+	}
+	return false
+}
+
+func (v *vote) blocker() *proto.Blocker {
+	if v.heard != queued || v.detail == nil {
+		return nil
+	}
+	return v.detail.blocker
+}
+
+// recall gives the node's vote back to an older claim, unless the claim is held
+// or has its quorum (C5). The vote is given back also if the claim never heard
+// of it; and again at every recall, since the yield may have been lost.
+func (c *Client) recall(cl *Claim, i int, out *Out) {
+	if cl.state == Holding {
+		return
+	}
+	if outcome, _ := c.tally(cl); outcome != quorum.Pending {
+		return
+	}
+	v := &cl.votes[i]
+	beat := c.nextBeat(cl)
+	v.yielded = beat // what the node said before does not count any more (C2)
+	v.until, v.heard, v.detail = 0, queued, &detail{at: c.now}
+	out.Requests = append(out.Requests, proto.Request{
+		Verb: proto.Yield, Client: c.cfg.Name, Resource: cl.resource,
+		Claim: c.id(cl), Beat: beat, Node: c.nodes[i].name,
+	})
+	c.judge(cl, out)
+}
+
+// refreshed extends the votes that still stand, and only those (C6); a claim
+// that the node does not know, or whose vote the client did not hear of, is
+// acquired again there.
+func (c *Client) refreshed(i int, a *proto.Answer, out *Out) {
+	until := c.standsFrom(a.Beat)
+	for cl := c.first; cl != nil; {
+		next := cl.next
+		if cl.seq > a.Hi {
+			break
+		}
+		v := &cl.votes[i]
+		if cl.seq < a.Lo || a.Beat > cl.beat || a.Beat < v.yielded || a.Beat < v.beat {
+			cl = next
+			continue
+		}
+		fresh := a.Beat > v.beat
+		switch {
+		case a.Unknown.Has(cl.seq):
+			if fresh {
+				v.beat = a.Beat
+				v.until, v.heard, v.detail = 0, silent, nil
+				c.judge(cl, out)
+				if cl.state != Over {
+					c.ask(cl, c.nodes[i].name, out)
+				}
+			}
+		case a.Waiting.Has(cl.seq):
+			if fresh || v.heard != voted {
+				v.beat = a.Beat
+				v.until, v.heard = 0, queued
+				c.judge(cl, out)
+			}
+		case v.until > c.now:
+			v.beat = a.Beat
+			v.until = max(v.until, until)
+		case fresh:
+			v.beat = a.Beat
+			c.ask(cl, c.nodes[i].name, out) // its fence must be heard from itself
+		}
+		cl = next
+	}
+}
+
+// SetCluster takes another configuration, on which a quorum of its nodes agreed.
+// Another list of nodes is another cluster: votes of the old one are worth
+// nothing in it, so what is held is lost, and what waits asks anew.
+func (c *Client) SetCluster(now proto.Now, cluster proto.Config, out *Out) {
+	c.step(now, out)
+	if cluster.Digest() == c.digest {
+		return
+	}
+	for cl := c.first; cl != nil; {
+		next := cl.next
+		if cl.state == Holding {
+			c.lose(cl, out)
+		}
+		cl = next
+	}
+	c.setCluster(cluster)
+	for cl := c.first; cl != nil; cl = cl.next {
+		cl.votes = make([]vote, len(c.nodes))
+		cl.want, cl.askDelay = 0, c.firstDelay()
+		c.ask(cl, "", out)
+	}
+}
+
+// dueHeap orders claims by when something must be done about them.
+type dueHeap []*Claim
+
+func (h dueHeap) Len() int { return len(h) }
+func (h dueHeap) Less(i, j int) bool {
+	if h[i].key != h[j].key {
+		return h[i].key < h[j].key
+	}
+	return h[i].seq < h[j].seq
+}
+func (h dueHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].index, h[j].index = i, j
+}
+func (h *dueHeap) Push(x any) {
+	cl := x.(*Claim)
+	cl.index = len(*h)
+	*h = append(*h, cl)
+}
+func (h *dueHeap) Pop() any {
+	old := *h
+	cl := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	cl.index = -1
+	return cl
+}

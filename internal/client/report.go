@@ -1,0 +1,84 @@
+package client
+
+import (
+	"time"
+
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// Report is how a claim stands with the nodes: what errors are written from.
+type Report struct {
+	Mode       quorum.Mode
+	Need       int // votes
+	Nodes      []NodeReport
+	Blocker    *proto.Blocker // who is in the way at most nodes, as far as known
+	BlockerFor time.Duration  // since when, now
+}
+
+// NodeReport is what one node had to say.
+type NodeReport struct {
+	Name        string
+	Voted       bool // and the vote stands
+	Queued      bool
+	Refused     bool
+	Recovering  time.Duration // it will not vote for so long
+	Reason      proto.Reason  // refused
+	Text        string
+	OtherConfig bool // it showed another configuration
+	Clash       bool // two nodes answer under its name
+}
+
+// Silent reports that nothing was heard from the node about the claim.
+func (n NodeReport) Silent() bool { return !n.Voted && !n.Queued && !n.Refused }
+
+// Votes is the number of votes of a claim that stand now.
+func (c *Client) Votes(cl *Claim) int {
+	n := 0
+	for i := range cl.votes {
+		if cl.votes[i].until > c.now {
+			n++
+		}
+	}
+	return n
+}
+
+// Report tells how the claim stands, or stood when it ended.
+func (c *Client) Report(cl *Claim) Report {
+	r := Report{Mode: cl.mode, Need: c.need(cl)}
+	best := 0
+	for i := range cl.votes {
+		v := &cl.votes[i]
+		n := NodeReport{
+			Name: c.nodes[i].name, OtherConfig: c.nodes[i].otherDigest != "", Clash: c.nodes[i].clashUntil > c.now,
+			Voted: v.until > c.now, Queued: v.heard == queued, Refused: v.heard == refused,
+		}
+		if d := v.detail; d != nil {
+			n.Reason, n.Text = d.reason, d.text
+			n.Recovering = max(d.recovering-(c.now-d.at), 0)
+			if b := d.blocker; b != nil {
+				same := 0
+				for j := range cl.votes {
+					if o := cl.votes[j].blocker(); o != nil && o.Claim == b.Claim {
+						same++
+					}
+				}
+				if b.Voted {
+					same += len(cl.votes) // a holder rather than one who waits ahead
+				}
+				if same > best {
+					best, r.Blocker, r.BlockerFor = same, b, b.For+c.now-d.at
+				}
+			}
+		}
+		r.Nodes = append(r.Nodes, n)
+	}
+	return r
+}
+
+// HeldAt reports whether the claim is held at a reading of the clocks that the
+// client has not taken yet: what a holder that looked at its clock would find.
+func (c *Client) HeldAt(now proto.Now, cl *Claim) bool {
+	clock := c.clock
+	return cl.state == Holding && c.lostAt(cl) > clock.read(now)
+}

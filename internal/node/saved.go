@@ -1,0 +1,106 @@
+package node
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// Saved is what a node leaves at a clean stop: all that it must not forget (N8).
+type Saved struct {
+	Floor  uint64            `json:"floor"`
+	Floors map[string]uint64 `json:"floors,omitempty"` // of resources with claims
+	Claims []SavedClaim      `json:"claims,omitempty"`
+}
+
+// SavedClaim is a vote or a place in a queue. Its lease begins anew, whole, when
+// it is restored: how much was left by a clock that stopped cannot be known.
+type SavedClaim struct {
+	Client   string        `json:"client"`
+	Instance uuid.UUID     `json:"instance"`
+	Seq      uint64        `json:"seq"`
+	Reply    string        `json:"reply"`
+	Resource []byte        `json:"resource"` // arbitrary bytes, which JSON strings are not
+	Shared   bool          `json:"shared,omitempty"`
+	At       int64         `json:"at"`
+	TTL      time.Duration `json:"ttl_ns"`
+	Beat     uint64        `json:"beat"`
+	Want     uint64        `json:"want,omitempty"`
+	Held     bool          `json:"held,omitempty"`
+	Voted    bool          `json:"voted,omitempty"`
+	Fence    uint64        `json:"fence,omitempty"`
+}
+
+// Save returns what a clean stop must leave behind, or false if there must be no
+// clean mark: in quarantine the node may have forgotten votes, and a stopped
+// node's name belongs to another.
+func (n *Node) Save(now proto.Now) (*Saved, bool) {
+	var out Out
+	n.expire(now, &out)
+	if n.stopped || n.inQuarant {
+		return nil, false
+	}
+	s := &Saved{Floor: n.floor, Floors: map[string]uint64{}}
+	for name, res := range n.resources {
+		s.Floors[hexName(name)] = res.floor
+	}
+	for _, c := range n.leases {
+		s.Claims = append(s.Claims, SavedClaim{
+			Client: c.session.key.client, Instance: c.session.key.instance, Seq: c.seq, Reply: c.session.reply,
+			Resource: []byte(c.res.name), Shared: c.mode == quorum.Shared, At: c.at, TTL: c.ttl,
+			Beat: c.beat, Want: c.want, Held: c.held, Voted: c.voted, Fence: c.fence,
+		})
+	}
+	slices.SortFunc(s.Claims, func(a, b SavedClaim) int {
+		if c := slices.Compare(a.Instance[:], b.Instance[:]); c != 0 {
+			return c
+		}
+		return cmp.Compare(a.Seq, b.Seq)
+	})
+	return s, true
+}
+
+func hexName(name string) string { return fmt.Sprintf("%x", name) }
+
+func (n *Node) restore(now proto.Now, s *Saved) {
+	n.floor = max(n.floor, s.Floor)
+	for _, sc := range s.Claims {
+		name := string(sc.Resource)
+		res := n.resources[name]
+		if res == nil {
+			res = &resource{name: name, floor: max(n.floor, s.Floors[hexName(name)])}
+			n.resources[name] = res
+		}
+		key := sessionKey{sc.Client, sc.Instance}
+		ses := n.sessions[key]
+		if ses == nil {
+			ses = &session{key: key, reply: sc.Reply, claims: map[uint64]*claim{}}
+		}
+		c := &claim{
+			session: ses, seq: sc.Seq, res: res, at: sc.At, ttl: sc.TTL,
+			beat: sc.Beat, want: sc.Want, held: sc.Held, voted: sc.Voted, fence: sc.Fence, since: now.Mono,
+		}
+		if sc.Shared {
+			c.mode = quorum.Shared
+		}
+		n.add(now, c)
+		list := &res.queue
+		if c.voted {
+			n.voted = true
+			list = &res.votes
+		}
+		*list = append(*list, c)
+	}
+	for _, name := range slices.Sorted(maps.Keys(n.resources)) {
+		res := n.resources[name]
+		slices.SortFunc(res.votes, order)
+		slices.SortFunc(res.queue, order)
+	}
+}

@@ -1,0 +1,532 @@
+package proto
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// The encoders are written out: they run once or more per lock and node, and
+// append to a caller's buffer without allocating. The decoders lean on
+// encoding/json and then check every field, because what they read may come
+// from anybody.
+
+// AppendRequest appends the body of r. The verb, client and resource belong to
+// the subject and are not in it.
+func AppendRequest(b []byte, r *Request) []byte {
+	b = append(b, '{')
+	switch r.Verb {
+	case Acquire:
+		b = appendClaim(b, r.Claim, r.Beat)
+		b = appendStr(b, "mode", r.Mode.String())
+		b = appendInt(b, "at", r.At)
+		b = appendInt(b, "ttl_ms", r.TTL.Milliseconds())
+		b = appendStr(b, "digest", r.Digest)
+		if r.Want > 0 {
+			b = appendUint(b, "want", r.Want)
+		}
+		if r.Held {
+			b = append(b, `,"held":true`...)
+		}
+		if r.Node != "" {
+			b = appendStr(b, "node", r.Node)
+		}
+	case Release:
+		b = appendID(b, r.Claim)
+		b = appendInt(b, "now", r.Now)
+	case Yield:
+		b = appendClaim(b, r.Claim, r.Beat)
+		b = appendStr(b, "node", r.Node)
+	case Refresh:
+		b = append(b, `"instance":"`...)
+		b = appendUUID(b, r.Claim.Instance)
+		b = append(b, '"')
+		b = appendUint(b, "beat", r.Beat)
+		b = appendUint(b, "lo", r.Lo)
+		b = appendUint(b, "hi", r.Hi)
+		b = appendRuns(b, "live", r.Live)
+	case Info:
+		b = append(b, `"nonce":`...)
+		b = appendQuoted(b, r.Nonce)
+		if r.Node != "" {
+			b = appendStr(b, "node", r.Node)
+			b = append(b, `,"incarnation":"`...)
+			b = appendUUID(b, r.Incarnation)
+			b = append(b, '"')
+			b = appendInt(b, "started", r.Started)
+			b = append(b, `,"voted":`...)
+			b = strconv.AppendBool(b, r.Voted)
+		}
+	}
+	return append(b, '}')
+}
+
+// AppendAnswer appends the body of a.
+func AppendAnswer(b []byte, a *Answer) []byte {
+	b = append(b, `{"answer":"`...)
+	b = append(b, a.Kind...)
+	b = append(b, '"')
+	b = appendStr(b, "node", a.Node)
+	b = append(b, `,"incarnation":"`...)
+	b = appendUUID(b, a.Incarnation)
+	b = append(b, '"')
+	b = appendStr(b, "digest", a.Digest)
+	switch a.Kind {
+	case Granted, Queued, Refused, Recall:
+		b = append(b, ',')
+		b = appendClaim(b, a.Claim, a.Beat)
+	case Refreshed:
+		b = append(b, `,"instance":"`...)
+		b = appendUUID(b, a.Claim.Instance)
+		b = append(b, '"')
+		b = appendUint(b, "beat", a.Beat)
+		b = appendUint(b, "lo", a.Lo)
+		b = appendUint(b, "hi", a.Hi)
+		b = appendRuns(b, "waiting", a.Waiting)
+		b = appendRuns(b, "unknown", a.Unknown)
+	}
+	switch a.Kind {
+	case Granted:
+		b = appendUint(b, "fence", a.Fence)
+	case Queued:
+		b = appendInt(b, "place", int64(a.Place))
+		if a.Recovering > 0 {
+			b = appendInt(b, "recovering_ms", ceilMS(a.Recovering))
+		}
+		if bl := a.Blocker; bl != nil {
+			b = append(b, `,"blocker":{`...)
+			b = appendID(b, bl.Claim)
+			b = appendStr(b, "client", bl.Client)
+			b = appendStr(b, "mode", bl.Mode.String())
+			b = append(b, `,"voted":`...)
+			b = strconv.AppendBool(b, bl.Voted)
+			b = appendInt(b, "for_ms", bl.For.Milliseconds())
+			b = append(b, '}')
+		}
+	case Refused:
+		b = appendStr(b, "reason", string(a.Reason))
+		b = append(b, `,"text":`...)
+		b = appendQuoted(b, a.Text)
+		b = append(b, `,"passes":`...)
+		b = strconv.AppendBool(b, a.Passes)
+	case Informed:
+		i := a.Info
+		b = append(b, `,"nonce":`...)
+		b = appendQuoted(b, i.Nonce)
+		b = append(b, `,"nodes":[`...)
+		for k, n := range i.Nodes {
+			if k > 0 {
+				b = append(b, ',')
+			}
+			b = append(b, '"')
+			b = append(b, n...)
+			b = append(b, '"')
+		}
+		b = append(b, ']')
+		b = appendInt(b, "max_ttl_ms", i.MaxTTL.Milliseconds())
+		b = appendInt(b, "skew_ms", i.Skew.Milliseconds())
+		b = appendStr(b, "state", string(i.State))
+		if a.Recovering > 0 {
+			b = appendInt(b, "recovering_ms", ceilMS(a.Recovering))
+		}
+		b = appendInt(b, "started", i.Started)
+		b = append(b, `,"voted":`...)
+		b = strconv.AppendBool(b, i.Voted)
+		b = appendInt(b, "claims", int64(i.Claims))
+		b = append(b, `,"version":`...)
+		b = appendQuoted(b, i.Version)
+	}
+	return append(b, '}')
+}
+
+func ceilMS(d time.Duration) int64 { return int64((d + time.Millisecond - 1) / time.Millisecond) }
+
+func appendClaim(b []byte, id ClaimID, beat uint64) []byte {
+	return appendUint(appendID(b, id), "beat", beat)
+}
+
+func appendID(b []byte, id ClaimID) []byte {
+	b = append(b, `"instance":"`...)
+	b = appendUUID(b, id.Instance)
+	b = append(b, `","seq":`...)
+	return strconv.AppendUint(b, id.Seq, 10)
+}
+
+// appendStr is for values that need no escaping: names that were checked, and
+// constants.
+func appendStr(b []byte, key, value string) []byte {
+	b = append(b, ',', '"')
+	b = append(b, key...)
+	b = append(b, `":"`...)
+	b = append(b, value...)
+	return append(b, '"')
+}
+
+func appendInt(b []byte, key string, v int64) []byte {
+	b = append(b, ',', '"')
+	b = append(b, key...)
+	b = append(b, '"', ':')
+	return strconv.AppendInt(b, v, 10)
+}
+
+func appendUint(b []byte, key string, v uint64) []byte {
+	b = append(b, ',', '"')
+	b = append(b, key...)
+	b = append(b, '"', ':')
+	return strconv.AppendUint(b, v, 10)
+}
+
+func appendRuns(b []byte, key string, runs Runs) []byte {
+	b = append(b, ',', '"')
+	b = append(b, key...)
+	b = append(b, `":[`...)
+	for i, r := range runs {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, '[')
+		b = strconv.AppendUint(b, r.Lo, 10)
+		b = append(b, ',')
+		b = strconv.AppendUint(b, r.Hi, 10)
+		b = append(b, ']')
+	}
+	return append(b, ']')
+}
+
+func appendUUID(b []byte, id uuid.UUID) []byte {
+	var text [36]byte
+	const digits = "0123456789abcdef"
+	at := 0
+	for i, c := range id {
+		if i == 4 || i == 6 || i == 8 || i == 10 {
+			text[at] = '-'
+			at++
+		}
+		text[at], text[at+1] = digits[c>>4], digits[c&15]
+		at += 2
+	}
+	return append(b, text[:]...)
+}
+
+func appendQuoted(b []byte, s string) []byte {
+	q, err := json.Marshal(s)
+	if err != nil { // a string always marshals
+		return append(b, `""`...)
+	}
+	return append(b, q...)
+}
+
+// wire is the union of all bodies. Unknown fields are ignored, so that later
+// versions can add some.
+type wire struct {
+	Answer      string   `json:"answer"`
+	Instance    string   `json:"instance"`
+	Seq         uint64   `json:"seq"`
+	Beat        uint64   `json:"beat"`
+	Mode        string   `json:"mode"`
+	At          int64    `json:"at"`
+	TTL         int64    `json:"ttl_ms"`
+	Want        uint64   `json:"want"`
+	Held        bool     `json:"held"`
+	Digest      string   `json:"digest"`
+	Node        string   `json:"node"`
+	Now         int64    `json:"now"`
+	Lo          uint64   `json:"lo"`
+	Hi          uint64   `json:"hi"`
+	Live        wireRuns `json:"live"`
+	Waiting     wireRuns `json:"waiting"`
+	Unknown     wireRuns `json:"unknown"`
+	Nonce       string   `json:"nonce"`
+	Incarnation string   `json:"incarnation"`
+	Started     int64    `json:"started"`
+	Voted       bool     `json:"voted"`
+	Fence       uint64   `json:"fence"`
+	Place       int      `json:"place"`
+	Recovering  int64    `json:"recovering_ms"`
+	Blocker     *struct {
+		Instance string `json:"instance"`
+		Seq      uint64 `json:"seq"`
+		Client   string `json:"client"`
+		Mode     string `json:"mode"`
+		Voted    bool   `json:"voted"`
+		For      int64  `json:"for_ms"`
+	} `json:"blocker"`
+	Reason  string   `json:"reason"`
+	Text    string   `json:"text"`
+	Passes  bool     `json:"passes"`
+	Nodes   []string `json:"nodes"`
+	MaxTTL  int64    `json:"max_ttl_ms"`
+	Skew    int64    `json:"skew_ms"`
+	State   string   `json:"state"`
+	Claims  int      `json:"claims"`
+	Version string   `json:"version"`
+}
+
+type wireRuns [][2]uint64
+
+// ErrMalformed is what every decoding error is.
+var ErrMalformed = errors.New("malformed message")
+
+func malformed(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{ErrMalformed}, args...)...)
+}
+
+func parse(body []byte) (*wire, error) {
+	if len(body) > MaxBody {
+		return nil, malformed("%d bytes, at most %d are allowed", len(body), MaxBody)
+	}
+	w := new(wire)
+	if err := json.Unmarshal(body, w); err != nil {
+		return nil, malformed("%v", err)
+	}
+	return w, nil
+}
+
+// DecodeRequest reads the body of a request whose verb, client and resource the
+// subject gave; the caller has checked those. Every number in the result is
+// within MaxInt, every list within its limit, sorted and without overlaps.
+func DecodeRequest(verb Verb, client, resource string, body []byte) (*Request, error) {
+	w, err := parse(body)
+	if err != nil {
+		return nil, err
+	}
+	r := &Request{Verb: verb, Client: client, Resource: resource}
+	d := decoder{}
+	switch verb {
+	case Acquire:
+		r.Claim, r.Beat = d.claim(w), d.positive("beat", w.Beat)
+		r.Mode = d.mode(w.Mode)
+		r.At = d.micros("at", w.At)
+		r.TTL = d.lease("ttl_ms", w.TTL)
+		r.Want = d.number("want", w.Want)
+		r.Held = w.Held
+		r.Digest = d.text("digest", w.Digest, MaxToken)
+		r.Node = d.optionalToken("node", w.Node)
+	case Release:
+		r.Claim = d.claim(w)
+		r.Now = d.micros("now", w.Now)
+	case Yield:
+		r.Claim, r.Beat = d.claim(w), d.positive("beat", w.Beat)
+		r.Node = d.token("node", w.Node)
+	case Refresh:
+		r.Claim.Instance = d.uuid("instance", w.Instance)
+		r.Beat = d.positive("beat", w.Beat)
+		r.Lo, r.Hi = d.positive("lo", w.Lo), d.number("hi", w.Hi)
+		r.Live = d.runs("live", w.Live, w.Lo, w.Hi)
+	case Info:
+		r.Nonce = d.text("nonce", w.Nonce, MaxText)
+		if r.Node = d.optionalToken("node", w.Node); r.Node != "" {
+			r.Incarnation = d.uuid("incarnation", w.Incarnation)
+			r.Started = d.micros("started", w.Started)
+			r.Voted = w.Voted
+		}
+	default:
+		return nil, malformed("unknown verb %.20q", verb)
+	}
+	if d.err != nil {
+		return nil, d.err
+	}
+	return r, nil
+}
+
+// DecodeAnswer reads a node's answer, with the same promises as DecodeRequest.
+func DecodeAnswer(body []byte) (*Answer, error) {
+	w, err := parse(body)
+	if err != nil {
+		return nil, err
+	}
+	d := decoder{}
+	a := &Answer{
+		Kind:        Kind(w.Answer),
+		Node:        d.token("node", w.Node),
+		Incarnation: d.uuid("incarnation", w.Incarnation),
+		Digest:      d.text("digest", w.Digest, MaxToken),
+	}
+	switch a.Kind {
+	case Granted, Queued, Refused, Recall:
+		a.Claim, a.Beat = d.claim(w), d.positive("beat", w.Beat)
+	}
+	switch a.Kind {
+	case Granted:
+		a.Fence = d.positive("fence", w.Fence)
+	case Queued:
+		if a.Place = w.Place; a.Place < 0 {
+			d.fail("place is negative")
+		}
+		a.Recovering = d.millis("recovering_ms", w.Recovering)
+		if b := w.Blocker; b != nil {
+			a.Blocker = &Blocker{
+				Claim:  ClaimID{Instance: d.uuid("blocker.instance", b.Instance), Seq: d.positive("blocker.seq", b.Seq)},
+				Client: d.token("blocker.client", b.Client),
+				Mode:   d.mode(b.Mode),
+				Voted:  b.Voted,
+				For:    d.millis("blocker.for_ms", b.For),
+			}
+		}
+	case Refused:
+		a.Reason, a.Text, a.Passes = Reason(d.text("reason", w.Reason, MaxToken)), d.text("text", w.Text, MaxText), w.Passes
+	case Recall:
+	case Refreshed:
+		a.Claim.Instance = d.uuid("instance", w.Instance)
+		a.Beat = d.positive("beat", w.Beat)
+		a.Lo, a.Hi = d.positive("lo", w.Lo), d.number("hi", w.Hi)
+		a.Waiting = d.runs("waiting", w.Waiting, w.Lo, w.Hi)
+		a.Unknown = d.runs("unknown", w.Unknown, w.Lo, w.Hi)
+	case Informed:
+		a.Recovering = d.millis("recovering_ms", w.Recovering)
+		i := &NodeInfo{
+			Nonce:   d.text("nonce", w.Nonce, MaxText),
+			Nodes:   w.Nodes,
+			MaxTTL:  d.lease("max_ttl_ms", w.MaxTTL),
+			Skew:    d.millis("skew_ms", w.Skew),
+			State:   State(d.text("state", w.State, MaxToken)),
+			Started: d.micros("started", w.Started),
+			Voted:   w.Voted,
+			Claims:  max(w.Claims, 0),
+			Version: d.text("version", w.Version, MaxText),
+		}
+		if len(i.Nodes) == 0 || len(i.Nodes) > MaxNodes {
+			d.fail("%d nodes, allowed are 1 to %d", len(i.Nodes), MaxNodes)
+		}
+		for k, n := range i.Nodes {
+			d.token("nodes", n)
+			if k > 0 && i.Nodes[k-1] >= n {
+				d.fail("nodes are not sorted")
+			}
+		}
+		a.Info = i
+	default:
+		d.fail("unknown answer %.20q", w.Answer)
+	}
+	if d.err != nil {
+		return nil, d.err
+	}
+	return a, nil
+}
+
+// decoder checks fields and keeps the first complaint.
+type decoder struct{ err error }
+
+func (d *decoder) fail(format string, args ...any) {
+	if d.err == nil {
+		d.err = malformed(format, args...)
+	}
+}
+
+func (d *decoder) claim(w *wire) ClaimID {
+	return ClaimID{Instance: d.uuid("instance", w.Instance), Seq: d.positive("seq", w.Seq)}
+}
+
+func (d *decoder) uuid(key, s string) uuid.UUID {
+	if len(s) != 36 { // uuid.Parse also takes other spellings; one id, one spelling
+		d.fail("%s is not a UUID", key)
+		return uuid.UUID{}
+	}
+	id, err := uuid.Parse(s)
+	if err != nil {
+		d.fail("%s is not a UUID", key)
+	}
+	return id
+}
+
+func (d *decoder) number(key string, v uint64) uint64 {
+	if v > MaxInt {
+		d.fail("%s is above %d", key, MaxInt)
+	}
+	return v
+}
+
+func (d *decoder) positive(key string, v uint64) uint64 {
+	if v == 0 {
+		d.fail("%s is missing or 0", key)
+	}
+	return d.number(key, v)
+}
+
+func (d *decoder) micros(key string, v int64) int64 {
+	if v < 0 || v > MaxInt {
+		d.fail("%s is not within 0 and %d microseconds", key, MaxInt)
+	}
+	return v
+}
+
+func (d *decoder) millis(key string, v int64) time.Duration {
+	if v < 0 || v > (1<<40) {
+		d.fail("%s is out of range", key)
+		return 0
+	}
+	return time.Duration(v) * time.Millisecond
+}
+
+func (d *decoder) lease(key string, v int64) time.Duration {
+	if v < MinLease.Milliseconds() || v > MaxLease.Milliseconds() {
+		d.fail("%s is not within %d and %d", key, MinLease.Milliseconds(), MaxLease.Milliseconds())
+		return 0
+	}
+	return time.Duration(v) * time.Millisecond
+}
+
+func (d *decoder) mode(s string) quorum.Mode {
+	switch s {
+	case "exclusive":
+		return quorum.Exclusive
+	case "shared":
+		return quorum.Shared
+	}
+	d.fail("mode %.20q is neither exclusive nor shared", s)
+	return quorum.Exclusive
+}
+
+func (d *decoder) text(key, s string, limit int) string {
+	if len(s) > limit {
+		d.fail("%s has %d bytes, at most %d are allowed", key, len(s), limit)
+		return ""
+	}
+	return s
+}
+
+func (d *decoder) optionalToken(key, s string) string {
+	if s == "" {
+		return ""
+	}
+	return d.token(key, s)
+}
+
+// token checks a client's or node's name as package qlock does for subjects: it
+// will be written back unescaped.
+func (d *decoder) token(key, s string) string {
+	ok := len(s) > 0 && len(s) <= MaxToken
+	for i := 0; ok && i < len(s); i++ {
+		c := s[i]
+		ok = c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_'
+	}
+	if !ok {
+		d.fail("%s is not a name of 1 to %d letters, digits, - and _", key, MaxToken)
+		return ""
+	}
+	return s
+}
+
+func (d *decoder) runs(key string, in wireRuns, lo, hi uint64) Runs {
+	if len(in) > MaxRuns {
+		d.fail("%s has %d runs, at most %d are allowed", key, len(in), MaxRuns)
+		return nil
+	}
+	var out Runs
+	last := uint64(0)
+	for i, r := range in {
+		if r[0] < lo || r[1] > hi || r[0] > r[1] || i > 0 && r[0] <= last {
+			d.fail("%s is not a sorted list of runs within lo and hi", key)
+			return nil
+		}
+		last = r[1]
+		out = append(out, Run{r[0], r[1]})
+	}
+	return out
+}

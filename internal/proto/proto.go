@@ -1,0 +1,242 @@
+// Package proto defines qlock's messages, their limits, and their JSON form.
+//
+// The message structs are what the machines of packages node and client consume
+// and produce; the codec stands between them and NATS. docs/protocol.md says what
+// each message means, docs/wire.md what it looks like.
+package proto
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// Limits that every reader of a message may rely on after decoding.
+const (
+	MaxInt   = 1<<53 - 1 // largest integer on the wire: what a float64 holds exactly, so that every JSON library reads it
+	MaxNodes = 64        // nodes in a cluster
+	MaxRuns  = 8192      // runs of claims in one refresh or its answer
+	MaxBody  = 1 << 20   // bytes of one message
+	MaxText  = 512       // bytes of a refusal's text, a nonce or a version
+	MaxToken = 64        // bytes of a name of a client or node
+	MinLease = 10 * time.Millisecond
+	MaxLease = 24 * time.Hour
+)
+
+// Now is one reading of a machine's two clocks. The core never reads a clock
+// itself: time is an argument.
+type Now struct {
+	Mono time.Duration // monotonic, from any start
+	Wall int64         // wall clock, microseconds since 1970
+}
+
+// ClaimID names one attempt by one client on one resource, for ever.
+type ClaimID struct {
+	Instance uuid.UUID
+	Seq      uint64
+}
+
+func (id ClaimID) String() string { return fmt.Sprintf("%.8s/%d", id.Instance, id.Seq) }
+
+// Compare breaks ties of age.
+func (id ClaimID) Compare(other ClaimID) int {
+	if c := slices.Compare(id.Instance[:], other.Instance[:]); c != 0 {
+		return c
+	}
+	return cmp.Compare(id.Seq, other.Seq)
+}
+
+// Run is a run of consecutive claims of one instance, both ends included.
+type Run struct{ Lo, Hi uint64 }
+
+// Runs is a sorted list of runs that neither touch nor overlap.
+type Runs []Run
+
+// Add appends seq, which must be above all that the list holds.
+func (r Runs) Add(seq uint64) Runs {
+	if n := len(r); n > 0 && r[n-1].Hi+1 == seq {
+		r[n-1].Hi = seq
+		return r
+	}
+	return append(r, Run{seq, seq})
+}
+
+// Has reports whether seq is in the list.
+func (r Runs) Has(seq uint64) bool {
+	i, ok := slices.BinarySearchFunc(r, seq, func(run Run, seq uint64) int {
+		switch {
+		case run.Hi < seq:
+			return -1
+		case run.Lo > seq:
+			return 1
+		}
+		return 0
+	})
+	return ok && i < len(r)
+}
+
+// Len counts the claims in the list.
+func (r Runs) Len() uint64 {
+	var n uint64
+	for _, run := range r {
+		n += run.Hi - run.Lo + 1
+	}
+	return n
+}
+
+// Verb is what a request asks for; it stands in the subject.
+type Verb string
+
+const (
+	Acquire Verb = "acquire"
+	Release Verb = "release"
+	Yield   Verb = "yield"
+	Refresh Verb = "refresh"
+	Info    Verb = "info"
+)
+
+// Request is a message to the nodes. Client and Resource come from the subject,
+// which is what NATS permissions guard, never from the body.
+type Request struct {
+	Verb     Verb
+	Client   string
+	Resource string
+	Claim    ClaimID // refresh: only its Instance
+	Beat     uint64
+
+	// Acquire
+	Mode   quorum.Mode
+	At     int64         // age: the client's wall clock when the claim was made, µs
+	TTL    time.Duration // lease, whole milliseconds on the wire
+	Want   uint64        // fence wanted, 0 for none
+	Held   bool          // the claim is held by votes of other nodes
+	Digest string        // configuration that the client knows
+
+	Node string // acquire, yield: only this node is meant (empty: all); info: whose name is probed
+
+	Now int64 // release: the client's wall clock, µs
+
+	// Refresh: of all claims from Lo to Hi, those in Live live.
+	Lo, Hi uint64
+	Live   Runs
+
+	// Info
+	Nonce       string
+	Incarnation uuid.UUID // of a node that asks after its own name
+	Started     int64
+	Voted       bool
+}
+
+// Kind is what an answer says.
+type Kind string
+
+const (
+	Granted   Kind = "granted"
+	Queued    Kind = "queued"
+	Refused   Kind = "refused"
+	Recall    Kind = "recall"
+	Refreshed Kind = "refreshed"
+	Informed  Kind = "info"
+)
+
+// Answer is a message from a node to a client.
+type Answer struct {
+	Kind        Kind
+	Node        string
+	Incarnation uuid.UUID
+	Digest      string
+
+	Claim ClaimID // refreshed: only its Instance
+	Beat  uint64
+	Fence uint64 // granted
+
+	Place      int           // queued: claims before this one
+	Blocker    *Blocker      // queued: who stands in the way, nil if nobody does (the node is recovering)
+	Recovering time.Duration // queued, info: how long the node will give no votes
+
+	Reason Reason // refused
+	Text   string // refused: the reason in words
+	Passes bool   // refused: asking again later may succeed
+
+	// Refreshed: of the claims listed between Lo and Hi these have no vote of the node.
+	Lo, Hi  uint64
+	Waiting Runs // queued
+	Unknown Runs // not known at all
+
+	Info *NodeInfo // info
+}
+
+// Reason is why a node refused.
+type Reason string
+
+const (
+	ReasonLease  Reason = "lease"  // lease longer than the cluster allows
+	ReasonConfig Reason = "config" // the client knows another configuration
+	ReasonAge    Reason = "age"    // claim made too far in the future
+	ReasonFence  Reason = "fence"  // fence wanted is beyond what any clock within bounds explains
+	ReasonClaims Reason = "claims" // too many claims of this client
+	ReasonQueue  Reason = "queue"  // too many claims wait for this resource
+)
+
+// Blocker is the claim that keeps another from a node's vote.
+type Blocker struct {
+	Claim  ClaimID
+	Client string
+	Mode   quorum.Mode
+	Voted  bool          // it has the vote; otherwise it waits ahead
+	For    time.Duration // since when, by the node's clock
+}
+
+// State is what a node can do.
+type State string
+
+const (
+	Probing    State = "probing"    // asking whether another node has its name; no votes
+	Recovering State = "recovering" // may have forgotten votes; no votes until they have run out
+	Voting     State = "voting"
+	Stopped    State = "stopped" // another node has its name
+)
+
+// NodeInfo is what a node says of itself.
+type NodeInfo struct {
+	Nonce   string
+	Nodes   []string
+	MaxTTL  time.Duration
+	Skew    time.Duration
+	State   State
+	Started int64 // wall clock at its start, µs
+	Voted   bool  // it gave a vote, or may have
+	Claims  int
+	Version string
+}
+
+// Config is what all nodes of a cluster must agree on.
+type Config struct {
+	Nodes  []string      // names, sorted
+	MaxTTL time.Duration // longest lease
+	Skew   time.Duration // how far in the future a claim's age may lie
+}
+
+// Digest names the configuration. Votes count only among equals: two nodes with
+// different lists may each be right about what a majority is.
+func (c Config) Digest() string {
+	h := sha256.New()
+	fmt.Fprintf(h, "qlock 1\n%d\n%d\n", c.MaxTTL.Milliseconds(), c.Skew.Milliseconds())
+	nodes := slices.Sorted(slices.Values(c.Nodes))
+	for _, n := range nodes {
+		fmt.Fprintf(h, "%s\n", n)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}
+
+// Margin is what a client subtracts from a lease, and a recovering node adds to
+// the longest one, for clocks that do not run at the same rate (C1, N8): two
+// per cent, so that two rates may each be off by one.
+func Margin(lease time.Duration) time.Duration { return lease / 50 }

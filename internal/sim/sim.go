@@ -1,0 +1,829 @@
+// Package sim runs the machines that production runs, node.Node and
+// client.Client unchanged, in one goroutine and in virtual time under faults that
+// all come from one seed, and checks at every event what the protocol promises.
+//
+// After TigerBeetle's and Resonate's simulators: one seed, one thread, faults on,
+// checks always.
+package sim
+
+import (
+	"container/heap"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"reflect"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/qlock/qlock/internal/client"
+	"github.com/qlock/qlock/internal/node"
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// Options choose a run. Everything else follows from the seed.
+type Options struct {
+	Seed  uint64
+	Trace io.Writer // nil: none
+}
+
+// Result counts what a run did.
+type Result struct {
+	Events, Held, Lost, GaveUp, TryFailed       int
+	Crashes, Restarts, Pauses, Cuts, Suspends   int
+	Dropped, Duplicated, Late                   int
+	Nodes, Clients, Resources                   int
+	MostOvertaken                               int
+	WaitedLongest                               time.Duration
+	Duplicate, WrongConfig, ClientCrashes, Tied int
+}
+
+const (
+	ttl      = 10 * time.Second
+	maxTTL   = 12 * time.Second
+	skew     = 5 * time.Second
+	faulty   = 100 * time.Second // how long faults and work go on
+	calm     = 90 * time.Second  // after which nothing may be left
+	baseWall = int64(1_750_000_000_000_000)
+)
+
+type event struct {
+	at    time.Duration
+	seq   uint64
+	run   func()
+	index int
+}
+
+type eventHeap []*event
+
+func (h eventHeap) Len() int { return len(h) }
+func (h eventHeap) Less(i, j int) bool {
+	return h[i].at < h[j].at || h[i].at == h[j].at && h[i].seq < h[j].seq
+}
+func (h eventHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i]; h[i].index, h[j].index = i, j }
+func (h *eventHeap) Push(x any)   { e := x.(*event); e.index = len(*h); *h = append(*h, e) }
+func (h *eventHeap) Pop() any {
+	old := *h
+	e := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	e.index = -1
+	return e
+}
+
+// hostClock turns true time into one machine's readings.
+type hostClock struct {
+	rate    float64       // of both clocks
+	offset  time.Duration // of the wall clock
+	stopped time.Duration // true time that the monotonic clock slept through
+	asleep  time.Duration // since when it sleeps, -1 if awake
+}
+
+func (c *hostClock) read(t time.Duration) proto.Now {
+	awake := t - c.stopped
+	if c.asleep >= 0 {
+		awake = c.asleep - c.stopped
+	}
+	return proto.Now{
+		Mono: time.Duration(float64(awake) * c.rate),
+		Wall: baseWall + int64(float64(t)*c.rate/1000) + c.offset.Microseconds(),
+	}
+}
+
+type simNode struct {
+	sim     *Sim
+	name    string
+	cfg     proto.Config
+	clock   hostClock
+	core    *node.Node // nil while it is down
+	disk    []byte     // the clean mark
+	longest time.Duration
+	inbox   string
+	timer   *event
+	out     node.Out
+	twin    bool // a second node under a name that is taken
+}
+
+type simClient struct {
+	sim      *Sim
+	id       int
+	name     string
+	clock    hostClock
+	core     *client.Client
+	inbox    string
+	timer    *event
+	out      client.Out
+	paused   bool
+	backlog  []func()
+	jobs     int // in flight
+	instance uuid.UUID
+}
+
+// job is what one goroutine of a client does: wants, waits, holds, releases.
+type job struct {
+	client *simClient
+	claim  *client.Claim
+	mode   quorum.Mode
+	res    string
+	asked  time.Duration
+	held   bool
+	ended  bool
+	served map[string]int
+	timer  *event
+	over   int // younger claims on the same resource that were held meanwhile
+}
+
+// Sim is one run.
+type Sim struct {
+	opt     Options
+	rng     *rand.Rand
+	now     time.Duration
+	seq     uint64
+	events  eventHeap
+	nodes   []*simNode
+	clients []*simClient
+	inboxes map[string]func(*proto.Answer)
+	cuts    map[[2]string]time.Duration // from, to: cut until
+	jobs    map[string][]*job           // waiting or holding, by resource
+	tokens  map[string]*tokens
+	res     Result
+	err     error
+
+	// what this seed's world is like
+	loss, dup, late float64
+	codec           bool
+	uuids           uint64
+	working         bool
+}
+
+type tokens struct{ exclusive, any uint64 }
+
+// Run runs one seed and returns what it did, or the first broken promise.
+func Run(opt Options) (Result, error) {
+	s := newSim(opt)
+	s.run()
+	return s.res, s.err
+}
+
+func newSim(opt Options) *Sim {
+	s := &Sim{
+		opt: opt, rng: rand.New(rand.NewPCG(opt.Seed, 0x716c6f636b)),
+		inboxes: map[string]func(*proto.Answer){}, cuts: map[[2]string]time.Duration{},
+		jobs: map[string][]*job{}, tokens: map[string]*tokens{}, working: true,
+	}
+	r := s.rng
+	n := 1 + r.IntN(7)
+	if r.IntN(3) > 0 {
+		n = 2 + r.IntN(4) // the sizes that people run
+	}
+	cfg := proto.Config{MaxTTL: maxTTL, Skew: skew}
+	for i := range n {
+		cfg.Nodes = append(cfg.Nodes, fmt.Sprintf("n%d", i+1))
+	}
+	s.loss = [...]float64{0, 0.01, 0.05, 0.25}[r.IntN(4)]
+	s.dup = [...]float64{0, 0.02, 0.2}[r.IntN(3)]
+	s.late = [...]float64{0, 0.001, 0.02}[r.IntN(3)]
+	s.codec = r.IntN(8) == 0
+	for i := range n {
+		nd := &simNode{sim: s, name: cfg.Nodes[i], cfg: cfg, clock: s.newClock(2 * time.Second), inbox: "node." + cfg.Nodes[i]}
+		// A bootstrapped cluster starts from clean marks.
+		nd.disk, _ = json.Marshal(&node.Saved{})
+		s.nodes = append(s.nodes, nd)
+		s.at(s.between(0, 50*time.Millisecond), nd.start)
+	}
+	clients := 1 + r.IntN(6)
+	if r.IntN(10) == 0 {
+		clients = 20 + r.IntN(31)
+	}
+	resources := 1 + r.IntN(3)
+	for i := range clients {
+		c := &simClient{sim: s, id: i, name: fmt.Sprintf("c%d", i), clock: s.newClock(time.Second)}
+		s.clients = append(s.clients, c)
+		c.start(cfg)
+		loops := 1 + r.IntN(2)
+		for range loops {
+			s.at(s.between(0, 3*time.Second), func() { c.want(resources) })
+		}
+	}
+	s.res.Nodes, s.res.Clients, s.res.Resources = n, clients, resources
+	s.at(faulty, func() { s.calmDown() })
+	if r.IntN(8) > 0 { // one world in eight has no faults but those of the network
+		s.at(s.between(0, 10*time.Second), s.fault)
+	}
+	return s
+}
+
+func (s *Sim) newClock(spread time.Duration) hostClock {
+	return hostClock{
+		rate:   1 + (s.rng.Float64()*2-1)*0.009, // within the one per cent that docs/protocol.md allows
+		offset: s.between(-spread, spread),
+		asleep: -1,
+	}
+}
+
+func (s *Sim) between(a, b time.Duration) time.Duration {
+	return a + time.Duration(s.rng.Int64N(int64(b-a)+1))
+}
+
+func (s *Sim) newUUID() uuid.UUID {
+	s.uuids++
+	var id uuid.UUID
+	binary.BigEndian.PutUint64(id[:], s.rng.Uint64())
+	binary.BigEndian.PutUint64(id[8:], s.uuids)
+	return id
+}
+
+func (s *Sim) at(after time.Duration, run func()) *event {
+	s.seq++
+	e := &event{at: s.now + max(after, 0), seq: s.seq, run: run}
+	heap.Push(&s.events, e)
+	return e
+}
+
+func (s *Sim) cancel(e *event) {
+	if e != nil && e.index >= 0 {
+		heap.Remove(&s.events, e.index)
+	}
+}
+
+func (s *Sim) tracef(format string, args ...any) {
+	if s.opt.Trace != nil {
+		fmt.Fprintf(s.opt.Trace, "%12.6f  "+format+"\n", append([]any{s.now.Seconds()}, args...)...)
+	}
+}
+
+func (s *Sim) fail(format string, args ...any) {
+	if s.err == nil {
+		s.err = fmt.Errorf("at %.6f s: "+format, append([]any{s.now.Seconds()}, args...)...)
+		s.tracef("VIOLATION %v", s.err)
+	}
+}
+
+func (s *Sim) run() {
+	for len(s.events) > 0 && s.err == nil {
+		e := heap.Pop(&s.events).(*event)
+		if e.at > faulty+calm {
+			break
+		}
+		s.now = e.at
+		e.run()
+		s.check()
+		if s.res.Events++; s.res.Events > 2_000_000 {
+			s.fail("more events than any run should need: a storm of messages")
+		}
+	}
+	if s.err == nil {
+		s.now = faulty + calm
+		s.checkEmpty()
+	}
+}
+
+// ---- the network
+
+func (s *Sim) isCut(from, to string) bool { return s.now < s.cuts[[2]string{from, to}] }
+
+// carry delivers a message, or not, or twice, or late. Nothing is assumed of it.
+func (s *Sim) carry(from, to, what string, deliver func()) {
+	if s.isCut(from, to) || s.working && s.rng.Float64() < s.loss {
+		s.res.Dropped++
+		s.tracef("%s -> %s lost: %s", from, to, what)
+		return
+	}
+	copies := 1
+	if s.working && s.rng.Float64() < s.dup {
+		copies++
+		s.res.Duplicated++
+	}
+	for range copies {
+		delay := s.between(100*time.Microsecond, 5*time.Millisecond)
+		if s.working && s.rng.Float64() < s.late {
+			delay = s.between(0, 2*ttl)
+			s.res.Late++
+		}
+		s.at(delay, deliver)
+	}
+}
+
+func (s *Sim) publish(from, reply string, r proto.Request) {
+	if s.codec {
+		body := proto.AppendRequest(nil, &r)
+		back, err := proto.DecodeRequest(r.Verb, r.Client, r.Resource, body)
+		if err != nil || !reflect.DeepEqual(*back, r) {
+			s.fail("the codec changes %+v to %+v (%v)", r, back, err)
+		}
+	}
+	for _, nd := range s.nodes {
+		what := ""
+		if s.opt.Trace != nil {
+			what = fmt.Sprintf("%s %s %s", r.Verb, r.Resource, proto.AppendRequest(nil, &r))
+		}
+		s.carry(from, nd.host(), what, func() {
+			if nd.core == nil {
+				return
+			}
+			s.tracef("%s <- %s: %s", nd.host(), from, what)
+			copied := r
+			nd.core.Handle(nd.clock.read(s.now), &copied, reply, &nd.out)
+			nd.flush()
+		})
+	}
+}
+
+func (s *Sim) answer(from *simNode, to string, a proto.Answer) {
+	if s.codec {
+		body := proto.AppendAnswer(nil, &a)
+		back, err := proto.DecodeAnswer(body)
+		if err != nil {
+			s.fail("the codec does not read %s: %v", body, err)
+			return
+		}
+		a = *back
+	}
+	what := ""
+	if s.opt.Trace != nil {
+		what = string(proto.AppendAnswer(nil, &a))
+	}
+	s.carry(from.host(), to, what, func() {
+		if deliver := s.inboxes[to]; deliver != nil {
+			s.tracef("%s <- %s: %s", to, from.host(), what)
+			copied := a
+			deliver(&copied)
+		}
+	})
+}
+
+// ---- nodes
+
+func (nd *simNode) host() string {
+	if nd.twin {
+		return nd.name + "'"
+	}
+	return nd.name
+}
+
+func (nd *simNode) start() {
+	s := nd.sim
+	if nd.core != nil {
+		return
+	}
+	var saved *node.Saved
+	if nd.disk != nil {
+		saved = new(node.Saved)
+		if err := json.Unmarshal(nd.disk, saved); err != nil {
+			s.fail("clean mark: %v", err)
+		}
+	}
+	nd.disk = nil // it serves once (N8)
+	nd.core = node.New(node.Config{
+		Name: nd.name, Config: nd.cfg, Incarnation: s.newUUID(), ProbeWait: 100 * time.Millisecond,
+		MaxClaims: 1000, MaxQueue: 1000,
+	}, nd.clock.read(s.now), saved, nd.longest)
+	nd.longest = nd.cfg.MaxTTL
+	s.tracef("%s starts, clean mark: %v", nd.host(), saved != nil)
+	s.inboxes[nd.inbox] = func(a *proto.Answer) {
+		if nd.core != nil {
+			nd.core.HandleAnswer(nd.clock.read(s.now), a, &nd.out)
+			nd.flush()
+		}
+	}
+	nd.flush()
+}
+
+func (nd *simNode) flush() {
+	s := nd.sim
+	for _, send := range nd.out.Answers {
+		s.answer(nd, send.To, send.Answer)
+	}
+	if nd.out.Probe != nil {
+		s.publish(nd.host(), nd.inbox, *nd.out.Probe)
+	}
+	for _, note := range nd.out.Notes {
+		s.tracef("%s: %s", nd.host(), note)
+	}
+	nd.out.Reset()
+	s.cancel(nd.timer)
+	d := time.Duration(float64(nd.core.Deadline()-nd.clock.read(s.now).Mono)/nd.clock.rate) + time.Microsecond
+	if d < faulty+calm {
+		nd.timer = s.at(d, func() {
+			if nd.core != nil {
+				nd.core.Tick(nd.clock.read(s.now), &nd.out)
+				nd.flush()
+			}
+		})
+	}
+}
+
+func (nd *simNode) stop(clean bool) {
+	s := nd.sim
+	if nd.core == nil {
+		return
+	}
+	if clean {
+		if saved, ok := nd.core.Save(nd.clock.read(s.now)); ok {
+			nd.disk, _ = json.Marshal(saved)
+		}
+		s.res.Restarts++
+	} else {
+		s.res.Crashes++
+	}
+	s.tracef("%s stops, clean: %v, mark: %v", nd.host(), clean, nd.disk != nil)
+	nd.core = nil
+	s.cancel(nd.timer)
+}
+
+// ---- clients
+
+func (c *simClient) start(cfg proto.Config) {
+	s := c.sim
+	c.instance = s.newUUID()
+	c.core = client.New(client.Config{
+		Name: c.name, Instance: c.instance, TTL: ttl, MaxRuns: 2, Cluster: cfg,
+	}, c.clock.read(s.now))
+	c.inbox = fmt.Sprintf("%s.%s", c.name, c.instance)
+	core := c.core
+	s.inboxes[c.inbox] = func(a *proto.Answer) {
+		c.do(func() {
+			if c.core == core {
+				c.core.Handle(c.clock.read(s.now), a, &c.out)
+				c.flush()
+			}
+		})
+	}
+}
+
+// do runs f now, or when the client goes on.
+func (c *simClient) do(f func()) {
+	if c.paused {
+		c.backlog = append(c.backlog, f)
+		return
+	}
+	f()
+}
+
+func (c *simClient) flush() {
+	s := c.sim
+	requests, events := c.out.Requests, c.out.Events
+	for _, note := range c.out.Notes {
+		s.tracef("%s: %s", c.name, note)
+	}
+	c.out = client.Out{}
+	for _, r := range requests {
+		s.publish(c.name, c.inbox, r)
+	}
+	for _, e := range events {
+		e.Claim.User.(*job).event(e.Kind)
+	}
+	s.cancel(c.timer)
+	if wait, ok := c.core.Wait(); ok {
+		core := c.core
+		d := min(time.Duration(float64(wait)/c.clock.rate)+time.Microsecond, time.Second)
+		c.timer = s.at(d, func() {
+			c.do(func() {
+				if c.core == core {
+					c.core.Tick(c.clock.read(s.now), &c.out)
+					c.flush()
+				}
+			})
+		})
+	}
+}
+
+func (c *simClient) want(resources int) {
+	c.do(func() {
+		s := c.sim
+		if !s.working {
+			return
+		}
+		j := &job{client: c, res: fmt.Sprintf("r%d", s.rng.IntN(resources)), asked: s.now}
+		if s.rng.IntN(3) == 0 {
+			j.mode = quorum.Shared
+		}
+		try := s.rng.IntN(6) == 0
+		if s.rng.IntN(4) == 0 || try {
+			j.timer = s.at(s.between(10*time.Millisecond, 15*time.Second), func() { c.do(j.giveUp) })
+		}
+		s.jobs[j.res] = append(s.jobs[j.res], j)
+		s.tracef("%s wants %s %v try=%v", c.name, j.res, j.mode, try)
+		j.claim = c.core.Acquire(c.clock.read(s.now), j.res, j.mode, try, j, &c.out)
+		c.flush()
+		again := s.between(0, 8*time.Second)
+		if s.rng.IntN(2) == 0 {
+			again = s.between(0, 20*time.Millisecond)
+		}
+		next := func() { s.at(again, func() { c.want(resources) }) }
+		j.served = map[string]int{}
+		j.onEnd(next)
+	})
+}
+
+func (j *job) onEnd(next func()) {
+	if j.ended {
+		next()
+		return
+	}
+	j.timerNext(next)
+}
+
+// timerNext waits for the end of the job by looking again; it draws nothing.
+func (j *job) timerNext(next func()) {
+	j.client.sim.at(200*time.Millisecond, func() {
+		if j.ended {
+			next()
+		} else if j.client.sim.working {
+			j.timerNext(next)
+		}
+	})
+}
+
+func (j *job) giveUp() {
+	c := j.client
+	if j.ended || j.held {
+		return
+	}
+	c.sim.res.GaveUp++
+	c.sim.tracef("%s gives up %s #%d", c.name, j.res, j.claim.Seq())
+	c.core.Release(c.clock.read(c.sim.now), j.claim, &c.out)
+	j.end()
+	c.flush()
+}
+
+func (j *job) end() {
+	j.ended = true
+	s := j.client.sim
+	list := s.jobs[j.res]
+	for i, o := range list {
+		if o == j {
+			s.jobs[j.res] = append(list[:i:i], list[i+1:]...)
+		}
+	}
+	s.cancel(j.timer)
+}
+
+func (j *job) event(k client.EventKind) {
+	c, s := j.client, j.client.sim
+	switch k {
+	case client.Held:
+		if j.held || j.ended {
+			s.fail("%s #%d on %s is held after it was held or over", c.name, j.claim.Seq(), j.res)
+		}
+		j.held = true
+		s.res.Held++
+		s.res.WaitedLongest = max(s.res.WaitedLongest, s.now-j.asked)
+		s.tracef("%s HOLDS %s #%d %v token %d", c.name, j.res, j.claim.Seq(), j.mode, j.claim.Token())
+		s.checkToken(j)
+		for _, o := range s.jobs[j.res] {
+			if o != j && !o.held && o.claim.Made() < j.claim.Made() && quorum.Conflicts(o.mode, j.mode) {
+				o.over++
+				s.res.MostOvertaken = max(s.res.MostOvertaken, o.over)
+			}
+		}
+		s.cancel(j.timer)
+		hold := s.between(0, 100*time.Millisecond)
+		if s.working && s.rng.IntN(10) == 0 {
+			hold = s.between(0, 3*ttl)
+		}
+		j.timer = s.at(hold, func() {
+			c.do(func() {
+				if j.ended {
+					return
+				}
+				s.tracef("%s releases %s #%d", c.name, j.res, j.claim.Seq())
+				c.core.Release(c.clock.read(s.now), j.claim, &c.out)
+				j.endIfNot()
+				c.flush()
+			})
+		})
+	case client.Lost:
+		s.res.Lost++
+		if !j.held {
+			s.fail("%s #%d lost without having been held", c.name, j.claim.Seq())
+		}
+		s.tracef("%s LOST %s #%d", c.name, j.res, j.claim.Seq())
+		j.endIfNot()
+	case client.Failed:
+		if j.held {
+			s.fail("%s #%d failed after it was held", c.name, j.claim.Seq())
+		}
+		s.res.TryFailed++
+		s.tracef("%s failed %s #%d", c.name, j.res, j.claim.Seq())
+		j.endIfNot()
+	}
+}
+
+func (j *job) endIfNot() {
+	if !j.ended {
+		j.end()
+	}
+}
+
+// crash ends the client process; a new one with a new instance takes its place.
+func (c *simClient) crash() {
+	s := c.sim
+	s.res.ClientCrashes++
+	s.tracef("%s crashes", c.name)
+	delete(s.inboxes, c.inbox)
+	s.cancel(c.timer)
+	for _, list := range s.jobs {
+		for _, j := range append([]*job(nil), list...) {
+			if j.client == c {
+				j.end()
+			}
+		}
+	}
+	c.paused, c.backlog = false, nil
+	c.out = client.Out{}
+	c.start(c.core.Cluster())
+}
+
+func (c *simClient) resume() {
+	if !c.paused {
+		return
+	}
+	s := c.sim
+	c.paused = false
+	s.tracef("%s goes on", c.name)
+	if c.clock.asleep >= 0 {
+		c.clock.stopped += s.now - c.clock.asleep
+		c.clock.asleep = -1
+	}
+	backlog := c.backlog
+	c.backlog = nil
+	s.rng.Shuffle(len(backlog), func(i, k int) { backlog[i], backlog[k] = backlog[k], backlog[i] })
+	for _, f := range backlog {
+		c.do(f)
+	}
+	c.core.Tick(c.clock.read(s.now), &c.out)
+	c.flush()
+}
+
+// ---- faults
+
+func (s *Sim) fault() {
+	if !s.working {
+		return
+	}
+	r := s.rng
+	switch r.IntN(9) {
+	case 0, 1: // a node crashes and forgets
+		nd := s.nodes[r.IntN(len(s.nodes))]
+		nd.stop(false)
+		s.at(s.downFor(), nd.start)
+	case 2, 3: // a clean restart
+		nd := s.nodes[r.IntN(len(s.nodes))]
+		nd.stop(true)
+		s.at(s.downFor(), nd.start)
+	case 4: // a client stops for a while, its clocks go on
+		c := s.clients[r.IntN(len(s.clients))]
+		if !c.paused {
+			s.res.Pauses++
+			s.tracef("%s pauses", c.name)
+			c.paused = true
+			s.at(s.between(0, 2*ttl), c.resume)
+		}
+	case 5: // its machine sleeps: the monotonic clock stands still
+		c := s.clients[r.IntN(len(s.clients))]
+		if !c.paused {
+			s.res.Suspends++
+			s.tracef("%s is suspended", c.name)
+			c.paused = true
+			c.clock.asleep = s.now
+			s.at(s.between(0, 2*ttl), c.resume)
+		}
+	case 6: // links are cut, one way or both
+		s.res.Cuts++
+		var hosts []string
+		for _, nd := range s.nodes {
+			hosts = append(hosts, nd.host())
+		}
+		c := s.clients[r.IntN(len(s.clients))]
+		until := s.now + s.between(0, 2*ttl)
+		way := r.IntN(3)
+		for _, h := range hosts {
+			if r.IntN(3) == 0 {
+				continue
+			}
+			s.tracef("cut %s and %s until %v", c.name, h, until)
+			if way != 0 {
+				s.cuts[[2]string{c.name, h}] = until
+			}
+			if way != 1 {
+				s.cuts[[2]string{h, c.inbox}] = until
+			}
+		}
+	case 7: // a client process dies
+		s.clients[r.IntN(len(s.clients))].crash()
+	case 8: // a wall clock is set
+		c := s.clients[r.IntN(len(s.clients))]
+		if c.clock.asleep >= 0 {
+			break // a sleeping machine sets no clock: docs/protocol.md, Bounds
+		}
+		c.clock.offset = s.between(-2*time.Second, 2*time.Second)
+		s.tracef("%s has its wall clock set to %v", c.name, c.clock.offset)
+	}
+	s.at(s.between(0, 12*time.Second), s.fault)
+}
+
+func (s *Sim) downFor() time.Duration {
+	if s.rng.IntN(2) == 0 {
+		return s.between(0, 200*time.Millisecond)
+	}
+	return s.between(0, 2*maxTTL)
+}
+
+// calmDown ends all faults and new work: what waits must be served, and nothing
+// may be left behind.
+func (s *Sim) calmDown() {
+	s.tracef("calm")
+	s.working = false
+	clear(s.cuts)
+	for _, nd := range s.nodes {
+		nd.start()
+	}
+	for _, c := range s.clients {
+		c.resume()
+	}
+}
+
+// ---- promises
+
+func (s *Sim) check() {
+	for res, list := range s.jobs {
+		for i, a := range list {
+			if !a.held || !a.client.core.HeldAt(a.client.clock.read(s.now), a.claim) {
+				continue
+			}
+			for _, b := range list[i+1:] {
+				if b.held && quorum.Conflicts(a.mode, b.mode) && b.client.core.HeldAt(b.client.clock.read(s.now), b.claim) {
+					s.fail("two hold %s: %s #%d (%v, token %d) and %s #%d (%v, token %d)", res,
+						a.client.name, a.claim.Seq(), a.mode, a.claim.Token(), b.client.name, b.claim.Seq(), b.mode, b.claim.Token())
+				}
+			}
+		}
+	}
+}
+
+func (s *Sim) checkToken(j *job) {
+	t := s.tokens[j.res]
+	if t == nil {
+		t = &tokens{}
+		s.tokens[j.res] = t
+	}
+	token := j.claim.Token()
+	if j.mode == quorum.Exclusive {
+		if token <= t.any {
+			s.fail("%s has token %d on %s, %d was given before", j.client.name, token, j.res, t.any)
+		}
+		t.exclusive = max(t.exclusive, token)
+	} else if token < t.exclusive {
+		s.fail("%s has shared token %d on %s, below the exclusive %d before it", j.client.name, token, j.res, t.exclusive)
+	}
+	t.any = max(t.any, token)
+}
+
+func (s *Sim) checkEmpty() {
+	for res, list := range s.jobs {
+		for _, j := range list {
+			s.fail("%s still waits for %s #%d (held %v), since %v", j.client.name, res, j.claim.Seq(), j.held, j.asked)
+		}
+	}
+	for _, c := range s.clients {
+		if c.core.Claims() > 0 {
+			s.fail("%s still has %d claims", c.name, c.core.Claims())
+		}
+	}
+	for _, nd := range s.nodes {
+		if nd.core == nil {
+			continue
+		}
+		var out node.Out
+		nd.core.Tick(nd.clock.read(s.now), &out)
+		if nd.core.Claims() > 0 || nd.core.Resources() > 0 {
+			s.fail("%s still has %d claims on %d resources", nd.host(), nd.core.Claims(), nd.core.Resources())
+		}
+		if st := nd.core.State(); st != proto.Voting && !nd.twin {
+			s.fail("%s does not vote: %s", nd.host(), st)
+		}
+	}
+}
+
+func (r *Result) add(o Result) {
+	r.Events += o.Events
+	r.Held += o.Held
+	r.Lost += o.Lost
+	r.GaveUp += o.GaveUp
+	r.TryFailed += o.TryFailed
+	r.Crashes += o.Crashes
+	r.Restarts += o.Restarts
+	r.Pauses += o.Pauses
+	r.Cuts += o.Cuts
+	r.Suspends += o.Suspends
+	r.ClientCrashes += o.ClientCrashes
+	r.Dropped += o.Dropped
+	r.Duplicated += o.Duplicated
+	r.Late += o.Late
+	r.MostOvertaken = max(r.MostOvertaken, o.MostOvertaken)
+	r.WaitedLongest = max(r.WaitedLongest, o.WaitedLongest)
+}

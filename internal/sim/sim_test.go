@@ -1,0 +1,56 @@
+package sim
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+var (
+	seeds = flag.Int("sim.seeds", 300, "how many seeds TestSeeds runs")
+	first = flag.Uint64("sim.first", 1, "the first of them")
+	one   = flag.Uint64("sim.seed", 0, "run this seed alone, with a trace")
+)
+
+func TestSeeds(t *testing.T) {
+	if *one > 0 {
+		res, err := Run(Options{Seed: *one, Trace: os.Stdout})
+		fmt.Printf("%+v\n", res)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	var next atomic.Uint64
+	next.Store(*first)
+	var mu sync.Mutex
+	var sum Result
+	var failed atomic.Bool
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for !failed.Load() {
+				seed := next.Add(1) - 1
+				if seed >= *first+uint64(*seeds) {
+					return
+				}
+				res, err := Run(Options{Seed: seed})
+				if err != nil {
+					failed.Store(true)
+					t.Errorf("seed %d: %v\nreplay: go test ./internal/sim -run TestSeeds -sim.seed=%d", seed, err, seed)
+				}
+				mu.Lock()
+				sum.add(res)
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("%d seeds: %+v", *seeds, sum)
+	if !failed.Load() && *seeds >= 100 && (sum.Held < 10*(*seeds) || sum.Lost == 0 || sum.Crashes == 0 || sum.TryFailed == 0) {
+		t.Errorf("the runs did too little to prove anything: %+v", sum)
+	}
+}
