@@ -191,6 +191,15 @@ func (c *Client) Digest() string { return c.digest }
 // Claims is the number of claims that are not over.
 func (c *Client) Claims() int { return len(c.claims) }
 
+// All lists the claims that are not over, in the order in which they were made.
+func (c *Client) All() []*Claim {
+	out := make([]*Claim, 0, len(c.claims))
+	for cl := c.first; cl != nil; cl = cl.next {
+		out = append(out, cl)
+	}
+	return out
+}
+
 func (cl *Claim) State() State       { return cl.state }
 func (cl *Claim) Token() uint64      { return cl.token }
 func (cl *Claim) Resource() string   { return cl.resource }

@@ -44,8 +44,12 @@ func (c *Client) Votes(cl *Claim) int {
 }
 
 // Report tells how the claim stands, or stood when it ended.
-func (c *Client) Report(cl *Claim) Report {
+func (c *Client) Report(now proto.Now, cl *Claim) Report {
+	c.now = c.clock.read(now)
 	r := Report{Mode: cl.mode, Need: c.need(cl)}
+	if len(cl.votes) != len(c.nodes) {
+		return r // it ended under another configuration
+	}
 	best := 0
 	for i := range cl.votes {
 		v := &cl.votes[i]

@@ -182,6 +182,9 @@ func (n *Node) State() proto.State {
 
 func (n *Node) voting() bool { return n.State() == proto.Voting }
 
+// Probed reports whether the node made sure that it has its name for itself.
+func (n *Node) Probed() bool { return n.probed }
+
 // Stopped reports whether the node gave up its name to an earlier node.
 func (n *Node) Stopped() bool { return n.stopped }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 
@@ -247,7 +248,7 @@ type wire struct {
 	Started     int64    `json:"started"`
 	Voted       bool     `json:"voted"`
 	Fence       uint64   `json:"fence"`
-	Place       int      `json:"place"`
+	Place       int64    `json:"place"`
 	Recovering  int64    `json:"recovering_ms"`
 	Blocker     *struct {
 		Instance string `json:"instance"`
@@ -264,7 +265,7 @@ type wire struct {
 	MaxTTL  int64    `json:"max_ttl_ms"`
 	Skew    int64    `json:"skew_ms"`
 	State   string   `json:"state"`
-	Claims  int      `json:"claims"`
+	Claims  int64    `json:"claims"`
 	Version string   `json:"version"`
 }
 
@@ -283,7 +284,7 @@ func parse(body []byte) (*wire, error) {
 	}
 	w := new(wire)
 	if err := json.Unmarshal(body, w); err != nil {
-		return nil, malformed("%v", err)
+		return nil, malformed("%.200v", err) // it may quote a whole number
 	}
 	return w, nil
 }
@@ -306,7 +307,7 @@ func DecodeRequest(verb Verb, client, resource string, body []byte) (*Request, e
 		r.TTL = d.lease("ttl_ms", w.TTL)
 		r.Want = d.number("want", w.Want)
 		r.Held = w.Held
-		r.Digest = d.text("digest", w.Digest, MaxToken)
+		r.Digest = d.optionalToken("digest", w.Digest)
 		r.Node = d.optionalToken("node", w.Node)
 	case Release:
 		r.Claim = d.claim(w)
@@ -346,7 +347,7 @@ func DecodeAnswer(body []byte) (*Answer, error) {
 		Kind:        Kind(w.Answer),
 		Node:        d.token("node", w.Node),
 		Incarnation: d.uuid("incarnation", w.Incarnation),
-		Digest:      d.text("digest", w.Digest, MaxToken),
+		Digest:      d.optionalToken("digest", w.Digest),
 	}
 	switch a.Kind {
 	case Granted, Queued, Refused, Recall:
@@ -356,9 +357,7 @@ func DecodeAnswer(body []byte) (*Answer, error) {
 	case Granted:
 		a.Fence = d.positive("fence", w.Fence)
 	case Queued:
-		if a.Place = w.Place; a.Place < 0 {
-			d.fail("place is negative")
-		}
+		a.Place = d.count("place", w.Place)
 		a.Recovering = d.millis("recovering_ms", w.Recovering)
 		if b := w.Blocker; b != nil {
 			a.Blocker = &Blocker{
@@ -370,7 +369,7 @@ func DecodeAnswer(body []byte) (*Answer, error) {
 			}
 		}
 	case Refused:
-		a.Reason, a.Text, a.Passes = Reason(d.text("reason", w.Reason, MaxToken)), d.text("text", w.Text, MaxText), w.Passes
+		a.Reason, a.Text, a.Passes = Reason(d.optionalToken("reason", w.Reason)), d.text("text", w.Text, MaxText), w.Passes
 	case Recall:
 	case Refreshed:
 		a.Claim.Instance = d.uuid("instance", w.Instance)
@@ -385,10 +384,10 @@ func DecodeAnswer(body []byte) (*Answer, error) {
 			Nodes:   w.Nodes,
 			MaxTTL:  d.lease("max_ttl_ms", w.MaxTTL),
 			Skew:    d.millis("skew_ms", w.Skew),
-			State:   State(d.text("state", w.State, MaxToken)),
+			State:   State(d.optionalToken("state", w.State)),
 			Started: d.micros("started", w.Started),
 			Voted:   w.Voted,
-			Claims:  max(w.Claims, 0),
+			Claims:  d.count("claims", w.Claims),
 			Version: d.text("version", w.Version, MaxText),
 		}
 		if len(i.Nodes) == 0 || len(i.Nodes) > MaxNodes {
@@ -447,6 +446,15 @@ func (d *decoder) positive(key string, v uint64) uint64 {
 		d.fail("%s is missing or 0", key)
 	}
 	return d.number(key, v)
+}
+
+// count fits an int everywhere.
+func (d *decoder) count(key string, v int64) int {
+	if v < 0 || v > math.MaxInt32 {
+		d.fail("%s is not within 0 and %d", key, math.MaxInt32)
+		return 0
+	}
+	return int(v)
 }
 
 func (d *decoder) micros(key string, v int64) int64 {

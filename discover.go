@@ -1,0 +1,192 @@
+package qlock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/qlock/qlock/internal/client"
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// survey collects what the nodes say of themselves.
+type survey struct {
+	nonce   string
+	answers map[string]*proto.Answer // by node
+}
+
+// agreed returns the configuration that a quorum of its own nodes gave, if there
+// is one; current is preferred as long as it is among them.
+func (s *survey) agreed(current string) (proto.Config, bool) {
+	count := map[string]int{}
+	of := map[string]*proto.NodeInfo{}
+	for name, a := range s.answers {
+		if slices.Contains(a.Info.Nodes, name) {
+			count[a.Digest]++
+			of[a.Digest] = a.Info
+		}
+	}
+	best, found := proto.Config{}, false
+	for digest, n := range count {
+		i := of[digest]
+		cfg := proto.Config{Nodes: i.Nodes, MaxTTL: i.MaxTTL, Skew: i.Skew}
+		// A digest is counted only if it is the configuration's: a node that tells
+		// one and shows another is broken.
+		if n < quorum.Size(len(i.Nodes), quorum.Exclusive) || cfg.Digest() != digest {
+			continue
+		}
+		if digest == current {
+			return cfg, true
+		}
+		best, found = cfg, true
+	}
+	return best, found
+}
+
+func (s *survey) String() string {
+	if len(s.answers) == 0 {
+		return "nobody answered"
+	}
+	var parts []string
+	for name, a := range s.answers {
+		parts = append(parts, fmt.Sprintf("%s (%s, configuration %s with nodes %s)", name, a.Info.State, a.Digest, strings.Join(a.Info.Nodes, " ")))
+	}
+	slices.Sort(parts)
+	return "answers came from " + strings.Join(parts, ", ")
+}
+
+// discover asks until a quorum of nodes has given the same configuration.
+func (l *Locker) discover(ctx context.Context) error {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+	}
+	l.mu.Lock()
+	l.survey = l.newSurvey()
+	l.mu.Unlock()
+	again := time.NewTicker(250 * time.Millisecond)
+	defer again.Stop()
+	var last error
+	for {
+		if err := l.publishInfo(); err != nil {
+			last = err
+			if errors.Is(err, nats.ErrConnectionClosed) {
+				return fmt.Errorf("%w: %w", ErrClosed, err)
+			}
+		}
+		select {
+		case <-l.found:
+			return l.checkLease()
+		case <-again.C:
+		case <-ctx.Done():
+			return l.notFound(context.Cause(ctx), last)
+		}
+		if err := l.nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) {
+			if s, ok := deniedSubject(err); ok && (s == l.infoSubject() || s == l.inbox) {
+				return fmt.Errorf("qlock: New: %w", permissionError(s, err))
+			}
+		}
+	}
+}
+
+func permissionError(subject string, err error) error {
+	return fmt.Errorf("%w: the NATS user lacks a permission for %s: %w", ErrRefused, subject, err)
+}
+
+func (l *Locker) notFound(cause, last error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	text := fmt.Sprintf("asked the nodes of cluster %q on %s: %s", l.opt.cluster, l.infoSubject(), l.survey)
+	if len(l.survey.answers) > 0 {
+		text += "; a quorum of one list is needed"
+	} else {
+		text += "; is a node running with this cluster name, on this NATS, in this account?"
+	}
+	if last != nil {
+		text += fmt.Sprintf(" (last error of publishing: %v)", last)
+	}
+	if !l.nc.IsConnected() {
+		text += fmt.Sprintf(" (the NATS connection is %v)", l.nc.Status())
+	}
+	return fmt.Errorf("%w: %s: %w", ErrNoQuorum, text, cause)
+}
+
+func (l *Locker) infoSubject() string {
+	return requestSubject(l.opt.cluster, string(proto.Info), l.opt.name, "")
+}
+
+func (l *Locker) newSurvey() *survey {
+	l.surveys++
+	return &survey{nonce: fmt.Sprintf("%s/%d", l.inbox, l.surveys), answers: map[string]*proto.Answer{}}
+}
+
+func (l *Locker) publishInfo() error {
+	l.mu.Lock()
+	nonce := l.survey.nonce
+	l.mu.Unlock()
+	return l.publish(&proto.Request{Verb: proto.Info, Client: l.opt.name, Nonce: nonce})
+}
+
+// checkLease fits the lease to what the nodes allow.
+func (l *Locker) checkLease() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if longest := l.core.Cluster().MaxTTL; l.opt.lease > longest {
+		return fmt.Errorf("qlock: New: the lease of %v is longer than the %v that cluster %q allows (NodeConfig.MaxLease)", l.opt.lease, longest, l.opt.cluster)
+	}
+	return nil
+}
+
+// askAgain starts a survey because a node showed another configuration, at most
+// one a second. Call with l.mu held.
+func (l *Locker) askAgain() bool {
+	if l.closed || time.Since(l.asked) < time.Second {
+		return false
+	}
+	l.asked = time.Now()
+	l.survey = l.newSurvey()
+	return true
+}
+
+func (l *Locker) askNodes() { _ = l.publishInfo() }
+
+// informed takes a node's answer to info.
+func (l *Locker) informed(a *proto.Answer) {
+	_ = l.step(func(now proto.Now, out *client.Out) {
+		if l.closed || l.survey == nil || a.Info.Nonce != l.survey.nonce {
+			return
+		}
+		l.survey.answers[a.Node] = a
+		if l.core == nil {
+			if cfg, ok := l.survey.agreed(""); ok {
+				if l.opt.lease == 0 {
+					l.opt.lease = min(DefaultLease, cfg.MaxTTL)
+				}
+				l.core = client.New(client.Config{
+					Name: l.opt.name, Instance: newInstance(), TTL: l.opt.lease,
+					MaxRuns: l.maxRuns(), Cluster: cfg,
+				}, now)
+				close(l.found)
+			}
+			return
+		}
+		if cfg, ok := l.survey.agreed(l.core.Digest()); ok && cfg.Digest() != l.core.Digest() {
+			out.Notes = append(out.Notes, "the nodes have another configuration now: locks held are lost, waiting goes on")
+			l.core.SetCluster(now, cfg, out)
+		}
+	})
+}
+
+// maxRuns is how many runs of claims fit into one refresh and its answer.
+func (l *Locker) maxRuns() int {
+	const perRun, rest = 2*16 + 4, 1024 // two numbers below 2^53, and the other fields
+	most := int(min(l.nc.MaxPayload(), proto.MaxBody))
+	return max(1, min((most-rest)/perRun, proto.MaxRuns))
+}

@@ -1,0 +1,158 @@
+package embedded
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/proto"
+)
+
+// Cluster is several servers in one process, for demonstrations and tests.
+type Cluster struct {
+	servers []*Server
+	dir     string
+}
+
+// StartCluster starts n servers with a node in each, on loopback and free ports,
+// as one NATS cluster and one lock cluster. It is bootstrapped, and all nodes
+// hear each other and vote when it returns. The state lives in a temporary
+// directory until Close.
+//
+// Each change may alter the configuration of one server, the i-th of n, before it
+// starts.
+func StartCluster(ctx context.Context, n int, change ...func(i int, c *Config)) (*Cluster, error) {
+	if n < 1 || n > proto.MaxNodes {
+		return nil, fmt.Errorf("qlock/embedded: StartCluster: %d nodes, allowed are 1 to %d", n, proto.MaxNodes)
+	}
+	dir, err := os.MkdirTemp("", "qlock-")
+	if err != nil {
+		return nil, fmt.Errorf("qlock/embedded: StartCluster: %w", err)
+	}
+	c := &Cluster{dir: dir}
+	if err := c.start(ctx, n, change); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+func (c *Cluster) start(ctx context.Context, n int, change []func(int, *Config)) error {
+	var names []string
+	for i := range n {
+		names = append(names, fmt.Sprintf("n%d", i+1))
+	}
+	// The servers come first and one after the other, each with routes to those
+	// before it: that is the whole mesh, and no port had to be guessed.
+	var routes []string
+	for i, name := range names {
+		cfg := Config{
+			Node: qlock.NodeConfig{
+				Name: name, Nodes: names, StateDir: filepath.Join(c.dir, name),
+				ProbeWait: 100 * time.Millisecond, // loopback
+			},
+			RoutePort: -1, Routes: append([]string(nil), routes...),
+		}
+		for _, f := range change {
+			f(i, &cfg)
+		}
+		if err := qlock.Bootstrap(cfg.Node); err != nil {
+			return err
+		}
+		s := &Server{cfg: withLogger(cfg)}
+		c.servers = append(c.servers, s)
+		if err := s.startServer(ctx); err != nil {
+			return err
+		}
+		routes = append(routes, s.RouteURL())
+	}
+	errs := make([]error, n)
+	var wg sync.WaitGroup
+	for i, s := range c.servers {
+		s.cfg.Routes = routes // for a later restart
+		wg.Go(func() { errs[i] = s.startNode(ctx) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return c.WaitReady(ctx)
+}
+
+// WaitReady waits until every server that runs hears the votes of all the others
+// that run: that routes stand is not enough, the subscriptions must have crossed
+// them.
+func (c *Cluster) WaitReady(ctx context.Context) error {
+	want := map[string]int{}
+	for _, s := range c.servers {
+		if s.Node() != nil {
+			want[s.cfg.Node.Cluster]++
+		}
+	}
+	for _, s := range c.servers {
+		if s.Node() == nil {
+			continue
+		}
+		if err := waitVotes(ctx, s, want[s.cfg.Node.Cluster]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// waitVotes asks the nodes who they are until as many as wanted answer that they
+// vote.
+func waitVotes(ctx context.Context, s *Server, want int) error {
+	nc := s.Conn()
+	answers := make(chan *nats.Msg, 4*want)
+	inbox := nc.NewInbox()
+	sub, err := nc.ChanSubscribe(inbox, answers)
+	if err != nil {
+		return fmt.Errorf("qlock/embedded: %w", err)
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	subject := "lock." + or(s.cfg.Node.Cluster, qlock.DefaultCluster) + ".node.info." + s.cfg.Node.Name
+	voting := map[string]bool{}
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for {
+		if err := nc.PublishRequest(subject, inbox, []byte(`{"nonce":"ready"}`)); err != nil {
+			return fmt.Errorf("qlock/embedded: %w", err)
+		}
+	heard:
+		for {
+			select {
+			case m := <-answers:
+				if a, err := proto.DecodeAnswer(m.Data); err == nil && a.Info != nil && a.Info.State == proto.Voting {
+					voting[a.Node] = true
+				}
+				if len(voting) >= want {
+					return nil
+				}
+			case <-again.C:
+				break heard
+			case <-ctx.Done():
+				return fmt.Errorf("qlock/embedded: %s hears the votes of %d of %d nodes: %w", s.Name(), len(voting), want, context.Cause(ctx))
+			}
+		}
+	}
+}
+
+// Servers are the cluster's servers in the order of their names, n1 first. Stop
+// one with Close or Crash, and start it with Restart.
+func (c *Cluster) Servers() []*Server { return c.servers }
+
+// Close stops all servers and removes their state.
+func (c *Cluster) Close() error {
+	var errs []error
+	for _, s := range c.servers {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(append(errs, os.RemoveAll(c.dir))...)
+}

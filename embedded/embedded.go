@@ -1,0 +1,353 @@
+// Package embedded runs a nats-server and a qlock node in this process: beside
+// each service one, they are the NATS cluster and the lock cluster at once.
+package embedded
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/qlock/qlock"
+)
+
+// Config configures a nats-server and the node in it.
+type Config struct {
+	// Node is the node's configuration. Its Name is the server's name as well.
+	Node qlock.NodeConfig
+
+	// Host and Port are where clients connect; default 127.0.0.1 and a free port.
+	// Port 4222 is the usual one.
+	Host string
+	Port int
+
+	// RouteHost and RoutePort are where the other servers of the cluster connect;
+	// default 127.0.0.1 and a free port. Routes lists the addresses of all servers
+	// of the cluster, such as nats-route://10.0.0.1:6222; the server's own may be
+	// among them. List all of them at every server: an address that is only known
+	// by gossip is given up after one failed attempt. Without Routes and RoutePort
+	// the server stands alone.
+	RouteHost string
+	RoutePort int
+	Routes    []string
+
+	// RouteUser and RoutePassword are what servers must show each other.
+	RouteUser, RoutePassword string
+
+	// TLS and RouteTLS are for clients and for routes; nil: plain. For routes the
+	// certificate must serve for both ends of a connection, and each end's
+	// certificate is asked for.
+	TLS, RouteTLS *tls.Config
+
+	// Username and Password, or Token, are what clients must show.
+	Username, Password, Token string
+
+	// Options changes what this package sets before the server starts: accounts,
+	// users, JetStream, limits, monitoring, and whatever else a server has. May be
+	// nil. With users or accounts, set ConnOptions too.
+	Options func(*server.Options)
+
+	// ConnOptions are for the two connections that this package makes to its own
+	// server, the node's and Conn's: credentials, names, handlers.
+	ConnOptions []nats.Option
+
+	Logger *slog.Logger // of the server and the node; default: silent
+}
+
+// Server is a nats-server and a node. Its methods may be called from several
+// goroutines.
+type Server struct {
+	cfg Config
+
+	mu     sync.Mutex // guards what follows
+	server *server.Server
+	nodeNC *nats.Conn
+	conn   *nats.Conn
+	node   *qlock.Node
+}
+
+// Start starts the server and its node. It returns when clients can connect and
+// the node serves; the node's vote may still be some time away (Node().WaitReady,
+// and qlock.Bootstrap for a new cluster), and a quorum needs the other nodes.
+func Start(ctx context.Context, cfg Config) (*Server, error) {
+	s := &Server{cfg: withLogger(cfg)}
+	if err := s.Restart(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func withLogger(cfg Config) Config {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Node.Logger == nil {
+		cfg.Node.Logger = cfg.Logger
+	}
+	return cfg
+}
+
+// Restart starts a server again that was closed or crashed, at the same addresses
+// and with what it left in its state directory. On a running server it does
+// nothing.
+func (s *Server) Restart(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.server != nil {
+		return nil
+	}
+	if err := s.startServer(ctx); err != nil {
+		return errors.Join(err, s.shut())
+	}
+	if err := s.startNode(ctx); err != nil {
+		return errors.Join(err, s.shut())
+	}
+	return nil
+}
+
+func (s *Server) startServer(ctx context.Context) error {
+	opts, err := s.cfg.options()
+	if err != nil {
+		return err
+	}
+	srv, err := server.NewServer(opts)
+	if err != nil {
+		return fmt.Errorf("qlock/embedded: nats-server: %w", err)
+	}
+	failed := make(chan error, 1)
+	srv.SetLogger(&logger{s.cfg.Logger.With("server", opts.ServerName), failed}, false, false)
+	s.server = srv
+	srv.Start()
+	for !srv.ReadyForConnections(50 * time.Millisecond) {
+		select {
+		case err := <-failed:
+			return fmt.Errorf("qlock/embedded: nats-server: %w", err)
+		case <-ctx.Done():
+			return fmt.Errorf("qlock/embedded: nats-server %s is not ready: %w", opts.ServerName, context.Cause(ctx))
+		default:
+		}
+	}
+	// The next start must be found where this one was.
+	if a, ok := srv.Addr().(*net.TCPAddr); ok {
+		s.cfg.Port = a.Port
+	}
+	if a := srv.ClusterAddr(); a != nil {
+		s.cfg.RoutePort = a.Port
+	}
+	return nil
+}
+
+func (s *Server) startNode(ctx context.Context) error {
+	var err error
+	if s.nodeNC, err = s.connect("qlock node " + s.cfg.Node.Name); err != nil {
+		return err
+	}
+	if s.conn, err = s.connect(s.cfg.Node.Name); err != nil {
+		return err
+	}
+	s.node, err = qlock.StartNode(ctx, s.nodeNC, s.cfg.Node)
+	return err
+}
+
+// connect makes a connection inside the process: several times faster than
+// loopback, and gone with the server.
+func (s *Server) connect(name string) (*nats.Conn, error) {
+	opts := []nats.Option{nats.Name(name), nats.InProcessServer(s.server), nats.MaxReconnects(-1)}
+	switch {
+	case s.cfg.Token != "":
+		opts = append(opts, nats.Token(s.cfg.Token))
+	case s.cfg.Username != "":
+		opts = append(opts, nats.UserInfo(s.cfg.Username, s.cfg.Password))
+	}
+	nc, err := nats.Connect("", append(opts, s.cfg.ConnOptions...)...)
+	if err != nil {
+		return nil, fmt.Errorf("qlock/embedded: connect to the server in this process: %w", err)
+	}
+	return nc, nil
+}
+
+// options are nats-server's own, with what was found to matter for locks.
+func (c *Config) options() (*server.Options, error) {
+	o := &server.Options{
+		ServerName: c.Node.Name,
+		Host:       or(c.Host, "127.0.0.1"),
+		Port:       free(c.Port),
+		Username:   c.Username, Password: c.Password, Authorization: c.Token,
+		NoSigs: true, // signals are the program's, not the server's
+		// One slow observer must not hold up those who publish requests.
+		NoFastProducerStall: true,
+		WriteDeadline:       2 * time.Second,
+	}
+	if c.TLS != nil {
+		o.TLSConfig, o.TLSTimeout = c.TLS.Clone(), 5
+		o.TLSVerify = c.TLS.ClientAuth >= tls.VerifyClientCertIfGiven
+	}
+	if len(c.Routes) > 0 || c.RoutePort != 0 {
+		o.Cluster = server.ClusterOpts{
+			Name: "qlock-" + or(c.Node.Cluster, qlock.DefaultCluster),
+			Host: or(c.RouteHost, "127.0.0.1"), Port: free(c.RoutePort),
+			Username: c.RouteUser, Password: c.RoutePassword,
+			PoolSize: 1, // as fast for small messages, with fewer goroutines
+			// A route that is half open is found within seconds, not minutes.
+			PingInterval: time.Second, MaxPingsOut: 2,
+			Compression: server.CompressionOpts{Mode: server.CompressionOff},
+		}
+		if c.RouteTLS != nil {
+			t := c.RouteTLS.Clone()
+			t.ClientAuth = tls.RequireAndVerifyClientCert
+			if t.ClientCAs == nil {
+				t.ClientCAs = t.RootCAs
+			}
+			o.Cluster.TLSConfig, o.Cluster.TLSTimeout = t, 5
+		}
+		for _, r := range c.Routes {
+			u, err := url.Parse(r)
+			if err != nil || u.Host == "" {
+				return nil, fmt.Errorf("qlock/embedded: Config.Routes: %q is not an address like nats-route://host:6222", r)
+			}
+			if u.User == nil && c.RouteUser != "" {
+				u.User = url.UserPassword(c.RouteUser, c.RoutePassword)
+			}
+			o.Routes = append(o.Routes, u)
+		}
+	}
+	if c.Options != nil {
+		c.Options(o)
+	}
+	return o, nil
+}
+
+func or(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
+
+// free makes the zero of our Config, a free port, into the server's word for it.
+func free(port int) int {
+	if port == 0 {
+		return server.RANDOM_PORT
+	}
+	return port
+}
+
+// Conn is a connection to this server inside the process, for the service's own
+// use and for qlock.New. It belongs to the Server, and ends with it: unlike a
+// connection over the network it does not go to another server. Nil while the
+// server is down.
+func (s *Server) Conn() *nats.Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conn
+}
+
+// ClientURL is where clients connect; empty while the server is down.
+func (s *Server) ClientURL() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.server == nil {
+		return ""
+	}
+	return s.server.ClientURL()
+}
+
+// RouteURL is the address of this server for the Routes of others; empty if it
+// has none, or is down.
+func (s *Server) RouteURL() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.server == nil {
+		return ""
+	}
+	a := s.server.ClusterAddr()
+	if a == nil {
+		return ""
+	}
+	return "nats-route://" + net.JoinHostPort(or(s.cfg.RouteHost, "127.0.0.1"), strconv.Itoa(a.Port))
+}
+
+// Node is the node, nil while the server is down.
+func (s *Server) Node() *qlock.Node {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.node
+}
+
+// NATS is the server itself, for what this package does not wrap; nil while it is
+// down.
+func (s *Server) NATS() *server.Server {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.server
+}
+
+// Name is the node's and the server's name.
+func (s *Server) Name() string { return s.cfg.Node.Name }
+
+// Close stops the node cleanly, so that it may vote at once when it starts again,
+// and then the server. Calling it again does nothing.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shut()
+}
+
+// Crash stops node and server as the death of their process would: no state is
+// saved. For tests and demonstrations.
+func (s *Server) Crash() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	if s.node != nil {
+		err = s.node.Abort()
+	}
+	return errors.Join(err, s.shut())
+}
+
+func (s *Server) shut() error {
+	var err error
+	if s.node != nil {
+		err = s.node.Close()
+	}
+	for _, nc := range []*nats.Conn{s.nodeNC, s.conn} {
+		if nc != nil {
+			nc.Close()
+		}
+	}
+	if s.server != nil {
+		s.server.Shutdown()
+		s.server.WaitForShutdown()
+	}
+	s.node, s.nodeNC, s.conn, s.server = nil, nil, nil, nil
+	return err
+}
+
+// logger hands the server's lines on. A fatal one must not end the process: the
+// server is a guest in it.
+type logger struct {
+	log    *slog.Logger
+	failed chan error
+}
+
+func (l *logger) Noticef(f string, v ...any) { l.log.Debug(fmt.Sprintf(f, v...)) }
+func (l *logger) Warnf(f string, v ...any)   { l.log.Warn(fmt.Sprintf(f, v...)) }
+func (l *logger) Errorf(f string, v ...any)  { l.log.Error(fmt.Sprintf(f, v...)) }
+func (l *logger) Debugf(string, ...any)      {}
+func (l *logger) Tracef(string, ...any)      {}
+func (l *logger) Fatalf(f string, v ...any) {
+	l.log.Error(fmt.Sprintf(f, v...))
+	select {
+	case l.failed <- fmt.Errorf(f, v...):
+	default:
+	}
+}

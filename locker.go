@@ -1,0 +1,406 @@
+package qlock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+
+	"github.com/qlock/qlock/internal/client"
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// Locker takes locks for one client. All its methods may be called from several
+// goroutines. One Locker for a program is enough; it has one subscription and one
+// goroutine, however many locks it holds.
+type Locker struct {
+	nc    *nats.Conn
+	opt   options
+	log   *limited
+	start time.Time // zero of the monotonic clock readings
+	inbox string
+	sub   *nats.Subscription
+
+	mu      sync.Mutex // guards what follows; nothing is published and no caller's code is run under it
+	core    *client.Client
+	survey  *survey   // of the nodes' configurations, while one is under way
+	wakeAt  time.Time // when the loop will look at core next
+	closed  bool
+	surveys int
+	asked   time.Time // of the last survey
+
+	found chan struct{} // closed when New knows the nodes
+	wake  chan struct{} // tells the loop to look at core now
+	stop  chan struct{}
+	loop  sync.WaitGroup
+}
+
+// New makes a Locker on a connection that stays the caller's: it is neither
+// closed nor reconfigured. It asks the nodes who they are until a quorum of them
+// has given the same list of nodes, so that only nodes need to be configured; it
+// fails when ctx ends before that, or after five seconds if ctx has no deadline.
+//
+// Errors: ErrInvalidName, ErrNoQuorum with the context's error (the text says
+// what was asked on which subject, and who answered), ErrClosed for a closed
+// connection, and a lease longer than the nodes allow.
+//
+// A connection that reconnects for ever (nats.MaxReconnects(-1)) and finds a dead
+// server within the lease (nats.PingInterval of a third of it) serves best.
+func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Locker, error) {
+	if nc == nil {
+		return nil, errors.New("qlock: New: the connection is nil")
+	}
+	opt, err := buildOptions(opts)
+	if err != nil {
+		return nil, err
+	}
+	if nc.IsClosed() {
+		return nil, fmt.Errorf("%w: the NATS connection is closed", ErrClosed)
+	}
+	l := &Locker{
+		nc: nc, opt: opt, log: newLimited(opt.logger), start: time.Now(),
+		inbox: nc.NewInbox(),
+		found: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}),
+	}
+	// A callback, not a channel: the client library's list for callbacks is long,
+	// and a full channel loses answers. One subject for all answers: they carry
+	// their claim in the body.
+	l.sub, err = nc.Subscribe(l.inbox, l.receive)
+	if err != nil {
+		return nil, fmt.Errorf("qlock: subscribe to answers: %w", err)
+	}
+	if err := l.discover(ctx); err != nil {
+		_ = l.sub.Unsubscribe()
+		return nil, err
+	}
+	status := nc.StatusChanged(nats.CONNECTED)
+	l.loop.Go(func() { l.run(status) })
+	return l, nil
+}
+
+// Name is the client's name.
+func (l *Locker) Name() string { return l.opt.name }
+
+// Cluster is the cluster's name.
+func (l *Locker) Cluster() string { return l.opt.cluster }
+
+// Nodes lists the names of the cluster's nodes, as the nodes told them.
+func (l *Locker) Nodes() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return append([]string(nil), l.core.Cluster().Nodes...)
+}
+
+// Lock waits for the exclusive lock on name until it is granted or ctx ends. It
+// waits in the nodes' queues, where the oldest request comes first.
+//
+// Errors are of type *LockError: ErrHeld or ErrNoQuorum joined with the context's
+// error when ctx ended, ErrRefused, ErrClosed; or ErrInvalidName.
+func (l *Locker) Lock(ctx context.Context, name string) (*Lock, error) {
+	return l.lock(ctx, context.WithoutCancel(ctx), "lock", name, exclusive)
+}
+
+// RLock is like Lock for a shared lock: any number of readers may hold it
+// together, and no writer with them.
+func (l *Locker) RLock(ctx context.Context, name string) (*Lock, error) {
+	return l.lock(ctx, context.WithoutCancel(ctx), "rlock", name, shared)
+}
+
+// TryLock takes the exclusive lock on name if nobody is in the way, and fails
+// with ErrHeld as soon as it is known that somebody is; the *LockError says who
+// and for how long. It is bounded by ctx, and by the lease if ctx has no deadline.
+func (l *Locker) TryLock(ctx context.Context, name string) (*Lock, error) {
+	return l.tryLock(ctx, "try-lock", name, exclusive)
+}
+
+// TryRLock is like TryLock for a shared lock.
+func (l *Locker) TryRLock(ctx context.Context, name string) (*Lock, error) {
+	return l.tryLock(ctx, "try-rlock", name, shared)
+}
+
+func (l *Locker) tryLock(ctx context.Context, op, name string, mode quorum.Mode) (*Lock, error) {
+	base := context.WithoutCancel(ctx)
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, l.opt.lease)
+		defer cancel()
+	}
+	return l.lock(ctx, base, op, name, mode)
+}
+
+// Do calls f while it holds the exclusive lock on name. f's context ends with ctx
+// and when the lock is lost, and qlock.Token gives the token from it. Do returns
+// f's error, joined with ErrLost if the lock was lost before f returned; the lock
+// is given back also if f panics.
+func (l *Locker) Do(ctx context.Context, name string, f func(ctx context.Context) error) (err error) {
+	lock, err := l.lock(ctx, ctx, "lock", name, exclusive)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if lost := lock.Unlock(ctx); lost != nil {
+			err = errors.Join(err, fmt.Errorf("qlock: lock %s: %w", quote(name), lost))
+		}
+	}()
+	return f(lock.Context())
+}
+
+// lock asks, waits, and undoes what comes too late. The lock's context descends
+// from base.
+func (l *Locker) lock(ctx, base context.Context, op, name string, mode quorum.Mode) (*Lock, error) {
+	resource, err := encodeResource(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := context.Cause(ctx); err != nil {
+		return nil, &LockError{Op: op, Name: name, Reason: ErrNoQuorum, Cause: fmt.Errorf("not asked: %w", err)}
+	}
+	k := &Lock{locker: l, name: name, resource: resource, mode: mode, asked: time.Now(), ready: make(chan struct{})}
+	k.ctx, k.cancel = context.WithCancelCause(context.WithValue(base, tokenKey{}, k))
+	try := op == "try-lock" || op == "try-rlock"
+	err = l.step(func(now proto.Now, out *client.Out) {
+		if l.closed {
+			return
+		}
+		k.claim = l.core.Acquire(now, name, mode, try, k, out)
+	})
+	if k.claim == nil {
+		k.cancel(ErrClosed)
+		return nil, &LockError{Op: op, Name: name, Reason: ErrClosed}
+	}
+	if errors.Is(err, nats.ErrConnectionClosed) {
+		return nil, l.giveUp(k, op, ErrClosed, err)
+	}
+	select {
+	case <-k.ready:
+	case <-ctx.Done():
+		return nil, l.giveUp(k, op, nil, context.Cause(ctx))
+	}
+	if k.err != nil {
+		k.err.Op = op
+		return nil, k.err
+	}
+	return k, nil
+}
+
+// giveUp ends a claim whose caller has gone. It may have been granted in the same
+// moment: then it is given back as well, since nobody would (semaphore.Acquire of
+// golang.org/x/sync does the same).
+func (l *Locker) giveUp(k *Lock, op string, reason, cause error) error {
+	var err *LockError
+	granted := false
+	_ = l.step(func(now proto.Now, out *client.Out) {
+		granted = k.state == lockHeld
+		if err = k.err; err != nil { // it failed in the same moment
+			return
+		}
+		err = lockError(op, k.name, l.core.Report(now, k.claim), reason, cause)
+		k.state = lockFailed
+		l.core.Release(now, k.claim, out)
+	})
+	k.cancel(cause)
+	if granted {
+		l.event("released", k)
+	}
+	err.Op = op
+	return err
+}
+
+func (l *Locker) unlock(k *Lock) error {
+	lost, first := false, false
+	_ = l.step(func(now proto.Now, out *client.Out) {
+		if k.state == lockHeld {
+			l.core.Release(now, k.claim, out)
+			for _, e := range out.Events { // reading the clock may have shown it lost
+				if e.Claim == k.claim {
+					lost = true
+				}
+			}
+			if !lost {
+				k.state, first = lockUnlocked, true
+			}
+		}
+		lost = lost || k.state == lockLost
+	})
+	if lost {
+		return ErrLost
+	}
+	if first {
+		k.cancel(ErrUnlocked)
+		l.event("released", k)
+	}
+	return nil
+}
+
+// Close gives back what the Locker holds, ends what waits with ErrClosed, and
+// stops all that it started; the connection stays open. The contexts of its locks
+// end with cause ErrUnlocked. It waits until the server has the last releases,
+// for a second at most. Calling it again does nothing.
+func (l *Locker) Close() error {
+	var held []*Lock
+	first := false
+	_ = l.step(func(now proto.Now, out *client.Out) {
+		if l.closed {
+			return
+		}
+		l.closed, first = true, true
+		for _, cl := range l.core.All() {
+			k := cl.User.(*Lock)
+			if k.state == lockHeld {
+				k.state = lockUnlocked
+				held = append(held, k)
+			} else {
+				k.state, k.err = lockFailed, &LockError{Name: k.name, Reason: ErrClosed}
+				close(k.ready)
+			}
+			l.core.Release(now, cl, out)
+		}
+	})
+	if !first {
+		return nil
+	}
+	for _, k := range held {
+		k.cancel(ErrUnlocked)
+		l.event("released", k)
+	}
+	close(l.stop)
+	l.loop.Wait()
+	if l.nc.IsClosed() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	err := l.sub.Unsubscribe()
+	if flushErr := l.nc.FlushWithContext(ctx); flushErr != nil && err == nil && !errors.Is(flushErr, nats.ErrConnectionClosed) {
+		l.log.line(slog.LevelWarn, "the last releases may not have reached the nodes; the leases will end", "error", flushErr)
+	}
+	if err != nil && !errors.Is(err, nats.ErrConnectionClosed) && !errors.Is(err, nats.ErrBadSubscription) {
+		return fmt.Errorf("qlock: close: %w", err)
+	}
+	return nil
+}
+
+// now reads the clocks.
+func (l *Locker) now() proto.Now {
+	t := time.Now()
+	return proto.Now{Mono: t.Sub(l.start), Wall: t.UnixMicro()}
+}
+
+var outs = sync.Pool{New: func() any { return new(client.Out) }}
+
+// step lets f work on the machine under the lock, notes what became of claims,
+// and after the lock is given up publishes what is to be sent and tells whom it
+// concerns. It returns the first error of publishing; the protocol repeats what
+// was lost.
+func (l *Locker) step(f func(now proto.Now, out *client.Out)) error {
+	out := outs.Get().(*client.Out)
+	l.mu.Lock()
+	now := l.now()
+	f(now, out)
+	for _, e := range out.Events {
+		l.became(now, e)
+	}
+	ask := out.AskInfo && l.askAgain()
+	wake := l.rearm()
+	l.mu.Unlock()
+
+	if wake {
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
+	}
+	var first error
+	for i := range out.Requests {
+		if err := l.publish(&out.Requests[i]); err != nil && first == nil {
+			first = err
+			l.log.line(slog.LevelWarn, "publish failed, it will be repeated", "error", err)
+		}
+	}
+	if ask {
+		l.askNodes()
+	}
+	for _, e := range out.Events {
+		k := e.Claim.User.(*Lock)
+		switch e.Kind {
+		case client.Held:
+			close(k.ready)
+			l.event("acquired", k)
+		case client.Failed:
+			k.cancel(k.err)
+			close(k.ready)
+		case client.Lost:
+			k.cancel(ErrLost)
+			l.log.line(slog.LevelError, "lock lost: too few nodes confirmed it in time", "name", k.name, "token", k.token)
+			l.event("lost", k)
+		}
+	}
+	for _, note := range out.Notes {
+		l.log.line(slog.LevelError, note)
+	}
+	out.Reset()
+	outs.Put(out)
+	return first
+}
+
+// became notes an event in the lock's fields. Call with l.mu held.
+func (l *Locker) became(now proto.Now, e client.Event) {
+	k := e.Claim.User.(*Lock)
+	switch e.Kind {
+	case client.Held:
+		k.state, k.token, k.since = lockHeld, e.Claim.Token(), time.Now()
+		k.votes, k.nodes = l.core.Votes(e.Claim), len(l.core.Cluster().Nodes)
+	case client.Lost:
+		k.state = lockLost
+	case client.Failed:
+		k.state = lockFailed
+		k.err = lockError("lock", k.name, l.core.Report(now, e.Claim), nil, nil)
+	}
+}
+
+func (l *Locker) publish(r *proto.Request) error {
+	resource := ""
+	if r.Resource != "" {
+		var err error
+		if resource, err = encodeResource(r.Resource); err != nil {
+			return err // every name was encoded once before it became a claim's
+		}
+	}
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	*buf = proto.AppendRequest((*buf)[:0], r)
+	subject := requestSubject(l.opt.cluster, string(r.Verb), r.Client, resource)
+	switch r.Verb {
+	case proto.Release, proto.Yield:
+		return l.nc.Publish(subject, *buf)
+	}
+	return l.nc.PublishRequest(subject, l.inbox, *buf)
+}
+
+var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }}
+
+// receive takes an answer. It runs on the subscription's goroutine.
+func (l *Locker) receive(m *nats.Msg) {
+	a, err := proto.DecodeAnswer(m.Data)
+	if err != nil {
+		l.log.line(slog.LevelWarn, "malformed answer ignored", "error", err, "bytes", len(m.Data))
+		return
+	}
+	if a.Kind == proto.Informed {
+		l.informed(a)
+		return
+	}
+	_ = l.step(func(now proto.Now, out *client.Out) {
+		if l.core != nil && !l.closed {
+			l.core.Handle(now, a, out)
+		}
+	})
+}
+
+func newInstance() uuid.UUID { return uuid.New() }

@@ -1,0 +1,49 @@
+package qlock
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// limited logs at most one line a second for each message, and says how many it
+// left out: what it reports may come from anybody, at any rate.
+type limited struct {
+	log *slog.Logger
+
+	mu   sync.Mutex // guards last, kept short
+	last map[string]*limit
+}
+
+type limit struct {
+	at      time.Time
+	skipped int
+}
+
+func newLimited(l *slog.Logger) *limited { return &limited{log: l, last: map[string]*limit{}} }
+
+// line logs msg; msg is one of few constants, args may be anything.
+func (l *limited) line(level slog.Level, msg string, args ...any) {
+	if !l.log.Enabled(context.Background(), level) {
+		return
+	}
+	now := time.Now()
+	l.mu.Lock()
+	s := l.last[msg]
+	if s == nil {
+		s = &limit{}
+		l.last[msg] = s
+	}
+	if now.Sub(s.at) < time.Second {
+		s.skipped++
+		l.mu.Unlock()
+		return
+	}
+	if s.skipped > 0 {
+		args = append(args, "skipped", s.skipped)
+	}
+	s.at, s.skipped = now, 0
+	l.mu.Unlock()
+	l.log.Log(context.Background(), level, msg, args...)
+}

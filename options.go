@@ -1,0 +1,113 @@
+package qlock
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/qlock/qlock/internal/proto"
+)
+
+// Version of this module, as nodes tell it.
+const Version = "0.1.0"
+
+const (
+	// DefaultCluster is the cluster's name where none is given.
+	DefaultCluster = "default"
+	// DefaultLease is how long a lock outlives its silent holder where nothing
+	// else is given, unless the cluster's longest lease is shorter.
+	DefaultLease = 10 * time.Second
+	// DefaultMaxLease is the longest lease that a node grants where none is given.
+	DefaultMaxLease = 30 * time.Second
+)
+
+// Option changes how a Locker works.
+type Option func(*options) error
+
+type options struct {
+	cluster string
+	name    string
+	lease   time.Duration // 0: the default, or the cluster's longest if that is shorter
+	logger  *slog.Logger
+	events  bool
+}
+
+// WithCluster names the cluster of nodes to ask: 1 to 64 letters, digits, - and
+// _. Several may share one NATS. Default: "default".
+func WithCluster(name string) Option {
+	return func(o *options) error {
+		o.cluster = name
+		return checkToken("cluster", name)
+	}
+}
+
+// WithName names this client in subjects, events, and the errors of those who
+// wait for it: 1 to 64 letters, digits, - and _. Several processes may share a
+// name. NATS permissions are given by it. Default: made from the names of host
+// and program.
+func WithName(name string) Option {
+	return func(o *options) error {
+		o.name = name
+		return checkToken("client", name)
+	}
+}
+
+// WithLease sets how long locks outlive a holder that falls silent: a crashed
+// holder blocks others for that long at most, and a holder that is cut off from
+// the nodes learns of its loss after a little less. It is refreshed every third
+// of it. At least 10 ms, at most the cluster's longest lease; whole milliseconds.
+// Below a second, ordinary pauses of a busy machine begin to cost locks.
+func WithLease(d time.Duration) Option {
+	return func(o *options) error {
+		if d < proto.MinLease || d > proto.MaxLease {
+			return fmt.Errorf("qlock: lease %v: it must be within %v and %v", d, proto.MinLease, proto.MaxLease)
+		}
+		if d%time.Millisecond != 0 {
+			return fmt.Errorf("qlock: lease %v is not in whole milliseconds", d)
+		}
+		o.lease = d
+		return nil
+	}
+}
+
+// WithLogger lets the Locker say what an operator should know: lost locks,
+// foreign or malformed messages, nodes of the same name. Default: silent.
+func WithLogger(l *slog.Logger) Option {
+	return func(o *options) error {
+		if l != nil {
+			o.logger = l
+		}
+		return nil
+	}
+}
+
+// WithoutEvents publishes no events for observers: one message less for each
+// lock taken and one for each given back.
+func WithoutEvents() Option {
+	return func(o *options) error {
+		o.events = false
+		return nil
+	}
+}
+
+func buildOptions(opts []Option) (options, error) {
+	o := options{cluster: DefaultCluster, logger: slog.New(slog.DiscardHandler), events: true}
+	for _, opt := range opts {
+		if opt == nil {
+			continue
+		}
+		if err := opt(&o); err != nil {
+			return o, err
+		}
+	}
+	if o.name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			host = "host"
+		}
+		o.name = tokenFrom(host + "-" + filepath.Base(os.Args[0]))
+	}
+	return o, nil
+}

@@ -1,0 +1,117 @@
+package qlock
+
+import (
+	"errors"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/qlock/qlock/internal/client"
+	"github.com/qlock/qlock/internal/proto"
+)
+
+// run is the Locker's only goroutine: it does what time alone brings. What there
+// is to do, and when, is the machine's to say (internal/client): refresh what
+// lives, ask again, find out what is lost.
+func (l *Locker) run(status chan nats.Status) {
+	defer l.nc.RemoveStatusListener(status)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-l.stop:
+			return
+		case <-l.wake:
+		case _, ok := <-status:
+			if !ok {
+				status = nil // removed by someone else: the timer does without
+				break
+			}
+			_ = l.step(func(now proto.Now, out *client.Out) { l.core.Reconnected(now, out) })
+		case <-timer.C:
+			_ = l.step(func(now proto.Now, out *client.Out) { l.core.Tick(now, out) })
+			l.checkPermissions()
+		}
+		l.mu.Lock()
+		wait := l.wait()
+		l.wakeAt = time.Now().Add(wait)
+		l.mu.Unlock()
+		timer.Reset(wait)
+	}
+}
+
+// idle is how long the loop sleeps when there is nothing to wait for.
+const idle = time.Hour
+
+// wait is how long the loop may sleep: until the machine's next deadline, and a
+// second at most while there are claims, because the lease clock must be read
+// that often to notice that the machine slept (C8). Call with l.mu held.
+func (l *Locker) wait() time.Duration {
+	d, ok := l.core.Wait()
+	if !ok {
+		return idle
+	}
+	if l.core.Claims() > 0 {
+		d = min(d, time.Second)
+	}
+	return d
+}
+
+// rearm reports whether the loop must be woken because a deadline now comes
+// before the moment that it sleeps to. Mostly it need not: a lock taken and given
+// back at once leaves the timer as it was. Call with l.mu held.
+func (l *Locker) rearm() bool {
+	if l.core == nil || l.closed {
+		return false
+	}
+	at := time.Now().Add(l.wait())
+	if !at.Before(l.wakeAt) {
+		return false
+	}
+	l.wakeAt = at
+	return true
+}
+
+// checkPermissions fails claims whose requests the server did not let through:
+// NATS tells that by an error on the connection, not by an answer. The
+// connection is the caller's, with its own error handler, so its last error is
+// read instead; the first look is a few lease-hundredths after the request.
+func (l *Locker) checkPermissions() {
+	err := l.nc.LastError()
+	if err == nil || !errors.Is(err, nats.ErrPermissionViolation) {
+		return
+	}
+	subject, ok := deniedSubject(err)
+	if !ok {
+		return
+	}
+	_ = l.step(func(now proto.Now, out *client.Out) {
+		for _, cl := range l.core.All() {
+			k := cl.User.(*Lock)
+			if k.state != lockWaiting || subject != requestSubject(l.opt.cluster, string(proto.Acquire), l.opt.name, k.resource) {
+				continue
+			}
+			k.state = lockFailed
+			k.err = &LockError{Name: k.name, Reason: ErrRefused, Cause: permissionError(subject, err)}
+			l.core.Release(now, cl, out)
+			k.cancel(k.err)
+			close(k.ready)
+		}
+	})
+	l.log.line(slog.LevelError, "NATS permissions are missing", "subject", subject, "error", err)
+}
+
+// deniedSubject takes the subject out of the server's words: Permissions
+// Violation for Publish to "<subject>".
+func deniedSubject(err error) (string, bool) {
+	_, rest, ok := strings.Cut(err.Error(), `Publish to "`)
+	if !ok {
+		if _, rest, ok = strings.Cut(err.Error(), `Subscription to "`); !ok {
+			return "", false
+		}
+	}
+	subject, _, ok := strings.Cut(rest, `"`)
+	return subject, ok
+}

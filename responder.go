@@ -1,0 +1,481 @@
+package qlock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+
+	"github.com/qlock/qlock/internal/node"
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/statedir"
+)
+
+// NodeConfig configures a node. Cluster, Nodes, MaxLease and MaxSkew must be the
+// same at every node of a cluster: votes of nodes with another configuration do
+// not count.
+type NodeConfig struct {
+	Cluster string   // name of the cluster; default "default"
+	Name    string   // this node's name, one of Nodes
+	Nodes   []string // names of all nodes, 1 to 64; fixed for the cluster's life
+
+	// StateDir is where the node leaves, at a clean stop, what it must not forget.
+	// Empty: nowhere, and the node gives no votes for MaxLease after each start.
+	StateDir string
+
+	MaxLease time.Duration // longest lease that clients may have; default 30 s
+	MaxSkew  time.Duration // how far a client's clock may be ahead; default 5 s, at most MaxLease
+
+	MaxClaims int // claims, held and waiting, of one client name; default 250,000
+	MaxQueue  int // claims waiting for one name; default 65,536
+
+	// ProbeWait is how long the node listens for another node of its name before
+	// its first vote; default 300 ms.
+	ProbeWait time.Duration
+
+	// NoService keeps the node out of `nats micro ls`; it needs no permission for
+	// $SRV.> then.
+	NoService bool
+
+	Logger *slog.Logger // default: silent
+}
+
+func (c NodeConfig) withDefaults() (NodeConfig, error) {
+	if c.Cluster == "" {
+		c.Cluster = DefaultCluster
+	}
+	if c.MaxLease == 0 {
+		c.MaxLease = DefaultMaxLease
+	}
+	if c.MaxSkew == 0 {
+		c.MaxSkew = min(5*time.Second, c.MaxLease/2)
+	}
+	if c.MaxClaims == 0 {
+		c.MaxClaims = 250_000
+	}
+	if c.MaxQueue == 0 {
+		c.MaxQueue = 65_536
+	}
+	if c.ProbeWait == 0 {
+		c.ProbeWait = 300 * time.Millisecond
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c, c.check()
+}
+
+func (c NodeConfig) check() error {
+	if err := checkToken("cluster", c.Cluster); err != nil {
+		return err
+	}
+	if err := checkToken("node", c.Name); err != nil {
+		return err
+	}
+	for _, n := range c.Nodes {
+		if err := checkToken("node", n); err != nil {
+			return err
+		}
+	}
+	sorted := slices.Sorted(slices.Values(c.Nodes))
+	switch {
+	case len(c.Nodes) == 0:
+		return errors.New("qlock: NodeConfig.Nodes is empty: it must list the names of all nodes of the cluster")
+	case len(c.Nodes) > proto.MaxNodes:
+		return fmt.Errorf("qlock: NodeConfig.Nodes has %d names, at most %d are allowed", len(c.Nodes), proto.MaxNodes)
+	case len(slices.Compact(sorted)) != len(c.Nodes):
+		return fmt.Errorf("qlock: NodeConfig.Nodes has a name twice: %v", c.Nodes)
+	case !slices.Contains(c.Nodes, c.Name):
+		return fmt.Errorf("qlock: NodeConfig.Name %q is not among Nodes %v", c.Name, c.Nodes)
+	case c.MaxLease < proto.MinLease || c.MaxLease > proto.MaxLease || c.MaxLease%time.Millisecond != 0:
+		return fmt.Errorf("qlock: NodeConfig.MaxLease %v: it must be within %v and %v, in whole milliseconds", c.MaxLease, proto.MinLease, proto.MaxLease)
+	case c.MaxSkew < time.Millisecond || c.MaxSkew > c.MaxLease || c.MaxSkew%time.Millisecond != 0:
+		return fmt.Errorf("qlock: NodeConfig.MaxSkew %v: it must be within 1ms and MaxLease (%v), in whole milliseconds", c.MaxSkew, c.MaxLease)
+	case c.MaxClaims < 1 || c.MaxQueue < 1:
+		return fmt.Errorf("qlock: NodeConfig.MaxClaims (%d) and MaxQueue (%d) must be positive", c.MaxClaims, c.MaxQueue)
+	case c.ProbeWait < 0:
+		return fmt.Errorf("qlock: NodeConfig.ProbeWait %v is negative", c.ProbeWait)
+	}
+	return nil
+}
+
+func (c NodeConfig) proto() proto.Config {
+	return proto.Config{Nodes: slices.Sorted(slices.Values(c.Nodes)), MaxTTL: c.MaxLease, Skew: c.MaxSkew}
+}
+
+// Node is one voting node on a NATS connection. Its methods may be called from
+// several goroutines.
+type Node struct {
+	nc      *nats.Conn
+	cfg     NodeConfig
+	log     *limited
+	start   time.Time
+	inbox   string
+	dir     *statedir.Dir // nil: none
+	service micro.Service // nil: none
+	subs    []*nats.Subscription
+
+	mu     sync.Mutex // guards what follows; nothing is published under it
+	core   *node.Node
+	closed bool
+	wakeAt time.Time
+
+	state  atomic.Value  // proto.State
+	change chan struct{} // closed and made anew when the state changes; guarded by mu
+	wake   chan struct{}
+	stop   chan struct{}
+	done   chan struct{} // closed when the node serves no more
+	loop   sync.WaitGroup
+
+	requests, malformed atomic.Uint64
+}
+
+// NodeStats is what a node counts.
+type NodeStats struct {
+	State     string `json:"state"`     // "probing", "recovering", "voting" or "stopped"
+	Claims    int    `json:"claims"`    // held and waiting
+	Resources int    `json:"resources"` // names with claims
+	Requests  uint64 `json:"requests"`  // since the start
+	Malformed uint64 `json:"malformed"` // of these ignored, because nobody could make sense of them
+}
+
+// StartNode starts a node on a connection that stays the caller's: it is not
+// closed. It is entered as a service named qlock, for `nats micro`, which wraps
+// the connection's handlers for errors and closing; see NodeConfig.NoService.
+//
+// It returns when the node serves and has made sure, for ProbeWait, that no other
+// node has its name; if one has, StartNode fails. A node that may have forgotten
+// votes then still waits before it gives any: see WaitReady, and Bootstrap for a
+// new cluster.
+func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error) {
+	if nc == nil {
+		return nil, errors.New("qlock: StartNode: the connection is nil")
+	}
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{
+		nc: nc, cfg: cfg, log: newLimited(cfg.Logger.With("node", cfg.Name)), start: time.Now(), inbox: nc.NewInbox(),
+		change: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
+	}
+	var saved *node.Saved
+	longest := cfg.MaxLease
+	if cfg.StateDir != "" {
+		if n.dir, err = statedir.Open(cfg.StateDir); err != nil {
+			return nil, fmt.Errorf("qlock: StartNode: %w", err)
+		}
+		if saved, longest, err = takeMark(n.dir, cfg, cfg.Logger.With("node", cfg.Name)); err != nil {
+			return nil, errors.Join(fmt.Errorf("qlock: StartNode: %w", err), n.dir.Close())
+		}
+	}
+	n.core = node.New(node.Config{
+		Name: cfg.Name, Config: cfg.proto(), Incarnation: newInstance(), ProbeWait: cfg.ProbeWait,
+		MaxClaims: cfg.MaxClaims, MaxQueue: cfg.MaxQueue, Version: Version,
+	}, n.now(), saved, longest)
+	n.state.Store(n.core.State())
+	if err := n.serve(ctx); err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	return n, nil
+}
+
+// serve subscribes, and waits until the probe is over.
+func (n *Node) serve(ctx context.Context) error {
+	sub, err := n.nc.Subscribe(n.inbox, n.receiveAnswer)
+	if err != nil {
+		return fmt.Errorf("qlock: StartNode: %w", err)
+	}
+	n.subs = append(n.subs, sub)
+	subject := nodeSubject(n.cfg.Cluster)
+	if n.cfg.NoService {
+		sub, err := n.nc.Subscribe(subject, func(m *nats.Msg) { n.receive(m.Subject, m.Reply, m.Data) })
+		if err != nil {
+			return fmt.Errorf("qlock: StartNode: subscribe to %s: %w", subject, err)
+		}
+		n.subs = append(n.subs, sub)
+	} else if err := n.addService(subject); err != nil {
+		return fmt.Errorf("qlock: StartNode: %w", err)
+	}
+	n.loop.Go(n.run)
+	for !n.probed() {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("qlock: StartNode: node %s did not hear itself on %s: is it connected, and may it publish and subscribe there? %w", n.cfg.Name, subject, context.Cause(ctx))
+		case <-n.done:
+			return n.stoppedError()
+		case <-n.changed():
+		}
+	}
+	return nil
+}
+
+func (n *Node) stoppedError() error {
+	return fmt.Errorf("qlock: another node named %q already runs in cluster %q: give each node a name of its own", n.cfg.Name, n.cfg.Cluster)
+}
+
+func (n *Node) addService(subject string) error {
+	var err error
+	n.service, err = micro.AddService(n.nc, micro.Config{
+		Name: "qlock", Version: Version, Description: "distributed locks",
+		Metadata: map[string]string{"cluster": n.cfg.Cluster, "node": n.cfg.Name, "nodes": strings.Join(n.cfg.Nodes, " ")},
+		StatsHandler: func(*micro.Endpoint) any {
+			return n.Stats()
+		},
+	})
+	if err != nil {
+		return err
+	}
+	// Every node must hear every request, so no queue group; and the list of what
+	// is waiting may be long, since a lost request is a lost vote.
+	return n.service.AddEndpoint("node", micro.HandlerFunc(func(r micro.Request) {
+		n.receive(r.Subject(), r.Reply(), r.Data())
+	}), micro.WithEndpointSubject(subject), micro.WithEndpointQueueGroupDisabled())
+}
+
+// Name is the node's name.
+func (n *Node) Name() string { return n.cfg.Name }
+
+// Ready reports whether the node gives votes now.
+func (n *Node) Ready() bool { return n.state.Load() == proto.Voting }
+
+// Done is closed when the node serves no more: after Close, or when it found that
+// an older node has its name.
+func (n *Node) Done() <-chan struct{} { return n.done }
+
+// WaitReady waits until the node gives votes. It fails when ctx ends, or when the
+// node is closed or stopped before that.
+func (n *Node) WaitReady(ctx context.Context) error {
+	for {
+		changed := n.changed()
+		switch n.state.Load() {
+		case proto.Voting:
+			return nil
+		case proto.Stopped:
+			return n.stoppedError()
+		}
+		select {
+		case <-changed:
+		case <-n.done:
+			if n.state.Load() == proto.Stopped {
+				return n.stoppedError()
+			}
+			return ErrClosed
+		case <-ctx.Done():
+			return fmt.Errorf("qlock: node %s is %s and gives no votes yet: %w", n.cfg.Name, n.state.Load(), context.Cause(ctx))
+		}
+	}
+}
+
+// Stats tells what the node has and counted.
+func (n *Node) Stats() NodeStats {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return NodeStats{
+		State: string(n.core.State()), Claims: n.core.Claims(), Resources: n.core.Resources(),
+		Requests: n.requests.Load(), Malformed: n.malformed.Load(),
+	}
+}
+
+// Close stops the node cleanly: it leaves its votes and queues in the state
+// directory, so that it may vote at once when it starts again. The connection
+// stays open. Calling it again does nothing.
+func (n *Node) Close() error { return n.close(true) }
+
+// Abort stops the node as a crash would: nothing is left in the state directory,
+// and the node's next start waits until its votes have run out. It is for tests
+// of what happens then.
+func (n *Node) Abort() error { return n.close(false) }
+
+func (n *Node) close(save bool) error {
+	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		return nil
+	}
+	n.closed = true // no message is handled after what is saved now
+	saved, clean := n.core.Save(n.now())
+	n.mu.Unlock()
+
+	close(n.stop)
+	n.loop.Wait()
+	var errs []error
+	if n.service != nil {
+		errs = append(errs, n.service.Stop())
+	}
+	for _, s := range n.subs {
+		errs = append(errs, s.Unsubscribe())
+	}
+	for i, err := range errs { // gone with the connection
+		if errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrBadSubscription) {
+			errs[i] = nil
+		}
+	}
+	if n.dir != nil {
+		if clean && save {
+			errs = append(errs, writeMark(n.dir, n.cfg, true, n.cfg.MaxLease, saved))
+		}
+		errs = append(errs, n.dir.Close())
+	}
+	n.finish()
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("qlock: closing node %s: %w", n.cfg.Name, err)
+	}
+	return nil
+}
+
+func (n *Node) finish() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	select {
+	case <-n.done:
+	default:
+		close(n.done)
+	}
+}
+
+func (n *Node) now() proto.Now {
+	t := time.Now()
+	return proto.Now{Mono: t.Sub(n.start), Wall: t.UnixMicro()}
+}
+
+func (n *Node) changed() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.change
+}
+
+func (n *Node) probed() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.core.Probed()
+}
+
+// receive takes a request. It runs on the subscription's goroutine, one at a
+// time.
+func (n *Node) receive(subject, reply string, body []byte) {
+	n.requests.Add(1)
+	verb, client, resource, err := parseRequestSubject(n.cfg.Cluster, subject)
+	if err != nil {
+		n.ignore(subject, err)
+		return
+	}
+	// An answer must not be made into a request, or an API call, in this node's
+	// name.
+	if strings.HasPrefix(reply, "lock.") || strings.HasPrefix(reply, "$") {
+		n.ignore(subject, fmt.Errorf("the reply subject %s is not an inbox", quote(reply)))
+		return
+	}
+	r, err := proto.DecodeRequest(proto.Verb(verb), client, resource, body)
+	if err != nil {
+		n.ignore(subject, err)
+		return
+	}
+	n.step(func(now proto.Now, out *node.Out) { n.core.Handle(now, r, reply, out) })
+}
+
+func (n *Node) ignore(subject string, err error) {
+	n.malformed.Add(1)
+	n.log.line(slog.LevelWarn, "request ignored", "subject", quote(subject), "error", err)
+}
+
+// receiveAnswer takes answers to the node's probes.
+func (n *Node) receiveAnswer(m *nats.Msg) {
+	a, err := proto.DecodeAnswer(m.Data)
+	if err != nil {
+		n.ignore(m.Subject, err)
+		return
+	}
+	n.step(func(now proto.Now, out *node.Out) { n.core.HandleAnswer(now, a, out) })
+}
+
+var nodeOuts = sync.Pool{New: func() any { return new(node.Out) }}
+
+// step lets f work on the machine under the lock, and publishes what it wants
+// sent when the lock is given up.
+func (n *Node) step(f func(now proto.Now, out *node.Out)) {
+	out := nodeOuts.Get().(*node.Out)
+	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		return
+	}
+	wasProbed := n.core.Probed()
+	f(n.now(), out)
+	state := n.core.State()
+	if state != n.state.Load() || n.core.Probed() != wasProbed {
+		n.state.Store(state)
+		close(n.change)
+		n.change = make(chan struct{})
+	}
+	at := time.Now().Add(n.wait())
+	wake := at.Before(n.wakeAt)
+	if wake {
+		n.wakeAt = at
+	}
+	n.mu.Unlock()
+
+	if wake {
+		select {
+		case n.wake <- struct{}{}:
+		default:
+		}
+	}
+	buf := buffers.Get().(*[]byte)
+	for i := range out.Answers {
+		s := &out.Answers[i]
+		*buf = proto.AppendAnswer((*buf)[:0], &s.Answer)
+		if err := n.nc.Publish(s.To, *buf); err != nil {
+			n.log.line(slog.LevelWarn, "answer not sent", "to", s.To, "error", err)
+		}
+	}
+	if p := out.Probe; p != nil {
+		*buf = proto.AppendRequest((*buf)[:0], p)
+		if err := n.nc.PublishRequest(requestSubject(n.cfg.Cluster, string(p.Verb), p.Client, ""), n.inbox, *buf); err != nil {
+			n.log.line(slog.LevelWarn, "probe not sent", "error", err)
+		}
+	}
+	buffers.Put(buf)
+	for _, note := range out.Notes {
+		n.log.line(slog.LevelWarn, note)
+	}
+	out.Reset()
+	nodeOuts.Put(out)
+	if state == proto.Stopped {
+		n.finish()
+	}
+}
+
+// wait is how long the loop may sleep. Call with n.mu held.
+func (n *Node) wait() time.Duration {
+	return min(max(n.core.Deadline()-n.now().Mono, 0), idle)
+}
+
+// run does what time alone brings: leases that run out, the end of a quarantine,
+// probes.
+func (n *Node) run() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-n.stop:
+			return
+		case <-n.wake:
+		case <-timer.C:
+			n.step(func(now proto.Now, out *node.Out) { n.core.Tick(now, out) })
+		}
+		n.mu.Lock()
+		wait := n.wait()
+		n.wakeAt = time.Now().Add(wait)
+		n.mu.Unlock()
+		timer.Reset(wait)
+	}
+}
