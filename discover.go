@@ -171,7 +171,7 @@ func (l *Locker) informed(a *proto.Answer) {
 				}
 				l.core = client.New(client.Config{
 					Name: l.opt.name, Instance: newInstance(), TTL: l.opt.lease,
-					MaxRuns: l.maxRuns(), Cluster: cfg,
+					MaxRuns: maxRuns(l.nc), Cluster: cfg,
 				}, now)
 				close(l.found)
 			}
@@ -184,9 +184,9 @@ func (l *Locker) informed(a *proto.Answer) {
 	})
 }
 
-// maxRuns is how many runs of claims fit into one refresh and its answer.
-func (l *Locker) maxRuns() int {
+// maxRuns is how many runs of claims fit into one refresh, or its answer, on nc.
+func maxRuns(nc *nats.Conn) int {
 	const perRun, rest = 2*16 + 4, 1024 // two numbers below 2^53, and the other fields
-	most := int(min(l.nc.MaxPayload(), proto.MaxBody))
-	return max(1, min((most-rest)/perRun, proto.MaxRuns))
+	most := int(min(nc.MaxPayload(), proto.MaxBody))
+	return max(2, min((most-rest)/perRun, proto.MaxRuns))
 }

@@ -26,6 +26,7 @@ type Config struct {
 	ProbeWait   time.Duration // how long to listen for another node of the same name before the first vote
 	MaxClaims   int           // claims of one client name
 	MaxQueue    int           // claims waiting for one resource
+	MaxRuns     int           // runs of claims that fit into one answer, at least 2
 	Version     string
 }
 
@@ -143,6 +144,9 @@ func order(a, b *claim) int {
 // that it can have granted is over: forgot, or the configuration's if that is
 // longer (N8).
 func New(cfg Config, now proto.Now, saved *Saved, forgot time.Duration) *Node {
+	if cfg.MaxRuns < 2 {
+		cfg.MaxRuns = proto.MaxRuns
+	}
 	n := &Node{
 		cfg:       cfg,
 		digest:    cfg.Digest(),
@@ -748,17 +752,28 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 			}
 		}
 	}
-	if total := r.Live.Len(); known < total {
-		if total > uint64(n.cfg.MaxClaims) {
-			return // more than it may have here: not a client of ours
-		}
+	if known < r.Live.Len() {
 		a.Unknown = s.unknown(r.Live)
 	}
-	if len(a.Waiting) > proto.MaxRuns || len(a.Unknown) > proto.MaxRuns {
-		return // cannot happen for the lists of a client, which are no longer
+	if reply == "" {
+		return
 	}
-	if reply != "" {
-		out.Answers = append(out.Answers, Send{reply, a})
+	// An answer says all about its range. A list that is too long for one message
+	// goes in several, each with a range of its own.
+	for {
+		part := a
+		for _, list := range []proto.Runs{a.Waiting, a.Unknown} {
+			if most := n.cfg.MaxRuns / 2; len(list) > most {
+				part.Hi = min(part.Hi, list[most-1].Hi)
+			}
+		}
+		part.Waiting, a.Waiting = a.Waiting.Cut(part.Hi)
+		part.Unknown, a.Unknown = a.Unknown.Cut(part.Hi)
+		out.Answers = append(out.Answers, Send{reply, part})
+		if part.Hi >= r.Hi {
+			return
+		}
+		a.Lo = part.Hi + 1
 	}
 }
 

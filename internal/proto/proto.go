@@ -82,6 +82,19 @@ func (r Runs) Has(seq uint64) bool {
 	return ok && i < len(r)
 }
 
+// Cut divides the list after hi.
+func (r Runs) Cut(hi uint64) (upTo, after Runs) {
+	i := 0
+	for i < len(r) && r[i].Hi <= hi {
+		i++
+	}
+	if i == len(r) || r[i].Lo > hi {
+		return r[:i:i], r[i:]
+	}
+	upTo = append(r[:i:i], Run{r[i].Lo, hi})
+	return upTo, append(Runs{{hi + 1, r[i].Hi}}, r[i+1:]...)
+}
+
 // Len counts the claims in the list.
 func (r Runs) Len() uint64 {
 	var n uint64

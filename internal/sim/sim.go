@@ -32,13 +32,13 @@ type Options struct {
 
 // Result counts what a run did.
 type Result struct {
-	Events, Held, Lost, GaveUp, TryFailed       int
-	Crashes, Restarts, Pauses, Cuts, Suspends   int
-	Dropped, Duplicated, Late                   int
-	Nodes, Clients, Resources                   int
-	MostOvertaken                               int
-	WaitedLongest                               time.Duration
-	Duplicate, WrongConfig, ClientCrashes, Tied int
+	Events, Held, Lost, GaveUp, TryFailed      int
+	Crashes, Restarts, Pauses, Cuts, Suspends  int
+	Dropped, Duplicated, Late                  int
+	Nodes, Clients, Resources                  int
+	MostOvertaken                              int
+	WaitedLongest                              time.Duration
+	Twins, WrongConfig, ClientCrashes, Refused int
 }
 
 const (
@@ -105,6 +105,10 @@ type simNode struct {
 	timer   *event
 	out     node.Out
 	twin    bool // a second node under a name that is taken
+	paused  bool
+	backlog []func()
+	claims  int // limits
+	queue   int
 }
 
 type simClient struct {
@@ -129,9 +133,9 @@ type job struct {
 	mode   quorum.Mode
 	res    string
 	asked  time.Duration
+	try    bool
 	held   bool
 	ended  bool
-	served map[string]int
 	timer  *event
 	over   int // younger claims on the same resource that were held meanwhile
 }
@@ -155,6 +159,8 @@ type Sim struct {
 	// what this seed's world is like
 	loss, dup, late float64
 	codec           bool
+	cluster         proto.Config
+	twin            *simNode
 	uuids           uint64
 	working         bool
 }
@@ -183,12 +189,13 @@ func newSim(opt Options) *Sim {
 	for i := range n {
 		cfg.Nodes = append(cfg.Nodes, fmt.Sprintf("n%d", i+1))
 	}
+	s.cluster = cfg
 	s.loss = [...]float64{0, 0.01, 0.05, 0.25}[r.IntN(4)]
 	s.dup = [...]float64{0, 0.02, 0.2}[r.IntN(3)]
 	s.late = [...]float64{0, 0.001, 0.02}[r.IntN(3)]
 	s.codec = r.IntN(8) == 0
 	for i := range n {
-		nd := &simNode{sim: s, name: cfg.Nodes[i], cfg: cfg, clock: s.newClock(2 * time.Second), inbox: "node." + cfg.Nodes[i]}
+		nd := &simNode{sim: s, name: cfg.Nodes[i], cfg: cfg, clock: s.newClock(2 * time.Second), inbox: "node." + cfg.Nodes[i], claims: 1000, queue: 1000}
 		// A bootstrapped cluster starts from clean marks.
 		nd.disk, _ = json.Marshal(&node.Saved{})
 		s.nodes = append(s.nodes, nd)
@@ -199,6 +206,11 @@ func newSim(opt Options) *Sim {
 		clients = 20 + r.IntN(31)
 	}
 	resources := 1 + r.IntN(3)
+	if r.IntN(6) == 0 { // limits that are reached
+		for _, nd := range s.nodes {
+			nd.claims, nd.queue = 1+r.IntN(3), 1+r.IntN(3)
+		}
+	}
 	for i := range clients {
 		c := &simClient{sim: s, id: i, name: fmt.Sprintf("c%d", i), clock: s.newClock(time.Second)}
 		s.clients = append(s.clients, c)
@@ -321,13 +333,12 @@ func (s *Sim) publish(from, reply string, r proto.Request) {
 			what = fmt.Sprintf("%s %s %s", r.Verb, r.Resource, proto.AppendRequest(nil, &r))
 		}
 		s.carry(from, nd.host(), what, func() {
-			if nd.core == nil {
-				return
-			}
-			s.tracef("%s <- %s: %s", nd.host(), from, what)
-			copied := r
-			nd.core.Handle(nd.clock.read(s.now), &copied, reply, &nd.out)
-			nd.flush()
+			nd.do(func() {
+				s.tracef("%s <- %s: %s", nd.host(), from, what)
+				copied := r
+				nd.core.Handle(nd.clock.read(s.now), &copied, reply, &nd.out)
+				nd.flush()
+			})
 		})
 	}
 }
@@ -366,7 +377,7 @@ func (nd *simNode) host() string {
 
 func (nd *simNode) start() {
 	s := nd.sim
-	if nd.core != nil {
+	if nd.core != nil || nd.twin && !s.working {
 		return
 	}
 	var saved *node.Saved
@@ -379,17 +390,45 @@ func (nd *simNode) start() {
 	nd.disk = nil // it serves once (N8)
 	nd.core = node.New(node.Config{
 		Name: nd.name, Config: nd.cfg, Incarnation: s.newUUID(), ProbeWait: 100 * time.Millisecond,
-		MaxClaims: 1000, MaxQueue: 1000,
+		MaxClaims: nd.claims, MaxQueue: nd.queue, MaxRuns: 2,
 	}, nd.clock.read(s.now), saved, nd.longest)
 	nd.longest = nd.cfg.MaxTTL
 	s.tracef("%s starts, clean mark: %v", nd.host(), saved != nil)
 	s.inboxes[nd.inbox] = func(a *proto.Answer) {
-		if nd.core != nil {
+		nd.do(func() {
 			nd.core.HandleAnswer(nd.clock.read(s.now), a, &nd.out)
 			nd.flush()
-		}
+		})
 	}
 	nd.flush()
+}
+
+// do runs f now, when the node goes on, or never if it does not live till then.
+func (nd *simNode) do(f func()) {
+	switch {
+	case nd.core == nil:
+	case nd.paused:
+		nd.backlog = append(nd.backlog, f)
+	default:
+		f()
+	}
+}
+
+func (nd *simNode) resume() {
+	if !nd.paused {
+		return
+	}
+	nd.paused = false
+	nd.sim.tracef("%s goes on", nd.host())
+	if nd.clock.asleep >= 0 {
+		nd.clock.stopped += nd.sim.now - nd.clock.asleep
+		nd.clock.asleep = -1
+	}
+	backlog := nd.backlog
+	nd.backlog = nil
+	for _, f := range backlog {
+		nd.do(f)
+	}
 }
 
 func (nd *simNode) flush() {
@@ -407,11 +446,14 @@ func (nd *simNode) flush() {
 	s.cancel(nd.timer)
 	d := time.Duration(float64(nd.core.Deadline()-nd.clock.read(s.now).Mono)/nd.clock.rate) + time.Microsecond
 	if d < faulty+calm {
+		core := nd.core
 		nd.timer = s.at(d, func() {
-			if nd.core != nil {
-				nd.core.Tick(nd.clock.read(s.now), &nd.out)
-				nd.flush()
-			}
+			nd.do(func() {
+				if nd.core == core {
+					nd.core.Tick(nd.clock.read(s.now), &nd.out)
+					nd.flush()
+				}
+			})
 		})
 	}
 }
@@ -431,6 +473,9 @@ func (nd *simNode) stop(clean bool) {
 	}
 	s.tracef("%s stops, clean: %v, mark: %v", nd.host(), clean, nd.disk != nil)
 	nd.core = nil
+	if nd.paused {
+		nd.resume() // what the dead process had not read is gone with it
+	}
 	s.cancel(nd.timer)
 }
 
@@ -497,43 +542,32 @@ func (c *simClient) want(resources int) {
 		if !s.working {
 			return
 		}
-		j := &job{client: c, res: fmt.Sprintf("r%d", s.rng.IntN(resources)), asked: s.now}
+		j := &job{client: c, res: fmt.Sprintf("r%d", s.rng.IntN(resources)), asked: s.now, try: s.rng.IntN(6) == 0}
 		if s.rng.IntN(3) == 0 {
 			j.mode = quorum.Shared
 		}
-		try := s.rng.IntN(6) == 0
-		if s.rng.IntN(4) == 0 || try {
+		if s.rng.IntN(4) == 0 || j.try {
 			j.timer = s.at(s.between(10*time.Millisecond, 15*time.Second), func() { c.do(j.giveUp) })
 		}
 		s.jobs[j.res] = append(s.jobs[j.res], j)
-		s.tracef("%s wants %s %v try=%v", c.name, j.res, j.mode, try)
-		j.claim = c.core.Acquire(c.clock.read(s.now), j.res, j.mode, try, j, &c.out)
+		s.tracef("%s wants %s %v try=%v", c.name, j.res, j.mode, j.try)
+		j.claim = c.core.Acquire(c.clock.read(s.now), j.res, j.mode, j.try, j, &c.out)
 		c.flush()
 		again := s.between(0, 8*time.Second)
 		if s.rng.IntN(2) == 0 {
 			again = s.between(0, 20*time.Millisecond)
 		}
-		next := func() { s.at(again, func() { c.want(resources) }) }
-		j.served = map[string]int{}
-		j.onEnd(next)
+		j.then(func() { s.at(again, func() { c.want(resources) }) })
 	})
 }
 
-func (j *job) onEnd(next func()) {
-	if j.ended {
-		next()
-		return
-	}
-	j.timerNext(next)
-}
-
-// timerNext waits for the end of the job by looking again; it draws nothing.
-func (j *job) timerNext(next func()) {
+// then waits for the end of the job by looking again; it draws nothing.
+func (j *job) then(next func()) {
 	j.client.sim.at(200*time.Millisecond, func() {
 		if j.ended {
 			next()
 		} else if j.client.sim.working {
-			j.timerNext(next)
+			j.then(next)
 		}
 	})
 }
@@ -607,7 +641,11 @@ func (j *job) event(k client.EventKind) {
 		if j.held {
 			s.fail("%s #%d failed after it was held", c.name, j.claim.Seq())
 		}
-		s.res.TryFailed++
+		if j.try {
+			s.res.TryFailed++
+		} else {
+			s.res.Refused++
+		}
 		s.tracef("%s failed %s #%d", c.name, j.res, j.claim.Seq())
 		j.endIfNot()
 	}
@@ -666,7 +704,7 @@ func (s *Sim) fault() {
 		return
 	}
 	r := s.rng
-	switch r.IntN(9) {
+	switch r.IntN(13) {
 	case 0, 1: // a node crashes and forgets
 		nd := s.nodes[r.IntN(len(s.nodes))]
 		nd.stop(false)
@@ -717,11 +755,58 @@ func (s *Sim) fault() {
 		s.clients[r.IntN(len(s.clients))].crash()
 	case 8: // a wall clock is set
 		c := s.clients[r.IntN(len(s.clients))]
-		if c.clock.asleep >= 0 {
-			break // a sleeping machine sets no clock: docs/protocol.md, Bounds
+		// Not in the same second as a sleep, of which a clock set back hides a part:
+		// docs/protocol.md, Bounds.
+		if c.paused {
+			break
 		}
+		c.core.Tick(c.clock.read(s.now), &c.out)
 		c.clock.offset = s.between(-2*time.Second, 2*time.Second)
+		c.core.Tick(c.clock.read(s.now), &c.out)
+		c.flush()
 		s.tracef("%s has its wall clock set to %v", c.name, c.clock.offset)
+	case 9: // a node's process stops for a while, or its machine sleeps
+		nd := s.nodes[r.IntN(len(s.nodes))]
+		if nd.core != nil && !nd.paused {
+			s.res.Pauses++
+			nd.paused = true
+			if r.IntN(2) == 0 {
+				nd.clock.asleep = s.now
+			}
+			s.tracef("%s pauses, asleep: %v", nd.host(), nd.clock.asleep >= 0)
+			s.at(s.between(0, 2*ttl), nd.resume)
+		}
+	case 10: // a node's wall clock is set
+		nd := s.nodes[r.IntN(len(s.nodes))]
+		nd.clock.offset = s.between(-2*time.Second, 2*time.Second)
+		s.tracef("%s has its wall clock set to %v", nd.host(), nd.clock.offset)
+	case 11: // a node is started with another configuration, and later with the right one
+		nd := s.nodes[r.IntN(len(s.nodes))]
+		if nd.twin || len(nd.cfg.Nodes) != len(s.cluster.Nodes) {
+			break
+		}
+		s.res.WrongConfig++
+		nd.stop(r.IntN(2) == 0)
+		nd.disk = nil                    // a mark of another configuration is void (N8)
+		nd.cfg.Nodes = []string{nd.name} // it takes itself for a whole cluster
+		s.at(s.downFor(), nd.start)
+		s.at(s.between(0, 2*maxTTL), func() {
+			nd.stop(false)
+			nd.cfg = s.cluster
+			s.at(s.downFor(), nd.start)
+		})
+	case 12: // somebody starts a second node under a name that is taken
+		nd := s.nodes[r.IntN(len(s.nodes))]
+		if nd.twin || nd.core == nil || s.twin != nil || len(s.nodes) == 1 {
+			break
+		}
+		s.res.Twins++
+		s.twin = &simNode{
+			sim: s, name: nd.name, cfg: s.cluster, clock: s.newClock(2 * time.Second), inbox: nd.inbox + "'",
+			claims: nd.claims, queue: nd.queue, twin: true,
+		}
+		s.nodes = append(s.nodes, s.twin)
+		s.twin.start()
 	}
 	s.at(s.between(0, 12*time.Second), s.fault)
 }
@@ -740,11 +825,27 @@ func (s *Sim) calmDown() {
 	s.working = false
 	clear(s.cuts)
 	for _, nd := range s.nodes {
-		nd.start()
+		nd.resume()
+		if nd.twin || len(nd.cfg.Nodes) != len(s.cluster.Nodes) || nd.core != nil && nd.core.Stopped() {
+			nd.stop(false)
+			nd.cfg = s.cluster
+		}
+		if !nd.twin {
+			nd.start()
+		}
 	}
 	for _, c := range s.clients {
 		c.resume()
 	}
+	// The second node's last answer may still be on its way.
+	s.at(time.Second, func() {
+		for _, nd := range s.nodes {
+			if nd.core != nil && nd.core.Stopped() {
+				nd.stop(false)
+				nd.start()
+			}
+		}
+	})
 }
 
 // ---- promises
@@ -803,7 +904,7 @@ func (s *Sim) checkEmpty() {
 		if nd.core.Claims() > 0 || nd.core.Resources() > 0 {
 			s.fail("%s still has %d claims on %d resources", nd.host(), nd.core.Claims(), nd.core.Resources())
 		}
-		if st := nd.core.State(); st != proto.Voting && !nd.twin {
+		if st := nd.core.State(); st != proto.Voting {
 			s.fail("%s does not vote: %s", nd.host(), st)
 		}
 	}
@@ -821,6 +922,9 @@ func (r *Result) add(o Result) {
 	r.Cuts += o.Cuts
 	r.Suspends += o.Suspends
 	r.ClientCrashes += o.ClientCrashes
+	r.Twins += o.Twins
+	r.WrongConfig += o.WrongConfig
+	r.Refused += o.Refused
 	r.Dropped += o.Dropped
 	r.Duplicated += o.Duplicated
 	r.Late += o.Late
