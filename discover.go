@@ -21,32 +21,33 @@ type survey struct {
 	answers map[string]*proto.Answer // by node
 }
 
-// agreed returns the configuration that a quorum of its own nodes gave, if there
-// is one; current is preferred as long as it is among them.
-func (s *survey) agreed(current string) (proto.Config, bool) {
+// agreed returns the configuration that a quorum of its own nodes gave, and more
+// nodes than gave any other: one node that was told a list of its own must not
+// draw clients to it. everybody reports that no node is left, of all that anybody
+// named, who might still object.
+func (s *survey) agreed() (cfg proto.Config, found, everybody bool) {
 	count := map[string]int{}
 	of := map[string]*proto.NodeInfo{}
+	named := map[string]bool{}
 	for name, a := range s.answers {
+		for _, n := range a.Info.Nodes {
+			named[n] = true
+		}
 		if slices.Contains(a.Info.Nodes, name) {
 			count[a.Digest]++
 			of[a.Digest] = a.Info
 		}
 	}
-	best, found := proto.Config{}, false
 	for digest, n := range count {
 		i := of[digest]
-		cfg := proto.Config{Nodes: i.Nodes, MaxTTL: i.MaxTTL, Skew: i.Skew}
+		c := proto.Config{Nodes: i.Nodes, MaxTTL: i.MaxTTL, Skew: i.Skew}
 		// A digest is counted only if it is the configuration's: a node that tells
 		// one and shows another is broken.
-		if n < quorum.Size(len(i.Nodes), quorum.Exclusive) || cfg.Digest() != digest {
-			continue
+		if 2*n > len(s.answers) && n >= quorum.Size(len(i.Nodes), quorum.Exclusive) && c.Digest() == digest {
+			cfg, found = c, true
 		}
-		if digest == current {
-			return cfg, true
-		}
-		best, found = cfg, true
 	}
-	return best, found
+	return cfg, found, len(s.answers) >= len(named)
 }
 
 func (s *survey) String() string {
@@ -61,6 +62,10 @@ func (s *survey) String() string {
 	return "answers came from " + strings.Join(parts, ", ")
 }
 
+// surveyTime is how long all nodes may take to say who they are before a quorum
+// of answers is enough.
+const surveyTime = 250 * time.Millisecond
+
 // discover asks until a quorum of nodes has given the same configuration.
 func (l *Locker) discover(ctx context.Context) error {
 	if _, ok := ctx.Deadline(); !ok {
@@ -71,10 +76,15 @@ func (l *Locker) discover(ctx context.Context) error {
 	l.mu.Lock()
 	l.survey = l.newSurvey()
 	l.mu.Unlock()
-	again := time.NewTicker(250 * time.Millisecond)
+	again := time.NewTicker(surveyTime)
 	defer again.Stop()
 	var last error
 	for {
+		select {
+		case <-l.found:
+			return l.checkLease()
+		default:
+		}
 		if err := l.publishInfo(); err != nil {
 			last = err
 			if errors.Is(err, nats.ErrConnectionClosed) {
@@ -83,12 +93,14 @@ func (l *Locker) discover(ctx context.Context) error {
 		}
 		select {
 		case <-l.found:
-			return l.checkLease()
+			continue
 		case <-again.C:
+			// Who has not answered by now is not waited for, if a quorum has.
+			_ = l.step(l.conclude)
 		case <-ctx.Done():
-			return l.notFound(context.Cause(ctx), last)
+			return l.notFound(contextError(ctx), last)
 		}
-		if err := l.nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) {
+		if err := l.nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) && err != l.denied {
 			if s, ok := deniedSubject(err); ok && (s == l.infoSubject() || s == l.inbox) {
 				return fmt.Errorf("qlock: New: %w", permissionError(s, err))
 			}
@@ -129,6 +141,10 @@ func (l *Locker) newSurvey() *survey {
 
 func (l *Locker) publishInfo() error {
 	l.mu.Lock()
+	if l.survey == nil { // it is over already
+		l.mu.Unlock()
+		return nil
+	}
 	nonce := l.survey.nonce
 	l.mu.Unlock()
 	return l.publish(&proto.Request{Verb: proto.Info, Client: l.opt.name, Nonce: nonce})
@@ -164,24 +180,31 @@ func (l *Locker) informed(a *proto.Answer) {
 			return
 		}
 		l.survey.answers[a.Node] = a
-		if l.core == nil {
-			if cfg, ok := l.survey.agreed(""); ok {
-				if l.opt.lease == 0 {
-					l.opt.lease = min(DefaultLease, cfg.MaxTTL)
-				}
-				l.core = client.New(client.Config{
-					Name: l.opt.name, Instance: newInstance(), TTL: l.opt.lease,
-					MaxRuns: maxRuns(l.nc), Cluster: cfg,
-				}, now)
-				close(l.found)
-			}
-			return
-		}
-		if cfg, ok := l.survey.agreed(l.core.Digest()); ok && cfg.Digest() != l.core.Digest() {
-			out.Notes = append(out.Notes, "the nodes have another configuration now: locks held are lost, waiting goes on")
-			l.core.SetCluster(now, cfg, out)
+		if _, _, everybody := l.survey.agreed(); everybody {
+			l.conclude(now, out)
 		}
 	})
+}
+
+// conclude takes the configuration that the survey found, if it found one. Call
+// with l.mu held.
+func (l *Locker) conclude(now proto.Now, out *client.Out) {
+	cfg, found, _ := l.survey.agreed()
+	switch {
+	case !found:
+	case l.core == nil:
+		if l.opt.lease == 0 {
+			l.opt.lease = min(DefaultLease, cfg.MaxTTL)
+		}
+		l.core = client.New(client.Config{
+			Name: l.opt.name, Instance: newInstance(), TTL: l.opt.lease,
+			MaxRuns: maxRuns(l.nc), Cluster: cfg,
+		}, now)
+		close(l.found)
+	case cfg.Digest() != l.core.Digest():
+		out.Notes = append(out.Notes, "the nodes have another configuration now: locks held are lost, waiting goes on")
+		l.core.SetCluster(now, cfg, out)
+	}
 }
 
 // maxRuns is how many runs of claims fit into one refresh, or its answer, on nc.

@@ -1,6 +1,7 @@
 package qlock
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -32,6 +33,16 @@ var (
 	// did not let it be published.
 	ErrRefused = errors.New("qlock: refused")
 )
+
+// contextError is why ctx ended, nil if it has not: its error, and its cause where
+// that says something else.
+func contextError(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if err == nil || errors.Is(cause, err) {
+		return cause
+	}
+	return fmt.Errorf("%w: %w", err, cause)
+}
 
 // LockError says why a lock was not had. Use errors.As for its details, and
 // errors.Is for the reason.
@@ -172,6 +183,8 @@ func lockError(op, name string, r client.Report, reason, cause error) *LockError
 		switch {
 		case len(r.Nodes)-refused < r.Need:
 			e.Reason = ErrRefused
+		case cause == nil: // a try that failed by itself: another is in the way (C10)
+			e.Reason = ErrHeld
 		case e.Holder != nil && able && heard >= r.Need:
 			e.Reason = ErrHeld
 		default:

@@ -35,6 +35,10 @@ type Locker struct {
 	surveys int
 	asked   time.Time // of the last survey
 
+	denied error // the connection's last error when it was looked at last; New's, then the loop's own
+
+	line sync.Mutex // held while publishing; taken under mu, which is then given up
+
 	found chan struct{} // closed when New knows the nodes
 	wake  chan struct{} // tells the loop to look at core now
 	stop  chan struct{}
@@ -65,7 +69,7 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Locker, error) {
 	}
 	l := &Locker{
 		nc: nc, opt: opt, log: newLimited(opt.logger), start: time.Now(),
-		inbox: nc.NewInbox(),
+		inbox: nc.NewInbox(), denied: nc.LastError(),
 		found: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	// A callback, not a channel: the client library's list for callbacks is long,
@@ -79,7 +83,7 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Locker, error) {
 		_ = l.sub.Unsubscribe()
 		return nil, err
 	}
-	status := nc.StatusChanged(nats.CONNECTED)
+	status := nc.StatusChanged(nats.CONNECTED, nats.CLOSED)
 	l.loop.Go(func() { l.run(status) })
 	return l, nil
 }
@@ -158,10 +162,10 @@ func (l *Locker) lock(ctx, base context.Context, op, name string, mode quorum.Mo
 	if err != nil {
 		return nil, err
 	}
-	if err := context.Cause(ctx); err != nil {
+	if err := contextError(ctx); err != nil {
 		return nil, &LockError{Op: op, Name: name, Reason: ErrNoQuorum, Cause: fmt.Errorf("not asked: %w", err)}
 	}
-	k := &Lock{locker: l, name: name, resource: resource, mode: mode, asked: time.Now(), ready: make(chan struct{})}
+	k := &Lock{locker: l, name: name, resource: resource, mode: mode, asked: time.Now(), denied: l.nc.LastError(), ready: make(chan struct{})}
 	k.ctx, k.cancel = context.WithCancelCause(context.WithValue(base, tokenKey{}, k))
 	try := op == "try-lock" || op == "try-rlock"
 	err = l.step(func(now proto.Now, out *client.Out) {
@@ -180,7 +184,7 @@ func (l *Locker) lock(ctx, base context.Context, op, name string, mode quorum.Mo
 	select {
 	case <-k.ready:
 	case <-ctx.Done():
-		return nil, l.giveUp(k, op, nil, context.Cause(ctx))
+		return nil, l.giveUp(k, op, nil, contextError(ctx))
 	}
 	if k.err != nil {
 		k.err.Op = op
@@ -243,7 +247,7 @@ func (l *Locker) unlock(k *Lock) error {
 // end with cause ErrUnlocked. It waits until the server has the last releases,
 // for a second at most. Calling it again does nothing.
 func (l *Locker) Close() error {
-	var held []*Lock
+	var held, waiting []*Lock
 	first := false
 	_ = l.step(func(now proto.Now, out *client.Out) {
 		if l.closed {
@@ -257,13 +261,17 @@ func (l *Locker) Close() error {
 				held = append(held, k)
 			} else {
 				k.state, k.err = lockFailed, &LockError{Name: k.name, Reason: ErrClosed}
-				close(k.ready)
+				waiting = append(waiting, k)
 			}
 			l.core.Release(now, cl, out)
 		}
 	})
 	if !first {
 		return nil
+	}
+	for _, k := range waiting {
+		k.cancel(ErrClosed)
+		close(k.ready)
 	}
 	for _, k := range held {
 		k.cancel(ErrUnlocked)
@@ -308,19 +316,19 @@ func (l *Locker) step(f func(now proto.Now, out *client.Out)) error {
 	}
 	ask := out.AskInfo && l.askAgain()
 	wake := l.rearm()
+	// Requests go out in the order in which the machine gave them: were an acquire
+	// to overtake its claim's release, the nodes would have a vote for nobody until
+	// it is swept (C9). So the next lock is taken before this one is given up.
+	if len(out.Requests) > 0 {
+		l.line.Lock()
+	}
 	l.mu.Unlock()
+	first := l.publishAll(out.Requests)
 
 	if wake {
 		select {
 		case l.wake <- struct{}{}:
 		default:
-		}
-	}
-	var first error
-	for i := range out.Requests {
-		if err := l.publish(&out.Requests[i]); err != nil && first == nil {
-			first = err
-			l.log.line(slog.LevelWarn, "publish failed, it will be repeated", "error", err)
 		}
 	}
 	if ask {
@@ -330,8 +338,8 @@ func (l *Locker) step(f func(now proto.Now, out *client.Out)) error {
 		k := e.Claim.User.(*Lock)
 		switch e.Kind {
 		case client.Held:
+			l.event("acquired", k) // before its owner can cause the next
 			close(k.ready)
-			l.event("acquired", k)
 		case client.Failed:
 			k.cancel(k.err)
 			close(k.ready)
@@ -346,6 +354,24 @@ func (l *Locker) step(f func(now proto.Now, out *client.Out)) error {
 	}
 	out.Reset()
 	outs.Put(out)
+	return first
+}
+
+// publishAll publishes what a step gave. Call with l.line held, unless there is
+// nothing to publish; it is given up.
+func (l *Locker) publishAll(requests []proto.Request) (first error) {
+	if len(requests) == 0 {
+		return nil
+	}
+	for i := range requests {
+		if err := l.publish(&requests[i]); err != nil && first == nil {
+			first = err
+		}
+	}
+	l.line.Unlock()
+	if first != nil {
+		l.log.line(slog.LevelWarn, "publish failed, it will be repeated", "error", first)
+	}
 	return first
 }
 
@@ -387,6 +413,9 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }
 
 // receive takes an answer. It runs on the subscription's goroutine.
 func (l *Locker) receive(m *nats.Msg) {
+	if len(m.Data) == 0 && m.Header.Get("Status") == "503" {
+		return // the server says that no node hears: that is silence, not an answer
+	}
 	a, err := proto.DecodeAnswer(m.Data)
 	if err != nil {
 		l.log.line(slog.LevelWarn, "malformed answer ignored", "error", err, "bytes", len(m.Data))

@@ -3,6 +3,7 @@ package qlock
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 )
@@ -12,8 +13,8 @@ import (
 type limited struct {
 	log *slog.Logger
 
-	mu   sync.Mutex // guards last, kept short
-	last map[string]*limit
+	mu   sync.Mutex        // guards last, kept short
+	last map[string]*limit // by kind of message
 }
 
 type limit struct {
@@ -23,17 +24,20 @@ type limit struct {
 
 func newLimited(l *slog.Logger) *limited { return &limited{log: l, last: map[string]*limit{}} }
 
-// line logs msg; msg is one of few constants, args may be anything.
+// line logs msg; args may be anything. What is variable in msg stands in
+// parentheses: it may differ every time, and must not count as a message of its
+// own.
 func (l *limited) line(level slog.Level, msg string, args ...any) {
 	if !l.log.Enabled(context.Background(), level) {
 		return
 	}
 	now := time.Now()
+	kind, _, _ := strings.Cut(msg, "(")
 	l.mu.Lock()
-	s := l.last[msg]
+	s := l.last[kind]
 	if s == nil {
 		s = &limit{}
-		l.last[msg] = s
+		l.last[kind] = s
 	}
 	if now.Sub(s.at) < time.Second {
 		s.skipped++

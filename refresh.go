@@ -29,10 +29,20 @@ func (l *Locker) run(status chan nats.Status) {
 				status = nil // removed by someone else: the timer does without
 				break
 			}
+			if l.nc.IsClosed() {
+				l.failWaiting(ErrClosed, nats.ErrConnectionClosed, func(*Lock) bool { return true })
+				break
+			}
 			_ = l.step(func(now proto.Now, out *client.Out) { l.core.Reconnected(now, out) })
 		case <-timer.C:
-			_ = l.step(func(now proto.Now, out *client.Out) { l.core.Tick(now, out) })
-			l.checkPermissions()
+			l.checkPermissions() // first, so as not to ask again for nothing
+			_ = l.step(func(now proto.Now, out *client.Out) {
+				l.core.Tick(now, out)
+				if l.survey != nil && time.Since(l.asked) >= surveyTime {
+					l.conclude(now, out)
+					l.survey = nil
+				}
+			})
 		}
 		l.mu.Lock()
 		wait := l.wait()
@@ -80,27 +90,46 @@ func (l *Locker) rearm() bool {
 // read instead; the first look is a few lease-hundredths after the request.
 func (l *Locker) checkPermissions() {
 	err := l.nc.LastError()
-	if err == nil || !errors.Is(err, nats.ErrPermissionViolation) {
+	if err == nil || !errors.Is(err, nats.ErrPermissionViolation) || err == l.denied {
 		return
 	}
+	l.denied = err // the connection remembers it until the next
 	subject, ok := deniedSubject(err)
-	if !ok {
+	if !ok || !l.concerns(subject) {
 		return
 	}
+	l.failWaiting(ErrRefused, permissionError(subject, err), func(k *Lock) bool {
+		return k.denied != err && subject == requestSubject(l.opt.cluster, string(proto.Acquire), l.opt.name, k.resource)
+	})
+	l.log.line(slog.LevelError, "NATS permissions are missing", "subject", subject, "error", err)
+}
+
+// concerns reports whether this Locker publishes or subscribes to subject; others
+// may share its connection.
+func (l *Locker) concerns(subject string) bool {
+	tokens := strings.SplitN(subject, ".", 6)
+	return subject == l.inbox ||
+		len(tokens) > 4 && tokens[0] == "lock" && tokens[1] == l.opt.cluster && tokens[4] == l.opt.name
+}
+
+// failWaiting ends what waits and is concerned.
+func (l *Locker) failWaiting(reason, cause error, concerned func(*Lock) bool) {
+	var failed []*Lock
 	_ = l.step(func(now proto.Now, out *client.Out) {
 		for _, cl := range l.core.All() {
 			k := cl.User.(*Lock)
-			if k.state != lockWaiting || subject != requestSubject(l.opt.cluster, string(proto.Acquire), l.opt.name, k.resource) {
+			if k.state != lockWaiting || !concerned(k) {
 				continue
 			}
-			k.state = lockFailed
-			k.err = &LockError{Name: k.name, Reason: ErrRefused, Cause: permissionError(subject, err)}
+			k.state, k.err = lockFailed, &LockError{Name: k.name, Reason: reason, Cause: cause}
+			failed = append(failed, k)
 			l.core.Release(now, cl, out)
-			k.cancel(k.err)
-			close(k.ready)
 		}
 	})
-	l.log.line(slog.LevelError, "NATS permissions are missing", "subject", subject, "error", err)
+	for _, k := range failed {
+		k.cancel(k.err)
+		close(k.ready)
+	}
 }
 
 // deniedSubject takes the subject out of the server's words: Permissions

@@ -163,6 +163,9 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 	if err != nil {
 		return nil, err
 	}
+	if nc.IsClosed() {
+		return nil, fmt.Errorf("qlock: StartNode: %w: the NATS connection is closed", ErrClosed)
+	}
 	n := &Node{
 		nc: nc, cfg: cfg, log: newLimited(cfg.Logger.With("node", cfg.Name)), start: time.Now(), inbox: nc.NewInbox(),
 		change: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
@@ -209,7 +212,7 @@ func (n *Node) serve(ctx context.Context) error {
 	for !n.probed() {
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("qlock: StartNode: node %s did not hear itself on %s: is it connected, and may it publish and subscribe there? %w", n.cfg.Name, subject, context.Cause(ctx))
+			return fmt.Errorf("qlock: StartNode: node %s did not hear itself on %s: is it connected, and may it publish and subscribe there? %w", n.cfg.Name, subject, contextError(ctx))
 		case <-n.done:
 			return n.stoppedError()
 		case <-n.changed():
@@ -245,7 +248,16 @@ func (n *Node) addService(subject string) error {
 func (n *Node) Name() string { return n.cfg.Name }
 
 // Ready reports whether the node gives votes now.
-func (n *Node) Ready() bool { return n.state.Load() == proto.Voting }
+func (n *Node) Ready() bool { return n.state.Load() == proto.Voting && !n.isDone() }
+
+func (n *Node) isDone() bool {
+	select {
+	case <-n.done:
+		return true
+	default:
+		return false
+	}
+}
 
 // Done is closed when the node serves no more: after Close, or when it found that
 // an older node has its name.
@@ -256,21 +268,19 @@ func (n *Node) Done() <-chan struct{} { return n.done }
 func (n *Node) WaitReady(ctx context.Context) error {
 	for {
 		changed := n.changed()
-		switch n.state.Load() {
-		case proto.Voting:
-			return nil
-		case proto.Stopped:
+		switch state := n.state.Load(); {
+		case state == proto.Stopped:
 			return n.stoppedError()
+		case n.isDone():
+			return ErrClosed
+		case state == proto.Voting:
+			return nil
 		}
 		select {
 		case <-changed:
 		case <-n.done:
-			if n.state.Load() == proto.Stopped {
-				return n.stoppedError()
-			}
-			return ErrClosed
 		case <-ctx.Done():
-			return fmt.Errorf("qlock: node %s is %s and gives no votes yet: %w", n.cfg.Name, n.state.Load(), context.Cause(ctx))
+			return fmt.Errorf("qlock: node %s is %s and gives no votes yet: %w", n.cfg.Name, n.state.Load(), contextError(ctx))
 		}
 	}
 }
@@ -279,8 +289,12 @@ func (n *Node) WaitReady(ctx context.Context) error {
 func (n *Node) Stats() NodeStats {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	state := n.core.State()
+	if n.closed {
+		state = proto.Stopped
+	}
 	return NodeStats{
-		State: string(n.core.State()), Claims: n.core.Claims(), Resources: n.core.Resources(),
+		State: string(state), Claims: n.core.Claims(), Resources: n.core.Resources(),
 		Requests: n.requests.Load(), Malformed: n.malformed.Load(),
 	}
 }
@@ -335,9 +349,7 @@ func (n *Node) close(save bool) error {
 func (n *Node) finish() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	select {
-	case <-n.done:
-	default:
+	if !n.isDone() {
 		close(n.done)
 	}
 }

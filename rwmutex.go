@@ -39,8 +39,8 @@ func (l *Locker) RWMutex(name string) *RWMutex {
 }
 
 // Lock waits for the exclusive lock, for ever if need be: it goes on asking while
-// there is no quorum and while nodes refuse. It panics if the Locker is closed,
-// since nobody could ever be granted the lock again.
+// there is no quorum and while nodes refuse. It panics if the Locker or
+// its connection is closed, since nobody could ever be granted the lock again.
 func (m *RWMutex) Lock() { m.wait(m.LockContext) }
 
 // RLock waits for a shared lock as Lock does for an exclusive one.

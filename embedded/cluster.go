@@ -1,17 +1,20 @@
 package embedded
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/loopback"
 	"github.com/qlock/qlock/internal/proto"
 )
 
@@ -19,6 +22,7 @@ import (
 type Cluster struct {
 	servers []*Server
 	dir     string
+	ports   []*loopback.Port // of the servers, kept while one of them is down
 }
 
 // StartCluster starts n servers with a node in each, on loopback and free ports,
@@ -27,7 +31,8 @@ type Cluster struct {
 // directory until Close.
 //
 // Each change may alter the configuration of one server, the i-th of n, before it
-// starts.
+// starts. Its Routes are then those of the servers before it; unless they are
+// changed, a later restart gets those of all servers.
 func StartCluster(ctx context.Context, n int, change ...func(i int, c *Config)) (*Cluster, error) {
 	if n < 1 || n > proto.MaxNodes {
 		return nil, fmt.Errorf("qlock/embedded: StartCluster: %d nodes, allowed are 1 to %d", n, proto.MaxNodes)
@@ -49,15 +54,24 @@ func (c *Cluster) start(ctx context.Context, n int, change []func(int, *Config))
 		names = append(names, fmt.Sprintf("n%d", i+1))
 	}
 	// The servers come first and one after the other, each with routes to those
-	// before it: that is the whole mesh, and no port had to be guessed.
+	// before it: that is the whole mesh.
 	var routes []string
+	own := make([]bool, n) // routes of its own
 	for i, name := range names {
+		port, err := c.reserve()
+		if err != nil {
+			return err
+		}
+		routePort, err := c.reserve()
+		if err != nil {
+			return err
+		}
 		cfg := Config{
 			Node: qlock.NodeConfig{
 				Name: name, Nodes: names, StateDir: filepath.Join(c.dir, name),
 				ProbeWait: 100 * time.Millisecond, // loopback
 			},
-			RoutePort: -1, Routes: append([]string(nil), routes...),
+			Port: port, RoutePort: routePort, Routes: append([]string(nil), routes...),
 		}
 		for _, f := range change {
 			f(i, &cfg)
@@ -65,6 +79,7 @@ func (c *Cluster) start(ctx context.Context, n int, change []func(int, *Config))
 		if err := qlock.Bootstrap(cfg.Node); err != nil {
 			return err
 		}
+		own[i] = !slices.Equal(cfg.Routes, routes)
 		s := &Server{cfg: withLogger(cfg)}
 		c.servers = append(c.servers, s)
 		if err := s.startServer(ctx); err != nil {
@@ -75,7 +90,9 @@ func (c *Cluster) start(ctx context.Context, n int, change []func(int, *Config))
 	errs := make([]error, n)
 	var wg sync.WaitGroup
 	for i, s := range c.servers {
-		s.cfg.Routes = routes // for a later restart
+		if !own[i] {
+			s.cfg.Routes = routes // for a later restart
+		}
 		wg.Go(func() { errs[i] = s.startNode(ctx) })
 	}
 	wg.Wait()
@@ -83,6 +100,17 @@ func (c *Cluster) start(ctx context.Context, n int, change []func(int, *Config))
 		return err
 	}
 	return c.WaitReady(ctx)
+}
+
+// reserve keeps a port for a server that may stop and start again. Where that
+// cannot be done it is -1, any free port.
+func (c *Cluster) reserve() (int, error) {
+	p, err := loopback.Reserve()
+	if err != nil {
+		return 0, fmt.Errorf("qlock/embedded: StartCluster: %w", err)
+	}
+	c.ports = append(c.ports, p)
+	return cmp.Or(p.Number, -1), nil
 }
 
 // WaitReady waits until every server that runs hears the votes of all the others
@@ -110,38 +138,48 @@ func (c *Cluster) WaitReady(ctx context.Context) error {
 // vote.
 func waitVotes(ctx context.Context, s *Server, want int) error {
 	nc := s.Conn()
-	answers := make(chan *nats.Msg, 4*want)
+	if nc == nil {
+		return fmt.Errorf("qlock/embedded: %s was stopped while it was waited for", s.Name())
+	}
 	inbox := nc.NewInbox()
-	sub, err := nc.ChanSubscribe(inbox, answers)
+	sub, err := nc.SubscribeSync(inbox)
 	if err != nil {
 		return fmt.Errorf("qlock/embedded: %w", err)
 	}
 	defer func() { _ = sub.Unsubscribe() }()
 	subject := "lock." + or(s.cfg.Node.Cluster, qlock.DefaultCluster) + ".node.info." + s.cfg.Node.Name
 	voting := map[string]bool{}
-	again := time.NewTicker(20 * time.Millisecond)
-	defer again.Stop()
-	for {
+	for len(voting) < want {
 		if err := nc.PublishRequest(subject, inbox, []byte(`{"nonce":"ready"}`)); err != nil {
 			return fmt.Errorf("qlock/embedded: %w", err)
 		}
-	heard:
-		for {
-			select {
-			case m := <-answers:
-				if a, err := proto.DecodeAnswer(m.Data); err == nil && a.Info != nil && a.Info.State == proto.Voting {
-					voting[a.Node] = true
-				}
-				if len(voting) >= want {
-					return nil
-				}
-			case <-again.C:
-				break heard
-			case <-ctx.Done():
-				return fmt.Errorf("qlock/embedded: %s hears the votes of %d of %d nodes: %w", s.Name(), len(voting), want, context.Cause(ctx))
-			}
+		if err := collectVotes(ctx, sub, voting, want); err != nil {
+			return fmt.Errorf("qlock/embedded: %s hears the votes of %d of %d nodes: %w", s.Name(), len(voting), want, err)
 		}
 	}
+	return nil
+}
+
+// collectVotes notes who answers that it votes, until enough have or it is time
+// to ask again.
+func collectVotes(ctx context.Context, sub *nats.Subscription, voting map[string]bool, want int) error {
+	again, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+	defer cancel()
+	for len(voting) < want {
+		m, err := sub.NextMsgWithContext(again)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case again.Err() != nil:
+			return nil
+		case err != nil:
+			return err
+		}
+		if a, err := proto.DecodeAnswer(m.Data); err == nil && a.Info != nil && a.Info.State == proto.Voting {
+			voting[a.Node] = true
+		}
+	}
+	return nil
 }
 
 // Servers are the cluster's servers in the order of their names, n1 first. Stop
@@ -153,6 +191,9 @@ func (c *Cluster) Close() error {
 	var errs []error
 	for _, s := range c.servers {
 		errs = append(errs, s.Close())
+	}
+	for _, p := range c.ports {
+		errs = append(errs, p.Close())
 	}
 	return errors.Join(append(errs, os.RemoveAll(c.dir))...)
 }

@@ -148,10 +148,10 @@ func (s *Server) startServer(ctx context.Context) error {
 
 func (s *Server) startNode(ctx context.Context) error {
 	var err error
-	if s.nodeNC, err = s.connect("qlock node " + s.cfg.Node.Name); err != nil {
+	if s.nodeNC, err = s.connect(ctx, "qlock node "+s.cfg.Node.Name); err != nil {
 		return err
 	}
-	if s.conn, err = s.connect(s.cfg.Node.Name); err != nil {
+	if s.conn, err = s.connect(ctx, s.cfg.Node.Name); err != nil {
 		return err
 	}
 	s.node, err = qlock.StartNode(ctx, s.nodeNC, s.cfg.Node)
@@ -160,8 +160,21 @@ func (s *Server) startNode(ctx context.Context) error {
 
 // connect makes a connection inside the process: several times faster than
 // loopback, and gone with the server.
-func (s *Server) connect(name string) (*nats.Conn, error) {
-	opts := []nats.Option{nats.Name(name), nats.InProcessServer(s.server), nats.MaxReconnects(-1)}
+func (s *Server) connect(ctx context.Context, name string) (*nats.Conn, error) {
+	// The client library's own limit of two seconds is short for a machine on which
+	// many servers start at once.
+	limit := 10 * time.Second
+	if d, ok := ctx.Deadline(); ok {
+		limit = max(time.Until(d), time.Millisecond)
+	}
+	log := s.cfg.Logger.With("connection", name)
+	opts := []nats.Option{
+		nats.Name(name), nats.InProcessServer(s.server), nats.MaxReconnects(-1), nats.Timeout(limit),
+		// Else it prints to standard error.
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			log.Warn("NATS connection", "error", err)
+		}),
+	}
 	switch {
 	case s.cfg.Token != "":
 		opts = append(opts, nats.Token(s.cfg.Token))

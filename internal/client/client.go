@@ -291,7 +291,7 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 	r := proto.Request{
 		Verb: proto.Acquire, Client: c.cfg.Name, Resource: cl.resource,
 		Claim: c.id(cl), Beat: c.nextBeat(cl), Mode: cl.mode, At: cl.at, TTL: c.cfg.TTL,
-		Want: cl.want, Digest: c.digest, Node: only,
+		Want: cl.want, Try: cl.try, Digest: c.digest, Node: only,
 	}
 	if cl.state == Holding {
 		r.Held, r.Want = true, cl.token
@@ -499,7 +499,13 @@ func (c *Client) lose(cl *Claim, out *Out) {
 // nodes have it queued to keep it from a quorum, or every node has answered. Who
 // then forgets it, or votes for it in a message that is lost, is found by the
 // refresh.
+//
+// A try is not content with a place: it must learn who is in its way as that
+// changes, and does not live long enough to be one of a crowd.
 func (c *Client) settled(cl *Claim) bool {
+	if cl.try {
+		return false
+	}
 	waits, answered, standing := 0, 0, 0
 	for i := range cl.votes {
 		switch v := &cl.votes[i]; {
@@ -674,9 +680,11 @@ func (c *Client) tally(cl *Claim) (quorum.Outcome, uint64) {
 }
 
 // hopeless reports that the claim fails: no quorum is possible without the nodes
-// that refused (C11), or it is a try and one other claim is in its way at as
-// many nodes as that claim needs for its own quorum (C10). A split vote is not
-// that: recalls settle it.
+// that refused (C11), or it is a try and one other claim, which will not yield to
+// it, is in its way at as many nodes as that claim needs for its own quorum
+// (C10). A younger claim that has votes is not that, however many: it is being
+// recalled, and either yields or shows that it is held. So the oldest of several
+// tries on a free lock does not fail.
 func (c *Client) hopeless(cl *Claim) bool {
 	refusals := 0
 	for i := range cl.votes {
@@ -692,12 +700,12 @@ func (c *Client) hopeless(cl *Claim) bool {
 	}
 	for i := range cl.votes {
 		b := cl.votes[i].blocker()
-		if b == nil {
+		if b == nil || !b.Ahead {
 			continue
 		}
 		same := 0
 		for j := range cl.votes {
-			if o := cl.votes[j].blocker(); o != nil && o.Claim == b.Claim {
+			if o := cl.votes[j].blocker(); o != nil && o.Ahead && o.Claim == b.Claim {
 				same++
 			}
 		}
@@ -715,11 +723,13 @@ func (v *vote) blocker() *proto.Blocker {
 	return v.detail.blocker
 }
 
-// recall gives the node's vote back to an older claim, unless the claim is held
-// or has its quorum (C5). The vote is given back also if the claim never heard
-// of it; and again at every recall, since the yield may have been lost.
+// recall gives the node's vote back to an older claim, unless the claim is held,
+// which it then says, or has its quorum (C5). The vote is given back also if the
+// claim never heard of it; and again at every recall, since the yield may have
+// been lost.
 func (c *Client) recall(cl *Claim, i int, out *Out) {
 	if cl.state == Holding {
+		c.ask(cl, c.nodes[i].name, out) // it says that it is held, and is not recalled again
 		return
 	}
 	if outcome, _ := c.tally(cl); outcome != quorum.Pending {

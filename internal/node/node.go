@@ -5,6 +5,7 @@
 package node
 
 import (
+	"cmp"
 	"container/heap"
 	"fmt"
 	"iter"
@@ -96,7 +97,8 @@ type claim struct {
 	ttl     time.Duration
 	beat    uint64 // highest seen for this claim (N1)
 	want    uint64
-	held    bool // by votes of other nodes, says its client
+	held    bool // says its client
+	try     bool // it is told at once when the claim in its way will not yield
 
 	voted bool
 	fence uint64
@@ -122,7 +124,8 @@ type resource struct {
 }
 
 // order is the order of queues: what is held elsewhere first, then by age, then
-// by id, which no two claims share.
+// by id. No two claims of one client share an id; what another client calls by the
+// same one is told apart by the name.
 func order(a, b *claim) int {
 	if a.held != b.held {
 		if a.held {
@@ -136,7 +139,10 @@ func order(a, b *claim) int {
 		}
 		return 1
 	}
-	return a.id().Compare(b.id())
+	if c := a.id().Compare(b.id()); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.session.key.client, b.session.key.client)
 }
 
 // New starts a node. saved is what it left at its last clean stop; without it
@@ -332,8 +338,8 @@ func (n *Node) clash(now proto.Now, other uuid.UUID, started int64, voted bool, 
 }
 
 func (n *Node) info(now proto.Now, r *proto.Request, reply string, out *Out) {
-	if r.Node != "" && r.Node != n.cfg.Name {
-		return
+	if r.Node != "" && (r.Node != n.cfg.Name || r.Client != r.Node) {
+		return // who asks in a node's name does so under its name: NATS lets no other
 	}
 	if reply != "" {
 		a := n.answer(proto.Informed)
@@ -421,6 +427,9 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 			c.res.floor = max(c.res.floor, c.fence)
 		}
 		n.granted(c, out)
+		if r.Held && !c.held {
+			n.nowHeld(now, c, out)
+		}
 		return
 	}
 	if r.Held && !c.held {
@@ -430,6 +439,27 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 	}
 	n.queued(now, c, out)
 	n.recall(c.res, out)
+}
+
+// nowHeld notes that a claim with this node's vote is held: that is what a holder
+// answers to a recall. It is not recalled again, and the tries that it was to
+// yield to learn that it will not (C10).
+func (n *Node) nowHeld(now proto.Now, c *claim, out *Out) {
+	v := c.res.votes
+	var tries []*claim
+	for _, w := range c.res.queue {
+		if order(w, c) > 0 {
+			break
+		}
+		if w.try && quorum.Conflicts(w.mode, c.mode) {
+			tries = append(tries, w)
+		}
+	}
+	c.held = true
+	slices.SortFunc(v, order)
+	for _, w := range tries {
+		n.queued(now, w, out)
+	}
 }
 
 func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out *Out) {
@@ -471,7 +501,7 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	}
 	c := &claim{
 		session: s, seq: r.Claim.Seq, res: res, mode: r.Mode, at: r.At, ttl: r.TTL,
-		beat: r.Beat, want: r.Want, held: r.Held,
+		beat: r.Beat, want: r.Want, held: r.Held, try: r.Try,
 	}
 	free := n.voting() && n.free(c)
 	if !free && len(res.queue) >= n.cfg.MaxQueue && !c.held {
@@ -562,6 +592,7 @@ func (n *Node) queued(now proto.Now, c *claim, out *Out) {
 	if b := n.blocker(c); b != nil {
 		a.Blocker = &proto.Blocker{
 			Claim: b.id(), Client: b.session.key.client, Mode: b.mode, Voted: b.voted, For: now.Mono - b.since,
+			Ahead: order(b, c) < 0,
 		}
 	}
 	n.send(c, a, out)
@@ -700,6 +731,9 @@ func (n *Node) yield(now proto.Now, r *proto.Request, out *Out) {
 		n.unvote(c)
 		n.enqueue(now, c)
 		n.promote(now, c.res, 0, out)
+	}
+	if !c.voted {
+		n.queued(now, c, out) // behind whom: a try must know (C10)
 	}
 }
 

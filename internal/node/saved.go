@@ -34,6 +34,7 @@ type SavedClaim struct {
 	Beat     uint64        `json:"beat"`
 	Want     uint64        `json:"want,omitempty"`
 	Held     bool          `json:"held,omitempty"`
+	Try      bool          `json:"try,omitempty"`
 	Voted    bool          `json:"voted,omitempty"`
 	Fence    uint64        `json:"fence,omitempty"`
 }
@@ -55,7 +56,7 @@ func (n *Node) Save(now proto.Now) (*Saved, bool) {
 		s.Claims = append(s.Claims, SavedClaim{
 			Client: c.session.key.client, Instance: c.session.key.instance, Seq: c.seq, Reply: c.session.reply,
 			Resource: []byte(c.res.name), Shared: c.mode == quorum.Shared, At: c.at, TTL: c.ttl,
-			Beat: c.beat, Want: c.want, Held: c.held, Voted: c.voted, Fence: c.fence,
+			Beat: c.beat, Want: c.want, Held: c.held, Try: c.try, Voted: c.voted, Fence: c.fence,
 		})
 	}
 	slices.SortFunc(s.Claims, func(a, b SavedClaim) int {
@@ -85,7 +86,7 @@ func (n *Node) restore(now proto.Now, s *Saved) {
 		}
 		c := &claim{
 			session: ses, seq: sc.Seq, res: res, at: sc.At, ttl: sc.TTL,
-			beat: sc.Beat, want: sc.Want, held: sc.Held, voted: sc.Voted, fence: sc.Fence, since: now.Mono,
+			beat: sc.Beat, want: sc.Want, held: sc.Held, try: sc.Try, voted: sc.Voted, fence: sc.Fence, since: now.Mono,
 		}
 		if sc.Shared {
 			c.mode = quorum.Shared

@@ -35,6 +35,9 @@ func AppendRequest(b []byte, r *Request) []byte {
 		if r.Held {
 			b = append(b, `,"held":true`...)
 		}
+		if r.Try {
+			b = append(b, `,"try":true`...)
+		}
 		if r.Node != "" {
 			b = appendStr(b, "node", r.Node)
 		}
@@ -107,6 +110,8 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 			b = appendStr(b, "mode", bl.Mode.String())
 			b = append(b, `,"voted":`...)
 			b = strconv.AppendBool(b, bl.Voted)
+			b = append(b, `,"ahead":`...)
+			b = strconv.AppendBool(b, bl.Ahead)
 			b = appendInt(b, "for_ms", bl.For.Milliseconds())
 			b = append(b, '}')
 		}
@@ -235,6 +240,7 @@ type wire struct {
 	TTL         int64    `json:"ttl_ms"`
 	Want        uint64   `json:"want"`
 	Held        bool     `json:"held"`
+	Try         bool     `json:"try"`
 	Digest      string   `json:"digest"`
 	Node        string   `json:"node"`
 	Now         int64    `json:"now"`
@@ -256,6 +262,7 @@ type wire struct {
 		Client   string `json:"client"`
 		Mode     string `json:"mode"`
 		Voted    bool   `json:"voted"`
+		Ahead    bool   `json:"ahead"`
 		For      int64  `json:"for_ms"`
 	} `json:"blocker"`
 	Reason  string   `json:"reason"`
@@ -306,7 +313,7 @@ func DecodeRequest(verb Verb, client, resource string, body []byte) (*Request, e
 		r.At = d.micros("at", w.At)
 		r.TTL = d.lease("ttl_ms", w.TTL)
 		r.Want = d.number("want", w.Want)
-		r.Held = w.Held
+		r.Held, r.Try = w.Held, w.Try
 		r.Digest = d.optionalToken("digest", w.Digest)
 		r.Node = d.optionalToken("node", w.Node)
 	case Release:
@@ -365,6 +372,7 @@ func DecodeAnswer(body []byte) (*Answer, error) {
 				Client: d.token("blocker.client", b.Client),
 				Mode:   d.mode(b.Mode),
 				Voted:  b.Voted,
+				Ahead:  b.Ahead,
 				For:    d.millis("blocker.for_ms", b.For),
 			}
 		}

@@ -130,6 +130,7 @@ type Request struct {
 	TTL    time.Duration // lease, whole milliseconds on the wire
 	Want   uint64        // fence wanted, 0 for none
 	Held   bool          // the claim is held by votes of other nodes
+	Try    bool          // its client wants to know at once when another is in the way
 	Digest string        // configuration that the client knows
 
 	Node string // acquire, yield: only this node is meant (empty: all); info: whose name is probed
@@ -203,7 +204,8 @@ type Blocker struct {
 	Claim  ClaimID
 	Client string
 	Mode   quorum.Mode
-	Voted  bool          // it has the vote; otherwise it waits ahead
+	Voted  bool          // it has the vote; otherwise it waits
+	Ahead  bool          // it goes first, being older or held, and will not be asked to yield
 	For    time.Duration // since when, by the node's clock
 }
 

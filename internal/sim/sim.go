@@ -161,6 +161,7 @@ type Sim struct {
 	codec           bool
 	cluster         proto.Config
 	twin            *simNode
+	wrong           string // who has another configuration in this world: "node", "client" or nobody
 	uuids           uint64
 	working         bool
 }
@@ -673,7 +674,7 @@ func (c *simClient) crash() {
 	}
 	c.paused, c.backlog = false, nil
 	c.out = client.Out{}
-	c.start(c.core.Cluster())
+	c.start(s.cluster)
 }
 
 func (c *simClient) resume() {
@@ -704,7 +705,7 @@ func (s *Sim) fault() {
 		return
 	}
 	r := s.rng
-	switch r.IntN(13) {
+	switch r.IntN(15) {
 	case 0, 1: // a node crashes and forgets
 		nd := s.nodes[r.IntN(len(s.nodes))]
 		nd.stop(false)
@@ -782,9 +783,10 @@ func (s *Sim) fault() {
 		s.tracef("%s has its wall clock set to %v", nd.host(), nd.clock.offset)
 	case 11: // a node is started with another configuration, and later with the right one
 		nd := s.nodes[r.IntN(len(s.nodes))]
-		if nd.twin || len(nd.cfg.Nodes) != len(s.cluster.Nodes) {
+		if nd.twin || len(nd.cfg.Nodes) != len(s.cluster.Nodes) || s.wrong == "client" {
 			break
 		}
+		s.wrong = "node"
 		s.res.WrongConfig++
 		nd.stop(r.IntN(2) == 0)
 		nd.disk = nil                    // a mark of another configuration is void (N8)
@@ -795,6 +797,31 @@ func (s *Sim) fault() {
 			nd.cfg = s.cluster
 			s.at(s.downFor(), nd.start)
 		})
+	case 13: // power fails: several nodes crash at once, and some are soon restarted again
+		for _, nd := range s.nodes {
+			if r.IntN(3) == 0 {
+				continue
+			}
+			nd.stop(false)
+			s.at(s.between(0, 300*time.Millisecond), nd.start)
+			if r.IntN(3) == 0 {
+				at := s.between(time.Second, 5*time.Second)
+				s.at(at, func() { nd.stop(true) })
+				s.at(at+s.between(0, 300*time.Millisecond), nd.start)
+			}
+		}
+	case 14: // a client believes in another list of nodes, and later in the right one
+		c := s.clients[r.IntN(len(s.clients))]
+		if len(s.cluster.Nodes) == 1 || s.wrong == "node" {
+			break // a node and a client with the same other list are another cluster
+		}
+		s.wrong = "client"
+		s.res.WrongConfig++
+		c.crash()
+		wrong := s.cluster
+		wrong.Nodes = []string{s.cluster.Nodes[r.IntN(len(s.cluster.Nodes))]}
+		c.start(wrong)
+		s.at(s.between(0, 2*maxTTL), c.crash)
 	case 12: // somebody starts a second node under a name that is taken
 		nd := s.nodes[r.IntN(len(s.nodes))]
 		if nd.twin || nd.core == nil || s.twin != nil || len(s.nodes) == 1 {
@@ -836,6 +863,9 @@ func (s *Sim) calmDown() {
 	}
 	for _, c := range s.clients {
 		c.resume()
+		if c.core.Digest() != s.cluster.Digest() {
+			c.crash()
+		}
 	}
 	// The second node's last answer may still be on its way.
 	s.at(time.Second, func() {
@@ -853,17 +883,27 @@ func (s *Sim) calmDown() {
 func (s *Sim) check() {
 	for res, list := range s.jobs {
 		for i, a := range list {
-			if !a.held || !a.client.core.HeldAt(a.client.clock.read(s.now), a.claim) {
+			if !a.holds() {
 				continue
 			}
 			for _, b := range list[i+1:] {
-				if b.held && quorum.Conflicts(a.mode, b.mode) && b.client.core.HeldAt(b.client.clock.read(s.now), b.claim) {
+				if quorum.Conflicts(a.mode, b.mode) && b.holds() {
 					s.fail("two hold %s: %s #%d (%v, token %d) and %s #%d (%v, token %d)", res,
 						a.client.name, a.claim.Seq(), a.mode, a.claim.Token(), b.client.name, b.claim.Seq(), b.mode, b.claim.Token())
 				}
 			}
 		}
 	}
+}
+
+// holds reports whether the client believes that it holds. One that runs believes
+// it until it is told otherwise; one that stands still is asked what it would find
+// on looking at its clocks.
+func (j *job) holds() bool {
+	if !j.held || j.ended {
+		return false
+	}
+	return !j.client.paused || j.client.core.HeldAt(j.client.clock.read(j.client.sim.now), j.claim)
 }
 
 func (s *Sim) checkToken(j *job) {

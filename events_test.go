@@ -1,0 +1,118 @@
+package qlock_test
+
+import (
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/qlock/qlock"
+)
+
+// events decodes the bodies of messages, which must know no other fields than
+// qlock.Event and its documentation.
+func events(t *testing.T, messages []*nats.Msg) []map[string]any {
+	t.Helper()
+	var out []map[string]any
+	for _, m := range messages {
+		var e map[string]any
+		if err := json.Unmarshal(m.Data, &e); err != nil {
+			t.Fatalf("event on %s: %v", m.Subject, err)
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+func wantEvent(t *testing.T, got []map[string]any, want map[string]any) {
+	t.Helper()
+	if len(got) != 1 {
+		t.Errorf("%d events, want one: %v", len(got), got)
+		return
+	}
+	for field, v := range want {
+		if got[0][field] != v {
+			t.Errorf("%s is %v, want %v", field, got[0][field], v)
+		}
+	}
+	if len(got[0]) != len(want) {
+		t.Errorf("event %v, want %v", got[0], want)
+	}
+}
+
+func TestEvents(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		o := w.observe()
+		a, b := w.client("svc-a"), w.client("svc-b")
+		w.nodes[2].crash() // that the number of votes does not depend on who is first
+		k := mustLock(t, a, "orders.42")
+		settle()
+		wantEvent(t, events(t, o.messages("lock.default.event.acquired.svc-a.orders.42")),
+			map[string]any{"mode": "exclusive", "token": float64(k.Token()), "votes": 2.0, "nodes": 3.0, "waited_ms": 0.0})
+		next := waitFor(t.Context(), b.RLock, "orders.42")
+		time.Sleep(1500 * time.Millisecond)
+		mustUnlock(t, k)
+		r := next.held(t)
+		wantEvent(t, events(t, o.messages("lock.default.event.released.svc-a.orders.42")),
+			map[string]any{"mode": "exclusive", "token": float64(k.Token()), "waited_ms": 0.0, "held_ms": 1500.0})
+		wantEvent(t, events(t, o.messages("lock.default.event.acquired.svc-b.orders.42")),
+			map[string]any{"mode": "shared", "token": float64(r.Token()), "votes": 2.0, "nodes": 3.0, "waited_ms": 1500.0})
+
+		w.nodes[0].crash()
+		start := time.Now()
+		lost, _ := died(t, r.Context())
+		held := float64(lost.Sub(start).Microseconds()) / 1000
+		wantEvent(t, events(t, o.messages("lock.default.event.lost.svc-b.orders.42")),
+			map[string]any{"mode": "shared", "token": float64(r.Token()), "waited_ms": 1500.0, "held_ms": held})
+		_ = r.Unlock(t.Context())
+		if got := o.messages("lock.default.event."); len(got) != 4 {
+			t.Errorf("%d events, want 4", len(got))
+		}
+
+		// The type that observers may use reads the same.
+		var e qlock.Event
+		if err := json.Unmarshal(o.messages("lock.default.event.lost.")[0].Data, &e); err != nil {
+			t.Fatal(err)
+		}
+		if e != (qlock.Event{Mode: "shared", Token: r.Token(), Waited: 1500, Held: held}) {
+			t.Errorf("event %+v", e)
+		}
+	})
+}
+
+// Who waits, fails or is refused is no event.
+func TestNoEventWithoutLock(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, b := w.client("a"), w.client("b")
+		k := mustLock(t, a, "x")
+		o := w.observe()
+		_, err := b.TryLock(t.Context(), "x")
+		wantIs(t, err, qlock.ErrHeld)
+		_, err = b.Lock(timeout(t, time.Second), "x")
+		wantIs(t, err, qlock.ErrHeld)
+		if got := o.messages("lock.default.event."); len(got) != 0 {
+			t.Errorf("%d events, the first on %s", len(got), got[0].Subject)
+		}
+		mustUnlock(t, k)
+	})
+}
+
+func TestWithoutEvents(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		o := w.observe()
+		a := w.client("a", qlock.WithoutEvents())
+		mustUnlock(t, mustLock(t, a, "x"))
+		mustRLock(t, a, "y")
+		for _, tn := range w.nodes {
+			tn.crash()
+		}
+		time.Sleep(testLease)
+		if got := o.messages("lock.default.event."); len(got) != 0 {
+			t.Errorf("%d events, the first on %s", len(got), got[0].Subject)
+		}
+	})
+}

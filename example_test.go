@@ -1,0 +1,458 @@
+package qlock_test
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/embedded"
+)
+
+// ship sends an order once, however many processes try to: the sample of the
+// README, which a test keeps the same.
+func ship(ctx context.Context, nc *nats.Conn, orders *Orders) error {
+	locker, err := qlock.New(ctx, nc, qlock.WithName("shipping"))
+	if err != nil {
+		return err
+	}
+	defer locker.Close()
+
+	return locker.Do(ctx, "orders.42", func(ctx context.Context) error {
+		// Nobody else holds orders.42 now. ctx ends if the lock is lost.
+		if orders.Status(42) == "shipped" {
+			return nil
+		}
+		// The token lets the store refuse a holder whose time is over.
+		return orders.SetStatus(42, "shipped", qlock.Token(ctx))
+	})
+}
+
+// Orders is a fenced store: it remembers the highest token that it has seen.
+type Orders struct {
+	mu     sync.Mutex
+	status map[int]string
+	token  uint64
+}
+
+func (o *Orders) Status(id int) string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.status[id]
+}
+
+func (o *Orders) SetStatus(id int, status string, token uint64) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if token < o.token {
+		return fmt.Errorf("stale token %d, have seen %d", token, o.token)
+	}
+	fmt.Println("order", id, "is", status)
+	o.status[id], o.token = status, token
+	return nil
+}
+
+func Example() {
+	ctx := context.Background()
+	nc, stop := connect() // to NATS with nodes
+	defer stop()
+
+	orders := &Orders{status: map[int]string{}}
+	var all sync.WaitGroup
+	for range 3 {
+		all.Go(func() {
+			if err := ship(ctx, nc, orders); err != nil {
+				log.Fatal(err)
+			}
+		})
+	}
+	all.Wait()
+	// Output: order 42 is shipped
+}
+
+// One Locker for a program is enough, on the connection that the program has
+// anyway. The nodes tell it their list.
+func ExampleNew() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	nc, stop := connect() // to NATS with nodes
+	defer stop()
+
+	locker, err := qlock.New(ctx, nc,
+		qlock.WithName("billing"),       // what others see of this program
+		qlock.WithLease(20*time.Second)) // how long its locks outlive its death
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer locker.Close()
+
+	fmt.Println(locker.Name(), "locks with", locker.Nodes())
+	// Output: billing locks with [n1 n2 n3]
+}
+
+// A deadline bounds the wait, and only the wait: the lock lasts until it is
+// unlocked or lost.
+func ExampleLocker_Lock() {
+	locker, stop := newLocker("billing")
+	defer stop()
+
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	lock, err := locker.Lock(ctx, "orders.42")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("holds", lock.Name())
+	if err := lock.Unlock(ctx); err != nil {
+		log.Fatal(err) // ErrLost: somebody else may have held it since
+	}
+	fmt.Println("gave it back")
+	// Output:
+	// holds orders.42
+	// gave it back
+}
+
+func ExampleLocker_TryLock() {
+	locker, stop := newLocker("billing")
+	defer stop()
+
+	ctx := context.Background()
+	lock, err := locker.TryLock(ctx, "orders.42")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer lock.Unlock(ctx)
+
+	_, err = locker.TryLock(ctx, "orders.42") // a lock is not reentrant
+	if errors.Is(err, qlock.ErrHeld) {
+		fmt.Println("somebody has it")
+	}
+	if e, ok := errors.AsType[*qlock.LockError](err); ok && e.Holder != nil {
+		fmt.Println("it is", e.Holder.Client)
+	}
+	// Output:
+	// somebody has it
+	// it is billing
+}
+
+// Readers share a lock; a writer waits for them, and readers that come later
+// wait for the writer.
+func ExampleLocker_RLock() {
+	locker, stop := newLocker("billing")
+	defer stop()
+
+	ctx := context.Background()
+	one, err := locker.RLock(ctx, "prices")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer one.Unlock(ctx)
+	two, err := locker.RLock(ctx, "prices")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer two.Unlock(ctx)
+	fmt.Println("two readers hold it")
+
+	_, err = locker.TryLock(ctx, "prices")
+	fmt.Println("a writer must wait:", errors.Is(err, qlock.ErrHeld))
+	// Output:
+	// two readers hold it
+	// a writer must wait: true
+}
+
+// Do is the call for most uses: it gives the lock back in every case, and its
+// context ends when the lock is lost.
+func ExampleLocker_Do() {
+	locker, stop := newLocker("billing")
+	defer stop()
+
+	err := locker.Do(context.Background(), "orders.42", func(ctx context.Context) error {
+		fmt.Println("alone with the order; the token is set:", qlock.Token(ctx) > 0)
+		return nil
+	})
+	switch {
+	case errors.Is(err, qlock.ErrLost):
+		log.Fatal("lost on the way: the store has to decide, by the token")
+	case err != nil:
+		log.Fatal(err)
+	}
+	// Output: alone with the order; the token is set: true
+}
+
+// An RWMutex stands where a sync.RWMutex stood.
+func ExampleLocker_RWMutex() {
+	locker, stop := newLocker("billing")
+	defer stop()
+
+	mu := locker.RWMutex("prices")
+	price := 100
+
+	mu.Lock() // was: var mu sync.RWMutex
+	price++
+	mu.Unlock()
+
+	mu.RLock()
+	fmt.Println("the price is", price)
+	mu.RUnlock()
+
+	// Where waiting for ever is too long:
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if err := mu.LockContext(ctx); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("try in vain:", mu.TryRLock())
+	mu.Unlock()
+	// Output:
+	// the price is 101
+	// try in vain: false
+}
+
+// Work under the lock's context ends when the lock does. Here the only node dies,
+// and nobody confirms the lock within its lease.
+func ExampleLock_Context() {
+	ctx := context.Background()
+	cluster, err := embedded.StartCluster(ctx, 1)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer cluster.Close()
+	locker, err := qlock.New(ctx, cluster.Servers()[0].Conn(), qlock.WithLease(200*time.Millisecond))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer locker.Close()
+	lock, err := locker.Lock(ctx, "orders.42")
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	_ = cluster.Servers()[0].Node().Abort()
+	<-lock.Context().Done()
+	fmt.Println(context.Cause(lock.Context()))
+	fmt.Println(lock.Unlock(ctx))
+	// Output:
+	// qlock: lock lost
+	// qlock: lock lost
+}
+
+// Each exclusive holder of a name has a greater token than all before.
+func ExampleLock_Token() {
+	locker, stop := newLocker("billing")
+	defer stop()
+
+	ctx := context.Background()
+	var tokens []uint64
+	for range 3 {
+		lock, err := locker.Lock(ctx, "orders.42")
+		if err != nil {
+			log.Fatal(err)
+		}
+		tokens = append(tokens, lock.Token())
+		_ = lock.Unlock(ctx)
+	}
+	fmt.Println("rising:", tokens[0] < tokens[1] && tokens[1] < tokens[2])
+	// Output: rising: true
+}
+
+// Code that is only handed a context finds the token in it.
+func ExampleToken() {
+	locker, stop := newLocker("billing")
+	defer stop()
+
+	save := func(ctx context.Context, what string) {
+		if token := qlock.Token(ctx); token > 0 {
+			fmt.Println(what, "saved with a token")
+		} else {
+			fmt.Println(what, "saved without one")
+		}
+	}
+	ctx := context.Background()
+	_ = locker.Do(ctx, "orders.42", func(ctx context.Context) error {
+		save(ctx, "order")
+		return nil
+	})
+	save(ctx, "draft")
+	// Output:
+	// order saved with a token
+	// draft saved without one
+}
+
+// A LockError carries what the nodes said.
+func ExampleLockError() {
+	ctx := context.Background()
+	cluster, err := embedded.StartCluster(ctx, 3)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer cluster.Close()
+	locker, err := qlock.New(ctx, cluster.Servers()[0].Conn(), qlock.WithName("billing"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer locker.Close()
+	_ = cluster.Servers()[1].Close()
+	_ = cluster.Servers()[2].Close()
+
+	short, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	defer cancel()
+	_, err = locker.Lock(short, "orders.42")
+	if e, ok := errors.AsType[*qlock.LockError](err); ok && errors.Is(err, qlock.ErrNoQuorum) {
+		fmt.Printf("%d of %d votes, %d needed, silent: %v\n", e.Votes(), len(e.Nodes), e.Need, e.Silent())
+	}
+	fmt.Println("in time:", errors.Is(err, context.DeadlineExceeded))
+	fmt.Println(err)
+	// Output:
+	// 1 of 3 votes, 2 needed, silent: [n2 n3]
+	// in time: true
+	// qlock: lock "orders.42": no quorum: 1 of 3 nodes voted, 2 are needed: n1 voted, n2 silent, n3 silent: context deadline exceeded
+}
+
+// A node on a NATS that runs already. Each of a cluster's nodes has a name and a
+// state directory of its own; the list of names is the same for all and fixed.
+func ExampleStartNode() {
+	ctx := context.Background()
+	nc, stop := connectNATS() // to NATS without nodes
+	defer stop()
+	dir, err := os.MkdirTemp("", "n1-")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+
+	cfg := qlock.NodeConfig{
+		Name:     "n1",
+		Nodes:    []string{"n1"}, // of three: "n1", "n2", "n3"
+		StateDir: dir,
+		MaxLease: 30 * time.Second,
+	}
+	// Once in the cluster's life, by hand. Without it the node would first wait
+	// until votes that it may have forgotten have run out.
+	if err := qlock.Bootstrap(cfg); err != nil {
+		log.Fatal(err)
+	}
+
+	node, err := qlock.StartNode(ctx, nc, cfg)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer node.Close() // a clean stop: the next start votes at once
+	if err := node.WaitReady(ctx); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(node.Name(), "is", node.Stats().State)
+	// Output: n1 is voting
+}
+
+// One of three nodes, each in a process of its own on a NATS that runs already.
+func ExampleStartNode_cluster() {
+	bootstrap := flag.Bool("bootstrap", false, "once in the cluster's life, by hand")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+
+	cfg := qlock.NodeConfig{
+		Cluster:  "prod",
+		Name:     "n1", // n2 and n3 in the other two
+		Nodes:    []string{"n1", "n2", "n3"},
+		StateDir: "/var/lib/qlock",
+	}
+	if *bootstrap {
+		if err := qlock.Bootstrap(cfg); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
+	nc, err := nats.Connect("nats://localhost:4222", nats.MaxReconnects(-1))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer nc.Close()
+	node, err := qlock.StartNode(ctx, nc, cfg)
+	if err != nil {
+		log.Fatal(err)
+	}
+	select {
+	case <-ctx.Done():
+	case <-node.Done(): // another n1 was there before
+	}
+	if err := node.Close(); err != nil { // a clean stop keeps the votes
+		log.Fatal(err)
+	}
+}
+
+// Bootstrap is for a node that never ran. It refuses a state directory that has
+// been used.
+func ExampleBootstrap() {
+	dir, err := os.MkdirTemp("", "n1-")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+
+	cfg := qlock.NodeConfig{Name: "n1", Nodes: []string{"n1", "n2", "n3"}, StateDir: dir}
+	fmt.Println("first: ", qlock.Bootstrap(cfg))
+	fmt.Println("second refused:", qlock.Bootstrap(cfg) != nil)
+	// Output:
+	// first:  <nil>
+	// second refused: true
+}
+
+// What follows stands in for the world around the examples.
+
+// connect starts NATS with three nodes in this process and connects to it.
+func connect() (*nats.Conn, func()) {
+	cluster, err := embedded.StartCluster(context.Background(), 3)
+	if err != nil {
+		log.Fatal(err)
+	}
+	return cluster.Servers()[0].Conn(), func() { _ = cluster.Close() }
+}
+
+// newLocker makes a Locker on NATS with one node.
+func newLocker(name string) (*qlock.Locker, func()) {
+	cluster, err := embedded.StartCluster(context.Background(), 1)
+	if err != nil {
+		log.Fatal(err)
+	}
+	locker, err := qlock.New(context.Background(), cluster.Servers()[0].Conn(), qlock.WithName(name))
+	if err != nil {
+		log.Fatal(err)
+	}
+	return locker, func() {
+		_ = locker.Close()
+		_ = cluster.Close()
+	}
+}
+
+// connectNATS starts a NATS without nodes in this process and connects to it.
+func connectNATS() (*nats.Conn, func()) {
+	s, err := server.NewServer(&server.Options{DontListen: true, NoLog: true, NoSigs: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+	s.Start()
+	if !s.ReadyForConnections(10 * time.Second) {
+		log.Fatal("nats-server does not start")
+	}
+	nc, err := nats.Connect("", nats.InProcessServer(s))
+	if err != nil {
+		log.Fatal(err)
+	}
+	return nc, func() {
+		nc.Close()
+		s.Shutdown()
+		s.WaitForShutdown()
+	}
+}

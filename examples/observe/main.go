@@ -1,0 +1,240 @@
+// Observe prints what happens to locks, for a person to read: what clients ask of
+// the nodes, and the events that tell what became of it.
+//
+//	go run ./examples/observe -server nats://localhost:4222
+//
+// shows what goes on at a NATS (NATS_URL and -creds are known too) until Ctrl-C;
+// with -events only the events, with -cluster one cluster of several. "nats sub
+// 'lock.>'" shows the same as it is. Resource names stand as in the subject, with
+// what a subject cannot have encoded.
+//
+//	go run ./examples/observe
+//
+// without a server starts one with some traffic (demo.go), and ends. It prints:
+//
+//	Neither -server nor NATS_URL is given: NATS with three nodes starts in this process,
+//	with some traffic. Requests to the nodes are in small letters, EVENTS in capitals.
+//
+//	TIME          CLIENT      WHAT      RESOURCE      DETAILS
+//	08:08:16.319  orders      info                    who are the nodes?
+//	08:08:16.323  billing     info                    who are the nodes?
+//	08:08:16.324  mail        info                    who are the nodes?
+//	08:08:16.324  orders      acquire   orders.42     exclusive, lease 2s
+//	08:08:16.324  billing     acquire   orders.42     exclusive, lease 2s
+//	08:08:16.324  orders      ACQUIRED  orders.42     exclusive, token 1795248496324432, 2 of 3 votes, waited 190µs
+//	08:08:16.425  mail        acquire   orders.42     exclusive, lease 2s
+//	08:08:16.425  mail        release   orders.42
+//	08:08:16.428  mail        refresh                 still has 0, held or awaited
+//	08:08:16.527  orders      release   orders.42
+//	08:08:16.527  orders      RELEASED  orders.42     held 202ms, token 1795248496324432
+//	08:08:16.527  billing     ACQUIRED  orders.42     exclusive, token 1795248496526556, 2 of 3 votes, waited 203ms
+//	08:08:16.628  billing     release   orders.42
+//	08:08:16.629  billing     RELEASED  orders.42     held 101ms, token 1795248496526556
+//	08:08:16.629  orders      acquire   price%20list  shared, lease 2s
+//	08:08:16.629  mail        acquire   price%20list  shared, lease 2s
+//	08:08:16.629  orders      ACQUIRED  price%20list  shared, token 1795248496628264, 2 of 3 votes, waited 840µs
+//	08:08:16.629  mail        ACQUIRED  price%20list  shared, token 1795248496629127, 2 of 3 votes, waited 420µs
+//	08:08:16.996  orders      refresh                 still has 1, held or awaited
+//	08:08:16.996  billing     refresh                 still has 0, held or awaited
+//	08:08:17.092  mail        refresh                 still has 1, held or awaited
+//	08:08:17.433  orders      release   price%20list
+//	08:08:17.433  orders      RELEASED  price%20list  held 804ms, token 1795248496628264
+//	08:08:17.433  mail        release   price%20list
+//	08:08:17.433  mail        RELEASED  price%20list  held 804ms, token 1795248496629127
+//	08:08:17.433  billing     acquire   orders.42     exclusive, lease 2s
+//	08:08:17.434  billing     ACQUIRED  orders.42     exclusive, token 1795248497433206, 2 of 3 votes, waited 870µs
+//	              n2 and n3 die now: a lock needs two votes, so this one will be lost
+//	08:08:17.663  orders      refresh                 still has 0, held or awaited
+//	08:08:17.760  mail        refresh                 still has 0, held or awaited
+//	08:08:18.100  billing     refresh                 still has 1, held or awaited
+//	08:08:18.394  billing     refresh                 still has 1, held or awaited
+//	08:08:18.562  billing     refresh                 still has 1, held or awaited
+//	08:08:18.730  billing     refresh                 still has 1, held or awaited
+//	08:08:18.899  billing     refresh                 still has 1, held or awaited
+//	08:08:19.065  billing     refresh                 still has 1, held or awaited
+//	08:08:19.233  billing     refresh                 still has 1, held or awaited
+//	08:08:19.394  billing     release   orders.42
+//	08:08:19.394  billing     LOST      orders.42     held 1.96s, token 1795248497433206
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/qlock/qlock"
+)
+
+func main() {
+	server := flag.String("server", os.Getenv("NATS_URL"), "NATS to watch; none: start one, with some traffic")
+	creds := flag.String("creds", "", "file with credentials for it")
+	cluster := flag.String("cluster", "*", "qlock cluster to watch; *: all")
+	events := flag.Bool("events", false, "show no requests, only what became of them")
+	flag.Parse()
+
+	subject := "lock." + *cluster + ".>"
+	if *events {
+		subject = "lock." + *cluster + ".event.>"
+	}
+	var opts []nats.Option
+	if *creds != "" {
+		opts = append(opts, nats.UserCredentials(*creds))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var err error
+	if *server == "" {
+		err = demonstrate(ctx, subject)
+	} else {
+		err = observe(ctx, *server, subject, opts...)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "observe:", err)
+		os.Exit(1)
+	}
+}
+
+// observe prints until ctx ends.
+func observe(ctx context.Context, server, subject string, opts ...nats.Option) error {
+	nc, err := nats.Connect(server, append(opts, nats.Name("observe"), nats.MaxReconnects(-1))...)
+	if err != nil {
+		return fmt.Errorf("connect to %s: %w", server, err)
+	}
+	defer nc.Close()
+	fmt.Printf("%s on %s: Ctrl-C ends it.\n\n", subject, nc.ConnectedUrl())
+	if _, err := watch(nc, subject); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// printer counts what it printed, by the verb or the kind of event.
+type printer struct {
+	mu   sync.Mutex
+	seen map[string]int
+}
+
+func watch(nc *nats.Conn, subject string) (*printer, error) {
+	p := &printer{seen: map[string]int{}}
+	fmt.Printf("%-12s  %-10s  %-8s  %-12s  %s\n", "TIME", "CLIENT", "WHAT", "RESOURCE", "DETAILS")
+	_, err := nc.Subscribe(subject, func(m *nats.Msg) { p.print(m.Subject, m.Data) })
+	if err != nil {
+		return nil, err
+	}
+	return p, nc.FlushTimeout(5 * time.Second) // it is in force now
+}
+
+func (p *printer) count(what string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.seen[what]
+}
+
+// print writes one message of lock.<cluster>.<node|event>.<what>.<client>.<resource>.
+// Events are in capitals.
+func (p *printer) print(subject string, body []byte) {
+	part := strings.SplitN(subject, ".", 6)
+	if len(part) < 5 {
+		return
+	}
+	part = append(part, "") // refresh and info concern no single resource
+	cluster, kind, what, client, resource := part[1], part[2], part[3], part[4], part[5]
+	details, err := "", error(nil)
+	if kind == "event" {
+		details, err = eventDetails(what, body)
+	} else {
+		details, err = requestDetails(what, body)
+	}
+	if err != nil {
+		details = fmt.Sprintf("%q (%v)", body, err)
+	}
+	p.mu.Lock()
+	p.seen[what]++
+	p.mu.Unlock()
+	if kind == "event" {
+		what = strings.ToUpper(what)
+	}
+	if cluster != qlock.DefaultCluster {
+		client = cluster + "/" + client
+	}
+	line := fmt.Sprintf("%s  %-10s  %-8s  %-12s  %s", time.Now().Format("15:04:05.000"), client, what, resource, details)
+	fmt.Println(strings.TrimRight(line, " "))
+}
+
+func eventDetails(kind string, body []byte) (string, error) {
+	var e qlock.Event
+	if err := json.Unmarshal(body, &e); err != nil {
+		return "", err
+	}
+	if kind == "acquired" {
+		return fmt.Sprintf("%s, token %d, %d of %d votes, waited %v", e.Mode, e.Token, e.Votes, e.Nodes, duration(e.Waited)), nil
+	}
+	return fmt.Sprintf("held %v, token %d", duration(e.Held), e.Token), nil
+}
+
+// requestDetails says what a request asks of the nodes. Their answers go to the
+// client's inbox and are not seen here.
+func requestDetails(verb string, body []byte) (string, error) {
+	var r struct {
+		Mode string      `json:"mode"`
+		At   int64       `json:"at"`
+		TTL  float64     `json:"ttl_ms"`
+		Want uint64      `json:"want"`
+		Held bool        `json:"held"`
+		Node string      `json:"node"`
+		Live [][2]uint64 `json:"live"`
+	}
+	if err := json.Unmarshal(body, &r); err != nil {
+		return "", err
+	}
+	switch verb {
+	case "acquire":
+		s := fmt.Sprintf("%s, lease %v", r.Mode, duration(r.TTL))
+		if age := time.Since(time.UnixMicro(r.At)); age > 50*time.Millisecond && !r.Held {
+			s += fmt.Sprintf(", again after %v", age.Round(time.Millisecond))
+		}
+		if r.Held {
+			s += ", it holds it"
+		}
+		if r.Want > 0 {
+			s += fmt.Sprintf(", wants token %d", r.Want)
+		}
+		if r.Node != "" {
+			s += ", from " + r.Node
+		}
+		return s, nil
+	case "yield":
+		return "gives the vote of " + r.Node + " back to an older request", nil
+	case "refresh":
+		n := uint64(0)
+		for _, run := range r.Live {
+			n += run[1] - run[0] + 1
+		}
+		return fmt.Sprintf("still has %d, held or awaited", n), nil
+	case "info":
+		if r.Node != "" {
+			return "is there another " + r.Node + "?", nil
+		}
+		return "who are the nodes?", nil
+	}
+	return "", nil
+}
+
+// duration keeps what a person reads of a duration.
+func duration(ms float64) time.Duration {
+	d := time.Duration(ms * float64(time.Millisecond))
+	if d < 10*time.Millisecond {
+		return d.Round(10 * time.Microsecond)
+	}
+	return d.Round(time.Millisecond)
+}

@@ -1,0 +1,523 @@
+package qlock_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"go.uber.org/goleak"
+
+	"github.com/qlock/qlock"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// The tests of this package run Lockers and Nodes on a real nats-server in virtual
+// time (testing/synctest): messages take no time at all, time goes on only when
+// everybody waits for it, and settle returns when every message has been
+// delivered and handled. So a wait can be measured to the microsecond, nothing
+// needs a tolerance, and nothing sleeps in earnest. A goroutine that outlives a
+// bubble makes its test panic.
+
+// bubble runs f in virtual time.
+func bubble(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	// nats.go keeps timers in a sync.Pool, and a timer of one bubble may not be
+	// used in another. Two collections empty a pool.
+	runtime.GC()
+	runtime.GC()
+	synctest.Test(t, func(t *testing.T) {
+		// The server's own timers keep virtual time going, so that one who waits for
+		// ever would not be found by synctest as a deadlock.
+		watchdog := time.AfterFunc(2*time.Hour, func() { panic("the test has not ended within two hours of virtual time") })
+		defer watchdog.Stop()
+		f(t)
+	})
+}
+
+// settle waits until every goroutine of the bubble waits for time or for the
+// test: all messages have come to their ends.
+func settle() { synctest.Wait() }
+
+const (
+	testLease = 10 * time.Second
+	maxLease  = 30 * time.Second
+)
+
+// stands is how long a vote stands at a client: the lease less the margin for
+// drift (C1).
+func stands(lease time.Duration) time.Duration { return lease - lease/50 }
+
+// quarantine is how long a node that may have forgotten gives no votes (N8).
+const quarantine = maxLease + maxLease/50
+
+// world is a nats-server and the nodes of a cluster, each on a connection of its
+// own.
+type world struct {
+	t     *testing.T
+	srv   *server.Server
+	nodes []*testNode
+	log   *logbook // of all nodes and clients
+}
+
+type testNode struct {
+	*qlock.Node // nil while it is stopped
+	world       *world
+	cfg         qlock.NodeConfig
+	link        *link
+}
+
+// setup changes what a test needs otherwise.
+type setup struct {
+	node   func(i int, c *qlock.NodeConfig)
+	server func(o *server.Options)
+	fresh  bool // do not bootstrap: the nodes begin in quarantine
+}
+
+func (s setup) options() *server.Options {
+	o := &server.Options{ServerName: "test", DontListen: true, NoLog: true, NoSigs: true, NoFastProducerStall: true}
+	if s.server != nil {
+		s.server(o)
+	}
+	return o
+}
+
+// newWorld starts a server and n nodes that vote.
+func newWorld(t *testing.T, n int, change ...setup) *world {
+	t.Helper()
+	var s setup
+	if len(change) > 0 {
+		s = change[0]
+	}
+	w := newServer(t, s)
+	var names []string
+	for i := range n {
+		names = append(names, fmt.Sprintf("n%d", i+1))
+	}
+	dir := t.TempDir()
+	for i, name := range names {
+		tn := &testNode{world: w, link: w.connect()}
+		tn.cfg = qlock.NodeConfig{
+			Name: name, Nodes: names, StateDir: filepath.Join(dir, name), MaxLease: maxLease,
+			// A service ends by Drain, and that by a Flush with a pooled timer.
+			NoService: true,
+			Logger:    slog.New(w.log),
+		}
+		if s.node != nil {
+			s.node(i, &tn.cfg)
+		}
+		if !s.fresh && tn.cfg.StateDir != "" {
+			if err := qlock.Bootstrap(tn.cfg); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.nodes = append(w.nodes, tn)
+		t.Cleanup(func() {
+			if tn.Node != nil {
+				tn.stop()
+			}
+		})
+	}
+	w.each(func(tn *testNode) { tn.start() })
+	if !s.fresh {
+		for _, tn := range w.nodes {
+			if err := tn.WaitReady(timeout(t, time.Second)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return w
+}
+
+// newServer starts the server of a world without nodes.
+func newServer(t *testing.T, s setup) *world {
+	t.Helper()
+	w := &world{t: t, log: newLogbook()}
+	var err error
+	if w.srv, err = server.NewServer(s.options()); err != nil {
+		t.Fatal(err)
+	}
+	w.srv.Start()
+	t.Cleanup(func() {
+		w.srv.Shutdown()
+		w.srv.WaitForShutdown()
+	})
+	if !w.srv.ReadyForConnections(5 * time.Second) {
+		t.Fatal("the server is not ready")
+	}
+	return w
+}
+
+// each calls f for all nodes at once, and waits.
+func (w *world) each(f func(*testNode)) {
+	var wg sync.WaitGroup
+	for _, tn := range w.nodes {
+		wg.Go(func() { f(tn) })
+	}
+	wg.Wait()
+}
+
+func (tn *testNode) start() {
+	tn.world.t.Helper()
+	if err := tn.tryStart(); err != nil {
+		tn.world.t.Errorf("start %s: %v", tn.cfg.Name, err)
+	}
+}
+
+func (tn *testNode) tryStart() error {
+	n, err := qlock.StartNode(timeout(tn.world.t, 5*time.Second), tn.link.Conn, tn.cfg)
+	if err == nil {
+		tn.Node = n
+	}
+	return err
+}
+
+// stop stops the node cleanly.
+func (tn *testNode) stop() {
+	tn.world.t.Helper()
+	if err := tn.Close(); err != nil {
+		tn.world.t.Errorf("stop %s: %v", tn.cfg.Name, err)
+	}
+	tn.Node = nil
+}
+
+// crash stops the node as the end of its process would.
+func (tn *testNode) crash() {
+	tn.world.t.Helper()
+	if err := tn.Abort(); err != nil {
+		tn.world.t.Errorf("abort %s: %v", tn.cfg.Name, err)
+	}
+	tn.Node = nil
+}
+
+// link is a connection that can be cut.
+type link struct {
+	*nats.Conn
+	srv nats.InProcessConnProvider
+
+	mu    sync.Mutex // guards what follows
+	isCut bool
+	conns []net.Conn
+}
+
+// InProcessConn gives nats.go a way to the server, unless it is cut.
+func (l *link) InProcessConn() (net.Conn, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.isCut {
+		return nil, errors.New("cut by the test")
+	}
+	c, err := l.srv.InProcessConn()
+	l.conns = append(l.conns, c)
+	return c, err
+}
+
+// cut breaks the connection, and keeps it from being made again.
+func (l *link) cut() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.isCut = true
+	for _, c := range l.conns {
+		_ = c.Close()
+	}
+	l.conns = nil
+}
+
+// mend lets the connection be made again, which it is within reconnectWait.
+func (l *link) mend() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.isCut = false
+}
+
+const reconnectWait = 100 * time.Millisecond
+
+// connect makes a connection to the server. It is closed when the test ends.
+func (w *world) connect(opts ...nats.Option) *link {
+	w.t.Helper()
+	l := &link{srv: w.srv}
+	nc, err := nats.Connect("", append([]nats.Option{
+		nats.InProcessServer(l), nats.MaxReconnects(-1), nats.ReconnectWait(reconnectWait), nats.ReconnectJitter(0, 0),
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // the default prints
+	}, opts...)...)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	l.Conn = nc
+	w.t.Cleanup(nc.Close)
+	return l
+}
+
+// client makes a Locker with a lease of testLease on a connection of its own, and
+// closes it when the test ends.
+func (w *world) client(name string, opts ...qlock.Option) *qlock.Locker {
+	w.t.Helper()
+	l, _ := w.clientOn(name, opts...)
+	return l
+}
+
+// clientOn is client for tests that do something to its connection.
+func (w *world) clientOn(name string, opts ...qlock.Option) (*qlock.Locker, *link) {
+	w.t.Helper()
+	nc := w.connect()
+	return w.locker(nc.Conn, name, opts...), nc
+}
+
+func (w *world) locker(nc *nats.Conn, name string, opts ...qlock.Option) *qlock.Locker {
+	w.t.Helper()
+	l, err := qlock.New(w.t.Context(), nc, append([]qlock.Option{
+		qlock.WithName(name), qlock.WithLease(testLease), qlock.WithLogger(slog.New(w.log)),
+	}, opts...)...)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			w.t.Errorf("close %s: %v", name, err)
+		}
+	})
+	return l
+}
+
+// claims is how many claims the i-th node knows.
+func (w *world) claims(i int) int { return w.nodes[i].Stats().Claims }
+
+// noClaims checks that no node knows of any claim any more.
+func (w *world) noClaims() {
+	w.t.Helper()
+	settle()
+	for _, tn := range w.nodes {
+		if tn.Node != nil && tn.Stats().Claims != 0 {
+			w.t.Errorf("%s still has %d claims", tn.cfg.Name, tn.Stats().Claims)
+		}
+	}
+}
+
+// timeout is the test's context with a deadline.
+func timeout(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// mustLock takes a lock that must be free, or become so in time.
+func mustLock(t *testing.T, l *qlock.Locker, name string) *qlock.Lock {
+	t.Helper()
+	k, err := l.Lock(timeout(t, time.Minute), name)
+	if err != nil {
+		t.Fatalf("Lock(%q): %v", name, err)
+	}
+	return k
+}
+
+func mustRLock(t *testing.T, l *qlock.Locker, name string) *qlock.Lock {
+	t.Helper()
+	k, err := l.RLock(timeout(t, time.Minute), name)
+	if err != nil {
+		t.Fatalf("RLock(%q): %v", name, err)
+	}
+	return k
+}
+
+func mustUnlock(t *testing.T, k *qlock.Lock) {
+	t.Helper()
+	if err := k.Unlock(t.Context()); err != nil {
+		t.Fatalf("Unlock(%q): %v", k.Name(), err)
+	}
+}
+
+// waiter is a call of Lock or RLock in a goroutine of its own.
+type waiter struct {
+	done   chan struct{}
+	lock   *qlock.Lock
+	err    error
+	waited time.Duration
+}
+
+// waitFor calls lock, and returns when it waits in the nodes' queues or is over.
+func waitFor(ctx context.Context, lock func(context.Context, string) (*qlock.Lock, error), name string) *waiter {
+	w := &waiter{done: make(chan struct{})}
+	start := time.Now()
+	go func() {
+		w.lock, w.err = lock(ctx, name)
+		w.waited = time.Since(start)
+		close(w.done)
+	}()
+	settle()
+	return w
+}
+
+// over reports whether the call has returned once all messages are delivered.
+func (w *waiter) over() bool {
+	settle()
+	select {
+	case <-w.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// held waits for the lock.
+func (w *waiter) held(t *testing.T) *qlock.Lock {
+	t.Helper()
+	select {
+	case <-w.done:
+	case <-time.After(5 * time.Minute):
+		t.Fatal("the lock was not granted within five minutes")
+	}
+	if w.err != nil {
+		t.Fatalf("the wait for the lock failed: %v", w.err)
+	}
+	return w.lock
+}
+
+// observer counts what is published on lock.>.
+type observer struct {
+	mu    sync.Mutex // guards count, seen
+	count map[string]int
+	seen  []*nats.Msg
+}
+
+// observe subscribes to everything about locks, as a person with nats sub would.
+func (w *world) observe() *observer {
+	w.t.Helper()
+	o := &observer{count: map[string]int{}}
+	nc := w.connect()
+	_, err := nc.Subscribe("lock.>", func(m *nats.Msg) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.count[strings.Split(m.Subject, ".")[3]]++
+		o.seen = append(o.seen, m)
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	settle()
+	return o
+}
+
+// take returns how often each verb and kind of event was seen since the last
+// call, once all messages are delivered.
+func (o *observer) take() map[string]int {
+	settle()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	c := o.count
+	o.count = map[string]int{}
+	return c
+}
+
+// messages returns what was seen on subjects with the prefix.
+func (o *observer) messages(prefix string) []*nats.Msg {
+	settle()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var out []*nats.Msg
+	for _, m := range o.seen {
+		if strings.HasPrefix(m.Subject, prefix) {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// logbook is a slog.Handler that keeps what was logged.
+type logbook struct {
+	state *logState // shared by handlers made with WithAttrs
+	attrs string
+}
+
+func newLogbook() *logbook { return &logbook{state: &logState{}} }
+
+type logState struct {
+	mu    sync.Mutex // guards lines
+	lines []string
+}
+
+func (b *logbook) Enabled(context.Context, slog.Level) bool { return true }
+
+func (b *logbook) Handle(_ context.Context, r slog.Record) error {
+	line := r.Level.String() + " " + r.Message + b.attrs
+	r.Attrs(func(a slog.Attr) bool {
+		line += fmt.Sprintf(" %s=%v", a.Key, a.Value)
+		return true
+	})
+	s := b.state
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lines = append(s.lines, line)
+	return nil
+}
+
+func (b *logbook) WithAttrs(attrs []slog.Attr) slog.Handler {
+	c := &logbook{state: b.state, attrs: b.attrs}
+	for _, a := range attrs {
+		c.attrs += fmt.Sprintf(" %s=%v", a.Key, a.Value)
+	}
+	return c
+}
+
+func (b *logbook) WithGroup(string) slog.Handler { return b }
+
+// find returns the lines that contain all the words.
+func (b *logbook) find(words ...string) []string {
+	s := b.state
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []string
+	for _, line := range s.lines {
+		if containsAll(line, words...) {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
+func containsAll(s string, words ...string) bool {
+	for _, w := range words {
+		if !strings.Contains(s, w) {
+			return false
+		}
+	}
+	return true
+}
+
+// wantText checks what an error tells a person.
+func wantText(t *testing.T, err error, words ...string) {
+	t.Helper()
+	if err == nil {
+		t.Errorf("no error, want one with %q", words)
+		return
+	}
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("error does not say %q: %v", w, err)
+		}
+	}
+}
+
+// wantIs checks what errors.Is finds in an error.
+func wantIs(t *testing.T, err error, targets ...error) {
+	t.Helper()
+	for _, target := range targets {
+		if !errors.Is(err, target) {
+			t.Errorf("error is not %q: %v", target, err)
+		}
+	}
+}
+
+// forget removes what a stopped node left in its state directory.
+func (tn *testNode) forget() error { return os.Remove(filepath.Join(tn.cfg.StateDir, "node.json")) }

@@ -1,0 +1,352 @@
+package integration
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/embedded"
+	"github.com/qlock/qlock/internal/loopback"
+)
+
+const (
+	// patience bounds every wait for something that must come.
+	patience = 30 * time.Second
+
+	// slack is what a busy machine may add to a time that the protocol bounds.
+	slack = 1500 * time.Millisecond
+)
+
+func testContext(t *testing.T) context.Context {
+	t.Helper()
+	return within(t, patience)
+}
+
+// within is a context for something that must be done, or must have failed, by
+// then.
+func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// await waits for a condition that must come to hold.
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v in vain: %s", patience, what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// quiet keeps a connection from printing what these tests bring about on purpose.
+var quiet = nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})
+
+// maxLease is a change for a cluster's servers.
+func maxLease(d time.Duration) func(int, *embedded.Config) {
+	return func(_ int, c *embedded.Config) { c.Node.MaxLease = d }
+}
+
+func startCluster(t *testing.T, n int, change ...func(int, *embedded.Config)) *embedded.Cluster {
+	t.Helper()
+	c, err := embedded.StartCluster(testContext(t), n, change...)
+	must(t, err)
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// reserve keeps a port for a server that stops and starts again; -1 where that
+// cannot be done: any free one.
+func reserve(t *testing.T) int {
+	t.Helper()
+	p, err := loopback.Reserve()
+	must(t, err)
+	t.Cleanup(func() { _ = p.Close() })
+	return cmp.Or(p.Number, -1)
+}
+
+// forking is held by who starts a process, and shared by who listens where there
+// was a listener before. Between fork and exec a child has copies of all that is
+// open, also of a listener that is being closed here, and its address is in use
+// for that long.
+var forking sync.RWMutex
+
+// restart starts a server again at the place where it was.
+func restart(t *testing.T, s *embedded.Server) {
+	t.Helper()
+	forking.RLock()
+	defer forking.RUnlock()
+	must(t, s.Restart(testContext(t)))
+}
+
+// urls lists the client addresses of servers, for nats.Connect.
+func urls(servers ...*embedded.Server) string {
+	var all []string
+	for _, s := range servers {
+		all = append(all, s.ClientURL())
+	}
+	return strings.Join(all, ",")
+}
+
+// connect makes a TCP connection that comes back for ever, and to no other server
+// than those named, the first first.
+func connect(t *testing.T, urls string, opts ...nats.Option) *nats.Conn {
+	t.Helper()
+	nc, err := nats.Connect(urls, append([]nats.Option{
+		nats.MaxReconnects(-1), nats.ReconnectWait(20 * time.Millisecond), nats.ReconnectJitter(0, 0),
+		nats.PingInterval(300 * time.Millisecond), nats.DontRandomize(), nats.IgnoreDiscoveredServers(),
+		quiet,
+	}, opts...)...)
+	must(t, err)
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+func newLocker(t *testing.T, nc *nats.Conn, opts ...qlock.Option) *qlock.Locker {
+	t.Helper()
+	l, err := qlock.New(testContext(t), nc, opts...)
+	must(t, err)
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+// client is a Locker with a TCP connection of its own to the servers named.
+func client(t *testing.T, name, urls string, opts ...qlock.Option) *qlock.Locker {
+	t.Helper()
+	return newLocker(t, connect(t, urls, nats.Name(name)), append(opts, qlock.WithName(name))...)
+}
+
+func lock(t *testing.T, l *qlock.Locker, name string) *qlock.Lock {
+	t.Helper()
+	k, err := l.Lock(testContext(t), name)
+	must(t, err)
+	return k
+}
+
+func rlock(t *testing.T, l *qlock.Locker, name string) *qlock.Lock {
+	t.Helper()
+	k, err := l.RLock(testContext(t), name)
+	must(t, err)
+	return k
+}
+
+func unlock(t *testing.T, k *qlock.Lock) {
+	t.Helper()
+	if err := k.Unlock(t.Context()); err != nil {
+		t.Errorf("unlocking %s: %v", k.Name(), err)
+	}
+}
+
+// pending is a call of Lock or RLock that is under way.
+type pending struct {
+	lock *qlock.Lock
+	err  error
+	at   time.Time // when it returned
+	done chan struct{}
+}
+
+func start(t *testing.T, ctx context.Context, call func(context.Context, string) (*qlock.Lock, error), name string) *pending {
+	t.Helper()
+	p := &pending{done: make(chan struct{})}
+	go func() {
+		defer close(p.done)
+		p.lock, p.err = call(ctx, name)
+		p.at = time.Now()
+	}()
+	t.Cleanup(func() { <-p.done }) // ctx ends before that
+	return p
+}
+
+// wait returns the lock that the call must get.
+func (p *pending) wait(t *testing.T) *qlock.Lock {
+	t.Helper()
+	<-p.done
+	must(t, p.err)
+	return p.lock
+}
+
+func (p *pending) isDone() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// stays looks for d that a lock is not lost.
+func stays(t *testing.T, k *qlock.Lock, d time.Duration) {
+	t.Helper()
+	select {
+	case <-k.Context().Done():
+		t.Fatalf("lock %s ended: %v", k.Name(), context.Cause(k.Context()))
+	case <-time.After(d):
+	}
+}
+
+// lostBy waits until a lock is lost, which must be by then.
+func lostBy(t *testing.T, k *qlock.Lock, deadline time.Time) {
+	t.Helper()
+	select {
+	case <-k.Context().Done():
+	case <-time.After(patience):
+		t.Fatalf("lock %s is never lost", k.Name())
+	}
+	if late := time.Since(deadline); late > slack {
+		t.Errorf("lock %s was lost %v too late", k.Name(), late)
+	}
+	if cause := context.Cause(k.Context()); !errors.Is(cause, qlock.ErrLost) {
+		t.Errorf("lock %s ended by %v, not by loss", k.Name(), cause)
+	}
+}
+
+// isOver fails the test if the first of two conflicting locks could still be
+// unlocked when the second had been granted. Unlock reads the lease clock: its
+// answer does not depend on how soon a goroutine came to run, as the end of the
+// lock's context would.
+func isOver(t *testing.T, first *qlock.Lock) {
+	t.Helper()
+	if err := first.Unlock(t.Context()); !errors.Is(err, qlock.ErrLost) {
+		t.Errorf("two hold %s: Unlock of the first, after the second was granted, says %v", first.Name(), err)
+	}
+}
+
+// empty waits until the nodes know of no claims.
+func empty(t *testing.T, servers ...*embedded.Server) {
+	t.Helper()
+	for _, s := range servers {
+		await(t, s.Name()+" has no claims left", func() bool {
+			stats := s.Node().Stats()
+			return stats.Claims == 0 && stats.Resources == 0
+		})
+	}
+}
+
+// errStale is the store's refusal of a token from the past.
+var errStale = errors.New("stale token")
+
+// store is what locks protect: counters that refuse a token lower than the
+// highest seen, at reads as well as at writes, and know who came with which.
+type store struct {
+	mu       sync.Mutex
+	counters map[string]*counter
+	wrong    []string // what must never happen
+}
+
+type counter struct {
+	value   int
+	token   uint64
+	owner   *qlock.Lock
+	owners  int
+	refused int
+}
+
+// access is called with s.mu held.
+func (s *store) access(k *qlock.Lock) (*counter, error) {
+	c := s.counters[k.Name()]
+	if c == nil {
+		c = &counter{}
+		if s.counters == nil {
+			s.counters = map[string]*counter{}
+		}
+		s.counters[k.Name()] = c
+	}
+	switch {
+	case k.Token() < c.token:
+		c.refused++
+		return nil, errStale
+	case k.Token() == c.token && k != c.owner:
+		s.wrong = append(s.wrong, fmt.Sprintf("two holders of %s with token %d", k.Name(), c.token))
+	case k.Token() > c.token:
+		c.token, c.owner = k.Token(), k
+		c.owners++
+	}
+	return c, nil
+}
+
+func (s *store) read(k *qlock.Lock) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, err := s.access(k)
+	if err != nil {
+		return 0, err
+	}
+	return c.value, nil
+}
+
+func (s *store) write(k *qlock.Lock, value int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, err := s.access(k)
+	if err == nil {
+		c.value = value
+	}
+	return err
+}
+
+// increment reads and writes in two steps, between which another holder would do
+// harm. A refusal must be explained by a loss.
+func (s *store) increment(ctx context.Context, k *qlock.Lock) error {
+	v, err := s.read(k)
+	if err == nil {
+		err = s.write(k, v+1)
+	}
+	if lost := k.Unlock(ctx); errors.Is(err, errStale) && !errors.Is(lost, qlock.ErrLost) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.wrong = append(s.wrong, fmt.Sprintf("token %d of %s was refused, but its lock was not lost: %v", k.Token(), k.Name(), lost))
+	}
+	return err
+}
+
+// highest is the highest token seen for a name.
+func (s *store) highest(name string) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.counters[name].token
+}
+
+// check compares the counters with the writes that were confirmed.
+func (s *store) check(t *testing.T, confirmed map[string]int) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.wrong {
+		t.Error(w)
+	}
+	for name, want := range confirmed {
+		c := s.counters[name]
+		if c == nil || c.value != want {
+			t.Errorf("%s is %+v after %d confirmed increments", name, c, want)
+			continue
+		}
+		t.Logf("%s: %d increments by %d holders, %d stale accesses refused, last token %d", name, c.value, c.owners, c.refused, c.token)
+	}
+}

@@ -1,0 +1,359 @@
+package security
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
+
+	"github.com/qlock/qlock"
+)
+
+// handover is what every configuration must let two clients do: svc-a holds, svc-b
+// is told so, waits, and is called.
+func handover(t *testing.T, w *world) {
+	t.Helper()
+	a, b := w.locker("svc-a"), w.locker("svc-b")
+	k := mustLock(t, a, "orders.1")
+	if _, err := b.TryLock(deadline(t), "orders.1"); !errors.Is(err, qlock.ErrHeld) {
+		t.Errorf("svc-b: %v, want ErrHeld", err)
+	}
+	got := make(chan *qlock.Lock, 1)
+	go func() {
+		k, err := b.Lock(deadline(t), "orders.1")
+		if err != nil {
+			t.Error(err)
+		}
+		got <- k
+	}()
+	await(t, "svc-b waits", func() bool { return w.claims() == "[2 2 2]" })
+	mustUnlock(t, k)
+	if k2 := <-got; k2 != nil {
+		if k2.Token() <= k.Token() {
+			t.Errorf("token %d after %d", k2.Token(), k.Token())
+		}
+		mustUnlock(t, k2)
+	}
+	await(t, "the nodes forget", func() bool { return w.claims() == "[0 0 0]" })
+}
+
+// limits is what svc-a must not be able to do in any configuration: lock what is
+// not under orders, be svc-b, or be a node.
+func limits(t *testing.T, w *world, client *raw) {
+	t.Helper()
+	for _, s := range []string{
+		"lock.prod.node.acquire.svc-b.orders.1", "lock.prod.node.release.svc-b.orders.1", "lock.prod.node.refresh.svc-b",
+		"lock.prod.node.info.n1", "_INBOX.svc-b.x", "lock.prod.event.lost.svc-b.orders.1",
+	} {
+		if client.send(s, "", body{}) {
+			t.Errorf("svc-a may publish to %s", s)
+		}
+	}
+	for _, s := range []string{"lock.prod.node.>", "_INBOX.svc-b.>", "_INBOX.>", ">"} {
+		if client.listen(s, "", func(*nats.Msg) {}) {
+			t.Errorf("svc-a may subscribe to %s", s)
+		}
+	}
+}
+
+func TestAccounts(t *testing.T) {
+	srv := run(t, options(t, printed(t, "accounts")))
+	w := start(t, func(user string) *nats.Conn { return dial(t, srv.ClientURL(), user) })
+	events := make(chan string, 64)
+	w.raw("watch").listen("lock.prod.event.>", "", func(m *nats.Msg) { events <- m.Subject })
+	handover(t, w)
+	limits(t, w, w.raw("svc-a"))
+	for _, want := range []string{"acquired.svc-a", "released.svc-a", "acquired.svc-b", "released.svc-b"} {
+		select {
+		case got := <-events:
+			if got != "lock.prod.event."+want+".orders.1" {
+				t.Errorf("an observer in another account saw %s, want %s", got, want)
+			}
+		case <-time.After(patience):
+			t.Fatalf("an observer in another account does not see %s", want)
+		}
+	}
+	_, err := w.locker("svc-a").Lock(deadline(t), "billing.1")
+	wantRefused(t, "another resource", err, "lock.prod.node.acquire.svc-a.billing.1")
+}
+
+// An account may ask only under the names that it was given, whatever its users may
+// publish: here one of ORDERS may publish everything.
+func TestAccountsAreConfined(t *testing.T) {
+	text := strings.Replace(printed(t, "accounts"), "  ORDERS {\n    users: [\n", "  ORDERS {\n    users: [\n      { user: root, password: root }\n", 1)
+	srv := run(t, options(t, text))
+	w := start(t, func(user string) *nats.Conn { return dial(t, srv.ClientURL(), user) })
+	handled := func() uint64 { return w.nodes[0].Stats().Requests }
+	root := w.raw("root")
+	before := handled()
+	for _, s := range []string{"acquire.svc-b.orders.1", "refresh.svc-b", "info.n1", "info.root", "acquire.root.orders.1"} {
+		if !root.send("lock.prod.node."+s, root.nc.NewInbox(), body{"nonce": "x"}) {
+			t.Errorf("%s: the server complains, so this shows nothing", s)
+		}
+	}
+	root.send("lock.prod.event.lost.svc-b.orders.1", "", body{})
+	// What does come through comes in order.
+	answers := make(chan *nats.Msg, 8)
+	inbox := root.nc.NewInbox()
+	root.listen(inbox, "", func(m *nats.Msg) { answers <- m })
+	root.send("lock.prod.node.info.svc-a", inbox, body{"nonce": "x"})
+	for range nodeNames {
+		next(t, answers)
+	}
+	if n := handled() - before; n != 1 {
+		t.Errorf("the nodes heard %d requests of the account ORDERS, 1 of them in its own name", n)
+	}
+}
+
+// files are certificates for the server and the users, as the configurations name
+// them, in a directory that becomes the current one.
+func files(t *testing.T) *authority {
+	t.Helper()
+	a := newAuthority(t)
+	t.Chdir(t.TempDir())
+	must(t, os.Mkdir("tls", 0o700))
+	write := func(name, kind string, der []byte) {
+		must(t, os.WriteFile(filepath.Join("tls", name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
+	}
+	cert := a.issue(t, "server")
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	must(t, err)
+	write("server.pem", "CERTIFICATE", cert.Certificate[0])
+	write("server-key.pem", "PRIVATE KEY", key)
+	write("ca.pem", "CERTIFICATE", a.cert.Raw)
+	return a
+}
+
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pool *x509.CertPool
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	must(t, err)
+	cert, err := x509.ParseCertificate(der)
+	must(t, err)
+	a := &authority{cert: cert, key: key, pool: x509.NewCertPool()}
+	a.pool.AddCert(cert)
+	return a
+}
+
+// issue makes a certificate for both ends of a connection on loopback, with a DNS
+// name.
+func (a *authority) issue(t *testing.T, name string) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{name},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
+	must(t, err)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// secure connects with a certificate for a user, and without a password.
+func (a *authority) secure(t *testing.T, url, user string) *nats.Conn {
+	t.Helper()
+	return dial(t, url, user, nats.UserInfo("", ""), nats.Secure(&tls.Config{
+		MinVersion: tls.VersionTLS12, RootCAs: a.pool, Certificates: []tls.Certificate{a.issue(t, user)},
+	}))
+}
+
+// A user is who its certificate says, and no password is needed or helps.
+func TestCertificates(t *testing.T) {
+	a := files(t)
+	srv := run(t, options(t, printed(t, "certificates")))
+	w := start(t, func(user string) *nats.Conn { return a.secure(t, srv.ClientURL(), user) })
+	handover(t, w)
+	limits(t, w, w.raw("svc-a"))
+
+	refused := func(what string, opts ...nats.Option) {
+		t.Helper()
+		nc, err := nats.Connect(srv.ClientURL(), append(opts, nats.NoReconnect())...)
+		if err == nil {
+			nc.Close()
+			t.Errorf("%s: connected", what)
+		}
+	}
+	other := newAuthority(t)
+	with := func(certs ...tls.Certificate) nats.Option {
+		return nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: a.pool, Certificates: certs})
+	}
+	refused("no TLS", nats.UserInfo("svc-a", "svc-a"))
+	refused("no certificate", with(), nats.UserInfo("svc-a", "svc-a"))
+	refused("a certificate of another authority", with(other.issue(t, "svc-a")))
+	refused("a certificate for a user who does not exist", with(a.issue(t, "svc-z")))
+	refused("a server of another authority", nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: other.pool, Certificates: []tls.Certificate{a.issue(t, "svc-a")}}))
+}
+
+// Three servers, their routes and their users with certificates; a server of another
+// authority does not get in.
+func TestRoutesWithCertificates(t *testing.T) {
+	a := files(t)
+	text := printed(t, "certificates") + printed(t, "routes")
+	var servers []*server.Server
+	mesh := func(text string, name string) *server.Server {
+		opts := options(t, text)
+		opts.ServerName = name
+		opts.Cluster.Host, opts.Cluster.Port = "127.0.0.1", -1
+		opts.Routes = nil
+		for _, s := range servers {
+			opts.Routes = append(opts.Routes, &url.URL{Scheme: "nats-route", Host: s.ClusterAddr().String()})
+		}
+		return run(t, opts)
+	}
+	for _, name := range nodeNames {
+		servers = append(servers, mesh(text, name))
+	}
+	await(t, "the mesh forms", func() bool {
+		for _, s := range servers {
+			if s.NumRoutes() < 2 {
+				return false
+			}
+		}
+		return true
+	})
+	at := map[string]int{"n2": 1, "n3": 2, "svc-b": 1}
+	w := start(t, func(user string) *nats.Conn { return a.secure(t, servers[at[user]].ClientURL(), user) })
+	handover(t, w)
+
+	routes := servers[0].NumRoutes()
+	plain := strings.Replace(printed(t, "routes"), "  tls {\n    cert_file: \"tls/server.pem\"\n    key_file: \"tls/server-key.pem\"\n    ca_file: \"tls/ca.pem\"\n    verify: true\n  }\n", "", 1)
+	if plain == printed(t, "routes") {
+		t.Fatal("the routes have no TLS")
+	}
+	stranger := mesh(printed(t, "certificates")+plain, "stranger")
+	time.Sleep(quiet)
+	if n := stranger.NumRoutes() + servers[0].NumRoutes(); n != routes {
+		t.Errorf("%d routes with a server that shows no certificate, %d before", n, routes)
+	}
+}
+
+// In operator mode a scoped signing key per role, with {{name()}} in its
+// permissions, is all that is needed for any number of users.
+func TestSigningKeys(t *testing.T) {
+	operator, system, locks := newKey(t, nkeys.CreateOperator), newKey(t, nkeys.CreateAccount), newKey(t, nkeys.CreateAccount)
+	account := jwt.NewAccountClaims(public(t, locks))
+	account.Name = "LOCKS"
+	roles := map[string]nkeys.KeyPair{}
+	for _, command := range strings.Split(strings.TrimSpace(printed(t, "signing-keys")), "\nnsc ") {
+		scope := jwt.NewUserScope()
+		words := strings.Fields(strings.ReplaceAll(command, "\\\n", ""))
+		for i, word := range words[:len(words)-1] {
+			value := strings.Trim(words[i+1], "'")
+			switch word {
+			case "--role":
+				scope.Role = value
+			case "--account":
+				if value != account.Name {
+					t.Errorf("a key for the account %s", value)
+				}
+			case "--allow-pub":
+				scope.Template.Pub.Allow.Add(value)
+			case "--deny-pub":
+				scope.Template.Pub.Deny.Add(value)
+			case "--allow-sub":
+				scope.Template.Sub.Allow.Add(value)
+			case "--deny-sub":
+				scope.Template.Sub.Deny.Add(value)
+			default:
+				if strings.HasPrefix(word, "--") && word != "--sk" {
+					t.Errorf("option %s", word)
+				}
+			}
+		}
+		key := newKey(t, nkeys.CreateAccount)
+		roles[scope.Role] = key
+		scope.Key = public(t, key)
+		account.SigningKeys.AddScopedSigner(scope)
+	}
+	sys := jwt.NewAccountClaims(public(t, system))
+	op := jwt.NewOperatorClaims(public(t, operator))
+	op.SystemAccount = public(t, system)
+	encode := func(c jwt.Claims, by nkeys.KeyPair) string {
+		s, err := c.Encode(by)
+		must(t, err)
+		return s
+	}
+	text := fmt.Sprintf("operator: %s\nresolver: MEMORY\nresolver_preload: {\n  %s: %s\n  %s: %s\n}\n",
+		encode(op, operator), public(t, locks), encode(account, operator), public(t, system), encode(sys, operator))
+	srv := run(t, options(t, text))
+
+	roleOf := map[string]string{"n1": "node", "n2": "node", "n3": "node", "watch": "observer", "audit": "auditor", "monitor": "monitor"}
+	w := start(t, func(user string) *nats.Conn {
+		role := roleOf[user]
+		if role == "" {
+			role = "client"
+		}
+		if roles[role] == nil {
+			t.Fatalf("no key for the role %s", role)
+		}
+		key := newKey(t, nkeys.CreateUser)
+		c := jwt.NewUserClaims(public(t, key))
+		c.Name, c.IssuerAccount = user, public(t, locks)
+		c.SetScoped(true)
+		token := encode(c, roles[role])
+		return dial(t, srv.ClientURL(), user, nats.UserJWT(func() (string, error) { return token, nil }, key.Sign))
+	})
+	events := make(chan string, 64)
+	w.raw("watch").listen("lock.prod.event.>", "", func(m *nats.Msg) { events <- m.Subject })
+	handover(t, w)
+	if len(events) == 0 {
+		t.Error("an observer sees nothing")
+	}
+	limits(t, w, w.raw("svc-a"))
+	limits(t, w, w.raw("svc-c"))
+	nc := w.dial("svc-a")
+	_, err := qlock.New(deadline(t), nc, qlock.WithCluster("prod"), qlock.WithName("svc-b"))
+	wantRefused(t, "another's name", err, "lock.prod.node.info.svc-b")
+	if w.raw("watch").send("lock.prod.node.acquire.watch.x", "", body{}) || w.raw("monitor").send("lock.prod.node.acquire.monitor.x", "", body{}) {
+		t.Error("an observer or a monitor may lock")
+	}
+}
+
+func newKey(t *testing.T, create func() (nkeys.KeyPair, error)) nkeys.KeyPair {
+	t.Helper()
+	key, err := create()
+	must(t, err)
+	return key
+}
+
+func public(t *testing.T, key nkeys.KeyPair) string {
+	t.Helper()
+	s, err := key.PublicKey()
+	must(t, err)
+	return s
+}

@@ -1,0 +1,282 @@
+package security
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/qlock/qlock/internal/node"
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// voter is a node without a network, for what can be counted in it alone: a
+// message goes in, and how much comes out does not depend on the machine.
+type voter struct {
+	*node.Node
+	cfg node.Config
+	now proto.Now
+	out node.Out
+}
+
+func newVoter(t *testing.T, maxClaims, maxQueue int) *voter {
+	t.Helper()
+	v := &voter{
+		cfg: node.Config{
+			Name: "n1", Incarnation: uuid.New(), ProbeWait: time.Millisecond, MaxClaims: maxClaims, MaxQueue: maxQueue,
+			Config: proto.Config{Nodes: nodeNames, MaxTTL: 30 * time.Second, Skew: 5 * time.Second},
+		},
+		now: proto.Now{Wall: 1_800_000_000_000_000},
+	}
+	v.Node = node.New(v.cfg, v.now, &node.Saved{}, 0)
+	v.wait(0)
+	v.echo()
+	v.wait(time.Millisecond)
+	if v.State() != proto.Voting {
+		t.Fatalf("the node is %s", v.State())
+	}
+	return v
+}
+
+func (v *voter) wait(d time.Duration) {
+	v.now.Mono += d
+	v.now.Wall += d.Microseconds()
+	v.out.Reset()
+	v.Tick(v.now, &v.out)
+}
+
+// echo lets the node hear its last probe.
+func (v *voter) echo() {
+	v.HandleAnswer(v.now, &proto.Answer{
+		Kind: proto.Informed, Node: v.cfg.Name, Incarnation: v.cfg.Incarnation,
+		Info: &proto.NodeInfo{Nonce: v.out.Probe.Nonce},
+	}, &v.out)
+}
+
+// take handles a request, and returns the answers.
+func (v *voter) take(r proto.Request) []node.Send {
+	v.out.Reset()
+	r.Digest = v.cfg.Digest()
+	v.Handle(v.now, &r, "_INBOX."+r.Client+".x", &v.out)
+	return v.out.Answers
+}
+
+func request(verb proto.Verb, client string, instance uuid.UUID, seq uint64, resource string) proto.Request {
+	return proto.Request{
+		Verb: verb, Client: client, Resource: resource, Claim: proto.ClaimID{Instance: instance, Seq: seq},
+		Beat: 1, At: 1_800_000_000_000_000, TTL: 10 * time.Second, Mode: quorum.Exclusive,
+	}
+}
+
+// One message makes answers for each claim that it is about, and recalls for each
+// vote in the way: not for each pair of them.
+func TestAnswersToOneMessageAreBounded(t *testing.T) {
+	const n = 300
+	v := newVoter(t, 10*n, 10*n)
+	readers, old := uuid.New(), uuid.New()
+	for seq := range uint64(n) {
+		r := request(proto.Acquire, "svc-a", readers, seq+1, "x")
+		r.Mode = quorum.Shared
+		v.take(r)
+	}
+	writer := func(seq uint64) int {
+		r := request(proto.Acquire, "svc-a", old, seq, "x")
+		r.At = int64(seq)
+		return len(v.take(r))
+	}
+	for seq := range uint64(n) {
+		if got := writer(seq + 1); got > n+1 {
+			t.Fatalf("one acquire makes %d answers, there are %d votes", got, n)
+		}
+	}
+	refresh := func(instance uuid.UUID) proto.Request {
+		return proto.Request{Verb: proto.Refresh, Client: "svc-a", Claim: proto.ClaimID{Instance: instance}, Beat: 9, Lo: 1, Hi: n}
+	}
+	keep := refresh(old)
+	keep.Live = proto.Runs{{Lo: 1, Hi: n}}
+	for what, r := range map[string]proto.Request{"keeps the writers": keep, "ends half of the writers": {
+		Verb: proto.Refresh, Client: "svc-a", Claim: proto.ClaimID{Instance: old}, Beat: 9, Lo: 1, Hi: n / 2,
+	}} {
+		if got := len(v.take(r)); got > 2*n {
+			t.Errorf("a refresh that %s makes %d answers, there are %d votes", what, got, n)
+		}
+	}
+	if got := len(v.take(refresh(readers))); got > 2*n {
+		t.Errorf("a refresh that ends the readers makes %d answers, there are %d votes and %d writers", got, n, n)
+	}
+}
+
+// One name's claims are few enough that to end them all, which one message can, is
+// no long work.
+func TestVotesOnOneResourceAreBounded(t *testing.T) {
+	v := newVoter(t, 10_000, 100)
+	instance := uuid.New()
+	for seq := range uint64(1000) {
+		r := request(proto.Acquire, "svc-a", instance, seq+1, "x")
+		r.Mode = quorum.Shared
+		r.Held = seq%2 == 0
+		v.take(r)
+	}
+	if v.Claims() > 200 {
+		t.Errorf("%d claims on one resource, with MaxQueue 100", v.Claims())
+	}
+	answers := v.take(request(proto.Acquire, "svc-b", uuid.New(), 1, "y"))
+	if len(answers) != 1 || answers[0].Answer.Kind != proto.Granted {
+		t.Errorf("another resource: %+v", answers)
+	}
+}
+
+// Two clients that call their claims by the same id have two claims: each can end
+// its own, in any order, and what is left is what was not ended.
+func TestEqualIDsOfTwoClients(t *testing.T) {
+	for seed := range uint64(300) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		v := newVoter(t, 1000, 1000)
+		same, holder := uuid.New(), uuid.New()
+		v.take(request(proto.Acquire, "holder", holder, 1, "x"))
+		live := map[string]bool{"holder": true}
+		for range 20 {
+			client := []string{"svc-a", "svc-b", "svc-c", "holder"}[rng.IntN(4)]
+			id := same
+			if client == "holder" {
+				id = holder
+			}
+			verb := proto.Release
+			if rng.IntN(2) == 0 {
+				verb = proto.Acquire
+			}
+			r := request(verb, client, id, 1, "x")
+			r.Mode = quorum.Mode(seed % 2)
+			v.take(r)
+			live[client] = live[client] && verb == proto.Acquire || verb == proto.Acquire
+		}
+		for client := range live {
+			id := same
+			if client == "holder" {
+				id = holder
+			}
+			v.take(request(proto.Release, client, id, 1, "x"))
+		}
+		if v.Claims() != 0 || v.Resources() != 0 {
+			t.Fatalf("seed %d: %d claims, %d resources are left for ever", seed, v.Claims(), v.Resources())
+		}
+	}
+}
+
+// A client that asks in a node's name keeps it neither from starting nor from
+// noticing that it has its name for itself.
+func TestNobodyAsksInANodesName(t *testing.T) {
+	v := newVoter(t, 1000, 1000)
+	v.Node = node.New(v.cfg, v.now, &node.Saved{}, 0)
+	ask := proto.Request{Verb: proto.Info, Client: "svc-a", Node: "n1", Incarnation: uuid.New(), Voted: true, Started: 1}
+	v.wait(0)
+	for range 100 {
+		if v.out.Probe != nil {
+			v.echo()
+		}
+		v.now.Mono += v.cfg.ProbeWait
+		v.take(ask)
+		if v.out.Probe != nil {
+			t.Fatal("a client makes the node ask")
+		}
+		v.wait(0)
+	}
+	if v.State() != proto.Voting {
+		t.Errorf("the node is %s", v.State())
+	}
+}
+
+// perClaim is what a claim may cost a node, at the worst, with the longest name
+// and reply subject that go through.
+const perClaim = 8 << 10
+
+// However a client names its claims and instances, a node has no more of them than
+// MaxClaims, and its memory stays within a bound that follows from it.
+func TestMemoryOfOneNameIsBounded(t *testing.T) {
+	const most = 2000
+	v := newVoter(t, most, most)
+	before := heap()
+	pad := strings.Repeat("x", 1000)
+	for i := range uint64(5 * most) {
+		r := request(proto.Acquire, "svc-a", uuid.New(), i+1, fmt.Sprint(pad, i))
+		r.Held = i%2 == 0
+		r.Digest = v.cfg.Digest()
+		v.out.Reset()
+		v.Handle(v.now, &r, fmt.Sprint("_INBOX.svc-a.", pad, pad, pad, i), &v.out)
+	}
+	if v.Claims() != most || v.Resources() != most {
+		t.Errorf("%d claims on %d resources, allowed are %d", v.Claims(), v.Resources(), most)
+	}
+	v.out = node.Out{}
+	if grown := int64(heap()) - int64(before); grown > most*perClaim {
+		t.Errorf("%d bytes for each of %d claims, stated are %d", grown/most, most, perClaim)
+	}
+	answers := v.take(request(proto.Acquire, "svc-b", uuid.New(), 1, "y"))
+	if len(answers) != 1 || answers[0].Answer.Kind != proto.Granted {
+		t.Errorf("another client is not served: %+v", answers)
+	}
+	v.take(request(proto.Release, "svc-b", answers[0].Answer.Claim.Instance, 1, "y"))
+	// Silence ends it all.
+	v.wait(11 * time.Second)
+	if v.Claims() != 0 || v.Resources() != 0 {
+		t.Errorf("%d claims, %d resources are left", v.Claims(), v.Resources())
+	}
+	if grown := int64(heap()) - int64(before); grown > most*perClaim/4 {
+		t.Errorf("%d bytes are left of %d claims", grown, most)
+	}
+	runtime.KeepAlive(v)
+}
+
+func heap() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// Nothing that a client can say pushes the tokens of others further ahead than the
+// longest lease, or near the end of the numbers.
+func TestTokensStayNearTheClock(t *testing.T) {
+	for seed := range uint64(20) {
+		rng := rand.New(rand.NewPCG(seed, 2))
+		v := newVoter(t, 100, 100)
+		last, seq := uint64(0), uint64(0)
+		numbers := func() uint64 {
+			near := uint64(v.now.Wall)
+			return []uint64{
+				0, 1, proto.MaxInt, proto.MaxInt - 1, near, near + 4_999_999, near + 5_000_001, near + 29_999_999, near + 30_000_001,
+				near + rng.Uint64N(60_000_000), rng.Uint64N(proto.MaxInt),
+			}[rng.IntN(11)]
+		}
+		for range 500 {
+			verb := []proto.Verb{proto.Acquire, proto.Acquire, proto.Release}[rng.IntN(3)]
+			r := request(verb, "svc-a", uuid.UUID{1}, 1+rng.Uint64N(20), []string{"x", "y", "z"}[rng.IntN(3)])
+			r.Beat = 1 + numbers()>>1
+			r.At, r.Now, r.Want, r.Held = int64(numbers()), int64(numbers()), numbers(), rng.IntN(2) == 0
+			v.take(r)
+			v.wait(time.Duration(rng.IntN(100)) * time.Millisecond)
+			if rng.IntN(10) > 0 {
+				continue
+			}
+			seq++
+			b := request(proto.Acquire, "svc-b", uuid.UUID{2}, seq, "of b alone")
+			b.At = v.now.Wall
+			answers := v.take(b)
+			if len(answers) != 1 || answers[0].Answer.Kind != proto.Granted {
+				t.Fatalf("seed %d: a free lock is not granted: %+v", seed, answers)
+			}
+			fence := answers[0].Answer.Fence
+			if fence <= last || fence > uint64(v.now.Wall)+30_000_000+1000 {
+				t.Fatalf("seed %d: fence %d after %d, %d µs ahead of the clock", seed, fence, last, int64(fence)-v.now.Wall)
+			}
+			last = fence
+			v.take(request(proto.Release, "svc-b", uuid.UUID{2}, seq, "of b alone"))
+		}
+	}
+}

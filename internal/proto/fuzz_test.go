@@ -1,0 +1,203 @@
+package proto
+
+import (
+	"bytes"
+	"errors"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+)
+
+var verbs = []Verb{Acquire, Release, Yield, Refresh, Info, "other"}
+
+func addGolden(f *testing.F, add func(body []byte)) {
+	f.Helper()
+	files, err := filepath.Glob(filepath.Join("testdata", "golden", "*.json"))
+	if err != nil || len(files) == 0 {
+		f.Fatalf("no examples to start from: %v", err)
+	}
+	for _, file := range files {
+		body := read(f, file)
+		add(body)
+		add(bytes.ReplaceAll(body, []byte("\n"), nil))
+	}
+	for _, body := range []string{`{}`, `null`, `{"live":[[1,2,3],[]],"lo":1,"hi":9}`, `{"SEQ":1,"seq":2}`, `{"nonce":"\ud800"}`, `{"nodes":null}`} {
+		add([]byte(body))
+	}
+}
+
+// Whatever the body is: the decoder does not panic, keeps its promises about
+// what it lets through, and what was decoded is the same after one more turn.
+func FuzzDecodeRequest(f *testing.F) {
+	addGolden(f, func(body []byte) {
+		for i := range verbs {
+			f.Add(uint8(i), body)
+		}
+	})
+	f.Fuzz(func(t *testing.T, verb uint8, body []byte) {
+		v := verbs[int(verb)%len(verbs)]
+		r, err := DecodeRequest(v, "client", "resource", body)
+		if err != nil {
+			if r != nil || !errors.Is(err, ErrMalformed) || len(err.Error()) > 1000 {
+				t.Fatalf("%+v, %v", r, err)
+			}
+			return
+		}
+		checkRequest(t, r)
+		again := AppendRequest([]byte("x"), r)
+		if again[0] != 'x' {
+			t.Fatal("AppendRequest does not append")
+		}
+		back, err := DecodeRequest(v, "client", "resource", again[1:])
+		if err != nil || !reflect.DeepEqual(back, r) {
+			t.Fatalf("%s\nis decoded as  %+v\nwhich became   %s\nand then       %+v, %v", body, r, again[1:], back, err)
+		}
+	})
+}
+
+func FuzzDecodeAnswer(f *testing.F) {
+	addGolden(f, func(body []byte) { f.Add(body) })
+	f.Fuzz(func(t *testing.T, body []byte) {
+		a, err := DecodeAnswer(body)
+		if err != nil {
+			if a != nil || !errors.Is(err, ErrMalformed) || len(err.Error()) > 1000 {
+				t.Fatalf("%+v, %v", a, err)
+			}
+			return
+		}
+		checkAnswer(t, a)
+		again := AppendAnswer([]byte("x"), a)
+		if again[0] != 'x' {
+			t.Fatal("AppendAnswer does not append")
+		}
+		back, err := DecodeAnswer(again[1:])
+		if err != nil || !reflect.DeepEqual(back, a) {
+			t.Fatalf("%s\nis decoded as  %+v\nwhich became   %s\nand then       %+v, %v", body, a, again[1:], back, err)
+		}
+	})
+}
+
+type limits struct{ t *testing.T }
+
+func (l limits) number(key string, v, least uint64) {
+	if v < least || v > MaxInt {
+		l.t.Errorf("%s is %d", key, v)
+	}
+}
+
+func (l limits) micros(key string, v int64) {
+	if v < 0 || v > MaxInt {
+		l.t.Errorf("%s is %d", key, v)
+	}
+}
+
+func (l limits) length(key, s string, limit int) {
+	if len(s) > limit {
+		l.t.Errorf("%s has %d bytes", key, len(s))
+	}
+}
+
+func (l limits) duration(key string, d, least, most time.Duration) {
+	if d < least || d > most {
+		l.t.Errorf("%s is %v", key, d)
+	}
+	if d%time.Millisecond != 0 {
+		l.t.Errorf("%s is %v, the wire has whole milliseconds", key, d)
+	}
+}
+
+func (l limits) runs(key string, runs Runs, lo, hi uint64) {
+	if len(runs) > MaxRuns {
+		l.t.Errorf("%s has %d runs", key, len(runs))
+	}
+	for i, r := range runs {
+		if r.Lo > r.Hi || r.Lo < lo || r.Hi > hi || i > 0 && r.Lo <= runs[i-1].Hi {
+			l.t.Errorf("%s is %v within %d and %d", key, runs, lo, hi)
+		}
+	}
+}
+
+const longest = time.Duration(1<<40) * time.Millisecond
+
+func checkRequest(t *testing.T, r *Request) {
+	l := limits{t}
+	if r.Verb != Info {
+		l.number("beat", r.Beat, 0)
+	}
+	switch r.Verb {
+	case Acquire, Yield:
+		l.number("seq", r.Claim.Seq, 1)
+		l.number("beat", r.Beat, 1)
+	case Release:
+		l.number("seq", r.Claim.Seq, 1)
+	case Refresh:
+		l.number("beat", r.Beat, 1)
+		l.number("lo", r.Lo, 1)
+		l.number("hi", r.Hi, 0)
+	}
+	if r.Verb == Acquire {
+		l.duration("ttl", r.TTL, MinLease, MaxLease)
+	}
+	l.micros("at", r.At)
+	l.micros("now", r.Now)
+	l.micros("started", r.Started)
+	l.number("want", r.Want, 0)
+	l.length("node", r.Node, MaxToken)
+	l.length("digest", r.Digest, MaxToken)
+	l.length("nonce", r.Nonce, MaxText)
+	l.runs("live", r.Live, r.Lo, r.Hi)
+}
+
+func checkAnswer(t *testing.T, a *Answer) {
+	l := limits{t}
+	l.length("node", a.Node, MaxToken)
+	l.length("digest", a.Digest, MaxToken)
+	l.length("reason", string(a.Reason), MaxToken)
+	l.length("text", a.Text, MaxText)
+	l.number("fence", a.Fence, 0)
+	l.duration("recovering", a.Recovering, 0, longest)
+	if a.Place < 0 {
+		t.Errorf("place %d", a.Place)
+	}
+	switch a.Kind {
+	case Granted:
+		l.number("fence", a.Fence, 1)
+		fallthrough
+	case Queued, Refused, Recall:
+		l.number("seq", a.Claim.Seq, 1)
+		l.number("beat", a.Beat, 1)
+	case Refreshed:
+		l.number("beat", a.Beat, 1)
+		l.number("lo", a.Lo, 1)
+		l.number("hi", a.Hi, 0)
+	case Informed:
+		if a.Info == nil {
+			t.Fatal("info without info")
+		}
+	default:
+		t.Errorf("kind %q", a.Kind)
+	}
+	l.runs("waiting", a.Waiting, a.Lo, a.Hi)
+	l.runs("unknown", a.Unknown, a.Lo, a.Hi)
+	if b := a.Blocker; b != nil {
+		l.number("blocker.seq", b.Claim.Seq, 1)
+		l.length("blocker.client", b.Client, MaxToken)
+		l.duration("blocker.for", b.For, 0, longest)
+	}
+	if i := a.Info; i != nil {
+		l.length("nonce", i.Nonce, MaxText)
+		l.length("state", string(i.State), MaxToken)
+		l.length("version", i.Version, MaxText)
+		l.duration("max_ttl", i.MaxTTL, MinLease, MaxLease)
+		l.duration("skew", i.Skew, 0, longest)
+		l.micros("started", i.Started)
+		if i.Claims < 0 {
+			t.Errorf("claims %d", i.Claims)
+		}
+		if len(i.Nodes) == 0 || len(i.Nodes) > MaxNodes || !slices.IsSorted(i.Nodes) {
+			t.Errorf("nodes %q", i.Nodes)
+		}
+	}
+}

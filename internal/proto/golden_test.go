@@ -1,0 +1,260 @@
+package proto
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// The examples of docs/wire.md. A client in another language is written from
+// that page, so the page, these files and the codec must say the same.
+
+var (
+	exampleClient = uuid.MustParse("0b8f6f5e-3a64-4a53-9f0e-6d1f0c7c2a11")
+	exampleOther  = uuid.MustParse("e9b7c1d4-7a0e-4c5b-b1f3-0c8d2e4f6a90")
+	exampleN1     = uuid.MustParse("5d0c2f7a-1be7-4bb0-8a3e-2f6f6a8f9b01")
+	exampleN2     = uuid.MustParse("c2a1f2de-94a5-4f0f-8a35-6a3c1f0be2d4")
+	exampleN3     = uuid.MustParse("a4e3d2c1-5f60-4718-9a2b-3c4d5e6f7081")
+	exampleClaim  = ClaimID{exampleClient, 7}
+	exampleConfig = Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second}
+)
+
+const (
+	exampleDigest = "df3f45630dd9c8c1"
+	exampleAt     = 1_750_000_000_000_000
+)
+
+func goldenRequests() map[string]Request {
+	return map[string]Request{
+		"acquire": {
+			Verb: Acquire, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, Beat: 5_250_000,
+			Mode: quorum.Exclusive, At: exampleAt, TTL: 10 * time.Second, Digest: exampleDigest,
+		},
+		"acquire-wanted": {
+			Verb: Acquire, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, Beat: 5_251_342,
+			Mode: quorum.Exclusive, At: exampleAt, TTL: 10 * time.Second, Digest: exampleDigest, Want: exampleAt + 3,
+		},
+		"acquire-held": {
+			Verb: Acquire, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, Beat: 8_612_077,
+			Mode: quorum.Shared, At: exampleAt, TTL: 10 * time.Second, Digest: exampleDigest, Want: exampleAt + 3,
+			Held: true, Node: "n3",
+		},
+		"acquire-try": {
+			Verb: Acquire, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, Beat: 5_250_000,
+			Mode: quorum.Exclusive, At: exampleAt, TTL: 10 * time.Second, Digest: exampleDigest, Try: true,
+		},
+		"release": {
+			Verb: Release, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, Now: exampleAt + 4_200_000,
+		},
+		"yield": {
+			Verb: Yield, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, Beat: 5_252_001, Node: "n2",
+		},
+		"refresh": {
+			Verb: Refresh, Client: "svc-a", Claim: ClaimID{Instance: exampleClient}, Beat: 8_583_333,
+			Lo: 1, Hi: 12, Live: Runs{{1, 4}, {7, 7}, {9, 11}},
+		},
+		"refresh-nothing-left": {
+			Verb: Refresh, Client: "svc-a", Claim: ClaimID{Instance: exampleClient}, Beat: 11_916_666, Lo: 1, Hi: 12,
+		},
+		"info": {Verb: Info, Client: "svc-a", Nonce: "6f1c52d0"},
+		"info-probe": {
+			Verb: Info, Client: "n2", Nonce: exampleN2.String() + "/1",
+			Node: "n2", Incarnation: exampleN2, Started: exampleAt - 10_000_000,
+		},
+	}
+}
+
+func goldenAnswers() map[string]Answer {
+	n1 := Answer{Node: "n1", Incarnation: exampleN1, Digest: exampleDigest}
+	n2 := Answer{Node: "n2", Incarnation: exampleN2, Digest: exampleDigest}
+	n3 := Answer{Node: "n3", Incarnation: exampleN3, Digest: exampleDigest}
+	about := func(a Answer, k Kind) Answer {
+		a.Kind, a.Claim, a.Beat = k, exampleClaim, 5_250_000
+		return a
+	}
+	all := map[string]Answer{}
+
+	a := about(n1, Granted)
+	a.Fence = exampleAt
+	all["granted"] = a
+
+	a = about(n2, Queued)
+	a.Blocker = &Blocker{
+		Claim: ClaimID{exampleOther, 31}, Client: "svc-b", Mode: quorum.Exclusive, Voted: true, Ahead: true,
+		For: 1250 * time.Millisecond,
+	}
+	all["queued"] = a
+
+	a = about(n3, Queued)
+	a.Recovering = 9180 * time.Millisecond
+	all["queued-recovering"] = a
+
+	a = about(n1, Refused)
+	a.Reason, a.Text = ReasonLease, "lease 1m0s is longer than the 12s that this cluster allows"
+	all["refused"] = a
+
+	all["recall"] = about(n2, Recall)
+
+	a = n3
+	a.Kind, a.Claim.Instance, a.Beat, a.Lo, a.Hi = Refreshed, exampleClient, 8_583_333, 1, 12
+	a.Waiting, a.Unknown = Runs{{9, 9}}, Runs{{3, 4}, {11, 11}}
+	all["refreshed"] = a
+
+	a = n2
+	a.Kind, a.Recovering = Informed, 9180*time.Millisecond
+	a.Info = &NodeInfo{
+		Nonce: "6f1c52d0", Nodes: exampleConfig.Nodes, MaxTTL: exampleConfig.MaxTTL, Skew: exampleConfig.Skew,
+		State: Recovering, Started: exampleAt - 10_000_000, Claims: 42, Version: "v1.0.0",
+	}
+	all["informed"] = a
+	return all
+}
+
+func read(t testing.TB, file string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func golden(t testing.TB, name string) (asWritten, compact []byte) {
+	t.Helper()
+	b := read(t, filepath.Join("testdata", "golden", name+".json"))
+	var c bytes.Buffer
+	if err := json.Compact(&c, b); err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return b, c.Bytes()
+}
+
+func TestGoldenRequests(t *testing.T) {
+	for name, r := range goldenRequests() {
+		_, want := golden(t, name)
+		if got := AppendRequest(nil, &r); !bytes.Equal(got, want) {
+			t.Errorf("%s is encoded as\n%s\nthe example says\n%s", name, got, want)
+		}
+		back, err := DecodeRequest(r.Verb, r.Client, r.Resource, want)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if !reflect.DeepEqual(*back, r) {
+			t.Errorf("%s is decoded as\n%+v\nwant\n%+v", name, *back, r)
+		}
+	}
+}
+
+func TestGoldenAnswers(t *testing.T) {
+	for name, a := range goldenAnswers() {
+		_, want := golden(t, name)
+		if got := AppendAnswer(nil, &a); !bytes.Equal(got, want) {
+			t.Errorf("%s is encoded as\n%s\nthe example says\n%s", name, got, want)
+		}
+		back, err := DecodeAnswer(want)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if !reflect.DeepEqual(*back, a) {
+			t.Errorf("%s is decoded as\n%+v\nwant\n%+v", name, *back, a)
+		}
+	}
+}
+
+// Unknown fields are ignored, which is the room that later versions have.
+func TestGoldenWithMoreFields(t *testing.T) {
+	more := func(b []byte) []byte {
+		return append([]byte(`{"span":5,"keep":true,"later":{"a":[1,null]},`), b[1:]...)
+	}
+	for name, r := range goldenRequests() {
+		_, body := golden(t, name)
+		back, err := DecodeRequest(r.Verb, r.Client, r.Resource, more(body))
+		if err != nil || !reflect.DeepEqual(*back, r) {
+			t.Errorf("%s with unknown fields is decoded as %+v, %v", name, back, err)
+		}
+	}
+	for name, a := range goldenAnswers() {
+		_, body := golden(t, name)
+		back, err := DecodeAnswer(more(body))
+		if err != nil || !reflect.DeepEqual(*back, a) {
+			t.Errorf("%s with unknown fields is decoded as %+v, %v", name, back, err)
+		}
+	}
+}
+
+// Each example is in docs/wire.md as it is here, and the page has no other.
+func TestGoldenInDocs(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "wire.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]bool{}
+	for name := range goldenRequests() {
+		names[name] = true
+	}
+	for name := range goldenAnswers() {
+		names[name] = true
+	}
+	files, err := filepath.Glob(filepath.Join("testdata", "golden", "*.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) != len(names) {
+		t.Errorf("there are %d golden files and %d examples", len(files), len(names))
+	}
+	for _, file := range files {
+		name := strings.TrimSuffix(filepath.Base(file), ".json")
+		if !names[name] {
+			t.Errorf("%s has no example in this test", file)
+			continue
+		}
+		text, _ := golden(t, name)
+		if !bytes.Contains(page, append([]byte("```json\n"), append(text, "```\n"...)...)) {
+			t.Errorf("docs/wire.md does not have the example %s as it is in %s", name, file)
+		}
+	}
+	if blocks := bytes.Count(page, []byte("```json\n")); blocks != len(files) {
+		t.Errorf("docs/wire.md has %d JSON examples, %d are checked", blocks, len(files))
+	}
+}
+
+// The digest that docs/wire.md works out step by step.
+func TestDigest(t *testing.T) {
+	if got := exampleConfig.Digest(); got != exampleDigest {
+		t.Errorf("digest %s, the example says %s", got, exampleDigest)
+	}
+	base := exampleConfig
+	shuffled := base
+	for _, nodes := range [][]string{{"n1", "n3", "n2"}, {"n2", "n1", "n3"}, {"n2", "n3", "n1"}, {"n3", "n1", "n2"}, {"n3", "n2", "n1"}} {
+		shuffled.Nodes = nodes
+		if shuffled.Digest() != exampleDigest {
+			t.Errorf("the digest depends on the order of the nodes %v", nodes)
+		}
+		if nodes[0] == "n1" && nodes[1] == "n2" {
+			t.Errorf("Digest sorted its caller's list: %v", nodes)
+		}
+	}
+	seen := map[string]string{exampleDigest: "the example"}
+	for what, c := range map[string]Config{
+		"a node less":      {Nodes: []string{"n1", "n2"}, MaxTTL: base.MaxTTL, Skew: base.Skew},
+		"a node more":      {Nodes: []string{"n1", "n2", "n3", "n4"}, MaxTTL: base.MaxTTL, Skew: base.Skew},
+		"another name":     {Nodes: []string{"n1", "n2", "n4"}, MaxTTL: base.MaxTTL, Skew: base.Skew},
+		"names run on":     {Nodes: []string{"n1n2", "n3"}, MaxTTL: base.MaxTTL, Skew: base.Skew},
+		"another max ttl":  {Nodes: base.Nodes, MaxTTL: base.MaxTTL + time.Millisecond, Skew: base.Skew},
+		"another skew":     {Nodes: base.Nodes, MaxTTL: base.MaxTTL, Skew: base.Skew + time.Millisecond},
+		"ttl and skew mix": {Nodes: base.Nodes, MaxTTL: base.Skew, Skew: base.MaxTTL},
+	} {
+		d := c.Digest()
+		if other, taken := seen[d]; taken {
+			t.Errorf("%q has the digest of %q", what, other)
+		}
+		seen[d] = what
+	}
+}

@@ -1,0 +1,154 @@
+package script
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+var rewrite = flag.Bool("rewrite", false, "write what comes out into the stories; then read them again, each line")
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func stories(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join("testdata", "*.txt"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no stories: %v", err)
+	}
+	return files
+}
+
+func TestStories(t *testing.T) {
+	for _, file := range stories(t) {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := play(string(b))
+			if *rewrite {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if got != string(b) {
+				t.Errorf("%s goes another way:\n%s", file, difference(string(b), got))
+			}
+		})
+	}
+}
+
+// play runs a story and returns it with what really came of each step.
+func play(story string) string {
+	w := newWorld()
+	var out strings.Builder
+	lines := strings.Split(strings.TrimSuffix(story, "\n"), "\n")
+	for i := 0; i < len(lines); {
+		if lines[i] == "" || strings.HasPrefix(lines[i], "#") {
+			out.WriteString(lines[i] + "\n")
+			i++
+			continue
+		}
+		w.out.Reset()
+		for ; i < len(lines) && lines[i] != "" && lines[i] != "----"; i++ {
+			out.WriteString(lines[i] + "\n")
+			if !strings.HasPrefix(lines[i], "#") {
+				step(w, lines[i])
+			}
+		}
+		for ; i < len(lines) && lines[i] != ""; i++ { // what the story expected
+		}
+		if w.out.Len() > 0 {
+			out.WriteString("----\n" + w.out.String())
+		}
+	}
+	return out.String()
+}
+
+// step runs one command; an error is part of what comes of it, so that a story
+// with a mistake in it fails where the mistake is.
+func step(w *world, line string) {
+	defer func() {
+		if p := recover(); p != nil {
+			if b, ok := p.(broken); ok {
+				w.printf("BROKEN PROMISE: %v", b.error)
+				return
+			}
+			panic(p)
+		}
+	}()
+	if err := w.command(line); err != nil {
+		w.printf("error: %v", err)
+	}
+}
+
+func difference(want, got string) string {
+	a, b := strings.Split(want, "\n"), strings.Split(got, "\n")
+	i := 0
+	for i < len(a) && i < len(b) && a[i] == b[i] {
+		i++
+	}
+	context := func(l []string) string {
+		return strings.Join(l[max(0, i-6):min(len(l), i+8)], "\n")
+	}
+	return fmt.Sprintf("from line %d, expected\n\n%s\n\nbut got\n\n%s", i+1, context(a), context(b))
+}
+
+var (
+	cited = regexp.MustCompile(`\b([NC][0-9]+)\b`)
+	ruled = regexp.MustCompile(`(?m)^- \*\*([NC][0-9]+)\b`)
+)
+
+// Every rule of docs/protocol.md has a story that tells what it is for, and
+// every story names rules that exist.
+func TestRulesHaveStories(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "protocol.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := map[string][]string{}
+	for _, m := range ruled.FindAllStringSubmatch(string(page), -1) {
+		told[m[1]] = nil
+	}
+	if len(told) != 20 {
+		t.Errorf("docs/protocol.md has %d rules, N1 to N9 and C1 to C11 are 20", len(told))
+	}
+	for _, file := range stories(t) {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(b), "error: ") || strings.Contains(string(b), "BROKEN PROMISE") {
+			t.Errorf("%s ends in an error", file)
+		}
+		head, _, _ := strings.Cut(string(b), "\n\n")
+		rules := cited.FindAllString(head, -1)
+		if len(rules) == 0 {
+			t.Errorf("%s does not say at its head which rules it is about", file)
+		}
+		for _, r := range cited.FindAllString(string(b), -1) {
+			if _, ok := told[r]; !ok {
+				t.Errorf("%s names the rule %s, which docs/protocol.md does not have", file, r)
+			}
+		}
+		for _, r := range rules {
+			if !slices.Contains(told[r], file) {
+				told[r] = append(told[r], file)
+			}
+		}
+	}
+	for r, files := range told {
+		if len(files) == 0 {
+			t.Errorf("no story is about rule %s", r)
+		}
+	}
+}
