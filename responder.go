@@ -35,7 +35,7 @@ type NodeConfig struct {
 	MaxSkew  time.Duration // how far a client's clock may be ahead; default 5 s, at most MaxLease
 
 	MaxClaims int // claims, held and waiting, of one client name; default 250,000
-	MaxQueue  int // claims waiting for one name; default 65,536
+	MaxQueue  int // claims on one name beside one that holds it; default 65,536
 
 	// ProbeWait is how long the node listens for another node of its name before
 	// its first vote; default 300 ms.

@@ -526,6 +526,9 @@ func (c *Client) settled(cl *Claim) bool {
 // Handle takes an answer of a node.
 func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	c.step(now, out)
+	if a.Client != c.cfg.Name {
+		return // a node answers where a request says: another's may say it is here
+	}
 	if a.Claim.Instance != c.cfg.Instance || a.Beat > c.beat {
 		return // not ours, or of a message that was never sent
 	}
@@ -809,6 +812,12 @@ func (c *Client) SetCluster(now proto.Now, cluster proto.Config, out *Out) {
 		cl.votes = make([]vote, len(c.nodes))
 		cl.want, cl.askDelay = 0, c.firstDelay()
 		c.ask(cl, "", out)
+		for i := range cl.votes {
+			// Nothing that answers what was asked before counts: not a refusal because
+			// of the old configuration, nor, should that one come back, a vote that was
+			// yielded in it (C2).
+			cl.votes[i].yielded = cl.beat
+		}
 	}
 }
 

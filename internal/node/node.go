@@ -11,6 +11,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -73,7 +74,8 @@ type Node struct {
 	probed      bool          // one full probe found no other node
 	stopped     bool
 
-	serial uint64 // counts steps, to do once a step what many claims ask for
+	serial  uint64      // counts steps, to do once a step what many claims ask for
+	recalls []*resource // whose heads recall at the end of this step
 }
 
 type sessionKey struct {
@@ -120,7 +122,7 @@ type resource struct {
 	votes  []*claim
 	queue  []*claim
 	floor  uint64
-	serial uint64 // step in which its head last recalled
+	serial uint64 // last step at whose end its head recalls
 }
 
 // order is the order of queues: what is held elsewhere first, then by age, then
@@ -250,6 +252,7 @@ func (n *Node) Tick(now proto.Now, out *Out) {
 		n.raiseFloors(now)
 		n.noteState(now, out)
 	}
+	n.sendRecalls(out)
 }
 
 // raiseFloors lifts what the node forgot: every fence it ever gave was at most
@@ -295,6 +298,7 @@ func (n *Node) Handle(now proto.Now, r *proto.Request, reply string, out *Out) {
 	case proto.Info:
 		n.info(now, r, reply, out)
 	}
+	n.sendRecalls(out)
 }
 
 // HandleAnswer takes an answer to the node's own probe (N9).
@@ -384,7 +388,7 @@ func (n *Node) answer(k proto.Kind) proto.Answer {
 
 func (n *Node) about(c *claim, k proto.Kind) proto.Answer {
 	a := n.answer(k)
-	a.Claim, a.Beat = c.id(), c.beat
+	a.Client, a.Claim, a.Beat = c.session.key.client, c.id(), c.beat
 	return a
 }
 
@@ -438,7 +442,7 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 		n.enqueue(now, c)
 	}
 	n.queued(now, c, out)
-	n.recall(c.res, out)
+	n.recall(c.res)
 }
 
 // nowHeld notes that a claim with this node's vote is held: that is what a holder
@@ -473,8 +477,9 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 			return
 		}
 		a := n.answer(proto.Refused)
+		a.Client = r.Client
 		a.Claim, a.Beat, a.Reason, a.Passes = r.Claim, r.Beat, why, passes
-		a.Text = fmt.Sprintf(text, args...)
+		a.Text = clip(fmt.Sprintf(text, args...))
 		out.Answers = append(out.Answers, Send{reply, a})
 	}
 	ahead := time.Duration(r.At-now.Wall) * time.Microsecond
@@ -504,8 +509,15 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 		beat: r.Beat, want: r.Want, held: r.Held, try: r.Try,
 	}
 	free := n.voting() && n.free(c)
-	if !free && len(res.queue) >= n.cfg.MaxQueue && !c.held {
-		refuse(proto.ReasonQueue, true, "%d claims wait for %q, as many as this node allows", len(res.queue), r.Resource)
+	// Votes count as well, all but one: what many claims of one name cost, all
+	// others wait for.
+	// What is held elsewhere has twice the room, to find its place in a full queue.
+	most := n.cfg.MaxQueue
+	if c.held {
+		most *= 2
+	}
+	if have := len(res.votes) + len(res.queue); have > most {
+		refuse(proto.ReasonQueue, true, "%d claims hold or wait for %q, as many as this node allows", have, r.Resource)
 		return
 	}
 	s.hear(reply)
@@ -523,7 +535,16 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	}
 	n.enqueue(now, c)
 	n.queued(now, c, out)
-	n.recall(res, out)
+	n.recall(res)
+}
+
+// clip keeps a text to what its reader takes: a long name in it, or many, must not
+// cost the whole answer.
+func clip(text string) string {
+	if len(text) > proto.MaxText {
+		text = strings.ToValidUTF8(text[:proto.MaxText], "")
+	}
+	return text
 }
 
 // fenceInReach bounds the fences that clients name: nobody may push a resource,
@@ -599,19 +620,34 @@ func (n *Node) queued(now proto.Now, c *claim, out *Out) {
 }
 
 // recall asks the votes that stand in the way of the head of the queue, and are
-// younger, to yield (N4). Once a step and resource is enough.
-func (n *Node) recall(res *resource, out *Out) {
-	if len(res.queue) == 0 || res.serial == n.serial {
-		return
+// younger, to yield (N4): once, at the end of the step. A step may give a queue
+// many heads, or take many votes away, and were each time all the others asked,
+// one message would make answers by the square of them.
+func (n *Node) recall(res *resource) {
+	if res.serial != n.serial {
+		res.serial = n.serial
+		n.recalls = append(n.recalls, res)
 	}
-	res.serial = n.serial
-	head := res.queue[0]
-	for _, v := range slices.Backward(res.votes) {
-		if !quorum.Conflicts(v.mode, head.mode) || order(head, v) > 0 {
-			break
+}
+
+func (n *Node) sendRecalls(out *Out) {
+	for _, res := range n.recalls {
+		if len(res.queue) == 0 {
+			continue
 		}
-		n.send(v, n.about(v, proto.Recall), out)
+		head := res.queue[0]
+		for _, v := range slices.Backward(res.votes) {
+			if !quorum.Conflicts(v.mode, head.mode) || order(head, v) > 0 {
+				break
+			}
+			if v.held {
+				continue // it has said that it will not
+			}
+			n.send(v, n.about(v, proto.Recall), out)
+		}
 	}
+	clear(n.recalls)
+	n.recalls = n.recalls[:0]
 }
 
 func (n *Node) enqueue(now proto.Now, c *claim) {
@@ -652,8 +688,7 @@ func (n *Node) promote(now proto.Now, res *resource, hint int64, out *Out) {
 			n.vote(now, head, hint)
 			n.granted(head, out)
 		}
-		res.serial = 0 // there may be a new head
-		n.recall(res, out)
+		n.recall(res)
 	}
 	if len(res.votes) == 0 && len(res.queue) == 0 {
 		n.floor = max(n.floor, res.floor)
@@ -743,6 +778,7 @@ func (n *Node) yield(now proto.Now, r *proto.Request, out *Out) {
 // not say on which; the client acquires again what it is told is unknown.
 func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) {
 	a := n.answer(proto.Refreshed)
+	a.Client = r.Client
 	a.Claim.Instance, a.Beat, a.Lo, a.Hi = r.Claim.Instance, r.Beat, r.Lo, r.Hi
 	known := uint64(0)
 	s := n.sessions[sessionKey{r.Client, r.Claim.Instance}]
@@ -768,7 +804,7 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 		slices.Sort(gone)
 		for _, seq := range waiting {
 			a.Waiting = a.Waiting.Add(seq)
-			n.recall(s.claims[seq].res, out)
+			n.recall(s.claims[seq].res)
 		}
 		for _, seq := range gone {
 			if c := s.claims[seq]; c != nil {

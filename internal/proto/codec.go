@@ -81,6 +81,9 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 	b = appendUUID(b, a.Incarnation)
 	b = append(b, '"')
 	b = appendStr(b, "digest", a.Digest)
+	if a.Client != "" {
+		b = appendStr(b, "client", a.Client)
+	}
 	switch a.Kind {
 	case Granted, Queued, Refused, Recall:
 		b = append(b, ',')
@@ -242,6 +245,7 @@ type wire struct {
 	Held        bool     `json:"held"`
 	Try         bool     `json:"try"`
 	Digest      string   `json:"digest"`
+	Client      string   `json:"client"`
 	Node        string   `json:"node"`
 	Now         int64    `json:"now"`
 	Lo          uint64   `json:"lo"`
@@ -355,6 +359,7 @@ func DecodeAnswer(body []byte) (*Answer, error) {
 		Node:        d.token("node", w.Node),
 		Incarnation: d.uuid("incarnation", w.Incarnation),
 		Digest:      d.optionalToken("digest", w.Digest),
+		Client:      d.optionalToken("client", w.Client),
 	}
 	switch a.Kind {
 	case Granted, Queued, Refused, Recall:

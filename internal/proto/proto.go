@@ -166,6 +166,7 @@ type Answer struct {
 	Node        string
 	Incarnation uuid.UUID
 	Digest      string
+	Client      string // whose request it answers, as the subject said: votes for another name do not count
 
 	Claim ClaimID // refreshed: only its Instance
 	Beat  uint64
