@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -345,13 +346,15 @@ func TestUnlockAtTheMomentOfLoss(t *testing.T) {
 // stalling is a logger that takes its time over the first line.
 type stalling struct {
 	slog.Handler
-	once sync.Once
+	stalled atomic.Bool
 }
 
 func (s *stalling) Enabled(context.Context, slog.Level) bool { return true }
 
 func (s *stalling) Handle(context.Context, slog.Record) error {
-	s.once.Do(func() { time.Sleep(time.Minute) })
+	if s.stalled.CompareAndSwap(false, true) {
+		time.Sleep(time.Minute)
+	}
 	return nil
 }
 

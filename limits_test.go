@@ -67,6 +67,7 @@ func TestRefusalByMinority(t *testing.T) {
 	})
 }
 
+// So many claims may be on one name beside one that holds it.
 func TestMaxQueue(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, 3, setup{node: func(_ int, c *qlock.NodeConfig) { c.MaxQueue = 2 }})
@@ -75,7 +76,7 @@ func TestMaxQueue(t *testing.T) {
 		waiting := []*waiter{waitFor(t.Context(), a.Lock, "orders 42"), waitFor(t.Context(), a.Lock, "orders 42")}
 		_, err := w.client("b").Lock(t.Context(), "orders 42")
 		wantIs(t, err, qlock.ErrRefused)
-		wantText(t, err, `refused (2 claims wait for "orders 42", as many as this node allows)`)
+		wantText(t, err, `refused (3 claims hold or wait for "orders 42", as many as this node allows)`)
 		mustUnlock(t, k)
 		for _, next := range waiting {
 			mustUnlock(t, next.held(t))

@@ -11,7 +11,6 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
-	"github.com/qlock/qlock/embedded"
 )
 
 // The stories that the chaos program of minio's dsync tells, one test each, with
@@ -262,7 +261,7 @@ func TestDsyncOneStaleLock(t *testing.T) {
 	t.Parallel()
 	const lease = 10 * time.Second
 	m := startMesh(t, 3, lease)
-	a := dying(t, m.servers[0], "name")
+	a := dying(t, m, "name")
 	m.isolate(2, cut)
 	a.unlockAndDie(t, m, 1)
 	m.heal()
@@ -287,7 +286,7 @@ func TestDsyncSeveralStaleLocks(t *testing.T) {
 	t.Parallel()
 	const lease = 2 * time.Second
 	m := startMesh(t, 3, lease)
-	a := dying(t, m.servers[0], "name")
+	a := dying(t, m, "name")
 	m.isolate(0, cut)
 	a.unlockAndDie(t, m, 2)
 	died := time.Now()
@@ -311,10 +310,13 @@ type mortal struct {
 	lock *qlock.Lock
 }
 
-func dying(t *testing.T, s *embedded.Server, name string) mortal {
+// dying makes one at the first server, with the votes of all.
+func dying(t *testing.T, m *mesh, name string) mortal {
 	t.Helper()
-	nc := connect(t, urls(s))
-	return mortal{nc, lock(t, newLocker(t, nc, qlock.WithName("a")), name)}
+	nc := connect(t, urls(m.servers[0]))
+	k := lock(t, newLocker(t, nc, qlock.WithName("a")), name)
+	await(t, "all nodes know the lock", func() bool { return claims(m.servers) == len(m.servers) })
+	return mortal{nc, k}
 }
 
 // unlockAndDie gives the lock back to those who hear it, which are all of m but n.

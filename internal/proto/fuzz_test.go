@@ -154,6 +154,7 @@ func checkAnswer(t *testing.T, a *Answer) {
 	l := limits{t}
 	l.length("node", a.Node, MaxToken)
 	l.length("digest", a.Digest, MaxToken)
+	l.length("client", a.Client, MaxToken)
 	l.length("reason", string(a.Reason), MaxToken)
 	l.length("text", a.Text, MaxText)
 	l.number("fence", a.Fence, 0)

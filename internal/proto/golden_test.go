@@ -78,7 +78,7 @@ func goldenAnswers() map[string]Answer {
 	n2 := Answer{Node: "n2", Incarnation: exampleN2, Digest: exampleDigest}
 	n3 := Answer{Node: "n3", Incarnation: exampleN3, Digest: exampleDigest}
 	about := func(a Answer, k Kind) Answer {
-		a.Kind, a.Claim, a.Beat = k, exampleClaim, 5_250_000
+		a.Kind, a.Client, a.Claim, a.Beat = k, "svc-a", exampleClaim, 5_250_000
 		return a
 	}
 	all := map[string]Answer{}
@@ -105,7 +105,7 @@ func goldenAnswers() map[string]Answer {
 	all["recall"] = about(n2, Recall)
 
 	a = n3
-	a.Kind, a.Claim.Instance, a.Beat, a.Lo, a.Hi = Refreshed, exampleClient, 8_583_333, 1, 12
+	a.Kind, a.Client, a.Claim.Instance, a.Beat, a.Lo, a.Hi = Refreshed, "svc-a", exampleClient, 8_583_333, 1, 12
 	a.Waiting, a.Unknown = Runs{{9, 9}}, Runs{{3, 4}, {11, 11}}
 	all["refreshed"] = a
 

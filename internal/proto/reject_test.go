@@ -137,6 +137,7 @@ var head = []field{
 	{name: "node", kind: "token", required: true},
 	{name: "incarnation", kind: "uuid", required: true},
 	{name: "digest", kind: "optional token"},
+	{name: "client", kind: "optional token"},
 }
 
 var claimFields = []field{
