@@ -35,9 +35,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func bubble(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
 	// nats.go keeps timers in a sync.Pool, and a timer of one bubble may not be
-	// used in another. Two collections empty a pool.
-	runtime.GC()
-	runtime.GC()
+	// used in another, or outside. A reconnect uses one, whatever we call.
+	emptyPools()
+	defer emptyPools()
 	synctest.Test(t, func(t *testing.T) {
 		// The server's own timers keep virtual time going, so that one who waits for
 		// ever would not be found by synctest as a deadlock.
@@ -45,6 +45,12 @@ func bubble(t *testing.T, f func(t *testing.T)) {
 		defer watchdog.Stop()
 		f(t)
 	})
+}
+
+// emptyPools empties every sync.Pool: what is in one survives one collection.
+func emptyPools() {
+	runtime.GC()
+	runtime.GC()
 }
 
 // settle waits until every goroutine of the bubble waits for time or for the

@@ -71,6 +71,7 @@ type Node struct {
 	probe       int           // number of the probe that is out (N9)
 	probeAt     time.Duration // when it was sent
 	probeEchoed bool          // its answer by this very node came back: it was heard
+	asked       bool          // another asked for this node's name since
 	probed      bool          // one full probe found no other node
 	stopped     bool
 
@@ -239,10 +240,12 @@ func (n *Node) Tick(now proto.Now, out *Out) {
 	if now.Mono >= n.probeDue() {
 		// Only a probe that this node heard itself was heard by others (N9). The
 		// answers had ProbeWait to come.
-		if n.probeEchoed && !n.probed {
+		// Who asked meanwhile may not have listened yet when this was sent.
+		if n.probeEchoed && !n.probed && !n.asked {
 			n.probed = true
 			n.noteState(now, out)
 		}
+		n.asked = false
 		n.probe++
 		n.probeAt, n.probeEchoed = now.Mono, false
 		out.Probe = n.probeRequest()
@@ -353,6 +356,9 @@ func (n *Node) info(now proto.Now, r *proto.Request, reply string, out *Out) {
 			State: n.State(), Started: n.started, Voted: n.voted, Claims: n.Claims(), Version: n.cfg.Version,
 		}
 		out.Answers = append(out.Answers, Send{reply, a})
+	}
+	if r.Node != "" && r.Incarnation != n.cfg.Incarnation {
+		n.asked = true
 	}
 	if r.Node != "" && r.Incarnation != n.cfg.Incarnation && now.Mono >= n.probeAt+n.cfg.ProbeWait {
 		// Another node asks after this one's name. It may also be this node's own
