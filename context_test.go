@@ -24,6 +24,7 @@ func died(t *testing.T, ctx context.Context) (time.Time, error) {
 	case <-time.After(5 * time.Minute):
 		t.Fatal("the context did not end within five minutes")
 	}
+	settle() // what is logged and published of it comes after
 	return time.Now(), context.Cause(ctx)
 }
 

@@ -207,18 +207,19 @@ func TestRWMutexTry(t *testing.T) {
 // Misuse is told in sync's words.
 func TestRWMutexMisuse(t *testing.T) {
 	const unlock, runlock = "sync: Unlock of unlocked RWMutex", "sync: RUnlock of unlocked RWMutex"
+	type m = *qlock.RWMutex
 	for _, tt := range []struct {
-		name string
-		f    func(m *qlock.RWMutex)
-		want string
+		name  string
+		calls []func(m)
+		want  string
 	}{
-		{"Unlock", func(m *qlock.RWMutex) { m.Unlock() }, unlock},
-		{"RUnlock", func(m *qlock.RWMutex) { m.RUnlock() }, runlock},
-		{"RLocker's Unlock", func(m *qlock.RWMutex) { m.RLocker().Unlock() }, runlock},
-		{"Unlock of a reader", func(m *qlock.RWMutex) { m.RLock(); m.Unlock() }, unlock},
-		{"RUnlock of a writer", func(m *qlock.RWMutex) { m.Lock(); m.RUnlock() }, runlock},
-		{"second Unlock", func(m *qlock.RWMutex) { m.Lock(); m.Unlock(); m.Unlock() }, unlock},
-		{"second RUnlock", func(m *qlock.RWMutex) { m.RLock(); m.RUnlock(); m.RUnlock() }, runlock},
+		{"Unlock", []func(m){m.Unlock}, unlock},
+		{"RUnlock", []func(m){m.RUnlock}, runlock},
+		{"RLocker's Unlock", []func(m){func(mu m) { mu.RLocker().Unlock() }}, runlock},
+		{"Unlock of a reader", []func(m){m.RLock, m.Unlock}, unlock},
+		{"RUnlock of a writer", []func(m){m.Lock, m.RUnlock}, runlock},
+		{"second Unlock", []func(m){m.Lock, m.Unlock, m.Unlock}, unlock},
+		{"second RUnlock", []func(m){m.RLock, m.RUnlock, m.RUnlock}, runlock},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -228,7 +229,10 @@ func TestRWMutexMisuse(t *testing.T) {
 						t.Errorf("panic with %v, want %q", got, tt.want)
 					}
 				}()
-				tt.f(w.client("a").RWMutex("x"))
+				mu := w.client("a").RWMutex("x")
+				for _, call := range tt.calls {
+					call(mu)
+				}
 			})
 		})
 	}
@@ -251,8 +255,10 @@ func TestRWMutexUnlockedByAnother(t *testing.T) {
 			}()
 			<-done
 		}
-		m.RLock()
-		m.RUnlock()
+		if !m.TryLock() {
+			t.Error("the mutex is not free")
+		}
+		m.Unlock()
 		w.noClaims()
 	})
 }
@@ -338,7 +344,8 @@ func TestRWMutexLateUnlock(t *testing.T) {
 		nc.mend()
 		time.Sleep(2 * reconnectWait)
 		m.Lock() // the first is lost, the second holds
-		m.Unlock()
+		late := m.Unlock
+		late()
 		settle()
 		if other.TryLock() || other.TryRLock() {
 			t.Error("the late Unlock of a lost writer unlocked the next one")

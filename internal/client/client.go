@@ -576,10 +576,12 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 		v.heard, v.detail, v.fence = voted, nil, a.Fence
 		v.until = c.standsFrom(a.Beat)
 	case proto.Queued:
-		v.heard, v.until = queued, 0
+		v.heard = queued
+		c.unvoted(cl, v)
 		v.detail = &detail{place: a.Place, blocker: a.Blocker, at: c.now, recovering: a.Recovering}
 	case proto.Refused:
-		v.heard, v.until = refused, 0
+		v.heard = refused
+		c.unvoted(cl, v)
 		v.detail = &detail{reason: a.Reason, text: a.Text, passes: a.Passes, at: c.now}
 	}
 	c.judge(cl, out)
@@ -769,7 +771,8 @@ func (c *Client) refreshed(i int, a *proto.Answer, out *Out) {
 		case a.Unknown.Has(cl.seq):
 			if fresh {
 				v.beat = a.Beat
-				v.until, v.heard, v.detail = 0, silent, nil
+				v.heard, v.detail = silent, nil
+				c.unvoted(cl, v)
 				c.judge(cl, out)
 				if cl.state != Over {
 					c.ask(cl, c.nodes[i].name, out)
@@ -778,7 +781,8 @@ func (c *Client) refreshed(i int, a *proto.Answer, out *Out) {
 		case a.Waiting.Has(cl.seq):
 			if fresh || v.heard != voted {
 				v.beat = a.Beat
-				v.until, v.heard = 0, queued
+				v.heard = queued
+				c.unvoted(cl, v)
 				c.judge(cl, out)
 			}
 		case v.until > c.now:
@@ -789,6 +793,17 @@ func (c *Client) refreshed(i int, a *proto.Answer, out *Out) {
 			c.ask(cl, c.nodes[i].name, out) // its fence must be heard from itself
 		}
 		cl = next
+	}
+}
+
+// unvoted notes that a node says it has no vote of the claim. A vote that makes
+// up a held claim stands all the same, until its time is over (C1): the client
+// gave it back neither by release nor by yield, so the node has forgotten it, and
+// gives none until the votes that it forgot have run out (N8). Else a node that
+// crashed would do the holder more harm by coming back than by staying away.
+func (c *Client) unvoted(cl *Claim, v *vote) {
+	if cl.state != Holding {
+		v.until = 0
 	}
 }
 
