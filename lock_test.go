@@ -276,7 +276,8 @@ func TestHeldLocksCostNeitherGoroutineNorSubscription(t *testing.T) {
 			held = append(held, mustLock(t, a, fmt.Sprintf("x.%d", i)))
 		}
 		time.Sleep(testLease / 30)
-		if got := runtime.NumGoroutine(); got > goroutines {
+		// A few are the runtime's own, and come and go.
+		if got := runtime.NumGoroutine(); got > goroutines+10 {
 			t.Errorf("%d goroutines with 1,000 locks held, %d before", got, goroutines)
 		}
 		if got := nc.NumSubscriptions(); got != subs {

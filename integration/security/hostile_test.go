@@ -368,8 +368,7 @@ func TestVotesOfAnotherNameDoNotCount(t *testing.T) {
 	b := w.locker("svc-b")
 	granted := make(chan *qlock.Lock, 1)
 	ctx, cancel := context.WithCancel(t.Context())
-	var c claim
-	c = w.overheard("lock.prod.node.acquire.svc-b.>", func() {
+	c := w.overheard("lock.prod.node.acquire.svc-b.>", func() {
 		go func() {
 			k, err := b.Lock(ctx, "orders.1")
 			if err != nil && !errors.Is(err, context.Canceled) {

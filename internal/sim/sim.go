@@ -122,7 +122,6 @@ type simClient struct {
 	out      client.Out
 	paused   bool
 	backlog  []func()
-	jobs     int // in flight
 	instance uuid.UUID
 }
 
