@@ -422,7 +422,7 @@ func (n *Node) step(f func(now proto.Now, out *node.Out)) {
 	}
 	wasProbed := n.core.Probed()
 	f(n.now(), out)
-	state := n.core.State()
+	state, over := n.core.State(), n.core.Stopped() && !n.core.Leaving()
 	if state != n.state.Load() || n.core.Probed() != wasProbed {
 		n.state.Store(state)
 		close(n.change)
@@ -461,7 +461,7 @@ func (n *Node) step(f func(now proto.Now, out *node.Out)) {
 	}
 	out.Reset()
 	nodeOuts.Put(out)
-	if state == proto.Stopped {
+	if over {
 		n.finish()
 	}
 }

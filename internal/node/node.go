@@ -70,10 +70,16 @@ type Node struct {
 
 	probe       int           // number of the probe that is out (N9)
 	probeAt     time.Duration // when it was sent
+	probeWall   int64         // the same by the wall clock, µs
 	probeEchoed bool          // its answer by this very node came back: it was heard
+	heardAt     time.Duration // when the last probe was sent that was heard
+	heardWall   int64         // the same by the wall clock, µs
 	asked       bool          // another asked for this node's name since
-	probed      bool          // one full probe found no other node
+	probed      bool          // full probes, as many as it takes, found no other node
+	missing     int           // how many that still are
+	told        uuid.UUID     // the last later node that said that it had voted
 	stopped     bool
+	farewells   int // how often it still says that it has voted (N9)
 
 	serial  uint64      // counts steps, to do once a step what many claims ask for
 	recalls []*resource // whose heads recall at the end of this step
@@ -106,6 +112,7 @@ type claim struct {
 	voted bool
 	fence uint64
 	since time.Duration // of the vote, or of its place in the queue
+	owed  bool          // it asked for the vote that it has while the node did not vote
 
 	deadline time.Duration // end of its lease
 	key      time.Duration // deadline when it was last placed in the heap; deadlines only grow, so the heap may lag behind them
@@ -172,8 +179,14 @@ func New(cfg Config, now proto.Now, saved *Saved, forgot time.Duration) *Node {
 		n.restore(now, saved)
 	}
 	n.probeAt = now.Mono - cfg.ProbeWait // due at once
+	n.missing = 1
 	return n
 }
+
+// A node that was away for so long that another may have taken its place and voted
+// asks so often before it votes again, and one that gives way after it has voted
+// says so as often: a message or two may be lost.
+const manyProbes = 10
 
 func (n *Node) enterQuarantine(until time.Duration) {
 	n.inQuarant = true
@@ -201,6 +214,9 @@ func (n *Node) Probed() bool { return n.probed }
 // Stopped reports whether the node gave up its name to an earlier node.
 func (n *Node) Stopped() bool { return n.stopped }
 
+// Leaving reports whether a stopped node still has something to say.
+func (n *Node) Leaving() bool { return n.stopped && n.farewells > 0 }
+
 // Claims is the number of claims that it knows.
 func (n *Node) Claims() int { return len(n.leases) }
 
@@ -209,10 +225,13 @@ func (n *Node) Resources() int { return len(n.resources) }
 
 // Deadline is when Tick must be called next.
 func (n *Node) Deadline() time.Duration {
-	if n.stopped {
+	if n.stopped && n.farewells == 0 {
 		return 1 << 62
 	}
 	d := n.probeDue()
+	if n.stopped {
+		return d
+	}
 	if n.inQuarant {
 		d = min(d, n.quarantine)
 	}
@@ -223,32 +242,61 @@ func (n *Node) Deadline() time.Duration {
 }
 
 func (n *Node) probeDue() time.Duration {
-	if !n.probed || !n.probeEchoed {
+	switch {
+	case n.stopped || !n.probed || !n.probeEchoed:
 		return n.probeAt + n.cfg.ProbeWait
+	case n.inQuarant:
+		return n.probeAt + max(n.cfg.ProbeWait, n.cfg.MaxTTL/30)
 	}
 	return n.probeAt + n.cfg.MaxTTL/3
+}
+
+// checkAlone notices that the node has not heard itself for so long that another
+// may have been started in its place, have waited as it must, and vote. It was
+// paused, asleep, or cut off; which of the clocks shows it is the same to us (N9).
+func (n *Node) checkAlone(now proto.Now, out *Out) {
+	away := max(now.Mono-n.heardAt, time.Duration(now.Wall-n.heardWall)*time.Microsecond)
+	if !n.probed || away <= n.cfg.MaxTTL {
+		return
+	}
+	n.probed, n.missing = false, manyProbes
+	n.probeAt, n.probeEchoed = now.Mono-n.cfg.ProbeWait, false // due at once
+	out.Notes = append(out.Notes, fmt.Sprintf(
+		"this node did not hear itself for %v, and another may have its name by now: it asks before it votes again", away.Round(time.Millisecond)))
+}
+
+// ask sends a probe.
+func (n *Node) ask(now proto.Now, out *Out) {
+	n.asked = false
+	n.probe++
+	n.probeAt, n.probeWall, n.probeEchoed = now.Mono, now.Wall, false
+	out.Probe = n.probeRequest()
 }
 
 // Tick does what time alone brings: leases that ran out, the end of a
 // quarantine, the next probe.
 func (n *Node) Tick(now proto.Now, out *Out) {
 	if n.stopped {
+		if n.farewells > 0 && now.Mono >= n.probeDue() {
+			n.farewells--
+			n.ask(now, out)
+		}
 		return
 	}
 	n.serial++
 	n.expire(now, out)
+	n.checkAlone(now, out)
 	if now.Mono >= n.probeDue() {
 		// Only a probe that this node heard itself was heard by others (N9). The
 		// answers had ProbeWait to come.
 		// Who asked meanwhile may not have listened yet when this was sent.
 		if n.probeEchoed && !n.probed && !n.asked {
-			n.probed = true
-			n.noteState(now, out)
+			if n.missing--; n.missing <= 0 {
+				n.probed = true
+				n.noteState(now, out)
+			}
 		}
-		n.asked = false
-		n.probe++
-		n.probeAt, n.probeEchoed = now.Mono, false
-		out.Probe = n.probeRequest()
+		n.ask(now, out)
 	}
 	if n.inQuarant && now.Mono >= n.quarantine {
 		n.inQuarant = false
@@ -276,7 +324,14 @@ func (n *Node) noteState(now proto.Now, out *Out) {
 	}
 	out.Notes = append(out.Notes, "ready: this node votes")
 	for _, name := range slices.Sorted(maps.Keys(n.resources)) {
-		n.promote(now, n.resources[name], 0, out)
+		res := n.resources[name]
+		for _, c := range res.votes {
+			if c.owed {
+				c.owed = false
+				n.granted(c, out)
+			}
+		}
+		n.promote(now, res, 0, out)
 	}
 }
 
@@ -285,10 +340,14 @@ func (n *Node) nonce() string { return fmt.Sprintf("%s/%d", n.cfg.Incarnation, n
 // Handle takes a request; reply is the inbox that its sender listens on.
 func (n *Node) Handle(now proto.Now, r *proto.Request, reply string, out *Out) {
 	if n.stopped {
+		if n.farewells > 0 && r.Verb == proto.Info {
+			n.info(now, r, reply, out)
+		}
 		return
 	}
 	n.serial++
 	n.expire(now, out)
+	n.checkAlone(now, out)
 	switch r.Verb {
 	case proto.Acquire:
 		n.acquire(now, r, reply, out)
@@ -314,6 +373,7 @@ func (n *Node) HandleAnswer(now proto.Now, a *proto.Answer, out *Out) {
 	}
 	if a.Incarnation == n.cfg.Incarnation {
 		n.probeEchoed = true
+		n.heardAt, n.heardWall = n.probeAt, n.probeWall
 		return
 	}
 	n.clash(now, a.Incarnation, a.Info.Started, a.Info.Voted, out)
@@ -330,18 +390,28 @@ func (n *Node) clash(now proto.Now, other uuid.UUID, started int64, voted bool, 
 	}
 	if later {
 		n.stopped = true
+		if n.voted {
+			n.farewells = manyProbes
+			n.probeAt = now.Mono - n.cfg.ProbeWait // due at once
+		}
 		out.Notes = append(out.Notes, fmt.Sprintf(
 			"another node named %q is running (incarnation %s): this one started later and stops; give each node a name of its own", n.cfg.Name, other))
 		return
 	}
 	if voted {
-		n.enterQuarantine(now.Mono + n.cfg.MaxTTL + proto.Margin(n.cfg.MaxTTL))
-		out.Notes = append(out.Notes, fmt.Sprintf(
-			"another node named %q (incarnation %s) has given votes: this one, which is older, gives none until they have run out", n.cfg.Name, other))
+		n.giveWay(now, other, out)
 		return
 	}
 	out.Notes = append(out.Notes, fmt.Sprintf(
 		"another node named %q (incarnation %s) tried to start and was told to stop", n.cfg.Name, other))
+}
+
+// giveWay waits until the votes of another, which has stopped or will, have run out.
+func (n *Node) giveWay(now proto.Now, other uuid.UUID, out *Out) {
+	n.told = other
+	n.enterQuarantine(now.Mono + n.cfg.MaxTTL + proto.Margin(n.cfg.MaxTTL))
+	out.Notes = append(out.Notes, fmt.Sprintf(
+		"another node named %q (incarnation %s) has given votes: this one, which is older, gives none until they have run out", n.cfg.Name, other))
 }
 
 func (n *Node) info(now proto.Now, r *proto.Request, reply string, out *Out) {
@@ -357,17 +427,23 @@ func (n *Node) info(now proto.Now, r *proto.Request, reply string, out *Out) {
 		}
 		out.Answers = append(out.Answers, Send{reply, a})
 	}
-	if r.Node != "" && r.Incarnation != n.cfg.Incarnation {
-		n.asked = true
+	if n.stopped || r.Node == "" || r.Incarnation == n.cfg.Incarnation {
+		return
 	}
-	if r.Node != "" && r.Incarnation != n.cfg.Incarnation && now.Mono >= n.probeAt+n.cfg.ProbeWait {
-		// Another node asks after this one's name. It may also be this node's own
-		// life before the last restart, in a message that was late; only an answer
-		// to a question of one's own shows who is there now (N9). One question at a
-		// time: two nodes that ask each other would never hear an answer in time.
-		n.probe++
-		n.probeAt, n.probeEchoed = now.Mono, false
-		out.Probe = n.probeRequest()
+	// Another node asks after this one's name. It may also be this node's own
+	// life before the last restart, in a message that was late; only an answer
+	// to a question of one's own shows who is there now (N9).
+	n.asked = true
+	// But a life before this one did not start after it. And a later one that has
+	// voted may be gone before it can be asked, while its votes stand.
+	if r.Started > n.started && r.Voted && r.Incarnation != n.told {
+		n.giveWay(now, r.Incarnation, out)
+	}
+	// One question at a time: two nodes that ask each other would never hear an
+	// answer in time.
+	if now.Mono >= n.probeAt+n.cfg.ProbeWait {
+		n.ask(now, out)
+		n.asked = true
 	}
 }
 
@@ -436,7 +512,7 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 			c.fence = c.want
 			c.res.floor = max(c.res.floor, c.fence)
 		}
-		n.granted(c, out)
+		n.grantedOrNot(now, c, out)
 		if r.Held && !c.held {
 			n.nowHeld(now, c, out)
 		}
@@ -606,6 +682,20 @@ func (n *Node) vote(now proto.Now, c *claim, hint int64) {
 	*v = slices.Insert(*v, i, c)
 }
 
+// grantedOrNot answers a claim that has the vote. A node that does not vote confirms
+// none either: another of its name may have given it to somebody else since. It is
+// granted again when the node votes.
+func (n *Node) grantedOrNot(now proto.Now, c *claim, out *Out) {
+	if n.voting() {
+		n.granted(c, out)
+		return
+	}
+	c.owed = true
+	a := n.about(c, proto.Queued)
+	a.Recovering = n.recovering(now)
+	n.send(c, a, out)
+}
+
 func (n *Node) granted(c *claim, out *Out) {
 	a := n.about(c, proto.Granted)
 	a.Fence = c.fence
@@ -677,7 +767,7 @@ func (n *Node) unvote(c *claim) {
 	if i, ok := slices.BinarySearchFunc(c.res.votes, c, order); ok {
 		c.res.votes = slices.Delete(c.res.votes, i, i+1)
 	}
-	c.voted, c.fence = false, 0
+	c.voted, c.fence, c.owed = false, 0, false
 }
 
 // promote gives votes from the head of the queue as long as nothing conflicts
@@ -787,6 +877,7 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 	a.Client = r.Client
 	a.Claim.Instance, a.Beat, a.Lo, a.Hi = r.Claim.Instance, r.Beat, r.Lo, r.Hi
 	known := uint64(0)
+	voting := n.voting() // else what has the vote must wait for it to be confirmed
 	s := n.sessions[sessionKey{r.Client, r.Claim.Instance}]
 	if s != nil {
 		s.hear(reply)
@@ -801,7 +892,8 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 					c.beat = r.Beat
 					n.extend(now, c)
 				}
-				if !c.voted {
+				if !c.voted || !voting {
+					c.owed = c.voted
 					waiting = append(waiting, seq)
 				}
 			}
@@ -822,7 +914,7 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 			// client: it is granted by a message of its own, with this beat.
 			a.Waiting = nil
 			for _, seq := range waiting {
-				if c := s.claims[seq]; c != nil && !c.voted {
+				if c := s.claims[seq]; c != nil && (!c.voted || !voting) {
 					a.Waiting = a.Waiting.Add(seq)
 				}
 			}
