@@ -1,0 +1,235 @@
+package node
+
+import (
+	"cmp"
+	"container/heap"
+	"iter"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+type sessionKey struct {
+	client   string
+	instance uuid.UUID
+}
+
+// session is what one client instance has here.
+type session struct {
+	key    sessionKey
+	reply  string // its inbox
+	claims map[uint64]*claim
+}
+
+type claim struct {
+	session *session
+	seq     uint64
+	res     *resource
+	mode    quorum.Mode
+	at      int64
+	ttl     time.Duration
+	beat    uint64 // highest seen for this claim (N1)
+	want    uint64
+	held    bool // says its client
+	try     bool // it is told at once when the claim in its way will not yield
+
+	voted bool
+	fence uint64
+	since time.Duration // of the vote, or of its place in the queue
+	owed  bool          // it asked for the vote that it has while the node did not vote
+
+	deadline time.Duration // end of its lease
+	key      time.Duration // deadline when it was last placed in the heap; deadlines only grow, so the heap may lag behind them
+	index    int           // in the heap
+}
+
+func (c *claim) id() proto.ClaimID {
+	return proto.ClaimID{Instance: c.session.key.instance, Seq: c.seq}
+}
+
+// resource is the record of a name with votes or a queue. votes holds either one
+// exclusive claim or any number of shared ones; both lists are in order of age.
+type resource struct {
+	name   string
+	votes  []*claim
+	queue  []*claim
+	floor  uint64
+	serial uint64 // last step at whose end its head recalls
+}
+
+// order is the order of queues: what is held elsewhere first, then by age, then
+// by id. No two claims of one client share an id; what another client calls by the
+// same one is told apart by the name.
+func order(a, b *claim) int {
+	if a.held != b.held {
+		if a.held {
+			return -1
+		}
+		return 1
+	}
+	if a.at != b.at {
+		if a.at < b.at {
+			return -1
+		}
+		return 1
+	}
+	if c := a.id().Compare(b.id()); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.session.key.client, b.session.key.client)
+}
+
+func (n *Node) find(client string, id proto.ClaimID) *claim {
+	if s := n.sessions[sessionKey{client, id.Instance}]; s != nil {
+		return s.claims[id.Seq]
+	}
+	return nil
+}
+
+func (n *Node) enqueue(now proto.Now, c *claim) {
+	i, _ := slices.BinarySearchFunc(c.res.queue, c, order)
+	c.res.queue = slices.Insert(c.res.queue, i, c)
+	c.since = now.Mono
+}
+
+func (n *Node) dequeue(c *claim) {
+	if i, ok := slices.BinarySearchFunc(c.res.queue, c, order); ok {
+		if i == 0 { // the common case: no move of all that wait behind
+			c.res.queue[0] = nil
+			c.res.queue = c.res.queue[1:]
+			return
+		}
+		c.res.queue = slices.Delete(c.res.queue, i, i+1)
+	}
+}
+
+func (n *Node) unvote(c *claim) {
+	if i, ok := slices.BinarySearchFunc(c.res.votes, c, order); ok {
+		c.res.votes = slices.Delete(c.res.votes, i, i+1)
+	}
+	c.voted, c.fence, c.owed = false, 0, false
+}
+
+func (n *Node) add(now proto.Now, c *claim) {
+	s := c.session
+	s.claims[c.seq] = c
+	n.sessions[s.key] = s
+	n.perClient[s.key.client]++
+	c.deadline = now.Mono + c.ttl
+	heap.Push(&n.leases, c)
+}
+
+func (n *Node) remove(c *claim) {
+	s := c.session
+	heap.Remove(&n.leases, c.index)
+	delete(s.claims, c.seq)
+	if len(s.claims) == 0 {
+		delete(n.sessions, s.key)
+	}
+	if n.perClient[s.key.client]--; n.perClient[s.key.client] == 0 {
+		delete(n.perClient, s.key.client)
+	}
+}
+
+// extend begins the claim's lease anew, by this node's clock, from now (N7).
+func (n *Node) extend(now proto.Now, c *claim) { c.deadline = now.Mono + c.ttl }
+
+func (n *Node) expire(now proto.Now, out *Out) {
+	for len(n.leases) > 0 && n.leases[0].key <= now.Mono {
+		c := n.leases[0]
+		if c.deadline > now.Mono {
+			c.key = c.deadline
+			heap.Fix(&n.leases, 0)
+			continue
+		}
+		n.drop(now, c, 0, out)
+	}
+}
+
+// within yields the claims from lo to hi, by whichever way is shorter.
+func (s *session) within(lo, hi uint64) iter.Seq2[uint64, *claim] {
+	return func(yield func(uint64, *claim) bool) {
+		if hi < lo {
+			return
+		}
+		if hi-lo < uint64(len(s.claims)) {
+			for seq := lo; seq <= hi; seq++ {
+				if c := s.claims[seq]; c != nil && !yield(seq, c) {
+					return
+				}
+			}
+			return
+		}
+		for seq, c := range s.claims {
+			if seq >= lo && seq <= hi && !yield(seq, c) {
+				return
+			}
+		}
+	}
+}
+
+// unknown returns what of the listed claims s does not have. A list may name far
+// more claims than there are, so the work goes by what is known, not by what is
+// named.
+func (s *session) unknown(live proto.Runs) proto.Runs {
+	if s == nil {
+		return live
+	}
+	known := slices.Sorted(maps.Keys(s.claims))
+	var out proto.Runs
+	for _, run := range live {
+		lo := run.Lo
+		i, _ := slices.BinarySearch(known, lo)
+		for ; i < len(known) && known[i] <= run.Hi; i++ {
+			if known[i] > lo {
+				out = append(out, proto.Run{Lo: lo, Hi: known[i] - 1})
+			}
+			lo = known[i] + 1
+		}
+		if lo <= run.Hi {
+			out = append(out, proto.Run{Lo: lo, Hi: run.Hi})
+		}
+	}
+	return out
+}
+
+func (s *session) hear(reply string) {
+	if reply != "" {
+		s.reply = reply
+	}
+}
+
+// leaseHeap orders claims by the end of their leases.
+type leaseHeap []*claim
+
+func (h leaseHeap) Len() int { return len(h) }
+
+func (h leaseHeap) Less(i, j int) bool {
+	if h[i].key != h[j].key {
+		return h[i].key < h[j].key
+	}
+	return h[i].id().Compare(h[j].id()) < 0 // the machine must not depend on map order
+}
+
+func (h leaseHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].index, h[j].index = i, j
+}
+
+func (h *leaseHeap) Push(x any) {
+	c := x.(*claim)
+	c.index, c.key = len(*h), c.deadline
+	*h = append(*h, c)
+}
+
+func (h *leaseHeap) Pop() any {
+	old := *h
+	c := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	return c
+}

@@ -1,0 +1,348 @@
+package node
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+func (n *Node) answer(k proto.Kind) proto.Answer {
+	return proto.Answer{Kind: k, Node: n.cfg.Name, Incarnation: n.cfg.Incarnation, Digest: n.digest}
+}
+
+func (n *Node) about(c *claim, k proto.Kind) proto.Answer {
+	a := n.answer(k)
+	a.Client, a.Claim, a.Beat = c.session.key.client, c.id(), c.beat
+	return a
+}
+
+func (n *Node) send(c *claim, a proto.Answer, out *Out) {
+	if c.session.reply != "" {
+		out.Answers = append(out.Answers, Send{c.session.reply, a})
+	}
+}
+
+func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) {
+	if r.Node != "" && r.Node != n.cfg.Name {
+		return
+	}
+	c := n.find(r.Client, r.Claim)
+	if c == nil {
+		n.acquireUnknown(now, r, reply, out)
+		return
+	}
+	// A claim is for one resource in one mode; a client that says otherwise is
+	// broken. A beat not above the claim's is a message from the past (N1).
+	if r.Beat <= c.beat || c.res.name != r.Resource || c.mode != r.Mode {
+		return
+	}
+	c.session.hear(reply)
+	c.beat = r.Beat
+	n.extend(now, c) // N2
+	if n.fenceInReach(now, c.res, r.Want) {
+		c.want = max(c.want, r.Want)
+	}
+	if c.voted {
+		if c.want > c.fence { // N3
+			c.fence = c.want
+			c.res.floor = max(c.res.floor, c.fence)
+		}
+		n.grantedOrNot(now, c, out)
+		if r.Held && !c.held {
+			n.nowHeld(now, c, out)
+		}
+		return
+	}
+	if r.Held && !c.held {
+		n.dequeue(c)
+		c.held = true
+		n.enqueue(now, c)
+	}
+	n.queued(now, c, out)
+	n.recall(c.res)
+}
+
+// nowHeld notes that a claim with this node's vote is held: that is what a holder
+// answers to a recall. It is not recalled again, and the tries that it was to
+// yield to learn that it will not (C10).
+func (n *Node) nowHeld(now proto.Now, c *claim, out *Out) {
+	v := c.res.votes
+	var tries []*claim
+	for _, w := range c.res.queue {
+		if order(w, c) > 0 {
+			break
+		}
+		if w.try && quorum.Conflicts(w.mode, c.mode) {
+			tries = append(tries, w)
+		}
+	}
+	c.held = true
+	slices.SortFunc(v, order)
+	for _, w := range tries {
+		n.queued(now, w, out)
+	}
+}
+
+func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out *Out) {
+	res := n.resources[r.Resource]
+	fresh := res == nil
+	if fresh {
+		res = &resource{name: r.Resource, floor: n.floor}
+	}
+	refuse := func(why proto.Reason, passes bool, text string, args ...any) {
+		if reply == "" {
+			return
+		}
+		a := n.answer(proto.Refused)
+		a.Client = r.Client
+		a.Claim, a.Beat, a.Reason, a.Passes = r.Claim, r.Beat, why, passes
+		a.Text = clip(fmt.Sprintf(text, args...))
+		out.Answers = append(out.Answers, Send{reply, a})
+	}
+	ahead := time.Duration(r.At-now.Wall) * time.Microsecond
+	switch {
+	case r.Digest != n.digest:
+		refuse(proto.ReasonConfig, true, "this node has configuration %s (nodes %v, longest lease %v), the client knows another", n.digest, n.cfg.Nodes, n.cfg.MaxTTL)
+		return
+	case r.TTL > n.cfg.MaxTTL:
+		refuse(proto.ReasonLease, false, "lease %v is longer than the %v that this cluster allows", r.TTL, n.cfg.MaxTTL)
+		return
+	case ahead > n.cfg.Skew: // N7
+		refuse(proto.ReasonAge, true, "the claim was made %v in the future by this node's clock, %v is allowed: set the clocks", ahead.Round(time.Millisecond), n.cfg.Skew)
+		return
+	case !n.fenceInReach(now, res, r.Want):
+		refuse(proto.ReasonFence, true, "fence %d lies further ahead than clocks within bounds explain: set the clocks", r.Want)
+		return
+	case n.perClient[r.Client] >= n.cfg.MaxClaims:
+		refuse(proto.ReasonClaims, true, "client %s has %d claims here, as many as this node allows", r.Client, n.perClient[r.Client])
+		return
+	}
+	s := n.sessions[sessionKey{r.Client, r.Claim.Instance}]
+	if s == nil {
+		s = &session{key: sessionKey{r.Client, r.Claim.Instance}, claims: map[uint64]*claim{}}
+	}
+	c := &claim{
+		session: s, seq: r.Claim.Seq, res: res, mode: r.Mode, at: r.At, ttl: r.TTL,
+		beat: r.Beat, want: r.Want, held: r.Held, try: r.Try,
+	}
+	free := n.voting() && n.free(c)
+	// Votes count as well, all but one: what many claims of one name cost, all
+	// others wait for.
+	// What is held elsewhere has twice the room, to find its place in a full queue.
+	most := n.cfg.MaxQueue
+	if c.held {
+		most *= 2
+	}
+	if have := len(res.votes) + len(res.queue); have > most {
+		refuse(proto.ReasonQueue, true, "%d claims hold or wait for %q, as many as this node allows", have, r.Resource)
+		return
+	}
+	s.hear(reply)
+	if fresh {
+		n.resources[res.name] = res
+	}
+	if c.held {
+		res.floor = max(res.floor, c.want) // its token was given out: N6
+	}
+	n.add(now, c)
+	if free {
+		n.vote(now, c, 0)
+		n.granted(c, out)
+		return
+	}
+	n.enqueue(now, c)
+	n.queued(now, c, out)
+	n.recall(res)
+}
+
+// clip keeps a text to what its reader takes: a long name in it, or many, must not
+// cost the whole answer.
+func clip(text string) string {
+	if len(text) > proto.MaxText {
+		text = strings.ToValidUTF8(text[:proto.MaxText], "")
+	}
+	return text
+}
+
+// fenceInReach bounds the fences that clients name: nobody may push a resource,
+// or the whole node by way of its floor, to the end of the number range. Fences
+// come from wall clocks: a client's, which may be ahead of a node's by the skew,
+// and by way of other nodes, whose clocks agree with this one's within what the
+// skew leaves of the longest lease (N3).
+func (n *Node) fenceInReach(now proto.Now, res *resource, want uint64) bool {
+	reach := now.Wall + n.cfg.MaxTTL.Microseconds()
+	return want <= max(res.floor, uint64(max(reach, 0)))
+}
+
+// free reports whether nothing stands between c and the node's vote: no vote
+// conflicts and no conflicting claim waits before it (N2).
+func (n *Node) free(c *claim) bool { return n.blocker(c) == nil }
+
+// blocker is the oldest conflicting vote, else the first conflicting claim ahead
+// in the queue. Votes never conflict among themselves, so the first of them
+// stands for all.
+func (n *Node) blocker(c *claim) *claim {
+	if v := c.res.votes; len(v) > 0 && quorum.Conflicts(v[0].mode, c.mode) {
+		return v[0]
+	}
+	for _, w := range c.res.queue {
+		if order(w, c) >= 0 {
+			break
+		}
+		if quorum.Conflicts(w.mode, c.mode) {
+			return w
+		}
+	}
+	return nil
+}
+
+// vote gives c the node's vote with a fence above (shared: not below) all that
+// went before on this resource (N3). hint is the clock of the release that made
+// room: it is the same at every node, so that the fences come out equal there.
+//
+// A shared fence starts from the claim's age as an exclusive one does, and
+// becomes the floor: otherwise nodes that started at different times would hand
+// every reader different fences, and each shared lock would take two rounds.
+func (n *Node) vote(now proto.Now, c *claim, hint int64) {
+	least := c.res.floor
+	if c.mode == quorum.Exclusive {
+		least++
+	}
+	c.fence = max(least, uint64(c.at), uint64(hint), c.want)
+	c.res.floor = c.fence
+	c.voted, c.since = true, now.Mono
+	n.voted = true
+	v := &c.res.votes
+	i, _ := slices.BinarySearchFunc(*v, c, order)
+	*v = slices.Insert(*v, i, c)
+}
+
+// grantedOrNot answers a claim that has the vote. A node that does not vote confirms
+// none either: another of its name may have given it to somebody else since. It is
+// granted again when the node votes.
+func (n *Node) grantedOrNot(now proto.Now, c *claim, out *Out) {
+	if n.voting() {
+		n.granted(c, out)
+		return
+	}
+	c.owed = true
+	a := n.about(c, proto.Queued)
+	a.Recovering = n.recovering(now)
+	n.send(c, a, out)
+}
+
+func (n *Node) granted(c *claim, out *Out) {
+	a := n.about(c, proto.Granted)
+	a.Fence = c.fence
+	n.send(c, a, out)
+}
+
+func (n *Node) queued(now proto.Now, c *claim, out *Out) {
+	a := n.about(c, proto.Queued)
+	a.Place, _ = slices.BinarySearchFunc(c.res.queue, c, order)
+	a.Recovering = n.recovering(now)
+	if b := n.blocker(c); b != nil {
+		a.Blocker = &proto.Blocker{
+			Claim: b.id(), Client: b.session.key.client, Mode: b.mode, Voted: b.voted, For: now.Mono - b.since,
+			Ahead: order(b, c) < 0,
+		}
+	}
+	n.send(c, a, out)
+}
+
+// recall asks the votes that stand in the way of the head of the queue, and are
+// younger, to yield (N4): once, at the end of the step. A step may give a queue
+// many heads, or take many votes away, and were each time all the others asked,
+// one message would make answers by the square of them.
+func (n *Node) recall(res *resource) {
+	if res.serial != n.serial {
+		res.serial = n.serial
+		n.recalls = append(n.recalls, res)
+	}
+}
+
+func (n *Node) sendRecalls(out *Out) {
+	for _, res := range n.recalls {
+		if len(res.queue) == 0 {
+			continue
+		}
+		head := res.queue[0]
+		for _, v := range slices.Backward(res.votes) {
+			if !quorum.Conflicts(v.mode, head.mode) || order(head, v) > 0 {
+				break
+			}
+			if v.held {
+				continue // it has said that it will not
+			}
+			n.send(v, n.about(v, proto.Recall), out)
+		}
+	}
+	clear(n.recalls)
+	n.recalls = n.recalls[:0]
+}
+
+// promote gives votes from the head of the queue as long as nothing conflicts
+// (N5), and forgets a resource that nobody wants; its floor lives on in the
+// node's.
+func (n *Node) promote(now proto.Now, res *resource, hint int64, out *Out) {
+	if n.voting() {
+		for len(res.queue) > 0 {
+			head := res.queue[0]
+			if len(res.votes) > 0 && quorum.Conflicts(res.votes[0].mode, head.mode) {
+				break
+			}
+			n.dequeue(head)
+			n.vote(now, head, hint)
+			n.granted(head, out)
+		}
+		n.recall(res)
+	}
+	if len(res.votes) == 0 && len(res.queue) == 0 {
+		n.floor = max(n.floor, res.floor)
+		delete(n.resources, res.name)
+	}
+}
+
+// drop removes a claim for good and serves who waited for it (N5).
+func (n *Node) drop(now proto.Now, c *claim, hint int64, out *Out) {
+	if c.voted {
+		n.unvote(c)
+	} else {
+		n.dequeue(c)
+	}
+	n.remove(c)
+	n.promote(now, c.res, hint, out)
+}
+
+func (n *Node) release(now proto.Now, r *proto.Request, out *Out) {
+	c := n.find(r.Client, r.Claim)
+	if c == nil || c.res.name != r.Resource {
+		return
+	}
+	hint := r.Now
+	if time.Duration(hint-now.Wall)*time.Microsecond > n.cfg.Skew {
+		hint = 0 // as an age would be refused; equal fences are a convenience
+	}
+	n.drop(now, c, hint, out)
+}
+
+func (n *Node) yield(now proto.Now, r *proto.Request, out *Out) {
+	c := n.find(r.Client, r.Claim)
+	if c == nil || r.Node != n.cfg.Name || r.Beat <= c.beat || c.res.name != r.Resource {
+		return
+	}
+	c.beat = r.Beat
+	n.extend(now, c)
+	if c.voted {
+		n.unvote(c)
+		n.enqueue(now, c)
+		n.promote(now, c.res, 0, out)
+	}
+	if !c.voted {
+		n.queued(now, c, out) // behind whom: a try must know (C10)
+	}
+}
