@@ -15,6 +15,7 @@ import (
 
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/shrink"
 )
 
 // Config is what a client is told at its start.
@@ -70,6 +71,7 @@ type Client struct {
 	seq         uint64
 	beat        uint64 // highest ever sent
 	claims      map[uint64]*Claim
+	peak        int    // of claims, for shrink.Map
 	first, last *Claim // in order of seq
 	due         dueHeap
 
@@ -331,6 +333,7 @@ func (c *Client) Release(now proto.Now, cl *Claim, out *Out) {
 func (c *Client) end(cl *Claim, out *Out) {
 	cl.state = Over
 	delete(c.claims, cl.seq)
+	c.claims = shrink.Map(c.claims, &c.peak)
 	if cl.index >= 0 {
 		heap.Remove(&c.due, cl.index)
 	}
@@ -859,7 +862,7 @@ func (h *dueHeap) Pop() any {
 	old := *h
 	cl := old[len(old)-1]
 	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
+	*h = shrink.Slice(old[:len(old)-1])
 	cl.index = -1
 	return cl
 }

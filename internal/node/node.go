@@ -54,7 +54,8 @@ type Node struct {
 
 	resources map[string]*resource
 	sessions  map[sessionKey]*session
-	perClient map[string]int // claims by client name
+	perClient map[string]int                             // claims by client name
+	peaks     struct{ resources, sessions, clients int } // of the maps, for shrink.Map
 	leases    leaseHeap
 	floor     uint64 // at least as high as every fence given for a resource without a record
 

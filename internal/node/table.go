@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/shrink"
 )
 
 type sessionKey struct {
@@ -23,6 +24,7 @@ type session struct {
 	key    sessionKey
 	reply  string // its inbox
 	claims map[uint64]*claim
+	peak   int // of claims, for shrink.Map
 }
 
 type claim struct {
@@ -127,11 +129,14 @@ func (n *Node) remove(c *claim) {
 	s := c.session
 	heap.Remove(&n.leases, c.index)
 	delete(s.claims, c.seq)
+	s.claims = shrink.Map(s.claims, &s.peak)
 	if len(s.claims) == 0 {
 		delete(n.sessions, s.key)
+		n.sessions = shrink.Map(n.sessions, &n.peaks.sessions)
 	}
 	if n.perClient[s.key.client]--; n.perClient[s.key.client] == 0 {
 		delete(n.perClient, s.key.client)
+		n.perClient = shrink.Map(n.perClient, &n.peaks.clients)
 	}
 }
 
@@ -230,6 +235,6 @@ func (h *leaseHeap) Pop() any {
 	old := *h
 	c := old[len(old)-1]
 	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
+	*h = shrink.Slice(old[:len(old)-1])
 	return c
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/shrink"
 )
 
 func (n *Node) answer(k proto.Kind) proto.Answer {
@@ -304,6 +305,7 @@ func (n *Node) promote(now proto.Now, res *resource, hint int64, out *Out) {
 	if len(res.votes) == 0 && len(res.queue) == 0 {
 		n.floor = max(n.floor, res.floor)
 		delete(n.resources, res.name)
+		n.resources = shrink.Map(n.resources, &n.peaks.resources)
 	}
 }
 

@@ -443,6 +443,8 @@ var notState = map[string]bool{
 	"untils": true, // scratch
 	"User":   true,
 	"won":    true,
+	"peak":   true, // what memory to give back
+	"peaks":  true,
 	"since":  true, // told, but nothing is decided by it; so is all of a detail but the blocker
 }
 

@@ -135,9 +135,11 @@ func TestPlantedFaults(t *testing.T) {
 			if seeds, ok := strings.CutPrefix(p.by, "seeds "); ok {
 				cmd = exec.CommandContext(ctx, p.build(t, "./internal/sim"), "-test.run", "^TestSeeds$", "-sim.seeds", seeds)
 				cmd.Dir = "."
+			} else if pkg, ok := strings.CutPrefix(p.by, "tests "); ok {
+				cmd = exec.CommandContext(ctx, p.build(t, pkg))
+				cmd.Dir = filepath.Join(root, pkg)
 			} else {
-				cmd = exec.CommandContext(ctx, p.build(t, "./internal/script"))
-				cmd.Dir = "../script"
+				t.Fatalf("caught-by: %q is neither \"seeds N\" nor \"tests PACKAGE\"", p.by)
 			}
 			out, err := cmd.CombinedOutput()
 			if err == nil {

@@ -1,0 +1,49 @@
+package node
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// NATS guards the client's name in the subject, and nothing guards the ids in the
+// body: under another name they are other claims.
+func TestIDsOfOthersAreOthers(t *testing.T) {
+	cfg := proto.Config{Nodes: []string{"n1"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second}
+	now := proto.Now{Mono: time.Second, Wall: 1_000_000}
+	n := New(Config{Name: "n1", Config: cfg, Incarnation: uuid.UUID{9}, MaxClaims: 100, MaxQueue: 100}, now, &Saved{}, 0)
+	id := proto.ClaimID{Instance: uuid.UUID{1}, Seq: 1}
+	var out Out
+	acquire := &proto.Request{
+		Verb: proto.Acquire, Client: "a", Resource: "r", Claim: id, Beat: 1, Mode: quorum.Exclusive,
+		At: now.Wall, TTL: time.Second * 10, Digest: cfg.Digest(),
+	}
+	n.Handle(now, acquire, "inbox.a", &out)
+	for _, r := range []*proto.Request{
+		{Verb: proto.Release, Client: "b", Resource: "r", Claim: id},
+		{Verb: proto.Yield, Client: "b", Resource: "r", Claim: id, Beat: 2, Node: "n1"},
+		{Verb: proto.Refresh, Client: "b", Claim: proto.ClaimID{Instance: id.Instance}, Beat: 3, Lo: 1, Hi: 9},
+	} {
+		n.Handle(now, r, "inbox.b", &out)
+		if got := n.Claims(); got != 1 {
+			t.Fatalf("%s of b: %d claims are left of a's one", r.Verb, got)
+		}
+		if c := n.find("a", id); c == nil || c.beat != 1 || c.session.reply != "inbox.a" {
+			t.Fatalf("%s of b touches what a has: %+v", r.Verb, c)
+		}
+	}
+	other := *acquire
+	other.Client, other.Beat = "b", 4
+	n.Handle(now, &other, "inbox.b", &out)
+	if n.Claims() != 2 || n.find("b", id) == n.find("a", id) {
+		t.Fatalf("two clients with one id have %d claims, not two", n.Claims())
+	}
+	n.Handle(now, &proto.Request{Verb: proto.Release, Client: "a", Resource: "r", Claim: id}, "inbox.a", &out)
+	if n.find("a", id) != nil || n.find("b", id) == nil {
+		t.Fatal("a's release ended b's claim, not its own")
+	}
+}
