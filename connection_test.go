@@ -400,23 +400,28 @@ func TestCloseWithoutConnection(t *testing.T) {
 	})
 }
 
-// A connection is lent: after Close it is as it was, and its handlers are the
-// caller's and work.
+// A connection is lent: its handlers are the caller's and work. That for errors is
+// wrapped, once, however many Lockers come and go.
 func TestConnectionIsLent(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, 3)
-		var disconnects, reconnects, closes atomic.Int32
+		var errs, disconnects, reconnects, closes atomic.Int32
 		nc := w.connect(
-			nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}),
+			nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) { errs.Add(1) }),
 			nats.DisconnectErrHandler(func(*nats.Conn, error) { disconnects.Add(1) }),
 			nats.ReconnectHandler(func(*nats.Conn) { reconnects.Add(1) }),
 			nats.ClosedHandler(func(*nats.Conn) { closes.Add(1) }),
 		)
-		handlers := func() [4]uintptr {
+		handlers := func() [3]uintptr {
 			of := func(f any) uintptr { return reflect.ValueOf(f).Pointer() }
-			return [4]uintptr{of(nc.ErrorHandler()), of(nc.DisconnectErrHandler()), of(nc.ReconnectHandler()), of(nc.ClosedHandler())}
+			return [3]uintptr{of(nc.DisconnectErrHandler()), of(nc.ReconnectHandler()), of(nc.ClosedHandler())}
 		}
 		before := handlers()
+		for range 3 {
+			if err := w.locker(nc.Conn, "before").Close(); err != nil {
+				t.Error(err)
+			}
+		}
 		a := w.locker(nc.Conn, "a")
 		k := mustLock(t, a, "x")
 		if handlers() != before {
@@ -435,6 +440,11 @@ func TestConnectionIsLent(t *testing.T) {
 		}
 		if nc.IsClosed() || nc.NumSubscriptions() != 0 {
 			t.Errorf("after Close the connection is %v with %d subscriptions", nc.Status(), nc.NumSubscriptions())
+		}
+		already := errs.Load()
+		nc.ErrorHandler()(nc.Conn, nil, nats.ErrPermissionViolation)
+		if got := errs.Load() - already; got != 1 {
+			t.Errorf("the caller's error handler heard of one error %d times", got)
 		}
 		if disconnects.Load() != 1 || reconnects.Load() != 1 || closes.Load() != 0 {
 			t.Errorf("%d disconnects, %d reconnects, %d closes were told", disconnects.Load(), reconnects.Load(), closes.Load())

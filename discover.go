@@ -100,16 +100,12 @@ func (l *Locker) discover(ctx context.Context) error {
 		case <-ctx.Done():
 			return l.notFound(contextError(ctx), last)
 		}
-		if err := l.nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) && err != l.denied {
+		if err := l.nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) && err != l.denial {
 			if s, ok := deniedSubject(err); ok && (s == l.infoSubject() || s == l.inbox) {
 				return fmt.Errorf("qlock: New: %w", permissionError(s, err))
 			}
 		}
 	}
-}
-
-func permissionError(subject string, err error) error {
-	return fmt.Errorf("%w: the NATS user lacks a permission for %s: %w", ErrRefused, subject, err)
 }
 
 func (l *Locker) notFound(cause, last error) error {

@@ -244,6 +244,42 @@ func TestDeniedPublishFailsSoon(t *testing.T) {
 	})
 }
 
+// Several that are denied together fail together, each with its own subject, also
+// when the caller sets an error handler only now: then they do one after another.
+func TestManyDeniedPublishesFailSoon(t *testing.T) {
+	const many = 8
+	for _, replaced := range []bool{false, true} {
+		t.Run(fmt.Sprintf("replaced=%v", replaced), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t, 3, withUsers(&server.Permissions{
+					Publish: &server.SubjectPermission{Deny: []string{"lock.default.node.acquire.svc-a.secret.>"}},
+				}))
+				nc := w.connect(svcA()...)
+				a := w.locker(nc.Conn, "svc-a")
+				wait := testLease / 100
+				if replaced {
+					nc.SetErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})
+					wait = 6 * many * testLease
+				}
+				var calls []*waiter
+				for i := range many {
+					calls = append(calls, waitFor(t.Context(), a.Lock, fmt.Sprintf("secret.%d", i)))
+				}
+				time.Sleep(wait)
+				for i, c := range calls {
+					if !c.over() {
+						t.Errorf("secret.%d still waits after %v", i, wait)
+						continue
+					}
+					wantIs(t, c.err, qlock.ErrRefused, nats.ErrPermissionViolation)
+					wantText(t, c.err, fmt.Sprintf("acquire.svc-a.secret.%d", i))
+				}
+				w.noClaims()
+			})
+		})
+	}
+}
+
 // Nor can New hear answers that it may not subscribe to.
 func TestDeniedInboxFailsSoon(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -21,7 +21,7 @@ type Lock struct {
 	resource string // encoded for subjects
 	mode     quorum.Mode
 	asked    time.Time
-	denied   error // the connection's last error at that time, which cannot be about this lock
+	denial   error // the connection's last error at that time, which cannot be about this lock
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
 

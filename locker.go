@@ -35,7 +35,8 @@ type Locker struct {
 	surveys int
 	asked   time.Time // of the last survey
 
-	denied error // the connection's last error when it was looked at last; New's, then the loop's own
+	denials *denials // the connection's
+	denial  error    // the last one that was looked at
 
 	line sync.Mutex // held while publishing; taken under mu, which is then given up
 
@@ -69,7 +70,7 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Locker, error) {
 	}
 	l := &Locker{
 		nc: nc, opt: opt, log: newLimited(opt.logger), start: time.Now(),
-		inbox: nc.NewInbox(), denied: nc.LastError(),
+		inbox: nc.NewInbox(), denial: nc.LastError(),
 		found: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	// A callback, not a channel: the client library's list for callbacks is long,
@@ -83,6 +84,8 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Locker, error) {
 		_ = l.sub.Unsubscribe()
 		return nil, err
 	}
+	l.denials = watchDenials(nc)
+	l.denials.add(l)
 	status := nc.StatusChanged(nats.CONNECTED, nats.CLOSED)
 	l.loop.Go(func() { l.run(status) })
 	return l, nil
@@ -165,7 +168,7 @@ func (l *Locker) lock(ctx, base context.Context, op, name string, mode quorum.Mo
 	if err := contextError(ctx); err != nil {
 		return nil, &LockError{Op: op, Name: name, Reason: ErrNoQuorum, Cause: fmt.Errorf("not asked: %w", err)}
 	}
-	k := &Lock{locker: l, name: name, resource: resource, mode: mode, asked: time.Now(), denied: l.nc.LastError(), ready: make(chan struct{})}
+	k := &Lock{locker: l, name: name, resource: resource, mode: mode, asked: time.Now(), denial: l.nc.LastError(), ready: make(chan struct{})}
 	k.ctx, k.cancel = context.WithCancelCause(context.WithValue(base, tokenKey{}, k))
 	try := op == "try-lock" || op == "try-rlock"
 	err = l.step(func(now proto.Now, out *client.Out) {
@@ -278,6 +281,7 @@ func (l *Locker) Close() error {
 		l.event("released", k)
 	}
 	close(l.stop)
+	l.denials.remove(l)
 	l.loop.Wait()
 	if l.nc.IsClosed() {
 		return nil

@@ -1,9 +1,6 @@
 package qlock
 
 import (
-	"errors"
-	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -35,7 +32,7 @@ func (l *Locker) run(status chan nats.Status) {
 			}
 			_ = l.step(func(now proto.Now, out *client.Out) { l.core.Reconnected(now, out) })
 		case <-timer.C:
-			l.checkPermissions() // first, so as not to ask again for nothing
+			l.readDenial() // first, so as not to ask again for nothing
 			_ = l.step(func(now proto.Now, out *client.Out) {
 				l.core.Tick(now, out)
 				if l.survey != nil && time.Since(l.asked) >= surveyTime {
@@ -84,34 +81,6 @@ func (l *Locker) rearm() bool {
 	return true
 }
 
-// checkPermissions fails claims whose requests the server did not let through:
-// NATS tells that by an error on the connection, not by an answer. The
-// connection is the caller's, with its own error handler, so its last error is
-// read instead; the first look is a few lease-hundredths after the request.
-func (l *Locker) checkPermissions() {
-	err := l.nc.LastError()
-	if err == nil || !errors.Is(err, nats.ErrPermissionViolation) || err == l.denied {
-		return
-	}
-	l.denied = err // the connection remembers it until the next
-	subject, ok := deniedSubject(err)
-	if !ok || !l.concerns(subject) {
-		return
-	}
-	l.failWaiting(ErrRefused, permissionError(subject, err), func(k *Lock) bool {
-		return k.denied != err && subject == requestSubject(l.opt.cluster, string(proto.Acquire), l.opt.name, k.resource)
-	})
-	l.log.line(slog.LevelError, "NATS permissions are missing", "subject", subject, "error", err)
-}
-
-// concerns reports whether this Locker publishes or subscribes to subject; others
-// may share its connection.
-func (l *Locker) concerns(subject string) bool {
-	tokens := strings.SplitN(subject, ".", 6)
-	return subject == l.inbox ||
-		len(tokens) > 4 && tokens[0] == "lock" && tokens[1] == l.opt.cluster && tokens[4] == l.opt.name
-}
-
 // failWaiting ends what waits and is concerned.
 func (l *Locker) failWaiting(reason, cause error, concerned func(*Lock) bool) {
 	var failed []*Lock
@@ -130,17 +99,4 @@ func (l *Locker) failWaiting(reason, cause error, concerned func(*Lock) bool) {
 		k.cancel(k.err)
 		close(k.ready)
 	}
-}
-
-// deniedSubject takes the subject out of the server's words: Permissions
-// Violation for Publish to "<subject>".
-func deniedSubject(err error) (string, bool) {
-	_, rest, ok := strings.Cut(err.Error(), `Publish to "`)
-	if !ok {
-		if _, rest, ok = strings.Cut(err.Error(), `Subscription to "`); !ok {
-			return "", false
-		}
-	}
-	subject, _, ok := strings.Cut(rest, `"`)
-	return subject, ok
 }

@@ -152,8 +152,7 @@ func BenchmarkRWMutexUncontended(b *testing.B) {
 			m := mutex()
 			for pb.Next() {
 				m.RLock()
-				m.RLock()
-				m.RUnlock()
+				pass(m.RLocker())
 				m.RUnlock()
 				pass(m)
 			}

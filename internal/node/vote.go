@@ -81,8 +81,12 @@ func (n *Node) nowHeld(now proto.Now, c *claim, out *Out) {
 			tries = append(tries, w)
 		}
 	}
+	if i, ok := slices.BinarySearchFunc(v, c, order); ok {
+		v = slices.Delete(v, i, i+1)
+	}
 	c.held = true
-	slices.SortFunc(v, order)
+	i, _ := slices.BinarySearchFunc(v, c, order)
+	c.res.votes = slices.Insert(v, i, c)
 	for _, w := range tries {
 		n.queued(now, w, out)
 	}

@@ -1,0 +1,121 @@
+package qlock
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"strings"
+	"sync"
+	"weak"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/qlock/qlock/internal/proto"
+)
+
+// A NATS server tells what a user may not publish by an error on the connection,
+// not by an answer. The connection is the caller's, and so is its error handler:
+// it is wrapped, once for each connection, and asked first. Should the caller set
+// another later, the connection's last error is read in its place, which is slower
+// when several requests are denied at once.
+
+// denials is what the Lockers of one connection learn from it.
+type denials struct {
+	mu      sync.Mutex
+	lockers map[*Locker]struct{}
+}
+
+var denialsOf sync.Map // weak.Pointer[nats.Conn] to *denials
+
+func watchDenials(nc *nats.Conn) *denials {
+	key := weak.Make(nc)
+	made, known := denialsOf.LoadOrStore(key, &denials{lockers: map[*Locker]struct{}{}})
+	d := made.(*denials)
+	if known {
+		return d
+	}
+	runtime.AddCleanup(nc, func(key weak.Pointer[nats.Conn]) { denialsOf.Delete(key) }, key)
+	before := nc.ErrorHandler()
+	nc.SetErrorHandler(func(nc *nats.Conn, sub *nats.Subscription, err error) {
+		if before != nil {
+			before(nc, sub, err)
+		}
+		if errors.Is(err, nats.ErrPermissionViolation) {
+			d.tell(err)
+		}
+	})
+	return d
+}
+
+func (d *denials) tell(err error) {
+	d.mu.Lock()
+	all := make([]*Locker, 0, len(d.lockers))
+	for l := range d.lockers {
+		all = append(all, l)
+	}
+	d.mu.Unlock()
+	for _, l := range all {
+		l.denied(err)
+	}
+}
+
+func (d *denials) add(l *Locker) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lockers[l] = struct{}{}
+}
+
+func (d *denials) remove(l *Locker) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.lockers, l)
+}
+
+// readDenial looks at what the connection remembers.
+func (l *Locker) readDenial() {
+	if err := l.nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) {
+		l.denied(err)
+	}
+}
+
+// denied fails claims whose requests the server did not let through.
+func (l *Locker) denied(err error) {
+	l.mu.Lock()
+	known := err == l.denial
+	l.denial = err // the connection remembers it until the next
+	l.mu.Unlock()
+	subject, ok := deniedSubject(err)
+	if known || !ok || !l.concerns(subject) {
+		return
+	}
+	l.failWaiting(ErrRefused, permissionError(subject, err), func(k *Lock) bool {
+		return k.denial != err && subject == requestSubject(l.opt.cluster, string(proto.Acquire), l.opt.name, k.resource)
+	})
+	l.log.line(slog.LevelError, "NATS permissions are missing", "subject", subject, "error", err)
+}
+
+// concerns reports whether this Locker publishes or subscribes to subject; others
+// may share its connection.
+func (l *Locker) concerns(subject string) bool {
+	tokens := strings.SplitN(subject, ".", 6)
+	return subject == l.inbox ||
+		len(tokens) > 4 && tokens[0] == "lock" && tokens[1] == l.opt.cluster && tokens[4] == l.opt.name
+}
+
+// deniedSubject takes the subject out of the server's words: Permissions
+// Violation for Publish to "<subject>".
+func deniedSubject(err error) (string, bool) {
+	_, rest, ok := strings.Cut(err.Error(), `Publish to "`)
+	if !ok {
+		if _, rest, ok = strings.Cut(err.Error(), `Subscription to "`); !ok {
+			return "", false
+		}
+	}
+	subject, _, ok := strings.Cut(rest, `"`)
+	return subject, ok
+}
+
+func permissionError(subject string, err error) error {
+	return fmt.Errorf("%w: the NATS user lacks a permission for %s: %w", ErrRefused, subject, err)
+}
