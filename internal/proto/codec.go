@@ -289,9 +289,9 @@ func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{ErrMalformed}, args...)...)
 }
 
-func parse(body []byte) (*wire, error) {
-	if len(body) > MaxBody {
-		return nil, malformed("%d bytes, at most %d are allowed", len(body), MaxBody)
+func parse(body []byte, most int) (*wire, error) {
+	if len(body) > most {
+		return nil, malformed("%d bytes, at most %d are allowed", len(body), most)
 	}
 	w := new(wire)
 	if err := json.Unmarshal(body, w); err != nil {
@@ -304,7 +304,11 @@ func parse(body []byte) (*wire, error) {
 // subject gave; the caller has checked those. Every number in the result is
 // within MaxInt, every list within its limit, sorted and without overlaps.
 func DecodeRequest(verb Verb, client, resource string, body []byte) (*Request, error) {
-	w, err := parse(body)
+	most := MaxShort
+	if verb == Refresh {
+		most = MaxBody
+	}
+	w, err := parse(body, most)
 	if err != nil {
 		return nil, err
 	}
@@ -349,7 +353,7 @@ func DecodeRequest(verb Verb, client, resource string, body []byte) (*Request, e
 
 // DecodeAnswer reads a node's answer, with the same promises as DecodeRequest.
 func DecodeAnswer(body []byte) (*Answer, error) {
-	w, err := parse(body)
+	w, err := parse(body, MaxBody)
 	if err != nil {
 		return nil, err
 	}

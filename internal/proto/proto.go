@@ -23,7 +23,8 @@ const (
 	MaxInt   = 1<<53 - 1 // largest integer on the wire: what a float64 holds exactly, so that every JSON library reads it
 	MaxNodes = 64        // nodes in a cluster
 	MaxRuns  = 8192      // runs of claims in one refresh or its answer
-	MaxBody  = 1 << 20   // bytes of one message
+	MaxBody  = 1 << 20   // bytes of a refresh or an answer
+	MaxShort = 8 << 10   // bytes of any other request, so that refusing a large one costs a node nothing
 	MaxText  = 512       // bytes of a refusal's text, a nonce or a version
 	MaxToken = 64        // bytes of a name of a client or node
 	MinLease = 10 * time.Millisecond

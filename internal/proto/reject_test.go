@@ -360,15 +360,21 @@ func TestErrorsAreShort(t *testing.T) {
 }
 
 func TestTooLarge(t *testing.T) {
-	_, body := golden(t, "info")
-	fill := func(n int) []byte { return append(bytes.Clone(body), bytes.Repeat([]byte{' '}, n-len(body))...) }
-	if _, err := DecodeRequest(Info, "c", "", fill(MaxBody)); err != nil {
-		t.Errorf("a body of %d bytes: %v", MaxBody, err)
+	for _, c := range []struct {
+		verb    Verb
+		example string
+		most    int
+	}{{Info, "info", MaxShort}, {Acquire, "acquire", MaxShort}, {Refresh, "refresh", MaxBody}} {
+		_, body := golden(t, c.example)
+		fill := func(n int) []byte { return append(bytes.Clone(body), bytes.Repeat([]byte{' '}, n-len(body))...) }
+		if _, err := DecodeRequest(c.verb, "c", "r", fill(c.most)); err != nil {
+			t.Errorf("%s: a body of %d bytes: %v", c.verb, c.most, err)
+		}
+		if _, err := DecodeRequest(c.verb, "c", "r", fill(c.most+1)); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: a body of %d bytes: %v", c.verb, c.most+1, err)
+		}
 	}
-	if _, err := DecodeRequest(Info, "c", "", fill(MaxBody+1)); !errors.Is(err, ErrMalformed) {
-		t.Errorf("a body of %d bytes: %v", MaxBody+1, err)
-	}
-	if _, err := DecodeAnswer(fill(MaxBody + 1)); !errors.Is(err, ErrMalformed) {
+	if _, err := DecodeAnswer(bytes.Repeat([]byte{' '}, MaxBody+1)); !errors.Is(err, ErrMalformed) {
 		t.Errorf("an answer of %d bytes: %v", MaxBody+1, err)
 	}
 }
