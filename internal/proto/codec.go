@@ -14,9 +14,9 @@ import (
 )
 
 // The encoders are written out: they run once or more per lock and node, and
-// append to a caller's buffer without allocating. The decoders lean on
-// encoding/json and then check every field, because what they read may come
-// from anybody.
+// append to a caller's buffer without allocating. The decoders read with scan or
+// encoding/json, and then check every field, because what they read may come from
+// anybody.
 
 // AppendRequest appends the body of r. The verb, client and resource belong to
 // the subject and are not in it.
@@ -234,50 +234,52 @@ func appendQuoted(b []byte, s string) []byte {
 // wire is the union of all bodies. Unknown fields are ignored, so that later
 // versions can add some.
 type wire struct {
-	Answer      string   `json:"answer"`
-	Instance    string   `json:"instance"`
-	Seq         uint64   `json:"seq"`
-	Beat        uint64   `json:"beat"`
-	Mode        string   `json:"mode"`
-	At          int64    `json:"at"`
-	TTL         int64    `json:"ttl_ms"`
-	Want        uint64   `json:"want"`
-	Held        bool     `json:"held"`
-	Try         bool     `json:"try"`
-	Digest      string   `json:"digest"`
-	Client      string   `json:"client"`
-	Node        string   `json:"node"`
-	Now         int64    `json:"now"`
-	Lo          uint64   `json:"lo"`
-	Hi          uint64   `json:"hi"`
-	Live        wireRuns `json:"live"`
-	Waiting     wireRuns `json:"waiting"`
-	Unknown     wireRuns `json:"unknown"`
-	Nonce       string   `json:"nonce"`
-	Incarnation string   `json:"incarnation"`
-	Started     int64    `json:"started"`
-	Voted       bool     `json:"voted"`
-	Fence       uint64   `json:"fence"`
-	Place       int64    `json:"place"`
-	Recovering  int64    `json:"recovering_ms"`
-	Blocker     *struct {
-		Instance string `json:"instance"`
-		Seq      uint64 `json:"seq"`
-		Client   string `json:"client"`
-		Mode     string `json:"mode"`
-		Voted    bool   `json:"voted"`
-		Ahead    bool   `json:"ahead"`
-		For      int64  `json:"for_ms"`
-	} `json:"blocker"`
-	Reason  string   `json:"reason"`
-	Text    string   `json:"text"`
-	Passes  bool     `json:"passes"`
-	Nodes   []string `json:"nodes"`
-	MaxTTL  int64    `json:"max_ttl_ms"`
-	Skew    int64    `json:"skew_ms"`
-	State   string   `json:"state"`
-	Claims  int64    `json:"claims"`
-	Version string   `json:"version"`
+	Answer      string       `json:"answer"`
+	Instance    string       `json:"instance"`
+	Seq         uint64       `json:"seq"`
+	Beat        uint64       `json:"beat"`
+	Mode        string       `json:"mode"`
+	At          int64        `json:"at"`
+	TTL         int64        `json:"ttl_ms"`
+	Want        uint64       `json:"want"`
+	Held        bool         `json:"held"`
+	Try         bool         `json:"try"`
+	Digest      string       `json:"digest"`
+	Client      string       `json:"client"`
+	Node        string       `json:"node"`
+	Now         int64        `json:"now"`
+	Lo          uint64       `json:"lo"`
+	Hi          uint64       `json:"hi"`
+	Live        wireRuns     `json:"live"`
+	Waiting     wireRuns     `json:"waiting"`
+	Unknown     wireRuns     `json:"unknown"`
+	Nonce       string       `json:"nonce"`
+	Incarnation string       `json:"incarnation"`
+	Started     int64        `json:"started"`
+	Voted       bool         `json:"voted"`
+	Fence       uint64       `json:"fence"`
+	Place       int64        `json:"place"`
+	Recovering  int64        `json:"recovering_ms"`
+	Blocker     *wireBlocker `json:"blocker"`
+	Reason      string       `json:"reason"`
+	Text        string       `json:"text"`
+	Passes      bool         `json:"passes"`
+	Nodes       []string     `json:"nodes"`
+	MaxTTL      int64        `json:"max_ttl_ms"`
+	Skew        int64        `json:"skew_ms"`
+	State       string       `json:"state"`
+	Claims      int64        `json:"claims"`
+	Version     string       `json:"version"`
+}
+
+type wireBlocker struct {
+	Instance string `json:"instance"`
+	Seq      uint64 `json:"seq"`
+	Client   string `json:"client"`
+	Mode     string `json:"mode"`
+	Voted    bool   `json:"voted"`
+	Ahead    bool   `json:"ahead"`
+	For      int64  `json:"for_ms"`
 }
 
 type wireRuns [][2]uint64
@@ -289,15 +291,19 @@ func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{ErrMalformed}, args...)...)
 }
 
-func parse(body []byte, most int) (*wire, error) {
+func (w *wire) parse(body []byte, most int) error {
 	if len(body) > most {
-		return nil, malformed("%d bytes, at most %d are allowed", len(body), most)
+		return malformed("%d bytes, at most %d are allowed", len(body), most)
 	}
-	w := new(wire)
-	if err := json.Unmarshal(body, w); err != nil {
-		return nil, malformed("%.200v", err) // it may quote a whole number
+	if w.scan(body) {
+		return nil
 	}
-	return w, nil
+	other := new(wire) // what encoding/json is given escapes to the heap
+	if err := json.Unmarshal(body, other); err != nil {
+		return malformed("%.200v", err) // it may quote a whole number
+	}
+	*w = *other
+	return nil
 }
 
 // DecodeRequest reads the body of a request whose verb, client and resource the
@@ -308,8 +314,8 @@ func DecodeRequest(verb Verb, client, resource string, body []byte) (*Request, e
 	if verb == Refresh {
 		most = MaxBody
 	}
-	w, err := parse(body, most)
-	if err != nil {
+	w := new(wire)
+	if err := w.parse(body, most); err != nil {
 		return nil, err
 	}
 	r := &Request{Verb: verb, Client: client, Resource: resource}
@@ -353,8 +359,8 @@ func DecodeRequest(verb Verb, client, resource string, body []byte) (*Request, e
 
 // DecodeAnswer reads a node's answer, with the same promises as DecodeRequest.
 func DecodeAnswer(body []byte) (*Answer, error) {
-	w, err := parse(body, MaxBody)
-	if err != nil {
+	w := new(wire)
+	if err := w.parse(body, MaxBody); err != nil {
 		return nil, err
 	}
 	d := decoder{}

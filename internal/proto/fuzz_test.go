@@ -2,6 +2,7 @@ package proto
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"path/filepath"
 	"reflect"
@@ -199,6 +200,43 @@ func checkAnswer(t *testing.T, a *Answer) {
 		}
 		if len(i.Nodes) == 0 || len(i.Nodes) > MaxNodes || !slices.IsSorted(i.Nodes) {
 			t.Errorf("nodes %q", i.Nodes)
+		}
+	}
+}
+
+// What scan reads by hand, encoding/json reads alike.
+func FuzzScan(f *testing.F) {
+	addGolden(f, func(body []byte) { f.Add(body) })
+	for _, body := range []string{
+		` { "seq" : 1 , "live" : [ [ 1 , 2 ] , [ 3 , 4 ] ] } `, `{"seq":1,}`, `{"live":[[1,2],]}`, `{,"seq":1}`, `{"seq":01}`, `{"seq":1}}`,
+		`{"blocker":{"seq":1},"blocker":{"client":"a"}}`, `{"nodes":["a","b"],"nodes":[]}`, `{"held":trueish}`, `{"at":-0}`, `{"text":"` + "\x7f\x80" + `"}`,
+	} {
+		f.Add([]byte(body))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var fast, slow wire
+		if !fast.scan(body) {
+			return
+		}
+		if err := json.Unmarshal(body, &slow); err != nil {
+			t.Fatalf("%s was read by hand, but encoding/json says %v", body, err)
+		}
+		if !reflect.DeepEqual(fast, slow) {
+			t.Fatalf("%s\nby hand is  %+v\nin fact is  %+v", body, fast, slow)
+		}
+	})
+}
+
+// What our own encoders write never takes the slow way.
+func TestOwnMessagesAreScanned(t *testing.T) {
+	for name, r := range goldenRequests() {
+		if body := AppendRequest(nil, &r); !new(wire).scan(body) {
+			t.Errorf("%s is not read by hand: %s", name, body)
+		}
+	}
+	for name, a := range goldenAnswers() {
+		if body := AppendAnswer(nil, &a); !new(wire).scan(body) {
+			t.Errorf("%s is not read by hand: %s", name, body)
 		}
 	}
 }
