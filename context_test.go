@@ -366,13 +366,13 @@ func TestUnlockNoticesTheLoss(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, 3)
 		o := w.observe()
-		nc := w.connect(nats.ReconnectBufSize(-1))
+		nc := w.connect()
 		a := w.locker(nc.Conn, "a", qlock.WithLogger(slog.New(&stalling{Handler: slog.DiscardHandler})))
+		mustLock(t, a, "y")
+		time.Sleep(testLease / 10)
 		k := mustLock(t, a, "x")
-		nc.cut() // the next refresh cannot be published, and the logger is told
-		time.Sleep(testLease)
-		nc.mend()
-		time.Sleep(2 * reconnectWait)
+		nc.cut() // y is lost first, and the logger is told
+		time.Sleep(testLease + testLease/5)
 		if err := context.Cause(k.Context()); err != nil {
 			t.Fatalf("the Locker noticed: %v; this tests nothing", err)
 		}
@@ -382,10 +382,45 @@ func TestUnlockNoticesTheLoss(t *testing.T) {
 		if cause := context.Cause(k.Context()); cause != qlock.ErrLost {
 			t.Errorf("cause %v, want ErrLost", cause)
 		}
-		if got := o.take(); got["lost"] != 1 || got["released"] != 0 {
-			t.Errorf("events %v, want one of loss", got)
+		nc.mend()
+		time.Sleep(2 * reconnectWait)
+		if got := o.take(); got["lost"] != 2 || got["released"] != 0 {
+			t.Errorf("events %v, want two of loss", got)
 		}
 		time.Sleep(time.Minute)
+		w.noClaims()
+	})
+}
+
+// What publishes may be held up, here by the logger that is told that it could not:
+// the loss is told in time.
+func TestLossIsToldWhilePublishingStands(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		nc := w.connect(nats.ReconnectBufSize(-1)) // publishing fails while there is no connection
+		stall := &stalling{Handler: slog.DiscardHandler}
+		a := w.locker(nc.Conn, "a", qlock.WithLogger(slog.New(stall)))
+		k := mustLock(t, a, "x")
+		nc.cut()
+		time.Sleep(testLease)
+		if cause := context.Cause(k.Context()); cause != qlock.ErrLost || !stall.stalled.Load() {
+			t.Errorf("cause %v, want ErrLost; publishing stands: %v", cause, stall.stalled.Load())
+		}
+		start := time.Now()
+		if err := k.Unlock(t.Context()); err != qlock.ErrLost || time.Since(start) > 0 {
+			t.Errorf("Unlock: %v after %v, want ErrLost at once", err, time.Since(start))
+		}
+		_, err := a.Lock(timeout(t, testLease), "y")
+		wantIs(t, err, qlock.ErrNoQuorum, context.DeadlineExceeded)
+		if d := time.Since(start); d > testLease {
+			t.Errorf("Lock gave up after %v, its context had %v", d, testLease)
+		}
+		start = time.Now()
+		if err := a.Close(); err != nil || time.Since(start) > time.Second {
+			t.Errorf("Close: %v after %v", err, time.Since(start))
+		}
+		nc.mend()
+		time.Sleep(2 * time.Minute)
 		w.noClaims()
 	})
 }

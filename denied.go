@@ -72,6 +72,15 @@ func (d *denials) remove(l *Locker) {
 	delete(d.lockers, l)
 }
 
+// beforePublishing looks at what the connection remembers before it is given more:
+// that cannot be about what was not published yet.
+func (l *Locker) beforePublishing(acquired uint64) {
+	l.readDenial()
+	if acquired > 0 {
+		l.published.Store(acquired)
+	}
+}
+
 // readDenial looks at what the connection remembers.
 func (l *Locker) readDenial() {
 	if err := l.nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) {
@@ -89,8 +98,9 @@ func (l *Locker) denied(err error) {
 	if known || !ok || !l.concerns(subject) {
 		return
 	}
+	published := l.published.Load()
 	l.failWaiting(ErrRefused, permissionError(subject, err), func(k *Lock) bool {
-		return k.denial != err && subject == requestSubject(l.opt.cluster, string(proto.Acquire), l.opt.name, k.resource)
+		return k.claim.Seq() <= published && subject == requestSubject(l.opt.cluster, string(proto.Acquire), l.opt.name, k.resource)
 	})
 	l.log.line(slog.LevelError, "NATS permissions are missing", "subject", subject, "error", err)
 }

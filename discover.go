@@ -96,7 +96,7 @@ func (l *Locker) discover(ctx context.Context) error {
 			continue
 		case <-again.C:
 			// Who has not answered by now is not waited for, if a quorum has.
-			_ = l.step(l.conclude)
+			l.step(l.conclude)
 		case <-ctx.Done():
 			return l.notFound(contextError(ctx), last)
 		}
@@ -135,15 +135,21 @@ func (l *Locker) newSurvey() *survey {
 	return &survey{nonce: fmt.Sprintf("%s/%d", l.inbox, l.surveys), answers: map[string]*proto.Answer{}}
 }
 
+// infoRequest asks the nodes who they are. Call with l.mu held, during a survey.
+func (l *Locker) infoRequest() proto.Request {
+	return proto.Request{Verb: proto.Info, Client: l.opt.name, Nonce: l.survey.nonce}
+}
+
+// publishInfo asks before there is an outbox that runs: New has nothing to lose.
 func (l *Locker) publishInfo() error {
 	l.mu.Lock()
 	if l.survey == nil { // it is over already
 		l.mu.Unlock()
 		return nil
 	}
-	nonce := l.survey.nonce
+	r := l.infoRequest()
 	l.mu.Unlock()
-	return l.publish(&proto.Request{Verb: proto.Info, Client: l.opt.name, Nonce: nonce})
+	return l.nc.PublishRequest(l.infoSubject(), l.inbox, proto.AppendRequest(nil, &r))
 }
 
 // checkLease fits the lease to what the nodes allow.
@@ -167,11 +173,9 @@ func (l *Locker) askAgain() bool {
 	return true
 }
 
-func (l *Locker) askNodes() { _ = l.publishInfo() }
-
 // informed takes a node's answer to info.
 func (l *Locker) informed(a *proto.Answer) {
-	_ = l.step(func(now proto.Now, out *client.Out) {
+	l.step(func(now proto.Now, out *client.Out) {
 		if l.closed || l.survey == nil || a.Info.Nonce != l.survey.nonce {
 			return
 		}

@@ -32,7 +32,7 @@ func (l *Locker) event(kind string, k *Lock) {
 	if err != nil {
 		return // numbers and a constant always marshal
 	}
-	_ = l.nc.Publish(eventSubject(l.opt.cluster, kind, l.opt.name, k.resource), body)
+	l.out.message(eventSubject(l.opt.cluster, kind, l.opt.name, k.resource), body)
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -21,7 +21,6 @@ type Lock struct {
 	resource string // encoded for subjects
 	mode     quorum.Mode
 	asked    time.Time
-	denial   error // the connection's last error at that time, which cannot be about this lock
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -35,10 +36,11 @@ type Locker struct {
 	surveys int
 	asked   time.Time // of the last survey
 
-	denials *denials // the connection's
-	denial  error    // the last one that was looked at
+	denials   *denials      // the connection's
+	denial    error         // the last one that was looked at
+	published atomic.Uint64 // claims up to this number were asked for before the next denial
 
-	line sync.Mutex // held while publishing; taken under mu, which is then given up
+	out *outbox // taken under mu, so that messages are in the order of the steps
 
 	found chan struct{} // closed when New knows the nodes
 	wake  chan struct{} // tells the loop to look at core now
@@ -73,6 +75,8 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Locker, error) {
 		inbox: nc.NewInbox(), denial: nc.LastError(),
 		found: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
+	l.out = newOutbox(nc, l.inbox, l.log)
+	l.out.begin, l.out.shut = l.beforePublishing, l.shut
 	// A callback, not a channel: the client library's list for callbacks is long,
 	// and a full channel loses answers. One subject for all answers: they carry
 	// their claim in the body.
@@ -88,6 +92,7 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Locker, error) {
 	l.denials.add(l)
 	status := nc.StatusChanged(nats.CONNECTED, nats.CLOSED)
 	l.loop.Go(func() { l.run(status) })
+	l.loop.Go(func() { l.out.run(l.stop) })
 	return l, nil
 }
 
@@ -168,26 +173,23 @@ func (l *Locker) lock(ctx, base context.Context, op, name string, mode quorum.Mo
 	if err := contextError(ctx); err != nil {
 		return nil, &LockError{Op: op, Name: name, Reason: ErrNoQuorum, Cause: fmt.Errorf("not asked: %w", err)}
 	}
-	k := &Lock{locker: l, name: name, resource: resource, mode: mode, asked: time.Now(), denial: l.nc.LastError(), ready: make(chan struct{})}
+	k := &Lock{locker: l, name: name, resource: resource, mode: mode, asked: time.Now(), ready: make(chan struct{})}
 	k.ctx, k.cancel = context.WithCancelCause(context.WithValue(base, tokenKey{}, k))
 	try := op == "try-lock" || op == "try-rlock"
-	err = l.step(func(now proto.Now, out *client.Out) {
+	l.step(func(now proto.Now, out *client.Out) {
 		if l.closed {
 			return
 		}
-		k.claim = l.core.Acquire(now, name, mode, try, k, out)
+		k.claim = l.core.Acquire(now, resource, mode, try, k, out)
 	})
 	if k.claim == nil {
 		k.cancel(ErrClosed)
 		return nil, &LockError{Op: op, Name: name, Reason: ErrClosed}
 	}
-	if errors.Is(err, nats.ErrConnectionClosed) {
-		return nil, l.giveUp(k, op, ErrClosed, err)
-	}
 	select {
 	case <-k.ready:
 	case <-ctx.Done():
-		return nil, l.giveUp(k, op, nil, contextError(ctx))
+		return nil, l.giveUp(k, op, contextError(ctx))
 	}
 	if k.err != nil {
 		k.err.Op = op
@@ -199,15 +201,15 @@ func (l *Locker) lock(ctx, base context.Context, op, name string, mode quorum.Mo
 // giveUp ends a claim whose caller has gone. It may have been granted in the same
 // moment: then it is given back as well, since nobody would (semaphore.Acquire of
 // golang.org/x/sync does the same).
-func (l *Locker) giveUp(k *Lock, op string, reason, cause error) error {
+func (l *Locker) giveUp(k *Lock, op string, cause error) error {
 	var err *LockError
 	granted := false
-	_ = l.step(func(now proto.Now, out *client.Out) {
+	l.step(func(now proto.Now, out *client.Out) {
 		granted = k.state == lockHeld
 		if err = k.err; err != nil { // it failed in the same moment
 			return
 		}
-		err = lockError(op, k.name, l.core.Report(now, k.claim), reason, cause)
+		err = lockError(op, k.name, l.core.Report(now, k.claim), nil, cause)
 		k.state = lockFailed
 		l.core.Release(now, k.claim, out)
 	})
@@ -221,7 +223,7 @@ func (l *Locker) giveUp(k *Lock, op string, reason, cause error) error {
 
 func (l *Locker) unlock(k *Lock) error {
 	lost, first := false, false
-	_ = l.step(func(now proto.Now, out *client.Out) {
+	l.step(func(now proto.Now, out *client.Out) {
 		if k.state == lockHeld {
 			l.core.Release(now, k.claim, out)
 			for _, e := range out.Events { // reading the clock may have shown it lost
@@ -252,7 +254,7 @@ func (l *Locker) unlock(k *Lock) error {
 func (l *Locker) Close() error {
 	var held, waiting []*Lock
 	first := false
-	_ = l.step(func(now proto.Now, out *client.Out) {
+	l.step(func(now proto.Now, out *client.Out) {
 		if l.closed {
 			return
 		}
@@ -282,12 +284,33 @@ func (l *Locker) Close() error {
 	}
 	close(l.stop)
 	l.denials.remove(l)
-	l.loop.Wait()
+	patience := time.NewTimer(time.Second)
+	defer patience.Stop()
+	var err error
+	left := make(chan struct{})
+	// All of this waits for the connection, which may stand still for longer than
+	// ours is to wait.
+	go func() {
+		defer close(left)
+		l.loop.Wait()
+		err = l.leave()
+	}()
+	select {
+	case <-left:
+		return err
+	case <-patience.C:
+		l.log.line(slog.LevelWarn, "the NATS connection stands still; the last releases may not reach the nodes, and the leases will end")
+		return nil
+	}
+}
+
+// leave takes a Locker that does nothing any more from its connection.
+func (l *Locker) leave() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 900*time.Millisecond)
+	defer cancel()
 	if l.nc.IsClosed() {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
 	err := l.sub.Unsubscribe()
 	if flushErr := l.nc.FlushWithContext(ctx); flushErr != nil && err == nil && !errors.Is(flushErr, nats.ErrConnectionClosed) {
 		l.log.line(slog.LevelWarn, "the last releases may not have reached the nodes; the leases will end", "error", flushErr)
@@ -307,10 +330,9 @@ func (l *Locker) now() proto.Now {
 var outs = sync.Pool{New: func() any { return new(client.Out) }}
 
 // step lets f work on the machine under the lock, notes what became of claims,
-// and after the lock is given up publishes what is to be sent and tells whom it
-// concerns. It returns the first error of publishing; the protocol repeats what
-// was lost.
-func (l *Locker) step(f func(now proto.Now, out *client.Out)) error {
+// puts what is to be sent into the outbox, and after the lock is given up tells
+// whom it concerns. It waits for nobody but other steps.
+func (l *Locker) step(f func(now proto.Now, out *client.Out)) {
 	out := outs.Get().(*client.Out)
 	l.mu.Lock()
 	now := l.now()
@@ -318,25 +340,20 @@ func (l *Locker) step(f func(now proto.Now, out *client.Out)) error {
 	for _, e := range out.Events {
 		l.became(now, e)
 	}
-	ask := out.AskInfo && l.askAgain()
+	if out.AskInfo && l.askAgain() {
+		out.Requests = append(out.Requests, l.infoRequest())
+	}
 	wake := l.rearm()
-	// Requests go out in the order in which the machine gave them: were an acquire
-	// to overtake its claim's release, the nodes would have a vote for nobody until
-	// it is swept (C9). So the next lock is taken before this one is given up.
 	if len(out.Requests) > 0 {
-		l.line.Lock()
+		l.out.requests(l.opt.cluster, out.Requests)
 	}
 	l.mu.Unlock()
-	first := l.publishAll(out.Requests)
 
 	if wake {
 		select {
 		case l.wake <- struct{}{}:
 		default:
 		}
-	}
-	if ask {
-		l.askNodes()
 	}
 	for _, e := range out.Events {
 		k := e.Claim.User.(*Lock)
@@ -349,8 +366,12 @@ func (l *Locker) step(f func(now proto.Now, out *client.Out)) error {
 			close(k.ready)
 		case client.Lost:
 			k.cancel(ErrLost)
-			l.log.line(slog.LevelError, "lock lost: too few nodes confirmed it in time", "name", k.name, "token", k.token)
 			l.event("lost", k)
+		}
+	}
+	for _, e := range out.Events { // a log may be slow, and all have been told by now
+		if k := e.Claim.User.(*Lock); e.Kind == client.Lost {
+			l.log.line(slog.LevelError, "lock lost: too few nodes confirmed it in time", "name", k.name, "token", k.token)
 		}
 	}
 	for _, note := range out.Notes {
@@ -358,25 +379,6 @@ func (l *Locker) step(f func(now proto.Now, out *client.Out)) error {
 	}
 	out.Reset()
 	outs.Put(out)
-	return first
-}
-
-// publishAll publishes what a step gave. Call with l.line held, unless there is
-// nothing to publish; it is given up.
-func (l *Locker) publishAll(requests []proto.Request) (first error) {
-	if len(requests) == 0 {
-		return nil
-	}
-	for i := range requests {
-		if err := l.publish(&requests[i]); err != nil && first == nil {
-			first = err
-		}
-	}
-	l.line.Unlock()
-	if first != nil {
-		l.log.line(slog.LevelWarn, "publish failed, it will be repeated", "error", first)
-	}
-	return first
 }
 
 // became notes an event in the lock's fields. Call with l.mu held.
@@ -392,25 +394,6 @@ func (l *Locker) became(now proto.Now, e client.Event) {
 		k.state = lockFailed
 		k.err = lockError("lock", k.name, l.core.Report(now, e.Claim), nil, nil)
 	}
-}
-
-func (l *Locker) publish(r *proto.Request) error {
-	resource := ""
-	if r.Resource != "" {
-		var err error
-		if resource, err = encodeResource(r.Resource); err != nil {
-			return err // every name was encoded once before it became a claim's
-		}
-	}
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
-	*buf = proto.AppendRequest((*buf)[:0], r)
-	subject := requestSubject(l.opt.cluster, string(r.Verb), r.Client, resource)
-	switch r.Verb {
-	case proto.Release, proto.Yield:
-		return l.nc.Publish(subject, *buf)
-	}
-	return l.nc.PublishRequest(subject, l.inbox, *buf)
 }
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }}
@@ -429,7 +412,7 @@ func (l *Locker) receive(m *nats.Msg) {
 		l.informed(a)
 		return
 	}
-	_ = l.step(func(now proto.Now, out *client.Out) {
+	l.step(func(now proto.Now, out *client.Out) {
 		if l.core != nil && !l.closed {
 			l.core.Handle(now, a, out)
 		}

@@ -9,7 +9,7 @@ import (
 	"github.com/qlock/qlock/internal/proto"
 )
 
-// run is the Locker's only goroutine: it does what time alone brings. What there
+// run does what time alone brings. What there
 // is to do, and when, is the machine's to say (internal/client): refresh what
 // lives, ask again, find out what is lost.
 func (l *Locker) run(status chan nats.Status) {
@@ -21,19 +21,19 @@ func (l *Locker) run(status chan nats.Status) {
 		case <-l.stop:
 			return
 		case <-l.wake:
-		case _, ok := <-status:
+		case now, ok := <-status:
 			if !ok {
 				status = nil // removed by someone else: the timer does without
 				break
 			}
-			if l.nc.IsClosed() {
-				l.failWaiting(ErrClosed, nats.ErrConnectionClosed, func(*Lock) bool { return true })
+			if now == nats.CLOSED {
+				l.shut(nats.ErrConnectionClosed)
 				break
 			}
-			_ = l.step(func(now proto.Now, out *client.Out) { l.core.Reconnected(now, out) })
+			l.step(func(now proto.Now, out *client.Out) { l.core.Reconnected(now, out) })
 		case <-timer.C:
-			l.readDenial() // first, so as not to ask again for nothing
-			_ = l.step(func(now proto.Now, out *client.Out) {
+			l.out.poke() // to look at the connection, which this loop must not do
+			l.step(func(now proto.Now, out *client.Out) {
 				l.core.Tick(now, out)
 				if l.survey != nil && time.Since(l.asked) >= surveyTime {
 					l.conclude(now, out)
@@ -81,10 +81,15 @@ func (l *Locker) rearm() bool {
 	return true
 }
 
+// shut ends what waits for a connection that is closed for good.
+func (l *Locker) shut(err error) {
+	l.failWaiting(ErrClosed, err, func(*Lock) bool { return true })
+}
+
 // failWaiting ends what waits and is concerned.
 func (l *Locker) failWaiting(reason, cause error, concerned func(*Lock) bool) {
 	var failed []*Lock
-	_ = l.step(func(now proto.Now, out *client.Out) {
+	l.step(func(now proto.Now, out *client.Out) {
 		for _, cl := range l.core.All() {
 			k := cl.User.(*Lock)
 			if k.state != lockWaiting || !concerned(k) {
