@@ -1,0 +1,68 @@
+//go:build unix
+
+package chaos
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/qlock/qlock/embedded"
+)
+
+// What the supervisor may tell a process, a line each on its standard input.
+const (
+	wordEnd    = "end"    // end cleanly
+	wordClaims = "claims" // how many claims has the node?
+)
+
+var errOrphan = errors.New("standard input ended without the word to end: the supervisor is dead")
+
+// run is a node's process: a nats-server with a node in it, on ports that it finds
+// free. The proxies are told where it is.
+func (r *nodeRole) run() error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	out := &journal{out: os.Stdout}
+	s, err := embedded.Start(ctx, embedded.Config{
+		Node: r.Config, RoutePort: -1, Routes: r.Routes,
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Options: func(o *server.Options) {
+			// Gossip must not lead around the proxies: what it tells is a dead end.
+			o.Cluster.Advertise = "127.0.0.1:1"
+			o.ClientAdvertise = "127.0.0.1:1"
+		},
+	})
+	if err != nil {
+		return err
+	}
+	out.write(line{Kind: serving, At: now(), Client: s.ClientURL(), Route: s.RouteURL()})
+	ready, stop := context.WithCancel(context.Background())
+	waited := make(chan struct{})
+	go func() {
+		defer close(waited)
+		if s.Node().WaitReady(ready) == nil {
+			out.write(line{Kind: voting, At: now()})
+		}
+	}()
+	err = errOrphan
+	words := bufio.NewScanner(os.Stdin)
+	for errors.Is(err, errOrphan) && words.Scan() {
+		switch words.Text() {
+		case wordClaims:
+			out.write(line{Kind: claims, At: now(), Claims: s.Node().Stats().Claims})
+		case wordEnd:
+			err = nil
+		}
+	}
+	stop()
+	<-waited
+	if err != nil {
+		return err
+	}
+	return s.Close()
+}
