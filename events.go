@@ -1,7 +1,7 @@
 package qlock
 
 import (
-	"encoding/json"
+	"strconv"
 	"time"
 )
 
@@ -28,11 +28,24 @@ func (l *Locker) event(kind string, k *Lock) {
 	} else {
 		e.Held = ms(time.Since(k.since))
 	}
-	body, err := json.Marshal(e)
-	if err != nil {
-		return // numbers and a constant always marshal
+	l.out.event(eventSubject(l.opt.cluster, kind, l.opt.name, k.resource), &e)
+}
+
+// appendJSON does what encoding/json does, for two events with each lock.
+func (e *Event) appendJSON(b []byte) []byte {
+	b = append(append(append(b, `{"mode":"`...), e.Mode...), `","token":`...)
+	b = strconv.AppendUint(b, e.Token, 10)
+	if e.Votes != 0 {
+		b = strconv.AppendInt(append(b, `,"votes":`...), int64(e.Votes), 10)
 	}
-	l.out.message(eventSubject(l.opt.cluster, kind, l.opt.name, k.resource), body)
+	if e.Nodes != 0 {
+		b = strconv.AppendInt(append(b, `,"nodes":`...), int64(e.Nodes), 10)
+	}
+	b = strconv.AppendFloat(append(b, `,"waited_ms":`...), e.Waited, 'f', -1, 64)
+	if e.Held != 0 {
+		b = strconv.AppendFloat(append(b, `,"held_ms":`...), e.Held, 'f', -1, 64)
+	}
+	return append(b, '}')
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

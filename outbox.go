@@ -76,12 +76,12 @@ func (o *outbox) requests(cluster string, all []proto.Request) {
 	o.poke()
 }
 
-// message adds one that nobody answers.
-func (o *outbox) message(subject string, body []byte) {
+// event adds what nobody answers.
+func (o *outbox) event(subject string, e *Event) {
 	o.mu.Lock()
 	if b := &o.batch; !o.isFull() {
 		from := len(b.bodies)
-		b.bodies = append(b.bodies, body...)
+		b.bodies = e.appendJSON(b.bodies)
 		b.messages = append(b.messages, outgoing{subject: subject, from: from, to: len(b.bodies)})
 	}
 	o.mu.Unlock()
