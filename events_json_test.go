@@ -20,11 +20,7 @@ func TestEventsAreJSON(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var back Event
-		if err := json.Unmarshal(e.appendJSON(nil), &back); err != nil || back != e {
-			t.Fatalf("%s: read back as %+v, %v; encoding/json writes %s", e.appendJSON(nil), back, err, want)
-		}
-		if got := string(e.appendJSON(nil)); len(got) > len(want)+30 {
+		if got := string(e.appendJSON(nil)); got != string(want) {
 			t.Fatalf("%s, encoding/json writes %s", got, want)
 		}
 	}
