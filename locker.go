@@ -403,13 +403,15 @@ func (l *Locker) receive(m *nats.Msg) {
 	if len(m.Data) == 0 && m.Header.Get("Status") == "503" {
 		return // the server says that no node hears: that is silence, not an answer
 	}
-	a, err := proto.DecodeAnswer(m.Data)
-	if err != nil {
+	a := answers.Get().(*proto.Answer)
+	defer answers.Put(a) // the machine keeps nothing of it but its strings and the blocker
+	if err := a.Decode(m.Data); err != nil {
 		l.log.line(slog.LevelWarn, "malformed answer ignored", "error", err, "bytes", len(m.Data))
 		return
 	}
 	if a.Kind == proto.Informed {
-		l.informed(a)
+		kept := *a
+		l.informed(&kept)
 		return
 	}
 	l.step(func(now proto.Now, out *client.Out) {
@@ -418,5 +420,7 @@ func (l *Locker) receive(m *nats.Msg) {
 		}
 	})
 }
+
+var answers = sync.Pool{New: func() any { return new(proto.Answer) }}
 
 func newInstance() uuid.UUID { return uuid.New() }

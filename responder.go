@@ -386,8 +386,9 @@ func (n *Node) receive(subject, reply string, body []byte) {
 		n.ignore(subject, fmt.Errorf("the reply subject %s is not an inbox", quote(reply)))
 		return
 	}
-	r, err := proto.DecodeRequest(proto.Verb(verb), client, resource, body)
-	if err != nil {
+	r := requests.Get().(*proto.Request)
+	defer requests.Put(r) // the machine keeps nothing of it but its strings
+	if err := r.Decode(proto.Verb(verb), client, resource, body); err != nil {
 		n.ignore(subject, err)
 		return
 	}
@@ -408,6 +409,8 @@ func (n *Node) receiveAnswer(m *nats.Msg) {
 	}
 	n.step(func(now proto.Now, out *node.Out) { n.core.HandleAnswer(now, a, out) })
 }
+
+var requests = sync.Pool{New: func() any { return new(proto.Request) }}
 
 var nodeOuts = sync.Pool{New: func() any { return new(node.Out) }}
 

@@ -310,15 +310,25 @@ func (w *wire) parse(body []byte, most int) error {
 // subject gave; the caller has checked those. Every number in the result is
 // within MaxInt, every list within its limit, sorted and without overlaps.
 func DecodeRequest(verb Verb, client, resource string, body []byte) (*Request, error) {
+	r := new(Request)
+	if err := r.Decode(verb, client, resource, body); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Decode is DecodeRequest into r, all of which it replaces. What r is after an
+// error is nobody's business.
+func (r *Request) Decode(verb Verb, client, resource string, body []byte) error {
 	most := MaxShort
 	if verb == Refresh {
 		most = MaxBody
 	}
 	w := new(wire)
 	if err := w.parse(body, most); err != nil {
-		return nil, err
+		return err
 	}
-	r := &Request{Verb: verb, Client: client, Resource: resource}
+	*r = Request{Verb: verb, Client: client, Resource: resource}
 	d := decoder{}
 	switch verb {
 	case Acquire:
@@ -349,22 +359,29 @@ func DecodeRequest(verb Verb, client, resource string, body []byte) (*Request, e
 			r.Voted = w.Voted
 		}
 	default:
-		return nil, malformed("unknown verb %.20q", verb)
+		return malformed("unknown verb %.20q", verb)
 	}
-	if d.err != nil {
-		return nil, d.err
-	}
-	return r, nil
+	return d.err
 }
 
 // DecodeAnswer reads a node's answer, with the same promises as DecodeRequest.
 func DecodeAnswer(body []byte) (*Answer, error) {
-	w := new(wire)
-	if err := w.parse(body, MaxBody); err != nil {
+	a := new(Answer)
+	if err := a.Decode(body); err != nil {
 		return nil, err
 	}
+	return a, nil
+}
+
+// Decode is DecodeAnswer into a, all of which it replaces. What a is after an error
+// is nobody's business.
+func (a *Answer) Decode(body []byte) error {
+	w := new(wire)
+	if err := w.parse(body, MaxBody); err != nil {
+		return err
+	}
 	d := decoder{}
-	a := &Answer{
+	*a = Answer{
 		Kind:        Kind(w.Answer),
 		Node:        d.token("node", w.Node),
 		Incarnation: d.uuid("incarnation", w.Incarnation),
@@ -426,10 +443,7 @@ func DecodeAnswer(body []byte) (*Answer, error) {
 	default:
 		d.fail("unknown answer %.20q", w.Answer)
 	}
-	if d.err != nil {
-		return nil, d.err
-	}
-	return a, nil
+	return d.err
 }
 
 // decoder checks fields and keeps the first complaint.
