@@ -100,7 +100,8 @@ func (l *Locker) denied(err error) {
 	}
 	published := l.published.Load()
 	l.failWaiting(ErrRefused, permissionError(subject, err), func(k *Lock) bool {
-		return k.claim.Seq() <= published && subject == requestSubject(l.opt.cluster, string(proto.Acquire), l.opt.name, k.resource)
+		claim := k.use.Claim()
+		return claim != nil && claim.Seq() <= published && subject == requestSubject(l.opt.cluster, string(proto.Acquire), l.opt.name, k.resource)
 	})
 	l.log.line(slog.LevelError, "NATS permissions are missing", "subject", subject, "error", err)
 }

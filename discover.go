@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock/internal/client"
+	"github.com/qlock/qlock/internal/local"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
 )
@@ -175,7 +176,7 @@ func (l *Locker) askAgain() bool {
 
 // informed takes a node's answer to info.
 func (l *Locker) informed(a *proto.Answer) {
-	l.step(func(now proto.Now, out *client.Out) {
+	l.step(func(now proto.Now, out *local.Out) {
 		if l.closed || l.survey == nil || a.Info.Nonce != l.survey.nonce {
 			return
 		}
@@ -188,7 +189,7 @@ func (l *Locker) informed(a *proto.Answer) {
 
 // conclude takes the configuration that the survey found, if it found one. Call
 // with l.mu held.
-func (l *Locker) conclude(now proto.Now, out *client.Out) {
+func (l *Locker) conclude(now proto.Now, out *local.Out) {
 	cfg, found, _ := l.survey.agreed()
 	switch {
 	case !found:
@@ -200,10 +201,11 @@ func (l *Locker) conclude(now proto.Now, out *client.Out) {
 			Name: l.opt.name, Instance: newInstance(), TTL: l.opt.lease,
 			MaxRuns: maxRuns(l.nc), Cluster: cfg,
 		}, now)
+		l.table = local.New(l.core, l.opt.retention)
 		close(l.found)
 	case cfg.Digest() != l.core.Digest():
 		out.Notes = append(out.Notes, "the nodes have another configuration now: locks held are lost, waiting goes on")
-		l.core.SetCluster(now, cfg, out)
+		l.table.SetCluster(now, cfg, out)
 	}
 }
 

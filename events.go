@@ -8,7 +8,8 @@ import (
 // Event is what a Locker publishes for observers on
 // lock.<cluster>.event.<acquired|released|lost>.<client>.<resource>. The protocol
 // does not read events, and nothing waits for them: they may be lost, or come
-// late.
+// late. A lock that is passed on within a Locker is acquired once, by its first
+// holder, and released once, by its last.
 type Event struct {
 	Mode   string  `json:"mode"` // "exclusive" or "shared"
 	Token  uint64  `json:"token"`

@@ -73,7 +73,9 @@ func TestMaxQueue(t *testing.T) {
 		w := newWorld(t, 3, setup{node: func(_ int, c *qlock.NodeConfig) { c.MaxQueue = 2 }})
 		a := w.client("a")
 		k := mustLock(t, a, "orders 42")
-		waiting := []*waiter{waitFor(t.Context(), a.Lock, "orders 42"), waitFor(t.Context(), a.Lock, "orders 42")}
+		waiting := []*waiter{waitFor(t.Context(), w.client("c").Lock, "orders 42")}
+		time.Sleep(time.Millisecond)
+		waiting = append(waiting, waitFor(t.Context(), w.client("d").Lock, "orders 42"))
 		_, err := w.client("b").Lock(t.Context(), "orders 42")
 		wantIs(t, err, qlock.ErrRefused)
 		wantText(t, err, `refused (3 claims hold or wait for "orders 42", as many as this node allows)`)

@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/qlock/qlock/internal/client"
+	"github.com/qlock/qlock/internal/local"
 	"github.com/qlock/qlock/internal/quorum"
 )
 
@@ -30,7 +30,7 @@ type Lock struct {
 
 	// Guarded by locker.mu until ready is closed, and not written after that but
 	// for the state.
-	claim *client.Claim
+	use   *local.Use
 	token uint64
 	votes int
 	nodes int

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock/internal/client"
+	"github.com/qlock/qlock/internal/local"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
 )
@@ -30,8 +32,9 @@ type Locker struct {
 
 	mu      sync.Mutex // guards what follows; nothing is published and no caller's code is run under it
 	core    *client.Client
-	survey  *survey   // of the nodes' configurations, while one is under way
-	wakeAt  time.Time // when the loop will look at core next
+	table   *local.Table // what is held and waited for, on core
+	survey  *survey      // of the nodes' configurations, while one is under way
+	wakeAt  time.Time    // when the loop will look at core next
 	closed  bool
 	surveys int
 	asked   time.Time // of the last survey
@@ -176,13 +179,13 @@ func (l *Locker) lock(ctx, base context.Context, op, name string, mode quorum.Mo
 	k := &Lock{locker: l, name: name, resource: resource, mode: mode, asked: time.Now(), ready: make(chan struct{})}
 	k.ctx, k.cancel = context.WithCancelCause(context.WithValue(base, tokenKey{}, k))
 	try := op == "try-lock" || op == "try-rlock"
-	l.step(func(now proto.Now, out *client.Out) {
+	l.step(func(now proto.Now, out *local.Out) {
 		if l.closed {
 			return
 		}
-		k.claim = l.core.Acquire(now, resource, mode, try, k, out)
+		k.use = l.table.Lock(now, resource, mode, try, k, out)
 	})
-	if k.claim == nil {
+	if k.use == nil {
 		k.cancel(ErrClosed)
 		return nil, &LockError{Op: op, Name: name, Reason: ErrClosed}
 	}
@@ -203,33 +206,26 @@ func (l *Locker) lock(ctx, base context.Context, op, name string, mode quorum.Mo
 // golang.org/x/sync does the same).
 func (l *Locker) giveUp(k *Lock, op string, cause error) error {
 	var err *LockError
-	granted := false
-	l.step(func(now proto.Now, out *client.Out) {
-		granted = k.state == lockHeld
+	l.step(func(now proto.Now, out *local.Out) {
 		if err = k.err; err != nil { // it failed in the same moment
 			return
 		}
-		err = lockError(op, k.name, l.core.Report(now, k.claim), nil, cause)
+		err = l.report(now, op, k, cause)
 		k.state = lockFailed
-		l.core.Release(now, k.claim, out)
+		l.table.Unlock(now, k.use, out)
 	})
 	k.cancel(cause)
-	if granted {
-		l.event("released", k)
-	}
 	err.Op = op
 	return err
 }
 
 func (l *Locker) unlock(k *Lock) error {
 	lost, first := false, false
-	l.step(func(now proto.Now, out *client.Out) {
+	l.step(func(now proto.Now, out *local.Out) {
 		if k.state == lockHeld {
-			l.core.Release(now, k.claim, out)
-			for _, e := range out.Events { // reading the clock may have shown it lost
-				if e.Claim == k.claim {
-					lost = true
-				}
+			l.table.Unlock(now, k.use, out)
+			for _, e := range out.Uses { // reading the clock may have shown it lost
+				lost = lost || e.Use == k.use && e.Kind == local.Lost
 			}
 			if !lost {
 				k.state, first = lockUnlocked, true
@@ -242,7 +238,6 @@ func (l *Locker) unlock(k *Lock) error {
 	}
 	if first {
 		k.cancel(ErrUnlocked)
-		l.event("released", k)
 	}
 	return nil
 }
@@ -254,13 +249,13 @@ func (l *Locker) unlock(k *Lock) error {
 func (l *Locker) Close() error {
 	var held, waiting []*Lock
 	first := false
-	l.step(func(now proto.Now, out *client.Out) {
+	l.step(func(now proto.Now, out *local.Out) {
 		if l.closed {
 			return
 		}
 		l.closed, first = true, true
-		for _, cl := range l.core.All() {
-			k := cl.User.(*Lock)
+		for _, u := range slices.Backward(l.table.All()) { // who waits last goes first, and is given nothing
+			k := u.User.(*Lock)
 			if k.state == lockHeld {
 				k.state = lockUnlocked
 				held = append(held, k)
@@ -268,8 +263,9 @@ func (l *Locker) Close() error {
 				k.state, k.err = lockFailed, &LockError{Name: k.name, Reason: ErrClosed}
 				waiting = append(waiting, k)
 			}
-			l.core.Release(now, cl, out)
+			l.table.Unlock(now, u, out)
 		}
+		l.table.Rest(now, out)
 	})
 	if !first {
 		return nil
@@ -280,7 +276,6 @@ func (l *Locker) Close() error {
 	}
 	for _, k := range held {
 		k.cancel(ErrUnlocked)
-		l.event("released", k)
 	}
 	close(l.stop)
 	l.denials.remove(l)
@@ -327,17 +322,17 @@ func (l *Locker) now() proto.Now {
 	return proto.Now{Mono: t.Sub(l.start), Wall: t.UnixMicro()}
 }
 
-var outs = sync.Pool{New: func() any { return new(client.Out) }}
+var outs = sync.Pool{New: func() any { return new(local.Out) }}
 
 // step lets f work on the machine under the lock, notes what became of claims,
 // puts what is to be sent into the outbox, and after the lock is given up tells
 // whom it concerns. It waits for nobody but other steps.
-func (l *Locker) step(f func(now proto.Now, out *client.Out)) {
-	out := outs.Get().(*client.Out)
+func (l *Locker) step(f func(now proto.Now, out *local.Out)) {
+	out := outs.Get().(*local.Out)
 	l.mu.Lock()
 	now := l.now()
 	f(now, out)
-	for _, e := range out.Events {
+	for _, e := range out.Uses {
 		l.became(now, e)
 	}
 	if out.AskInfo && l.askAgain() {
@@ -355,22 +350,26 @@ func (l *Locker) step(f func(now proto.Now, out *client.Out)) {
 		default:
 		}
 	}
-	for _, e := range out.Events {
-		k := e.Claim.User.(*Lock)
+	for _, e := range out.Uses {
+		k := e.Use.User.(*Lock)
 		switch e.Kind {
-		case client.Held:
-			l.event("acquired", k) // before its owner can cause the next
+		case local.Held:
+			if e.First {
+				l.event("acquired", k) // before its owner can cause the next
+			}
 			close(k.ready)
-		case client.Failed:
+		case local.Returned:
+			l.event("released", k)
+		case local.Failed:
 			k.cancel(k.err)
 			close(k.ready)
-		case client.Lost:
+		case local.Lost:
 			k.cancel(ErrLost)
 			l.event("lost", k)
 		}
 	}
-	for _, e := range out.Events { // a log may be slow, and all have been told by now
-		if k := e.Claim.User.(*Lock); e.Kind == client.Lost {
+	for _, e := range out.Uses { // a log may be slow, and all have been told by now
+		if k := e.Use.User.(*Lock); e.Kind == local.Lost {
 			l.log.line(slog.LevelError, "lock lost: too few nodes confirmed it in time", "name", k.name, "token", k.token)
 		}
 	}
@@ -382,18 +381,28 @@ func (l *Locker) step(f func(now proto.Now, out *client.Out)) {
 }
 
 // became notes an event in the lock's fields. Call with l.mu held.
-func (l *Locker) became(now proto.Now, e client.Event) {
-	k := e.Claim.User.(*Lock)
+func (l *Locker) became(now proto.Now, e local.Event) {
+	k := e.Use.User.(*Lock)
 	switch e.Kind {
-	case client.Held:
-		k.state, k.token, k.since = lockHeld, e.Claim.Token(), time.Now()
-		k.votes, k.nodes = l.core.Votes(e.Claim), len(l.core.Cluster().Nodes)
-	case client.Lost:
+	case local.Held:
+		k.state, k.token, k.since = lockHeld, e.Use.Token(), time.Now()
+		k.votes, k.nodes = l.table.Votes(e.Use), len(l.core.Cluster().Nodes)
+	case local.Lost:
 		k.state = lockLost
-	case client.Failed:
+	case local.Failed:
 		k.state = lockFailed
-		k.err = lockError("lock", k.name, l.core.Report(now, e.Claim), nil, nil)
+		k.err = l.report(now, "lock", k, nil)
 	}
+}
+
+// report tells why k does not hold. Call with l.mu held.
+func (l *Locker) report(now proto.Now, op string, k *Lock, cause error) *LockError {
+	if mode, since, ours := l.table.Ours(now, k.use); ours {
+		return &LockError{Op: op, Name: k.name, Reason: ErrHeld, Cause: cause, Holder: &Holder{
+			Client: l.opt.name, Shared: mode == shared, Held: true, For: since,
+		}}
+	}
+	return lockError(op, k.name, l.table.Report(now, k.use), nil, cause)
 }
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }}
@@ -414,9 +423,9 @@ func (l *Locker) receive(m *nats.Msg) {
 		l.informed(&kept)
 		return
 	}
-	l.step(func(now proto.Now, out *client.Out) {
+	l.step(func(now proto.Now, out *local.Out) {
 		if l.core != nil && !l.closed {
-			l.core.Handle(now, a, out)
+			l.table.Handle(now, a, out)
 		}
 	})
 }

@@ -32,6 +32,8 @@ type options struct {
 	lease   time.Duration // 0: the default, or the cluster's longest if that is shorter
 	logger  *slog.Logger
 	events  bool
+
+	retention time.Duration
 }
 
 // WithCluster names the cluster of nodes to ask: 1 to 64 letters, digits, - and
@@ -68,6 +70,25 @@ func WithLease(d time.Duration) Option {
 			return fmt.Errorf("qlock: lease %v is not in whole milliseconds", d)
 		}
 		o.lease = d
+		return nil
+	}
+}
+
+// WithRetention lets the Locker keep a lock for up to d after its last holder here
+// has unlocked it, or until another client waits for it: who locks it again
+// meanwhile has it without asking the nodes, in about a microsecond. Others get it
+// within the time of two more messages than without. From the outside the lock
+// looks held meanwhile: TryLock elsewhere may fail, and a crash leaves it held for
+// the lease. Default: 0, nothing is kept.
+//
+// With or without it, goroutines that wait here for a lock that is held here get it
+// from one another.
+func WithRetention(d time.Duration) Option {
+	return func(o *options) error {
+		if d < 0 {
+			return fmt.Errorf("qlock: retention %v is negative", d)
+		}
+		o.retention = d
 		return nil
 	}
 }

@@ -5,18 +5,27 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/qlock/qlock/internal/client"
+	"github.com/qlock/qlock/internal/local"
 	"github.com/qlock/qlock/internal/proto"
 )
 
-// run does what time alone brings. What there
-// is to do, and when, is the machine's to say (internal/client): refresh what
-// lives, ask again, find out what is lost.
+// run does what time alone brings. What there is to do, and when, is the machine's
+// to say (internal/client, internal/local): refresh what lives, ask again, find out
+// what is lost, give back what was kept.
 func (l *Locker) run(status chan nats.Status) {
 	defer l.nc.RemoveStatusListener(status)
-	timer := time.NewTimer(0)
+	timer := time.NewTimer(idle)
 	defer timer.Stop()
 	for {
+		l.mu.Lock()
+		wait := l.wait()
+		l.wakeAt = time.Now().Add(wait)
+		l.mu.Unlock()
+		due := always
+		if wait > 0 {
+			timer.Reset(wait)
+			due = timer.C
+		}
 		select {
 		case <-l.stop:
 			return
@@ -30,22 +39,17 @@ func (l *Locker) run(status chan nats.Status) {
 				l.shut(nats.ErrConnectionClosed)
 				break
 			}
-			l.step(func(now proto.Now, out *client.Out) { l.core.Reconnected(now, out) })
-		case <-timer.C:
+			l.step(func(now proto.Now, out *local.Out) { l.table.Reconnected(now, out) })
+		case <-due:
 			l.out.poke() // to look at the connection, which this loop must not do
-			l.step(func(now proto.Now, out *client.Out) {
-				l.core.Tick(now, out)
+			l.step(func(now proto.Now, out *local.Out) {
+				l.table.Tick(now, out)
 				if l.survey != nil && time.Since(l.asked) >= surveyTime {
 					l.conclude(now, out)
 					l.survey = nil
 				}
 			})
 		}
-		l.mu.Lock()
-		wait := l.wait()
-		l.wakeAt = time.Now().Add(wait)
-		l.mu.Unlock()
-		timer.Reset(wait)
 	}
 }
 
@@ -56,7 +60,7 @@ const idle = time.Hour
 // second at most while there are claims, because the lease clock must be read
 // that often to notice that the machine slept (C8). Call with l.mu held.
 func (l *Locker) wait() time.Duration {
-	d, ok := l.core.Wait()
+	d, ok := l.table.Wait(l.now())
 	if !ok {
 		return idle
 	}
@@ -89,15 +93,15 @@ func (l *Locker) shut(err error) {
 // failWaiting ends what waits and is concerned.
 func (l *Locker) failWaiting(reason, cause error, concerned func(*Lock) bool) {
 	var failed []*Lock
-	l.step(func(now proto.Now, out *client.Out) {
-		for _, cl := range l.core.All() {
-			k := cl.User.(*Lock)
-			if k.state != lockWaiting || !concerned(k) {
+	l.step(func(now proto.Now, out *local.Out) {
+		for _, u := range l.table.All() {
+			k := u.User.(*Lock)
+			if u.State() != local.Waiting || !concerned(k) { // one that failed may have made room for another
 				continue
 			}
 			k.state, k.err = lockFailed, &LockError{Name: k.name, Reason: reason, Cause: cause}
 			failed = append(failed, k)
-			l.core.Release(now, cl, out)
+			l.table.Unlock(now, u, out)
 		}
 	})
 	for _, k := range failed {

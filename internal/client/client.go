@@ -31,9 +31,11 @@ type Config struct {
 type EventKind uint8
 
 const (
-	Held   EventKind = iota // its quorum stands, its token is known
-	Lost                    // it was held and is no more (C7)
-	Failed                  // it will not be held: see the claim's Report
+	Held    EventKind = iota // its quorum stands, its token is known
+	Lost                     // it was held and is no more (C7)
+	Failed                   // it will not be held: see the claim's Report
+	Wanted                   // it is held and kept, and others wait for it (N4)
+	Stocked                  // it is held and kept, and the nodes know; or it has tokens again
 )
 
 // Event tells the driver what became of a claim.
@@ -127,7 +129,18 @@ type Claim struct {
 	made     time.Duration
 	beat     uint64 // highest sent about this claim
 	want     uint64 // fence last asked for
-	votes    []vote // by node
+
+	// A claim that is kept between holders (internal/local) has tokens for them.
+	keep   bool
+	keptAt uint64 // beat with which the nodes were first told
+	wanted bool   // others wait
+	known  bool   // enough nodes know that it is kept: whoever waits is heard of by one of them
+	fresh  uint64 // the token that is given out next
+	stock  uint64 // behind the last that may be
+	span   uint64 // how many are asked for at a time
+	more   uint64 // the first of those that are asked for now, or 0
+
+	votes []vote // by node
 
 	askAt    time.Duration // next acquire (C4), never when zero
 	askDelay time.Duration
@@ -141,6 +154,8 @@ type Claim struct {
 type vote struct {
 	until   time.Duration // the vote stands until then (C1); zero: none
 	fence   uint64
+	span    uint64 // fences from that on that are set aside
+	keeps   bool   // it knows that the claim is kept
 	beat    uint64 // of its latest answer that counted (C2)
 	yielded uint64 // beat of the latest yield to this node (C2)
 	heard   heard
@@ -260,14 +275,34 @@ func (c *Client) Wait() (time.Duration, bool) {
 	return max(d-c.now, 0), true
 }
 
-// Acquire makes a claim and asks all nodes for their votes. With try it fails
-// as soon as another claim is known to be in the way (C10).
+// Want is what a claim is for.
+type Want struct {
+	Resource string
+	Mode     quorum.Mode
+	Try      bool  // it fails as soon as another claim is known to be in the way (C10)
+	Keep     bool  // its client keeps it between holders
+	At       int64 // its age, a wall clock in microseconds, if it is older than this call
+	User     any
+}
+
+// Acquire makes a claim and asks all nodes for their votes.
 func (c *Client) Acquire(now proto.Now, resource string, mode quorum.Mode, try bool, user any, out *Out) *Claim {
+	return c.Claim(now, Want{Resource: resource, Mode: mode, Try: try, User: user}, out)
+}
+
+// Claim makes a claim and asks all nodes for their votes.
+func (c *Client) Claim(now proto.Now, w Want, out *Out) *Claim {
 	c.step(now, out)
 	c.seq++
 	cl := &Claim{
-		User: user, seq: c.seq, resource: resource, mode: mode, try: try,
+		User: w.User, seq: c.seq, resource: w.Resource, mode: w.Mode, try: w.Try,
 		at: max(now.Wall, 0), made: c.now, votes: make([]vote, len(c.nodes)), index: -1,
+	}
+	if w.At > 0 {
+		cl.at = min(cl.at, w.At)
+	}
+	if w.Keep {
+		cl.keep, cl.span = true, firstSpan
 	}
 	c.claims[cl.seq] = cl
 	if cl.prev = c.last; cl.prev != nil {
@@ -295,8 +330,20 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 		Claim: c.id(cl), Beat: c.nextBeat(cl), Mode: cl.mode, At: cl.at, TTL: c.cfg.TTL,
 		Want: cl.want, Try: cl.try, Digest: c.digest, Node: only,
 	}
+	if cl.keep {
+		r.Keep = true
+		if cl.mode == quorum.Exclusive {
+			r.Span = cl.span
+		}
+	}
 	if cl.state == Holding {
-		r.Held, r.Want = true, cl.token
+		// Tokens up to the last that was given out were given out.
+		r.Held, r.Want = true, max(cl.fresh-1, cl.more)
+		if cl.more > 0 || cl.keep && !cl.known {
+			cl.askAt = c.now + cl.askDelay
+			cl.askDelay = min(2*cl.askDelay, c.cfg.TTL/3)
+			c.schedule(cl)
+		}
 	}
 	out.Requests = append(out.Requests, r)
 	if only == "" && cl.state == Waiting {
@@ -441,6 +488,9 @@ func (c *Client) deadline(cl *Claim) time.Duration {
 		if soonest := c.refreshedAt + c.cfg.TTL/12; early < soonest {
 			early = soonest
 		}
+		if cl.askAt > 0 {
+			early = min(early, cl.askAt)
+		}
 		return min(lost, early)
 	}
 	return never
@@ -485,6 +535,13 @@ func (c *Client) act(cl *Claim, out *Out) {
 	case Holding:
 		if c.lostAt(cl) <= c.now {
 			c.lose(cl, out)
+			return
+		}
+		if cl.askAt > 0 && cl.askAt <= c.now {
+			cl.askAt = 0
+			if cl.more > 0 || cl.keep && !cl.known {
+				c.ask(cl, "", out)
+			}
 			return
 		}
 		c.refresh(out) // its votes stand for less than half the lease (C6)
@@ -566,7 +623,7 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	}
 	v := &cl.votes[i]
 	if a.Kind == proto.Recall {
-		c.recall(cl, i, out)
+		c.recall(cl, i, a.Behind, out)
 		return
 	}
 	if a.Beat > cl.beat || a.Beat < v.yielded || a.Beat < v.beat ||
@@ -576,8 +633,12 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	v.beat = a.Beat
 	switch a.Kind {
 	case proto.Granted:
-		v.heard, v.detail, v.fence = voted, nil, a.Fence
+		v.heard, v.detail, v.fence, v.span = voted, nil, a.Fence, max(a.Span, 1)
 		v.until = c.standsFrom(a.Beat)
+		v.keeps = cl.keep && a.Beat >= cl.keptAt
+		if a.Behind {
+			c.behind(cl, out)
+		}
 	case proto.Queued:
 		v.heard = queued
 		c.unvoted(cl, v)
@@ -649,13 +710,20 @@ func (c *Client) judge(cl *Claim, out *Out) {
 			c.lose(cl, out)
 			return
 		}
+		c.stocked(cl, out)
 		c.schedule(cl)
 	case Waiting:
 		switch outcome, fence := c.tally(cl); outcome {
 		case quorum.Won:
 			cl.state, cl.token = Holding, fence // C3
+			cl.fresh, cl.stock = fence+1, fence+c.reserved(cl, fence)
+			cl.askAt, cl.askDelay = 0, c.firstDelay()
+			cl.known = cl.keep && c.keepers(cl) >= c.need(cl)
 			c.schedule(cl)
 			out.Events = append(out.Events, Event{Held, cl})
+			if cl.wanted {
+				out.Events = append(out.Events, Event{Wanted, cl})
+			}
 		case quorum.Split:
 			if fence > cl.want { // ask at once, but once for each fence (C3)
 				cl.want = fence
@@ -735,9 +803,18 @@ func (v *vote) blocker() *proto.Blocker {
 // which it then says, or has its quorum (C5). The vote is given back also if the
 // claim never heard of it; and again at every recall, since the yield may have
 // been lost.
-func (c *Client) recall(cl *Claim, i int, out *Out) {
+func (c *Client) recall(cl *Claim, i int, behind bool, out *Out) {
 	if cl.state == Holding {
-		c.ask(cl, c.nodes[i].name, out) // it says that it is held, and is not recalled again
+		if cl.keep {
+			c.behind(cl, out)
+		}
+		if !behind {
+			c.ask(cl, c.nodes[i].name, out) // it says that it is held, and is not recalled again
+		}
+		return
+	}
+	if behind { // younger ones wait, as they should
+		c.behind(cl, out)
 		return
 	}
 	if outcome, _ := c.tally(cl); outcome != quorum.Pending {

@@ -37,6 +37,9 @@ type SavedClaim struct {
 	Try      bool          `json:"try,omitempty"`
 	Voted    bool          `json:"voted,omitempty"`
 	Fence    uint64        `json:"fence,omitempty"`
+	Keep     bool          `json:"keep,omitempty"`
+	Span     uint64        `json:"span,omitempty"`
+	Given    uint64        `json:"given,omitempty"`
 }
 
 // Save returns what a clean stop must leave behind, or false if there must be no
@@ -57,6 +60,7 @@ func (n *Node) Save(now proto.Now) (*Saved, bool) {
 			Client: c.session.key.client, Instance: c.session.key.instance, Seq: c.seq, Reply: c.session.reply,
 			Resource: []byte(c.res.name), Shared: c.mode == quorum.Shared, At: c.at, TTL: c.ttl,
 			Beat: c.beat, Want: c.want, Held: c.held, Try: c.try, Voted: c.voted, Fence: c.fence,
+			Keep: c.keep, Span: c.span, Given: c.given,
 		})
 	}
 	slices.SortFunc(s.Claims, func(a, b SavedClaim) int {
@@ -87,6 +91,7 @@ func (n *Node) restore(now proto.Now, s *Saved) {
 		c := &claim{
 			session: ses, seq: sc.Seq, res: res, at: sc.At, ttl: sc.TTL,
 			beat: sc.Beat, want: sc.Want, held: sc.Held, try: sc.Try, voted: sc.Voted, fence: sc.Fence, since: now.Mono,
+			keep: sc.Keep, span: sc.Span, given: sc.Given,
 		}
 		if sc.Shared {
 			c.mode = quorum.Shared
@@ -96,6 +101,7 @@ func (n *Node) restore(now proto.Now, s *Saved) {
 		if c.voted {
 			n.voted = true
 			list = &res.votes
+			res.keepers += keeper(c)
 		}
 		*list = append(*list, c)
 	}

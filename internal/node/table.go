@@ -36,11 +36,14 @@ type claim struct {
 	ttl     time.Duration
 	beat    uint64 // highest seen for this claim (N1)
 	want    uint64
-	held    bool // says its client
-	try     bool // it is told at once when the claim in its way will not yield
+	held    bool   // says its client
+	try     bool   // it is told at once when the claim in its way will not yield
+	keep    bool   // its client keeps it between holders, and is told when others wait
+	span    uint64 // fences that it wants at a time
 
 	voted bool
 	fence uint64
+	given uint64        // fences from that on
 	since time.Duration // of the vote, or of its place in the queue
 	owed  bool          // it asked for the vote that it has while the node did not vote
 
@@ -61,6 +64,8 @@ type resource struct {
 	queue  []*claim
 	floor  uint64
 	serial uint64 // last step at whose end its head recalls
+
+	keepers int // votes of claims that are kept
 }
 
 // order is the order of queues: what is held elsewhere first, then by age, then
@@ -112,8 +117,9 @@ func (n *Node) dequeue(c *claim) {
 func (n *Node) unvote(c *claim) {
 	if i, ok := slices.BinarySearchFunc(c.res.votes, c, order); ok {
 		c.res.votes = slices.Delete(c.res.votes, i, i+1)
+		c.res.keepers -= keeper(c)
 	}
-	c.voted, c.fence, c.owed = false, 0, false
+	c.voted, c.fence, c.given, c.owed = false, 0, 0, false
 }
 
 func (n *Node) add(now proto.Now, c *claim) {

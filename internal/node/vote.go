@@ -47,10 +47,16 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 	if n.fenceInReach(now, c.res, r.Want) {
 		c.want = max(c.want, r.Want)
 	}
+	if r.Keep {
+		if c.voted && !c.keep {
+			c.res.keepers++
+		}
+		c.keep, c.span = true, r.Span
+	}
 	if c.voted {
 		if c.want > c.fence { // N3
 			c.fence = c.want
-			c.res.floor = max(c.res.floor, c.fence)
+			n.reserve(now, c)
 		}
 		n.grantedOrNot(now, c, out)
 		if r.Held && !c.held {
@@ -132,7 +138,7 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	}
 	c := &claim{
 		session: s, seq: r.Claim.Seq, res: res, mode: r.Mode, at: r.At, ttl: r.TTL,
-		beat: r.Beat, want: r.Want, held: r.Held, try: r.Try,
+		beat: r.Beat, want: r.Want, held: r.Held, try: r.Try, keep: r.Keep, span: r.Span,
 	}
 	free := n.voting() && n.free(c)
 	// Votes count as well, all but one: what many claims of one name cost, all
@@ -218,12 +224,37 @@ func (n *Node) vote(now proto.Now, c *claim, hint int64) {
 		least++
 	}
 	c.fence = max(least, uint64(c.at), uint64(hint), c.want)
-	c.res.floor = c.fence
+	n.reserve(now, c)
 	c.voted, c.since = true, now.Mono
+	c.res.keepers += keeper(c)
 	n.voted = true
 	v := &c.res.votes
 	i, _ := slices.BinarySearchFunc(*v, c, order)
 	*v = slices.Insert(*v, i, c)
+}
+
+// reserve raises the floor to the last of the fences that are c's: all that it
+// wants, but none further ahead than a fence may be wanted (N3).
+func (n *Node) reserve(now proto.Now, c *claim) {
+	c.given = 1
+	if reach := uint64(max(now.Wall+n.cfg.MaxTTL.Microseconds(), 0)); c.span > 1 && c.mode == quorum.Exclusive && reach > c.fence {
+		c.given = min(c.span, reach-c.fence)
+	}
+	c.res.floor = max(c.res.floor, c.fence+c.given-1)
+}
+
+// keeper counts c among those that are kept.
+func keeper(c *claim) int {
+	if c.keep {
+		return 1
+	}
+	return 0
+}
+
+// isWaitedFor reports whether somebody waits for a claim that its client keeps,
+// younger or older: it is to be passed on among that client's holders no more (N4).
+func (c *claim) isWaitedFor() bool {
+	return c.keep && len(c.res.queue) > 0 && quorum.Conflicts(c.res.queue[0].mode, c.mode)
 }
 
 // grantedOrNot answers a claim that has the vote. A node that does not vote confirms
@@ -242,7 +273,10 @@ func (n *Node) grantedOrNot(now proto.Now, c *claim, out *Out) {
 
 func (n *Node) granted(c *claim, out *Out) {
 	a := n.about(c, proto.Granted)
-	a.Fence = c.fence
+	a.Fence, a.Behind = c.fence, c.isWaitedFor()
+	if c.given > 1 {
+		a.Span = c.given
+	}
 	n.send(c, a, out)
 }
 
@@ -277,13 +311,18 @@ func (n *Node) sendRecalls(out *Out) {
 		}
 		head := res.queue[0]
 		for _, v := range slices.Backward(res.votes) {
-			if !quorum.Conflicts(v.mode, head.mode) || order(head, v) > 0 {
+			if !quorum.Conflicts(v.mode, head.mode) {
 				break
 			}
-			if v.held {
-				continue // it has said that it will not
+			older := order(head, v) < 0
+			if !older && res.keepers == 0 {
+				break
 			}
-			n.send(v, n.about(v, proto.Recall), out)
+			if v.keep || older && !v.held { // else it goes first, or has said that it will not yield
+				a := n.about(v, proto.Recall)
+				a.Behind = v.keep && (v.held || !older)
+				n.send(v, a, out)
+			}
 		}
 	}
 	clear(n.recalls)

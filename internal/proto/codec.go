@@ -38,6 +38,10 @@ func AppendRequest(b []byte, r *Request) []byte {
 		if r.Try {
 			b = append(b, `,"try":true`...)
 		}
+		if r.Keep {
+			b = append(b, `,"keep":true`...)
+			b = appendUint(b, "span", r.Span)
+		}
 		if r.Node != "" {
 			b = appendStr(b, "node", r.Node)
 		}
@@ -101,6 +105,16 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 	switch a.Kind {
 	case Granted:
 		b = appendUint(b, "fence", a.Fence)
+		if a.Span > 1 {
+			b = appendUint(b, "span", a.Span)
+		}
+		if a.Behind {
+			b = append(b, `,"behind":true`...)
+		}
+	case Recall:
+		if a.Behind {
+			b = append(b, `,"behind":true`...)
+		}
 	case Queued:
 		b = appendInt(b, "place", int64(a.Place))
 		if a.Recovering > 0 {
@@ -244,6 +258,9 @@ type wire struct {
 	Want        uint64       `json:"want"`
 	Held        bool         `json:"held"`
 	Try         bool         `json:"try"`
+	Keep        bool         `json:"keep"`
+	Span        uint64       `json:"span"`
+	Behind      bool         `json:"behind"`
 	Digest      string       `json:"digest"`
 	Client      string       `json:"client"`
 	Node        string       `json:"node"`
@@ -338,6 +355,9 @@ func (r *Request) Decode(verb Verb, client, resource string, body []byte) error 
 		r.TTL = d.lease("ttl_ms", w.TTL)
 		r.Want = d.number("want", w.Want)
 		r.Held, r.Try = w.Held, w.Try
+		if r.Keep = w.Keep; r.Keep {
+			r.Span = d.span(w.Span)
+		}
 		r.Digest = d.optionalToken("digest", w.Digest)
 		r.Node = d.optionalToken("node", w.Node)
 	case Release:
@@ -394,7 +414,11 @@ func (a *Answer) Decode(body []byte) error {
 	}
 	switch a.Kind {
 	case Granted:
-		a.Fence = d.positive("fence", w.Fence)
+		a.Fence, a.Behind = d.positive("fence", w.Fence), w.Behind
+		if a.Span = d.span(w.Span); a.Span == 1 {
+			a.Span = 0 // one spelling
+		}
+		d.number("fence and span", a.Fence+a.Span)
 	case Queued:
 		a.Place = d.count("place", w.Place)
 		a.Recovering = d.millis("recovering_ms", w.Recovering)
@@ -411,6 +435,7 @@ func (a *Answer) Decode(body []byte) error {
 	case Refused:
 		a.Reason, a.Text, a.Passes = Reason(d.optionalToken("reason", w.Reason)), d.text("text", w.Text, MaxText), w.Passes
 	case Recall:
+		a.Behind = w.Behind
 	case Refreshed:
 		a.Claim.Instance = d.uuid("instance", w.Instance)
 		a.Beat = d.positive("beat", w.Beat)
@@ -483,6 +508,14 @@ func (d *decoder) positive(key string, v uint64) uint64 {
 		d.fail("%s is missing or 0", key)
 	}
 	return d.number(key, v)
+}
+
+func (d *decoder) span(v uint64) uint64 {
+	if v > MaxSpan {
+		d.fail("span is above %d", MaxSpan)
+		return 0
+	}
+	return v
 }
 
 // count fits an int everywhere.

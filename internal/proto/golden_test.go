@@ -52,6 +52,11 @@ func goldenRequests() map[string]Request {
 			Verb: Acquire, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, Beat: 5_250_000,
 			Mode: quorum.Exclusive, At: exampleAt, TTL: 10 * time.Second, Digest: exampleDigest, Try: true,
 		},
+		"acquire-keep": {
+			Verb: Acquire, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, Beat: 8_612_077,
+			Mode: quorum.Exclusive, At: exampleAt, TTL: 10 * time.Second, Digest: exampleDigest, Want: exampleAt + 1,
+			Held: true, Keep: true, Span: 64,
+		},
 		"release": {
 			Verb: Release, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, Now: exampleAt + 4_200_000,
 		},
@@ -103,6 +108,14 @@ func goldenAnswers() map[string]Answer {
 	all["refused"] = a
 
 	all["recall"] = about(n2, Recall)
+
+	a = about(n1, Granted)
+	a.Fence, a.Span, a.Behind = exampleAt+1, 64, true
+	all["granted-span"] = a
+
+	a = about(n2, Recall)
+	a.Behind = true
+	all["recall-behind"] = a
 
 	a = n3
 	a.Kind, a.Client, a.Claim.Instance, a.Beat, a.Lo, a.Hi = Refreshed, "svc-a", exampleClient, 8_583_333, 1, 12
@@ -171,7 +184,7 @@ func TestGoldenAnswers(t *testing.T) {
 // Unknown fields are ignored, which is the room that later versions have.
 func TestGoldenWithMoreFields(t *testing.T) {
 	more := func(b []byte) []byte {
-		return append([]byte(`{"span":5,"keep":true,"later":{"a":[1,null]},`), b[1:]...)
+		return append([]byte(`{"spanning":5,"kept":true,"later":{"a":[1,null]},`), b[1:]...)
 	}
 	for name, r := range goldenRequests() {
 		_, body := golden(t, name)

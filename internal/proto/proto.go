@@ -27,6 +27,7 @@ const (
 	MaxShort = 8 << 10   // bytes of any other request, so that refusing a large one costs a node nothing
 	MaxText  = 512       // bytes of a refusal's text, a nonce or a version
 	MaxToken = 64        // bytes of a name of a client or node
+	MaxSpan  = 1 << 16   // fences of one claim at a time
 	MinLease = 10 * time.Millisecond
 	MaxLease = 24 * time.Hour
 )
@@ -132,6 +133,8 @@ type Request struct {
 	Want   uint64        // fence wanted, 0 for none
 	Held   bool          // the claim is held by votes of other nodes
 	Try    bool          // its client wants to know at once when another is in the way
+	Keep   bool          // its client keeps the claim between holders: it wants to know when others wait
+	Span   uint64        // with Keep: how many fences it wants from the first on, for those holders
 	Digest string        // configuration that the client knows
 
 	Node string // acquire, yield: only this node is meant (empty: all); info: whose name is probed
@@ -172,6 +175,9 @@ type Answer struct {
 	Claim ClaimID // refreshed: only its Instance
 	Beat  uint64
 	Fence uint64 // granted
+	Span  uint64 // granted: how many fences from that on are the claim's; 0 is 1
+
+	Behind bool // granted, recall: of a claim that is kept, that others wait for it
 
 	Place      int           // queued: claims before this one
 	Blocker    *Blocker      // queued: who stands in the way, nil if nobody does (the node is recovering)

@@ -99,6 +99,7 @@ var wrongs = map[string][]string{
 		`"a.b"`, `"a b"`, `"*"`, `">"`, `"a\u0000"`, `"\u00fc"`, `"a\"b"`,
 		`"` + strings.Repeat("x", MaxToken+1) + `"`, `7`, `true`, `{}`,
 	},
+	"span": {`-1`, `1.5`, `65537`, `"5"`, `true`, `{}`, aboveInt},
 	"text": {`"` + strings.Repeat("x", MaxText+1) + `"`, `"` + strings.Repeat(`\u00fc`, MaxText/2+1) + `"`, `7`, `true`, `{}`},
 	"mode": {`""`, `"Exclusive"`, `"read"`, `"exclusive "`, `0`, `true`},
 	"bool": {`0`, `1`, `"true"`, `{}`, `[true]`},
@@ -120,6 +121,7 @@ var rights = map[string][]string{
 	"uuid":           {`"00000000-0000-0000-0000-000000000000"`, `"ffffffff-ffff-ffff-ffff-ffffffffffff"`},
 	"token":          {`"a"`, `"0"`, `"-"`, `"_"`, `"Az09-_"`, `"` + strings.Repeat("x", MaxToken) + `"`},
 	"optional token": {`""`, `"a"`, `"` + strings.Repeat("x", MaxToken) + `"`},
+	"span":           {`0`, `1`, `65536`},
 	"text":           {`""`, `"\u0000 \" \\ <&> \u2028 \ud83d\ude00"`, `"` + strings.Repeat("x", MaxText) + `"`},
 	"mode":           {`"exclusive"`, `"shared"`},
 	"bool":           {`true`, `false`},
@@ -165,6 +167,16 @@ var messages = []message{
 		{name: "try", kind: "bool"},
 		{name: "node", kind: "optional token"},
 	})},
+	{"acquire-keep", Acquire, fields(claimFields, []field{
+		{name: "mode", kind: "mode", required: true},
+		{name: "at", kind: "micros"},
+		{name: "ttl_ms", kind: "lease", required: true},
+		{name: "digest", kind: "optional token"},
+		{name: "want", kind: "number"},
+		{name: "held", kind: "bool"},
+		{name: "keep", kind: "bool"},
+		{name: "span", kind: "span"},
+	})},
 	{"release", Release, []field{
 		{name: "instance", kind: "uuid", required: true},
 		{name: "seq", kind: "positive", required: true},
@@ -187,7 +199,11 @@ var messages = []message{
 		{name: "started", kind: "micros"},
 		{name: "voted", kind: "bool"},
 	}},
-	{"granted", "", fields(head, claimFields, []field{{name: "fence", kind: "positive", required: true}})},
+	{"granted", "", fields(head, claimFields, []field{
+		{name: "fence", kind: "", required: true, fail: []string{`0`, `-1`, `1.5`, `"7"`, aboveInt}, pass: []string{`1`}},
+		{name: "span", kind: "span"},
+		{name: "behind", kind: "bool"},
+	})},
 	{"queued", "", fields(head, claimFields, []field{
 		{name: "place", kind: "count"},
 		{name: "recovering_ms", kind: "millis"},
@@ -205,7 +221,7 @@ var messages = []message{
 		{name: "text", kind: "text"},
 		{name: "passes", kind: "bool"},
 	})},
-	{"recall", "", fields(head, claimFields)},
+	{"recall", "", fields(head, claimFields, []field{{name: "behind", kind: "bool"}})},
 	{"refreshed", "", fields(head, []field{
 		{name: "instance", kind: "uuid", required: true},
 		{name: "beat", kind: "positive", required: true},
@@ -291,7 +307,7 @@ func TestRejectionsAreComplete(t *testing.T) {
 		complete(t, strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(name, "-wanted"), "-try"), "-nothing-left"), name)
 	}
 	for name := range goldenAnswers() {
-		complete(t, strings.TrimSuffix(name, "-recovering"), name)
+		complete(t, strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(name, "-recovering"), "-span"), "-behind"), name)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/qlock/qlock/internal/client"
+	"github.com/qlock/qlock/internal/local"
 	"github.com/qlock/qlock/internal/node"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
@@ -53,7 +54,7 @@ const (
 // whose requests were on their way before its own, and whom no vote was recalled
 // from in time. Who is cut off from nodes, as in the rough worlds, is passed by all
 // who are not.
-var mostOvertaken = [worlds]int{sound: 10, lossy: 50, rough: 1 << 30}
+var mostOvertaken = [worlds]int{sound: 30, lossy: 60, rough: 1 << 30}
 
 const (
 	ttl      = 10 * time.Second
@@ -131,9 +132,10 @@ type simClient struct {
 	name     string
 	clock    hostClock
 	core     *client.Client
+	table    *local.Table // nil: each of its jobs has a claim of its own
 	inbox    string
 	timer    *event
-	out      client.Out
+	out      local.Out
 	paused   bool
 	backlog  []func()
 	instance uuid.UUID
@@ -142,7 +144,9 @@ type simClient struct {
 // job is what one goroutine of a client does: wants, waits, holds, releases.
 type job struct {
 	client *simClient
-	claim  *client.Claim
+	claim  *client.Claim // of its own
+	use    *local.Use    // or a part in a claim of its client's
+	made   int64
 	mode   quorum.Mode
 	res    string
 	asked  time.Duration
@@ -172,6 +176,8 @@ type Sim struct {
 	// what this seed's world is like
 	loss, dup, late float64
 	codec           bool
+	shared          bool          // clients share claims among their jobs
+	retention       time.Duration // and keep them
 	cluster         proto.Config
 	twin            *simNode
 	wrong           string // who has another configuration in this world: "node", "client" or nobody
@@ -209,6 +215,9 @@ func newSim(opt Options) *Sim {
 	s.dup = [...]float64{0, 0.02, 0.2}[r.IntN(3)]
 	s.late = [...]float64{0, 0.001, 0.02}[r.IntN(3)]
 	s.codec = r.IntN(8) == 0
+	if s.shared = r.IntN(3) > 0; s.shared && r.IntN(2) == 0 {
+		s.retention = s.between(0, ttl)
+	}
 	s.world = [...]int{sound, lossy, rough, rough, rough, rough, rough, rough, rough, rough}[r.IntN(10)]
 	if s.world == sound {
 		s.loss, s.late = 0, 0
@@ -235,6 +244,9 @@ func newSim(opt Options) *Sim {
 		s.clients = append(s.clients, c)
 		c.start(cfg)
 		loops := 1 + r.IntN(2)
+		if s.shared {
+			loops = 1 + r.IntN(5)
+		}
 		for range loops {
 			s.at(s.between(0, 3*time.Second), func() { c.want(resources) })
 		}
@@ -506,12 +518,19 @@ func (c *simClient) start(cfg proto.Config) {
 	c.core = client.New(client.Config{
 		Name: c.name, Instance: c.instance, TTL: ttl, MaxRuns: 2, Cluster: cfg,
 	}, c.clock.read(s.now))
+	if s.shared {
+		c.table = local.New(c.core, s.retention)
+	}
 	c.inbox = fmt.Sprintf("%s.%s", c.name, c.instance)
 	core := c.core
 	s.inboxes[c.inbox] = func(a *proto.Answer) {
 		c.do(func() {
 			if c.core == core {
-				c.core.Handle(c.clock.read(s.now), a, &c.out)
+				if c.table != nil {
+					c.table.Handle(c.clock.read(s.now), a, &c.out)
+				} else {
+					c.core.Handle(c.clock.read(s.now), a, &c.out.Out)
+				}
 				c.flush()
 			}
 		})
@@ -529,31 +548,77 @@ func (c *simClient) do(f func()) {
 
 func (c *simClient) flush() {
 	s := c.sim
-	requests, events := c.out.Requests, c.out.Events
+	requests, events, uses := c.out.Requests, c.out.Events, c.out.Uses
 	for _, note := range c.out.Notes {
 		s.tracef("%s: %s", c.name, note)
 	}
-	c.out = client.Out{}
+	c.out = local.Out{}
 	for _, r := range requests {
 		s.publish(c.name, c.inbox, r)
 	}
 	for _, e := range events {
-		e.Claim.User.(*job).event(e.Kind)
+		switch j := e.Claim.User.(*job); e.Kind {
+		case client.Held:
+			j.event(local.Held)
+		case client.Lost:
+			j.event(local.Lost)
+		case client.Failed:
+			j.event(local.Failed)
+		}
+	}
+	for _, e := range uses {
+		e.Use.User.(*job).event(e.Kind)
 	}
 	s.cancel(c.timer)
-	if wait, ok := c.core.Wait(); ok {
+	if wait, ok := c.wait(); ok {
 		core := c.core
 		d := min(time.Duration(float64(wait)/c.clock.rate)+time.Microsecond, time.Second)
 		c.timer = s.at(d, func() {
 			c.do(func() {
 				if c.core == core {
-					c.core.Tick(c.clock.read(s.now), &c.out)
+					c.tick()
 					c.flush()
 				}
 			})
 		})
 	}
 }
+
+func (c *simClient) tick() {
+	now := c.clock.read(c.sim.now)
+	if c.table != nil {
+		c.table.Tick(now, &c.out)
+	} else {
+		c.core.Tick(now, &c.out.Out)
+	}
+}
+
+func (c *simClient) wait() (time.Duration, bool) {
+	if c.table != nil {
+		return c.table.Wait(c.clock.read(c.sim.now))
+	}
+	return c.core.Wait()
+}
+
+// end gives back what a job has, or ends its waiting.
+func (c *simClient) end(j *job) {
+	now := c.clock.read(c.sim.now)
+	if j.use != nil {
+		c.table.Unlock(now, j.use, &c.out)
+	} else {
+		c.core.Release(now, j.claim, &c.out.Out)
+	}
+}
+
+func (j *job) token() uint64 {
+	if j.use != nil {
+		return j.use.Token()
+	}
+	return j.claim.Token()
+}
+
+// id tells jobs apart in a trace.
+func (j *job) id() int64 { return j.made - baseWall }
 
 func (c *simClient) want(resources int) {
 	c.do(func() {
@@ -570,7 +635,13 @@ func (c *simClient) want(resources int) {
 		}
 		s.jobs[j.res] = append(s.jobs[j.res], j)
 		s.tracef("%s wants %s %v try=%v", c.name, j.res, j.mode, j.try)
-		j.claim = c.core.Acquire(c.clock.read(s.now), j.res, j.mode, j.try, j, &c.out)
+		now := c.clock.read(s.now)
+		j.made = now.Wall
+		if c.table != nil {
+			j.use = c.table.Lock(now, j.res, j.mode, j.try, j, &c.out)
+		} else {
+			j.claim = c.core.Acquire(now, j.res, j.mode, j.try, j, &c.out.Out)
+		}
 		c.flush()
 		again := s.between(0, 8*time.Second)
 		if s.rng.IntN(2) == 0 {
@@ -597,8 +668,8 @@ func (j *job) giveUp() {
 		return
 	}
 	c.sim.res.GaveUp++
-	c.sim.tracef("%s gives up %s #%d", c.name, j.res, j.claim.Seq())
-	c.core.Release(c.clock.read(c.sim.now), j.claim, &c.out)
+	c.sim.tracef("%s gives up %s #%d", c.name, j.res, j.id())
+	c.end(j)
 	j.end()
 	c.flush()
 }
@@ -615,20 +686,20 @@ func (j *job) end() {
 	s.cancel(j.timer)
 }
 
-func (j *job) event(k client.EventKind) {
+func (j *job) event(k local.EventKind) {
 	c, s := j.client, j.client.sim
 	switch k {
-	case client.Held:
+	case local.Held:
 		if j.held || j.ended {
-			s.fail("%s #%d on %s is held after it was held or over", c.name, j.claim.Seq(), j.res)
+			s.fail("%s #%d on %s is held after it was held or over", c.name, j.id(), j.res)
 		}
 		j.held = true
 		s.res.Held++
 		s.res.WaitedLongest = max(s.res.WaitedLongest, s.now-j.asked)
-		s.tracef("%s HOLDS %s #%d %v token %d", c.name, j.res, j.claim.Seq(), j.mode, j.claim.Token())
+		s.tracef("%s HOLDS %s #%d %v token %d", c.name, j.res, j.id(), j.mode, j.token())
 		s.checkToken(j)
 		for _, o := range s.jobs[j.res] {
-			if o != j && !o.held && o.claim.Made() < j.claim.Made() && quorum.Conflicts(o.mode, j.mode) {
+			if o != j && !o.held && o.made < j.made && quorum.Conflicts(o.mode, j.mode) {
 				o.over++
 				s.overtaken(o)
 			}
@@ -643,29 +714,29 @@ func (j *job) event(k client.EventKind) {
 				if j.ended {
 					return
 				}
-				s.tracef("%s releases %s #%d", c.name, j.res, j.claim.Seq())
-				c.core.Release(c.clock.read(s.now), j.claim, &c.out)
+				s.tracef("%s releases %s #%d", c.name, j.res, j.id())
+				c.end(j)
 				j.endIfNot()
 				c.flush()
 			})
 		})
-	case client.Lost:
+	case local.Lost:
 		s.res.Lost++
 		if !j.held {
-			s.fail("%s #%d lost without having been held", c.name, j.claim.Seq())
+			s.fail("%s #%d lost without having been held", c.name, j.id())
 		}
-		s.tracef("%s LOST %s #%d", c.name, j.res, j.claim.Seq())
+		s.tracef("%s LOST %s #%d", c.name, j.res, j.id())
 		j.endIfNot()
-	case client.Failed:
+	case local.Failed:
 		if j.held {
-			s.fail("%s #%d failed after it was held", c.name, j.claim.Seq())
+			s.fail("%s #%d failed after it was held", c.name, j.id())
 		}
 		if j.try {
 			s.res.TryFailed++
 		} else {
 			s.res.Refused++
 		}
-		s.tracef("%s failed %s #%d", c.name, j.res, j.claim.Seq())
+		s.tracef("%s failed %s #%d", c.name, j.res, j.id())
 		j.endIfNot()
 	}
 }
@@ -674,7 +745,7 @@ func (s *Sim) overtaken(o *job) {
 	o.over++
 	s.res.Overtaken[s.world] = max(s.res.Overtaken[s.world], o.over)
 	if o.over > mostOvertaken[s.world] {
-		s.fail("%s #%d on %s was overtaken %d times", o.client.name, o.claim.Seq(), o.res, o.over)
+		s.fail("%s #%d on %s was overtaken %d times", o.client.name, o.id(), o.res, o.over)
 	}
 }
 
@@ -698,9 +769,18 @@ func (c *simClient) crash() {
 			}
 		}
 	}
+	c.wake()
 	c.paused, c.backlog = false, nil
-	c.out = client.Out{}
+	c.out = local.Out{}
 	c.start(s.cluster)
+}
+
+// wake lets the machine's monotonic clock go on.
+func (c *simClient) wake() {
+	if c.clock.asleep >= 0 {
+		c.clock.stopped += c.sim.now - c.clock.asleep
+		c.clock.asleep = -1
+	}
 }
 
 func (c *simClient) resume() {
@@ -710,17 +790,14 @@ func (c *simClient) resume() {
 	s := c.sim
 	c.paused = false
 	s.tracef("%s goes on", c.name)
-	if c.clock.asleep >= 0 {
-		c.clock.stopped += s.now - c.clock.asleep
-		c.clock.asleep = -1
-	}
+	c.wake()
 	backlog := c.backlog
 	c.backlog = nil
 	s.rng.Shuffle(len(backlog), func(i, k int) { backlog[i], backlog[k] = backlog[k], backlog[i] })
 	for _, f := range backlog {
 		c.do(f)
 	}
-	c.core.Tick(c.clock.read(s.now), &c.out)
+	c.tick()
 	c.flush()
 }
 
@@ -787,9 +864,9 @@ func (s *Sim) fault() {
 		if c.paused {
 			break
 		}
-		c.core.Tick(c.clock.read(s.now), &c.out)
+		c.tick()
 		c.clock.offset = s.between(-2*time.Second, 2*time.Second)
-		c.core.Tick(c.clock.read(s.now), &c.out)
+		c.tick()
 		c.flush()
 		s.tracef("%s has its wall clock set to %v", c.name, c.clock.offset)
 	case 9: // a node's process stops for a while, or its machine sleeps
@@ -915,7 +992,7 @@ func (s *Sim) check() {
 			for _, b := range list[i+1:] {
 				if quorum.Conflicts(a.mode, b.mode) && b.holds() {
 					s.fail("two hold %s: %s #%d (%v, token %d) and %s #%d (%v, token %d)", res,
-						a.client.name, a.claim.Seq(), a.mode, a.claim.Token(), b.client.name, b.claim.Seq(), b.mode, b.claim.Token())
+						a.client.name, a.id(), a.mode, a.token(), b.client.name, b.id(), b.mode, b.token())
 				}
 			}
 		}
@@ -929,7 +1006,15 @@ func (j *job) holds() bool {
 	if !j.held || j.ended {
 		return false
 	}
-	return !j.client.paused || j.client.core.HeldAt(j.client.clock.read(j.client.sim.now), j.claim)
+	c := j.client
+	if !c.paused {
+		return true
+	}
+	if now := c.clock.read(c.sim.now); j.use != nil {
+		return c.table.HeldAt(now, j.use)
+	} else {
+		return c.core.HeldAt(now, j.claim)
+	}
 }
 
 func (s *Sim) checkToken(j *job) {
@@ -938,7 +1023,7 @@ func (s *Sim) checkToken(j *job) {
 		t = &tokens{}
 		s.tokens[j.res] = t
 	}
-	token := j.claim.Token()
+	token := j.token()
 	if j.mode == quorum.Exclusive {
 		if token <= t.any {
 			s.fail("%s has token %d on %s, %d was given before", j.client.name, token, j.res, t.any)
@@ -953,7 +1038,7 @@ func (s *Sim) checkToken(j *job) {
 func (s *Sim) checkEmpty() {
 	for res, list := range s.jobs {
 		for _, j := range list {
-			s.fail("%s still waits for %s #%d (held %v), since %v", j.client.name, res, j.claim.Seq(), j.held, j.asked)
+			s.fail("%s still waits for %s #%d (held %v), since %v", j.client.name, res, j.id(), j.held, j.asked)
 		}
 	}
 	for _, c := range s.clients {

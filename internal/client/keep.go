@@ -1,0 +1,141 @@
+package client
+
+import (
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// A claim can be kept while one holder of its client follows the other, with a
+// token for each (package internal/local decides who). The nodes are told so: they
+// set tokens aside for it, and say when others wait (N3, N4).
+
+// Spans begin small and double while they are used up: what is set aside and not
+// used lets the tokens run ahead of the clock, by a microsecond each.
+const (
+	firstSpan = 64
+	mostSpan  = 4096
+)
+
+// Keep tells the nodes that the claim is kept, and has tokens set aside: there is
+// an event when they are.
+func (c *Client) Keep(now proto.Now, cl *Claim, out *Out) {
+	c.step(now, out)
+	if cl.keep || cl.state == Over {
+		return
+	}
+	cl.keep, cl.span = true, firstSpan
+	if cl.state == Holding && cl.mode == quorum.Exclusive {
+		cl.more = cl.stock
+	}
+	cl.keptAt = max(cl.beat, c.beat) + 1
+	c.ask(cl, "", out)
+	cl.keptAt = cl.beat
+}
+
+// Kept reports whether the nodes know that the claim is kept, so that it is told
+// when others wait for it.
+func (cl *Claim) Kept() bool { return cl.known }
+
+// Wanted reports whether others wait for a claim that is kept.
+func (cl *Claim) Wanted() bool { return cl.wanted }
+
+// Next gives out a token of a kept claim that is held, greater than all before it;
+// or none, and there is an event when there are some.
+func (c *Client) Next(now proto.Now, cl *Claim, out *Out) (uint64, bool) {
+	c.step(now, out)
+	if cl.state != Holding || !cl.keep || cl.mode != quorum.Exclusive {
+		return 0, false
+	}
+	token, ok := cl.fresh, cl.fresh < cl.stock
+	if ok {
+		cl.fresh++
+	}
+	if cl.more == 0 && cl.stock-cl.fresh < cl.span/2 {
+		if ok && cl.stock > cl.token+1 { // it has been through one
+			cl.span = min(2*cl.span, mostSpan)
+		}
+		cl.more = cl.stock
+		c.ask(cl, "", out)
+	}
+	return token, ok
+}
+
+// stocked takes the tokens that a quorum has set aside. Mostly they follow those
+// that there are.
+func (c *Client) stocked(cl *Claim, out *Out) {
+	known := cl.keep && !cl.known && c.keepers(cl) >= c.need(cl)
+	more := cl.more > 0 && c.carried(cl, cl.more) >= c.need(cl)
+	if !known && !more {
+		// A node that began anew has a fence of its own: all must set aside from the
+		// highest on, as all must give the highest (C3).
+		if highest := c.highest(cl); cl.more > 0 && highest > cl.more {
+			cl.more = highest
+			c.ask(cl, "", out)
+		}
+		return
+	}
+	cl.known = cl.known || known
+	if more {
+		if cl.more > cl.stock {
+			cl.fresh = cl.more // what lies between was never set aside
+		}
+		cl.stock = cl.more + c.reserved(cl, cl.more)
+		cl.more = 0
+	}
+	out.Events = append(out.Events, Event{Stocked, cl})
+}
+
+// highest is the highest fence of a standing vote.
+func (c *Client) highest(cl *Claim) uint64 {
+	most := uint64(0)
+	for i := range cl.votes {
+		if v := &cl.votes[i]; v.until > c.now {
+			most = max(most, v.fence)
+		}
+	}
+	return most
+}
+
+// carried is how many standing votes carry a fence.
+func (c *Client) carried(cl *Claim, fence uint64) int {
+	n := 0
+	for i := range cl.votes {
+		if v := &cl.votes[i]; v.until > c.now && v.fence == fence {
+			n++
+		}
+	}
+	return n
+}
+
+// reserved is how many tokens from fence on all of these votes set aside.
+func (c *Client) reserved(cl *Claim, fence uint64) uint64 {
+	least := uint64(0)
+	for i := range cl.votes {
+		if v := &cl.votes[i]; v.until > c.now && v.fence == fence && (least == 0 || v.span < least) {
+			least = v.span
+		}
+	}
+	return max(least, 1)
+}
+
+// keepers is how many nodes know that the claim is kept.
+func (c *Client) keepers(cl *Claim) int {
+	n := 0
+	for i := range cl.votes {
+		if cl.votes[i].keeps {
+			n++
+		}
+	}
+	return n
+}
+
+// behind notes that others wait.
+func (c *Client) behind(cl *Claim, out *Out) {
+	if cl.wanted {
+		return
+	}
+	cl.wanted = true
+	if cl.state == Holding {
+		out.Events = append(out.Events, Event{Wanted, cl})
+	}
+}
