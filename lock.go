@@ -21,6 +21,7 @@ type Lock struct {
 	resource string // encoded for subjects
 	mode     quorum.Mode
 	asked    time.Time
+	parent   lockContext
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
 
@@ -77,6 +78,43 @@ func (l *Lock) Context() context.Context { return l.ctx }
 // An ended ctx does not keep the lock from being given back.
 func (l *Lock) Unlock(context.Context) error {
 	return l.locker.unlock(l)
+}
+
+// lockContext is the parent of a lock's context: it has the values of the context
+// that the lock was asked for with, and the lock. It is context.WithValue and
+// context.WithoutCancel in one, without their memory.
+type lockContext struct {
+	context.Context
+	lock     *Lock
+	detached bool
+}
+
+func (c *lockContext) Deadline() (time.Time, bool) {
+	if c.detached {
+		return time.Time{}, false
+	}
+	return c.Context.Deadline()
+}
+
+func (c *lockContext) Done() <-chan struct{} {
+	if c.detached {
+		return nil
+	}
+	return c.Context.Done()
+}
+
+func (c *lockContext) Err() error {
+	if c.detached {
+		return nil
+	}
+	return c.Context.Err()
+}
+
+func (c *lockContext) Value(key any) any {
+	if key == (tokenKey{}) {
+		return c.lock
+	}
+	return c.Context.Value(key)
 }
 
 // tokenKey is the key of the *Lock in the contexts that locks make.

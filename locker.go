@@ -118,13 +118,13 @@ func (l *Locker) Nodes() []string {
 // Errors are of type *LockError: ErrHeld or ErrNoQuorum joined with the context's
 // error when ctx ended, ErrRefused, ErrClosed; or ErrInvalidName.
 func (l *Locker) Lock(ctx context.Context, name string) (*Lock, error) {
-	return l.lock(ctx, context.WithoutCancel(ctx), "lock", name, exclusive)
+	return l.lock(ctx, true, "lock", name, exclusive)
 }
 
 // RLock is like Lock for a shared lock: any number of readers may hold it
 // together, and no writer with them.
 func (l *Locker) RLock(ctx context.Context, name string) (*Lock, error) {
-	return l.lock(ctx, context.WithoutCancel(ctx), "rlock", name, shared)
+	return l.lock(ctx, true, "rlock", name, shared)
 }
 
 // TryLock takes the exclusive lock on name if nobody is in the way, and fails
@@ -140,13 +140,12 @@ func (l *Locker) TryRLock(ctx context.Context, name string) (*Lock, error) {
 }
 
 func (l *Locker) tryLock(ctx context.Context, op, name string, mode quorum.Mode) (*Lock, error) {
-	base := context.WithoutCancel(ctx)
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, l.opt.lease)
 		defer cancel()
 	}
-	return l.lock(ctx, base, op, name, mode)
+	return l.lock(ctx, true, op, name, mode)
 }
 
 // Do calls f while it holds the exclusive lock on name. f's context ends with ctx
@@ -154,7 +153,7 @@ func (l *Locker) tryLock(ctx context.Context, op, name string, mode quorum.Mode)
 // f's error, joined with ErrLost if the lock was lost before f returned; the lock
 // is given back also if f panics.
 func (l *Locker) Do(ctx context.Context, name string, f func(ctx context.Context) error) (err error) {
-	lock, err := l.lock(ctx, ctx, "lock", name, exclusive)
+	lock, err := l.lock(ctx, false, "lock", name, exclusive)
 	if err != nil {
 		return err
 	}
@@ -166,9 +165,9 @@ func (l *Locker) Do(ctx context.Context, name string, f func(ctx context.Context
 	return f(lock.Context())
 }
 
-// lock asks, waits, and undoes what comes too late. The lock's context descends
-// from base.
-func (l *Locker) lock(ctx, base context.Context, op, name string, mode quorum.Mode) (*Lock, error) {
+// lock asks, waits, and undoes what comes too late. The lock's context has the
+// values of ctx, and unless it is detached ends with it.
+func (l *Locker) lock(ctx context.Context, detached bool, op, name string, mode quorum.Mode) (*Lock, error) {
 	resource, err := encodeResource(name)
 	if err != nil {
 		return nil, err
@@ -176,13 +175,15 @@ func (l *Locker) lock(ctx, base context.Context, op, name string, mode quorum.Mo
 	if err := contextError(ctx); err != nil {
 		return nil, &LockError{Op: op, Name: name, Reason: ErrNoQuorum, Cause: fmt.Errorf("not asked: %w", err)}
 	}
-	k := &Lock{locker: l, name: name, resource: resource, mode: mode, asked: time.Now(), ready: make(chan struct{})}
-	k.ctx, k.cancel = context.WithCancelCause(context.WithValue(base, tokenKey{}, k))
+	k := &Lock{locker: l, name: name, resource: resource, mode: mode, ready: make(chan struct{})}
+	k.parent = lockContext{ctx, k, detached}
+	k.ctx, k.cancel = context.WithCancelCause(&k.parent)
 	try := op == "try-lock" || op == "try-rlock"
 	l.step(func(now proto.Now, out *local.Out) {
 		if l.closed {
 			return
 		}
+		k.asked = l.start.Add(now.Mono)
 		k.use = l.table.Lock(now, resource, mode, try, k, out)
 	})
 	if k.use == nil {
@@ -316,9 +317,8 @@ func (l *Locker) leave() error {
 	return nil
 }
 
-// now reads the clocks.
-func (l *Locker) now() proto.Now {
-	t := time.Now()
+// at is a reading of the clocks.
+func (l *Locker) at(t time.Time) proto.Now {
 	return proto.Now{Mono: t.Sub(l.start), Wall: t.UnixMicro()}
 }
 
@@ -330,7 +330,8 @@ var outs = sync.Pool{New: func() any { return new(local.Out) }}
 func (l *Locker) step(f func(now proto.Now, out *local.Out)) {
 	out := outs.Get().(*local.Out)
 	l.mu.Lock()
-	now := l.now()
+	t := time.Now()
+	now := l.at(t)
 	f(now, out)
 	for _, e := range out.Uses {
 		l.became(now, e)
@@ -338,7 +339,7 @@ func (l *Locker) step(f func(now proto.Now, out *local.Out)) {
 	if out.AskInfo && l.askAgain() {
 		out.Requests = append(out.Requests, l.infoRequest())
 	}
-	wake := l.rearm()
+	wake := l.rearm(t, now)
 	if len(out.Requests) > 0 {
 		l.out.requests(l.opt.cluster, out.Requests)
 	}
@@ -385,7 +386,7 @@ func (l *Locker) became(now proto.Now, e local.Event) {
 	k := e.Use.User.(*Lock)
 	switch e.Kind {
 	case local.Held:
-		k.state, k.token, k.since = lockHeld, e.Use.Token(), time.Now()
+		k.state, k.token, k.since = lockHeld, e.Use.Token(), l.start.Add(now.Mono)
 		k.votes, k.nodes = l.table.Votes(e.Use), len(l.core.Cluster().Nodes)
 	case local.Lost:
 		k.state = lockLost

@@ -18,8 +18,9 @@ func (l *Locker) run(status chan nats.Status) {
 	defer timer.Stop()
 	for {
 		l.mu.Lock()
-		wait := l.wait()
-		l.wakeAt = time.Now().Add(wait)
+		t := time.Now()
+		wait := l.wait(l.at(t))
+		l.wakeAt = t.Add(wait)
 		l.mu.Unlock()
 		due := always
 		if wait > 0 {
@@ -59,8 +60,8 @@ const idle = time.Hour
 // wait is how long the loop may sleep: until the machine's next deadline, and a
 // second at most while there are claims, because the lease clock must be read
 // that often to notice that the machine slept (C8). Call with l.mu held.
-func (l *Locker) wait() time.Duration {
-	d, ok := l.table.Wait(l.now())
+func (l *Locker) wait(now proto.Now) time.Duration {
+	d, ok := l.table.Wait(now)
 	if !ok {
 		return idle
 	}
@@ -73,11 +74,11 @@ func (l *Locker) wait() time.Duration {
 // rearm reports whether the loop must be woken because a deadline now comes
 // before the moment that it sleeps to. Mostly it need not: a lock taken and given
 // back at once leaves the timer as it was. Call with l.mu held.
-func (l *Locker) rearm() bool {
+func (l *Locker) rearm(t time.Time, now proto.Now) bool {
 	if l.core == nil || l.closed {
 		return false
 	}
-	at := time.Now().Add(l.wait())
+	at := t.Add(l.wait(now))
 	if !at.Before(l.wakeAt) {
 		return false
 	}

@@ -183,7 +183,7 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 	n.core = node.New(node.Config{
 		Name: cfg.Name, Config: cfg.proto(), Incarnation: newInstance(), ProbeWait: cfg.ProbeWait,
 		MaxClaims: cfg.MaxClaims, MaxQueue: cfg.MaxQueue, MaxRuns: maxRuns(nc), Version: Version,
-	}, n.now(), saved, longest)
+	}, n.at(time.Now()), saved, longest)
 	n.state.Store(n.core.State())
 	if err := n.serve(ctx); err != nil {
 		return nil, errors.Join(err, n.Close())
@@ -316,7 +316,7 @@ func (n *Node) close(save bool) error {
 		return nil
 	}
 	n.closed = true // no message is handled after what is saved now
-	saved, clean := n.core.Save(n.now())
+	saved, clean := n.core.Save(n.at(time.Now()))
 	n.mu.Unlock()
 
 	close(n.stop)
@@ -354,8 +354,7 @@ func (n *Node) finish() {
 	}
 }
 
-func (n *Node) now() proto.Now {
-	t := time.Now()
+func (n *Node) at(t time.Time) proto.Now {
 	return proto.Now{Mono: t.Sub(n.start), Wall: t.UnixMicro()}
 }
 
@@ -424,14 +423,16 @@ func (n *Node) step(f func(now proto.Now, out *node.Out)) {
 		return
 	}
 	wasProbed := n.core.Probed()
-	f(n.now(), out)
+	t := time.Now()
+	now := n.at(t)
+	f(now, out)
 	state, over := n.core.State(), n.core.Stopped() && !n.core.Leaving()
 	if state != n.state.Load() || n.core.Probed() != wasProbed {
 		n.state.Store(state)
 		close(n.change)
 		n.change = make(chan struct{})
 	}
-	at := time.Now().Add(n.wait())
+	at := t.Add(n.wait(now))
 	wake := at.Before(n.wakeAt)
 	if wake {
 		n.wakeAt = at
@@ -470,8 +471,8 @@ func (n *Node) step(f func(now proto.Now, out *node.Out)) {
 }
 
 // wait is how long the loop may sleep. Call with n.mu held.
-func (n *Node) wait() time.Duration {
-	return min(max(n.core.Deadline()-n.now().Mono, 0), idle)
+func (n *Node) wait(now proto.Now) time.Duration {
+	return min(max(n.core.Deadline()-now.Mono, 0), idle)
 }
 
 // run does what time alone brings: leases that run out, the end of a quarantine,
@@ -481,8 +482,9 @@ func (n *Node) run() {
 	defer timer.Stop()
 	for {
 		n.mu.Lock()
-		wait := n.wait()
-		n.wakeAt = time.Now().Add(wait)
+		t := time.Now()
+		wait := n.wait(n.at(t))
+		n.wakeAt = t.Add(wait)
 		n.mu.Unlock()
 		due := always
 		if wait > 0 {

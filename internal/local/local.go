@@ -182,10 +182,10 @@ func remove(list []*Use, u *Use) []*Use {
 	i := slices.Index(list, u)
 	if i == 0 { // the common case: no move of all that wait behind
 		list[0] = nil
-		if list = list[1:]; len(list) == 0 {
-			return nil
+		if len(list) == 1 {
+			return list[:0] // its memory serves the next
 		}
-		return list
+		return list[1:]
 	}
 	return slices.Delete(list, i, i+1)
 }
