@@ -43,6 +43,9 @@ func TestNodeConfigIsChecked(t *testing.T) {
 		{"claims", func(c *qlock.NodeConfig) { c.MaxClaims = -7 }, nil, []string{"NodeConfig.MaxClaims (-7)", "MaxQueue (65536)"}},
 		{"queue", func(c *qlock.NodeConfig) { c.MaxQueue = -7 }, nil, []string{"MaxQueue (-7)", "MaxClaims (250000)"}},
 		{"probe", func(c *qlock.NodeConfig) { c.ProbeWait = -time.Second }, nil, []string{"NodeConfig.ProbeWait -1s"}},
+		{"long probe", func(c *qlock.NodeConfig) {
+			c.MaxLease, c.MaxSkew, c.ProbeWait = 300*time.Millisecond, 0, 200*time.Millisecond
+		}, nil, []string{"NodeConfig.ProbeWait 200ms", "a third of MaxLease (100ms)"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

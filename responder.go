@@ -38,7 +38,8 @@ type NodeConfig struct {
 	MaxQueue  int // claims on one name beside one that holds it; default 65,536
 
 	// ProbeWait is how long the node listens for another node of its name before
-	// its first vote; default 300 ms.
+	// its first vote; default 300 ms or, if that is less, a quarter of MaxLease. At
+	// most a third of that.
 	ProbeWait time.Duration
 
 	// NoService keeps the node out of `nats micro ls`; it needs no permission for
@@ -65,7 +66,7 @@ func (c NodeConfig) withDefaults() (NodeConfig, error) {
 		c.MaxQueue = 65_536
 	}
 	if c.ProbeWait == 0 {
-		c.ProbeWait = 300 * time.Millisecond
+		c.ProbeWait = min(300*time.Millisecond, c.MaxLease/4)
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -101,8 +102,8 @@ func (c NodeConfig) check() error {
 		return fmt.Errorf("qlock: NodeConfig.MaxSkew %v: it must be within 1ms and MaxLease (%v), in whole milliseconds", c.MaxSkew, c.MaxLease)
 	case c.MaxClaims < 1 || c.MaxQueue < 1:
 		return fmt.Errorf("qlock: NodeConfig.MaxClaims (%d) and MaxQueue (%d) must be positive", c.MaxClaims, c.MaxQueue)
-	case c.ProbeWait < 0:
-		return fmt.Errorf("qlock: NodeConfig.ProbeWait %v is negative", c.ProbeWait)
+	case c.ProbeWait < 0 || c.ProbeWait > c.MaxLease/3:
+		return fmt.Errorf("qlock: NodeConfig.ProbeWait %v: it must be within 0 and a third of MaxLease (%v)", c.ProbeWait, c.MaxLease/3)
 	}
 	return nil
 }

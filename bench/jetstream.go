@@ -1,0 +1,280 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// jetStreamRival is a mutex on a JetStream stream in memory, as good as we know
+// to make one: a subject for each lock, of which the last message says who has
+// it. Whoever locks publishes on condition that the last message is the one by
+// which the lock became free (or that there is none), with a TTL for the case that
+// he dies. Whoever unlocks publishes on condition that the last message is still
+// his. The stream republishes each message, and that wakes who waits: nobody
+// polls. The sequence of the message is the fencing token.
+//
+// Goroutines of one client take turns, so that a release wakes one of each client
+// and not all.
+func jetStreamRival(replicas int) *rival {
+	transport := overTCP
+	if replicas == 1 {
+		transport = inProcess
+	}
+	return &rival{
+		name: fmt.Sprintf("jetstream R%d", replicas), transport: transport, floor: floorName(replicas, transport),
+		start: func(ctx context.Context, _ setup) (service, error) {
+			f, err := startFleet(ctx, transport, true)
+			if err != nil {
+				return nil, err
+			}
+			js := &jetStream{fleet: f}
+			if err := js.start(ctx, replicas); err != nil {
+				return nil, errors.Join(err, js.close())
+			}
+			return js, nil
+		},
+	}
+}
+
+const (
+	jsStream = "LOCKS"
+	jsLocks  = "js.lock."  // and the key: who has it
+	jsEvents = "js.event." // and the key: the same, for those who wait
+	jsFree   = "Free"      // the header of a message that frees
+
+	// What became free is forgotten, some time after it can be of use to anybody.
+	jsForget = time.Minute
+)
+
+type jetStream struct{ *fleet }
+
+func (j *jetStream) start(ctx context.Context, replicas int) error {
+	nc, err := j.local(0)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	cfg := jetstream.StreamConfig{
+		Name: jsStream, Subjects: []string{jsLocks + ">"}, Storage: jetstream.MemoryStorage, Replicas: replicas,
+		MaxMsgsPerSubject: 1, AllowMsgTTL: true,
+		// A lock that runs out leaves a message too, so that waiters are woken.
+		SubjectDeleteMarkerTTL: jsForget,
+		RePublish:              &jetstream.RePublish{Source: jsLocks + ">", Destination: jsEvents + ">"},
+	}
+	// The servers elect a leader first.
+	return poll(ctx, "the stream was not made", func() (bool, error) {
+		again, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		_, err := js.CreateOrUpdateStream(again, cfg)
+		return err == nil, err
+	})
+}
+
+func (j *jetStream) connect(ctx context.Context) (client, error) {
+	nc, err := j.fleet.connect()
+	if err != nil {
+		return nil, err
+	}
+	c := &jsClient{nc: nc, topics: map[string]*jsTopic{}, free: map[string]uint64{}}
+	if c.js, err = jetstream.New(nc); err == nil {
+		c.stream, err = c.js.Stream(ctx, jsStream)
+	}
+	if err != nil {
+		nc.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+type jsClient struct {
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	stream jetstream.Stream
+	turn   turns
+
+	mu     sync.Mutex // guards what follows
+	topics map[string]*jsTopic
+	free   map[string]uint64 // the message by which this client itself freed a key: a good first guess
+}
+
+// jsTopic hears what happens to a key. It is kept as long as its client: who
+// waited once will wait again, and a key where nobody waits costs none.
+type jsTopic struct {
+	sub  *nats.Subscription
+	free chan uint64 // the sequence of the last message that freed; of several the newest
+}
+
+// hear notes what happened last. Taken means that another was faster: whoever did
+// not come to try yet need not.
+func (t *jsTopic) hear(m *nats.Msg) {
+	select {
+	case <-t.free: // what it said is out of date
+	default:
+	}
+	if !frees(m.Header) {
+		return
+	}
+	if seq, err := strconv.ParseUint(m.Header.Get("Nats-Sequence"), 10, 64); err == nil {
+		t.free <- seq // there is room: nobody else writes
+	}
+}
+
+func (c *jsClient) lock(ctx context.Context, key string) (hold, error) {
+	if err := c.turn.take(ctx, key); err != nil {
+		return nil, err
+	}
+	h, err := c.acquire(ctx, key)
+	if err != nil {
+		c.turn.give(key)
+		return nil, err
+	}
+	return h, nil
+}
+
+// acquire has the key's turn among the goroutines of this client.
+func (c *jsClient) acquire(ctx context.Context, key string) (hold, error) {
+	c.mu.Lock()
+	last := c.free[key]
+	topic := c.topics[key]
+	c.mu.Unlock()
+	for {
+		seq, err := c.publish(ctx, key, last, false)
+		if err == nil {
+			return &jsHold{c: c, key: key, first: seq, seq: seq}, nil
+		}
+		if !wrongSequence(err) {
+			return nil, err
+		}
+		if topic == nil {
+			if topic, err = c.topic(key); err != nil {
+				return nil, err
+			}
+			// What happened before the subscription is found by asking, and what happens
+			// after it is told.
+			var free bool
+			if last, free, err = c.look(ctx, key); err != nil {
+				return nil, err
+			}
+			if free {
+				continue
+			}
+		}
+		if last, err = c.wait(ctx, key, topic); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// wait returns the sequence on which the key became free. Once a second it asks,
+// for the case that what it should have been told was lost.
+func (c *jsClient) wait(ctx context.Context, key string, topic *jsTopic) (uint64, error) {
+	timer := time.NewTimer(time.Second)
+	defer timer.Stop()
+	for {
+		select {
+		case seq := <-topic.free:
+			return seq, nil
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		case <-timer.C:
+			seq, free, err := c.look(ctx, key)
+			if free || err != nil {
+				return seq, err
+			}
+			timer.Reset(time.Second)
+		}
+	}
+}
+
+// look asks for the key's last message, and whether it leaves it free.
+func (c *jsClient) look(ctx context.Context, key string) (seq uint64, free bool, err error) {
+	m, err := c.stream.GetLastMsgForSubject(ctx, jsLocks+key)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return 0, true, nil
+	}
+	if err != nil {
+		return 0, false, err
+	}
+	return m.Sequence, frees(m.Header), nil
+}
+
+func frees(h nats.Header) bool { return h.Get(jsFree) != "" || h.Get("Nats-Marker-Reason") != "" }
+
+func (c *jsClient) topic(key string) (*jsTopic, error) {
+	t := &jsTopic{free: make(chan uint64, 1)}
+	var err error
+	t.sub, err = c.nc.Subscribe(jsEvents+key, t.hear)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.topics[key] = t
+	return t, nil
+}
+
+func (c *jsClient) publish(ctx context.Context, key string, last uint64, free bool) (uint64, error) {
+	m := &nats.Msg{Subject: jsLocks + key, Header: nats.Header{}}
+	ttl := lease
+	if free {
+		m.Header.Set(jsFree, "1")
+		ttl = jsForget
+	}
+	ack, err := c.js.PublishMsg(ctx, m, jetstream.WithExpectLastSequencePerSubject(last), jetstream.WithMsgTTL(ttl))
+	if err != nil {
+		return 0, err
+	}
+	return ack.Sequence, nil
+}
+
+// wrongSequence reports whether somebody else was first. There is another code
+// for those who were overtaken while their message was on its way to the
+// replicas.
+func wrongSequence(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && (api.ErrorCode == 10071 || api.ErrorCode == 10164)
+}
+
+func (c *jsClient) close() error {
+	c.nc.Close()
+	return nil
+}
+
+type jsHold struct {
+	c     *jsClient
+	key   string
+	first uint64 // the message that took it: the token
+	seq   uint64 // the last that extended it
+}
+
+func (h *jsHold) token() uint64 { return h.first }
+
+func (h *jsHold) extend(ctx context.Context) error {
+	seq, err := h.c.publish(ctx, h.key, h.seq, false)
+	if err == nil {
+		h.seq = seq
+	}
+	return err
+}
+
+func (h *jsHold) unlock(ctx context.Context) error {
+	seq, err := h.c.publish(ctx, h.key, h.seq, true)
+	if err == nil {
+		h.c.mu.Lock()
+		h.c.free[h.key] = seq
+		h.c.mu.Unlock()
+	}
+	h.c.turn.give(h.key)
+	return err
+}

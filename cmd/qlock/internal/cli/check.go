@@ -1,0 +1,392 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jedib0t/go-pretty/v6/text"
+	"github.com/nats-io/nuid"
+	"github.com/spf13/cobra"
+
+	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+func (a *app) check() *cobra.Command {
+	c := &connection{}
+	var asJSON, strict bool
+	var name string
+	cmd := &cobra.Command{
+		Use:     "check [flags]",
+		Short:   "Tell what is wrong, in plain words",
+		GroupID: groupSee,
+		Long: `Connect, ask the nodes, compare what they say, measure their clocks, take a lock
+and give it back, and tell what is wrong and what helps.
+
+The lock that is taken has a random name under qlock.check; a user who is limited
+to other locks gives one with --lock. Clocks are measured by a request that every
+node refuses, since it seems to come from the future.
+
+Exit status: 0 if locks can be taken, 1 if not or if something threatens them,
+2 for bad flags. With --strict, warnings count as well.`,
+		Example: `  qlock check
+  qlock check --cluster prod --strict --json
+  qlock check --lock orders.check`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r := &findings{}
+			a.examine(cmd.Context(), c, name, r)
+			if len(r.list) > 0 && r.list[0].err != nil && exitOf(r.list[0].err) == exitUsage {
+				return r.list[0].err
+			}
+			if asJSON {
+				if err := a.json(r.report()); err != nil {
+					return err
+				}
+			} else {
+				a.tell(r)
+			}
+			if r.count(problem) > 0 || strict && r.count(warning) > 0 {
+				return &statusError{exitFailed, nil}
+			}
+			return nil
+		},
+	}
+	fs := cmd.Flags()
+	fs.BoolVarP(&asJSON, "json", "j", false, "write JSON")
+	fs.BoolVar(&strict, "strict", false, "count warnings as problems")
+	fs.StringVar(&name, "lock", "", "lock to take and give back; default: a random one under qlock.check")
+	c.flags(fs)
+	return cmd
+}
+
+type grade string
+
+const (
+	fine    grade = "ok"
+	warning grade = "warning"
+	problem grade = "problem"
+)
+
+// finding is one thing that was looked at.
+type finding struct {
+	Grade grade  `json:"grade"`
+	About string `json:"about"` // a word for programs
+	Text  string `json:"text"`
+	Help  string `json:"help,omitempty"`
+	err   error
+}
+
+type findings struct{ list []finding }
+
+func (r *findings) add(g grade, about, text, help string) {
+	r.list = append(r.list, finding{Grade: g, About: about, Text: text, Help: help})
+}
+
+func (r *findings) count(g grade) int {
+	n := 0
+	for _, f := range r.list {
+		if f.Grade == g {
+			n++
+		}
+	}
+	return n
+}
+
+type checkReport struct {
+	Problems int       `json:"problems"`
+	Warnings int       `json:"warnings"`
+	Findings []finding `json:"findings"`
+}
+
+func (r *findings) report() checkReport {
+	return checkReport{r.count(problem), r.count(warning), append([]finding{}, r.list...)}
+}
+
+func (a *app) tell(r *findings) {
+	color := map[grade]text.Color{fine: text.FgGreen, warning: text.FgYellow, problem: text.FgRed}
+	for _, f := range r.list {
+		fmt.Fprintf(a.out, "%s  %s\n", paint(a.out, fmt.Sprintf("%-7s", f.Grade), color[f.Grade]), f.Text)
+		if f.Help != "" {
+			fmt.Fprintf(a.out, "         %s\n", f.Help)
+		}
+	}
+	problems, warnings := r.count(problem), r.count(warning)
+	if problems+warnings == 0 {
+		fmt.Fprintln(a.out, "\nNothing is wrong.")
+		return
+	}
+	fmt.Fprintf(a.out, "\n%s, %s.\n", several(problems, "problem"), several(warnings, "warning"))
+}
+
+func several(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// examine looks at one thing after the other, and ends where the rest makes no
+// sense.
+func (a *app) examine(ctx context.Context, c *connection, name string, r *findings) {
+	l, err := c.connect("check", 10*time.Second)
+	if err != nil {
+		r.list = append(r.list, finding{Grade: problem, About: "connection", Text: plain(err), err: err})
+		return
+	}
+	defer l.Close()
+	r.add(fine, "connection", fmt.Sprintf("connected to NATS at %s as client %s, round trip %s", l.ConnectedUrlRedacted(), l.client, roundTrip(l)), "")
+	s, err := l.survey(ctx, l.patience())
+	if err != nil {
+		r.add(problem, "permissions", plain(err), "qlock permissions client:"+l.client+" writes those that are needed")
+		return
+	}
+	if s.config == nil {
+		r.add(problem, "nodes", plain(nobody(l)), "qlock node runs one")
+		return
+	}
+	checkMembers(s, r)
+	l.checkClocks(ctx, s, r)
+	if s.voting() >= s.need(quorum.Exclusive) { // else it is known what comes of it
+		l.checkLock(ctx, name, r)
+	}
+}
+
+func roundTrip(l *link) string {
+	d, err := l.RTT()
+	if err != nil {
+		return "unknown"
+	}
+	return round(d).String()
+}
+
+func checkMembers(c *census, r *findings) {
+	need, voting := c.need(quorum.Exclusive), c.voting()
+	summary := fmt.Sprintf("%d of %d nodes vote, %d are needed", voting, len(c.config.Nodes), need)
+	switch {
+	case voting < need:
+		r.add(problem, "quorum", summary+": nobody can take a lock", "")
+	case voting < len(c.config.Nodes) && voting == need:
+		r.add(warning, "quorum", summary+": no further node may fail", "")
+	default:
+		r.add(fine, "quorum", summary, "")
+	}
+	clashes := map[string]bool{}
+	versions := map[string][]string{}
+	for _, m := range c.members {
+		switch {
+		case !m.heard:
+			r.add(warning, "unreachable", fmt.Sprintf("node %s does not answer", m.name), "is it running, and has its server routes to the others?")
+			continue
+		case m.clash:
+			if !clashes[m.name] {
+				r.add(problem, "name-clash", fmt.Sprintf("two nodes answer as %s, and clients count the votes of neither", m.name), "stop one of them, and give each node a name of its own")
+			}
+			clashes[m.name] = true
+		case m.other:
+			r.add(problem, "configuration", fmt.Sprintf("node %s has nodes %s, longest lease %s and skew %s; most have %s, %s and %s",
+				m.name, strings.Join(m.info.Nodes, " "), short(m.info.MaxTTL), short(m.info.Skew),
+				strings.Join(c.config.Nodes, " "), short(c.config.MaxTTL), short(c.config.Skew)),
+				"--nodes, --max-lease and --max-skew must be the same at every node; its votes do not count")
+		case m.info.State == proto.Recovering:
+			r.add(warning, "recovering", fmt.Sprintf("node %s may have forgotten votes, and gives none for %v", m.name, m.recovering.Round(100*time.Millisecond)),
+				"it crashed, or its state is new: it goes on by itself")
+		case m.info.State != proto.Voting:
+			r.add(warning, "state", fmt.Sprintf("node %s is %s", m.name, m.info.State), "")
+		}
+		if !slices.Contains(c.config.Nodes, m.name) && !m.other {
+			r.add(problem, "configuration", fmt.Sprintf("node %s answers, but is not among the nodes of the cluster", m.name), "")
+		}
+		versions[m.info.Version] = append(versions[m.info.Version], m.name)
+	}
+	checkVersions(versions, r)
+}
+
+func checkVersions(versions map[string][]string, r *findings) {
+	old := false
+	for _, v := range slices.Sorted(maps.Keys(versions)) {
+		names := versions[v]
+		switch compareVersions(v, qlock.Version) {
+		case -1:
+			old = true
+			r.add(warning, "version", fmt.Sprintf("%s %s version %s, this program is %s", strings.Join(names, ", "), verb(len(names), "runs", "run"), v, qlock.Version),
+				"upgrade the nodes one after the other, see docs/operations.md")
+		case 1:
+			old = true
+			r.add(warning, "version", fmt.Sprintf("%s %s version %s, this program is only %s", strings.Join(names, ", "), verb(len(names), "runs", "run"), v, qlock.Version), "upgrade this program")
+		}
+	}
+	if !old {
+		r.add(fine, "version", "all nodes run version "+qlock.Version, "")
+	}
+}
+
+func verb(n int, one, more string) string {
+	if n == 1 {
+		return one
+	}
+	return more
+}
+
+// compareVersions compares 1.2.3 with 1.2.4, and takes what follows a - for
+// nothing.
+func compareVersions(a, b string) int {
+	numbers := func(s string) []int {
+		s, _, _ = strings.Cut(strings.TrimPrefix(s, "v"), "-")
+		var out []int
+		for _, p := range strings.Split(s, ".") {
+			n, _ := strconv.Atoi(p)
+			out = append(out, n)
+		}
+		return out
+	}
+	return slices.Compare(numbers(a), numbers(b))
+}
+
+// fromTheFuture is by how much the request that measures clocks is ahead. No clock
+// that is off by less has the request queued.
+const fromTheFuture = 30 * 24 * time.Hour
+
+var ahead = regexp.MustCompile(`made (\S+) in the future`)
+
+// clocks measures how far the nodes' clocks are from this machine's, to half a
+// round trip: a node refuses a claim from the future, and says by how much it is
+// ahead of its clock. Who is not heard is not in the map.
+func (l *link) clocks(ctx context.Context, c *census) (map[string]time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.patience())
+	defer cancel()
+	inbox := l.NewInbox()
+	sub, err := l.SubscribeSync(inbox)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	claim := proto.ClaimID{Instance: uuid.New(), Seq: 1}
+	subject := "lock." + l.cluster + ".node.%s." + l.client + ".qlock.check." + nuid.Next()
+	asked := time.Now()
+	at := asked.Add(fromTheFuture).UnixMicro()
+	ask := proto.Request{Verb: proto.Acquire, Claim: claim, Beat: 1, At: at, TTL: proto.MinLease, Digest: c.digest}
+	before := len(l.denials())
+	if err := l.PublishRequest(fmt.Sprintf(subject, "acquire"), inbox, proto.AppendRequest(nil, &ask)); err != nil {
+		return nil, err
+	}
+	// A node that is ahead of us by more than that took it for a claim.
+	defer func() {
+		undo := proto.Request{Verb: proto.Release, Claim: claim, Now: asked.UnixMicro()}
+		_ = l.Publish(fmt.Sprintf(subject, "release"), proto.AppendRequest(nil, &undo)) // its lease is 10 ms anyway
+	}()
+	want := 0
+	for _, m := range c.members {
+		if m.heard && !m.clash && !m.other {
+			want++
+		}
+	}
+	out := map[string]time.Duration{}
+	for len(out) < want {
+		m, err := sub.NextMsgWithContext(ctx)
+		if err != nil {
+			break
+		}
+		a, err := proto.DecodeAnswer(m.Data)
+		if err != nil || a.Kind != proto.Refused || a.Reason != proto.ReasonAge {
+			continue
+		}
+		words := ahead.FindStringSubmatch(a.Text)
+		if words == nil {
+			continue
+		}
+		if d, err := time.ParseDuration(words[1]); err == nil {
+			out[a.Node] = fromTheFuture - d - time.Since(asked)/2
+		}
+	}
+	if d := l.denials(); len(d) > before {
+		return nil, d[before]
+	}
+	return out, nil
+}
+
+func (l *link) checkClocks(ctx context.Context, c *census, r *findings) {
+	off, err := l.clocks(ctx, c)
+	if err != nil || len(off) == 0 {
+		r.add(warning, "clocks", "the clocks of the nodes could not be measured", "the user of this connection needs to ask for locks under qlock.check.>")
+		return
+	}
+	checkOffsets(off, c.config.MaxTTL, c.config.Skew, r)
+}
+
+// checkOffsets compares the nodes' clocks with this machine's, and with each other.
+func checkOffsets(off map[string]time.Duration, maxLease, skew time.Duration, r *findings) {
+	before := len(r.list)
+	var first, last string
+	for _, n := range slices.Sorted(maps.Keys(off)) {
+		if first == "" || off[n] < off[first] {
+			first = n
+		}
+		if last == "" || off[n] > off[last] {
+			last = n
+		}
+		switch d := off[n]; {
+		case -d > skew:
+			r.add(problem, "clocks", fmt.Sprintf("the clock of this machine is %v ahead of node %s, %s is allowed: locks asked for here are refused there", round(-d), n, short(skew)), "set the clocks")
+		case -d > skew/2 || d > skew:
+			r.add(warning, "clocks", fmt.Sprintf("the clocks of this machine and of node %s differ by %v", n, round(d.Abs())), "set the clocks: whose clock is behind goes ahead of others in every queue")
+		}
+	}
+	spread, most := off[last]-off[first], maxLease-skew
+	switch {
+	case spread > most:
+		r.add(problem, "clocks", fmt.Sprintf("the clocks of nodes %s and %s differ by %v, %s is allowed: tokens may fall when nodes lose their state", first, last, round(spread), short(most)), "set the clocks")
+	case len(r.list) == before:
+		r.add(fine, "clocks", fmt.Sprintf("clocks agree within %v (this machine's and those of %d nodes)", round(max(spread, off[last].Abs(), off[first].Abs())), len(off)), "")
+	}
+}
+
+// checkLock does what all is for.
+func (l *link) checkLock(ctx context.Context, name string, r *findings) {
+	if name == "" {
+		name = "qlock.check." + nuid.Next()
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	locker, err := l.locker(ctx, 0, slog.New(slog.DiscardHandler))
+	if err != nil {
+		r.add(problem, "lock", plain(err), "")
+		return
+	}
+	defer func() { _ = locker.Close() }()
+	before := len(l.denials())
+	began := time.Now()
+	lock, err := locker.TryLock(ctx, name)
+	took := time.Since(began)
+	switch {
+	case errors.Is(err, qlock.ErrHeld):
+		r.add(fine, "lock", fmt.Sprintf("lock %s is held by another, so locks can be taken", name), "")
+		return
+	case errors.Is(err, qlock.ErrRefused) && len(l.denials()) > before:
+		r.add(problem, "permissions", plain(err), "qlock permissions client:"+l.client+" writes those that are needed; or --lock gives a lock that this user may take")
+		return
+	case err != nil:
+		r.add(problem, "lock", plain(err), "")
+		return
+	}
+	err = lock.Unlock(ctx)
+	_ = l.FlushTimeout(l.timeout) // so that what NATS denies is known
+	switch d := l.denials(); {
+	case err != nil:
+		r.add(problem, "lock", plain(err), "")
+	case len(d) > before:
+		r.add(warning, "permissions", "a lock was taken, but not all could be published: "+plain(d[before]), "qlock permissions client:"+l.client+" writes what is needed")
+	default:
+		r.add(fine, "lock", fmt.Sprintf("a lock was taken in %v and given back", round(took)), "")
+	}
+}

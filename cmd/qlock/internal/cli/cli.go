@@ -1,0 +1,282 @@
+// Package cli is the qlock command, with one file for each of its commands. What
+// they share: cli.go has the frame and the exit statuses, flags.go the flags with
+// their environment, connect.go the way to NATS, survey.go what nodes say of
+// themselves, wait.go what a person sees while a lock is awaited.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/jedib0t/go-pretty/v6/text"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+
+	"github.com/qlock/qlock"
+)
+
+// Exit statuses. Those of qlock run's own lie where commands seldom have theirs,
+// below the shell's 126 and 127 and clear of timeout's 124.
+const (
+	exitFailed    = 1
+	exitUsage     = 2
+	exitHeld      = 120
+	exitNoQuorum  = 121
+	exitLost      = 122
+	exitRefused   = 123
+	exitSelf      = 125
+	exitCannotRun = 126
+	exitNotFound  = 127
+	exitSignal    = 128 // and the signal's number
+)
+
+const statuses = `Exit status:
+  the command's own, or 128 and the number of the signal that ended it
+  120  held by another (--try, or --wait is over)
+  121  no quorum: too few nodes gave their vote
+  122  the lock was lost while the command ran
+  123  refused by the nodes, or by NATS permissions
+  125  qlock failed for another reason, such as no connection
+  126  the command cannot be executed
+  127  the command was not found
+  2    bad flags`
+
+// app is one run of the command.
+type app struct {
+	in       *os.File
+	out, err *os.File
+}
+
+// Main runs the command line args and returns the exit status.
+func Main(args []string, in, out, err *os.File) int {
+	if len(args) == 1 && args[0] == guardArgument {
+		return guard(in, out)
+	}
+	a := &app{in, out, err}
+	root := a.root()
+	root.SetArgs(append([]string{}, args...)) // nil would mean those of the process
+	return a.status(root.Execute())
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "qlock COMMAND",
+		Short: "Distributed locks over NATS",
+		Long: `Run nodes that vote on locks, run commands under a lock, and see what happens.
+
+Flags go before environment variables, these before a node's configuration file
+or the NATS context that is selected.`,
+		Example: `  qlock demo                                 three nodes and some traffic, to try the rest
+  qlock run nightly -- ./backup.sh           one backup at a time, in the whole cluster
+  qlock nodes                                who votes
+  qlock check                                what is wrong, if anything`,
+		Args:                       noArgs,
+		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		SuggestionsMinimumDistance: 2,
+		DisableFlagsInUseLine:      true,
+		SilenceErrors:              true,
+		SilenceUsage:               true,
+		PersistentPreRunE:          func(cmd *cobra.Command, _ []string) error { return fromEnvironment(cmd.Flags()) },
+	}
+	root.SetIn(a.in)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return flagError(err) })
+	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { help(cmd.OutOrStdout(), cmd) })
+	root.AddGroup(
+		&cobra.Group{ID: groupNodes, Title: "Nodes:"},
+		&cobra.Group{ID: groupLocks, Title: "Locks:"},
+		&cobra.Group{ID: groupSee, Title: "See and measure:"},
+	)
+	root.AddCommand(
+		a.demo(), a.node(), a.permissions(),
+		a.run(), a.lock(),
+		a.watch(), a.nodes(), a.check(), a.bench(),
+		a.version(),
+	)
+	root.SetHelpCommand(&cobra.Command{Hidden: true, Use: "help [COMMAND]", Short: "Show the help of a command",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, _, err := cmd.Root().Find(args)
+			if err != nil || c == cmd.Root() && len(args) > 0 {
+				return noArgs(cmd.Root(), args)
+			}
+			return c.Help()
+		}})
+	root.InitDefaultCompletionCmd()
+	return root
+}
+
+const (
+	groupNodes = "nodes"
+	groupLocks = "locks"
+	groupSee   = "see"
+)
+
+// statusError is an error with an exit status of its own. err nil: nothing is
+// left to say.
+type statusError struct {
+	status int
+	err    error
+}
+
+func (e *statusError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.status)
+	}
+	return e.err.Error()
+}
+
+func (e *statusError) Unwrap() error { return e.err }
+
+// usage is an error of whoever wrote the command line.
+func usage(format string, args ...any) error {
+	return &statusError{exitUsage, fmt.Errorf(format, args...)}
+}
+
+// status says what went wrong, and is the exit status for it.
+func (a *app) status(err error) int {
+	if err == nil {
+		return 0
+	}
+	status, said := exitFailed, err
+	var own *statusError
+	if errors.As(err, &own) {
+		status, said = own.status, own.err
+	}
+	if said != nil {
+		fmt.Fprintf(a.err, "qlock: error: %s\n", plain(said))
+	}
+	return status
+}
+
+// plain is an error's text without the prefixes of the packages it came through:
+// the line begins with the program's name already.
+func plain(err error) string {
+	s := err.Error()
+	for _, p := range []string{"qlock: ", "qlock/embedded: ", "New: ", "StartNode: ", "permissions: "} {
+		s = strings.TrimPrefix(s, p)
+	}
+	return strings.ReplaceAll(s, ": qlock: ", ": ")
+}
+
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if cmd.HasSubCommands() {
+		return usage("there is no command %q%s; qlock --help lists them", args[0], similar(cmd, args[0]))
+	}
+	return usage("%s takes no arguments, but %q was given", cmd.CommandPath(), args[0])
+}
+
+func similar(cmd *cobra.Command, word string) string {
+	if s := cmd.SuggestionsFor(word); len(s) > 0 {
+		return fmt.Sprintf(", did you mean %s?", strings.Join(s, " or "))
+	}
+	return ""
+}
+
+// flagError names the flag, and what it takes.
+func flagError(err error) error {
+	var invalid *pflag.InvalidValueError
+	if errors.As(err, &invalid) {
+		return usage("--%s %q: %w", invalid.GetFlag().Name, invalid.GetValue(), invalid.Unwrap())
+	}
+	return usage("%w", err)
+}
+
+// interrupted is a context that ends with the signals that end a program.
+func interrupted(ctx context.Context) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+}
+
+// terminal reports whether a person looks at f.
+func terminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
+
+// paint colours s if f is a terminal whose owner has not asked for plain text
+// (no-color.org).
+func paint(f *os.File, s string, c ...text.Color) string {
+	if !terminal(f) || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
+		return s
+	}
+	text.EnableColors()
+	return text.Colors(c).Sprint(s)
+}
+
+// help writes a command's help: the flags of the connection stand by themselves,
+// since they are the same everywhere.
+func help(w io.Writer, cmd *cobra.Command) {
+	fmt.Fprintf(w, "%s\n\n", strings.TrimSpace(orElse(cmd.Long, cmd.Short)))
+	fmt.Fprintf(w, "Usage:\n  %s\n", cmd.UseLine())
+	if cmd.Example != "" {
+		fmt.Fprintf(w, "\nExamples:\n%s\n", cmd.Example)
+	}
+	subcommands(w, cmd)
+	var own, connection, others pflag.FlagSet
+	cmd.InitDefaultHelpFlag()
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		switch {
+		case f.Hidden:
+		case len(f.Annotations[annotationGroup]) > 0:
+			connection.AddFlag(f)
+		case f.Name == "help":
+			others.AddFlag(f)
+		default:
+			own.AddFlag(f)
+		}
+	})
+	own.AddFlagSet(&others)
+	fmt.Fprintf(w, "\nFlags:\n%s", own.FlagUsagesWrapped(110))
+	if connection.HasFlags() {
+		fmt.Fprintf(w, "\nNATS connection:\n%s", connection.FlagUsagesWrapped(110))
+	}
+}
+
+func subcommands(w io.Writer, cmd *cobra.Command) {
+	if !cmd.HasAvailableSubCommands() {
+		return
+	}
+	list := func(title, group string) {
+		fmt.Fprintf(w, "\n%s\n", title)
+		for _, c := range cmd.Commands() {
+			if c.IsAvailableCommand() && c.GroupID == group {
+				fmt.Fprintf(w, "  %-12s %s\n", c.Name(), c.Short)
+			}
+		}
+	}
+	for _, g := range cmd.Groups() {
+		list(g.Title, g.ID)
+	}
+	list(map[bool]string{true: "Other:", false: "Commands:"}[len(cmd.Groups()) > 0], "")
+}
+
+func orElse(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
+
+// lockStatus is the exit status of a lock that was not had, or not kept.
+func lockStatus(err error) int {
+	switch {
+	case errors.Is(err, qlock.ErrHeld):
+		return exitHeld
+	case errors.Is(err, qlock.ErrLost):
+		return exitLost
+	case errors.Is(err, qlock.ErrRefused):
+		return exitRefused
+	case errors.Is(err, qlock.ErrNoQuorum):
+		return exitNoQuorum
+	case errors.Is(err, qlock.ErrInvalidName):
+		return exitUsage
+	}
+	return exitSelf
+}

@@ -1,0 +1,283 @@
+package cli
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nuid"
+	"github.com/spf13/pflag"
+	"github.com/synadia-io/orbit.go/natscontext"
+
+	"github.com/qlock/qlock"
+)
+
+// connection is how to reach NATS, as the nats command has it: the same flags, the
+// same variables, the same contexts.
+type connection struct {
+	server, context        string
+	user, password, token  string
+	creds, nkey            string
+	tlsCert, tlsKey, tlsCA string
+	inboxPrefix            string
+	timeout                time.Duration
+	cluster                string
+	anyCluster             bool // --cluster may be *
+	client                 string
+}
+
+// flags adds those of a command that is a client.
+func (c *connection) flags(fs *pflag.FlagSet) {
+	var own pflag.FlagSet
+	own.StringVar(&c.cluster, "cluster", qlock.DefaultCluster, "name of the lock cluster")
+	env(&own, "cluster", "QLOCK_CLUSTER")
+	own.StringVar(&c.client, "client", "", "this client's name in subjects, events and permissions; default: the user, else host and program")
+	env(&own, "client", "QLOCK_CLIENT")
+	c.natsFlags(&own)
+	own.VisitAll(func(f *pflag.Flag) {
+		if err := own.SetAnnotation(f.Name, annotationGroup, []string{"nats"}); err != nil {
+			panic(err)
+		}
+	})
+	fs.AddFlagSet(&own)
+}
+
+func (c *connection) natsFlags(fs *pflag.FlagSet) {
+	fs.StringVarP(&c.server, "server", "s", "", "NATS servers, separated by commas")
+	env(fs, "server", "NATS_URL")
+	fs.StringVar(&c.user, "user", "", "user, or token if there is no password")
+	env(fs, "user", "NATS_USER")
+	fs.StringVar(&c.password, "password", "", "password")
+	env(fs, "password", "NATS_PASSWORD")
+	fs.StringVar(&c.token, "token", "", "token")
+	env(fs, "token", "NATS_TOKEN")
+	fs.StringVar(&c.creds, "creds", "", "file with credentials")
+	env(fs, "creds", "NATS_CREDS")
+	fs.StringVar(&c.nkey, "nkey", "", "file with an NKEY seed")
+	env(fs, "nkey", "NATS_NKEY")
+	fs.StringVar(&c.tlsCert, "tlscert", "", "file with the certificate")
+	env(fs, "tlscert", "NATS_CERT")
+	fs.StringVar(&c.tlsKey, "tlskey", "", "file with the certificate's key")
+	env(fs, "tlskey", "NATS_KEY")
+	fs.StringVar(&c.tlsCA, "tlsca", "", "file with the authorities to trust")
+	env(fs, "tlsca", "NATS_CA")
+	fs.StringVar(&c.context, "context", "", "context of the nats command; default: the one selected there, unless --server is given")
+	env(fs, "context", "NATS_CONTEXT")
+	fs.StringVar(&c.inboxPrefix, "inbox-prefix", "", "prefix of inboxes; default: _INBOX and the name, as qlock permissions allows it")
+	env(fs, "inbox-prefix", "NATS_INBOX_PREFIX")
+	durationFlag(fs, &c.timeout, "timeout", 5*time.Second, time.Millisecond, "how long to wait for NATS and for the nodes' first answer")
+	env(fs, "timeout", "NATS_TIMEOUT")
+}
+
+// link is a connection, with what the server complained of on it.
+type link struct {
+	*nats.Conn
+	cluster, client string
+	timeout         time.Duration
+
+	mu     sync.Mutex // guards what follows
+	denied []error
+}
+
+// name is the client's name. The user's is the one that permissions are given to.
+func (c *connection) name() string {
+	switch {
+	case c.client != "":
+		return c.client
+	case c.password != "" && validToken(c.user): // without a password it is a token: a secret
+		return c.user
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "host"
+	}
+	return tokenFrom(host + "-" + filepath.Base(os.Args[0]))
+}
+
+func validToken(s string) bool { return s != "" && s == tokenFrom(s) }
+
+// tokenFrom makes a name out of any string, as package qlock does where it is given
+// none. The command needs it before there is a Locker, for its inbox.
+func tokenFrom(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '_' || r == '-' {
+			return r
+		}
+		return '-'
+	}, s)
+	if len(s) > 64 {
+		s = s[:64]
+	}
+	return orElse(strings.Trim(s, "-"), "client")
+}
+
+// connect makes a connection for a lease of the given length: a dead server is
+// found, and another taken, while locks still stand.
+func (c *connection) connect(role string, lease time.Duration, more ...nats.Option) (*link, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	l := &link{cluster: c.cluster, client: c.name(), timeout: c.timeout}
+	opts := append(c.options(l),
+		nats.Name("qlock "+role+" "+l.client),
+		nats.MaxReconnects(-1), nats.PingInterval(max(lease/3, 100*time.Millisecond)), nats.MaxPingsOutstanding(1),
+		nats.ReconnectWait(100*time.Millisecond), nats.ReconnectJitter(50*time.Millisecond, 200*time.Millisecond),
+		nats.Timeout(c.timeout))
+	opts = append(opts, more...)
+	var err error
+	if c.server != "" && c.context == "" {
+		l.Conn, err = nats.Connect(c.server, opts...)
+	} else {
+		// The servers of a flag go before those of a context, and a context without
+		// any means the one next door.
+		opts = append(opts, func(o *nats.Options) error {
+			if c.server != "" {
+				o.Servers = strings.Split(c.server, ",")
+			} else if len(o.Servers) == 1 && o.Servers[0] == "" {
+				o.Servers = []string{nats.DefaultURL}
+			}
+			return nil
+		})
+		l.Conn, _, err = natscontext.Connect(c.context, opts...)
+	}
+	if err != nil {
+		return nil, c.notConnected(err)
+	}
+	return l, nil
+}
+
+func (c *connection) notConnected(err error) error {
+	where := orElse(c.server, nats.DefaultURL)
+	if c.context != "" {
+		where = fmt.Sprintf("the servers of context %q", c.context)
+	}
+	hint := "is a server running there? --server, NATS_URL or --context say where"
+	switch {
+	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired):
+		hint = "see --user, --password, --token, --creds and --nkey"
+	case strings.Contains(err.Error(), "x509"), strings.Contains(err.Error(), "tls:"):
+		hint = "see --tlsca, --tlscert and --tlskey"
+	case errors.Is(err, os.ErrNotExist), strings.Contains(err.Error(), "unknown context"):
+		return fmt.Errorf("connect to NATS: %w", err)
+	}
+	return fmt.Errorf("connect to NATS at %s: %w; %s", where, err, hint)
+}
+
+// check refuses what would be ignored in silence, or fail later with less to say.
+func (c *connection) check() error {
+	switch {
+	case !validToken(c.cluster) && !(c.anyCluster && c.cluster == "*"):
+		return usage("--cluster %q: use 1 to 64 of the characters A-Z a-z 0-9 _ -", c.cluster)
+	case c.password != "" && c.user == "":
+		return usage("--password is given without --user")
+	case (c.tlsCert == "") != (c.tlsKey == ""):
+		return usage("--tlscert and --tlskey belong together, only one of them is given")
+	case c.client != "" && !validToken(c.client):
+		return usage("--client %q: use 1 to 64 of the characters A-Z a-z 0-9 _ -", c.client)
+	}
+	for _, f := range []struct{ flag, path string }{
+		{"creds", c.creds}, {"nkey", c.nkey}, {"tlscert", c.tlsCert}, {"tlskey", c.tlsKey}, {"tlsca", c.tlsCA},
+	} {
+		if f.path == "" {
+			continue
+		}
+		if _, err := os.Stat(f.path); err != nil {
+			return usage("--%s: %w", f.flag, err)
+		}
+	}
+	return nil
+}
+
+func (c *connection) options(l *link) []nats.Option {
+	opts := []nats.Option{
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if errors.Is(err, nats.ErrPermissionViolation) {
+				l.mu.Lock()
+				l.denied = append(l.denied, err)
+				l.mu.Unlock()
+			}
+		}),
+		// Of this connection alone, so that one subscription to all its inboxes sees
+		// nothing that is meant for others of its name (wait.go).
+		func(o *nats.Options) error {
+			o.InboxPrefix = orElse(c.inboxPrefix, orElse(o.InboxPrefix, "_INBOX."+l.client)) + "." + nuid.Next()
+			return nil
+		},
+	}
+	switch {
+	case c.token != "":
+		opts = append(opts, nats.Token(c.token))
+	case c.user != "" && c.password == "" && c.creds == "" && c.nkey == "":
+		opts = append(opts, nats.Token(c.user))
+	case c.user != "":
+		opts = append(opts, nats.UserInfo(c.user, c.password))
+	}
+	if c.creds != "" {
+		opts = append(opts, nats.UserCredentials(c.creds))
+	}
+	if c.nkey != "" {
+		nkey, err := nats.NkeyOptionFromSeed(c.nkey)
+		if err != nil {
+			nkey = func(*nats.Options) error { return fmt.Errorf("--nkey: %w", err) }
+		}
+		opts = append(opts, nkey)
+	}
+	// Read at each connect: certificates are renewed while nodes run.
+	if c.tlsCert != "" {
+		opts = append(opts, nats.ClientTLSConfig(
+			func() (tls.Certificate, error) { return tls.LoadX509KeyPair(c.tlsCert, c.tlsKey) }, nil))
+	}
+	if c.tlsCA != "" {
+		opts = append(opts, nats.RootCAs(c.tlsCA))
+	}
+	return opts
+}
+
+// denials are the permissions that were found missing. The handler of errors may
+// not have run yet for the last one.
+func (l *link) denials() []error {
+	last := l.LastError()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := slices.Clone(l.denied)
+	if errors.Is(last, nats.ErrPermissionViolation) && !slices.Contains(out, last) {
+		out = append(out, last)
+	}
+	return out
+}
+
+// locker makes a Locker. Finding the nodes may take for patience, if that is given,
+// and else for --timeout.
+func (l *link) locker(ctx context.Context, patience time.Duration, log *slog.Logger, opts ...qlock.Option) (*qlock.Locker, error) {
+	if patience == 0 {
+		patience = l.timeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return qlock.New(ctx, l.Conn, append([]qlock.Option{
+		qlock.WithCluster(l.cluster), qlock.WithName(l.client), qlock.WithLogger(log),
+	}, opts...)...)
+}
+
+// authorities reads a file of certificates.
+func authorities(file string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s has no certificate in PEM form", file)
+	}
+	return pool, nil
+}

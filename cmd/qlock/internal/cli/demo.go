@@ -1,0 +1,138 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/text"
+	"github.com/nats-io/nats.go"
+	"github.com/spf13/cobra"
+
+	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/embedded"
+)
+
+func (a *app) demo() *cobra.Command {
+	var port, count int
+	var traffic bool
+	cmd := &cobra.Command{
+		Use:     "demo [flags]",
+		Short:   "Three nodes and some traffic in this process, to try the rest",
+		GroupID: groupNodes,
+		Long: `Start three nodes with nats-servers in this process, on loopback, and show what
+happens to locks there: three made-up services take some now and then. Try the
+other commands in another terminal, with the NATS_URL that is printed. Ctrl-C ends
+it, and nothing is left.`,
+		Example: `  qlock demo
+  qlock demo --traffic=false --port 0`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := interrupted(cmd.Context())
+			defer stop()
+			return a.runDemo(ctx, port, traffic, count)
+		},
+	}
+	fs := cmd.Flags()
+	countFlag(fs, &port, "port", 4222, 0, 65535, "port of the first node for clients; 0: any that is free")
+	fs.BoolVar(&traffic, "traffic", true, "let three services take locks")
+	countFlag(fs, &count, "count", 0, 1, 1<<31-1, "end when so much has happened; default: go on")
+	return cmd
+}
+
+func (a *app) runDemo(ctx context.Context, port int, traffic bool, count int) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	cluster, err := embedded.StartCluster(ctx, 3, func(i int, c *embedded.Config) {
+		if i == 0 && port != 0 {
+			c.Port = port
+		}
+	})
+	if err != nil {
+		if strings.Contains(err.Error(), "address already in use") {
+			return fmt.Errorf("port %d is taken, by another NATS perhaps: choose one with --port, or --port 0 for any: %w", port, err)
+		}
+		return err
+	}
+	defer func() { _ = cluster.Close() }() // the process ends, and its state is nobody's
+	var urls []string
+	for _, s := range cluster.Servers() {
+		urls = append(urls, s.ClientURL())
+	}
+	fmt.Fprintf(a.out, "Three nodes vote: n1, n2 and n3. In another terminal:\n\n")
+	fmt.Fprintf(a.out, "  %s\n", paint(a.out, "export NATS_URL="+strings.Join(urls, ","), text.Bold))
+	fmt.Fprintf(a.out, "  qlock nodes\n  qlock run orders.42 -- sleep 5\n  qlock watch\n\nCtrl-C ends it.\n\n")
+
+	l, err := demoLink(urls, "demo")
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	w := newWatcher(a.out, false, qlock.DefaultCluster)
+	w.limit, w.enough = count, cancel
+	if err := w.listen(l, ">", true); err != nil {
+		return err
+	}
+	var services sync.WaitGroup
+	if traffic {
+		for _, name := range []string{"orders", "billing", "mail"} {
+			services.Go(func() {
+				if err := demoService(ctx, urls, name); err != nil && ctx.Err() == nil {
+					slog.New(slog.NewTextHandler(a.err, nil)).Error("a service of the demo ended", "service", name, "error", err)
+				}
+			})
+		}
+	}
+	<-ctx.Done()
+	services.Wait()
+	return w.close()
+}
+
+func demoLink(urls []string, name string) (*link, error) {
+	nc, err := nats.Connect(strings.Join(urls, ","), nats.Name("qlock "+name), nats.MaxReconnects(-1))
+	if err != nil {
+		return nil, err
+	}
+	return &link{Conn: nc, cluster: qlock.DefaultCluster, client: name, timeout: 5 * time.Second}, nil
+}
+
+// demoService takes a lock now and then, at the pace of a person who reads.
+func demoService(ctx context.Context, urls []string, name string) error {
+	l, err := demoLink(urls, name)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	locker, err := l.locker(ctx, 0, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = locker.Close() }()
+	names := []string{"orders.41", "orders.42", "stock.screws"}
+	for {
+		ask := locker.Lock
+		if rand.IntN(3) == 0 {
+			ask = locker.RLock
+		}
+		lock, err := ask(ctx, names[rand.IntN(len(names))])
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err == nil {
+			pause(ctx, time.Duration(300+rand.IntN(1200))*time.Millisecond)
+			_ = lock.Unlock(ctx) // a lost one shows in the traffic
+		}
+		pause(ctx, time.Duration(500+rand.IntN(2000))*time.Millisecond)
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}

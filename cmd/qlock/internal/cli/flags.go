@@ -1,0 +1,185 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+)
+
+const (
+	annotationEnv   = "qlock-env"
+	annotationGroup = "qlock-group"
+)
+
+// env gives a flag its environment variable, and says so in its help.
+func env(fs *pflag.FlagSet, flag, variable string) {
+	f := fs.Lookup(flag)
+	f.Usage += " [" + variable + "]"
+	if err := fs.SetAnnotation(flag, annotationEnv, []string{variable}); err != nil {
+		panic(err) // there is no such flag: a fault of this program
+	}
+}
+
+// fromEnvironment sets the flags that were not given from their variables. An
+// empty variable is none: that is how compose files leave one out.
+func fromEnvironment(fs *pflag.FlagSet) error {
+	var errs []error
+	fs.VisitAll(func(f *pflag.Flag) {
+		variables := f.Annotations[annotationEnv]
+		if f.Changed || len(variables) == 0 {
+			return
+		}
+		value := os.Getenv(variables[0])
+		if value == "" {
+			return
+		}
+		if err := fs.Set(f.Name, value); err != nil {
+			errs = append(errs, fmt.Errorf("environment variable %s (--%s) %q: %w", variables[0], f.Name, value, cause(err)))
+		}
+	})
+	if err := errors.Join(errs...); err != nil {
+		return usage("%w", err)
+	}
+	return nil
+}
+
+// cause takes pflag's own words off an error about a value.
+func cause(err error) error {
+	var invalid *pflag.InvalidValueError
+	if errors.As(err, &invalid) {
+		return invalid.Unwrap()
+	}
+	return err
+}
+
+// durationValue is a duration of at least min.
+type durationValue struct {
+	d   *time.Duration
+	min time.Duration
+}
+
+func durationFlag(fs *pflag.FlagSet, d *time.Duration, name string, value, min time.Duration, use string) {
+	*d = value
+	fs.Var(&durationValue{d, min}, name, use)
+}
+
+func (v *durationValue) Set(s string) error {
+	d, err := time.ParseDuration(s)
+	switch {
+	case err != nil:
+		return errors.New("use a duration such as 500ms, 10s or 2m")
+	case d < v.min:
+		return fmt.Errorf("use a duration of at least %v", v.min)
+	}
+	*v.d = d
+	return nil
+}
+
+func (v *durationValue) Type() string { return "duration" }
+func (v *durationValue) String() string {
+	if *v.d == 0 {
+		return "" // so that help shows no default where there is none
+	}
+	return short(*v.d)
+}
+
+// short is a duration without the units that are zero: 1m, not 1m0s.
+func short(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+// choiceValue is one of a few words.
+type choiceValue struct {
+	s       *string
+	allowed []string
+}
+
+func choiceFlag(fs *pflag.FlagSet, s *string, name, value string, allowed []string, use string) {
+	*s = value
+	fs.Var(&choiceValue{s, allowed}, name, use+": "+strings.Join(allowed, ", "))
+}
+
+func (v *choiceValue) Set(s string) error {
+	if !slices.Contains(v.allowed, s) {
+		return fmt.Errorf("allowed are %s", strings.Join(v.allowed, ", "))
+	}
+	*v.s = s
+	return nil
+}
+
+func (v *choiceValue) Type() string   { return "word" }
+func (v *choiceValue) String() string { return *v.s }
+
+// countValue is a number within bounds.
+type countValue struct {
+	n        *int
+	min, max int
+}
+
+func countFlag(fs *pflag.FlagSet, n *int, name string, value, min, max int, use string) {
+	*n = value
+	fs.Var(&countValue{n, min, max}, name, use)
+}
+
+func (v *countValue) Set(s string) error {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < v.min || n > v.max {
+		return fmt.Errorf("use a whole number from %d to %d", v.min, v.max)
+	}
+	*v.n = n
+	return nil
+}
+
+func (v *countValue) Type() string { return "number" }
+func (v *countValue) String() string {
+	if *v.n == 0 {
+		return ""
+	}
+	return strconv.Itoa(*v.n)
+}
+
+// addressValue is host:port.
+type addressValue struct{ s *string }
+
+func addressFlag(fs *pflag.FlagSet, s *string, name, value, use string) {
+	*s = value
+	fs.Var(&addressValue{s}, name, use)
+}
+
+func (v *addressValue) Set(s string) error {
+	if s != "" {
+		if _, _, err := splitAddress(s); err != nil {
+			return err
+		}
+	}
+	*v.s = s
+	return nil
+}
+
+func (v *addressValue) Type() string   { return "host:port" }
+func (v *addressValue) String() string { return *v.s }
+
+func splitAddress(s string) (host string, port int, err error) {
+	host, p, err := net.SplitHostPort(s)
+	if err == nil {
+		port, err = strconv.Atoi(p)
+	}
+	if err != nil || port < 0 || port > 65535 {
+		return "", 0, errors.New("use an address such as 0.0.0.0:4222, with a port from 0 (any that is free) to 65535")
+	}
+	return orElse(host, "0.0.0.0"), port, nil
+}

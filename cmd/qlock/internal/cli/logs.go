@@ -1,0 +1,35 @@
+package cli
+
+import (
+	"io"
+	"log/slog"
+
+	"github.com/spf13/pflag"
+)
+
+// logs is how a command logs.
+type logs struct{ level, format string }
+
+func (l *logs) flags(fs *pflag.FlagSet, level string) {
+	choiceFlag(fs, &l.level, "log-level", level, []string{"debug", "info", "warn", "error"}, "least level that is logged")
+	env(fs, "log-level", "QLOCK_LOG_LEVEL")
+	choiceFlag(fs, &l.format, "log-format", "text", []string{"text", "json"}, "form of log lines")
+	env(fs, "log-format", "QLOCK_LOG_FORMAT")
+}
+
+// logger writes to w. The level can be changed while it does.
+func (l *logs) logger(w io.Writer) (*slog.Logger, *slog.LevelVar) {
+	level := new(slog.LevelVar)
+	level.Set(parseLevel(l.level))
+	opts := &slog.HandlerOptions{Level: level}
+	if l.format == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts)), level
+	}
+	return slog.New(slog.NewTextHandler(w, opts)), level
+}
+
+func parseLevel(s string) slog.Level {
+	var l slog.Level
+	_ = l.UnmarshalText([]byte(s)) // the flag takes no other words
+	return l
+}

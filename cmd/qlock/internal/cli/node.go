@@ -1,0 +1,451 @@
+package cli
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/embedded"
+)
+
+// nodeOptions is what a node is told, by flags, environment and file.
+type nodeOptions struct {
+	connection // how clients reach the server in it, or it reaches one
+	logs
+
+	config                             string
+	bootstrap                          bool
+	node                               qlock.NodeConfig
+	listen                             string
+	meshAddr                           string
+	routes                             []string
+	routeUser, routePassword           string
+	routeTLSCert, routeKey, routeTLSCA string
+	http                               string
+	observe                            bool
+
+	levelFixed bool // the log level is not the file's to set
+}
+
+func (a *app) node() *cobra.Command {
+	o := &nodeOptions{}
+	cmd := &cobra.Command{
+		Use:     "node --name NAME --nodes NAMES [flags]",
+		Short:   "Run a node",
+		GroupID: groupNodes,
+		Args:    noArgs,
+		Long: `Run a node: it votes on locks, with a nats-server of its own in the same
+process, which joins those of the other nodes by --routes; or, with --server or
+--context, on a NATS that runs already.
+
+--name, --nodes, --cluster, --max-lease and --max-skew make the configuration on
+which all nodes must agree but for the name. It does not change while the cluster
+runs.
+
+--bootstrap writes into the empty state directory that there is nothing to forget,
+and ends. Do it once for each node of a new cluster, by hand: a node without it
+waits for --max-lease before its first votes, and is right to do so whenever its
+state was lost.
+
+SIGTERM stops the node cleanly: its votes are saved, and it votes at once when it
+starts again. SIGHUP reads the file of --config and the certificates again; of the
+file, log-level is applied, and what needs a restart is logged.
+
+--http serves /healthz (the process lives), /readyz (the node votes) and /metrics.
+
+The file of --config is YAML. Its keys are the names of these flags:
+
+  name: n1
+  nodes: [n1, n2, n3]
+  state-dir: /var/lib/qlock
+  cluster-listen: 0.0.0.0:6222
+  routes:
+    - nats-route://n1.example.com:6222
+    - nats-route://n2.example.com:6222
+    - nats-route://n3.example.com:6222`,
+		Example: `  qlock node --name n1 --nodes n1,n2,n3 --state-dir /var/lib/qlock --bootstrap
+
+  qlock node --name n1 --nodes n1,n2,n3 --state-dir /var/lib/qlock --listen 0.0.0.0:4222 \
+    --cluster-listen 0.0.0.0:6222 --routes nats://n1:6222,nats://n2:6222,nats://n3:6222
+
+  qlock node --name n1 --nodes n1,n2,n3 --state-dir /var/lib/qlock --server nats://localhost:4222
+
+  qlock node --config /etc/qlock/node.yaml --http :8222`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.runNode(cmd, o) },
+	}
+	o.flags(cmd.Flags())
+	return cmd
+}
+
+func (o *nodeOptions) flags(fs *pflag.FlagSet) {
+	str := func(p *string, name, value, use string) { fs.StringVar(p, name, value, use) }
+	own := func(names ...string) {
+		for _, n := range names {
+			env(fs, n, "QLOCK_"+strings.ToUpper(strings.ReplaceAll(n, "-", "_")))
+		}
+	}
+	str(&o.config, "config", "", "YAML file with these flags")
+	str(&o.node.Name, "name", "", "this node's name, one of --nodes")
+	// QLOCK_NAME is what qlock run tells its command.
+	env(fs, "name", "QLOCK_NODE_NAME")
+	fs.StringSliceVar(&o.node.Nodes, "nodes", nil, "names of all nodes of the cluster, the same at each")
+	str(&o.cluster, "cluster", qlock.DefaultCluster, "name of the lock cluster")
+	str(&o.node.StateDir, "state-dir", "", "directory for what must not be forgotten; empty: wait for --max-lease after each start")
+	fs.BoolVar(&o.bootstrap, "bootstrap", false, "prepare the empty state directory of a new cluster's node, and end")
+	durationFlag(fs, &o.node.MaxLease, "max-lease", qlock.DefaultMaxLease, 10*time.Millisecond, "longest lease that clients may have")
+	durationFlag(fs, &o.node.MaxSkew, "max-skew", 0, time.Millisecond, "how far a client's clock may be ahead; default 5s, or half of --max-lease if that is less")
+	countFlag(fs, &o.node.MaxClaims, "max-claims", 250_000, 1, 1<<31-1, "locks, held and awaited, of one client name")
+	countFlag(fs, &o.node.MaxQueue, "max-queue", 65_536, 1, 1<<31-1, "claims that may wait for one lock")
+	addressFlag(fs, &o.listen, "listen", "127.0.0.1:4222", "where clients connect")
+	addressFlag(fs, &o.meshAddr, "cluster-listen", "", "where the servers of other nodes connect")
+	fs.StringSliceVar(&o.routes, "routes", nil, "addresses of all servers of the mesh; this node's own may be among them")
+	str(&o.routeUser, "route-user", "", "user that servers show each other")
+	str(&o.routePassword, "route-password", "", "password that servers show each other")
+	str(&o.routeTLSCert, "route-tlscert", "", "file with the certificate that servers show each other, for both ends of a connection")
+	str(&o.routeKey, "route-tlskey", "", "file with its key")
+	str(&o.routeTLSCA, "route-tlsca", "", "file with the authorities that servers trust for each other")
+	addressFlag(fs, &o.http, "http", "", "where /healthz, /readyz and /metrics are served; empty: nowhere")
+	fs.BoolVar(&o.observe, "observe", false, "count all clients' events in /metrics; default: if the server is this node's own")
+	own("config", "nodes", "cluster", "state-dir", "max-lease", "max-skew", "max-claims", "max-queue", "listen", "cluster-listen", "routes",
+		"route-user", "route-password", "route-tlscert", "route-tlskey", "route-tlsca", "http", "observe")
+	o.logs.flags(fs, "info")
+
+	var nats pflag.FlagSet
+	o.natsFlags(&nats)
+	for name, use := range map[string]string{
+		"server":       "run on this NATS, not on a server of its own",
+		"context":      "run on the NATS of this context of the nats command",
+		"user":         "user; of a server of its own: what its clients must show, as all of these",
+		"tlscert":      "file with the certificate; of a server of its own: the server's",
+		"tlsca":        "file with the authorities to trust; of a server of its own: those of its clients, who must show a certificate",
+		"timeout":      "how long to wait for NATS",
+		"inbox-prefix": "prefix of inboxes; default: _INBOX and the node's name",
+	} {
+		nats.Lookup(name).Usage = use
+	}
+	nats.VisitAll(func(f *pflag.Flag) {
+		// Not the nats command's own variables: whoever has these set does not mean to
+		// put a node there, or to have its clients show them.
+		variable := "QLOCK_" + f.Annotations[annotationEnv][0]
+		f.Usage, _, _ = strings.Cut(f.Usage, " [")
+		env(&nats, f.Name, variable)
+		f.Annotations[annotationGroup] = []string{"nats"}
+	})
+	fs.AddFlagSet(&nats)
+}
+
+// external reports whether the node runs on a NATS that is not its own.
+func (o *nodeOptions) external() bool { return o.server != "" || o.context != "" }
+
+// checkNode refuses what contradicts itself, before anything is started.
+func (o *nodeOptions) checkNode() error {
+	switch {
+	case o.node.Name == "":
+		return usage("--name is missing: give this node one of the names of --nodes")
+	case len(o.node.Nodes) == 0:
+		return usage("--nodes is missing: give the names of all nodes of the cluster, such as n1,n2,n3")
+	case !slices.Contains(o.node.Nodes, o.node.Name):
+		return usage("--name %q is not among --nodes %s", o.node.Name, strings.Join(o.node.Nodes, ","))
+	case o.node.MaxSkew > o.node.MaxLease:
+		return usage("--max-skew %v is more than --max-lease %v", o.node.MaxSkew, o.node.MaxLease)
+	case o.bootstrap && o.node.StateDir == "":
+		return usage("--bootstrap needs --state-dir: there is nowhere to write to")
+	case o.external() && (o.meshAddr != "" || len(o.routes) > 0):
+		return usage("--server is for a NATS that runs already, --cluster-listen and --routes are for a server in this process: give one or the other")
+	case !o.external() && len(o.node.Nodes) > 1 && o.meshAddr == "" && len(o.routes) == 0:
+		return usage("this node would be alone: --nodes names %d, so give --cluster-listen and --routes, or --server", len(o.node.Nodes))
+	case (o.routeTLSCert == "") != (o.routeKey == "") || (o.routeTLSCert == "") != (o.routeTLSCA == ""):
+		return usage("--route-tlscert, --route-tlskey and --route-tlsca belong together, some of them are missing")
+	case !o.external() && (o.creds != "" || o.nkey != ""):
+		return usage("--creds and --nkey are for --server: clients of a server of its own show --user and --password, --token, or certificates")
+	}
+	for _, n := range o.node.Nodes {
+		if !validToken(n) {
+			return usage("--nodes: %q: use 1 to 64 of the characters A-Z a-z 0-9 _ -", n)
+		}
+	}
+	for _, r := range o.routes {
+		if !strings.Contains(r, "://") {
+			return usage("--routes %q: use an address such as nats://n1.example.com:6222", r)
+		}
+	}
+	// A node that listens for another of its name for longer than leases last would
+	// never be done with it.
+	o.node.ProbeWait = min(300*time.Millisecond, o.node.MaxLease/4)
+	o.client = o.node.Name
+	o.node.Cluster = o.cluster
+	return o.connection.check()
+}
+
+func (a *app) runNode(cmd *cobra.Command, o *nodeOptions) error {
+	file, err := readConfig(o.config)
+	if err != nil {
+		return err
+	}
+	o.levelFixed = cmd.Flags().Changed("log-level")
+	if err := file.apply(cmd.Flags()); err != nil {
+		return err
+	}
+	if err := o.checkNode(); err != nil {
+		return err
+	}
+	if !cmd.Flags().Changed("observe") {
+		o.observe = !o.external()
+	}
+	log, level := o.logger(a.err)
+	o.node.Logger = log // the library adds the node's name by itself
+	base := log
+	log = log.With("node", o.node.Name)
+	if o.bootstrap {
+		if err := qlock.Bootstrap(o.node); err != nil {
+			return err
+		}
+		fmt.Fprintf(a.out, "%s is ready for the first start of node %s. Start it without --bootstrap.\n", o.node.StateDir, o.node.Name)
+		return nil
+	}
+
+	ctx, stop := interrupted(cmd.Context())
+	defer stop()
+	certs, err := o.certificates()
+	if err != nil {
+		return err
+	}
+	s := &nodeServer{o: o, log: log, base: base}
+	web, err := serveHTTP(o.http, s, log)
+	if err != nil {
+		return err
+	}
+	defer web.close()
+	hangups, noHangups := hangup()
+	defer noHangups()
+
+	log.Info("node starts", "version", qlock.Version, "cluster", o.node.Cluster, "nodes", o.node.Nodes, "state_dir", o.node.StateDir)
+	if err := s.start(ctx, certs); err != nil {
+		if ctx.Err() != nil {
+			return errors.Join(s.close())
+		}
+		return errors.Join(err, s.close())
+	}
+	if web != nil {
+		s.enter(web.registry)
+	}
+	log.Info("node serves", s.where()...)
+	for {
+		select {
+		case <-ctx.Done():
+			stop() // a second signal ends the process at once
+			log.Info("node stops", "why", "signal")
+			if err := s.close(); err != nil {
+				return err
+			}
+			if o.node.StateDir == "" {
+				log.Warn("node stopped; without --state-dir its votes are forgotten, and its next start waits for --max-lease")
+			} else {
+				log.Info("node stopped, its state is saved")
+			}
+			return nil
+		case <-s.qnode().Done():
+			return errors.Join(fmt.Errorf("another node named %q runs in cluster %q: give each node a name of its own", o.node.Name, o.node.Cluster), s.close())
+		case <-hangups:
+			file = o.reload(file, certs, level, log)
+		}
+	}
+}
+
+// nodeServer is a running node, on its own server or another.
+type nodeServer struct {
+	o    *nodeOptions
+	log  *slog.Logger // with the node's name
+	base *slog.Logger // without
+
+	started  atomic.Pointer[running]
+	embedded *embedded.Server // nil: external
+	link     *link            // external
+}
+
+// running is what others may look at while the node serves.
+type running struct {
+	node   *qlock.Node
+	nc     *nats.Conn
+	server *embedded.Server
+}
+
+func (s *nodeServer) qnode() *qlock.Node { return s.started.Load().node }
+
+func (s *nodeServer) start(ctx context.Context, certs *certificates) error {
+	// Not by signals only: a node that never hears itself should say so.
+	ctx, cancel := context.WithTimeout(ctx, max(s.o.timeout, 5*time.Second)+25*time.Second)
+	defer cancel()
+	if s.o.external() {
+		return s.startExternal(ctx)
+	}
+	return s.startEmbedded(ctx, certs)
+}
+
+func (s *nodeServer) startExternal(ctx context.Context) error {
+	link, err := s.o.connect("node", s.o.node.MaxLease, s.connectionLogs()...)
+	if err != nil {
+		return err
+	}
+	s.link = link
+	node, err := qlock.StartNode(ctx, link.Conn, s.o.node)
+	if err != nil {
+		return err
+	}
+	s.started.Store(&running{node: node, nc: link.Conn})
+	return nil
+}
+
+// connectionLogs tell of a connection that breaks and comes back.
+func (s *nodeServer) connectionLogs() []nats.Option {
+	return []nats.Option{
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				s.log.Warn("NATS connection lost", "error", err)
+			}
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			s.log.Info("NATS connection is back", "server", nc.ConnectedUrlRedacted())
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			s.log.Warn("NATS connection", "error", err)
+		}),
+	}
+}
+
+func (s *nodeServer) startEmbedded(ctx context.Context, certs *certificates) error {
+	o := s.o
+	host, port, err := splitAddress(o.listen)
+	if err != nil {
+		return usage("--listen %q: %w", o.listen, err)
+	}
+	cfg := embedded.Config{
+		Node: o.node, Host: host, Port: port, Routes: o.routes,
+		RouteUser: o.routeUser, RoutePassword: o.routePassword,
+		Username: o.user, Password: o.password, Token: o.token,
+		TLS: certs.clients(), RouteTLS: certs.routes(),
+		Logger: s.base,
+	}
+	if o.user != "" && o.password == "" {
+		cfg.Username, cfg.Token = "", o.user
+	}
+	if o.meshAddr != "" {
+		if cfg.RouteHost, cfg.RoutePort, err = splitAddress(o.meshAddr); err != nil {
+			return usage("--cluster-listen %q: %w", o.meshAddr, err)
+		}
+		if cfg.RoutePort == 0 {
+			cfg.RoutePort = -1
+		}
+	}
+	if s.embedded, err = embedded.Start(ctx, cfg); err != nil {
+		return err
+	}
+	s.started.Store(&running{node: s.embedded.Node(), nc: s.embedded.Conn(), server: s.embedded})
+	return nil
+}
+
+// where is what the log says of a node that serves.
+func (s *nodeServer) where() []any {
+	if s.embedded == nil {
+		return []any{"nats", s.link.ConnectedUrlRedacted()}
+	}
+	args := []any{"clients", s.embedded.ClientURL()}
+	if r := s.embedded.RouteURL(); r != "" {
+		args = append(args, "servers", r)
+	}
+	return args
+}
+
+// close stops cleanly, in this order: the votes are saved before the connection
+// goes.
+func (s *nodeServer) close() error {
+	if s.embedded != nil {
+		return s.embedded.Close()
+	}
+	var err error
+	if r := s.started.Load(); r != nil {
+		err = r.node.Close()
+	}
+	if s.link != nil {
+		s.link.Close()
+	}
+	return err
+}
+
+// certificates are read anew when the node is told to. Authorities are not: whom a
+// server trusts does not change under its connections.
+type certificates struct {
+	o               *nodeOptions
+	client, route   atomic.Pointer[tls.Certificate]
+	clientC, routeC *tls.Config
+}
+
+func (o *nodeOptions) certificates() (*certificates, error) {
+	c := &certificates{o: o}
+	if o.external() {
+		return c, nil
+	}
+	if err := c.load(); err != nil {
+		return nil, err
+	}
+	if o.tlsCert != "" {
+		c.clientC = &tls.Config{
+			MinVersion:     tls.VersionTLS12,
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.client.Load(), nil },
+		}
+		if o.tlsCA != "" {
+			pool, err := authorities(o.tlsCA)
+			if err != nil {
+				return nil, usage("--tlsca: %w", err)
+			}
+			c.clientC.ClientCAs, c.clientC.ClientAuth = pool, tls.RequireAndVerifyClientCert
+		}
+	}
+	if o.routeTLSCert != "" {
+		pool, err := authorities(o.routeTLSCA)
+		if err != nil {
+			return nil, usage("--route-tlsca: %w", err)
+		}
+		c.routeC = &tls.Config{
+			MinVersion: tls.VersionTLS12, RootCAs: pool, ClientCAs: pool,
+			GetCertificate:       func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.route.Load(), nil },
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.route.Load(), nil },
+		}
+	}
+	return c, nil
+}
+
+func (c *certificates) clients() *tls.Config { return c.clientC }
+func (c *certificates) routes() *tls.Config  { return c.routeC }
+
+// load reads the certificates; after an error what was read before is in force.
+func (c *certificates) load() error {
+	for _, f := range []struct {
+		flag, cert, key string
+		to              *atomic.Pointer[tls.Certificate]
+	}{
+		{"tlscert", c.o.tlsCert, c.o.tlsKey, &c.client},
+		{"route-tlscert", c.o.routeTLSCert, c.o.routeKey, &c.route},
+	} {
+		if f.cert == "" || c.o.external() {
+			continue
+		}
+		cert, err := tls.LoadX509KeyPair(f.cert, f.key)
+		if err != nil {
+			return usage("--%s: %w", f.flag, err)
+		}
+		f.to.Store(&cert)
+	}
+	return nil
+}

@@ -1,0 +1,181 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/metrics"
+)
+
+// web is what a node serves over HTTP; nil serves nothing.
+type web struct {
+	server   *http.Server
+	registry *prometheus.Registry
+	done     chan struct{}
+}
+
+// serveHTTP listens before the node starts, so that whoever looks after it can see
+// that it does.
+func serveHTTP(addr string, s *nodeServer, log *slog.Logger) (*web, error) {
+	if addr == "" {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("--http: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", s.healthz)
+	mux.HandleFunc("GET /readyz", s.readyz)
+	reg := registry()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}))
+	w := &web{
+		registry: reg,
+		server:   &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)},
+		done:     make(chan struct{}),
+	}
+	go func() {
+		defer close(w.done)
+		if err := w.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("HTTP", "error", err)
+		}
+	}()
+	log.Info("HTTP", "address", l.Addr().String())
+	return w, nil
+}
+
+func (w *web) close() {
+	if w == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if w.server.Shutdown(ctx) != nil {
+		_ = w.server.Close() // somebody reads slowly; the process ends now
+	}
+	<-w.done
+}
+
+// healthz fails when a restart would help: the node stopped, though its process
+// lives. A node that waits, or has lost NATS, goes on by itself.
+func (s *nodeServer) healthz(w http.ResponseWriter, _ *http.Request) {
+	r := s.started.Load()
+	select {
+	case <-done(r):
+		answer(w, http.StatusServiceUnavailable, "stopped", "another node has this name")
+	default:
+		answer(w, http.StatusOK, state(r), "")
+	}
+}
+
+// readyz fails while the node gives no votes that reach anybody.
+func (s *nodeServer) readyz(w http.ResponseWriter, _ *http.Request) {
+	r := s.started.Load()
+	switch {
+	case r == nil || !r.node.Ready():
+		answer(w, http.StatusServiceUnavailable, state(r), "the node gives no votes")
+	case !r.nc.IsConnected():
+		answer(w, http.StatusServiceUnavailable, state(r), "the NATS connection is "+r.nc.Status().String())
+	default:
+		answer(w, http.StatusOK, state(r), "")
+	}
+}
+
+func done(r *running) <-chan struct{} {
+	if r == nil {
+		return nil
+	}
+	return r.node.Done()
+}
+
+func state(r *running) string {
+	if r == nil {
+		return "starting"
+	}
+	return r.node.Stats().State
+}
+
+func answer(w http.ResponseWriter, status int, state, why string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(struct { // who asked may have gone
+		State string `json:"state"`
+		Why   string `json:"why,omitempty"`
+	}{state, why})
+}
+
+// registry has what a process counts from its start; the node enters its own when
+// it has started.
+func registry() *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return reg
+}
+
+// enter adds what the node counts.
+func (s *nodeServer) enter(reg *prometheus.Registry) {
+	o, r := s.o, s.started.Load()
+	reg.MustRegister(
+		metrics.NewNode(r.node, o.node.Cluster),
+		metrics.NewConnection(r.nc),
+		metrics.NewPeers(func() []metrics.Peer { return s.peers(r) }),
+	)
+	if r.server != nil {
+		reg.MustRegister(metrics.NewServer(r.server.NATS()))
+	}
+	if !o.observe {
+		return
+	}
+	events, err := metrics.NewEvents(r.nc, o.node.Cluster)
+	if err != nil {
+		s.log.Warn("events are not counted", "error", err)
+		return
+	}
+	reg.MustRegister(events)
+}
+
+// peers asks all nodes, this one too, under this node's name, as its permissions
+// allow.
+func (s *nodeServer) peers(r *running) []metrics.Peer {
+	l := &link{Conn: r.nc, cluster: s.o.node.Cluster, client: s.o.node.Name}
+	c, err := l.survey(context.Background(), 500*time.Millisecond)
+	if err != nil {
+		return nil
+	}
+	byName := map[string]*metrics.Peer{}
+	for _, n := range s.o.node.Nodes {
+		byName[n] = &metrics.Peer{Name: n}
+	}
+	digest := proto.Config{Nodes: s.o.node.Nodes, MaxTTL: s.o.node.MaxLease, Skew: s.skew()}.Digest()
+	for _, m := range c.members {
+		if p := byName[m.name]; p != nil && m.heard {
+			p.Heard, p.RoundTrip = true, m.roundTrip
+			p.Votes = !m.clash && m.digest == digest && m.info.State == proto.Voting
+			p.Clash, p.OtherConfig = m.clash, m.digest != digest
+		}
+	}
+	out := make([]metrics.Peer, 0, len(byName))
+	for _, n := range s.o.node.Nodes {
+		out = append(out, *byName[n])
+	}
+	return out
+}
+
+// skew is the default that package qlock fills in.
+func (s *nodeServer) skew() time.Duration {
+	if s.o.node.MaxSkew != 0 {
+		return s.o.node.MaxSkew
+	}
+	return min(5*time.Second, s.o.node.MaxLease/2)
+}

@@ -1,0 +1,175 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
+	"github.com/spf13/cobra"
+
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+func (a *app) nodes() *cobra.Command {
+	c := &connection{}
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:     "nodes [flags]",
+		Short:   "Show the nodes of a cluster",
+		GroupID: groupSee,
+		Long: `Ask the nodes who they are, and show what they say.
+
+States: voting; recovering (it may have forgotten votes, and gives none until these
+have run out); probing (it has just started); unreachable (others list it, and it
+did not answer); name clash (two nodes answer under one name, and clients count
+neither); other configuration (it disagrees with most, and clients do not count it).
+
+Exit status: 0 if any node answered, 1 if none did, 2 for bad flags.`,
+		Example: `  qlock nodes
+  qlock nodes --cluster prod --json`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := c.connect("nodes", 10*time.Second)
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			found, err := l.survey(cmd.Context(), l.patience())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				if err := a.json(found.report()); err != nil {
+					return err
+				}
+			} else if found.config != nil {
+				a.showNodes(found)
+			}
+			if found.config == nil {
+				return nobody(l)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVarP(&asJSON, "json", "j", false, "write JSON")
+	c.flags(cmd.Flags())
+	return cmd
+}
+
+func nobody(l *link) error {
+	return fmt.Errorf("no node of cluster %q answered on %s: is one running with this cluster name (--cluster), on this NATS, in this account?",
+		l.cluster, l.ConnectedUrlRedacted())
+}
+
+// box is a writer of a table in the looks of the nats command.
+func box(w io.Writer, title string) table.Writer {
+	t := table.NewWriter()
+	t.SetOutputMirror(w)
+	t.SetStyle(table.StyleRounded)
+	t.Style().Title.Align = text.AlignCenter
+	t.Style().Format.Header = text.FormatDefault
+	t.Style().Format.Footer = text.FormatDefault
+	t.SetTitle(title)
+	return t
+}
+
+func (a *app) showNodes(c *census) {
+	t := box(a.out, "Nodes of cluster "+c.cluster)
+	t.AppendHeader(table.Row{"Node", "State", "Version", "Claims", "Up", "Round trip", "Configuration"})
+	t.SetColumnConfigs([]table.ColumnConfig{{Number: 4, Align: text.AlignRight}, {Number: 5, Align: text.AlignRight}, {Number: 6, Align: text.AlignRight}})
+	for _, m := range c.members {
+		color := text.FgGreen
+		switch {
+		case m.heard && m.info.State == proto.Recovering && !m.clash && !m.other:
+			color = text.FgYellow
+		case !m.votes():
+			color = text.FgRed
+		}
+		row := table.Row{m.name, paint(a.out, m.state(), color)}
+		if m.heard {
+			config := m.digest
+			if m.other {
+				config = fmt.Sprintf("%s: %s, lease %s, skew %s", m.digest, strings.Join(m.info.Nodes, " "), short(m.info.MaxTTL), short(m.info.Skew))
+			}
+			row = append(row, m.info.Version, m.info.Claims, up(m), round(m.roundTrip), config)
+		}
+		t.AppendRow(row)
+	}
+	t.Render()
+	fmt.Fprintf(a.out, "%d of %d nodes vote; a writer needs %d votes, a reader %d. Longest lease %s, allowed skew %s.\n",
+		c.voting(), len(c.config.Nodes), c.need(quorum.Exclusive), c.need(quorum.Shared), short(c.config.MaxTTL), short(c.config.Skew))
+}
+
+// up is for how long a node has run, by its clock and ours.
+func up(m *member) time.Duration {
+	d := max(time.Since(time.UnixMicro(m.info.Started)), 0)
+	if d > time.Minute {
+		return d.Round(time.Second)
+	}
+	return d.Round(100 * time.Millisecond)
+}
+
+// round keeps what a person reads of a duration.
+func round(d time.Duration) time.Duration {
+	switch {
+	case d > 10*time.Second:
+		return d.Round(100 * time.Millisecond)
+	case d > 10*time.Millisecond:
+		return d.Round(time.Millisecond)
+	}
+	return d.Round(10 * time.Microsecond)
+}
+
+// censusReport is a census in JSON.
+type censusReport struct {
+	Cluster   string         `json:"cluster"`
+	Voting    int            `json:"voting"`
+	Writer    int            `json:"votes_for_a_writer"`
+	Reader    int            `json:"votes_for_a_reader"`
+	MaxLease  int64          `json:"max_lease_ms,omitempty"`
+	MaxSkew   int64          `json:"max_skew_ms,omitempty"`
+	NodeNames []string       `json:"node_names"`
+	Nodes     []memberReport `json:"nodes"`
+}
+
+type memberReport struct {
+	Name       string   `json:"name"`
+	State      string   `json:"state"`
+	Votes      bool     `json:"votes"`
+	Reachable  bool     `json:"reachable"`
+	Clash      bool     `json:"name_clash,omitempty"`
+	Other      bool     `json:"other_configuration,omitempty"`
+	Recovering float64  `json:"recovering_ms,omitempty"`
+	Version    string   `json:"version,omitempty"`
+	Claims     int      `json:"claims"`
+	Started    string   `json:"started,omitempty"`
+	RoundTrip  float64  `json:"round_trip_ms,omitempty"`
+	Digest     string   `json:"digest,omitempty"`
+	NodeNames  []string `json:"node_names,omitempty"`
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+func (c *census) report() censusReport {
+	r := censusReport{
+		Cluster: c.cluster, Voting: c.voting(), Writer: c.need(quorum.Exclusive), Reader: c.need(quorum.Shared),
+		NodeNames: []string{}, Nodes: []memberReport{},
+	}
+	if c.config != nil {
+		r.MaxLease, r.MaxSkew, r.NodeNames = c.config.MaxTTL.Milliseconds(), c.config.Skew.Milliseconds(), c.config.Nodes
+	}
+	for _, m := range c.members {
+		one := memberReport{Name: m.name, State: "unreachable", Votes: m.votes(), Reachable: m.heard, Clash: m.clash, Other: m.other}
+		if m.heard {
+			one.State, one.Version, one.Claims, one.Digest, one.NodeNames = string(m.info.State), m.info.Version, m.info.Claims, m.digest, m.info.Nodes
+			one.Recovering, one.RoundTrip = ms(m.recovering), ms(m.roundTrip)
+			one.Started = time.UnixMicro(m.info.Started).UTC().Format(time.RFC3339Nano)
+		}
+		r.Nodes = append(r.Nodes, one)
+	}
+	return r
+}

@@ -1,0 +1,538 @@
+//go:build unix
+
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/creack/pty"
+	"github.com/google/uuid"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// screen is a terminal with a program on it.
+type screen struct {
+	*process
+	tty *os.File
+}
+
+// onTerminal starts qlock on a terminal of its own, as the shell does.
+func onTerminal(t *testing.T, args ...string) *screen {
+	t.Helper()
+	master, slave, err := pty.Open()
+	if err != nil {
+		t.Skip("no pseudo-terminals: ", err)
+	}
+	if err := pty.Setsize(master, &pty.Winsize{Rows: 40, Cols: 120}); err != nil {
+		t.Fatal(err)
+	}
+	p := &process{t: t, cmd: command(args...), out: newOutput(), err: newOutput(), done: make(chan struct{}), in: master}
+	p.cmd.Env = append(p.cmd.Env, "TERM=xterm-256color", "NO_COLOR=")
+	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = slave, slave, slave
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	dieWithParent(p.cmd.SysProcAttr)
+	started, drawn := make(chan error), make(chan struct{})
+	go func() {
+		lockThread()
+		err := p.cmd.Start()
+		_ = slave.Close() // the program has its own
+		started <- err
+		if err != nil {
+			return
+		}
+		err = p.cmd.Wait()
+		<-drawn // all that it wrote
+		p.status = exitStatus(err)
+		close(p.done)
+	}()
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(drawn)
+		_, _ = io.Copy(p.out, master) // it ends with an error when nobody has the other side
+	}()
+	t.Cleanup(func() {
+		p.kill()
+		if t.Failed() {
+			t.Logf("terminal of qlock %s: status %d\n%q", strings.Join(args, " "), p.status, p.out)
+		}
+	})
+	return &screen{p, master}
+}
+
+func (s *screen) key(k string) {
+	s.t.Helper()
+	if _, err := s.tty.WriteString(k); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	// One server for all: it knows of a watcher as soon as that says so, the others
+	// a little later.
+	u := "nats://" + sharedCluster(t).addr["n1"][0]
+	t.Run("json", func(t *testing.T) {
+		t.Parallel()
+		name := lockName(t) + ".price list"
+		pattern := strings.TrimSuffix(name, "price list") + ">"
+		p := launch(t, "watch", pattern, "-s", u, "--json", "--count", "4")
+		p.says(p.err, "Ctrl-C ends it")
+		qlockCmd(t, "run", "elsewhere."+name, "-s", u, "--", "true").want(t, 0)
+		h := launch(t, "lock", name, "-s", u, "--client", "holder")
+		h.says(h.out, "\n")
+		waits := launch(t, "run", name, "-s", u, "--client", "waiter", "--lease", "1s", "--", "true")
+		p.says(p.out, `"waiting"`)
+		_ = h.in.Close()
+		waits.wait().want(t, 0)
+		r := p.wait()
+		r.want(t, 0)
+		var got []string
+		for _, line := range strings.Split(strings.TrimSpace(r.out), "\n") {
+			var s sight
+			if err := json.Unmarshal([]byte(line), &s); err != nil {
+				t.Fatal(err)
+			}
+			if s.Name != name || s.Cluster != "default" || s.Mode != "exclusive" || (s.Token == 0) != (s.What == "waiting") {
+				t.Errorf("%+v", s)
+			}
+			got = append(got, s.Client+" "+s.What)
+		}
+		// The two ends of one handover come from two programs, by two ways.
+		all := strings.Join(got, ", ")
+		if all != "holder acquired, waiter waiting, holder released, waiter acquired" && all != "holder acquired, waiter waiting, waiter acquired, holder released" {
+			t.Error(all)
+		}
+	})
+	t.Run("all clusters", func(t *testing.T) {
+		t.Parallel()
+		name := lockName(t)
+		p := launch(t, "watch", name, "-s", u, "--cluster", "*", "--count", "1", "--events")
+		p.says(p.err, "Ctrl-C ends it")
+		qlockCmd(t, "run", name, "-s", u, "--client", "svc", "--", "true").want(t, 0)
+		p.wait().want(t, 0, "default/svc", "acquired")
+	})
+	t.Run("terminal", func(t *testing.T) {
+		t.Parallel()
+		name := lockName(t)
+		s := onTerminal(t, "watch", name, "-s", u)
+		s.says(s.out, "Ctrl-C ends it")
+		qlockCmd(t, "run", name, "-s", u, "--client", "svc", "--", "true").want(t, 0)
+		s.says(s.out, "released")
+		if out := s.out.String(); !strings.Contains(out, "\x1b[32macquired\x1b[0m") || !strings.Contains(out, "svc") {
+			t.Errorf("%q", out)
+		}
+		s.key("\x03")
+		s.wait().want(t, 0)
+	})
+}
+
+func TestNodes(t *testing.T) {
+	t.Parallel()
+	c := sharedCluster(t)
+	r := qlockCmd(t, "nodes", "-s", c.url())
+	r.want(t, 0, "╭", "╰", "Nodes of cluster default", "Round trip", "voting", "3 of 3 nodes vote; a writer needs 2 votes, a reader 2. Longest lease 30s, allowed skew 5s.")
+	if strings.Contains(r.out, "\x1b") {
+		t.Errorf("colours, but no terminal: %q", r.out)
+	}
+	report := decode[censusReport](t, qlockCmd(t, "nodes", "-s", c.url(), "--json"))
+	if report.Voting != 3 || len(report.Nodes) != 3 || report.Nodes[0].Name != "n1" || report.Nodes[2].State != "voting" || report.Nodes[1].RoundTrip <= 0 {
+		t.Errorf("%+v", report)
+	}
+	qlockCmd(t, "nodes", "-s", c.url(), "--cluster", "nobody").want(t, exitFailed, `no node of cluster "nobody" answered`, "--cluster")
+	s := onTerminal(t, "nodes", "-s", c.url())
+	s.wait().want(t, 0, "\x1b[32mvoting\x1b[0m")
+}
+
+func answerOf(name string, nodes string, change func(*member)) *member {
+	m := &member{
+		name: name, heard: true, incarnation: uuid.New(),
+		info: proto.NodeInfo{Nodes: strings.Fields(nodes), MaxTTL: 30 * time.Second, Skew: 5 * time.Second, State: proto.Voting, Version: qlock.Version},
+	}
+	if change != nil {
+		change(m)
+	}
+	m.digest = proto.Config{Nodes: m.info.Nodes, MaxTTL: m.info.MaxTTL, Skew: m.info.Skew}.Digest()
+	return m
+}
+
+func censusOf(members ...*member) *census {
+	found := map[uuid.UUID]*member{}
+	for _, m := range members {
+		found[m.incarnation] = m
+	}
+	return newCensus("test", found)
+}
+
+// What check says of nodes that a test does not get to answer so.
+func TestFindings(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		members []*member
+		want    []string
+	}{
+		{"clash", []*member{answerOf("a", "a b c", nil), answerOf("b", "a b c", nil), answerOf("b", "a b c", nil), answerOf("c", "a b c", nil)},
+			[]string{"warning quorum 2 of 3 nodes vote, 2 are needed: no further node may fail", "problem name-clash two nodes answer as b"}},
+		{"recovering", []*member{
+			answerOf("a", "a b", func(m *member) { m.info.State, m.recovering = proto.Recovering, 9180*time.Millisecond }), answerOf("b", "a b", nil)},
+			[]string{"problem quorum 1 of 2 nodes vote, 2 are needed", "warning recovering node a may have forgotten votes, and gives none for 9.2s"}},
+		{"stopped", []*member{answerOf("a", "a", func(m *member) { m.info.State = proto.Stopped })}, []string{"warning state node a is stopped"}},
+		{"old", []*member{answerOf("a", "a", func(m *member) { m.info.Version = "0.0.9" })},
+			[]string{"warning version a runs version 0.0.9, this program is " + qlock.Version}},
+		{"new", []*member{answerOf("a", "a", func(m *member) { m.info.Version = "v9.0.0-rc.1" })},
+			[]string{"warning version a runs version v9.0.0-rc.1, this program is only " + qlock.Version}},
+		{"leases", []*member{answerOf("a", "a b c", nil), answerOf("b", "a b c", nil), answerOf("c", "a b c", func(m *member) { m.info.MaxTTL = time.Minute })},
+			[]string{"problem configuration node c has nodes a b c, longest lease 1m and skew 5s; most have a b c, 30s and 5s"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := &findings{}
+			checkMembers(censusOf(c.members...), r)
+			var lines []string
+			for _, f := range r.list {
+				lines = append(lines, fmt.Sprintf("%s %s %s", f.Grade, f.About, f.Text))
+			}
+			all := strings.Join(lines, "\n")
+			for _, w := range c.want {
+				if !strings.Contains(all, w) {
+					t.Errorf("no %q in\n%s", w, all)
+				}
+			}
+		})
+	}
+}
+
+func TestClockFindings(t *testing.T) {
+	const s = time.Second
+	for _, c := range []struct {
+		name string
+		off  map[string]time.Duration
+		want string
+	}{
+		{"together", map[string]time.Duration{"a": 0, "b": time.Millisecond}, "ok clocks agree within 1ms"},
+		{"we are ahead", map[string]time.Duration{"a": -6 * s, "b": -6 * s}, "problem the clock of this machine is 6s ahead of node a, 5s is allowed"},
+		{"a little", map[string]time.Duration{"a": -3 * s}, "warning the clocks of this machine and of node a differ by 3s"},
+		{"we are behind", map[string]time.Duration{"a": 7 * s}, "warning the clocks of this machine and of node a differ by 7s"},
+		{"nodes", map[string]time.Duration{"a": -4 * s, "b": 23 * s}, "problem the clocks of nodes a and b differ by 27s, 25s is allowed"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := &findings{}
+			checkOffsets(c.off, 30*s, 5*s, r)
+			all := ""
+			for _, f := range r.list {
+				all += string(f.Grade) + " " + f.Text + "\n"
+			}
+			if !strings.Contains(all, c.want) {
+				t.Errorf("no %q in\n%s", c.want, all)
+			}
+		})
+	}
+}
+
+func TestCensus(t *testing.T) {
+	c := censusOf(answerOf("a", "a b c", nil), answerOf("c", "a b c", nil))
+	if c.voting() != 2 || c.need(quorum.Exclusive) != 2 || len(c.members) != 3 || c.members[1].name != "b" || c.members[1].state() != "unreachable" {
+		t.Errorf("%+v", c.report())
+	}
+	c = censusOf(answerOf("a", "a b", nil), answerOf("a", "a b", nil), answerOf("b", "a b", nil))
+	if c.voting() != 1 || c.members[0].state() != "name clash" || c.members[2].state() != "voting" {
+		t.Errorf("%+v", c.report())
+	}
+	if c := censusOf(); c.config != nil || c.voting() != 0 || c.report().Nodes == nil {
+		t.Errorf("%+v", c.report())
+	}
+}
+
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	c := sharedCluster(t)
+	r := qlockCmd(t, "check", "-s", c.url())
+	r.want(t, 0, "connected to NATS at nats://", "3 of 3 nodes vote, 2 are needed", "all nodes run version", "clocks agree within", "a lock was taken in", "Nothing is wrong.")
+	report := decode[checkReport](t, qlockCmd(t, "check", "-s", c.url(), "--json"))
+	if report.Problems != 0 || report.Warnings != 0 || len(report.Findings) != 5 {
+		t.Errorf("%+v", report)
+	}
+	qlockCmd(t, "check", "-s", c.url(), "--cluster", "nobody").want(t, exitFailed, "problem", `no node of cluster "nobody" answered`)
+	qlockCmd(t, "check", "-s", "nats://127.0.0.1:1").want(t, exitFailed, "problem", "nats://127.0.0.1:1")
+	qlockCmd(t, "check", "-s", c.url(), "--password", "x").want(t, exitUsage, "--user")
+	name := lockName(t)
+	hold(t, c, name)
+	qlockCmd(t, "check", "-s", c.url(), "--lock", name).want(t, 0, "is held by another, so locks can be taken")
+}
+
+// restricted is a NATS server with the users that qlock permissions writes, and a
+// node on it.
+func restricted(t *testing.T, specs ...string) string {
+	t.Helper()
+	r := call(t, append([]string{"permissions"}, specs...)...)
+	r.want(t, 0)
+	text := r.out
+	for _, s := range specs {
+		_, name, _ := strings.Cut(s, ":")
+		name, _, _ = strings.Cut(name, "=")
+		text = strings.ReplaceAll(text, "$QLOCK_"+strings.ToUpper(name), strconv.Quote(name+"-password"))
+	}
+	file := filepath.Join(t.TempDir(), "nats.conf")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o, err := server.ProcessConfigFile(file)
+	if err != nil {
+		t.Fatalf("%v:\n%s", err, text)
+	}
+	o.Host, o.Port, o.NoLog, o.NoSigs = "127.0.0.1", server.RANDOM_PORT, true, true
+	s, err := server.NewServer(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() {
+		s.Shutdown()
+		s.WaitForShutdown()
+	})
+	if !s.ReadyForConnections(patience) {
+		t.Fatal("the server is not ready")
+	}
+	p := launch(t, "node", "--name", "n1", "--nodes", "n1", "--server", s.ClientURL(), "--user", "n1", "--password", "n1-password", "--max-lease", "1s")
+	p.says(p.err, "ready: this node votes")
+	return s.ClientURL()
+}
+
+// All commands work with the permissions that qlock permissions writes, and say
+// which is missing otherwise.
+func TestPermissions(t *testing.T) {
+	t.Parallel()
+	u := restricted(t, "node:n1", "client:svc", "client:part=orders.>", "observer:eye", "auditor:ear", "monitor:mon")
+	as := func(user string, args ...string) []string {
+		return append(args, "-s", u, "--user", user, "--password", user+"-password")
+	}
+	run := func(user string, name string) []string {
+		return append(as(user, "run", name, "--lease", "500ms"), "--", "true")
+	}
+	qlockCmd(t, run("svc", "any")...).want(t, 0)
+	qlockCmd(t, run("part", "orders.1")...).want(t, 0)
+	qlockCmd(t, run("part", "any")...).want(t, exitRefused, "lock.default.node.acquire.part.any")
+	qlockCmd(t, as("svc", "check")...).want(t, 0, "Nothing is wrong.", "as client svc")
+	qlockCmd(t, as("part", "check")...).want(t, exitFailed, "could not be measured", "lock.default.node.acquire.part.qlock.check", "qlock permissions client:part")
+	qlockCmd(t, as("part", "check", "--lock", "orders.check")...).want(t, 0, "a lock was taken in")
+	qlockCmd(t, as("mon", "nodes")...).want(t, 0, "1 of 1 nodes vote")
+	qlockCmd(t, as("eye", "nodes")...).want(t, exitFailed, "may not ask on lock.default.node.info.eye")
+	qlockCmd(t, as("svc", "watch")...).want(t, exitFailed, "may not watch events", "observer:NAME")
+	qlockCmd(t, append(as("svc", "run", "x", "--client", "part"), "--", "true")...).want(t, exitRefused, "lock.default.node.info.part")
+	qlockCmd(t, "nodes", "-s", u, "--user", "svc", "--password", "wrong").want(t, exitFailed, "Authorization Violation", "--password")
+	for _, watcher := range []string{"eye", "ear"} {
+		p := launch(t, as(watcher, "watch", "--count", "2", "orders.>")...)
+		p.says(p.err, "Ctrl-C ends it")
+		qlockCmd(t, run("svc", "orders.2")...).want(t, 0)
+		p.wait().want(t, 0, "orders.2", "svc", "acquired", "released")
+	}
+}
+
+func TestPermissionFormats(t *testing.T) {
+	call(t, "permissions", "--cluster", "prod", "client:a=x.>,y").want(t, 0, "lock.prod.node.acquire.a.x.>", "lock.prod.node.yield.a.y", "$QLOCK_A")
+	call(t, "permissions", "--format", "certificates", "--tlscert", "/c.pem", "client:a").want(t, 0, "verify_and_map: true", `cert_file: "/c.pem"`)
+	call(t, "permissions", "--format", "signing-keys", "--account", "X", "client", "node").want(t, 0, "nsc edit signing-key --account X --role client", "{{name()}}")
+	users := decode[[]jsonUser](t, call(t, "permissions", "--format", "json", "node:n1", "observer:o"))
+	if len(users) != 2 || users[0].Role != "node" || users[0].InboxPrefix != "_INBOX.n1" || users[1].Publish == nil || len(users[1].Publish) != 0 {
+		t.Errorf("%+v", users)
+	}
+}
+
+func TestBench(t *testing.T) {
+	t.Parallel()
+	c := sharedCluster(t)
+	results := decode[[]benchResult](t, qlockCmd(t, "bench", "-s", c.url(), "--for", "150ms", "--clients", "3", "--json"))
+	if len(results) != 3 {
+		t.Fatalf("%+v", results)
+	}
+	for i, r := range results {
+		if r.Workload != workloads[i] || r.Locks == 0 || r.Failed != 0 || r.Micros["p50"] <= 0 || r.Micros["max"] < r.Micros["p50"] || r.Micros["p50"] < r.Micros["min"] {
+			t.Errorf("%+v", r)
+		}
+	}
+	qlockCmd(t, "bench", "-s", c.url(), "alone", "--shared", "--for", "50ms").want(t, 0, "Taking locks of cluster default", "p99.9", "█")
+	qlockCmd(t, "bench", "-s", c.url(), "--cluster", "nobody", "--timeout", "300ms").want(t, exitNoQuorum, "no quorum")
+	s := onTerminal(t, "bench", "hot", "-s", c.url(), "--for", "300ms", "--clients", "2")
+	s.wait().want(t, 0, "hot     ░", " locks", "Per second")
+}
+
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	p := launch(t, "demo", "--port", "0")
+	out := p.says(p.out, "acquired")
+	m := regexp.MustCompile(`export NATS_URL=(\S+)`).FindStringSubmatch(out)
+	if m == nil {
+		t.Fatalf("no address in\n%s", out)
+	}
+	for _, u := range strings.Split(m[1], ",") {
+		if parsed, err := url.Parse(u); err != nil || parsed.Hostname() != "127.0.0.1" {
+			t.Errorf("%s: %v", u, err)
+		}
+	}
+	q := launchWith(t, []string{"NATS_URL=" + m[1]}, "nodes")
+	q.wait().want(t, 0, "3 of 3 nodes vote")
+	p.signal(syscall.SIGINT)
+	p.wait().want(t, 0)
+	first, _, _ := strings.Cut(m[1], ",")
+	_, taken, _ := strings.Cut(sharedCluster(t).addr["n1"][0], ":")
+	qlockCmd(t, "demo", "--port", taken).want(t, exitFailed, "port "+taken+" is taken", "--port 0")
+	qlockCmd(t, "nodes", "-s", first).want(t, exitFailed, "connect to NATS")
+}
+
+// A context of the nats command says where to go, and flags go before it.
+func TestContext(t *testing.T) {
+	t.Parallel()
+	c := sharedCluster(t)
+	home := t.TempDir()
+	dir := filepath.Join(home, "nats", "context")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "prod.json"), []byte(`{"url":"`+c.url()+`","inbox_prefix":"_INBOX.mine"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run := func(env string, args ...string) result {
+		p := launchWith(t, []string{"XDG_CONFIG_HOME=" + home, env}, args...)
+		_ = p.in.Close()
+		return p.wait()
+	}
+	run("", "nodes", "--context", "prod").want(t, 0, "3 of 3")
+	run("NATS_CONTEXT=prod", "nodes").want(t, 0, "3 of 3")
+	run("", "nodes", "--context", "test").want(t, exitFailed, `unknown context "test"`)
+	run("", "nodes", "--context", "prod", "-s", "nats://127.0.0.1:1").want(t, exitFailed, "connect to NATS")
+	if err := os.WriteFile(filepath.Join(home, "nats", "context.txt"), []byte("prod"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run("", "nodes").want(t, 0, "3 of 3")
+	run("NATS_URL="+c.url(), "nodes").want(t, 0, "3 of 3")
+}
+
+// On a terminal a long wait is one line that changes, and the command has the
+// terminal: what is typed, and Ctrl-C, reach it.
+func TestRunOnTerminal(t *testing.T) {
+	t.Parallel()
+	c := sharedCluster(t)
+	name := lockName(t)
+	h := hold(t, c, name)
+	s := onTerminal(t, "run", name, "-s", c.url(), "--", "sh", "-c", `echo started; read line; echo "got $line"; exec sleep 1000`)
+	s.says(s.out, "held by holder for")
+	drawn := s.out.String()
+	s.says(s.out, drawn+"\r\x1b[K") // in the same line
+	_ = h.in.Close()
+	h.wait().want(t, 0)
+	out := s.says(s.out, "started")
+	if strings.Contains(out, "\n"+"\x1b[2mwaiting") || !strings.Contains(out, "\r\x1b[Kstarted") {
+		t.Errorf("the line of progress is left: %q", out)
+	}
+	s.key("hello\n")
+	s.says(s.out, "got hello")
+	s.key("\x03")
+	s.wait().want(t, exitSignal+int(syscall.SIGINT))
+}
+
+// Ctrl-Z stops command and qlock, as the shell expects it, and both go on.
+func TestRunSuspended(t *testing.T) {
+	t.Parallel()
+	if !isProc() {
+		t.Skip("no /proc to see a stopped process in")
+	}
+	c := sharedCluster(t)
+	s := onTerminal(t, "run", lockName(t), "-s", c.url(), "--", "sh", "-c", `echo started; read line; echo "got $line"`)
+	s.says(s.out, "started")
+	s.key("\x1a")
+	eventually(t, func() error {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.cmd.Process.Pid))
+		if err != nil {
+			return err
+		}
+		if _, rest, _ := strings.Cut(string(stat), ") "); !strings.HasPrefix(rest, "T") {
+			return fmt.Errorf("qlock is not stopped: %s", stat)
+		}
+		return nil
+	})
+	s.signal(syscall.SIGCONT)
+	s.key("again\n")
+	s.says(s.out, "got again")
+	s.wait().want(t, 0)
+}
+
+// The server's certificate is read anew on SIGHUP.
+func TestCertificates(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	ca := newAuthority(t)
+	files := ca.write(t, dir, "first")
+	c := newCluster(t.TempDir(), 1, "--max-lease", "500ms", "--tlscert", files.cert, "--tlskey", files.key)
+	t.Cleanup(c.stop)
+	p := launch(t, c.args("n1")...)
+	p.says(p.err, "ready: this node votes")
+	seen := func() string {
+		nc, err := nats.Connect("tls://"+c.addr["n1"][0], nats.RootCAs(files.ca))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		state, err := nc.TLSConnectionState()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return state.PeerCertificates[0].Subject.CommonName
+	}
+	if got := seen(); got != "first" {
+		t.Errorf("certificate of %s", got)
+	}
+	qlockCmd(t, "nodes", "-s", "tls://"+c.addr["n1"][0]).want(t, exitFailed, "certificate", "--tlsca")
+	qlockCmd(t, "nodes", "-s", "tls://"+c.addr["n1"][0], "--tlsca", files.ca).want(t, 0, "1 of 1")
+	ca.write(t, dir, "second")
+	p.signal(syscall.SIGHUP)
+	p.says(p.err, "reloaded")
+	if got := seen(); got != "second" {
+		t.Errorf("certificate of %s after the reload", got)
+	}
+	if err := os.WriteFile(files.cert, []byte("rubbish"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.signal(syscall.SIGHUP)
+	p.says(p.err, "certificates stay as they were")
+	if got := seen(); got != "second" {
+		t.Errorf("certificate of %s after a failed reload", got)
+	}
+	qlockCmd(t, c.args("n1")...).want(t, exitUsage, "--tlscert")
+}
+
+// Servers show each other certificates and a password, clients a password.
+func TestSecured(t *testing.T) {
+	t.Parallel()
+	ca := newAuthority(t)
+	files := ca.write(t, t.TempDir(), "server")
+	dir := t.TempDir()
+	c := newCluster(dir, 2, "--user", "svc", "--password", "secret", "--route-user", "route", "--route-password", "other",
+		"--route-tlscert", files.cert, "--route-tlskey", files.key, "--route-tlsca", files.ca)
+	t.Cleanup(c.stop)
+	for _, n := range c.names {
+		qlockCmd(t, append(c.args(n), "--bootstrap")...).want(t, 0)
+		p := launch(t, c.args(n)...)
+		p.says(p.err, "ready: this node votes")
+	}
+	as := []string{"-s", "nats://" + c.addr["n1"][0], "--user", "svc", "--password", "secret"}
+	qlockCmd(t, append([]string{"nodes", "-s", c.url()}, "--timeout", "1s")...).want(t, exitFailed, "Authorization Violation")
+	// Both votes are needed, so they have crossed the route.
+	qlockCmd(t, append(append([]string{"run", "x", "--wait", "20s"}, as...), "--", "true")...).want(t, 0)
+	qlockCmd(t, append([]string{"nodes"}, as...)...).want(t, 0, "2 of 2 nodes vote")
+}

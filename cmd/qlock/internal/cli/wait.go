@@ -1,0 +1,270 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/text"
+	"github.com/nats-io/nats.go"
+	"github.com/spf13/pflag"
+
+	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/proto"
+)
+
+// lockOptions is how a command takes its lock.
+type lockOptions struct {
+	shared bool
+	try    bool
+	wait   time.Duration
+	lease  time.Duration
+	quiet  bool
+}
+
+func (o *lockOptions) flags(fs *pflag.FlagSet) {
+	fs.BoolVar(&o.shared, "shared", false, "take a shared lock: others may share it, none may have it alone")
+	fs.BoolVar(&o.try, "try", false, "do not wait if another is in the way")
+	durationFlag(fs, &o.wait, "wait", 0, time.Millisecond, "wait for so long at most; default: for ever")
+	durationFlag(fs, &o.lease, "lease", 0, 10*time.Millisecond, "how long the lock outlives this program, should it die; default 10s, or less if the nodes allow less")
+	env(fs, "lease", "QLOCK_LEASE")
+	fs.BoolVarP(&o.quiet, "quiet", "q", false, "say nothing but errors")
+}
+
+func (o *lockOptions) check() error {
+	if o.try && o.wait > 0 {
+		return usage("--try does not wait, --wait says for how long to wait: give one or the other")
+	}
+	return nil
+}
+
+// heldLock is a lock with all that was made to have it.
+type heldLock struct {
+	*qlock.Lock
+	locker *qlock.Locker
+	link   *link
+	lease  time.Duration
+}
+
+func (h *heldLock) close() {
+	_ = h.locker.Close() // it has said what it could not do
+	h.link.Close()
+}
+
+// take takes a lock as the options say, and tells a person who waits how it stands.
+func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs, role, name string) (*heldLock, error) {
+	lease := o.lease
+	if lease == 0 {
+		lease = qlock.DefaultLease
+	}
+	l, err := c.connect(role, lease)
+	if err != nil {
+		if exitOf(err) == exitUsage {
+			return nil, err
+		}
+		return nil, &statusError{exitSelf, err}
+	}
+	fail := func(err error) (*heldLock, error) {
+		l.Close()
+		return nil, &statusError{lockStatus(err), err}
+	}
+	p := a.progress(name, o.quiet)
+	defer p.close()
+	// Before there is a Locker, so that no answer is missed.
+	sub, err := l.Subscribe(l.Opts.InboxPrefix+".*", p.answer)
+	if err != nil {
+		return fail(err)
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	logger, _ := log.logger(a.err)
+	var opts []qlock.Option
+	if o.lease != 0 {
+		opts = append(opts, qlock.WithLease(o.lease))
+	}
+	began := time.Now()
+	if !o.try {
+		p.start(began)
+	}
+	locker, err := l.locker(ctx, o.wait, logger, opts...)
+	if err != nil {
+		return fail(err)
+	}
+	if o.wait > 0 {
+		limited, cancel := context.WithDeadlineCause(ctx, began.Add(o.wait), fmt.Errorf("--wait %v is over", o.wait))
+		defer cancel()
+		ctx = limited
+	}
+	ask := locker.Lock
+	switch {
+	case o.try && o.shared:
+		ask = locker.TryRLock
+	case o.try:
+		ask = locker.TryLock
+	case o.shared:
+		ask = locker.RLock
+	}
+	lock, err := ask(ctx, name)
+	if err != nil {
+		_ = locker.Close()
+		return fail(err)
+	}
+	if o.lease == 0 {
+		lease = min(lease, l.maxLease(ctx, lease))
+	}
+	return &heldLock{lock, locker, l, lease}, nil
+}
+
+func exitOf(err error) int {
+	if e, ok := err.(*statusError); ok {
+		return e.status
+	}
+	return exitFailed
+}
+
+// progress tells how a wait stands: on a terminal in one line that changes,
+// elsewhere in a line now and then. It begins when a wait is long enough for a
+// person to wonder.
+//
+// It hears the nodes' answers beside the Locker, which shows no claim before it is
+// held. The inboxes of this connection have a prefix of their own, so it hears
+// nobody else's.
+type progress struct {
+	out   *os.File
+	name  string
+	quiet bool
+
+	mu      sync.Mutex // guards what follows
+	answers map[string]*heard
+	present map[string]bool // nodes that have said who they are
+	drawn   bool
+
+	stop chan struct{}
+	done sync.WaitGroup
+}
+
+type heard struct {
+	*proto.Answer
+	at time.Time
+}
+
+const (
+	wonder   = 300 * time.Millisecond // until a wait is told of
+	redraw   = 100 * time.Millisecond // on a terminal
+	logEvery = 30 * time.Second       // elsewhere
+)
+
+func (a *app) progress(name string, quiet bool) *progress {
+	return &progress{out: a.err, name: name, quiet: quiet, answers: map[string]*heard{}, present: map[string]bool{}, stop: make(chan struct{})}
+}
+
+func (p *progress) answer(m *nats.Msg) {
+	a, err := proto.DecodeAnswer(m.Data)
+	if err != nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch a.Kind {
+	case proto.Queued, proto.Granted, proto.Refused:
+		p.answers[a.Node] = &heard{a, time.Now()}
+	case proto.Informed:
+		p.present[a.Node] = true
+	}
+}
+
+func (p *progress) start(began time.Time) {
+	if p.quiet {
+		return
+	}
+	p.done.Go(func() {
+		every := logEvery
+		if terminal(p.out) {
+			every = redraw
+		}
+		timer := time.NewTimer(wonder)
+		defer timer.Stop()
+		for {
+			select {
+			case <-p.stop:
+				return
+			case <-timer.C:
+			}
+			p.draw(time.Since(began))
+			timer.Reset(every)
+		}
+	})
+}
+
+func (p *progress) draw(waited time.Duration) {
+	line := p.text(waited)
+	if terminal(p.out) {
+		p.drawn = true
+		fmt.Fprintf(p.out, "\r\x1b[K%s", paint(p.out, line, text.Faint))
+		return
+	}
+	fmt.Fprintf(p.out, "qlock: %s\n", line)
+}
+
+// text is how the wait stands: who is in the way according to most nodes, and how
+// many stand before this claim where the queue is longest.
+func (p *progress) text(waited time.Duration) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	place, votes := 0, 0
+	recovering := time.Duration(0)
+	var holder *heard
+	count := map[proto.ClaimID]int{}
+	for _, h := range p.answers {
+		switch h.Kind {
+		case proto.Granted:
+			votes++
+		case proto.Queued:
+			place = max(place, h.Place)
+			recovering = max(recovering, h.Recovering-time.Since(h.at))
+			if b := h.Blocker; b != nil {
+				count[b.Claim]++
+				if b.Voted {
+					count[b.Claim] += 100 // a holder rather than one who waits too
+				}
+				if holder == nil || count[b.Claim] > count[holder.Blocker.Claim] {
+					holder = h
+				}
+			}
+		}
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "waiting for %s for %v", p.name, waited.Round(100*time.Millisecond))
+	switch {
+	case holder != nil:
+		verb, mode := "held by", ""
+		if !holder.Blocker.Voted {
+			verb = "behind"
+		}
+		if holder.Blocker.Mode.String() == "shared" {
+			mode = " (shared)"
+		}
+		since := holder.Blocker.For + time.Since(holder.at)
+		fmt.Fprintf(&b, ": %s %s%s for %v, %d ahead in the queue", verb, holder.Blocker.Client, mode, since.Round(100*time.Millisecond), place)
+	case recovering >= 100*time.Millisecond:
+		fmt.Fprintf(&b, ": nodes that restarted give no votes for %v yet", recovering.Round(100*time.Millisecond))
+	case votes > 0:
+		fmt.Fprintf(&b, ": %d %s voted for it, too few", votes, verb(votes, "node has", "nodes have"))
+	case len(p.present) > 0:
+		fmt.Fprintf(&b, ": %d %s, too few", len(p.present), verb(len(p.present), "node answers", "nodes answer"))
+	default:
+		b.WriteString(": no node answers")
+	}
+	return b.String()
+}
+
+// close clears the line and stops.
+func (p *progress) close() {
+	close(p.stop)
+	p.done.Wait()
+	if p.drawn {
+		fmt.Fprint(p.out, "\r\x1b[K")
+	}
+}

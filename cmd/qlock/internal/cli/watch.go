@@ -1,0 +1,308 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+
+	"github.com/jedib0t/go-pretty/v6/text"
+	"github.com/nats-io/nats.go"
+	"github.com/spf13/cobra"
+
+	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/proto"
+)
+
+func (a *app) watch() *cobra.Command {
+	c := &connection{anyCluster: true}
+	var asJSON, events bool
+	var count int
+	cmd := &cobra.Command{
+		Use:     "watch [PATTERN] [flags]",
+		Short:   "Show what happens to locks",
+		GroupID: groupSee,
+		Long: `Show who takes locks, waits for them, gives them back and loses them, as it
+happens. PATTERN limits it to some locks, written as in NATS subjects: orders.> or
+stock.*.count. --cluster '*' shows all clusters.
+
+  acquired   somebody holds the lock now
+  waiting    somebody has asked and was not served at once
+  recalled   a node's vote goes back from a younger request to an older one
+  released   given back
+  lost       too few nodes confirmed it in time
+
+Who waits is seen in the requests, for which the user needs the permissions of an
+auditor; with those of an observer there are no lines of these.`,
+		Example: `  qlock watch
+  qlock watch 'orders.>' --json
+  qlock watch --count 10`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usage("one pattern is wanted, but there are %d: quote * and > for the shell", len(args))
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			pattern := ">"
+			if len(args) == 1 {
+				pattern = args[0]
+			}
+			if strings.ContainsAny(pattern, " \t\r\n") || strings.HasPrefix(pattern, ".") || strings.HasSuffix(pattern, ".") || strings.Contains(pattern, "..") {
+				return usage("PATTERN %q: write it as in NATS subjects, such as orders.> or stock.*.count", pattern)
+			}
+			ctx, stop := interrupted(cmd.Context())
+			defer stop()
+			l, err := c.connect("watch", 10*time.Second)
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			w := newWatcher(a.out, asJSON, c.cluster)
+			w.limit, w.enough = count, cancel
+			if err := w.listen(l, pattern, !events); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.err, "Locks of cluster %s on %s, Ctrl-C ends it.\n", c.cluster, l.ConnectedUrlRedacted())
+			<-ctx.Done()
+			return w.close()
+		},
+	}
+	fs := cmd.Flags()
+	fs.BoolVarP(&asJSON, "json", "j", false, "write a line of JSON for each")
+	fs.BoolVar(&events, "events", false, "events only: nothing of who waits")
+	countFlag(fs, &count, "count", 0, 1, 1<<31-1, "end after so many; default: go on")
+	c.flags(fs)
+	return cmd
+}
+
+// watcher prints what it hears.
+type watcher struct {
+	out     *os.File
+	json    bool
+	cluster string
+	limit   int
+	enough  func()
+
+	mu      sync.Mutex // guards what follows, and out
+	printed int
+	asks    map[proto.ClaimID]*ask // not granted yet
+	err     error
+}
+
+// ask is a request for a lock that may turn out to wait.
+type ask struct {
+	sight
+	made  time.Time
+	timer *time.Timer
+}
+
+// sight is one thing that was seen.
+type sight struct {
+	Time     time.Time `json:"time"`
+	What     string    `json:"what"`
+	Cluster  string    `json:"cluster"`
+	Client   string    `json:"client"`
+	Name     string    `json:"name"`
+	Mode     string    `json:"mode,omitempty"`
+	Token    uint64    `json:"token,omitempty"`
+	Votes    int       `json:"votes,omitempty"`
+	Nodes    int       `json:"nodes,omitempty"`
+	WaitedMS float64   `json:"waited_ms,omitempty"`
+	HeldMS   float64   `json:"held_ms,omitempty"`
+	Node     string    `json:"node,omitempty"`
+}
+
+func newWatcher(out *os.File, asJSON bool, cluster string) *watcher {
+	return &watcher{out: out, json: asJSON, cluster: cluster, asks: map[proto.ClaimID]*ask{}, enough: func() {}}
+}
+
+// listen subscribes, and returns when it is in force.
+func (w *watcher) listen(l *link, pattern string, requests bool) error {
+	subjects := []string{"lock." + l.cluster + ".event.*.*." + pattern}
+	if requests {
+		subjects = append(subjects, "lock."+l.cluster+".node.acquire.*."+pattern,
+			"lock."+l.cluster+".node.release.*."+pattern, "lock."+l.cluster+".node.yield.*."+pattern)
+	}
+	for i, s := range subjects {
+		before := len(l.denials())
+		if _, err := l.Subscribe(s, func(m *nats.Msg) { w.hear(m.Subject, m.Data) }); err != nil {
+			return fmt.Errorf("watch %s: %w", s, err)
+		}
+		if err := l.FlushTimeout(l.timeout); err != nil {
+			return fmt.Errorf("watch %s: %w", s, err)
+		}
+		if d := l.denials(); i == 0 && len(d) > before {
+			return fmt.Errorf("the user of this connection may not watch events, see qlock permissions observer:NAME: %w", d[before])
+		}
+	}
+	return nil
+}
+
+func (w *watcher) hear(subject string, body []byte) {
+	part := strings.SplitN(subject, ".", 6) // lock.<cluster>.<event|node>.<what>.<client>.<name>
+	if len(part) < 6 {
+		return
+	}
+	s := sight{Time: time.Now(), Cluster: part[1], Client: part[4], Name: plainName(part[5])}
+	if part[2] == "event" {
+		var e qlock.Event
+		if json.Unmarshal(body, &e) != nil {
+			return
+		}
+		s.What, s.Mode, s.Token, s.Votes, s.Nodes, s.WaitedMS, s.HeldMS = part[3], e.Mode, e.Token, e.Votes, e.Nodes, e.Waited, e.Held
+		if s.What == "acquired" {
+			w.served(s)
+		}
+		w.show(s)
+		return
+	}
+	r, err := proto.DecodeRequest(proto.Verb(part[3]), part[4], part[5], body)
+	if err != nil {
+		return
+	}
+	s.Mode = r.Mode.String()
+	switch r.Verb {
+	case proto.Yield:
+		s.What, s.Node, s.Mode = "recalled", r.Node, ""
+		w.show(s)
+	case proto.Acquire:
+		w.asked(s, r)
+	case proto.Release:
+		w.forget(r.Claim)
+	}
+}
+
+// plainName is a lock's name as its owner wrote it. What is not encoded as package
+// qlock does stays as it is.
+func plainName(encoded string) string {
+	tokens := strings.Split(encoded, ".")
+	for i, t := range tokens {
+		if t == "%" {
+			tokens[i] = "" // an empty token
+			continue
+		}
+		plain, err := url.PathUnescape(t)
+		if err != nil || strings.ContainsFunc(plain, unicode.IsControl) {
+			return encoded
+		}
+		tokens[i] = plain
+	}
+	return strings.Join(tokens, ".")
+}
+
+// longWait is when a request that was not served is told of as one that waits.
+const longWait = 250 * time.Millisecond
+
+// maxAsks bounds what is remembered of requests; what goes beyond is not told of.
+const maxAsks = 10_000
+
+// asked notes a request. Events do not say which request they end, so the oldest of
+// the same client for the same lock is taken for it.
+func (w *watcher) asked(s sight, r *proto.Request) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r.Held || w.asks[r.Claim] != nil || len(w.asks) >= maxAsks {
+		return
+	}
+	a := &ask{sight: s, made: time.UnixMicro(r.At)}
+	w.asks[r.Claim] = a
+	a.timer = time.AfterFunc(max(longWait-time.Since(a.made), 0), func() { w.waits(r.Claim) })
+}
+
+func (w *watcher) waits(id proto.ClaimID) {
+	w.mu.Lock()
+	a := w.asks[id]
+	told := a == nil || a.What != ""
+	if !told {
+		a.Time, a.What, a.WaitedMS = time.Now(), "waiting", ms(time.Since(a.made))
+	}
+	w.mu.Unlock()
+	if !told {
+		w.show(a.sight)
+	}
+}
+
+func (w *watcher) forget(id proto.ClaimID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if a := w.asks[id]; a != nil {
+		a.timer.Stop()
+		delete(w.asks, id)
+	}
+}
+
+func (w *watcher) served(s sight) {
+	w.mu.Lock()
+	var oldest *ask
+	var id proto.ClaimID
+	for i, a := range w.asks {
+		if a.Client == s.Client && a.Name == s.Name && a.Cluster == s.Cluster && (oldest == nil || a.made.Before(oldest.made)) {
+			id, oldest = i, a
+		}
+	}
+	w.mu.Unlock()
+	if oldest != nil {
+		w.forget(id)
+	}
+}
+
+var colorOf = map[string]text.Colors{
+	"acquired": {text.FgGreen}, "waiting": {text.FgYellow}, "recalled": {text.FgMagenta},
+	"released": {text.Faint}, "lost": {text.FgRed, text.Bold},
+}
+
+func (w *watcher) show(s sight) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.limit > 0 && w.printed >= w.limit || w.err != nil {
+		return
+	}
+	w.printed++
+	if w.json {
+		w.err = json.NewEncoder(w.out).Encode(s)
+	} else {
+		_, w.err = fmt.Fprintln(w.out, w.line(s))
+	}
+	if w.printed == w.limit || w.err != nil {
+		w.enough()
+	}
+}
+
+func (w *watcher) line(s sight) string {
+	client := s.Client
+	if s.Cluster != w.cluster {
+		client = s.Cluster + "/" + client
+	}
+	waited, held := round(time.Duration(s.WaitedMS*1e6)), round(time.Duration(s.HeldMS*1e6))
+	details := ""
+	switch s.What {
+	case "acquired":
+		details = fmt.Sprintf("%s, token %d, %d of %d votes, waited %v", s.Mode, s.Token, s.Votes, s.Nodes, waited)
+	case "released", "lost":
+		details = fmt.Sprintf("%s, token %d, held %v", s.Mode, s.Token, held)
+	case "waiting":
+		details = fmt.Sprintf("%s, for %v", s.Mode, waited)
+	case "recalled":
+		details = fmt.Sprintf("the vote of %s goes to an older request", s.Node)
+	}
+	what := paint(w.out, fmt.Sprintf("%-8s", s.What), colorOf[s.What]...)
+	return fmt.Sprintf("%s  %s  %-14s  %-20s  %s", s.Time.Format("15:04:05.000"), what, client, s.Name, details)
+}
+
+// close says whether all could be written.
+func (w *watcher) close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, a := range w.asks {
+		a.timer.Stop()
+	}
+	return w.err
+}

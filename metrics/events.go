@@ -1,0 +1,92 @@
+package metrics
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/qlock/qlock"
+)
+
+// Events counts what clients tell of their locks. Each observer of a cluster sees
+// all of it: of several, take one, as max by (cluster) does, and not the sum.
+type Events struct {
+	group
+	sub *nats.Subscription
+
+	acquired, released, lost *prometheus.CounterVec
+	waited, held             *prometheus.HistogramVec
+	malformed                prometheus.Counter
+}
+
+// From half a millisecond to two minutes: a lock on a local network that is free,
+// and a queue behind a batch job.
+var buckets = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120}
+
+// NewEvents listens to the events of a cluster until Close. Names of clients and
+// locks are no labels: there may be millions.
+func NewEvents(nc *nats.Conn, cluster string) (*Events, error) {
+	labels := prometheus.Labels{"cluster": cluster}
+	counter := func(name, help string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help, ConstLabels: labels}, []string{"mode"})
+	}
+	histogram := func(name, help string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, ConstLabels: labels, Buckets: buckets}, []string{"mode"})
+	}
+	e := &Events{
+		acquired: counter("qlock_locks_acquired_total", "Locks that were granted."),
+		released: counter("qlock_locks_released_total", "Locks that were given back."),
+		lost:     counter("qlock_locks_lost_total", "Locks that their holders lost."),
+		waited:   histogram("qlock_lock_wait_seconds", "From asking for a lock to holding it."),
+		held:     histogram("qlock_lock_hold_seconds", "How long locks were held."),
+		malformed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "qlock_events_malformed_total", Help: "Events that could not be read.", ConstLabels: labels,
+		}),
+	}
+	for _, mode := range []string{"exclusive", "shared"} {
+		for _, c := range []*prometheus.CounterVec{e.acquired, e.released, e.lost} {
+			c.WithLabelValues(mode)
+		}
+		e.waited.WithLabelValues(mode)
+		e.held.WithLabelValues(mode)
+	}
+	e.group = group{e.acquired, e.released, e.lost, e.waited, e.held, e.malformed}
+	var err error
+	if e.sub, err = nc.Subscribe("lock."+cluster+".event.>", func(m *nats.Msg) { e.hear(m.Subject, m.Data) }); err != nil {
+		return nil, fmt.Errorf("metrics: listen to the events of cluster %s: %w", cluster, err)
+	}
+	return e, nil
+}
+
+func (e *Events) hear(subject string, body []byte) {
+	part := strings.SplitN(subject, ".", 6) // lock.<cluster>.event.<kind>.<client>.<resource>
+	var ev qlock.Event
+	if len(part) < 6 || json.Unmarshal(body, &ev) != nil || ev.Mode != "exclusive" && ev.Mode != "shared" {
+		e.malformed.Inc()
+		return
+	}
+	switch part[3] {
+	case "acquired":
+		e.acquired.WithLabelValues(ev.Mode).Inc()
+		e.waited.WithLabelValues(ev.Mode).Observe(ev.Waited / 1000)
+	case "released":
+		e.released.WithLabelValues(ev.Mode).Inc()
+		e.held.WithLabelValues(ev.Mode).Observe(ev.Held / 1000)
+	case "lost":
+		e.lost.WithLabelValues(ev.Mode).Inc()
+		e.held.WithLabelValues(ev.Mode).Observe(ev.Held / 1000)
+	default:
+		e.malformed.Inc()
+	}
+}
+
+// Close stops listening; what was counted stays.
+func (e *Events) Close() error {
+	if err := e.sub.Unsubscribe(); err != nil {
+		return fmt.Errorf("metrics: %w", err)
+	}
+	return nil
+}

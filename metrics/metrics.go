@@ -1,0 +1,159 @@
+// Package metrics gives Prometheus what qlock's nodes count and what its clients
+// tell. Register the collectors that fit with a registry of your own:
+//
+//	reg.MustRegister(metrics.NewNode(node, "prod"))
+//
+// The qlock command serves all of them at /metrics. docs/operations.md has alerts
+// that are worth having.
+package metrics
+
+import (
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/qlock/qlock"
+)
+
+// states that a node can be in, so that each has a series from the start.
+var states = []string{"probing", "recovering", "voting", "stopped"}
+
+type node struct {
+	node                                        *qlock.Node
+	info, state, claims, resources, reqs, wrong *prometheus.Desc
+}
+
+// NewNode collects what a node counts.
+func NewNode(n *qlock.Node, cluster string) prometheus.Collector {
+	labels := prometheus.Labels{"cluster": cluster, "node": n.Name()}
+	desc := func(name, help string, variable ...string) *prometheus.Desc {
+		return prometheus.NewDesc(name, help, variable, labels)
+	}
+	return &node{
+		node:      n,
+		info:      desc("qlock_node_info", "Always 1; the version of the node.", "version"),
+		state:     desc("qlock_node_state", "1 for the state that the node is in, 0 for the others.", "state"),
+		claims:    desc("qlock_node_claims", "Claims that the node has, held and waiting."),
+		resources: desc("qlock_node_resources", "Names with claims."),
+		reqs:      desc("qlock_node_requests_total", "Requests received."),
+		wrong:     desc("qlock_node_malformed_requests_total", "Requests ignored because nobody could make sense of them."),
+	}
+}
+
+func (c *node) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.info, c.state, c.claims, c.resources, c.reqs, c.wrong} {
+		ch <- d
+	}
+}
+
+func (c *node) Collect(ch chan<- prometheus.Metric) {
+	s := c.node.Stats()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	gauge(c.info, 1, qlock.Version)
+	for _, state := range states {
+		gauge(c.state, truth(s.State == state), state)
+	}
+	gauge(c.claims, float64(s.Claims))
+	gauge(c.resources, float64(s.Resources))
+	ch <- prometheus.MustNewConstMetric(c.reqs, prometheus.CounterValue, float64(s.Requests))
+	ch <- prometheus.MustNewConstMetric(c.wrong, prometheus.CounterValue, float64(s.Malformed))
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// Peer is how one node of the cluster looks from another.
+type Peer struct {
+	Name        string
+	Heard       bool
+	Votes       bool // its votes count
+	Clash       bool // two answer under its name
+	OtherConfig bool // it has another configuration than the one that asks
+	RoundTrip   time.Duration
+}
+
+type peers struct {
+	ask                                func() []Peer
+	up, votes, clash, other, roundTrip *prometheus.Desc
+}
+
+// NewPeers collects how the nodes look from here; ask is called at each look.
+func NewPeers(ask func() []Peer) prometheus.Collector {
+	desc := func(name, help string) *prometheus.Desc {
+		return prometheus.NewDesc(name, help, []string{"peer"}, nil)
+	}
+	return &peers{
+		ask:       ask,
+		up:        desc("qlock_peer_up", "1 if the node answered."),
+		votes:     desc("qlock_peer_votes", "1 if the node votes, and its votes count."),
+		clash:     desc("qlock_peer_name_clash", "1 if two nodes answer under this name."),
+		other:     desc("qlock_peer_other_configuration", "1 if the node has another configuration than this one."),
+		roundTrip: desc("qlock_peer_round_trip_seconds", "From asking the node to hearing it."),
+	}
+}
+
+func (c *peers) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.up, c.votes, c.clash, c.other, c.roundTrip} {
+		ch <- d
+	}
+}
+
+func (c *peers) Collect(ch chan<- prometheus.Metric) {
+	for _, p := range c.ask() {
+		gauge := func(d *prometheus.Desc, v float64) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, p.Name)
+		}
+		gauge(c.up, truth(p.Heard))
+		gauge(c.votes, truth(p.Votes))
+		gauge(c.clash, truth(p.Clash))
+		gauge(c.other, truth(p.OtherConfig))
+		if p.Heard {
+			gauge(c.roundTrip, p.RoundTrip.Seconds())
+		}
+	}
+}
+
+// NewConnection collects how a NATS connection fares.
+func NewConnection(nc *nats.Conn) prometheus.Collector {
+	return group{
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "qlock_nats_connected", Help: "1 while there is a connection to NATS."},
+			func() float64 { return truth(nc.IsConnected()) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "qlock_nats_reconnects_total", Help: "How often the connection was lost and came back."},
+			func() float64 { return float64(nc.Stats().Reconnects) }),
+	}
+}
+
+// NewServer collects how a nats-server in this process fares.
+func NewServer(s *server.Server) prometheus.Collector {
+	return group{
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "qlock_server_clients", Help: "Clients connected to this server."},
+			func() float64 { return float64(s.NumClients()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "qlock_server_routes", Help: "Connections to servers of other nodes."},
+			func() float64 { return float64(s.NumRoutes()) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "qlock_server_slow_consumers_total", Help: "Clients cut off because they read too slowly."},
+			func() float64 { return float64(s.NumSlowConsumers()) }),
+	}
+}
+
+// group is several collectors as one.
+type group []prometheus.Collector
+
+func (g group) Describe(ch chan<- *prometheus.Desc) {
+	for _, c := range g {
+		c.Describe(ch)
+	}
+}
+
+func (g group) Collect(ch chan<- prometheus.Metric) {
+	for _, c := range g {
+		c.Collect(ch)
+	}
+}

@@ -1,0 +1,147 @@
+package metrics_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
+
+	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/embedded"
+	"github.com/qlock/qlock/metrics"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestCollectors(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	c, err := embedded.StartCluster(ctx, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	s := c.Servers()[0]
+	events, err := metrics.NewEvents(s.Conn(), qlock.DefaultCluster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(
+		events, metrics.NewNode(s.Node(), "default"), metrics.NewConnection(s.Conn()), metrics.NewServer(s.NATS()),
+		metrics.NewPeers(func() []metrics.Peer {
+			return []metrics.Peer{{Name: "n1", Heard: true, Votes: true, RoundTrip: time.Millisecond}, {Name: "n2", Clash: true, OtherConfig: true}}
+		}),
+	)
+	locker, err := qlock.New(ctx, s.Conn(), qlock.WithName("test"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ask := range []func(context.Context, string) (*qlock.Lock, error){locker.Lock, locker.RLock, locker.RLock} {
+		lock, err := ask(ctx, "a.b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := lock.Unlock(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := locker.Close(); err != nil { // and flushed
+		t.Fatal(err)
+	}
+	for subject, body := range map[string]string{
+		"lock.default.event.lost.test.a.b":     `{"mode":"exclusive","held_ms":1500}`,
+		"lock.default.event.lost.test.a.c":     `{"mode":"sideways"}`,
+		"lock.default.event.acquired.test.a.b": `rubbish`,
+		"lock.default.event.borrowed.test.a.b": `{"mode":"shared"}`,
+		"lock.other.event.lost.test.a.b":       `{"mode":"exclusive"}`,
+	} {
+		if err := s.Conn().Publish(subject, []byte(body)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	drain(ctx, t, s.Conn())
+
+	want := `
+# HELP qlock_events_malformed_total Events that could not be read.
+# TYPE qlock_events_malformed_total counter
+qlock_events_malformed_total{cluster="default"} 3
+# HELP qlock_locks_acquired_total Locks that were granted.
+# TYPE qlock_locks_acquired_total counter
+qlock_locks_acquired_total{cluster="default",mode="exclusive"} 1
+qlock_locks_acquired_total{cluster="default",mode="shared"} 2
+# HELP qlock_locks_lost_total Locks that their holders lost.
+# TYPE qlock_locks_lost_total counter
+qlock_locks_lost_total{cluster="default",mode="exclusive"} 1
+qlock_locks_lost_total{cluster="default",mode="shared"} 0
+# HELP qlock_locks_released_total Locks that were given back.
+# TYPE qlock_locks_released_total counter
+qlock_locks_released_total{cluster="default",mode="exclusive"} 1
+qlock_locks_released_total{cluster="default",mode="shared"} 2
+# HELP qlock_nats_connected 1 while there is a connection to NATS.
+# TYPE qlock_nats_connected gauge
+qlock_nats_connected 1
+# HELP qlock_node_claims Claims that the node has, held and waiting.
+# TYPE qlock_node_claims gauge
+qlock_node_claims{cluster="default",node="n1"} 0
+# HELP qlock_node_state 1 for the state that the node is in, 0 for the others.
+# TYPE qlock_node_state gauge
+qlock_node_state{cluster="default",node="n1",state="probing"} 0
+qlock_node_state{cluster="default",node="n1",state="recovering"} 0
+qlock_node_state{cluster="default",node="n1",state="stopped"} 0
+qlock_node_state{cluster="default",node="n1",state="voting"} 1
+# HELP qlock_peer_name_clash 1 if two nodes answer under this name.
+# TYPE qlock_peer_name_clash gauge
+qlock_peer_name_clash{peer="n1"} 0
+qlock_peer_name_clash{peer="n2"} 1
+# HELP qlock_peer_round_trip_seconds From asking the node to hearing it.
+# TYPE qlock_peer_round_trip_seconds gauge
+qlock_peer_round_trip_seconds{peer="n1"} 0.001
+# HELP qlock_peer_up 1 if the node answered.
+# TYPE qlock_peer_up gauge
+qlock_peer_up{peer="n1"} 1
+qlock_peer_up{peer="n2"} 0
+`
+	var names []string
+	for _, line := range strings.Split(want, "\n") {
+		if words := strings.Fields(line); len(words) > 2 && words[1] == "TYPE" {
+			names = append(names, words[2])
+		}
+	}
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), names...); err != nil {
+		t.Error(err)
+	}
+	if n, err := testutil.GatherAndCount(reg, "qlock_lock_wait_seconds", "qlock_lock_hold_seconds"); err != nil || n != 4 {
+		t.Errorf("%d histograms: %v", n, err)
+	}
+	problems, err := testutil.GatherAndLint(reg)
+	if err != nil || len(problems) > 0 {
+		t.Errorf("%v %v", problems, err)
+	}
+	if err := events.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// drain waits until all that was published before was heard: the subscriptions of
+// one connection are served in the order in which messages come.
+func drain(ctx context.Context, t *testing.T, nc *nats.Conn) {
+	t.Helper()
+	if err := nc.FlushWithContext(ctx); err != nil {
+		t.Fatal(err)
+	}
+	heard := make(chan struct{})
+	if err := nc.Barrier(func() { close(heard) }); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-heard:
+	case <-ctx.Done():
+		t.Fatal(ctx.Err())
+	}
+}
