@@ -102,7 +102,7 @@ func TestStartClusterEndsWithContext(t *testing.T) {
 				defer timer.Stop()
 			}
 			c, err := embedded.StartCluster(ctx, 3, func(i int, c *embedded.Config) {
-				c.Node.ProbeWait = time.Minute
+				c.Node.ProbeWait, c.Node.MaxLease = time.Minute, time.Hour
 				if i == stage {
 					cancel(cause)
 				}
