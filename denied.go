@@ -128,5 +128,5 @@ func deniedSubject(err error) (string, bool) {
 }
 
 func permissionError(subject string, err error) error {
-	return fmt.Errorf("%w: the NATS user lacks a permission for %s: %w", ErrRefused, subject, err)
+	return fmt.Errorf("the NATS user lacks a permission for %s: %w", subject, err)
 }

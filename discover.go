@@ -103,7 +103,7 @@ func (l *Locker) discover(ctx context.Context) error {
 		}
 		if err := l.nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) && err != l.denial {
 			if s, ok := deniedSubject(err); ok && (s == l.infoSubject() || s == l.inbox) {
-				return fmt.Errorf("qlock: New: %w", permissionError(s, err))
+				return fmt.Errorf("%w: %w", ErrRefused, permissionError(s, err))
 			}
 		}
 	}

@@ -294,7 +294,7 @@ var smoke = &workload{
 // The Go benchmarks for mutexes run on a mutex of this kind, and holding many
 // locks ends.
 func TestSyncAndHold(t *testing.T) {
-	r := qlockRival(1, inProcess)
+	r := qlockRival(1, inProcess, "")
 	s := small
 	s.Duration = 10 * time.Millisecond
 	done := runCell(t.Context(), s, goSync, r, 0)

@@ -33,9 +33,10 @@ func allRivals() []*rival {
 	return []*rival{
 		floorRival(1, inProcess), floorRival(3, inProcess), floorRival(5, inProcess), floorRival(16, inProcess),
 		floorRival(3, overTCP),
-		qlockRival(1, inProcess), qlockRival(3, inProcess), qlockRival(5, inProcess), qlockRival(16, inProcess),
-		qlockRival(3, inProcess, qlock.WithoutEvents()),
-		qlockRival(3, overTCP),
+		qlockRival(1, inProcess, ""), qlockRival(3, inProcess, ""), qlockRival(5, inProcess, ""), qlockRival(16, inProcess, ""),
+		qlockRival(3, inProcess, "no events", qlock.WithoutEvents()),
+		qlockRival(3, inProcess, "retention", qlock.WithRetention(time.Second)),
+		qlockRival(3, overTCP, ""),
 		jetStreamRival(1), jetStreamRival(3),
 		etcdRival(true), etcdRival(false),
 		redsyncRival(1), redsyncRival(5),

@@ -20,13 +20,13 @@ const connectTry = 200 * time.Millisecond
 
 // qlockRival is qlock with n nodes, as it comes, which is with two events for
 // observers per lock; or with options.
-func qlockRival(n int, transport string, opts ...qlock.Option) *rival {
+func qlockRival(n int, transport, variant string, opts ...qlock.Option) *rival {
 	name := fmt.Sprintf("qlock n=%d", n)
 	if transport == overTCP {
 		name += " TCP"
 	}
-	if len(opts) > 0 {
-		name += " no events"
+	if variant != "" {
+		name += " " + variant
 	}
 	return &rival{
 		name: name, transport: transport, floor: floorName(n, transport),
