@@ -335,6 +335,9 @@ func (l *Locker) step(f func(now proto.Now, out *local.Out)) {
 	f(now, out)
 	for _, e := range out.Uses {
 		l.became(now, e)
+		if e.Kind == local.Returned { // before the release, and so before the next one has it
+			l.event("released", e.Use.User.(*Lock))
+		}
 	}
 	if out.AskInfo && l.askAgain() {
 		out.Requests = append(out.Requests, l.infoRequest())
@@ -359,8 +362,6 @@ func (l *Locker) step(f func(now proto.Now, out *local.Out)) {
 				l.event("acquired", k) // before its owner can cause the next
 			}
 			close(k.ready)
-		case local.Returned:
-			l.event("released", k)
 		case local.Failed:
 			k.cancel(k.err)
 			close(k.ready)
