@@ -76,9 +76,7 @@ func (d *denials) remove(l *Locker) {
 // that cannot be about what was not published yet.
 func (l *Locker) beforePublishing(acquired uint64) {
 	l.readDenial()
-	if acquired > 0 {
-		l.published.Store(acquired)
-	}
+	l.published.Store(max(l.published.Load(), acquired)) // a claim that asks again does not take it back
 }
 
 // readDenial looks at what the connection remembers.
