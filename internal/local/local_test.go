@@ -172,7 +172,7 @@ func TestPassedOnInOrder(t *testing.T) {
 		t.Errorf("%d messages for that", w.asked-asked)
 	}
 	for i := range u[1:] {
-		if a, b := u[i].Token(), u[i+1].Token(); u[i+1].Mode() == writer && b <= a || b < a {
+		if a, b := u[i].Token(), u[i+1].Token(); u[i+1].mode == writer && b <= a || b < a {
 			t.Errorf("token %d of use %d, after %d", b, i+2, a)
 		}
 	}
@@ -326,5 +326,22 @@ func TestKeptAndLost(t *testing.T) {
 	w.tables["a"].Rest(w.clock(), w.outs["a"])
 	w.tables["b"].Rest(w.clock(), w.outs["b"])
 	w.deliver()
+	w.empty()
+}
+
+// Who reads alone does not know whether somebody waits: the nodes must be asked
+// before another reader joins.
+func TestFirstToJoinAsks(t *testing.T) {
+	w := newWorld(t, 0, "a", "b")
+	r1 := w.lock("a1", reader)
+	wr := w.lock("b1", writer)
+	r2 := w.lock("a2", reader)
+	w.want("a1 holds")
+	w.unlock(r1)
+	w.want("a1 returned, b1 holds")
+	w.unlock(wr)
+	w.want("b1 returned, a2 holds")
+	w.unlock(r2)
+	w.want("a2 returned")
 	w.empty()
 }
