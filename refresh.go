@@ -14,19 +14,14 @@ import (
 // what is lost, give back what was kept.
 func (l *Locker) run(status chan nats.Status) {
 	defer l.nc.RemoveStatusListener(status)
-	timer := time.NewTimer(idle)
-	defer timer.Stop()
+	alarm := newAlarm()
+	defer alarm.stop()
 	for {
 		l.mu.Lock()
 		t := time.Now()
 		wait := l.wait(l.at(t))
 		l.wakeAt = t.Add(wait)
 		l.mu.Unlock()
-		due := always
-		if wait > 0 {
-			timer.Reset(wait)
-			due = timer.C
-		}
 		select {
 		case <-l.stop:
 			return
@@ -41,7 +36,7 @@ func (l *Locker) run(status chan nats.Status) {
 				break
 			}
 			l.step(func(now proto.Now, out *local.Out) { l.table.Reconnected(now, out) })
-		case <-due:
+		case <-alarm.in(wait):
 			l.out.poke() // to look at the connection, which this loop must not do
 			l.step(func(now proto.Now, out *local.Out) {
 				l.table.Tick(now, out)
@@ -53,9 +48,6 @@ func (l *Locker) run(status chan nats.Status) {
 		}
 	}
 }
-
-// idle is how long the loop sleeps when there is nothing to wait for.
-const idle = time.Hour
 
 // wait is how long the loop may sleep: until the machine's next deadline, and a
 // second at most while there are claims, because the lease clock must be read

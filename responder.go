@@ -479,34 +479,20 @@ func (n *Node) wait(now proto.Now) time.Duration {
 // run does what time alone brings: leases that run out, the end of a quarantine,
 // probes.
 func (n *Node) run() {
-	timer := time.NewTimer(idle)
-	defer timer.Stop()
+	alarm := newAlarm()
+	defer alarm.stop()
 	for {
 		n.mu.Lock()
 		t := time.Now()
 		wait := n.wait(n.at(t))
 		n.wakeAt = t.Add(wait)
 		n.mu.Unlock()
-		due := always
-		if wait > 0 {
-			timer.Reset(wait)
-			due = timer.C
-		}
 		select {
 		case <-n.stop:
 			return
 		case <-n.wake:
-		case <-due:
+		case <-alarm.in(wait):
 			n.step(func(now proto.Now, out *node.Out) { n.core.Tick(now, out) })
 		}
 	}
 }
-
-// always can be received from. It stands for a timer that is due already: to set
-// one is a detour, and in a test's virtual time, with the race detector, two of
-// them at a time crash Go 1.26.
-var always = func() <-chan time.Time {
-	c := make(chan time.Time)
-	close(c)
-	return c
-}()

@@ -285,11 +285,6 @@ type Want struct {
 	User     any
 }
 
-// Acquire makes a claim and asks all nodes for their votes.
-func (c *Client) Acquire(now proto.Now, resource string, mode quorum.Mode, try bool, user any, out *Out) *Claim {
-	return c.Claim(now, Want{Resource: resource, Mode: mode, Try: try, User: user}, out)
-}
-
 // Claim makes a claim and asks all nodes for their votes.
 func (c *Client) Claim(now proto.Now, w Want, out *Out) *Claim {
 	c.step(now, out)

@@ -20,7 +20,7 @@ func waitingClient() (c *Client, cl *Claim, now proto.Now, asked uint64) {
 	now = proto.Now{Mono: time.Second, Wall: 1_000_000}
 	c = New(Config{Name: "a", Instance: uuid.UUID{1}, TTL: 5 * time.Second, MaxRuns: 4, Cluster: oneConfig}, now)
 	var out Out
-	cl = c.Acquire(now, "r", quorum.Exclusive, false, nil, &out)
+	cl = c.Claim(now, Want{Resource: "r", Mode: quorum.Exclusive}, &out)
 	return c, cl, now, out.Requests[0].Beat
 }
 

@@ -27,7 +27,6 @@ func (c *Client) Keep(now proto.Now, cl *Claim, out *Out) {
 	if cl.state == Holding && cl.mode == quorum.Exclusive {
 		cl.more = cl.stock
 	}
-	cl.keptAt = max(cl.beat, c.beat) + 1
 	c.ask(cl, "", out)
 	cl.keptAt = cl.beat
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/shrink"
 )
 
 // EventKind is what became of a use.
@@ -68,10 +69,8 @@ type Use struct {
 	ours  bool // it failed because of another use of this client
 }
 
-func (u *Use) State() State      { return u.state }
-func (u *Use) Token() uint64     { return u.token }
-func (u *Use) Mode() quorum.Mode { return u.mode }
-func (u *Use) Resource() string  { return u.share.resource }
+func (u *Use) State() State  { return u.state }
+func (u *Use) Token() uint64 { return u.token }
 
 // Claim is that which the use waits for or has a part in, nil if it has none now.
 func (u *Use) Claim() *client.Claim { return u.share.claim }
@@ -98,6 +97,7 @@ type Table struct {
 	core      *client.Client
 	retention time.Duration
 	shares    map[string]*share
+	peak      int // of shares, for shrink.Map
 
 	first, last *share // idle, the longest first
 }
@@ -250,8 +250,7 @@ func (t *Table) settle(now proto.Now, s *share, out *Out) {
 		t.rest(now, s)
 		return
 	case len(s.queue) == 0:
-		t.giveBack(now, s, out)
-		t.forget(s)
+		t.end(now, s, out)
 		return
 	case s.claim != nil && !s.isHeld() && s.claim.Mode() != s.queue[0].mode:
 		t.giveBack(now, s, out) // the first in the queue gave up, and the next wants another
@@ -275,10 +274,17 @@ func (t *Table) giveBack(now proto.Now, s *share, out *Out) {
 	s.fresh, s.latest = false, nil
 }
 
+// end gives back a claim that nobody uses, and is over with its share.
+func (t *Table) end(now proto.Now, s *share, out *Out) {
+	t.giveBack(now, s, out)
+	t.forget(s)
+}
+
 func (t *Table) forget(s *share) {
 	t.wake(s)
 	if t.shares[s.resource] == s {
 		delete(t.shares, s.resource)
+		t.shares = shrink.Map(t.shares, &t.peak)
 	}
 }
 
@@ -316,8 +322,7 @@ func (t *Table) drain(now proto.Now, out *Out) {
 			t.forget(s) // its claim stays, to be reported on
 		case client.Wanted:
 			if s.idle > 0 {
-				t.giveBack(now, s, out)
-				t.forget(s)
+				t.end(now, s, out)
 			} else {
 				t.proceed(now, s, out)
 			}
@@ -372,9 +377,7 @@ func (t *Table) look(now proto.Now, out *Out) {
 func (t *Table) Tick(now proto.Now, out *Out) {
 	t.look(now, out)
 	for t.first != nil && t.first.idle <= now.Mono {
-		s := t.first
-		t.giveBack(now, s, out)
-		t.forget(s)
+		t.end(now, t.first, out)
 	}
 	t.drain(now, out)
 }
@@ -424,9 +427,7 @@ func (t *Table) All() []*Use {
 // Rest gives back what nobody uses.
 func (t *Table) Rest(now proto.Now, out *Out) {
 	for t.first != nil {
-		s := t.first
-		t.giveBack(now, s, out)
-		t.forget(s)
+		t.end(now, t.first, out)
 	}
 	t.drain(now, out)
 }

@@ -705,7 +705,7 @@ func (w *world) command(line string) (err error) {
 			return fmt.Errorf("what is %s?", args[3])
 		}
 		var out client.Out
-		cl := h.client.Acquire(w.read(h), args[1], mode, try, nil, &out)
+		cl := h.client.Claim(w.read(h), client.Want{Resource: args[1], Mode: mode, Try: try}, &out)
 		name := fmt.Sprintf("%s%d", h.name, cl.Seq())
 		w.claims[name] = &claim{name, h, cl}
 		w.clientDid(h, out)

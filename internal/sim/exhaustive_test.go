@@ -270,7 +270,7 @@ func (x *explorer) apply(mc *xMachine, m int, in xInput, msg *xMessage) (sends [
 		mc.core = client.New(client.Config{
 			Name: x.host(m), Instance: xID(2, i, 0), TTL: xTTL, MaxRuns: 4, Cluster: x.cfg,
 		}, now)
-		mc.claim = mc.core.Acquire(now, "r", x.modes[i], x.try, nil, &out)
+		mc.claim = mc.core.Claim(now, client.Want{Resource: "r", Mode: x.modes[i], Try: x.try}, &out)
 	case xDeliver:
 		a := *msg.answer
 		if x.tamper != nil {

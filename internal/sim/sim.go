@@ -640,7 +640,7 @@ func (c *simClient) want(resources int) {
 		if c.table != nil {
 			j.use = c.table.Lock(now, j.res, j.mode, j.try, j, &c.out)
 		} else {
-			j.claim = c.core.Acquire(now, j.res, j.mode, j.try, j, &c.out.Out)
+			j.claim = c.core.Claim(now, client.Want{Resource: j.res, Mode: j.mode, Try: j.try, User: j}, &c.out.Out)
 		}
 		c.flush()
 		again := s.between(0, 8*time.Second)
