@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/qlock/qlock/internal/client"
+	"github.com/qlock/qlock/internal/proto"
 )
 
 // What errors.Is finds in the errors of this package. Where a context's end cut
@@ -28,7 +29,7 @@ var (
 	ErrClosed = errors.New("qlock: closed")
 	// ErrInvalidName: a name of a resource, client, cluster or node that cannot be
 	// one.
-	ErrInvalidName = errors.New("qlock: invalid name")
+	ErrInvalidName = proto.ErrInvalidName
 	// ErrRefused: so many nodes refused the claim that no quorum is left, or NATS
 	// did not let it be published.
 	ErrRefused = errors.New("qlock: refused")

@@ -168,7 +168,7 @@ func (l *Locker) Do(ctx context.Context, name string, f func(ctx context.Context
 // lock asks, waits, and undoes what comes too late. The lock's context has the
 // values of ctx, and unless it is detached ends with it.
 func (l *Locker) lock(ctx context.Context, detached bool, op, name string, mode quorum.Mode) (*Lock, error) {
-	resource, err := encodeResource(name)
+	resource, err := proto.EncodeName(name)
 	if err != nil {
 		return nil, err
 	}

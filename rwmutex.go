@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/qlock/qlock/internal/proto"
 )
 
 // RWMutex is a lock on one name with the methods of sync.RWMutex, for programs
@@ -32,7 +34,7 @@ type RWMutex struct {
 // other, be it in one process or in two. It panics with an error that is
 // ErrInvalidName if name cannot be one.
 func (l *Locker) RWMutex(name string) *RWMutex {
-	if _, err := encodeResource(name); err != nil {
+	if _, err := proto.EncodeName(name); err != nil {
 		panic(err)
 	}
 	return &RWMutex{locker: l, name: name}
