@@ -96,6 +96,7 @@ func (l *Locker) denied(err error) {
 	if known || !ok || !l.concerns(subject) {
 		return
 	}
+	l.deny(subject, err)
 	published := l.published.Load()
 	l.failWaiting(ErrRefused, permissionError(subject, err), func(k *Lock) bool {
 		claim := k.use.Claim()

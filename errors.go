@@ -23,6 +23,9 @@ var (
 	// ErrLost: the lock was held and is no more, though it was not unlocked: too
 	// few nodes confirmed it in time.
 	ErrLost = errors.New("qlock: lock lost")
+	// ErrEvicted: somebody ended the claim (Locker.Evict). Of a lock that was held
+	// errors.Is finds ErrLost as well.
+	ErrEvicted = errors.New("qlock: evicted")
 	// ErrUnlocked is the cause with which a lock's context ends after Unlock.
 	ErrUnlocked = errors.New("qlock: unlocked")
 	// ErrClosed: the Locker, the Node or the NATS connection was closed.
@@ -45,13 +48,20 @@ func contextError(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", err, cause)
 }
 
+// evictedError is why a lock is lost that was evicted.
+type evictedError struct{ client.Eviction }
+
+func (e *evictedError) Error() string { return "qlock: lock lost: evicted " + e.Eviction.Error() }
+
+func (e *evictedError) Is(target error) bool { return target == ErrLost || target == ErrEvicted }
+
 // LockError says why a lock was not had. Use errors.As for its details, and
 // errors.Is for the reason.
 type LockError struct {
 	Op   string // "lock", "rlock", "try-lock", "try-rlock"
 	Name string // of the resource
 
-	// Reason is ErrHeld, ErrNoQuorum, ErrRefused or ErrClosed.
+	// Reason is ErrHeld, ErrNoQuorum, ErrRefused, ErrEvicted or ErrClosed.
 	Reason error
 	// Cause is what ended the wait, usually the context's error; it may be nil.
 	Cause error

@@ -1,6 +1,7 @@
 package qlock
 
 import (
+	"encoding/json"
 	"strconv"
 	"time"
 )
@@ -11,12 +12,14 @@ import (
 // late. A lock that is passed on within a Locker is acquired once, by its first
 // holder, and released once, by its last.
 type Event struct {
-	Mode   string  `json:"mode"` // "exclusive" or "shared"
-	Token  uint64  `json:"token"`
-	Votes  int     `json:"votes,omitempty"` // acquired: that it was held by
-	Nodes  int     `json:"nodes,omitempty"`
-	Waited float64 `json:"waited_ms"`         // from asking to holding
-	Held   float64 `json:"held_ms,omitempty"` // released, lost
+	Mode      string  `json:"mode"` // "exclusive" or "shared"
+	Token     uint64  `json:"token"`
+	Votes     int     `json:"votes,omitempty"` // acquired: that it was held by
+	Nodes     int     `json:"nodes,omitempty"`
+	Waited    float64 `json:"waited_ms"`            // from asking to holding
+	Held      float64 `json:"held_ms,omitempty"`    // released, lost
+	Note      string  `json:"note,omitempty"`       // acquired
+	EvictedBy string  `json:"evicted_by,omitempty"` // lost: the client that asked for it
 }
 
 func (l *Locker) event(kind string, k *Lock) {
@@ -25,9 +28,12 @@ func (l *Locker) event(kind string, k *Lock) {
 	}
 	e := Event{Mode: k.mode.String(), Token: k.token, Waited: ms(k.since.Sub(k.asked))}
 	if kind == "acquired" {
-		e.Votes, e.Nodes = k.votes, k.nodes
+		e.Votes, e.Nodes, e.Note = k.votes, k.nodes, k.note
 	} else {
 		e.Held = ms(time.Since(k.since))
+	}
+	if by, ok := k.lost.(*evictedError); ok {
+		e.EvictedBy = by.By
 	}
 	l.out.event(eventSubject(l.opt.cluster, kind, l.opt.name, k.resource), &e)
 }
@@ -46,7 +52,21 @@ func (e *Event) appendJSON(b []byte) []byte {
 	if e.Held != 0 {
 		b = strconv.AppendFloat(append(b, `,"held_ms":`...), e.Held, 'f', -1, 64)
 	}
+	if e.Note != "" {
+		b = appendJSONString(append(b, `,"note":`...), e.Note)
+	}
+	if e.EvictedBy != "" {
+		b = appendJSONString(append(b, `,"evicted_by":`...), e.EvictedBy)
+	}
 	return append(b, '}')
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+func appendJSONString(b []byte, s string) []byte {
+	text, err := json.Marshal(s)
+	if err != nil { // a string always marshals
+		return append(b, `""`...)
+	}
+	return append(b, text...)
+}

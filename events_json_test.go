@@ -14,6 +14,9 @@ func TestEventsAreJSON(t *testing.T) {
 	for range 10_000 {
 		e := Event{Mode: exclusive.String(), Token: r.Uint64N(1 << 53), Votes: r.IntN(3), Nodes: r.IntN(4), Waited: random(), Held: random()}
 		if r.IntN(4) == 0 {
+			e.Note, e.EvictedBy = "a \"note\"\u2028 of größe", "ops"
+		}
+		if r.IntN(4) == 0 {
 			e.Held = 0
 		}
 		want, err := json.Marshal(e)

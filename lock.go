@@ -20,6 +20,7 @@ type Lock struct {
 	name     string
 	resource string // encoded for subjects
 	mode     quorum.Mode
+	note     string
 	asked    time.Time
 	parent   lockContext
 	ctx      context.Context
@@ -39,6 +40,7 @@ type Lock struct {
 	since time.Time
 
 	state lockState // guarded by locker.mu
+	lost  error     // why; set with the state
 }
 
 type lockState uint8

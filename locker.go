@@ -30,14 +30,15 @@ type Locker struct {
 	inbox string
 	sub   *nats.Subscription
 
-	mu      sync.Mutex // guards what follows; nothing is published and no caller's code is run under it
-	core    *client.Client
-	table   *local.Table // what is held and waited for, on core
-	survey  *survey      // of the nodes' configurations, while one is under way
-	wakeAt  time.Time    // when the loop will look at core next
-	closed  bool
-	surveys int
-	asked   time.Time // of the last survey
+	mu        sync.Mutex // guards what follows; nothing is published and no caller's code is run under it
+	core      *client.Client
+	table     *local.Table        // what is held and waited for, on core
+	survey    *survey             // of the nodes' configurations, while one is under way
+	inquiries map[string]*inquiry // by nonce
+	wakeAt    time.Time           // when the loop will look at core next
+	closed    bool
+	surveys   int
+	asked     time.Time // of the last survey
 
 	denials   *denials      // the connection's
 	denial    error         // the last one that was looked at
@@ -175,7 +176,10 @@ func (l *Locker) lock(ctx context.Context, detached bool, op, name string, mode 
 	if err := contextError(ctx); err != nil {
 		return nil, &LockError{Op: op, Name: name, Reason: ErrNoQuorum, Cause: fmt.Errorf("not asked: %w", err)}
 	}
-	k := &Lock{locker: l, name: name, resource: resource, mode: mode, ready: make(chan struct{})}
+	k := &Lock{locker: l, name: name, resource: resource, mode: mode, note: l.opt.note, ready: make(chan struct{})}
+	if note, ok := ctx.Value(noteKey{}).(string); ok {
+		k.note = note
+	}
 	k.parent = lockContext{ctx, k, detached}
 	k.ctx, k.cancel = context.WithCancelCause(&k.parent)
 	try := op == "try-lock" || op == "try-rlock"
@@ -184,7 +188,7 @@ func (l *Locker) lock(ctx context.Context, detached bool, op, name string, mode 
 			return
 		}
 		k.asked = l.start.Add(now.Mono)
-		k.use = l.table.Lock(now, resource, mode, try, k, out)
+		k.use = l.table.Lock(now, local.Want{Resource: resource, Mode: mode, Try: try, Note: k.note, User: k}, out)
 	})
 	if k.use == nil {
 		k.cancel(ErrClosed)
@@ -235,7 +239,7 @@ func (l *Locker) unlock(k *Lock) error {
 		lost = lost || k.state == lockLost
 	})
 	if lost {
-		return ErrLost
+		return k.lost
 	}
 	if first {
 		k.cancel(ErrUnlocked)
@@ -366,12 +370,16 @@ func (l *Locker) step(f func(now proto.Now, out *local.Out)) {
 			k.cancel(k.err)
 			close(k.ready)
 		case local.Lost:
-			k.cancel(ErrLost)
+			k.cancel(k.lost)
 			l.event("lost", k)
 		}
 	}
 	for _, e := range out.Uses { // a log may be slow, and all have been told by now
 		if k := e.Use.User.(*Lock); e.Kind == local.Lost {
+			if e.Eviction != nil {
+				l.log.line(slog.LevelError, "lock lost: it was evicted", "name", k.name, "token", k.token, "by", e.Eviction.By, "why", e.Eviction.Why)
+				continue
+			}
 			l.log.line(slog.LevelError, "lock lost: too few nodes confirmed it in time", "name", k.name, "token", k.token)
 		}
 	}
@@ -390,10 +398,15 @@ func (l *Locker) became(now proto.Now, e local.Event) {
 		k.state, k.token, k.since = lockHeld, e.Use.Token(), l.start.Add(now.Mono)
 		k.votes, k.nodes = l.table.Votes(e.Use), len(l.core.Cluster().Nodes)
 	case local.Lost:
-		k.state = lockLost
+		k.state, k.lost = lockLost, ErrLost
+		if e.Eviction != nil {
+			k.lost = &evictedError{*e.Eviction}
+		}
 	case local.Failed:
 		k.state = lockFailed
-		k.err = l.report(now, "lock", k, nil)
+		if k.err = l.report(now, "lock", k, nil); e.Eviction != nil {
+			k.err.Reason, k.err.Cause = ErrEvicted, e.Eviction
+		}
 	}
 }
 
@@ -420,9 +433,14 @@ func (l *Locker) receive(m *nats.Msg) {
 		l.log.line(slog.LevelWarn, "malformed answer ignored", "error", err, "bytes", len(m.Data))
 		return
 	}
-	if a.Kind == proto.Informed {
+	switch a.Kind {
+	case proto.Informed:
 		kept := *a
 		l.informed(&kept)
+		return
+	case proto.Listed, proto.Evicting:
+		kept := *a
+		l.replied(&kept)
 		return
 	}
 	l.step(func(now proto.Now, out *local.Out) {

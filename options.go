@@ -1,11 +1,14 @@
 package qlock
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/qlock/qlock/internal/proto"
 )
@@ -34,6 +37,7 @@ type options struct {
 	events  bool
 
 	retention time.Duration
+	note      string
 }
 
 // WithCluster names the cluster of nodes to ask: 1 to 64 letters, digits, - and
@@ -91,6 +95,34 @@ func WithRetention(d time.Duration) Option {
 		o.retention = d
 		return nil
 	}
+}
+
+// WithNote says something of this client's locks, for people: it stands beside them
+// in Locks and Inspect, and in events. At most 256 bytes are kept of it, and control
+// characters become spaces. Default: none. ContextWithNote is for a single lock.
+func WithNote(note string) Option {
+	return func(o *options) error {
+		o.note = cleanNote(note)
+		return nil
+	}
+}
+
+// ContextWithNote gives locks that are asked for with the context a note of their
+// own, in place of the Locker's; see WithNote. Of goroutines that share a claim, the
+// first one's is shown.
+func ContextWithNote(ctx context.Context, note string) context.Context {
+	return context.WithValue(ctx, noteKey{}, cleanNote(note))
+}
+
+type noteKey struct{}
+
+func cleanNote(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, clip(s, proto.MaxNote))
 }
 
 // WithLogger lets the Locker say what an operator should know: lost locks,

@@ -122,9 +122,9 @@ func parseRequestSubject(cluster, subject string) (verb, client, resource string
 	client, encoded, hasResource := strings.Cut(rest, ".")
 	var wantsResource bool
 	switch verb {
-	case "acquire", "release", "yield":
+	case "acquire", "release", "yield", "inspect", "evict":
 		wantsResource = true
-	case "refresh", "info":
+	case "refresh", "info", "list":
 	default:
 		return "", "", "", fmt.Errorf("subject %s: %w %s", quote(subject), errUnknownVerb, quote(verb))
 	}

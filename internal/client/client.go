@@ -124,6 +124,8 @@ type Claim struct {
 	mode     quorum.Mode
 	at       int64
 	try      bool
+	note     string
+	evicted  *Eviction
 	state    State
 	token    uint64
 	made     time.Duration
@@ -279,9 +281,10 @@ func (c *Client) Wait() (time.Duration, bool) {
 type Want struct {
 	Resource string
 	Mode     quorum.Mode
-	Try      bool  // it fails as soon as another claim is known to be in the way (C10)
-	Keep     bool  // its client keeps it between holders
-	At       int64 // its age, a wall clock in microseconds, if it is older than this call
+	Try      bool   // it fails as soon as another claim is known to be in the way (C10)
+	Keep     bool   // its client keeps it between holders
+	At       int64  // its age, a wall clock in microseconds, if it is older than this call
+	Note     string // for people
 	User     any
 }
 
@@ -290,7 +293,7 @@ func (c *Client) Claim(now proto.Now, w Want, out *Out) *Claim {
 	c.step(now, out)
 	c.seq++
 	cl := &Claim{
-		User: w.User, seq: c.seq, resource: w.Resource, mode: w.Mode, try: w.Try,
+		User: w.User, seq: c.seq, resource: w.Resource, mode: w.Mode, try: w.Try, note: w.Note,
 		at: max(now.Wall, 0), made: c.now, votes: make([]vote, len(c.nodes)), index: -1,
 	}
 	if w.At > 0 {
@@ -323,7 +326,7 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 	r := proto.Request{
 		Verb: proto.Acquire, Client: c.cfg.Name, Resource: cl.resource,
 		Claim: c.id(cl), Beat: c.nextBeat(cl), Mode: cl.mode, At: cl.at, TTL: c.cfg.TTL,
-		Want: cl.want, Try: cl.try, Digest: c.digest, Node: only,
+		Want: cl.want, Try: cl.try, Digest: c.digest, Note: cl.note, Node: only,
 	}
 	if cl.keep {
 		r.Keep = true
@@ -549,6 +552,31 @@ func (c *Client) lose(cl *Claim, out *Out) {
 	out.Events = append(out.Events, Event{Lost, cl})
 }
 
+// Eviction is who wanted a claim to end, and why.
+type Eviction struct{ By, Why string }
+
+func (e *Eviction) Error() string {
+	if e.Why == "" {
+		return "by " + e.By
+	}
+	return fmt.Sprintf("by %s: %s", e.By, e.Why)
+}
+
+// Eviction tells why the claim is over, nil if it was not evicted.
+func (cl *Claim) Eviction() *Eviction { return cl.evicted }
+
+// evict ends a claim because somebody who may wants it to end. One node's word is
+// enough: it was asked, and its lease there goes on no more (C12).
+func (c *Client) evict(cl *Claim, a *proto.Answer, out *Out) {
+	cl.evicted = &Eviction{a.By, a.Text}
+	if cl.state == Holding {
+		c.lose(cl, out)
+		return
+	}
+	c.end(cl, out)
+	out.Events = append(out.Events, Event{Failed, cl})
+}
+
 // settled reports that the claim has its place: asking its nodes again would
 // tell it nothing, and a crowd of waiters that asked would be a herd. Enough
 // nodes have it queued to keep it from a quorum, or every node has answered. Who
@@ -617,8 +645,12 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 		return
 	}
 	v := &cl.votes[i]
-	if a.Kind == proto.Recall {
+	switch a.Kind {
+	case proto.Recall:
 		c.recall(cl, i, a.Behind, out)
+		return
+	case proto.Evicted:
+		c.evict(cl, a, out)
 		return
 	}
 	if a.Beat > cl.beat || a.Beat < v.yielded || a.Beat < v.beat ||

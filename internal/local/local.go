@@ -30,6 +30,8 @@ type Event struct {
 	Kind  EventKind
 	Use   *Use
 	First bool // Held: of all that its claim serves
+
+	Eviction *client.Eviction // Lost, Failed: who wanted it, nil if nobody did
 }
 
 // Out collects what is to be done: messages, and what became of uses. The caller
@@ -62,6 +64,7 @@ type Use struct {
 
 	share *share
 	mode  quorum.Mode
+	note  string
 	at    int64         // its age, by the wall clock
 	since time.Duration // of its hold, by the monotonic clock
 	token uint64
@@ -108,11 +111,20 @@ func New(core *client.Client, retention time.Duration) *Table {
 	return &Table{core: core, retention: retention, shares: map[string]*share{}}
 }
 
-// Lock wants a hold on resource. A try fails when it would have to wait for
-// another.
-func (t *Table) Lock(now proto.Now, resource string, mode quorum.Mode, try bool, user any, out *Out) *Use {
+// Want is what a use is for.
+type Want struct {
+	Resource string
+	Mode     quorum.Mode
+	Try      bool   // it fails when it would have to wait for another
+	Note     string // for people
+	User     any
+}
+
+// Lock wants a hold.
+func (t *Table) Lock(now proto.Now, w Want, out *Out) *Use {
 	t.look(now, out)
-	u := &Use{User: user, mode: mode, at: max(now.Wall, 0)}
+	resource, mode, try := w.Resource, w.Mode, w.Try
+	u := &Use{User: w.User, mode: mode, note: w.Note, at: max(now.Wall, 0)}
 	s := t.shares[resource]
 	if try && !t.mayTry(s, u) {
 		if s != nil && len(s.holders) > 0 && quorum.Conflicts(s.holders[0].mode, mode) {
@@ -209,7 +221,7 @@ func (t *Table) serve(now proto.Now, s *share, out *Out) {
 				return // some are on their way, or the claim has just been lost
 			}
 		}
-		out.Uses = append(out.Uses, Event{Held, u, s.fresh})
+		out.Uses = append(out.Uses, Event{Kind: Held, Use: u, First: s.fresh})
 		s.fresh, s.last, s.latest = false, token, u
 		s.queue = remove(s.queue, u)
 		s.holders = append(s.holders, u)
@@ -258,7 +270,7 @@ func (t *Table) settle(now proto.Now, s *share, out *Out) {
 	if s.claim == nil {
 		s.claim = t.core.Claim(now, client.Want{
 			Resource: s.resource, Mode: s.queue[0].mode, Try: s.try, At: s.queue[0].at,
-			Keep: !s.try && (t.retention > 0 || len(s.queue) > 1), User: s,
+			Keep: !s.try && (t.retention > 0 || len(s.queue) > 1), Note: s.queue[0].note, User: s,
 		}, &out.Out)
 	}
 }
@@ -309,14 +321,14 @@ func (t *Table) drain(now proto.Now, out *Out) {
 			t.wake(s)
 			for _, u := range s.holders {
 				u.state = Over
-				out.Uses = append(out.Uses, Event{Kind: Lost, Use: u})
+				out.Uses = append(out.Uses, Event{Kind: Lost, Use: u, Eviction: e.Claim.Eviction()})
 			}
 			s.holders = nil
 			t.settle(now, s, out)
 		case client.Failed:
 			for _, u := range s.queue {
 				u.state = Over
-				out.Uses = append(out.Uses, Event{Kind: Failed, Use: u})
+				out.Uses = append(out.Uses, Event{Kind: Failed, Use: u, Eviction: e.Claim.Eviction()})
 			}
 			s.queue = nil
 			t.forget(s) // its claim stays, to be reported on

@@ -118,7 +118,7 @@ func (w *world) deliver() {
 // lock wants a lock for the use called by the client's name and a number.
 func (w *world) lock(name string, mode quorum.Mode, try ...bool) *Use {
 	w.now += time.Microsecond // who comes later is younger
-	u := w.tables[name[:1]].Lock(w.clock(), "r", mode, len(try) > 0, name, w.outs[name[:1]])
+	u := w.tables[name[:1]].Lock(w.clock(), Want{Resource: "r", Mode: mode, Try: len(try) > 0, User: name}, w.outs[name[:1]])
 	w.deliver()
 	return u
 }

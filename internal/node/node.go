@@ -53,6 +53,7 @@ type Node struct {
 	started int64 // wall clock at the start, µs
 
 	resources map[string]*resource
+	roll      roll // the same in the order in which they came
 	sessions  map[sessionKey]*session
 	perClient map[string]int                             // claims by client name
 	peaks     struct{ resources, sessions, clients int } // of the maps, for shrink.Map
@@ -245,6 +246,12 @@ func (n *Node) Handle(now proto.Now, r *proto.Request, reply string, out *Out) {
 		n.refresh(now, r, reply, out)
 	case proto.Info:
 		n.info(now, r, reply, out)
+	case proto.List:
+		n.list(now, r, reply, out)
+	case proto.Inspect:
+		n.inspect(now, r, reply, out)
+	case proto.Evict:
+		n.evict(r, reply, out)
 	}
 	n.sendRecalls(out)
 }

@@ -30,7 +30,7 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 					c.beat = r.Beat
 					n.extend(now, c)
 				}
-				if !c.voted || !voting {
+				if !c.confirmed(voting) {
 					c.owed = c.voted
 					waiting = append(waiting, seq)
 				}
@@ -40,7 +40,11 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 		slices.Sort(gone)
 		for _, seq := range waiting {
 			a.Waiting = a.Waiting.Add(seq)
-			n.recall(s.claims[seq].res)
+			c := s.claims[seq]
+			n.recall(c.res)
+			if c.evicted != nil {
+				n.send(c, n.isEvicted(c), out) // should it not have heard
+			}
 		}
 		for _, seq := range gone {
 			if c := s.claims[seq]; c != nil {
@@ -52,7 +56,7 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 			// client: it is granted by a message of its own, with this beat.
 			a.Waiting = nil
 			for _, seq := range waiting {
-				if c := s.claims[seq]; c != nil && (!c.voted || !voting) {
+				if c := s.claims[seq]; c != nil && !c.confirmed(voting) {
 					a.Waiting = a.Waiting.Add(seq)
 				}
 			}
@@ -82,3 +86,6 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 		a.Lo = part.Hi + 1
 	}
 }
+
+// confirmed reports whether refreshed says that the claim has the node's vote.
+func (c *claim) confirmed(voting bool) bool { return c.voted && voting && c.evicted == nil }

@@ -40,6 +40,14 @@ type SavedClaim struct {
 	Keep     bool          `json:"keep,omitempty"`
 	Span     uint64        `json:"span,omitempty"`
 	Given    uint64        `json:"given,omitempty"`
+	Note     string        `json:"note,omitempty"`
+	Evicted  *Eviction     `json:"evicted,omitempty"`
+}
+
+// Eviction is who wants a claim to end, and why.
+type Eviction struct {
+	By  string `json:"by"`
+	Why string `json:"why,omitempty"`
 }
 
 // Save returns what a clean stop must leave behind, or false if there must be no
@@ -60,7 +68,7 @@ func (n *Node) Save(now proto.Now) (*Saved, bool) {
 			Client: c.session.key.client, Instance: c.session.key.instance, Seq: c.seq, Reply: c.session.reply,
 			Resource: []byte(c.res.name), Shared: c.mode == quorum.Shared, At: c.at, TTL: c.ttl,
 			Beat: c.beat, Want: c.want, Held: c.held, Try: c.try, Voted: c.voted, Fence: c.fence,
-			Keep: c.keep, Span: c.span, Given: c.given,
+			Keep: c.keep, Span: c.span, Given: c.given, Note: c.note, Evicted: c.evicted,
 		})
 	}
 	slices.SortFunc(s.Claims, func(a, b SavedClaim) int {
@@ -82,6 +90,7 @@ func (n *Node) restore(now proto.Now, s *Saved) {
 		if res == nil {
 			res = &resource{name: name, floor: max(n.floor, s.Floors[hexName(name)])}
 			n.resources[name] = res
+			n.roll.add(res)
 		}
 		key := sessionKey{sc.Client, sc.Instance}
 		ses := n.sessions[key]
@@ -91,7 +100,7 @@ func (n *Node) restore(now proto.Now, s *Saved) {
 		c := &claim{
 			session: ses, seq: sc.Seq, res: res, at: sc.At, ttl: sc.TTL,
 			beat: sc.Beat, want: sc.Want, held: sc.Held, try: sc.Try, voted: sc.Voted, fence: sc.Fence, since: now.Mono,
-			keep: sc.Keep, span: sc.Span, given: sc.Given,
+			keep: sc.Keep, span: sc.Span, given: sc.Given, note: sc.Note, evicted: sc.Evicted,
 		}
 		if sc.Shared {
 			c.mode = quorum.Shared

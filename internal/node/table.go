@@ -36,10 +36,12 @@ type claim struct {
 	ttl     time.Duration
 	beat    uint64 // highest seen for this claim (N1)
 	want    uint64
-	held    bool   // says its client
-	try     bool   // it is told at once when the claim in its way will not yield
-	keep    bool   // its client keeps it between holders, and is told when others wait
-	span    uint64 // fences that it wants at a time
+	held    bool      // says its client
+	try     bool      // it is told at once when the claim in its way will not yield
+	keep    bool      // its client keeps it between holders, and is told when others wait
+	span    uint64    // fences that it wants at a time
+	note    string    // for people
+	evicted *Eviction // it is to end
 
 	voted bool
 	fence uint64
@@ -60,6 +62,7 @@ func (c *claim) id() proto.ClaimID {
 // exclusive claim or any number of shared ones; both lists are in order of age.
 type resource struct {
 	name   string
+	born   uint64 // its place in the roll
 	votes  []*claim
 	queue  []*claim
 	floor  uint64
@@ -146,8 +149,13 @@ func (n *Node) remove(c *claim) {
 	}
 }
 
-// extend begins the claim's lease anew, by this node's clock, from now (N7).
-func (n *Node) extend(now proto.Now, c *claim) { c.deadline = now.Mono + c.ttl }
+// extend begins the claim's lease anew, by this node's clock, from now (N7); not that
+// of a claim that is evicted (N10).
+func (n *Node) extend(now proto.Now, c *claim) {
+	if c.evicted == nil {
+		c.deadline = now.Mono + c.ttl
+	}
+}
 
 func (n *Node) expire(now proto.Now, out *Out) {
 	for len(n.leases) > 0 && n.leases[0].key <= now.Mono {

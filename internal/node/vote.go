@@ -22,6 +22,9 @@ func (n *Node) about(c *claim, k proto.Kind) proto.Answer {
 }
 
 func (n *Node) send(c *claim, a proto.Answer, out *Out) {
+	if c.evicted != nil {
+		a = n.isEvicted(c)
+	}
 	if c.session.reply != "" {
 		out.Answers = append(out.Answers, Send{c.session.reply, a})
 	}
@@ -138,7 +141,7 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	}
 	c := &claim{
 		session: s, seq: r.Claim.Seq, res: res, mode: r.Mode, at: r.At, ttl: r.TTL,
-		beat: r.Beat, want: r.Want, held: r.Held, try: r.Try, keep: r.Keep, span: r.Span,
+		beat: r.Beat, want: r.Want, held: r.Held, try: r.Try, keep: r.Keep, span: r.Span, note: r.Note,
 	}
 	free := n.voting() && n.free(c)
 	// Votes count as well, all but one: what many claims of one name cost, all
@@ -155,6 +158,7 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	s.hear(reply)
 	if fresh {
 		n.resources[res.name] = res
+		n.roll.add(res)
 	}
 	if c.held {
 		res.floor = max(res.floor, c.want) // its token was given out: N6
@@ -348,6 +352,7 @@ func (n *Node) promote(now proto.Now, res *resource, hint int64, out *Out) {
 	if len(res.votes) == 0 && len(res.queue) == 0 {
 		n.floor = max(n.floor, res.floor)
 		delete(n.resources, res.name)
+		n.roll.remove(res)
 		n.resources = shrink.Map(n.resources, &n.peaks.resources)
 	}
 }

@@ -42,6 +42,10 @@ func AppendRequest(b []byte, r *Request) []byte {
 			b = append(b, `,"keep":true`...)
 			b = appendUint(b, "span", r.Span)
 		}
+		if r.Note != "" {
+			b = append(b, `,"note":`...)
+			b = appendQuoted(b, r.Note)
+		}
 		if r.Node != "" {
 			b = appendStr(b, "node", r.Node)
 		}
@@ -71,6 +75,29 @@ func AppendRequest(b []byte, r *Request) []byte {
 			b = append(b, `,"voted":`...)
 			b = strconv.AppendBool(b, r.Voted)
 		}
+	case List, Inspect:
+		b = append(b, `"nonce":`...)
+		b = appendQuoted(b, r.Nonce)
+		if r.Query != "" {
+			b = append(b, `,"pattern":`...)
+			b = appendQuoted(b, r.Query)
+		}
+		if r.After > 0 {
+			b = appendUint(b, "after", r.After)
+		}
+		if r.Node != "" {
+			b = appendStr(b, "node", r.Node)
+		}
+	case Evict:
+		b = append(b, `"nonce":`...)
+		b = appendQuoted(b, r.Nonce)
+		b = appendStr(b, "holder", r.Holder)
+		b = append(b, ',')
+		b = appendID(b, r.Claim)
+		if r.Query != "" {
+			b = append(b, `,"text":`...)
+			b = appendQuoted(b, r.Query)
+		}
 	}
 	return append(b, '}')
 }
@@ -89,7 +116,7 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		b = appendStr(b, "client", a.Client)
 	}
 	switch a.Kind {
-	case Granted, Queued, Refused, Recall:
+	case Granted, Queued, Refused, Recall, Evicted:
 		b = append(b, ',')
 		b = appendClaim(b, a.Claim, a.Beat)
 	case Refreshed:
@@ -164,6 +191,19 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		b = appendInt(b, "claims", int64(i.Claims))
 		b = append(b, `,"version":`...)
 		b = appendQuoted(b, i.Version)
+	case Evicted:
+		b = appendStr(b, "by", a.By)
+		b = append(b, `,"text":`...)
+		b = appendQuoted(b, a.Text)
+	case Evicting:
+		b = append(b, `,"nonce":`...)
+		b = appendQuoted(b, a.Nonce)
+		b = append(b, `,"known":`...)
+		b = strconv.AppendBool(b, a.Known)
+	case Listed:
+		b = append(b, `,"nonce":`...)
+		b = appendQuoted(b, a.Nonce)
+		b = appendPage(b, a.List)
 	}
 	return append(b, '}')
 }
@@ -237,7 +277,18 @@ func appendUUID(b []byte, id uuid.UUID) []byte {
 	return append(b, text[:]...)
 }
 
+// appendQuoted is for values that may need escaping, and mostly do not.
 func appendQuoted(b []byte, s string) []byte {
+	plain := true
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&':
+			plain = false
+		}
+	}
+	if plain {
+		return append(append(append(b, '"'), s...), '"')
+	}
 	q, err := json.Marshal(s)
 	if err != nil { // a string always marshals
 		return append(b, `""`...)
@@ -287,6 +338,14 @@ type wire struct {
 	State       string       `json:"state"`
 	Claims      int64        `json:"claims"`
 	Version     string       `json:"version"`
+	Note        string       `json:"note"`
+	Pattern     string       `json:"pattern"`
+	After       uint64       `json:"after"`
+	Next        uint64       `json:"next"`
+	Holder      string       `json:"holder"`
+	By          string       `json:"by"`
+	Known       bool         `json:"known"`
+	Locks       []wireRecord `json:"locks"`
 }
 
 type wireBlocker struct {
@@ -359,6 +418,7 @@ func (r *Request) Decode(verb Verb, client, resource string, body []byte) error 
 			r.Span = d.span(w.Span)
 		}
 		r.Digest = d.optionalToken("digest", w.Digest)
+		r.Note = d.text("note", w.Note, MaxNote)
 		r.Node = d.optionalToken("node", w.Node)
 	case Release:
 		r.Claim = d.claim(w)
@@ -378,6 +438,17 @@ func (r *Request) Decode(verb Verb, client, resource string, body []byte) error 
 			r.Started = d.micros("started", w.Started)
 			r.Voted = w.Voted
 		}
+	case List, Inspect:
+		r.Nonce = d.text("nonce", w.Nonce, MaxText)
+		r.After = d.number("after", w.After)
+		r.Node = d.optionalToken("node", w.Node)
+		if verb == List {
+			r.Query = d.pattern(w.Pattern)
+		}
+	case Evict:
+		r.Nonce = d.text("nonce", w.Nonce, MaxText)
+		r.Holder, r.Claim = d.token("holder", w.Holder), d.claim(w)
+		r.Query = d.text("text", w.Text, MaxText)
 	default:
 		return malformed("unknown verb %.20q", verb)
 	}
@@ -409,7 +480,7 @@ func (a *Answer) Decode(body []byte) error {
 		Client:      d.optionalToken("client", w.Client),
 	}
 	switch a.Kind {
-	case Granted, Queued, Refused, Recall:
+	case Granted, Queued, Refused, Recall, Evicted:
 		a.Claim, a.Beat = d.claim(w), d.positive("beat", w.Beat)
 	}
 	switch a.Kind {
@@ -465,6 +536,13 @@ func (a *Answer) Decode(body []byte) error {
 			}
 		}
 		a.Info = i
+	case Evicted:
+		a.By, a.Text = d.token("by", w.By), d.text("text", w.Text, MaxText)
+	case Evicting:
+		a.Nonce, a.Known = d.text("nonce", w.Nonce, MaxText), w.Known
+	case Listed:
+		a.Nonce = d.text("nonce", w.Nonce, MaxText)
+		a.List = d.page(w)
 	default:
 		d.fail("unknown answer %.20q", w.Answer)
 	}

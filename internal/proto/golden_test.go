@@ -57,6 +57,10 @@ func goldenRequests() map[string]Request {
 			Mode: quorum.Exclusive, At: exampleAt, TTL: 10 * time.Second, Digest: exampleDigest, Want: exampleAt + 1,
 			Held: true, Keep: true, Span: 64,
 		},
+		"acquire-note": {
+			Verb: Acquire, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, Beat: 5_250_000,
+			Mode: quorum.Exclusive, At: exampleAt, TTL: 10 * time.Second, Digest: exampleDigest, Note: "host7: nightly report",
+		},
 		"release": {
 			Verb: Release, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, Now: exampleAt + 4_200_000,
 		},
@@ -74,6 +78,13 @@ func goldenRequests() map[string]Request {
 		"info-probe": {
 			Verb: Info, Client: "n2", Nonce: exampleN2.String() + "/1",
 			Node: "n2", Incarnation: exampleN2, Started: exampleAt - 10_000_000,
+		},
+		"list":      {Verb: List, Client: "ops", Nonce: "6f1c52d0", Query: "orders.*"},
+		"list-more": {Verb: List, Client: "ops", Nonce: "6f1c52d0", Query: "orders.*", After: 1744, Node: "n2"},
+		"inspect":   {Verb: Inspect, Client: "ops", Resource: "orders.42", Nonce: "90b3aa17"},
+		"evict": {
+			Verb: Evict, Client: "ops", Resource: "orders.42", Nonce: "2c77e5f1", Holder: "svc-b",
+			Claim: ClaimID{exampleOther, 31}, Query: "its disk is full",
 		},
 	}
 }
@@ -129,6 +140,35 @@ func goldenAnswers() map[string]Answer {
 		State: Recovering, Started: exampleAt - 10_000_000, Claims: 42, Version: "v1.0.0",
 	}
 	all["informed"] = a
+
+	a = n1
+	a.Kind, a.Client, a.Nonce = Listed, "ops", "6f1c52d0"
+	holder := ClaimRecord{
+		Claim: ClaimID{exampleOther, 31}, Client: "svc-b", Mode: quorum.Exclusive, At: exampleAt - 2_000_000,
+		Note: "host7: nightly report", Voted: true, Fence: exampleAt, For: 1250 * time.Millisecond, Lease: 8800 * time.Millisecond,
+	}
+	a.List = &Page{Next: 1744, Locks: []Record{
+		{Name: "orders.42", Votes: 1, Waiting: 2, Claims: []ClaimRecord{holder}},
+		{Name: "price list", Waiting: 1},
+	}}
+	all["listed"] = a
+
+	a = n1
+	a.Kind, a.Client, a.Nonce = Listed, "ops", "90b3aa17"
+	holder.Evicted = true
+	a.List = &Page{Locks: []Record{{Name: "orders.42", Votes: 1, Waiting: 1, Claims: []ClaimRecord{holder, {
+		Claim: exampleClaim, Client: "svc-a", Mode: quorum.Shared, At: exampleAt, Kept: true, For: 900 * time.Millisecond, Lease: 9100 * time.Millisecond,
+	}}}}}
+	all["listed-one"] = a
+
+	a = n1
+	a.Kind, a.Client, a.Nonce, a.Known = Evicting, "ops", "2c77e5f1", true
+	all["evicting"] = a
+
+	a = n1
+	a.Kind, a.Client, a.Claim, a.Beat = Evicted, "svc-b", ClaimID{exampleOther, 31}, 77_000_000
+	a.By, a.Text = "ops", "its disk is full"
+	all["evicted"] = a
 	return all
 }
 

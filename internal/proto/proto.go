@@ -11,6 +11,8 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -27,6 +29,7 @@ const (
 	MaxShort = 8 << 10   // bytes of any other request, so that refusing a large one costs a node nothing
 	MaxText  = 512       // bytes of a refusal's text, a nonce or a version
 	MaxToken = 64        // bytes of a name of a client or node
+	MaxNote  = 256       // bytes of a note
 	MaxSpan  = 1 << 16   // fences of one claim at a time
 	MinLease = 10 * time.Millisecond
 	MaxLease = 24 * time.Hour
@@ -46,6 +49,22 @@ type ClaimID struct {
 }
 
 func (id ClaimID) String() string { return fmt.Sprintf("%.8s/%d", id.Instance, id.Seq) }
+
+// Text is the whole id, and ParseClaimID reads it.
+func (id ClaimID) Text() string { return fmt.Sprintf("%s/%d", id.Instance, id.Seq) }
+
+// ParseClaimID is the inverse of Text.
+func ParseClaimID(s string) (ClaimID, error) {
+	instance, seq, _ := strings.Cut(s, "/")
+	var id ClaimID
+	var err1, err2 error
+	id.Instance, err1 = uuid.Parse(instance)
+	id.Seq, err2 = strconv.ParseUint(seq, 10, 64)
+	if err1 != nil || err2 != nil || id.Seq == 0 || id.Seq > MaxInt || id.Text() != s {
+		return ClaimID{}, fmt.Errorf("%s is no id of a claim: it is a UUID, a slash and a number", Quote(s))
+	}
+	return id, nil
+}
 
 // Compare breaks ties of age.
 func (id ClaimID) Compare(other ClaimID) int {
@@ -115,6 +134,9 @@ const (
 	Yield   Verb = "yield"
 	Refresh Verb = "refresh"
 	Info    Verb = "info"
+	List    Verb = "list"
+	Inspect Verb = "inspect"
+	Evict   Verb = "evict"
 )
 
 // Request is a message to the nodes. Client and Resource come from the subject,
@@ -136,8 +158,9 @@ type Request struct {
 	Keep   bool          // its client keeps the claim between holders: it wants to know when others wait
 	Span   uint64        // with Keep: how many fences it wants from the first on, for those holders
 	Digest string        // configuration that the client knows
+	Note   string        // what its client says of the claim, for people
 
-	Node string // acquire, yield: only this node is meant (empty: all); info: whose name is probed
+	Node string // acquire, yield, list, inspect: only this node is meant (empty: all); info: whose name is probed
 
 	Now int64 // release: the client's wall clock, µs
 
@@ -145,8 +168,13 @@ type Request struct {
 	Lo, Hi uint64
 	Live   Runs
 
+	Nonce string // info, list, inspect, evict: comes back in the answer
+
+	After  uint64 // list, inspect: go on behind this number of an answer
+	Query  string // list: the names that match; evict: why
+	Holder string // evict: the claim's client
+
 	// Info
-	Nonce       string
 	Incarnation uuid.UUID // of a node that asks after its own name
 	Started     int64
 	Voted       bool
@@ -162,6 +190,9 @@ const (
 	Recall    Kind = "recall"
 	Refreshed Kind = "refreshed"
 	Informed  Kind = "info"
+	Listed    Kind = "listed"
+	Evicting  Kind = "evicting" // to who wants a claim evicted
+	Evicted   Kind = "evicted"  // to whose claim it is
 )
 
 // Answer is a message from a node to a client.
@@ -184,8 +215,10 @@ type Answer struct {
 	Recovering time.Duration // queued, info: how long the node will give no votes
 
 	Reason Reason // refused
-	Text   string // refused: the reason in words
+	Text   string // refused, evicted: the reason in words
 	Passes bool   // refused: asking again later may succeed
+
+	By string // evicted: the client that asked for it
 
 	// Refreshed: of the claims listed between Lo and Hi these have no vote of the node.
 	Lo, Hi  uint64
@@ -193,6 +226,40 @@ type Answer struct {
 	Unknown Runs // not known at all
 
 	Info *NodeInfo // info
+
+	Nonce string // listed, evicting
+	Known bool   // evicting: the node has the claim yet
+	List  *Page  // listed
+}
+
+// Page is a part of what a node has: of all locks, or of the claims on one.
+type Page struct {
+	After uint64 // as asked
+	Next  uint64 // to go on after, 0 if this was the last page
+	Locks []Record
+}
+
+// Record is what a node has on one name.
+type Record struct {
+	Name    string
+	Votes   int           // claims that have the node's vote
+	Waiting int           // claims that have not
+	Claims  []ClaimRecord // some of them, votes first, and then in the order of the queue
+}
+
+// ClaimRecord is a claim as a node has it.
+type ClaimRecord struct {
+	Claim   ClaimID
+	Client  string
+	Mode    quorum.Mode
+	At      int64 // age, µs
+	Note    string
+	Voted   bool
+	Fence   uint64 // of the vote
+	Kept    bool
+	Evicted bool
+	For     time.Duration // since it has its vote, or its place
+	Lease   time.Duration // what is left
 }
 
 // Reason is why a node refused.

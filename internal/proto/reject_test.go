@@ -177,6 +177,13 @@ var messages = []message{
 		{name: "keep", kind: "bool"},
 		{name: "span", kind: "span"},
 	})},
+	{"acquire-note", Acquire, fields(claimFields, []field{
+		{name: "mode", kind: "mode", required: true},
+		{name: "at", kind: "micros"},
+		{name: "ttl_ms", kind: "lease", required: true},
+		{name: "digest", kind: "optional token"},
+		{name: "note", kind: "", fail: []string{`7`, `true`, `{}`, `"` + strings.Repeat("x", MaxNote+1) + `"`}, pass: []string{`""`, `"` + strings.Repeat("x", MaxNote) + `"`}},
+	})},
 	{"release", Release, []field{
 		{name: "instance", kind: "uuid", required: true},
 		{name: "seq", kind: "positive", required: true},
@@ -198,6 +205,23 @@ var messages = []message{
 		{name: "incarnation", kind: "uuid", required: true},
 		{name: "started", kind: "micros"},
 		{name: "voted", kind: "bool"},
+	}},
+	{"list-more", List, []field{
+		{name: "nonce", kind: "text"},
+		{
+			name: "pattern", kind: "", fail: []string{`"."`, `"a..b"`, `"a."`, `".a"`, `">.a"`, `"a>"`, `"a*.b"`, `"a b"`, `"\u00fc"`, `7`, `"` + strings.Repeat("x", 3*MaxName+1) + `"`},
+			pass: []string{`""`, `">"`, `"*"`, `"*.>"`, `"%20.%"`, `"` + strings.Repeat("x", 3*MaxName) + `"`},
+		},
+		{name: "after", kind: "number"},
+		{name: "node", kind: "optional token"},
+	}},
+	{"inspect", Inspect, []field{{name: "nonce", kind: "text"}, {name: "after", kind: "number"}, {name: "node", kind: "optional token"}}},
+	{"evict", Evict, []field{
+		{name: "nonce", kind: "text"},
+		{name: "holder", kind: "token", required: true},
+		{name: "instance", kind: "uuid", required: true},
+		{name: "seq", kind: "positive", required: true},
+		{name: "text", kind: "text"},
 	}},
 	{"granted", "", fields(head, claimFields, []field{
 		{name: "fence", kind: "", required: true, fail: []string{`0`, `-1`, `1.5`, `"7"`, aboveInt}, pass: []string{`1`}},
@@ -246,6 +270,35 @@ var messages = []message{
 		{name: "claims", kind: "count"},
 		{name: "version", kind: "text"},
 	})},
+	{"evicted", "", fields(head, claimFields, []field{{name: "by", kind: "token", required: true}, {name: "text", kind: "text"}})},
+	{"evicting", "", fields(head, []field{{name: "nonce", kind: "text"}, {name: "known", kind: "bool"}})},
+	{"listed", "", fields(head, []field{
+		{name: "nonce", kind: "text"},
+		{name: "after", kind: "number"},
+		{name: "next", kind: "number"},
+		{name: "locks", kind: "", fail: append([]string{`7`, `{}`, `["x"]`, `[{}]`}, wrongRecords()...), pass: []string{`[]`, `[{"name":"a"}]`}},
+	})},
+}
+
+// wrongRecords are lists of one lock each, with one field wrong.
+func wrongRecords() (lists []string) {
+	claim := `"instance":"0b8f6f5e-3a64-4a53-9f0e-6d1f0c7c2a11","seq":7,"client":"a","mode":"shared"`
+	if _, err := DecodeAnswer([]byte(`{"answer":"listed","node":"n1","incarnation":"0b8f6f5e-3a64-4a53-9f0e-6d1f0c7c2a11","locks":[{"name":"a","claims":[{` + claim + `}]}]}`)); err != nil {
+		panic(err) // then the following are wrong for another reason
+	}
+	for _, record := range []string{
+		`"name":""`, `"name":"a b"`, `"name":"%61"`, `"name":7`, `"votes":-1,"name":"a"`, `"name":"a","waiting":2147483648`, `"name":"a","claims":7`,
+		`"name":"a","claims":[{}]`,
+	} {
+		lists = append(lists, `[{`+record+`}]`)
+	}
+	for _, wrong := range []string{
+		`"instance":"x"`, `"seq":0`, `"client":"a.b"`, `"mode":"x"`, `"at":-1`, `"fence":` + aboveInt, `"for_ms":-1`, `"lease_ms":` + aboveMS,
+		`"note":"` + strings.Repeat("x", MaxNote+1) + `"`, `"kept":7`, `"evicted":"no"`,
+	} {
+		lists = append(lists, `[{"name":"a","claims":[{`+claim+`,`+wrong+`}]}]`) // the last of two fields counts
+	}
+	return lists
 }
 
 func names(n int) []string {
@@ -313,8 +366,13 @@ func TestRejectionsAreComplete(t *testing.T) {
 
 func complete(t *testing.T, listed, name string) {
 	t.Helper()
-	if listed == "acquire" {
+	switch listed {
+	case "acquire":
 		listed = "acquire-held"
+	case "list":
+		listed = "list-more"
+	case "listed-one":
+		listed = "listed"
 	}
 	_, body := golden(t, name)
 	var fields map[string]json.RawMessage

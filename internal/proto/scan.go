@@ -109,6 +109,10 @@ func (w *wire) field(p *scanner, key string) bool {
 		return p.integer(&w.Claims)
 	case "version":
 		return p.text(&w.Version)
+	case "note":
+		ok := p.text(&w.Note)
+		w.Note = strings.Clone(w.Note) // it is kept for longer than the message
+		return ok
 	}
 	return false
 }

@@ -210,6 +210,8 @@ func (w *world) answer(from *host, to string, a proto.Answer) error {
 		m.text = fmt.Sprintf("refused %s %s: %s", m.claim, beat(a.Beat), a.Reason)
 	case proto.Recall:
 		m.text = "recall " + m.claim
+	case proto.Evicted:
+		m.text = "evicted " + m.claim
 	case proto.Refreshed:
 		m.text = fmt.Sprintf("refreshed %s%d..%s%d %s", to, a.Lo, to, a.Hi, beat(a.Beat))
 		if len(a.Waiting) > 0 {
@@ -722,6 +724,28 @@ func (w *world) command(line string) (err error) {
 		var out client.Out
 		c.host.client.Release(w.read(c.host), c.core, &out)
 		w.clientDid(c.host, out)
+		return nil
+
+	case "evict": // at once, at these nodes
+		if err := want(2, len(w.order)); err != nil {
+			return err
+		}
+		c := w.claims[args[0]]
+		if c == nil {
+			return fmt.Errorf("there is no claim %s", args[0])
+		}
+		for _, name := range args[1:] {
+			h := w.hosts[name]
+			if h == nil || h.node == nil {
+				return fmt.Errorf("there is no node %s that runs", name)
+			}
+			var out node.Out
+			h.node.Handle(w.read(h), &proto.Request{
+				Verb: proto.Evict, Client: "ops", Resource: c.core.Resource(), Holder: c.host.name,
+				Claim: proto.ClaimID{Instance: clientID(c.host.name), Seq: c.core.Seq()},
+			}, "", &out)
+			w.nodeDid(h, out)
+		}
 		return nil
 
 	case "deliver", "drop", "hold-back", "copy", "let-go":

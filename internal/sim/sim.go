@@ -12,8 +12,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -40,6 +42,7 @@ type Result struct {
 	Overtaken                                  [worlds]int // the most that one waiter was, by the kind of world
 	WaitedLongest                              time.Duration
 	Twins, WrongConfig, ClientCrashes, Refused int
+	Evicted                                    int
 }
 
 // Worlds differ in what may come between a waiter and its turn.
@@ -110,6 +113,7 @@ func (c *hostClock) read(t time.Duration) proto.Now {
 
 type simNode struct {
 	sim     *Sim
+	stops   int // how often it stood still or ended
 	name    string
 	cfg     proto.Config
 	clock   hostClock
@@ -180,7 +184,8 @@ type Sim struct {
 	retention       time.Duration // and keep them
 	cluster         proto.Config
 	twin            *simNode
-	wrong           string // who has another configuration in this world: "node", "client" or nobody
+	operator        *rand.Rand // of one who evicts claims, nil if there is none
+	wrong           string     // who has another configuration in this world: "node", "client" or nobody
 	uuids           uint64
 	working         bool
 	world           int
@@ -253,6 +258,10 @@ func newSim(opt Options) *Sim {
 	}
 	s.res.Nodes, s.res.Clients, s.res.Resources = n, clients, resources
 	s.at(faulty, func() { s.calmDown() })
+	if opt.Seed%4 == 3 { // by dice of its own: the other worlds stay as they are
+		s.operator = rand.New(rand.NewPCG(opt.Seed, 0x65766963))
+		s.at(5*time.Second, s.evict)
+	}
 	if s.world == rough {
 		s.at(s.between(0, 10*time.Second), s.fault)
 	}
@@ -450,6 +459,7 @@ func (nd *simNode) resume() {
 		return
 	}
 	nd.paused = false
+	nd.stops++
 	nd.sim.tracef("%s goes on", nd.host())
 	if nd.clock.asleep >= 0 {
 		nd.clock.stopped += nd.sim.now - nd.clock.asleep
@@ -503,6 +513,7 @@ func (nd *simNode) stop(clean bool) {
 		s.res.Crashes++
 	}
 	s.tracef("%s stops, clean: %v, mark: %v", nd.host(), clean, nd.disk != nil)
+	nd.stops++
 	nd.core = nil
 	if nd.paused {
 		nd.resume() // what the dead process had not read is gone with it
@@ -638,7 +649,7 @@ func (c *simClient) want(resources int) {
 		now := c.clock.read(s.now)
 		j.made = now.Wall
 		if c.table != nil {
-			j.use = c.table.Lock(now, j.res, j.mode, j.try, j, &c.out)
+			j.use = c.table.Lock(now, local.Want{Resource: j.res, Mode: j.mode, Try: j.try, User: j}, &c.out)
 		} else {
 			j.claim = c.core.Claim(now, client.Want{Resource: j.res, Mode: j.mode, Try: j.try, User: j}, &c.out.Out)
 		}
@@ -981,6 +992,73 @@ func (s *Sim) calmDown() {
 	})
 }
 
+// evict has an operator end a claim, held or waiting (N10, C12).
+func (s *Sim) evict() {
+	if !s.working {
+		return
+	}
+	r := s.operator
+	s.at(time.Duration(r.Int64N(int64(4*time.Second))), s.evict)
+	var all []*job
+	for _, res := range slices.Sorted(maps.Keys(s.jobs)) {
+		all = append(all, s.jobs[res]...)
+	}
+	if len(all) == 0 {
+		return
+	}
+	j := all[r.IntN(len(all))]
+	claim := j.claim
+	if j.use != nil {
+		claim = j.use.Claim()
+	}
+	if claim == nil {
+		return
+	}
+	c := j.client
+	id := proto.ClaimID{Instance: c.instance, Seq: claim.Seq()}
+	s.res.Evicted++
+	s.tracef("%v of %s on %s is to be evicted", id, c.name, j.res)
+	for _, nd := range s.nodes {
+		if r.Float64() < s.loss {
+			continue
+		}
+		s.at(time.Duration(r.Int64N(int64(5*time.Millisecond))), func() {
+			nd.do(func() {
+				nd.core.Handle(nd.clock.read(s.now), &proto.Request{
+					Verb: proto.Evict, Client: "operator", Resource: j.res, Holder: c.name, Claim: id, Query: "simulated",
+				}, "operator", &nd.out)
+				known := slices.ContainsFunc(nd.out.Answers, func(a node.Send) bool { return a.Answer.Known })
+				nd.flush()
+				stops := nd.stops
+				s.at(ttl+ttl/20, func() {
+					if known && nd.core != nil && !nd.paused && nd.stops == stops {
+						s.checkEvicted(nd, j.res, id)
+					}
+				})
+			})
+		})
+	}
+}
+
+// checkEvicted checks that the node extended the claim's lease no more.
+func (s *Sim) checkEvicted(nd *simNode, resource string, id proto.ClaimID) {
+	nd.core.Handle(nd.clock.read(s.now), &proto.Request{Verb: proto.Inspect, Client: "operator", Resource: resource}, "operator", &nd.out)
+	defer nd.flush()
+	for _, a := range nd.out.Answers {
+		if a.Answer.Kind != proto.Listed {
+			continue
+		}
+		for _, rec := range a.Answer.List.Locks {
+			for _, c := range rec.Claims {
+				// Not one that went, and was acquired again: its client does not hear.
+				if c.Claim == id && c.Evicted && c.For > ttl {
+					s.fail("%s still has %v on %s, which was to be evicted a lease ago", nd.host(), id, resource)
+				}
+			}
+		}
+	}
+}
+
 // ---- promises
 
 func (s *Sim) check() {
@@ -1079,6 +1157,7 @@ func (r *Result) add(o Result) {
 	r.Dropped += o.Dropped
 	r.Duplicated += o.Duplicated
 	r.Late += o.Late
+	r.Evicted += o.Evicted
 	for i, n := range o.Overtaken {
 		r.Overtaken[i] = max(r.Overtaken[i], n)
 	}

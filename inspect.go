@@ -1,0 +1,411 @@
+package qlock
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/qlock/qlock/internal/local"
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// LockInfo is a lock as the nodes have it, put together from what each of them
+// says. They are asked one after the other's moment: what changes meanwhile may show
+// with votes of some nodes only.
+type LockInfo struct {
+	Name string
+
+	// Holders have a quorum of votes: one writer, or readers. Locks lists at most
+	// eight of them, and Holding counts them all.
+	Holders []ClaimInfo
+	Holding int
+
+	// Queue is who waits, in order, those first who have some node's vote. Locks has
+	// only these, and Waiting counts them all.
+	Queue   []ClaimInfo
+	Waiting int
+
+	Answered []string // nodes
+	Silent   []string // nodes that did not answer: what only these know is missing
+}
+
+// ClaimInfo is a claim as the nodes have it: a lock held, kept (WithRetention), or
+// waited for. Goroutines of one Locker may share a claim.
+type ClaimInfo struct {
+	ID     string // names the claim for ever
+	Client string
+	Note   string // its client's (WithNote, ContextWithNote)
+	Shared bool   // a reader's
+
+	Held  bool          // with the votes of a quorum
+	Token uint64        // its fencing token, if it is held
+	Lease time.Duration // held: how long it would outlive a client that falls silent
+	For   time.Duration // since it has its votes, or waits
+	Asked time.Time     // by its client's clock: older goes first
+
+	Kept    bool // its client passes it on among its goroutines, or retains it
+	Evicted bool // it is to end: see Locker.Evict
+
+	Voted, Queued []string // nodes where it has the vote, and where it waits
+}
+
+// Locks lists what is locked and waited for, by name. pattern selects names as
+// NATS selects subjects: orders.> or *.42, written as in subjects (docs/wire.md);
+// empty, or >, is all. It asks the nodes, page by page, and each page costs them
+// about as much as a few locks do.
+//
+// It returns when all nodes have answered, or a quorum has and the others have been
+// silent for half a second. Without a deadline in ctx it gives up after 5 s.
+//
+// Errors: ErrNoQuorum with the context's error; ErrRefused if NATS does not let this
+// client ask (the permission for list is one of its own: docs/security.md);
+// ErrClosed.
+func (l *Locker) Locks(ctx context.Context, pattern string) ([]LockInfo, error) {
+	if pattern != "" && !proto.IsPattern(pattern) {
+		return nil, fmt.Errorf("%w: the pattern %s: use names with * for one token, and > at the end for all that follow; other characters as in subjects",
+			ErrInvalidName, quote(pattern))
+	}
+	return l.inspect(ctx, proto.Request{Verb: proto.List, Query: pattern})
+}
+
+// Inspect tells all that the nodes have on one name. If nobody holds it or waits for
+// it, the info has no claims. Errors and time are those of Locks; the permission is
+// that for inspect.
+func (l *Locker) Inspect(ctx context.Context, name string) (*LockInfo, error) {
+	resource, err := proto.EncodeName(name)
+	if err != nil {
+		return nil, err
+	}
+	all, err := l.inspect(ctx, proto.Request{Verb: proto.Inspect, Resource: resource})
+	if err != nil {
+		return nil, err
+	}
+	for i := range all {
+		if all[i].Name == name {
+			return &all[i], nil
+		}
+	}
+	return nil, fmt.Errorf("qlock: inspect %s: the nodes told of other names", quote(name)) // not these nodes
+}
+
+// Evict ends a claim that Inspect or Locks showed, whether it is held or waits. Its
+// client learns of it at once: the context of what it holds ends, with ErrLost and
+// ErrEvicted for errors.Is; what waits fails with ErrEvicted. why is for it to read,
+// at most 512 bytes.
+//
+// A lock is never taken away before its holder knows. The nodes keep the votes until
+// they are given back, and extend the lease no more: a client that is dead, or cut
+// off, keeps the lock until the lease is over, and no longer.
+//
+// Evict returns when no node has the claim any more. Without a deadline in ctx it
+// waits for the longest lease that the cluster allows. Errors are those of Inspect,
+// and ErrHeld with the context's error if the claim is still there; the permission is
+// that for evict.
+func (l *Locker) Evict(ctx context.Context, name string, claim ClaimInfo, why string) error {
+	resource, err := proto.EncodeName(name)
+	if err != nil {
+		return err
+	}
+	id, err := proto.ParseClaimID(claim.ID)
+	if err != nil {
+		return fmt.Errorf("qlock: evict %s: %w", quote(name), err)
+	}
+	if err := checkToken("client", claim.Client); err != nil {
+		return fmt.Errorf("qlock: evict %s: %w", quote(name), err)
+	}
+	if _, ok := ctx.Deadline(); !ok {
+		l.mu.Lock()
+		longest := l.core.Cluster().MaxTTL
+		l.mu.Unlock()
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, longest+5*time.Second)
+		defer cancel()
+	}
+	r := proto.Request{Verb: proto.Evict, Resource: resource, Holder: claim.Client, Claim: id, Query: clip(why, proto.MaxText)}
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
+		var having []string
+		_, _, err := l.inquire(ctx, r, func(a *proto.Answer) uint64 {
+			if a.Known {
+				having = append(having, a.Node)
+			}
+			return 0
+		})
+		if err != nil || len(having) == 0 {
+			return err
+		}
+		slices.Sort(having)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %s was told to give up %s, and has not yet, says %s; its lease is extended no more: %w",
+				ErrHeld, claim.Client, quote(name), strings.Join(having, " "), contextError(ctx))
+		}
+	}
+}
+
+// clip keeps a text to what its reader takes.
+func clip(s string, most int) string {
+	if len(s) > most {
+		s = s[:most]
+	}
+	return strings.ToValidUTF8(s, "")
+}
+
+// inquiry is a question to all nodes that waits for answers.
+type inquiry struct {
+	subject string
+	answers chan *proto.Answer
+	denied  chan error
+}
+
+const (
+	askAgain = 250 * time.Millisecond // how long an answer may take before it is asked for again
+	silence  = 500 * time.Millisecond // how long a quorum waits for the rest
+)
+
+// inquire asks all nodes, gives take each page of each once, which tells where to go
+// on, 0 at the end; and tells who answered to the end, and who did not.
+func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.Answer) (next uint64)) (answered, silent []string, err error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+	}
+	nodes := l.Nodes()
+	r.Client, r.Nonce = l.opt.name, newInstance().String()
+	q := &inquiry{
+		subject: requestSubject(l.opt.cluster, string(r.Verb), r.Client, r.Resource),
+		answers: make(chan *proto.Answer, 4*len(nodes)), denied: make(chan error, 1),
+	}
+	l.mu.Lock()
+	if l.inquiries == nil {
+		l.inquiries = map[string]*inquiry{}
+	}
+	l.inquiries[r.Nonce] = q
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		delete(l.inquiries, r.Nonce)
+		l.mu.Unlock()
+	}()
+	send := func(r proto.Request) {
+		l.step(func(_ proto.Now, out *local.Out) {
+			if !l.closed {
+				out.Requests = append(out.Requests, r)
+			}
+		})
+	}
+	send(r)
+	after := map[string]uint64{} // of the nodes that are not done
+	for _, n := range nodes {
+		after[n] = 0
+	}
+	again := time.NewTicker(askAgain)
+	defer again.Stop()
+	heard := time.Now()
+	for len(after) > 0 {
+		select {
+		case a := <-q.answers:
+			at, asked := after[a.Node]
+			if !asked || a.List != nil && a.List.After != at {
+				continue // it came twice
+			}
+			heard = time.Now()
+			next := take(a)
+			if next <= at {
+				delete(after, a.Node)
+				answered = append(answered, a.Node)
+				continue
+			}
+			after[a.Node] = next
+			more := r
+			more.Node, more.After = a.Node, next
+			send(more)
+		case <-again.C:
+			if time.Since(heard) >= silence && len(answered) >= quorum.Size(len(nodes), quorum.Exclusive) {
+				silent = missing(after)
+				slices.Sort(answered)
+				return answered, silent, nil
+			}
+			for _, n := range missing(after) {
+				more := r
+				more.Node, more.After = n, after[n]
+				if r.Verb == proto.Evict {
+					more.Node = "" // it has no such field
+				}
+				send(more)
+			}
+		case err := <-q.denied:
+			return nil, nil, fmt.Errorf("%w: %w", ErrRefused, permissionError(q.subject, err))
+		case <-l.stop:
+			return nil, nil, ErrClosed
+		case <-ctx.Done():
+			return nil, nil, fmt.Errorf("%w: asked the nodes on %s: %d of %d answered, no answer from %s: %w", ErrNoQuorum,
+				q.subject, len(answered), len(nodes), strings.Join(missing(after), " "), contextError(ctx))
+		}
+	}
+	slices.Sort(answered)
+	return answered, nil, nil
+}
+
+func missing(after map[string]uint64) []string {
+	var names []string
+	for n := range after {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// replied takes a node's answer to an inquiry.
+func (l *Locker) replied(a *proto.Answer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q := l.inquiries[a.Nonce]
+	if q == nil || a.Client != l.opt.name || a.Digest != l.core.Digest() {
+		return
+	}
+	select {
+	case q.answers <- a:
+	default: // it is asked for again
+	}
+}
+
+// deny ends inquiries on subject, which NATS does not let through.
+func (l *Locker) deny(subject string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, q := range l.inquiries {
+		if q.subject == subject {
+			select {
+			case q.denied <- err:
+			default:
+			}
+		}
+	}
+}
+
+// inspect puts together what the nodes have.
+func (l *Locker) inspect(ctx context.Context, r proto.Request) ([]LockInfo, error) {
+	names := map[string]*views{}
+	answered, silent, err := l.inquire(ctx, r, func(a *proto.Answer) uint64 {
+		if a.List == nil {
+			return 0
+		}
+		for i := range a.List.Locks {
+			rec := &a.List.Locks[i]
+			v := names[rec.Name]
+			if v == nil {
+				v = &views{claims: map[claimKey]*view{}}
+				names[rec.Name] = v
+			}
+			v.add(a.Node, rec)
+		}
+		return a.List.Next
+	})
+	if err != nil {
+		return nil, err
+	}
+	if r.Verb == proto.Inspect && len(names) == 0 {
+		name, err := proto.DecodeName(r.Resource)
+		if err != nil {
+			return nil, err
+		}
+		names[name] = &views{}
+	}
+	nodes := len(answered) + len(silent)
+	all := make([]LockInfo, 0, len(names))
+	for name, v := range names {
+		info := v.info(nodes)
+		info.Name, info.Answered, info.Silent = name, answered, silent
+		all = append(all, info)
+	}
+	slices.SortFunc(all, func(a, b LockInfo) int { return cmp.Compare(a.Name, b.Name) })
+	return all, nil
+}
+
+type claimKey struct {
+	client string
+	id     proto.ClaimID
+}
+
+// views is what the nodes have on one name, by claim.
+type views struct {
+	claims  map[claimKey]*view
+	votes   int // the most that any node gave
+	waiting int // the most that any node has, with and without a vote
+}
+
+type view struct {
+	info   ClaimInfo
+	id     proto.ClaimID
+	at     int64
+	mode   quorum.Mode
+	fences []uint64
+	leases []time.Duration
+}
+
+func (v *views) add(node string, r *proto.Record) {
+	v.votes = max(v.votes, r.Votes)
+	v.waiting = max(v.waiting, r.Votes+r.Waiting)
+	for i := range r.Claims {
+		c := &r.Claims[i]
+		key := claimKey{c.Client, c.Claim}
+		w := v.claims[key]
+		if w == nil {
+			w = &view{id: c.Claim, at: c.At, mode: c.Mode, info: ClaimInfo{
+				ID: c.Claim.Text(), Client: c.Client, Shared: c.Mode == shared, Asked: time.UnixMicro(c.At),
+			}}
+			v.claims[key] = w
+		}
+		w.info.Note = cmp.Or(w.info.Note, c.Note)
+		w.info.Kept = w.info.Kept || c.Kept
+		w.info.Evicted = w.info.Evicted || c.Evicted
+		w.info.For = max(w.info.For, c.For)
+		if c.Voted {
+			w.info.Voted = append(w.info.Voted, node)
+			w.fences = append(w.fences, c.Fence)
+			w.leases = append(w.leases, c.Lease)
+		} else {
+			w.info.Queued = append(w.info.Queued, node)
+		}
+	}
+}
+
+func (v *views) info(nodes int) LockInfo {
+	all := make([]*view, 0, len(v.claims))
+	for _, w := range v.claims {
+		all = append(all, w)
+	}
+	slices.SortFunc(all, func(a, b *view) int {
+		return cmp.Or(cmp.Compare(a.at, b.at), a.id.Compare(b.id), cmp.Compare(a.info.Client, b.info.Client))
+	})
+	var info LockInfo
+	var voted, waiting []ClaimInfo
+	for _, w := range all {
+		slices.Sort(w.info.Voted)
+		slices.Sort(w.info.Queued)
+		need := quorum.Size(nodes, w.mode)
+		switch outcome, token := quorum.Tally(w.fences, need); {
+		case outcome == quorum.Won:
+			slices.Sort(w.leases)
+			w.info.Held, w.info.Token, w.info.Lease = true, token, w.leases[len(w.leases)-need]
+			info.Holders = append(info.Holders, w.info)
+		case len(w.fences) > 0:
+			voted = append(voted, w.info)
+		default:
+			waiting = append(waiting, w.info)
+		}
+	}
+	info.Queue = append(voted, waiting...)
+	info.Holding = len(info.Holders)
+	if info.Holding > 1 {
+		info.Holding = max(info.Holding, v.votes) // readers, of which not all were listed
+	}
+	info.Waiting = max(v.waiting-info.Holding, len(info.Queue))
+	return info
+}

@@ -1,0 +1,306 @@
+package qlock_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/qlock/qlock"
+)
+
+func inspect(t *testing.T, l *qlock.Locker, name string) *qlock.LockInfo {
+	t.Helper()
+	info, err := l.Inspect(t.Context(), name)
+	if err != nil {
+		t.Fatalf("Inspect(%q): %v", name, err)
+	}
+	return info
+}
+
+func clients(claims []qlock.ClaimInfo) string {
+	var names []string
+	for _, c := range claims {
+		names = append(names, c.Client)
+	}
+	return strings.Join(names, " ")
+}
+
+// One lock: who holds it, with what token, and who waits in which order.
+func TestInspect(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		ops := w.client("ops")
+		if info := inspect(t, ops, "price list"); info.Name != "price list" || info.Holding+info.Waiting != 0 || len(info.Answered) != 3 {
+			t.Errorf("of a free lock: %+v", info)
+		}
+		k := mustLock(t, w.client("a", qlock.WithNote("host7:\tnightly")), "price list")
+		time.Sleep(time.Second)
+		waitFor(t.Context(), w.client("b").Lock, "price list")
+		settle()
+		time.Sleep(time.Second)
+		c := w.client("c")
+		reader := waitFor(qlock.ContextWithNote(t.Context(), "only reads"), c.RLock, "price list")
+		settle()
+
+		info := inspect(t, ops, "price list")
+		if clients(info.Holders) != "a" || clients(info.Queue) != "b c" || info.Holding != 1 || info.Waiting != 2 || len(info.Silent) != 0 {
+			t.Fatalf("%+v", info)
+		}
+		h := info.Holders[0]
+		if !h.Held || h.Shared || h.Token != k.Token() || h.Note != "host7: nightly" || h.For != 2*time.Second || h.Lease != testLease-2*time.Second ||
+			!slices.Equal(h.Voted, []string{"n1", "n2", "n3"}) || len(h.Queued) != 0 {
+			t.Errorf("holder: %+v", h)
+		}
+		if q := info.Queue[1]; q.Held || !q.Shared || q.Token != 0 || q.Note != "only reads" || len(q.Queued) != 3 || q.Asked.Before(info.Queue[0].Asked) {
+			t.Errorf("reader: %+v", q)
+		}
+		mustUnlock(t, k)
+		settle()
+		if info := inspect(t, ops, "price list"); clients(info.Holders) != "b" || clients(info.Queue) != "c" {
+			t.Errorf("after the unlock: %+v", info)
+		}
+		if reader.over() {
+			t.Error("the reader passed the writer")
+		}
+	})
+}
+
+// All locks, in pages, by pattern; and the lists end though locks come and go.
+func TestLocks(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, ops := w.client("a"), w.client("ops")
+		const many = 1000
+		want := []string{}
+		for i := range many {
+			name := fmt.Sprintf("orders.%04d", i)
+			mustLock(t, a, name)
+			want = append(want, name)
+		}
+		mustRLock(t, a, "Größe.1")
+		time.Sleep(time.Millisecond) // who comes later is younger
+		mustRLock(t, w.client("b"), "Größe.1")
+		names := func(pattern string) []string {
+			all, err := ops.Locks(t.Context(), pattern)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := []string{}
+			for _, info := range all {
+				got = append(got, info.Name)
+				if info.Holding == 0 || len(info.Holders[0].Voted) != 3 || info.Waiting != 0 {
+					t.Errorf("%+v", info)
+				}
+			}
+			return got
+		}
+		for pattern, want := range map[string][]string{
+			"":                  append([]string{"Größe.1"}, want...),
+			"orders.*":          want,
+			"orders.0042":       {"orders.0042"},
+			"*.1":               {"Größe.1"},
+			"Gr%C3%B6%C3%9Fe.>": {"Größe.1"},
+			"orders":            {},
+			"orders.>.x.>":      nil,
+		} {
+			if want == nil {
+				if _, err := ops.Locks(t.Context(), pattern); !errors.Is(err, qlock.ErrInvalidName) {
+					t.Errorf("%s: %v", pattern, err)
+				}
+				continue
+			}
+			if got := names(pattern); !slices.Equal(got, want) {
+				t.Errorf("%q lists %d locks, want %d", pattern, len(got), len(want))
+			}
+		}
+		all, err := ops.Locks(t.Context(), "*.1")
+		if err != nil || len(all) != 1 || all[0].Holding != 2 || clients(all[0].Holders) != "a b" {
+			t.Errorf("readers: %+v, %v", all, err)
+		}
+	})
+}
+
+// A node that does not answer is named, and a quorum is enough; less is not.
+func TestInspectWithoutNodes(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		ops := w.client("ops")
+		mustLock(t, ops, "x")
+		w.nodes[2].stop()
+		info := inspect(t, ops, "x")
+		if !slices.Equal(info.Answered, []string{"n1", "n2"}) || !slices.Equal(info.Silent, []string{"n3"}) ||
+			info.Holding != 1 || !slices.Equal(info.Holders[0].Voted, []string{"n1", "n2"}) {
+			t.Errorf("%+v", info)
+		}
+		w.nodes[1].stop()
+		start := time.Now()
+		_, err := ops.Locks(t.Context(), "")
+		wantIs(t, err, qlock.ErrNoQuorum, context.DeadlineExceeded)
+		wantText(t, err, "1 of 3", "n2 n3")
+		if d := time.Since(start); d != 5*time.Second {
+			t.Errorf("it took %v", d)
+		}
+		w.nodes[1].start()
+	})
+}
+
+// Who holds is told at once, and the next one has the lock.
+func TestEvict(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		o := w.observe()
+		a, ops := w.client("a"), w.client("ops")
+		k := mustLock(t, a, "x")
+		next := waitFor(t.Context(), w.client("b").Lock, "x")
+		settle()
+		info := inspect(t, ops, "x")
+		start := time.Now()
+		if err := ops.Evict(t.Context(), "x", info.Holders[0], "its disk is full"); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(start); d > 10*time.Millisecond {
+			t.Errorf("it took %v", d)
+		}
+		settle()
+		cause := context.Cause(k.Context())
+		wantIs(t, cause, qlock.ErrLost, qlock.ErrEvicted)
+		wantText(t, cause, "by ops", "its disk is full")
+		wantIs(t, k.Unlock(t.Context()), qlock.ErrLost, qlock.ErrEvicted)
+		if b := next.held(t); b.Token() <= k.Token() {
+			t.Errorf("token %d after %d", b.Token(), k.Token())
+		}
+		if len(w.log.find("it was evicted", "ops", "disk")) == 0 {
+			t.Error("the log does not say it")
+		}
+		var e qlock.Event
+		if m := o.messages("lock.default.event.lost.a"); len(m) != 1 || json.Unmarshal(m[0].Data, &e) != nil || e.EvictedBy != "ops" {
+			t.Errorf("events: %v, %+v", m, e)
+		}
+		// It may lock again: who may lock at all is a matter of permissions.
+		again := waitFor(t.Context(), a.Lock, "x")
+		settle()
+		if err := ops.Evict(t.Context(), "x", inspect(t, ops, "x").Holders[0], ""); err != nil {
+			t.Fatal(err)
+		}
+		mustUnlock(t, again.held(t))
+		w.noClaims()
+	})
+}
+
+// Who waits can be evicted too, and whoever waits behind it does not notice.
+func TestEvictWhoWaits(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		ops := w.client("ops")
+		k := mustLock(t, w.client("a"), "x")
+		b := waitFor(t.Context(), w.client("b").Lock, "x")
+		time.Sleep(time.Millisecond) // who comes later is younger
+		c := waitFor(t.Context(), w.client("c").Lock, "x")
+		settle()
+		if err := ops.Evict(t.Context(), "x", inspect(t, ops, "x").Queue[0], "no"); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		if !b.over() || c.over() {
+			t.Fatalf("b is over: %v, c is over: %v", b.over(), c.over())
+		}
+		wantIs(t, b.err, qlock.ErrEvicted)
+		wantText(t, b.err, `lock "x"`, "by ops", "no")
+		mustUnlock(t, k)
+		mustUnlock(t, c.held(t))
+		w.noClaims()
+	})
+}
+
+// A holder that is cut off keeps the lock until its lease is over, as it believes
+// that it has it; but its refreshes count no more, should it come back.
+func TestEvictWhoIsCutOff(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		ops := w.client("ops")
+		a, link := w.clientOn("a")
+		k := mustLock(t, a, "x")
+		link.cut()
+		next := waitFor(t.Context(), w.client("b").Lock, "x")
+		settle()
+		start := time.Now()
+		ctx := timeout(t, time.Second)
+		err := ops.Evict(ctx, "x", inspect(t, ops, "x").Holders[0], "")
+		wantIs(t, err, qlock.ErrHeld, context.DeadlineExceeded)
+		wantText(t, err, "a was told", "n1 n2 n3")
+		if k.Context().Err() != nil || next.over() {
+			t.Fatal("the lock was taken away from one who does not know")
+		}
+		if err := ops.Evict(t.Context(), "x", inspect(t, ops, "x").Holders[0], ""); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(start); d < testLease-time.Second || d > testLease+time.Second {
+			t.Errorf("it took %v, the lease is %v", d, testLease)
+		}
+		wantIs(t, context.Cause(k.Context()), qlock.ErrLost)
+		mustUnlock(t, next.held(t))
+	})
+}
+
+// A node that was stopped cleanly still knows whom it is to extend no more.
+func TestEvictionOutlivesARestart(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 1)
+		ops := w.client("ops")
+		a, link := w.clientOn("a")
+		k := mustLock(t, a, "x")
+		link.cut()
+		_ = ops.Evict(timeout(t, time.Second), "x", inspect(t, ops, "x").Holders[0], "")
+		w.nodes[0].stop()
+		link.mend()
+		time.Sleep(time.Second)
+		if k.Context().Err() != nil {
+			t.Fatal("nobody can have told it")
+		}
+		w.nodes[0].start()
+		time.Sleep(testLease / 2) // a refresh
+		wantIs(t, context.Cause(k.Context()), qlock.ErrEvicted)
+		w.noClaims()
+	})
+}
+
+func TestBadInspection(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 1)
+		ops := w.client("ops")
+		k := mustLock(t, ops, "x")
+		good := inspect(t, ops, "x").Holders[0]
+		if _, err := ops.Inspect(t.Context(), ""); !errors.Is(err, qlock.ErrInvalidName) {
+			t.Error(err)
+		}
+		for _, change := range []func(*qlock.ClaimInfo){
+			func(c *qlock.ClaimInfo) { c.ID = "" },
+			func(c *qlock.ClaimInfo) { c.ID += "0000000000000000000" },
+			func(c *qlock.ClaimInfo) { c.ID = strings.ToUpper(c.ID) },
+			func(c *qlock.ClaimInfo) { c.Client = "a.b" },
+		} {
+			bad := good
+			change(&bad)
+			if !reflect.DeepEqual(bad, good) && ops.Evict(t.Context(), "x", bad, "") == nil {
+				t.Errorf("no error for %+v", bad)
+			}
+		}
+		// Of another lock, or of nobody: it is over already.
+		if err := ops.Evict(t.Context(), "y", good, ""); err != nil {
+			t.Error(err)
+		}
+		mustUnlock(t, k)
+		closed := w.client("closed")
+		if err := closed.Close(); err != nil {
+			t.Fatal(err)
+		}
+		_, err := closed.Locks(t.Context(), "")
+		wantIs(t, err, qlock.ErrClosed)
+	})
+}

@@ -1,0 +1,165 @@
+package node
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/qlock/qlock/internal/proto"
+)
+
+// roll has the resources in the order in which they came, for lists in pages: a page
+// begins behind a number, and what comes and goes meanwhile moves nothing. A map has
+// no such order, and sorting it for each page would keep the locks waiting.
+type roll struct {
+	slots []slot
+	born  uint64 // number given out last
+	gone  int    // slots that are empty
+}
+
+type slot struct {
+	born uint64
+	res  *resource // nil: it is gone
+}
+
+func (r *roll) add(res *resource) {
+	r.born++
+	res.born = r.born
+	r.slots = append(r.slots, slot{r.born, res})
+}
+
+func (r *roll) remove(res *resource) {
+	i := r.after(res.born - 1)
+	r.slots[i].res = nil
+	r.gone++
+	for n := len(r.slots); n > 0 && r.slots[n-1].res == nil; n-- { // mostly the last comes and goes
+		r.slots = r.slots[:n-1]
+		r.gone--
+	}
+	if r.gone > 64 && 2*r.gone > len(r.slots) {
+		live := make([]slot, 0, len(r.slots)-r.gone+64)
+		for _, s := range r.slots {
+			if s.res != nil {
+				live = append(live, s)
+			}
+		}
+		r.slots, r.gone = live, 0
+	}
+}
+
+// after is the index of the first slot above born.
+func (r *roll) after(born uint64) int {
+	i, _ := slices.BinarySearchFunc(r.slots, born+1, func(s slot, born uint64) int { return cmp.Compare(s.born, born) })
+	return i
+}
+
+// What one page may cost, whatever is asked for.
+const (
+	mostLooked = 10_000 // names looked at
+	mostShown  = 8      // claims with votes that are shown of each name in a list
+)
+
+// list answers with a page of what is locked and waited for here.
+func (n *Node) list(now proto.Now, r *proto.Request, reply string, out *Out) {
+	if !n.isAsked(r, reply) {
+		return
+	}
+	page := &proto.Page{After: r.After}
+	size, i := 0, n.roll.after(r.After)
+	most := min(i+mostLooked, len(n.roll.slots))
+	for ; i < most && size < proto.PageBytes; i++ {
+		s := n.roll.slots[i]
+		page.Next = s.born
+		if s.res == nil || r.Query != "" && !proto.Matches(r.Query, s.res.name) {
+			continue
+		}
+		rec := s.res.record()
+		for _, c := range s.res.votes[:min(len(s.res.votes), mostShown)] {
+			rec.Claims = append(rec.Claims, c.record(now))
+		}
+		size += rec.PageSize()
+		page.Locks = append(page.Locks, rec)
+	}
+	if i == len(n.roll.slots) {
+		page.Next = 0
+	}
+	n.listed(r, reply, page, out)
+}
+
+// inspect answers with a page of the claims on one name: its votes, then its queue.
+func (n *Node) inspect(now proto.Now, r *proto.Request, reply string, out *Out) {
+	if !n.isAsked(r, reply) {
+		return
+	}
+	page := &proto.Page{After: r.After}
+	if res := n.resources[r.Resource]; res != nil {
+		rec := res.record()
+		all := uint64(len(res.votes) + len(res.queue))
+		i := min(r.After, all)
+		for ; i < all && rec.PageSize() < proto.PageBytes; i++ {
+			if votes := uint64(len(res.votes)); i < votes {
+				rec.Claims = append(rec.Claims, res.votes[i].record(now))
+			} else {
+				rec.Claims = append(rec.Claims, res.queue[i-votes].record(now))
+			}
+		}
+		if i < all {
+			page.Next = i
+		}
+		page.Locks = []proto.Record{rec}
+	}
+	n.listed(r, reply, page, out)
+}
+
+func (n *Node) isAsked(r *proto.Request, reply string) bool {
+	return reply != "" && (r.Node == "" || r.Node == n.cfg.Name)
+}
+
+func (n *Node) listed(r *proto.Request, reply string, page *proto.Page, out *Out) {
+	a := n.answer(proto.Listed)
+	a.Client, a.Nonce, a.List = r.Client, r.Nonce, page
+	out.Answers = append(out.Answers, Send{reply, a})
+}
+
+func (r *resource) record() proto.Record {
+	return proto.Record{Name: r.name, Votes: len(r.votes), Waiting: len(r.queue)}
+}
+
+func (c *claim) record(now proto.Now) proto.ClaimRecord {
+	return proto.ClaimRecord{
+		Claim: c.id(), Client: c.session.key.client, Mode: c.mode, At: c.at, Note: c.note,
+		Voted: c.voted, Fence: c.fence, Kept: c.keep, Evicted: c.evicted != nil,
+		For: wholeMS(now.Mono - c.since), Lease: wholeMS(c.deadline - now.Mono),
+	}
+}
+
+func wholeMS(d time.Duration) time.Duration { return max(d, 0).Truncate(time.Millisecond) }
+
+// evict tells a claim's client to give it up, and extends its lease no more. The
+// vote stays until the client has given it back or the lease is over: taking it away
+// would give the lock to a second holder while the first believes that it holds.
+func (n *Node) evict(r *proto.Request, reply string, out *Out) {
+	c := n.find(r.Holder, r.Claim)
+	if c != nil && c.res.name != r.Resource {
+		c = nil
+	}
+	if c != nil {
+		if c.evicted == nil {
+			c.evicted = &Eviction{r.Client, r.Query}
+		}
+		n.send(c, n.isEvicted(c), out)
+	}
+	if reply == "" {
+		return
+	}
+	a := n.answer(proto.Evicting)
+	a.Client, a.Nonce, a.Known = r.Client, r.Nonce, c != nil
+	out.Answers = append(out.Answers, Send{reply, a})
+}
+
+// isEvicted is all that such a claim's client is told.
+func (n *Node) isEvicted(c *claim) proto.Answer {
+	a := n.about(c, proto.Evicted)
+	a.By, a.Text = c.evicted.By, c.evicted.Why
+	return a
+}

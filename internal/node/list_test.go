@@ -1,0 +1,224 @@
+package node
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// pages asks for one page after the other, and calls between after each.
+func (c *crowd) pages(t *testing.T, r proto.Request, between func()) (records []proto.Record, pages int) {
+	t.Helper()
+	r.Client, r.Nonce = "ops", "nonce"
+	for {
+		c.node.Handle(c.now, &r, "_INBOX.ops", &c.out)
+		if len(c.out.Answers) != 1 || c.out.Answers[0].To != "_INBOX.ops" {
+			t.Fatalf("answers: %+v", c.out.Answers)
+		}
+		a := c.out.Answers[0].Answer
+		if body := proto.AppendAnswer(nil, &a); len(body) > 2*proto.PageBytes {
+			t.Errorf("a page of %d bytes", len(body))
+		} else if _, err := proto.DecodeAnswer(body); err != nil {
+			t.Errorf("page: %v", err)
+		}
+		c.reset()
+		pages++
+		records = append(records, a.List.Locks...)
+		if a.List.Next == 0 {
+			return records, pages
+		}
+		if a.List.Next <= r.After {
+			t.Fatalf("page after %d: go on after %d", r.After, a.List.Next)
+		}
+		r.After = a.List.Next
+		between()
+	}
+}
+
+// What is there from the first page to the last is listed once, whatever else comes
+// and goes meanwhile.
+func TestListWhileLocksComeAndGo(t *testing.T) {
+	const many = 30_000
+	c := newCrowd(4 * many)
+	for i := range many {
+		c.acquire(i)
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	gone := map[string]bool{}
+	next := many
+	got, pages := c.pages(t, proto.Request{Verb: proto.List}, func() {
+		for range 500 {
+			i := rng.IntN(many)
+			if name := fmt.Sprintf("orders.%d", i); !gone[name] {
+				c.release(i)
+				gone[name] = true
+			}
+			c.acquire(next)
+			c.release(next)
+			next++
+		}
+	})
+	seen := map[string]int{}
+	for _, r := range got {
+		seen[r.Name]++
+	}
+	for i := range many {
+		name := fmt.Sprintf("orders.%d", i)
+		if n := seen[name]; n > 1 || n == 0 && !gone[name] {
+			t.Errorf("%s is listed %d times", name, n)
+		}
+	}
+	if pages < 10 {
+		t.Errorf("%d names in %d pages", len(got), pages)
+	}
+	for i := range many {
+		if !gone[fmt.Sprintf("orders.%d", i)] {
+			c.release(i)
+		}
+	}
+	if len(c.node.roll.slots) != 0 || c.node.roll.gone != 0 {
+		t.Errorf("the roll keeps %d slots, %d of them empty", len(c.node.roll.slots), c.node.roll.gone)
+	}
+}
+
+// A page that finds nothing still ends, and says where to go on.
+func TestListOfFewAmongMany(t *testing.T) {
+	c := newCrowd(50_000)
+	for i := range 50_000 {
+		c.acquire(i)
+	}
+	got, pages := c.pages(t, proto.Request{Verb: proto.List, Query: "orders.49999"}, func() {})
+	if len(got) != 1 || got[0].Votes != 1 || len(got[0].Claims) != 1 || pages != 5 {
+		t.Errorf("%d pages with %+v", pages, got)
+	}
+}
+
+// Holders first, then the queue in its order, over as many pages as it takes; a list
+// shows a few readers and counts them all.
+func TestInspectALongQueue(t *testing.T) {
+	c := newCrowd(10_000)
+	ask := func(seq uint64, mode quorum.Mode) {
+		c.node.Handle(c.now, &proto.Request{
+			Verb: proto.Acquire, Client: "orders", Resource: "x", Claim: proto.ClaimID{Instance: uuid.UUID{1}, Seq: seq}, Note: fmt.Sprint("note ", seq),
+			Beat: seq, Mode: mode, At: c.now.Wall + int64(seq), TTL: 30 * time.Second, Digest: c.node.digest,
+		}, "_INBOX.orders", &c.out)
+		c.reset()
+	}
+	for i := range uint64(100) {
+		ask(1+i, quorum.Shared)
+	}
+	for i := range uint64(900) {
+		ask(101+i, quorum.Exclusive)
+	}
+	got, pages := c.pages(t, proto.Request{Verb: proto.Inspect, Resource: "x"}, func() {})
+	var seqs []uint64
+	for _, r := range got {
+		if r.Name != "x" || r.Votes != 100 || r.Waiting != 900 {
+			t.Errorf("%s: %d votes, %d wait", r.Name, r.Votes, r.Waiting)
+		}
+		for _, cl := range r.Claims {
+			seqs = append(seqs, cl.Claim.Seq)
+			if cl.Note != fmt.Sprint("note ", cl.Claim.Seq) || cl.Voted != (cl.Claim.Seq <= 100) || cl.Lease != 30*time.Second {
+				t.Errorf("%+v", cl)
+			}
+		}
+	}
+	if len(seqs) != 1000 || !slices.IsSorted(seqs) || pages < 3 {
+		t.Errorf("%d claims in %d pages", len(seqs), pages)
+	}
+	all, _ := c.pages(t, proto.Request{Verb: proto.List}, func() {})
+	if len(all) != 1 || all[0].Votes != 100 || len(all[0].Claims) != mostShown {
+		t.Errorf("list: %+v", all)
+	}
+	for _, r := range []proto.Request{
+		{Verb: proto.Inspect, Resource: "x", After: 1 << 50},
+		{Verb: proto.Inspect, Resource: "nobody's"},
+		{Verb: proto.List, After: proto.MaxInt},
+	} {
+		if got, pages := c.pages(t, r, func() {}); pages != 1 || len(got) > 0 && len(got[0].Claims) > 0 {
+			t.Errorf("%+v: %+v in %d pages", r, got, pages)
+		}
+	}
+	c.node.Handle(c.now, &proto.Request{Verb: proto.List, Client: "ops", Node: "n2"}, "_INBOX.ops", &c.out)
+	c.node.Handle(c.now, &proto.Request{Verb: proto.Inspect, Client: "ops", Resource: "x", Node: "n2"}, "_INBOX.ops", &c.out)
+	if len(c.out.Answers) > 0 {
+		t.Errorf("answers for another node: %+v", c.out.Answers)
+	}
+}
+
+// N10: the lease goes on to its end and no further, the vote is not confirmed, and
+// every word about the claim is that it is evicted.
+func TestEviction(t *testing.T) {
+	c := newCrowd(100)
+	c.acquire(0)
+	id := proto.ClaimID{Instance: uuid.UUID{1}, Seq: 1}
+	evict := func(holder, resource string, id proto.ClaimID) (known bool) {
+		t.Helper()
+		c.node.Handle(c.now, &proto.Request{
+			Verb: proto.Evict, Client: "ops", Resource: resource, Nonce: "nonce", Holder: holder, Claim: id, Query: "why",
+		}, "_INBOX.ops", &c.out)
+		told := 0
+		for _, s := range c.out.Answers {
+			switch a := s.Answer; {
+			case s.To == "_INBOX.ops" && a.Kind == proto.Evicting && a.Nonce == "nonce" && a.Client == "ops":
+				known = a.Known
+			case s.To == "_INBOX.orders" && a.Kind == proto.Evicted && a.Client == "orders" && a.Claim == id && a.By == "ops" && a.Text == "why":
+				told++
+			default:
+				t.Errorf("to %s: %+v", s.To, a)
+			}
+		}
+		if known != (told == 1) {
+			t.Errorf("known %v, the holder was told %d times", known, told)
+		}
+		c.reset()
+		return known
+	}
+	if evict("others", "orders.0", id) || evict("orders", "orders.1", id) || evict("orders", "orders.0", proto.ClaimID{Instance: uuid.UUID{1}, Seq: 2}) {
+		t.Fatal("what is not there was evicted")
+	}
+	if !evict("orders", "orders.0", id) {
+		t.Fatal("the claim is not known")
+	}
+	start := c.now
+	for beat := uint64(10); ; beat++ {
+		c.now.Mono += time.Second
+		c.now.Wall += 1_000_000
+		c.node.heardAt, c.node.heardWall = c.now.Mono, c.now.Wall
+		if c.node.Tick(c.now, &c.out); c.node.Claims() == 0 {
+			break
+		}
+		c.reset()
+		c.node.Handle(c.now, &proto.Request{
+			Verb: proto.Refresh, Client: "orders", Claim: proto.ClaimID{Instance: uuid.UUID{1}}, Beat: beat, Lo: 1, Hi: 1, Live: proto.Runs{{Lo: 1, Hi: 1}},
+		}, "_INBOX.orders", &c.out)
+		refreshed, evicted := 0, 0
+		for _, s := range c.out.Answers {
+			switch s.Answer.Kind {
+			case proto.Evicted:
+				evicted++
+			case proto.Refreshed:
+				refreshed++
+				if !s.Answer.Waiting.Has(1) {
+					t.Fatalf("the vote is confirmed: %+v", s.Answer)
+				}
+			default:
+				t.Errorf("%+v", s.Answer)
+			}
+		}
+		if refreshed != 1 || evicted != 1 {
+			t.Errorf("%d refreshed, %d evicted", refreshed, evicted)
+		}
+		c.reset()
+	}
+	if d := c.now.Mono - start.Mono; d != 30*time.Second {
+		t.Errorf("the claim went after %v, its lease is 30 s", d)
+	}
+}

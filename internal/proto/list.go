@@ -1,0 +1,183 @@
+package proto
+
+import (
+	"strconv"
+	"strings"
+)
+
+// PageBytes is about how much a node puts into one page. Asking for a page costs it
+// little, and the messages of locks do not wait long behind one.
+const PageBytes = 48 << 10
+
+// PageSize is about how many bytes the record adds to a page.
+func (r *Record) PageSize() int {
+	n := 64 + len(r.Name)
+	for i := range r.Claims {
+		n += 256 + len(r.Claims[i].Client) + len(r.Claims[i].Note)
+	}
+	return n
+}
+
+type wireRecord struct {
+	Name    string            `json:"name"`
+	Votes   int64             `json:"votes"`
+	Waiting int64             `json:"waiting"`
+	Claims  []wireClaimRecord `json:"claims"`
+}
+
+type wireClaimRecord struct {
+	Instance string `json:"instance"`
+	Seq      uint64 `json:"seq"`
+	Client   string `json:"client"`
+	Mode     string `json:"mode"`
+	At       int64  `json:"at"`
+	Note     string `json:"note"`
+	Fence    uint64 `json:"fence"`
+	Kept     bool   `json:"kept"`
+	Evicted  bool   `json:"evicted"`
+	For      int64  `json:"for_ms"`
+	Lease    int64  `json:"lease_ms"`
+}
+
+func appendPage(b []byte, p *Page) []byte {
+	b = appendUint(b, "after", p.After)
+	if p.Next > 0 {
+		b = appendUint(b, "next", p.Next)
+	}
+	b = append(b, `,"locks":[`...)
+	for i := range p.Locks {
+		r := &p.Locks[i]
+		if i > 0 {
+			b = append(b, ',')
+		}
+		name, err := EncodeName(r.Name)
+		if err != nil { // no node has a claim on such a name
+			name = "%"
+		}
+		b = append(append(append(b, `{"name":"`...), name...), '"')
+		b = appendInt(b, "votes", int64(r.Votes))
+		b = appendInt(b, "waiting", int64(r.Waiting))
+		b = append(b, `,"claims":[`...)
+		for k := range r.Claims {
+			if k > 0 {
+				b = append(b, ',')
+			}
+			b = appendClaimRecord(b, &r.Claims[k])
+		}
+		b = append(b, `]}`...)
+	}
+	return append(b, ']')
+}
+
+func appendClaimRecord(b []byte, c *ClaimRecord) []byte {
+	b = appendID(append(b, '{'), c.Claim)
+	b = appendStr(b, "client", c.Client)
+	b = appendStr(b, "mode", c.Mode.String())
+	b = appendInt(b, "at", c.At)
+	if c.Note != "" {
+		b = append(b, `,"note":`...)
+		b = appendQuoted(b, c.Note)
+	}
+	if c.Voted {
+		b = appendUint(b, "fence", c.Fence)
+	}
+	if c.Kept {
+		b = append(b, `,"kept":true`...)
+	}
+	if c.Evicted {
+		b = append(b, `,"evicted":true`...)
+	}
+	b = appendInt(b, "for_ms", c.For.Milliseconds())
+	b = append(b, `,"lease_ms":`...)
+	b = strconv.AppendInt(b, c.Lease.Milliseconds(), 10)
+	return append(b, '}')
+}
+
+func (d *decoder) page(w *wire) *Page {
+	p := &Page{After: d.number("after", w.After), Next: d.number("next", w.Next)}
+	for i := range w.Locks {
+		r := &w.Locks[i]
+		name, err := DecodeName(r.Name)
+		if err != nil {
+			d.fail("%v", err)
+		}
+		rec := Record{Name: name, Votes: d.count("votes", r.Votes), Waiting: d.count("waiting", r.Waiting)}
+		for k := range r.Claims {
+			rec.Claims = append(rec.Claims, d.claimRecord(&r.Claims[k]))
+		}
+		p.Locks = append(p.Locks, rec)
+	}
+	return p
+}
+
+func (d *decoder) claimRecord(c *wireClaimRecord) ClaimRecord {
+	return ClaimRecord{
+		Claim:  ClaimID{Instance: d.uuid("claims.instance", c.Instance), Seq: d.positive("claims.seq", c.Seq)},
+		Client: d.token("claims.client", c.Client),
+		Mode:   d.mode(c.Mode),
+		At:     d.micros("claims.at", c.At),
+		Note:   d.text("claims.note", c.Note, MaxNote),
+		Voted:  c.Fence > 0, Fence: d.number("claims.fence", c.Fence),
+		Kept: c.Kept, Evicted: c.Evicted,
+		For: d.millis("claims.for_ms", c.For), Lease: d.millis("claims.lease_ms", c.Lease),
+	}
+}
+
+// pattern checks what List may ask for; empty is all.
+func (d *decoder) pattern(s string) string {
+	if s != "" && !IsPattern(s) {
+		d.fail("%s is no pattern of names", Quote(s))
+		return ""
+	}
+	return s
+}
+
+// IsPattern reports whether s can be matched with names: tokens as names have them
+// in subjects, of which * stands for any one, and > at the end for one or more.
+func IsPattern(s string) bool {
+	if s == "" || len(s) > 3*MaxName {
+		return false
+	}
+	for more := true; more; {
+		var token string
+		token, s, more = strings.Cut(s, ".")
+		switch token {
+		case "", ">":
+			if token == "" || more {
+				return false
+			}
+		case "*":
+		default:
+			if strings.ContainsAny(token, "*>") {
+				return false
+			}
+			for i := range len(token) {
+				if c := token[i]; !isPlain(c) && c != '%' {
+					return false
+				}
+			}
+		}
+	}
+	return true
+}
+
+// Matches reports whether a name matches a pattern, as NATS matches subjects.
+func Matches(pattern, name string) bool {
+	subject, err := EncodeName(name)
+	if err != nil {
+		return false
+	}
+	for {
+		p, restP, moreP := strings.Cut(pattern, ".")
+		t, restT, moreT := strings.Cut(subject, ".")
+		switch {
+		case p == ">":
+			return true
+		case p != "*" && p != t:
+			return false
+		case !moreP || !moreT:
+			return moreP == moreT
+		}
+		pattern, subject = restP, restT
+	}
+}
