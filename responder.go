@@ -464,6 +464,9 @@ func (n *Node) step(f func(now proto.Now, out *node.Out)) {
 	for _, note := range out.Notes {
 		n.log.line(slog.LevelWarn, note)
 	}
+	if out.Ready {
+		n.log.line(slog.LevelInfo, "ready: this node votes")
+	}
 	out.Reset()
 	nodeOuts.Put(out)
 	if over {

@@ -38,12 +38,13 @@ type Out struct {
 	Answers []Send
 	Probe   *proto.Request // to be published to all nodes, this one among them
 	Notes   []string       // what an operator should read
+	Ready   bool           // it votes from now on
 }
 
 // Reset empties o and keeps its memory.
 func (o *Out) Reset() {
 	clear(o.Answers)
-	o.Answers, o.Probe, o.Notes = o.Answers[:0], nil, o.Notes[:0]
+	o.Answers, o.Probe, o.Notes, o.Ready = o.Answers[:0], nil, o.Notes[:0], false
 }
 
 // Node is one voting node. It is not safe for concurrent use.
@@ -211,7 +212,7 @@ func (n *Node) noteState(now proto.Now, out *Out) {
 	if !n.voting() {
 		return
 	}
-	out.Notes = append(out.Notes, "ready: this node votes")
+	out.Ready = true
 	for _, name := range slices.Sorted(maps.Keys(n.resources)) {
 		res := n.resources[name]
 		for _, c := range res.votes {

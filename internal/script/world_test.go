@@ -262,6 +262,9 @@ func (w *world) nodeDid(h *host, out node.Out) {
 	for _, note := range out.Notes {
 		w.printf("%s says: %s", h.name, note)
 	}
+	if out.Ready {
+		w.printf("%s says: ready: this node votes", h.name)
+	}
 	for _, s := range out.Answers {
 		w.must(w.answer(h, s.To, s.Answer))
 	}
