@@ -2,16 +2,24 @@ package qlock
 
 import (
 	"encoding/json"
+	"fmt"
 	"strconv"
+	"strings"
 	"time"
+
+	"github.com/qlock/qlock/internal/proto"
 )
 
 // Event is what a Locker publishes for observers on
 // lock.<cluster>.event.<acquired|released|lost>.<client>.<resource>. The protocol
 // does not read events, and nothing waits for them: they may be lost, or come
 // late. A lock that is passed on within a Locker is acquired once, by its first
-// holder, and released once, by its last.
+// holder, and released once, by its last. Subscribe to EventSubject, and read what
+// comes with ParseEvent.
 type Event struct {
+	// From the subject; Kind is "acquired", "released" or "lost".
+	Cluster, Kind, Client, Name string `json:"-"`
+
 	Mode      string  `json:"mode"` // "exclusive" or "shared"
 	Token     uint64  `json:"token"`
 	Votes     int     `json:"votes,omitempty"` // acquired: that it was held by
@@ -20,6 +28,47 @@ type Event struct {
 	Held      float64 `json:"held_ms,omitempty"`    // released, lost
 	Note      string  `json:"note,omitempty"`       // acquired
 	EvictedBy string  `json:"evicted_by,omitempty"` // lost: the client that asked for it
+}
+
+// EventSubject is the NATS subject of a cluster's events of locks whose names match
+// the pattern: names as they stand in subjects (docs/wire.md), * for one token, and
+// > at the end for all that follow. An empty pattern is all.
+func EventSubject(cluster, pattern string) (string, error) {
+	if err := checkToken("cluster", cluster); err != nil {
+		return "", err
+	}
+	if pattern == "" {
+		pattern = ">"
+	}
+	if !proto.IsPattern(pattern) {
+		return "", fmt.Errorf("%w: the pattern %s", ErrInvalidName, quote(pattern))
+	}
+	return "lock." + cluster + ".event.*.*." + pattern, nil
+}
+
+// ParseEvent reads a message that came for an EventSubject. Events may come from
+// anybody who may publish there; what is no event is an error.
+func ParseEvent(subject string, body []byte) (*Event, error) {
+	part := strings.SplitN(subject, ".", 6)
+	if len(part) < 6 || part[0] != "lock" || part[2] != "event" {
+		return nil, fmt.Errorf("qlock: %s is no subject of an event", quote(subject))
+	}
+	e := &Event{}
+	if err := json.Unmarshal(body, e); err != nil {
+		return nil, fmt.Errorf("qlock: event on %s: %.200w", quote(subject), err)
+	}
+	var err error
+	e.Cluster, e.Kind, e.Client = part[1], part[3], part[4]
+	if e.Name, err = proto.DecodeName(part[5]); err != nil {
+		return nil, fmt.Errorf("event on %s: %w", quote(subject), err)
+	}
+	if e.Kind != "acquired" && e.Kind != "released" && e.Kind != "lost" {
+		return nil, fmt.Errorf("qlock: event on %s: %s is none that is known", quote(subject), quote(e.Kind))
+	}
+	if e.Mode != exclusive.String() && e.Mode != shared.String() {
+		return nil, fmt.Errorf("qlock: event on %s: the mode %s is neither exclusive nor shared", quote(subject), quote(e.Mode))
+	}
+	return e, nil
 }
 
 func (l *Locker) event(kind string, k *Lock) {

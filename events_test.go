@@ -116,3 +116,66 @@ func TestWithoutEvents(t *testing.T) {
 		}
 	})
 }
+
+// What Lockers publish is read by ParseEvent, and nothing else is.
+func TestParseEvent(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		subject, err := qlock.EventSubject("default", "price%20list")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make(chan *qlock.Event, 10)
+		if _, err := w.connect().Subscribe(subject, func(m *nats.Msg) {
+			e, err := qlock.ParseEvent(m.Subject, m.Data)
+			if err != nil {
+				t.Error(err)
+			}
+			got <- e
+		}); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		a := w.client("a", qlock.WithNote("a note"))
+		mustUnlock(t, mustLock(t, a, "another"))
+		k := mustLock(t, a, "price list")
+		time.Sleep(time.Second)
+		mustUnlock(t, k)
+		settle()
+		if len(got) != 2 {
+			t.Fatalf("%d events", len(got))
+		}
+		want := qlock.Event{Cluster: "default", Kind: "acquired", Client: "a", Name: "price list", Mode: "exclusive", Token: k.Token(), Votes: 2, Nodes: 3, Note: "a note"}
+		e := <-got
+		want.Votes, want.Waited = e.Votes, e.Waited
+		if *e != want || e.Votes < 2 {
+			t.Errorf("%+v, want %+v", *e, want)
+		}
+		if e := <-got; e.Kind != "released" || e.Held != 1000 || e.Token != k.Token() {
+			t.Errorf("%+v", *e)
+		}
+	})
+	for subject, body := range map[string]string{
+		"lock.default.event.acquired.a":         `{"mode":"shared"}`,
+		"lock.default.node.acquired.a.x":        `{"mode":"shared"}`,
+		"lick.default.event.acquired.a.x":       `{"mode":"shared"}`,
+		"lock.default.event.stolen.a.x":         `{"mode":"shared"}`,
+		"lock.default.event.acquired.a.%61":     `{"mode":"shared"}`,
+		"lock.default.event.acquired.a.y":       `{"mode":"sideways"}`,
+		"lock.default.event.acquired.a.x.y":     `{"mode":"shared"`,
+		"lock.default.event.acquired.a.x.y.z":   `[]`,
+		"lock.default.event.acquired.a.x.y.z.0": `{"mode":"shared","token":-1}`,
+	} {
+		if e, err := qlock.ParseEvent(subject, []byte(body)); err == nil {
+			t.Errorf("%s %s is taken for %+v", subject, body, e)
+		}
+	}
+	for _, bad := range [][2]string{{"a.b", ""}, {"a", "x..y"}, {"", ">"}, {"a", "x>"}} {
+		if s, err := qlock.EventSubject(bad[0], bad[1]); err == nil {
+			t.Errorf("%v: %s", bad, s)
+		}
+	}
+	if s, err := qlock.EventSubject("prod", ""); err != nil || s != "lock.prod.event.*.*.>" {
+		t.Errorf("%s, %v", s, err)
+	}
+}
