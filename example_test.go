@@ -321,6 +321,94 @@ func ExampleLockError() {
 
 // A node on a NATS that runs already. Each of a cluster's nodes has a name and a
 // state directory of its own; the list of names is the same for all and fixed.
+func ExampleLocker_Inspect() {
+	ctx := context.Background()
+	backup, stop := newLocker("backup")
+	defer stop()
+	lock, err := backup.Lock(qlock.ContextWithNote(ctx, "host7: nightly"), "disk.1")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer lock.Unlock(ctx)
+
+	// Any client may look, if its NATS permissions allow it.
+	info, err := backup.Inspect(ctx, "disk.1")
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, c := range info.Holders {
+		fmt.Printf("%s has %s (%s), with the token of the lock: %v\n", c.Client, info.Name, c.Note, c.Token == lock.Token())
+	}
+	fmt.Println(info.Waiting, "wait")
+	// Output:
+	// backup has disk.1 (host7: nightly), with the token of the lock: true
+	// 0 wait
+}
+
+func ExampleLocker_Locks() {
+	ctx := context.Background()
+	locker, stop := newLocker("shipping")
+	defer stop()
+	for _, name := range []string{"orders.1", "orders.2", "stock.1"} {
+		if _, err := locker.Lock(ctx, name); err != nil {
+			log.Fatal(err)
+		}
+	}
+	locks, err := locker.Locks(ctx, "orders.*")
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, l := range locks {
+		fmt.Println(l.Name, "is held by", l.Holders[0].Client)
+	}
+	// Output:
+	// orders.1 is held by shipping
+	// orders.2 is held by shipping
+}
+
+func ExampleLocker_Evict() {
+	ctx := context.Background()
+	locker, stop := newLocker("backup")
+	defer stop()
+	stuck, err := locker.Lock(ctx, "disk.1")
+	if err != nil {
+		log.Fatal(err)
+	}
+	info, err := locker.Inspect(ctx, "disk.1")
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, holder := range info.Holders {
+		if err := locker.Evict(ctx, "disk.1", holder, "it hangs"); err != nil {
+			log.Fatal(err)
+		}
+	}
+	<-stuck.Context().Done() // its holder knows
+	fmt.Println(context.Cause(stuck.Context()))
+	// Output: qlock: lock lost: evicted by backup: it hangs
+}
+
+func ExampleParseEvent() {
+	subject, err := qlock.EventSubject("default", "orders.>")
+	if err != nil {
+		log.Fatal(err)
+	}
+	nc, stop := connectNATS()
+	defer stop()
+	_, err = nc.Subscribe(subject, func(m *nats.Msg) {
+		e, err := qlock.ParseEvent(m.Subject, m.Data)
+		if err != nil {
+			log.Print(err)
+			return
+		}
+		fmt.Println(e.Client, e.Kind, e.Name)
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	// Output:
+}
+
 func ExampleStartNode() {
 	ctx := context.Background()
 	nc, stop := connectNATS() // to NATS without nodes
