@@ -101,10 +101,10 @@ func (l *Locker) Inspect(ctx context.Context, name string) (*LockInfo, error) {
 // they are given back, and extend the lease no more: a client that is dead, or cut
 // off, keeps the lock until the lease is over, and no longer.
 //
-// Evict returns when no node has the claim any more. Without a deadline in ctx it
-// waits for the longest lease that the cluster allows. Errors are those of Inspect,
-// and ErrHeld with the context's error if the claim is still there; the permission is
-// that for evict.
+// Evict returns when a quorum of nodes has the claim no more. Without a deadline in
+// ctx it waits for the longest lease that the cluster allows. Errors are those of
+// Inspect, and ErrHeld with the context's error if the claim is still there; the
+// permission is that for evict.
 func (l *Locker) Evict(ctx context.Context, name string, claim ClaimInfo, why string) error {
 	resource, err := proto.EncodeName(name)
 	if err != nil {
@@ -126,15 +126,20 @@ func (l *Locker) Evict(ctx context.Context, name string, claim ClaimInfo, why st
 		defer cancel()
 	}
 	r := proto.Request{Verb: proto.Evict, Resource: resource, Holder: claim.Client, Claim: id, Query: clip(why, proto.MaxText)}
+	nodes := len(l.Nodes())
+	need := quorum.Size(nodes, exclusive)
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
 		var having []string
-		_, _, err := l.inquire(ctx, r, func(a *proto.Answer) uint64 {
+		gone := 0
+		_, _, err := l.inquire(ctx, r, func(a *proto.Answer) (next uint64, enough bool) {
 			if a.Known {
 				having = append(having, a.Node)
+			} else {
+				gone++
 			}
-			return 0
+			return 0, gone >= need || len(having) > nodes-need
 		})
-		if err != nil || len(having) == 0 {
+		if err != nil || gone >= need {
 			return err
 		}
 		slices.Sort(having)
@@ -167,9 +172,10 @@ const (
 	silence  = 500 * time.Millisecond // how long a quorum waits for the rest
 )
 
-// inquire asks all nodes, gives take each page of each once, which tells where to go
-// on, 0 at the end; and tells who answered to the end, and who did not.
-func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.Answer) (next uint64)) (answered, silent []string, err error) {
+// inquire asks all nodes and gives take each page of each once, which tells where to
+// go on, 0 at the end, and whether it has heard enough. It tells who answered to the
+// end, and who did not.
+func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.Answer) (next uint64, enough bool)) (answered, silent []string, err error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
@@ -215,10 +221,13 @@ func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.
 				continue // it came twice
 			}
 			heard = time.Now()
-			next := take(a)
+			next, enough := take(a)
 			if next <= at {
 				delete(after, a.Node)
 				answered = append(answered, a.Node)
+				if enough {
+					return answered, missing(after), nil
+				}
 				continue
 			}
 			after[a.Node] = next
@@ -292,9 +301,9 @@ func (l *Locker) deny(subject string, err error) {
 // inspect puts together what the nodes have.
 func (l *Locker) inspect(ctx context.Context, r proto.Request) ([]LockInfo, error) {
 	names := map[string]*views{}
-	answered, silent, err := l.inquire(ctx, r, func(a *proto.Answer) uint64 {
+	answered, silent, err := l.inquire(ctx, r, func(a *proto.Answer) (next uint64, enough bool) {
 		if a.List == nil {
-			return 0
+			return 0, false
 		}
 		for i := range a.List.Locks {
 			rec := &a.List.Locks[i]
@@ -305,7 +314,7 @@ func (l *Locker) inspect(ctx context.Context, r proto.Request) ([]LockInfo, erro
 			}
 			v.add(a.Node, rec)
 		}
-		return a.List.Next
+		return a.List.Next, false
 	})
 	if err != nil {
 		return nil, err

@@ -111,6 +111,7 @@ func (w *world) report(f figures, found []violation, took, recovered time.Durati
 	row("shared", f.shared)
 	row("in all", f.exclusive+f.shared)
 	rows(w.denied, "not granted: %s")
+	rows(w.evicted, "evictions: %s")
 	row("longest time without a grant to anybody", f.silence)
 	head("how they ended")
 	row("unlocked", f.unlocked)

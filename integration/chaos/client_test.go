@@ -49,6 +49,7 @@ func (r *clientRole) run() error {
 		for i := range r.Workers {
 			c.work.Go(func() { c.worker(ctx, i) })
 		}
+		c.work.Go(func() { c.operate(ctx) })
 	}
 	<-ctx.Done()
 	c.work.Wait()
@@ -111,6 +112,40 @@ func (c *client) connect(ctx context.Context) (*nats.Conn, error) {
 		c.out.write(line{Kind: failed, At: now(), Text: "qlock.New: no quorum"})
 	}
 	return nil, nil
+}
+
+// operate evicts one holder after the other, of whatever client.
+func (c *client) operate(ctx context.Context) {
+	r := rand.New(rand.NewPCG(rand.Uint64(), 2))
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Second + time.Duration(r.Int64N(int64(3*time.Second)))):
+		}
+		text := "in vain"
+		if err := c.evict(ctx, r); err == nil {
+			text = "done"
+		} else if !errors.Is(err, qlock.ErrNoQuorum) && !errors.Is(err, qlock.ErrHeld) {
+			c.out.write(line{Kind: broken, At: now(), Text: "evict: " + err.Error()})
+		}
+		c.out.write(line{Kind: evicted, At: now(), Text: text})
+	}
+}
+
+func (c *client) evict(ctx context.Context, r *rand.Rand) error {
+	ctx, cancel := context.WithTimeout(ctx, c.Lease)
+	defer cancel()
+	locks, err := c.locker.Locks(ctx, "")
+	if err != nil {
+		return err
+	}
+	for _, i := range r.Perm(len(locks)) {
+		if l := locks[i]; len(l.Holders) > 0 {
+			return c.locker.Evict(ctx, l.Name, l.Holders[r.IntN(len(l.Holders))], "chaos")
+		}
+	}
+	return nil
 }
 
 // worker takes one lock after the other and works under it. The first of each
@@ -208,6 +243,9 @@ func (w *worker) turn(ctx context.Context, id string) error {
 		return nil
 	case errors.Is(err, qlock.ErrNoQuorum):
 		w.out.write(line{Kind: failed, At: returned, Worker: w.number, Text: "no quorum"})
+		return nil
+	case errors.Is(err, qlock.ErrEvicted): // it was held at the nodes, and its client did not know yet
+		w.out.write(line{Kind: failed, At: returned, Worker: w.number, Text: "evicted"})
 		return nil
 	case err != nil:
 		return err

@@ -49,7 +49,8 @@ const (
 	told      = "told" // its context ended by loss
 	releasing = "releasing"
 	released  = "released"
-	failed    = "failed" // not granted, for a reason that faults explain
+	failed    = "failed"  // not granted, for a reason that faults explain
+	evicted   = "evicted" // somebody's claim, by an operator
 	alive     = "alive"
 	late      = "late"
 

@@ -40,6 +40,7 @@ type world struct {
 	faults   map[string]int // by kind
 	harm     map[string]int // those of links, by form
 	denied   map[string]int // locks not granted, by reason
+	evicted  map[string]int // claims to be evicted, by what came of it
 	changed  chan struct{}  // closed and made anew when something was heard
 }
 
@@ -71,7 +72,7 @@ func start(t *testing.T, seed uint64) *world {
 	t.Helper()
 	w := &world{
 		t: t, dir: t.TempDir(), links: map[link]*sync.Mutex{}, holdings: map[string]*holding{},
-		faults: map[string]int{}, harm: map[string]int{}, denied: map[string]int{}, changed: make(chan struct{}),
+		faults: map[string]int{}, harm: map[string]int{}, denied: map[string]int{}, evicted: map[string]int{}, changed: make(chan struct{}),
 	}
 	w.rec.lives = map[string]*life{}
 	t.Cleanup(func() { // when all processes are dead
@@ -328,6 +329,8 @@ func (w *world) hearClient(i int, process string, l line) {
 		h.released, h.lost, h.wrote = l.At, l.Lost, l.Wrote
 	case failed:
 		w.denied[l.Text]++
+	case evicted:
+		w.evicted[l.Text]++
 	case late:
 		of.gaps = append(of.gaps, span{l.From, l.At})
 	case broken:
