@@ -320,9 +320,12 @@ func (n *Node) close(save bool) error {
 	saved, clean := n.core.Save(n.at(time.Now()))
 	n.mu.Unlock()
 
+	var errs []error
+	if n.dir != nil && clean && save { // first: what follows may wait for a connection that stands still
+		errs = append(errs, writeMark(n.dir, n.cfg, true, n.cfg.MaxLease, saved))
+	}
 	close(n.stop)
 	n.loop.Wait()
-	var errs []error
 	if n.service != nil {
 		errs = append(errs, n.service.Stop())
 	}
@@ -335,9 +338,6 @@ func (n *Node) close(save bool) error {
 		}
 	}
 	if n.dir != nil {
-		if clean && save {
-			errs = append(errs, writeMark(n.dir, n.cfg, true, n.cfg.MaxLease, saved))
-		}
 		errs = append(errs, n.dir.Close())
 	}
 	n.finish()
