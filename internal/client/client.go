@@ -87,6 +87,8 @@ type Client struct {
 
 	fences []uint64 // scratch
 	untils []time.Duration
+
+	counts Counts
 }
 
 // node is what the client knows of a node's life.
@@ -95,6 +97,7 @@ type node struct {
 	lives       []life // latest last
 	clashUntil  time.Duration
 	otherDigest string // the configuration it showed last, if not the client's
+	trip        trip
 }
 
 // life is what is known of one incarnation: it had started when its first answer
@@ -630,6 +633,7 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	if !c.sole(i, a, out) {
 		return
 	}
+	n.trip.hear(c.now, a)
 	if a.Kind == proto.Refreshed {
 		c.refreshed(i, a, out)
 		return
@@ -647,6 +651,7 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	v := &cl.votes[i]
 	switch a.Kind {
 	case proto.Recall:
+		c.counts.Recalls++
 		c.recall(cl, i, a.Behind, out)
 		return
 	case proto.Evicted:
@@ -848,6 +853,7 @@ func (c *Client) recall(cl *Claim, i int, behind bool, out *Out) {
 		return
 	}
 	v := &cl.votes[i]
+	c.counts.Yields++
 	beat := c.nextBeat(cl)
 	v.yielded = beat // what the node said before does not count any more (C2)
 	v.until, v.heard, v.detail = 0, queued, &detail{at: c.now}

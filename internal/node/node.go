@@ -59,6 +59,7 @@ type Node struct {
 	perClient map[string]int                             // claims by client name
 	peaks     struct{ resources, sessions, clients int } // of the maps, for shrink.Map
 	leases    leaseHeap
+	votes     int    // of the claims in leases, those with this node's vote
 	floor     uint64 // at least as high as every fence given for a resource without a record
 
 	quarantine time.Duration // no votes before this moment (N8)
@@ -80,6 +81,8 @@ type Node struct {
 
 	serial  uint64      // counts steps, to do once a step what many claims ask for
 	recalls []*resource // whose heads recall at the end of this step
+
+	counts Counts
 }
 
 // New starts a node. saved is what it left at its last clean stop; without it

@@ -109,6 +109,7 @@ func (n *Node) restore(now proto.Now, s *Saved) {
 		list := &res.queue
 		if c.voted {
 			n.voted = true
+			n.votes++
 			list = &res.votes
 			res.keepers += keeper(c)
 		}

@@ -123,6 +123,7 @@ func (n *Node) unvote(c *claim) {
 		c.res.keepers -= keeper(c)
 	}
 	c.voted, c.fence, c.given, c.owed = false, 0, 0, false
+	n.votes--
 }
 
 func (n *Node) add(now proto.Now, c *claim) {
@@ -166,6 +167,7 @@ func (n *Node) expire(now proto.Now, out *Out) {
 			continue
 		}
 		n.drop(now, c, 0, out)
+		n.counts.Expired++
 	}
 }
 

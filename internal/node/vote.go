@@ -108,6 +108,7 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 		res = &resource{name: r.Resource, floor: n.floor}
 	}
 	refuse := func(why proto.Reason, passes bool, text string, args ...any) {
+		n.counts.Refused.count(why)
 		if reply == "" {
 			return
 		}
@@ -230,6 +231,8 @@ func (n *Node) vote(now proto.Now, c *claim, hint int64) {
 	c.fence = max(least, uint64(c.at), uint64(hint), c.want)
 	n.reserve(now, c)
 	c.voted, c.since = true, now.Mono
+	n.votes++
+	n.counts.Granted++
 	c.res.keepers += keeper(c)
 	n.voted = true
 	v := &c.res.votes
@@ -323,6 +326,7 @@ func (n *Node) sendRecalls(out *Out) {
 				break
 			}
 			if v.keep || older && !v.held { // else it goes first, or has said that it will not yield
+				n.counts.Recalls++
 				a := n.about(v, proto.Recall)
 				a.Behind = v.keep && (v.held || !older)
 				n.send(v, a, out)

@@ -445,6 +445,8 @@ var notState = map[string]bool{
 	"won":    true,
 	"peak":   true, // what memory to give back
 	"peaks":  true,
+	"counts": true, // told, but nothing is decided by them
+	"trip":   true, // the same
 	"since":  true, // told, but nothing is decided by it; so is all of a detail but the blocker
 }
 
