@@ -39,6 +39,7 @@ type Locker struct {
 	closed    bool
 	surveys   int
 	asked     time.Time // of the last survey
+	counts    counts
 
 	denials   *denials      // the connection's
 	denial    error         // the last one that was looked at
@@ -188,6 +189,7 @@ func (l *Locker) lock(ctx context.Context, detached bool, op, name string, mode 
 			return
 		}
 		k.asked = l.start.Add(now.Mono)
+		l.counts.waiting++
 		k.use = l.table.Lock(now, local.Want{Resource: resource, Mode: mode, Try: try, Note: k.note, User: k}, out)
 	})
 	if k.use == nil {
@@ -216,7 +218,7 @@ func (l *Locker) giveUp(k *Lock, op string, cause error) error {
 			return
 		}
 		err = l.report(now, op, k, cause)
-		k.state = lockFailed
+		l.counts.fail(k, err)
 		l.table.Unlock(now, k.use, out)
 	})
 	k.cancel(cause)
@@ -233,7 +235,8 @@ func (l *Locker) unlock(k *Lock) error {
 				lost = lost || e.Use == k.use && e.Kind == local.Lost
 			}
 			if !lost {
-				k.state, first = lockUnlocked, true
+				l.counts.turn(k, lockUnlocked)
+				first = true
 			}
 		}
 		lost = lost || k.state == lockLost
@@ -262,10 +265,11 @@ func (l *Locker) Close() error {
 		for _, u := range slices.Backward(l.table.All()) { // who waits last goes first, and is given nothing
 			k := u.User.(*Lock)
 			if k.state == lockHeld {
-				k.state = lockUnlocked
+				l.counts.turn(k, lockUnlocked)
 				held = append(held, k)
 			} else {
-				k.state, k.err = lockFailed, &LockError{Name: k.name, Reason: ErrClosed}
+				k.err = &LockError{Name: k.name, Reason: ErrClosed}
+				l.counts.fail(k, k.err)
 				waiting = append(waiting, k)
 			}
 			l.table.Unlock(now, u, out)
@@ -395,18 +399,19 @@ func (l *Locker) became(now proto.Now, e local.Event) {
 	k := e.Use.User.(*Lock)
 	switch e.Kind {
 	case local.Held:
-		k.state, k.token, k.since = lockHeld, e.Use.Token(), l.start.Add(now.Mono)
+		k.token, k.since = e.Use.Token(), l.start.Add(now.Mono)
+		l.counts.hold(k, e.First)
 		k.votes, k.nodes = l.table.Votes(e.Use), len(l.core.Cluster().Nodes)
 	case local.Lost:
-		k.state, k.lost = lockLost, ErrLost
-		if e.Eviction != nil {
+		if k.lost = ErrLost; e.Eviction != nil {
 			k.lost = &evictedError{*e.Eviction}
 		}
+		l.counts.turn(k, lockLost)
 	case local.Failed:
-		k.state = lockFailed
 		if k.err = l.report(now, "lock", k, nil); e.Eviction != nil {
 			k.err.Reason, k.err.Cause = ErrEvicted, e.Eviction
 		}
+		l.counts.fail(k, k.err)
 	}
 }
 

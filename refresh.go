@@ -92,7 +92,8 @@ func (l *Locker) failWaiting(reason, cause error, concerned func(*Lock) bool) {
 			if u.State() != local.Waiting || !concerned(k) { // one that failed may have made room for another
 				continue
 			}
-			k.state, k.err = lockFailed, &LockError{Name: k.name, Reason: reason, Cause: cause}
+			k.err = &LockError{Name: k.name, Reason: reason, Cause: cause}
+			l.counts.fail(k, k.err)
 			failed = append(failed, k)
 			l.table.Unlock(now, u, out)
 		}

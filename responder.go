@@ -139,15 +139,6 @@ type Node struct {
 	requests, malformed atomic.Uint64
 }
 
-// NodeStats is what a node counts.
-type NodeStats struct {
-	State     string `json:"state"`     // "probing", "recovering", "voting" or "stopped"
-	Claims    int    `json:"claims"`    // held and waiting
-	Resources int    `json:"resources"` // names with claims
-	Requests  uint64 `json:"requests"`  // since the start
-	Malformed uint64 `json:"malformed"` // of these ignored, because nobody could make sense of them
-}
-
 // StartNode starts a node on a connection that stays the caller's: it is not
 // closed. It is entered as a service named qlock, for `nats micro`, which wraps
 // the connection's handlers for errors and closing; see NodeConfig.NoService.
@@ -283,20 +274,6 @@ func (n *Node) WaitReady(ctx context.Context) error {
 		case <-ctx.Done():
 			return fmt.Errorf("qlock: node %s is %s and gives no votes yet: %w", n.cfg.Name, n.state.Load(), contextError(ctx))
 		}
-	}
-}
-
-// Stats tells what the node has and counted.
-func (n *Node) Stats() NodeStats {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	state := n.core.State()
-	if n.closed {
-		state = proto.Stopped
-	}
-	return NodeStats{
-		State: string(state), Claims: n.core.Claims(), Resources: n.core.Resources(),
-		Requests: n.requests.Load(), Malformed: n.malformed.Load(),
 	}
 }
 

@@ -1,0 +1,226 @@
+package qlock
+
+import (
+	"time"
+
+	"github.com/qlock/qlock/internal/proto"
+)
+
+// LockerStats is what a Locker has and counted. Of the calls that asked for a lock
+// each is Granted, Failed or still Waiting, and of those granted each is Held, Lost
+// or Unlocked: what is returned is of one moment, so that the numbers add up. Calls
+// that asked for nothing are in none of them: with an invalid name, a context that
+// had ended, or after Close.
+type LockerStats struct {
+	Held    int `json:"held"`    // locks that are held now
+	Waiting int `json:"waiting"` // calls that wait for one now
+	Claims  int `json:"claims"`  // of this Locker at the nodes now: held, waiting, and kept by WithRetention
+
+	// Since New. A lock that came in the moment when its caller gave up is granted
+	// and unlocked, though its caller has the context's error.
+	Granted  uint64         `json:"granted"`
+	PassedOn uint64         `json:"passed_on"` // of those granted: without a claim of their own, from or beside another holder here, or kept
+	Failed   LockerFailures `json:"failed"`
+	Lost     uint64         `json:"lost"`
+	Unlocked uint64         `json:"unlocked"` // also by Close
+
+	// Recalls is how often nodes said that others wait, and Yields how often that
+	// made a waiting claim give a node's vote back to an older one: signs that
+	// clients want the same locks at the same time.
+	Recalls uint64 `json:"recalls"`
+	Yields  uint64 `json:"yields"`
+
+	Wait  WaitTimes       `json:"wait"`  // of the locks granted
+	Nodes []NodeRoundTrip `json:"nodes"` // of the cluster, by name
+}
+
+// LockerFailures are calls that got no lock, by the reason in their LockError.
+type LockerFailures struct {
+	Held     uint64 `json:"held"`      // ErrHeld: also Lock, when its context ended while another held
+	NoQuorum uint64 `json:"no_quorum"` // ErrNoQuorum: the context ended, and too few nodes had answered
+	Refused  uint64 `json:"refused"`   // ErrRefused: by the nodes, or by NATS
+	Closed   uint64 `json:"closed"`    // ErrClosed: the Locker or the connection, while it waited
+}
+
+// WaitTimes is a histogram of the time from asking for a lock to holding it.
+type WaitTimes struct {
+	Count   uint64        `json:"count"`
+	Sum     time.Duration `json:"sum_ns"`
+	Buckets []WaitBucket  `json:"buckets"` // by their bounds, which are the same in every version
+}
+
+// WaitBucket counts the waits up to a bound, with those of the buckets before. The
+// bounds are 100 µs, 250 µs, 500 µs, 1 ms and so on to 10 s, then 30 s and 60 s;
+// longer waits are in Count only.
+type WaitBucket struct {
+	UpTo  time.Duration `json:"up_to_ns"`
+	Count uint64        `json:"count"`
+}
+
+// NodeRoundTrip is how a node answers this Locker.
+type NodeRoundTrip struct {
+	Node string `json:"node"`
+
+	// RoundTrip is the time from sending a request to the node's answer to it, and
+	// not to a vote that had to be waited for: mean of about the last five seconds
+	// in which the Locker asked anything. 0 if the node never answered.
+	RoundTrip time.Duration `json:"round_trip_ns"`
+
+	// LastHeard is when the node last answered; zero: never. A Locker without locks
+	// asks nothing and hears nothing; one with locks hears every node at least every
+	// third of its lease.
+	LastHeard time.Time `json:"last_heard,omitzero"`
+}
+
+// NodeStats is what a node has and counted.
+type NodeStats struct {
+	State      string        `json:"state"`         // "probing", "recovering", "voting" or "stopped"
+	Started    time.Time     `json:"started"`       // when StartNode was called, by this node's clock
+	Recovering time.Duration `json:"recovering_ns"` // how long it will still give no votes
+
+	Claims    int `json:"claims"`    // held and waiting
+	Waiting   int `json:"waiting"`   // of these, those without this node's vote
+	Resources int `json:"resources"` // names with claims
+	Clients   int `json:"clients"`   // client names with claims
+
+	// Since the start.
+	Requests      uint64       `json:"requests"`
+	Malformed     uint64       `json:"malformed"`      // of these ignored, because nobody could make sense of them
+	Granted       uint64       `json:"granted"`        // votes given
+	Refused       NodeRefusals `json:"refused"`        // claims
+	Recalls       uint64       `json:"recalls"`        // messages to clients that others wait for what they have
+	LeasesExpired uint64       `json:"leases_expired"` // claims, held or waiting, whose client fell silent
+}
+
+// NodeRefusals are claims that a node refused, by the reason.
+type NodeRefusals struct {
+	Config uint64 `json:"config"` // the client knows another configuration
+	Lease  uint64 `json:"lease"`  // longer than MaxLease
+	Age    uint64 `json:"age"`    // the client's clock is ahead by more than MaxSkew
+	Fence  uint64 `json:"fence"`  // a token was wanted further ahead than clocks within bounds explain
+	Claims uint64 `json:"claims"` // the client has MaxClaims
+	Queue  uint64 `json:"queue"`  // MaxQueue wait for the name
+}
+
+// waitBounds are the upper bounds of a histogram's buckets.
+var waitBounds = [...]time.Duration{
+	100 * time.Microsecond, 250 * time.Microsecond, 500 * time.Microsecond,
+	time.Millisecond, 2500 * time.Microsecond, 5 * time.Millisecond,
+	10 * time.Millisecond, 25 * time.Millisecond, 50 * time.Millisecond,
+	100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond,
+	time.Second, 2500 * time.Millisecond, 5 * time.Second,
+	10 * time.Second, 30 * time.Second, 60 * time.Second,
+}
+
+// counts is what a Locker counts itself. Locker.mu guards it.
+type counts struct {
+	held, waiting                     int
+	granted, passedOn, lost, unlocked uint64
+	failed                            LockerFailures
+	waited                            time.Duration
+	waits                             [len(waitBounds) + 1]uint64 // not cumulative
+}
+
+// turn moves a lock to another state, which is the one place where that changes:
+// what it was before decides what is counted. Call with Locker.mu held, as what
+// follows.
+func (c *counts) turn(k *Lock, to lockState) {
+	from := k.state
+	k.state = to
+	switch from {
+	case lockWaiting:
+		c.waiting--
+	case lockHeld:
+		c.held--
+	default:
+		return // it was given up, and in the same step lost as well
+	}
+	switch {
+	case to == lockHeld:
+		c.held++
+		c.granted++
+	case to == lockLost:
+		c.lost++
+	case from == lockHeld: // unlocked, or given back since its caller has gone
+		c.unlocked++
+	}
+}
+
+// hold notes that k is held from k.since on, as the first of its claim or not.
+func (c *counts) hold(k *Lock, first bool) {
+	c.turn(k, lockHeld)
+	if !first {
+		c.passedOn++
+	}
+	d, i := k.since.Sub(k.asked), 0
+	for i < len(waitBounds) && d > waitBounds[i] { // most waits are short, and found at once
+		i++
+	}
+	c.waited += d
+	c.waits[i]++
+}
+
+// fail notes that k will not be held, and why.
+func (c *counts) fail(k *Lock, err *LockError) {
+	if k.state == lockWaiting {
+		switch err.Reason {
+		case ErrHeld:
+			c.failed.Held++
+		case ErrNoQuorum:
+			c.failed.NoQuorum++
+		case ErrRefused:
+			c.failed.Refused++
+		case ErrClosed:
+			c.failed.Closed++
+		}
+	}
+	c.turn(k, lockFailed)
+}
+
+// Stats tells what the Locker has and counted. It takes the Locker's lock for about
+// a microsecond, and may be called as often as one likes, also after Close: then
+// the counts stay as they are.
+func (l *Locker) Stats() LockerStats {
+	l.mu.Lock()
+	now := time.Now()
+	c := l.counts
+	claims, core, trips := l.core.Claims(), l.core.Counts(), l.core.Trips(l.at(now))
+	l.mu.Unlock()
+
+	s := LockerStats{
+		Held: c.held, Waiting: c.waiting, Claims: claims,
+		Granted: c.granted, PassedOn: c.passedOn, Failed: c.failed, Lost: c.lost, Unlocked: c.unlocked,
+		Recalls: core.Recalls, Yields: core.Yields,
+		Wait: WaitTimes{Count: c.granted, Sum: c.waited, Buckets: make([]WaitBucket, len(waitBounds))},
+	}
+	n := uint64(0)
+	for i, bound := range waitBounds {
+		n += c.waits[i]
+		s.Wait.Buckets[i] = WaitBucket{bound, n}
+	}
+	for _, t := range trips {
+		r := NodeRoundTrip{Node: t.Name, RoundTrip: t.RoundTrip}
+		if t.Heard {
+			r.LastHeard = now.Add(-t.Since).Round(0)
+		}
+		s.Nodes = append(s.Nodes, r)
+	}
+	return s
+}
+
+// Stats tells what the node has and counted.
+func (n *Node) Stats() NodeStats {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c := n.core.Counts()
+	s := NodeStats{
+		State: string(n.core.State()), Started: n.start.Round(0), Recovering: n.core.Recovering(n.at(time.Now())),
+		Claims: n.core.Claims(), Waiting: n.core.Waiting(), Resources: n.core.Resources(), Clients: n.core.Clients(),
+		Requests: n.requests.Load(), Malformed: n.malformed.Load(),
+		Granted: c.Granted, Refused: NodeRefusals(c.Refused), Recalls: c.Recalls, LeasesExpired: c.Expired,
+	}
+	if n.closed {
+		s.State, s.Recovering = string(proto.Stopped), 0
+	}
+	return s
+}
