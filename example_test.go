@@ -190,6 +190,35 @@ func ExampleLocker_Do() {
 	// Output: alone with the order; the token is set: true
 }
 
+// What a program counts of its locks, for its own eyes; package metrics has the same
+// for Prometheus.
+func ExampleLocker_Stats() {
+	locker, stop := newLocker("billing")
+	defer stop()
+
+	ctx := context.Background()
+	lock, err := locker.Lock(ctx, "orders.42")
+	if err != nil {
+		log.Fatal(err)
+	}
+	_, _ = locker.TryLock(ctx, "orders.42") // in vain
+	_ = lock.Unlock(ctx)
+	if _, err := locker.Lock(ctx, "orders.43"); err != nil {
+		log.Fatal(err)
+	}
+
+	s := locker.Stats()
+	fmt.Println("held:", s.Held, "waiting:", s.Waiting)
+	fmt.Println("granted:", s.Granted, "in vain:", s.Failed.Held, "lost:", s.Lost)
+	for _, n := range s.Nodes {
+		fmt.Println(n.Node, "answers:", n.RoundTrip > 0)
+	}
+	// Output:
+	// held: 1 waiting: 0
+	// granted: 2 in vain: 1 lost: 0
+	// n1 answers: true
+}
+
 // An RWMutex stands where a sync.RWMutex stood.
 func ExampleLocker_RWMutex() {
 	locker, stop := newLocker("billing")

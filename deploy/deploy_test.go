@@ -333,7 +333,7 @@ func TestAlerts(t *testing.T) {
 	if err := yaml.UnmarshalStrict([]byte(read(t, "prometheus/alerts.yaml")), &rules, yaml.DisallowUnknownFields); err != nil {
 		t.Fatal(err)
 	}
-	source := read(t, "../metrics/metrics.go") + read(t, "../metrics/events.go")
+	source := read(t, "../metrics/metrics.go") + read(t, "../metrics/locker.go") + read(t, "../metrics/events.go")
 	page := read(t, "../docs/operations.md")
 	seen := 0
 	for _, r := range rules.Groups[0].Rules {

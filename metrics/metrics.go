@@ -1,9 +1,10 @@
-// Package metrics gives Prometheus what qlock's nodes count and what its clients
-// tell. Register the collectors that fit with a registry of your own:
+// Package metrics gives Prometheus what qlock's nodes and clients count, and what
+// clients tell. Register the collectors that fit with a registry of your own:
 //
+//	reg.MustRegister(metrics.NewLocker(locker))
 //	reg.MustRegister(metrics.NewNode(node, "prod"))
 //
-// The qlock command serves all of them at /metrics. docs/operations.md has alerts
+// The qlock command serves those of a node at /metrics. docs/operations.md has alerts
 // that are worth having.
 package metrics
 
@@ -21,8 +22,12 @@ import (
 var states = []string{"probing", "recovering", "voting", "stopped"}
 
 type node struct {
-	node                                        *qlock.Node
-	info, state, claims, resources, reqs, wrong *prometheus.Desc
+	node *qlock.Node
+
+	info, started, state, recovering    *prometheus.Desc
+	claims, waiting, resources, clients *prometheus.Desc
+	reqs, wrong                         *prometheus.Desc
+	granted, refused, recalls, expired  *prometheus.Desc
 }
 
 // NewNode collects what a node counts.
@@ -32,35 +37,66 @@ func NewNode(n *qlock.Node, cluster string) prometheus.Collector {
 		return prometheus.NewDesc(name, help, variable, labels)
 	}
 	return &node{
-		node:      n,
-		info:      desc("qlock_node_info", "Always 1; the version of the node.", "version"),
-		state:     desc("qlock_node_state", "1 for the state that the node is in, 0 for the others.", "state"),
-		claims:    desc("qlock_node_claims", "Claims that the node has, held and waiting."),
-		resources: desc("qlock_node_resources", "Names with claims."),
-		reqs:      desc("qlock_node_requests_total", "Requests received."),
-		wrong:     desc("qlock_node_malformed_requests_total", "Requests ignored because nobody could make sense of them."),
+		node:       n,
+		info:       desc("qlock_node_info", "Always 1; the version of the node.", "version"),
+		started:    desc("qlock_node_start_time_seconds", "When the node was started."),
+		state:      desc("qlock_node_state", "1 for the state that the node is in, 0 for the others.", "state"),
+		recovering: desc("qlock_node_recovering_seconds", "How long the node will still give no votes."),
+		claims:     desc("qlock_node_claims", "Claims that the node has, held and waiting."),
+		waiting:    desc("qlock_node_claims_waiting", "Claims without this node's vote."),
+		resources:  desc("qlock_node_resources", "Names with claims."),
+		clients:    desc("qlock_node_clients", "Names of clients with claims."),
+		reqs:       desc("qlock_node_requests_total", "Requests received."),
+		wrong:      desc("qlock_node_malformed_requests_total", "Requests ignored because nobody could make sense of them."),
+		granted:    desc("qlock_node_votes_granted_total", "Votes given."),
+		refused:    desc("qlock_node_claims_refused_total", "Claims refused.", "reason"),
+		recalls:    desc("qlock_node_recalls_total", "Messages to clients that others wait for what they have."),
+		expired:    desc("qlock_node_leases_expired_total", "Claims whose client fell silent."),
 	}
 }
 
 func (c *node) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.info, c.state, c.claims, c.resources, c.reqs, c.wrong} {
+	for _, d := range []*prometheus.Desc{
+		c.info, c.started, c.state, c.recovering, c.claims, c.waiting, c.resources, c.clients,
+		c.reqs, c.wrong, c.granted, c.refused, c.recalls, c.expired,
+	} {
 		ch <- d
 	}
 }
 
+// to gives the two ways to send a metric to ch.
+func to(ch chan<- prometheus.Metric) (gauge func(*prometheus.Desc, float64, ...string), counter func(*prometheus.Desc, uint64, ...string)) {
+	return func(d *prometheus.Desc, v float64, labels ...string) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+		}, func(d *prometheus.Desc, v uint64, labels ...string) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+		}
+}
+
 func (c *node) Collect(ch chan<- prometheus.Metric) {
 	s := c.node.Stats()
-	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
-	}
+	gauge, counter := to(ch)
 	gauge(c.info, 1, qlock.Version)
+	gauge(c.started, float64(s.Started.UnixMilli())/1000)
 	for _, state := range states {
 		gauge(c.state, truth(s.State == state), state)
 	}
+	gauge(c.recovering, s.Recovering.Seconds())
 	gauge(c.claims, float64(s.Claims))
+	gauge(c.waiting, float64(s.Waiting))
 	gauge(c.resources, float64(s.Resources))
-	ch <- prometheus.MustNewConstMetric(c.reqs, prometheus.CounterValue, float64(s.Requests))
-	ch <- prometheus.MustNewConstMetric(c.wrong, prometheus.CounterValue, float64(s.Malformed))
+	gauge(c.clients, float64(s.Clients))
+	counter(c.reqs, s.Requests)
+	counter(c.wrong, s.Malformed)
+	counter(c.granted, s.Granted)
+	counter(c.refused, s.Refused.Config, "config")
+	counter(c.refused, s.Refused.Lease, "lease")
+	counter(c.refused, s.Refused.Age, "age")
+	counter(c.refused, s.Refused.Fence, "fence")
+	counter(c.refused, s.Refused.Claims, "claims")
+	counter(c.refused, s.Refused.Queue, "queue")
+	counter(c.recalls, s.Recalls)
+	counter(c.expired, s.LeasesExpired)
 }
 
 func truth(b bool) float64 {

@@ -107,13 +107,7 @@ qlock_peer_round_trip_seconds{peer="n1"} 0.001
 qlock_peer_up{peer="n1"} 1
 qlock_peer_up{peer="n2"} 0
 `
-	var names []string
-	for _, line := range strings.Split(want, "\n") {
-		if words := strings.Fields(line); len(words) > 2 && words[1] == "TYPE" {
-			names = append(names, words[2])
-		}
-	}
-	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), names...); err != nil {
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), typed(want)...); err != nil {
 		t.Error(err)
 	}
 	if n, err := testutil.GatherAndCount(reg, "qlock_lock_wait_seconds", "qlock_lock_hold_seconds"); err != nil || n != 4 {
@@ -126,6 +120,17 @@ qlock_peer_up{peer="n2"} 0
 	if err := events.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// typed lists the metrics of which text says the type.
+func typed(text string) []string {
+	var names []string
+	for _, line := range strings.Split(text, "\n") {
+		if words := strings.Fields(line); len(words) > 2 && words[1] == "TYPE" {
+			names = append(names, words[2])
+		}
+	}
+	return names
 }
 
 // drain waits until all that was published before was heard: the subscriptions of
