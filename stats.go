@@ -21,7 +21,7 @@ type LockerStats struct {
 	Granted  uint64         `json:"granted"`
 	PassedOn uint64         `json:"passed_on"` // of those granted: without a claim of their own, from or beside another holder here, or kept
 	Failed   LockerFailures `json:"failed"`
-	Lost     uint64         `json:"lost"`
+	Lost     uint64         `json:"lost"`     // with those that were evicted
 	Unlocked uint64         `json:"unlocked"` // also by Close
 
 	// Recalls is how often nodes said that others wait, and Yields how often that
@@ -39,6 +39,7 @@ type LockerFailures struct {
 	Held     uint64 `json:"held"`      // ErrHeld: also Lock, when its context ended while another held
 	NoQuorum uint64 `json:"no_quorum"` // ErrNoQuorum: the context ended, and too few nodes had answered
 	Refused  uint64 `json:"refused"`   // ErrRefused: by the nodes, or by NATS
+	Evicted  uint64 `json:"evicted"`   // ErrEvicted
 	Closed   uint64 `json:"closed"`    // ErrClosed: the Locker or the connection, while it waited
 }
 
@@ -90,6 +91,7 @@ type NodeStats struct {
 	Refused       NodeRefusals `json:"refused"`        // claims
 	Recalls       uint64       `json:"recalls"`        // messages to clients that others wait for what they have
 	LeasesExpired uint64       `json:"leases_expired"` // claims, held or waiting, whose client fell silent
+	Evicted       uint64       `json:"evicted"`        // claims that somebody wanted to end: Locker.Evict
 }
 
 // NodeRefusals are claims that a node refused, by the reason.
@@ -170,6 +172,8 @@ func (c *counts) fail(k *Lock, err *LockError) {
 			c.failed.NoQuorum++
 		case ErrRefused:
 			c.failed.Refused++
+		case ErrEvicted:
+			c.failed.Evicted++
 		case ErrClosed:
 			c.failed.Closed++
 		}
@@ -217,7 +221,7 @@ func (n *Node) Stats() NodeStats {
 		State: string(n.core.State()), Started: n.start.Round(0), Recovering: n.core.Recovering(n.at(time.Now())),
 		Claims: n.core.Claims(), Waiting: n.core.Waiting(), Resources: n.core.Resources(), Clients: n.core.Clients(),
 		Requests: n.requests.Load(), Malformed: n.malformed.Load(),
-		Granted: c.Granted, Refused: NodeRefusals(c.Refused), Recalls: c.Recalls, LeasesExpired: c.Expired,
+		Granted: c.Granted, Refused: NodeRefusals(c.Refused), Recalls: c.Recalls, LeasesExpired: c.Expired, Evicted: c.Evicted,
 	}
 	if n.closed {
 		s.State, s.Recovering = string(proto.Stopped), 0

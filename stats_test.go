@@ -16,7 +16,7 @@ import (
 func balance(t *testing.T, s qlock.LockerStats, asked int) {
 	t.Helper()
 	f := s.Failed
-	if got := s.Granted + f.Held + f.NoQuorum + f.Refused + f.Closed + uint64(s.Waiting); got != uint64(asked) {
+	if got := s.Granted + f.Held + f.NoQuorum + f.Refused + f.Closed + f.Evicted + uint64(s.Waiting); got != uint64(asked) {
 		t.Errorf("%d calls are accounted for, %d asked: %+v", got, asked, s)
 	}
 	if got := uint64(s.Held) + s.Lost + s.Unlocked; got != s.Granted {

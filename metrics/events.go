@@ -1,9 +1,7 @@
 package metrics
 
 import (
-	"encoding/json"
 	"fmt"
-	"strings"
 
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
@@ -62,13 +60,12 @@ func NewEvents(nc *nats.Conn, cluster string) (*Events, error) {
 }
 
 func (e *Events) hear(subject string, body []byte) {
-	part := strings.SplitN(subject, ".", 6) // lock.<cluster>.event.<kind>.<client>.<resource>
-	var ev qlock.Event
-	if len(part) < 6 || json.Unmarshal(body, &ev) != nil || ev.Mode != "exclusive" && ev.Mode != "shared" {
+	ev, err := qlock.ParseEvent(subject, body)
+	if err != nil {
 		e.malformed.Inc()
 		return
 	}
-	switch part[3] {
+	switch ev.Kind {
 	case "acquired":
 		e.acquired.WithLabelValues(ev.Mode).Inc()
 		e.waited.WithLabelValues(ev.Mode).Observe(ev.Waited / 1000)
@@ -78,8 +75,6 @@ func (e *Events) hear(subject string, body []byte) {
 	case "lost":
 		e.lost.WithLabelValues(ev.Mode).Inc()
 		e.held.WithLabelValues(ev.Mode).Observe(ev.Held / 1000)
-	default:
-		e.malformed.Inc()
 	}
 }
 

@@ -61,6 +61,7 @@ func (c *locker) Collect(ch chan<- prometheus.Metric) {
 	counter(c.failed, s.Failed.NoQuorum, "no_quorum")
 	counter(c.failed, s.Failed.Refused, "refused")
 	counter(c.failed, s.Failed.Closed, "closed")
+	counter(c.failed, s.Failed.Evicted, "evicted")
 	counter(c.unlocked, s.Unlocked)
 	counter(c.lost, s.Lost)
 	counter(c.recalls, s.Recalls)

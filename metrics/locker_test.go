@@ -60,6 +60,7 @@ qlock_client_claims{client="test",cluster="default"} 1
 # HELP qlock_client_locks_failed_total Calls that got no lock.
 # TYPE qlock_client_locks_failed_total counter
 qlock_client_locks_failed_total{client="test",cluster="default",reason="closed"} 0
+qlock_client_locks_failed_total{client="test",cluster="default",reason="evicted"} 0
 qlock_client_locks_failed_total{client="test",cluster="default",reason="held"} 1
 qlock_client_locks_failed_total{client="test",cluster="default",reason="no_quorum"} 0
 qlock_client_locks_failed_total{client="test",cluster="default",reason="refused"} 0
@@ -87,6 +88,9 @@ qlock_client_recalls_total{client="test",cluster="default"} 0
 # HELP qlock_client_yields_total Votes given back to older claims.
 # TYPE qlock_client_yields_total counter
 qlock_client_yields_total{client="test",cluster="default"} 0
+# HELP qlock_node_claims_evicted_total Claims that an operator wanted to end.
+# TYPE qlock_node_claims_evicted_total counter
+qlock_node_claims_evicted_total{cluster="default",node="n1"} 0
 # HELP qlock_node_claims_refused_total Claims refused.
 # TYPE qlock_node_claims_refused_total counter
 qlock_node_claims_refused_total{cluster="default",node="n1",reason="age"} 0

@@ -24,10 +24,10 @@ var states = []string{"probing", "recovering", "voting", "stopped"}
 type node struct {
 	node *qlock.Node
 
-	info, started, state, recovering    *prometheus.Desc
-	claims, waiting, resources, clients *prometheus.Desc
-	reqs, wrong                         *prometheus.Desc
-	granted, refused, recalls, expired  *prometheus.Desc
+	info, started, state, recovering            *prometheus.Desc
+	claims, waiting, resources, clients         *prometheus.Desc
+	reqs, wrong                                 *prometheus.Desc
+	granted, refused, recalls, expired, evicted *prometheus.Desc
 }
 
 // NewNode collects what a node counts.
@@ -52,13 +52,14 @@ func NewNode(n *qlock.Node, cluster string) prometheus.Collector {
 		refused:    desc("qlock_node_claims_refused_total", "Claims refused.", "reason"),
 		recalls:    desc("qlock_node_recalls_total", "Messages to clients that others wait for what they have."),
 		expired:    desc("qlock_node_leases_expired_total", "Claims whose client fell silent."),
+		evicted:    desc("qlock_node_claims_evicted_total", "Claims that an operator wanted to end."),
 	}
 }
 
 func (c *node) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.info, c.started, c.state, c.recovering, c.claims, c.waiting, c.resources, c.clients,
-		c.reqs, c.wrong, c.granted, c.refused, c.recalls, c.expired,
+		c.reqs, c.wrong, c.granted, c.refused, c.recalls, c.expired, c.evicted,
 	} {
 		ch <- d
 	}
@@ -97,6 +98,7 @@ func (c *node) Collect(ch chan<- prometheus.Metric) {
 	counter(c.refused, s.Refused.Queue, "queue")
 	counter(c.recalls, s.Recalls)
 	counter(c.expired, s.LeasesExpired)
+	counter(c.evicted, s.Evicted)
 }
 
 func truth(b bool) float64 {

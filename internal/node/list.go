@@ -145,6 +145,7 @@ func (n *Node) evict(r *proto.Request, reply string, out *Out) {
 	}
 	if c != nil {
 		if c.evicted == nil {
+			n.counts.Evicted++
 			c.evicted = &Eviction{r.Client, r.Query}
 		}
 		n.send(c, n.isEvicted(c), out)

@@ -10,6 +10,7 @@ import (
 type Counts struct {
 	Granted uint64 // votes given; to say it again is none
 	Expired uint64 // claims, held or waiting, whose lease ran out
+	Evicted uint64 // claims that somebody wanted to end
 	Recalls uint64 // sent
 	Refused Refusals
 }

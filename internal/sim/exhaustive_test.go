@@ -447,6 +447,8 @@ var notState = map[string]bool{
 	"peaks":  true,
 	"counts": true, // told, but nothing is decided by them
 	"trip":   true, // the same
+	"roll":   true, // for lists
+	"born":   true, // the same
 	"since":  true, // told, but nothing is decided by it; so is all of a detail but the blocker
 }
 
