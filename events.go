@@ -84,7 +84,7 @@ func (l *Locker) event(kind string, k *Lock) {
 	if by, ok := k.lost.(*evictedError); ok {
 		e.EvictedBy = by.By
 	}
-	l.out.event(eventSubject(l.opt.cluster, kind, l.opt.name, k.resource), &e)
+	l.out.event(l.opt.cluster, kind, l.opt.name, k.resource, &e)
 }
 
 // appendJSON does what encoding/json does, for two events with each lock.

@@ -41,6 +41,9 @@ func wantEvent(t *testing.T, got []map[string]any, want map[string]any) {
 	}
 }
 
+// eventDelay is longer than an event waits for other messages to go with.
+const eventDelay = 10 * time.Millisecond
+
 func TestEvents(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, 3)
@@ -48,21 +51,22 @@ func TestEvents(t *testing.T) {
 		a, b := w.client("svc-a"), w.client("svc-b")
 		w.nodes[2].crash() // that the number of votes does not depend on who is first
 		k := mustLock(t, a, "orders.42")
-		settle()
+		time.Sleep(eventDelay)
 		wantEvent(t, events(t, o.messages("lock.default.event.acquired.svc-a.orders.42")),
 			map[string]any{"mode": "exclusive", "token": float64(k.Token()), "votes": 2.0, "nodes": 3.0, "waited_ms": 0.0})
 		next := waitFor(t.Context(), b.RLock, "orders.42")
 		time.Sleep(1500 * time.Millisecond)
 		mustUnlock(t, k)
-		r := next.held(t)
+		r, start := next.held(t), time.Now()
 		wantEvent(t, events(t, o.messages("lock.default.event.released.svc-a.orders.42")),
-			map[string]any{"mode": "exclusive", "token": float64(k.Token()), "waited_ms": 0.0, "held_ms": 1500.0})
+			map[string]any{"mode": "exclusive", "token": float64(k.Token()), "waited_ms": 0.0, "held_ms": 1510.0})
+		time.Sleep(eventDelay)
 		wantEvent(t, events(t, o.messages("lock.default.event.acquired.svc-b.orders.42")),
 			map[string]any{"mode": "shared", "token": float64(r.Token()), "votes": 2.0, "nodes": 3.0, "waited_ms": 1500.0})
 
 		w.nodes[0].crash()
-		start := time.Now()
 		lost, _ := died(t, r.Context())
+		time.Sleep(eventDelay)
 		held := float64(lost.Sub(start).Microseconds()) / 1000
 		wantEvent(t, events(t, o.messages("lock.default.event.lost.svc-b.orders.42")),
 			map[string]any{"mode": "shared", "token": float64(r.Token()), "waited_ms": 1500.0, "held_ms": held})
@@ -88,6 +92,7 @@ func TestNoEventWithoutLock(t *testing.T) {
 		w := newWorld(t, 3)
 		a, b := w.client("a"), w.client("b")
 		k := mustLock(t, a, "x")
+		time.Sleep(eventDelay)
 		o := w.observe()
 		_, err := b.TryLock(t.Context(), "x")
 		wantIs(t, err, qlock.ErrHeld)

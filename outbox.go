@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -28,27 +29,42 @@ type outbox struct {
 	full  bool  // messages were dropped since the last batch
 
 	wake chan struct{} // has room for one
+
+	late  *time.Timer // sees to events that nothing else took along
+	timed bool        // it runs
 }
 
-// batch is messages in order.
+// batch is messages in order. Their subjects become one string when they are
+// published.
 type batch struct {
 	messages []outgoing
+	subjects []byte
 	bodies   []byte
 	acquired uint64
 }
 
 type outgoing struct {
-	subject  string
-	reply    bool
-	from, to int // its body among the bodies
+	subject, body int // their ends; they begin where those of the message before end
+	reply         bool
 }
+
+// eventDelay is how long events wait for company. Most locks are given back before
+// that, and an event that goes with the release costs no flush and no switch of its
+// own.
+const eventDelay = 2 * time.Millisecond
 
 // mostWaiting is how many bytes wait for a connection that stands still. What does
 // not fit is dropped: the protocol repeats what matters.
 const mostWaiting = 4 << 20
 
 func newOutbox(nc *nats.Conn, inbox string, log *limited) *outbox {
-	return &outbox{nc: nc, inbox: inbox, log: log, wake: make(chan struct{}, 1)}
+	o := &outbox{nc: nc, inbox: inbox, log: log, wake: make(chan struct{}, 1)}
+	o.late = time.AfterFunc(idle, o.pokeLate)
+	return o
+}
+
+func (b *batch) end(reply bool) {
+	b.messages = append(b.messages, outgoing{len(b.subjects), len(b.bodies), reply})
 }
 
 // requests adds what a step of the machine gave, whose resources are encoded
@@ -62,12 +78,9 @@ func (o *outbox) requests(cluster string, all []proto.Request) {
 			break
 		}
 		b := &o.batch
-		from := len(b.bodies)
+		b.subjects = appendRequestSubject(b.subjects, cluster, string(r.Verb), r.Client, r.Resource)
 		b.bodies = proto.AppendRequest(b.bodies, r)
-		b.messages = append(b.messages, outgoing{
-			subject: requestSubject(cluster, string(r.Verb), r.Client, r.Resource),
-			reply:   r.Verb != proto.Release && r.Verb != proto.Yield, from: from, to: len(b.bodies),
-		})
+		b.end(r.Verb != proto.Release && r.Verb != proto.Yield)
 		if r.Verb == proto.Acquire {
 			b.acquired = max(b.acquired, r.Claim.Seq)
 		}
@@ -76,16 +89,31 @@ func (o *outbox) requests(cluster string, all []proto.Request) {
 	o.poke()
 }
 
-// event adds what nobody answers.
-func (o *outbox) event(subject string, e *Event) {
+// event adds what nobody answers. It goes with the next request, or a little later.
+func (o *outbox) event(cluster, kind, client, encodedResource string, e *Event) {
 	o.mu.Lock()
-	if b := &o.batch; !o.isFull() {
-		from := len(b.bodies)
-		b.bodies = e.appendJSON(b.bodies)
-		b.messages = append(b.messages, outgoing{subject: subject, from: from, to: len(b.bodies)})
+	defer o.mu.Unlock()
+	if o.isFull() {
+		return
 	}
+	b := &o.batch
+	b.subjects = appendEventSubject(b.subjects, cluster, kind, client, encodedResource)
+	b.bodies = e.appendJSON(b.bodies)
+	b.end(false)
+	if !o.timed {
+		o.timed = true
+		o.late.Reset(eventDelay)
+	}
+}
+
+func (o *outbox) pokeLate() {
+	o.mu.Lock()
+	waiting := len(o.batch.messages) > 0
+	o.timed = false
 	o.mu.Unlock()
-	o.poke()
+	if waiting {
+		o.poke()
+	}
 }
 
 func (o *outbox) isFull() bool {
@@ -104,6 +132,7 @@ func (o *outbox) poke() {
 
 // run publishes until stop is closed, and then what there is.
 func (o *outbox) run(stop <-chan struct{}) {
+	defer o.late.Stop()
 	for {
 		select {
 		case <-o.wake:
@@ -124,13 +153,14 @@ func (o *outbox) publish() {
 
 	o.begin(b.acquired)
 	var failed error
-	for i := range b.messages {
-		m := &b.messages[i]
+	subjects, last := string(b.subjects), outgoing{}
+	for _, m := range b.messages {
 		var err error
-		if body := b.bodies[m.from:m.to]; m.reply {
-			err = o.nc.PublishRequest(m.subject, o.inbox, body)
+		subject, body := subjects[last.subject:m.subject], b.bodies[last.body:m.body]
+		if last = m; m.reply {
+			err = o.nc.PublishRequest(subject, o.inbox, body)
 		} else {
-			err = o.nc.Publish(m.subject, body)
+			err = o.nc.Publish(subject, body)
 		}
 		if err != nil && failed == nil {
 			failed = err
@@ -148,8 +178,7 @@ func (o *outbox) publish() {
 	if cap(b.bodies) > mostWaiting/4 {
 		b = batch{} // that was a bad time, do not keep it
 	}
-	clear(b.messages)
 	o.mu.Lock()
-	o.spare = batch{messages: b.messages[:0], bodies: b.bodies[:0]}
+	o.spare = batch{messages: b.messages[:0], subjects: b.subjects[:0], bodies: b.bodies[:0]}
 	o.mu.Unlock()
 }

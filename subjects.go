@@ -84,10 +84,17 @@ func tokenFrom(s string) string {
 // already: a claim encodes it once and publishes it often. It is "" for the
 // verbs that concern no single resource.
 func requestSubject(cluster, verb, client, encodedResource string) string {
-	if encodedResource == "" {
-		return "lock." + cluster + ".node." + verb + "." + client
+	return string(appendRequestSubject(nil, cluster, verb, client, encodedResource))
+}
+
+func appendRequestSubject(b []byte, cluster, verb, client, encodedResource string) []byte {
+	b = append(append(b, "lock."...), cluster...)
+	b = append(append(b, ".node."...), verb...)
+	b = append(append(b, '.'), client...)
+	if encodedResource != "" {
+		b = append(append(b, '.'), encodedResource...)
 	}
-	return "lock." + cluster + ".node." + verb + "." + client + "." + encodedResource
+	return b
 }
 
 // nodeSubject is what a node subscribes to. It is one wildcard, not one
@@ -96,9 +103,12 @@ func nodeSubject(cluster string) string {
 	return "lock." + cluster + ".node.>"
 }
 
-// eventSubject is where a client tells observers what became of a lock.
-func eventSubject(cluster, kind, client, encodedResource string) string {
-	return "lock." + cluster + ".event." + kind + "." + client + "." + encodedResource
+// appendEventSubject gives where a client tells observers what became of a lock.
+func appendEventSubject(b []byte, cluster, kind, client, encodedResource string) []byte {
+	b = append(append(b, "lock."...), cluster...)
+	b = append(append(b, ".event."...), kind...)
+	b = append(append(b, '.'), client...)
+	return append(append(b, '.'), encodedResource...)
 }
 
 // parseRequestSubject takes a request's subject apart, with the resource

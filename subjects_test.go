@@ -83,7 +83,7 @@ func TestSubjects(t *testing.T) {
 		{requestSubject("prod", "acquire", "svc-a", "orders.42"), "lock.prod.node.acquire.svc-a.orders.42"},
 		{requestSubject("prod", "refresh", "svc-a", ""), "lock.prod.node.refresh.svc-a"},
 		{nodeSubject("prod"), "lock.prod.node.>"},
-		{eventSubject("prod", "lost", "svc-a", "a%20b"), "lock.prod.event.lost.svc-a.a%20b"},
+		{string(appendEventSubject(nil, "prod", "lost", "svc-a", "a%20b")), "lock.prod.event.lost.svc-a.a%20b"},
 	}
 	for _, tt := range tests {
 		if tt.got != tt.want {
