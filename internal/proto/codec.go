@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -393,8 +394,9 @@ func DecodeRequest(verb Verb, client, resource string, body []byte) (*Request, e
 	return r, nil
 }
 
-// Decode is DecodeRequest into r, all of which it replaces. What r is after an
-// error is nobody's business.
+// Decode is DecodeRequest into r, all of which it replaces. Its strings are parts of
+// body, which must not be changed from now on; what NATS delivers is nobody else's.
+// What r is after an error is nobody's business.
 func (r *Request) Decode(verb Verb, client, resource string, body []byte) error {
 	most := MaxShort
 	if verb == Refresh {
@@ -464,8 +466,8 @@ func DecodeAnswer(body []byte) (*Answer, error) {
 	return a, nil
 }
 
-// Decode is DecodeAnswer into a, all of which it replaces. What a is after an error
-// is nobody's business.
+// Decode is DecodeAnswer into a, all of which it replaces; the strings are parts of
+// body here too. What a is after an error is nobody's business.
 func (a *Answer) Decode(body []byte) error {
 	w := new(wire)
 	if err := w.parse(body, MaxBody); err != nil {
@@ -563,16 +565,42 @@ func (d *decoder) claim(w *wire) ClaimID {
 }
 
 func (d *decoder) uuid(key, s string) uuid.UUID {
-	if len(s) != 36 { // uuid.Parse also takes other spellings; one id, one spelling
-		d.fail("%s is not a UUID", key)
-		return uuid.UUID{}
-	}
-	id, err := uuid.Parse(s)
-	if err != nil {
+	id, ok := parseUUID(s)
+	if !ok {
 		d.fail("%s is not a UUID", key)
 	}
 	return id
 }
+
+// parseUUID is uuid.Parse for its one usual spelling, in half the time: a lock takes
+// a dozen.
+func parseUUID(s string) (id uuid.UUID, ok bool) {
+	if len(s) != 36 || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
+		return uuid.UUID{}, false
+	}
+	bad := byte(0)
+	for i, at := range [16]uint8{0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34} {
+		hi, lo := hexValues[s[at]], hexValues[s[at+1]]
+		bad |= hi | lo
+		id[i] = hi<<4 | lo&0xf
+	}
+	if bad > 0xf {
+		return uuid.UUID{}, false
+	}
+	return id, true
+}
+
+// hexValues are those of hexadecimal digits; what is none has a higher one.
+var hexValues = func() (t [256]byte) {
+	for c := range t {
+		t[c] = 0xf0
+	}
+	for v, c := range []byte("0123456789abcdef") {
+		t[c] = byte(v)
+		t[strings.ToUpper(string(c))[0]] = byte(v)
+	}
+	return t
+}()
 
 func (d *decoder) number(key string, v uint64) uint64 {
 	if v > MaxInt {

@@ -1,6 +1,9 @@
 package proto
 
-import "strings"
+import (
+	"strings"
+	"unsafe"
+)
 
 // Decoding is most of what a lock costs a machine, and nearly all bodies look just
 // as our own encoder writes them. So these are read by hand, in one pass. Whatever
@@ -10,7 +13,7 @@ import "strings"
 
 // scan reads body into w, or returns false without having said anything about it.
 func (w *wire) scan(body []byte) bool {
-	p := scanner{s: string(body)} // one copy, of which all strings are parts
+	p := scanner{s: unsafe.String(unsafe.SliceData(body), len(body))} // nobody changes it: see Decode
 	for first := true; ; first = false {
 		switch key, at := p.member(first); at {
 		case inside:
