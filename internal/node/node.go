@@ -59,7 +59,9 @@ type Node struct {
 	perClient map[string]int                             // claims by client name
 	peaks     struct{ resources, sessions, clients int } // of the maps, for shrink.Map
 	leases    leaseHeap
-	votes     int    // of the claims in leases, those with this node's vote
+	votes     int // of the claims in leases, those with this node's vote
+	moved     int // leases in it that turned out to have been extended, since all were looked at
+	old       old
 	floor     uint64 // at least as high as every fence given for a resource without a record
 
 	quarantine time.Duration // no votes before this moment (N8)

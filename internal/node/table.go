@@ -128,8 +128,10 @@ func (n *Node) unvote(c *claim) {
 
 func (n *Node) add(now proto.Now, c *claim) {
 	s := c.session
+	if len(s.claims) == 0 {
+		n.sessions[s.key] = s
+	}
 	s.claims[c.seq] = c
-	n.sessions[s.key] = s
 	n.perClient[s.key.client]++
 	c.deadline = now.Mono + c.ttl
 	heap.Push(&n.leases, c)
@@ -143,11 +145,72 @@ func (n *Node) remove(c *claim) {
 	if len(s.claims) == 0 {
 		delete(n.sessions, s.key)
 		n.sessions = shrink.Map(n.sessions, &n.peaks.sessions)
+		n.old.sessions.put(s)
 	}
 	if n.perClient[s.key.client]--; n.perClient[s.key.client] == 0 {
 		delete(n.perClient, s.key.client)
 		n.perClient = shrink.Map(n.perClient, &n.peaks.clients)
 	}
+}
+
+// old is records that are over and serve the next ones: a lock that is taken and
+// given back makes and drops one of each.
+type old struct {
+	sessions  pool[session]
+	resources pool[resource]
+	claims    pool[claim]
+}
+
+type pool[T any] []*T
+
+func (p *pool[T]) get() *T {
+	last := len(*p) - 1
+	if last < 0 {
+		return new(T)
+	}
+	x := (*p)[last]
+	*p = (*p)[:last]
+	return x
+}
+
+func (p *pool[T]) put(x *T) {
+	if len(*p) < few {
+		*p = append(*p, x)
+	}
+}
+
+func (n *Node) newSession(key sessionKey) *session {
+	s := n.old.sessions.get()
+	if s.claims == nil {
+		s.claims = map[uint64]*claim{}
+	}
+	s.key, s.reply = key, ""
+	return s
+}
+
+func (n *Node) newResource(name string) *resource {
+	res := n.old.resources.get()
+	res.name, res.floor = name, n.floor
+	return res
+}
+
+func (n *Node) newClaim(c claim) *claim {
+	made := n.old.claims.get()
+	*made = c
+	return made
+}
+
+// forget is for a resource that nobody wants; its floor lives on in the node's. Its
+// record keeps its serial: it may be among those of this step.
+func (n *Node) forget(res *resource) {
+	n.floor = max(n.floor, res.floor)
+	delete(n.resources, res.name)
+	n.roll.remove(res)
+	n.resources = shrink.Map(n.resources, &n.peaks.resources)
+	if res.queue = nil; cap(res.votes) > few {
+		res.votes = nil
+	}
+	n.old.resources.put(res)
 }
 
 // extend begins the claim's lease anew, by this node's clock, from now (N7); not that
@@ -158,12 +221,30 @@ func (n *Node) extend(now proto.Now, c *claim) {
 	}
 }
 
+// few is what is not worth more care: leases to be looked at one by one, records to
+// be kept.
+const few = 64
+
+// moveAll does for all claims what is else done for each whose old end is reached: a
+// refresh has given one end to all that it lists, and in this way the heap has it in a
+// fraction of the time.
+func (n *Node) moveAll() {
+	n.moved = 0
+	for _, c := range n.leases {
+		c.key = c.deadline
+	}
+	heap.Init(&n.leases)
+}
+
 func (n *Node) expire(now proto.Now, out *Out) {
 	for len(n.leases) > 0 && n.leases[0].key <= now.Mono {
 		c := n.leases[0]
 		if c.deadline > now.Mono {
 			c.key = c.deadline
 			heap.Fix(&n.leases, 0)
+			if n.moved++; n.moved > few+len(n.leases)/16 {
+				n.moveAll()
+			}
 			continue
 		}
 		n.drop(now, c, 0, out)

@@ -8,7 +8,6 @@ import (
 
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
-	"github.com/qlock/qlock/internal/shrink"
 )
 
 func (n *Node) answer(k proto.Kind) proto.Answer {
@@ -105,7 +104,7 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	res := n.resources[r.Resource]
 	fresh := res == nil
 	if fresh {
-		res = &resource{name: r.Resource, floor: n.floor}
+		res = n.newResource(r.Resource)
 	}
 	refuse := func(why proto.Reason, passes bool, text string, args ...any) {
 		n.counts.Refused.count(why)
@@ -138,12 +137,12 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	}
 	s := n.sessions[sessionKey{r.Client, r.Claim.Instance}]
 	if s == nil {
-		s = &session{key: sessionKey{r.Client, r.Claim.Instance}, claims: map[uint64]*claim{}}
+		s = n.newSession(sessionKey{r.Client, r.Claim.Instance})
 	}
-	c := &claim{
+	c := n.newClaim(claim{
 		session: s, seq: r.Claim.Seq, res: res, mode: r.Mode, at: r.At, ttl: r.TTL,
 		beat: r.Beat, want: r.Want, held: r.Held, try: r.Try, keep: r.Keep, span: r.Span, note: r.Note,
-	}
+	})
 	free := n.voting() && n.free(c)
 	// Votes count as well, all but one: what many claims of one name cost, all
 	// others wait for.
@@ -338,8 +337,7 @@ func (n *Node) sendRecalls(out *Out) {
 }
 
 // promote gives votes from the head of the queue as long as nothing conflicts
-// (N5), and forgets a resource that nobody wants; its floor lives on in the
-// node's.
+// (N5), and forgets a resource that nobody wants.
 func (n *Node) promote(now proto.Now, res *resource, hint int64, out *Out) {
 	if n.voting() {
 		for len(res.queue) > 0 {
@@ -354,10 +352,7 @@ func (n *Node) promote(now proto.Now, res *resource, hint int64, out *Out) {
 		n.recall(res)
 	}
 	if len(res.votes) == 0 && len(res.queue) == 0 {
-		n.floor = max(n.floor, res.floor)
-		delete(n.resources, res.name)
-		n.roll.remove(res)
-		n.resources = shrink.Map(n.resources, &n.peaks.resources)
+		n.forget(res)
 	}
 }
 
@@ -370,6 +365,7 @@ func (n *Node) drop(now proto.Now, c *claim, hint int64, out *Out) {
 	}
 	n.remove(c)
 	n.promote(now, c.res, hint, out)
+	n.old.claims.put(c)
 }
 
 func (n *Node) release(now proto.Now, r *proto.Request, out *Out) {

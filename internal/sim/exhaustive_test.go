@@ -447,6 +447,8 @@ var notState = map[string]bool{
 	"peaks":  true,
 	"counts": true, // told, but nothing is decided by them
 	"trip":   true, // the same
+	"old":    true, // the same
+	"moved":  true, // when the heap of leases is put in order at once
 	"roll":   true, // for lists
 	"born":   true, // the same
 	"since":  true, // told, but nothing is decided by it; so is all of a detail but the blocker
