@@ -371,7 +371,7 @@ func (v *views) add(node string, r *proto.Record) {
 			}}
 			v.claims[key] = w
 		}
-		w.info.Note = cmp.Or(w.info.Note, c.Note)
+		w.info.Note = cmp.Or(w.info.Note, printable(c.Note))
 		w.info.Kept = w.info.Kept || c.Kept
 		w.info.Evicted = w.info.Evicted || c.Evicted
 		w.info.For = max(w.info.For, c.For)

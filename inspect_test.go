@@ -203,7 +203,7 @@ func TestEvictWhoWaits(t *testing.T) {
 		time.Sleep(time.Millisecond) // who comes later is younger
 		c := waitFor(t.Context(), w.client("c").Lock, "x")
 		settle()
-		if err := ops.Evict(t.Context(), "x", inspect(t, ops, "x").Queue[0], "no"); err != nil {
+		if err := ops.Evict(t.Context(), "x", inspect(t, ops, "x").Queue[0], "no\x1b[2J"); err != nil {
 			t.Fatal(err)
 		}
 		settle()
@@ -211,7 +211,7 @@ func TestEvictWhoWaits(t *testing.T) {
 			t.Fatalf("b is over: %v, c is over: %v", b.over(), c.over())
 		}
 		wantIs(t, b.err, qlock.ErrEvicted)
-		wantText(t, b.err, `lock "x"`, "by ops", "no")
+		wantText(t, b.err, `lock "x"`, "by ops", "no [2J")
 		mustUnlock(t, k)
 		mustUnlock(t, c.held(t))
 		w.noClaims()

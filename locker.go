@@ -404,12 +404,12 @@ func (l *Locker) became(now proto.Now, e local.Event) {
 		k.votes, k.nodes = l.table.Votes(e.Use), len(l.core.Cluster().Nodes)
 	case local.Lost:
 		if k.lost = ErrLost; e.Eviction != nil {
-			k.lost = &evictedError{*e.Eviction}
+			k.lost = &evictedError{client.Eviction{By: e.Eviction.By, Why: printable(e.Eviction.Why)}}
 		}
 		l.counts.turn(k, lockLost)
 	case local.Failed:
 		if k.err = l.report(now, "lock", k, nil); e.Eviction != nil {
-			k.err.Reason, k.err.Cause = ErrEvicted, e.Eviction
+			k.err.Reason, k.err.Cause = ErrEvicted, &client.Eviction{By: e.Eviction.By, Why: printable(e.Eviction.Why)}
 		}
 		l.counts.fail(k, k.err)
 	}

@@ -102,7 +102,7 @@ func WithRetention(d time.Duration) Option {
 // characters become spaces. Default: none. ContextWithNote is for a single lock.
 func WithNote(note string) Option {
 	return func(o *options) error {
-		o.note = cleanNote(note)
+		o.note = printable(clip(note, proto.MaxNote))
 		return nil
 	}
 }
@@ -111,18 +111,20 @@ func WithNote(note string) Option {
 // own, in place of the Locker's; see WithNote. Of goroutines that share a claim, the
 // first one's is shown.
 func ContextWithNote(ctx context.Context, note string) context.Context {
-	return context.WithValue(ctx, noteKey{}, cleanNote(note))
+	return context.WithValue(ctx, noteKey{}, printable(clip(note, proto.MaxNote)))
 }
 
 type noteKey struct{}
 
-func cleanNote(s string) string {
+// printable makes spaces of control characters: what others wrote, a terminal is not to
+// obey.
+func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
 			return ' '
 		}
 		return r
-	}, clip(s, proto.MaxNote))
+	}, s)
 }
 
 // WithLogger lets the Locker say what an operator should know: lost locks,
