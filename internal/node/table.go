@@ -39,6 +39,7 @@ type claim struct {
 	held    bool      // says its client
 	try     bool      // it is told at once when the claim in its way will not yield
 	keep    bool      // its client keeps it between holders, and is told when others wait
+	told    uint64    // step in which it was last told so when it was granted
 	span    uint64    // fences that it wants at a time
 	note    string    // for people
 	evicted *Eviction // it is to end

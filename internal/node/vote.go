@@ -280,6 +280,9 @@ func (n *Node) grantedOrNot(now proto.Now, c *claim, out *Out) {
 func (n *Node) granted(c *claim, out *Out) {
 	a := n.about(c, proto.Granted)
 	a.Fence, a.Behind = c.fence, c.isWaitedFor()
+	if a.Behind {
+		c.told = n.serial
+	}
 	if c.given > 1 {
 		a.Span = c.given
 	}
@@ -323,6 +326,9 @@ func (n *Node) sendRecalls(out *Out) {
 			older := order(head, v) < 0
 			if !older && res.keepers == 0 {
 				break
+			}
+			if !older && v.told == n.serial {
+				continue // its granted said so
 			}
 			if v.keep || older && !v.held { // else it goes first, or has said that it will not yield
 				n.counts.Recalls++
