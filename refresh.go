@@ -71,17 +71,12 @@ func (l *Locker) rearm(t time.Time, now proto.Now) bool {
 		return false
 	}
 	at := t.Add(l.wait(now))
-	if !at.Before(l.wakeAt.Add(-rounding)) {
+	if !at.Before(l.wakeAt) {
 		return false
 	}
 	l.wakeAt = at
 	return true
 }
-
-// rounding is by how much a deadline may come nearer without the loop being woken for
-// it. The lease clock gains up to a microsecond on the monotonic one at each reading,
-// in which the wall clock is given (C8): for that alone each step would wake the loop.
-const rounding = 50 * time.Microsecond
 
 // shut ends what waits for a connection that is closed for good.
 func (l *Locker) shut(err error) {

@@ -11,9 +11,13 @@ import (
 // went on: a sleeping machine's monotonic clock stands still while its votes run
 // out, and a wall clock may be set back. It errs towards losing a lock early.
 type leaseClock struct {
-	last proto.Now
-	now  time.Duration
+	last   proto.Now
+	now    time.Duration
+	behind time.Duration // the wall clock, by its rounding
 }
+
+// rounding is that of proto.Now.Wall.
+const rounding = time.Microsecond
 
 // startAt keeps the first beats, which are readings of this clock, above zero.
 const startAt = time.Second
@@ -24,6 +28,14 @@ func (c *leaseClock) read(now proto.Now) time.Duration {
 	mono := now.Mono - c.last.Mono
 	wall := time.Duration(now.Wall-c.last.Wall) * time.Microsecond
 	c.now += max(mono, wall, 0)
+	// The wall clock comes rounded. What it makes up for after a reading in which it was
+	// behind is no leap, else a clock that is read often would run ahead.
+	if ahead := wall - mono; ahead > rounding {
+		c.behind = 0
+	} else {
+		c.now -= min(max(ahead, 0), c.behind)
+		c.behind = min(max(c.behind-ahead, 0), rounding)
+	}
 	c.last = now
 	return c.now
 }

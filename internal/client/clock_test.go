@@ -1,0 +1,44 @@
+package client
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/qlock/qlock/internal/proto"
+)
+
+// C8: however often it is read, it goes on as the clocks do; and by the larger of
+// both when one of them leaps.
+func TestLeaseClock(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	at := func(mono, wall time.Duration) proto.Now {
+		return proto.Now{Mono: mono, Wall: 1_750_000_000_000_000 + wall.Microseconds()}
+	}
+	var mono, wall time.Duration
+	c := newLeaseClock(at(0, 0))
+	last, gone := c.now, time.Duration(0)
+	step := func(m, w, want time.Duration) {
+		t.Helper()
+		mono, wall = mono+m, wall+w
+		gone += want
+		now := c.read(at(mono, wall))
+		if now < last {
+			t.Fatalf("back from %v to %v", last, now)
+		}
+		if off := now - startAt - gone; off < -time.Microsecond || off > 2*time.Microsecond {
+			t.Fatalf("after %v and %v: off by %v", m, w, off)
+		}
+		last = now
+	}
+	for range 1_000_000 {
+		d := time.Duration(r.IntN(3000))
+		step(d, d, d)
+	}
+	step(0, time.Hour, time.Hour)                   // it slept
+	step(time.Second, 0, time.Second)               // the wall clock was set back
+	step(time.Second, 2*time.Second, 2*time.Second) // and on again
+	for range 1000 {
+		step(time.Millisecond, -time.Millisecond, time.Millisecond)
+	}
+}
