@@ -116,7 +116,8 @@ func TestAccountsAreConfined(t *testing.T) {
 		}
 	}
 	root := w.raw("root")
-	for _, s := range []string{"acquire.svc-b.orders.1", "refresh.svc-b", "info.n1", "info.root", "acquire.root.orders.1"} {
+	for _, s := range []string{"acquire.svc-b.orders.1", "refresh.svc-b", "info.n1", "info.root", "acquire.root.orders.1",
+		"list.svc-a", "inspect.svc-a.orders.1", "evict.svc-a.orders.1", "list.ops", "evict.ops.orders.1"} {
 		if !root.send("lock.prod.node."+s, root.nc.NewInbox(), body{"nonce": nonce}) {
 			t.Errorf("%s: the server complains, so this shows nothing", s)
 		}
@@ -330,7 +331,7 @@ func TestSigningKeys(t *testing.T) {
 		encode(op, operator), public(t, locks), encode(account, operator), public(t, system), encode(sys, operator))
 	srv := run(t, options(t, text))
 
-	roleOf := map[string]string{"n1": "node", "n2": "node", "n3": "node", "watch": "observer", "audit": "auditor", "monitor": "monitor"}
+	roleOf := map[string]string{"n1": "node", "n2": "node", "n3": "node", "watch": "observer", "audit": "auditor", "monitor": "monitor", "look": "inspector", "ops": "operator"}
 	w := start(t, func(user string) *nats.Conn {
 		role := roleOf[user]
 		if role == "" {
@@ -354,8 +355,13 @@ func TestSigningKeys(t *testing.T) {
 	}
 	limits(t, w, w.raw("svc-a"))
 	limits(t, w, w.raw("svc-c"))
+	evicts(t, w, "ops")
+	_, err := w.locker("svc-b").Locks(deadline(t), "")
+	wantRefused(t, "a list for a client", err, "lock.prod.node.list.svc-b")
+	_, err = w.locker("look").Locks(deadline(t), "")
+	must(t, err)
 	nc := w.dial("svc-a")
-	_, err := qlock.New(deadline(t), nc, qlock.WithCluster("prod"), qlock.WithName("svc-b"))
+	_, err = qlock.New(deadline(t), nc, qlock.WithCluster("prod"), qlock.WithName("svc-b"))
 	wantRefused(t, "another's name", err, "lock.prod.node.info.svc-b")
 	if w.raw("watch").send("lock.prod.node.acquire.watch.x", "", body{}) || w.raw("monitor").send("lock.prod.node.acquire.monitor.x", "", body{}) {
 		t.Error("an observer or a monitor may lock")

@@ -115,7 +115,7 @@ func TestNobodyCanDoMore(t *testing.T) {
 	const x = "orders.1"
 
 	publish := map[string][]string{ // to be tried by each of these users
-		"svc-a watch audit monitor n1": {
+		"svc-a watch audit monitor look ops n1": {
 			"lock.prod.node.acquire.svc-b." + x, "lock.prod.node.release.svc-b." + x, "lock.prod.node.yield.svc-b." + x,
 			"lock.prod.node.refresh.svc-b", "lock.prod.node.info.svc-b",
 			"lock.prod.node.acquire.svc-b.svc-a." + x, "lock.prod.node.acquire.*.orders.1", "lock.prod.node.acquire.>",
@@ -123,29 +123,35 @@ func TestNobodyCanDoMore(t *testing.T) {
 			"lock.prod.node.info.n2", "lock.prod.node.info.n3",
 			"lock.other.node.acquire.svc-a." + x, "lock.prod.node.verb.svc-a." + x,
 			"$SYS.REQ.SERVER.PING", "$JS.API.INFO", "_R_.x.y", "other",
+			"lock.prod.node.list.svc-b", "lock.prod.node.inspect.svc-b." + x, "lock.prod.node.evict.svc-b." + x,
+			"lock.prod.node.list.svc-a", "lock.prod.node.inspect.svc-a." + x, "lock.prod.node.evict.svc-a." + x,
 		},
-		"svc-a watch audit monitor": {
+		"svc-b":      {"lock.prod.node.list.svc-b", "lock.prod.node.inspect.svc-b." + x, "lock.prod.node.evict.svc-b." + x},
+		"look":       {"lock.prod.node.evict.look." + x, "lock.prod.node.evict.ops." + x, "lock.prod.node.list.ops"},
+		"ops-orders": {"lock.prod.node.evict.ops-orders.billing.1", "lock.prod.node.inspect.ops-orders.billing.1", "lock.prod.node.evict.ops-orders.>", "lock.prod.node.evict.ops.orders.1"},
+		"svc-a watch audit monitor look ops": {
 			c.reply, "_INBOX.svc-b.x", "_INBOX.n1.x", "_INBOX.x", "lock.prod.node.info.n1",
 		},
-		"svc-a svc-b watch audit n1": {"$SRV.PING", "$SRV.STATS.qlock"},
-		"watch audit monitor n1":     {"lock.prod.node.acquire.svc-a." + x, "lock.prod.node.refresh.svc-a"},
-		"watch audit n1":             {"lock.prod.node.info.watch", "lock.prod.node.info.audit"},
-		"monitor watch n1":           {"lock.prod.node.acquire.monitor." + x, "lock.prod.node.acquire.n1." + x, "lock.prod.event.acquired.monitor." + x},
-		"svc-a":                      {"lock.prod.node.acquire.svc-a.billing.1", "lock.prod.node.release.svc-a.billing.1", "lock.prod.node.yield.svc-a.billing.1", "lock.prod.event.acquired.svc-a.billing.1", "lock.prod.node.acquire.svc-a.orders", "lock.prod.node.acquire.svc-a.>", "lock.prod.node.acquire.svc-a.*.1"},
+		"svc-a svc-b watch audit look ops n1": {"$SRV.PING", "$SRV.STATS.qlock"},
+		"watch audit monitor look ops n1":     {"lock.prod.node.acquire.svc-a." + x, "lock.prod.node.refresh.svc-a"},
+		"watch audit n1":                      {"lock.prod.node.info.watch", "lock.prod.node.info.audit"},
+		"look ops":                            {"lock.prod.node.acquire.look." + x, "lock.prod.node.acquire.ops." + x, "lock.prod.node.release.ops." + x, "lock.prod.node.refresh.ops", "lock.prod.event.acquired.ops." + x},
+		"monitor watch n1":                    {"lock.prod.node.acquire.monitor." + x, "lock.prod.node.acquire.n1." + x, "lock.prod.event.acquired.monitor." + x},
+		"svc-a":                               {"lock.prod.node.acquire.svc-a.billing.1", "lock.prod.node.release.svc-a.billing.1", "lock.prod.node.yield.svc-a.billing.1", "lock.prod.event.acquired.svc-a.billing.1", "lock.prod.node.acquire.svc-a.orders", "lock.prod.node.acquire.svc-a.>", "lock.prod.node.acquire.svc-a.*.1"},
 	}
 	listen := map[string][]string{
-		"svc-a svc-b watch monitor": {
+		"svc-a svc-b watch monitor look ops": {
 			"lock.prod.node.>", "lock.prod.node.acquire.svc-b.>", "lock.prod.node.info.n1", "lock.prod.node.*.*", "lock.>",
 		},
 		"svc-a svc-b": {"lock.prod.event.>", "lock.prod.event.acquired.svc-a.>"},
-		"svc-a svc-b watch audit monitor n1": {
+		"svc-a svc-b watch audit monitor look ops n1": {
 			">", "_INBOX.>", "*.svc-b.>", "_INBOX.*.*", "_INBOX.n2.>", "$SYS.>", "_R_.>", "lock.other.node.>",
 		},
-		"svc-a watch audit monitor n1": {c.reply, "_INBOX.svc-b.>", "_INBOX.svc-b.*"},
-		"svc-a svc-b watch audit":      {"$SRV.PING", "$SRV.>"},
+		"svc-a watch audit monitor look ops n1": {c.reply, "_INBOX.svc-b.>", "_INBOX.svc-b.*"},
+		"svc-a svc-b watch audit":               {"$SRV.PING", "$SRV.>"},
 	}
 	users := map[string]*raw{}
-	for _, user := range []string{"svc-a", "svc-b", "watch", "audit", "monitor", "n1"} {
+	for _, user := range []string{"svc-a", "svc-b", "watch", "audit", "monitor", "look", "ops", "ops-orders", "n1"} {
 		users[user] = w.raw(user)
 	}
 	for who, subjects := range publish {

@@ -65,9 +65,9 @@ type Account struct {
 }
 
 // Accounts writes the block accounts: the account name with the nodes, and
-// accounts that use its lock service. Each of those may ask for locks only under
-// the names of the clients listed for it here, whatever users it may get later;
-// the events of these, and no others, reach the observers of the first account.
+// accounts that use its lock service. Each of those may ask only under the names of
+// the users listed for it here, and for what their roles may ask, whatever users it
+// may get later; the events of these, and no others, reach the observers of the first account.
 //
 // Answers to one request are several, so the export must be a stream of them. The
 // server keeps a record of every request across accounts for as long as its
@@ -143,17 +143,21 @@ func Accounts(name string, users []User, others ...Account) (string, error) {
 	return w.String(), nil
 }
 
-// services are the subjects that the account may ask on: those of its clients and
-// monitors.
+// services are the subjects that the account may ask on: those of its users' roles,
+// for all resources. With a wildcard in place of the verb, whoever governs the account
+// could let a client evict others.
 func (a Account) services() []string {
 	var out []string
 	for _, u := range a.Users {
-		requests := "lock." + u.Cluster + ".node."
 		switch u.Role {
 		case RoleClient:
-			out = append(out, requests+"*."+u.Name, requests+"*."+u.Name+".>")
+			out = append(out, clientVerbs.subjects(u.Cluster, u.Name, ">")...)
+		case RoleInspector:
+			out = append(out, inspectorVerbs.subjects(u.Cluster, u.Name, ">")...)
+		case RoleOperator:
+			out = append(out, operatorVerbs.subjects(u.Cluster, u.Name, ">")...)
 		case RoleMonitor:
-			out = append(out, requests+"info."+u.Name)
+			out = append(out, verbs{plain: []string{"info"}}.subjects(u.Cluster, u.Name)...)
 		}
 	}
 	return out

@@ -30,7 +30,8 @@ func printed(t *testing.T) map[string]string {
 		return s
 	}
 	nodes := []User{made(NewNode("prod", "n1")), made(NewNode("prod", "n2")), made(NewNode("prod", "n3"))}
-	others := []User{made(NewObserver("prod", "watch")), made(NewAuditor("prod", "audit")), made(NewMonitor("prod", "monitor"))}
+	others := []User{made(NewObserver("prod", "watch")), made(NewAuditor("prod", "audit")), made(NewMonitor("prod", "monitor")),
+		made(NewInspector("prod", "look")), made(NewOperator("prod", "ops")), made(NewOperator("prod", "ops-orders", "orders.>"))}
 	a, b := made(NewClient("prod", "svc-a", "orders.>")), made(NewClient("prod", "svc-b"))
 
 	users := append([]User{a, b}, others...)
@@ -45,7 +46,8 @@ func printed(t *testing.T) map[string]string {
 			Account{Name: "ORDERS", Users: []User{a}}, Account{Name: "BILLING", Users: []User{b}})),
 		"signing-keys": text(SigningKeys("LOCKS",
 			made(NewClient("prod", Template)), made(NewObserver("prod", Template)), made(NewAuditor("prod", Template)),
-			made(NewMonitor("prod", Template)), made(NewNode("prod", Template)))),
+			made(NewMonitor("prod", Template)), made(NewInspector("prod", Template)), made(NewOperator("prod", Template)),
+			made(NewNode("prod", Template)))),
 	}
 }
 

@@ -23,11 +23,13 @@ const Template = "{{name()}}"
 type Role string
 
 const (
-	RoleClient   Role = "client"   // takes locks under its own name
-	RoleObserver Role = "observer" // sees events
-	RoleAuditor  Role = "auditor"  // sees events and requests
-	RoleMonitor  Role = "monitor"  // asks nodes how they are
-	RoleNode     Role = "node"     // votes
+	RoleClient    Role = "client"    // takes locks under its own name
+	RoleObserver  Role = "observer"  // sees events
+	RoleAuditor   Role = "auditor"   // sees events and requests
+	RoleMonitor   Role = "monitor"   // asks nodes how they are
+	RoleInspector Role = "inspector" // asks nodes who holds what
+	RoleOperator  Role = "operator"  // the same, and evicts
+	RoleNode      Role = "node"      // votes
 )
 
 // User is a NATS user and what it may do. Nothing is allowed that is not listed.
@@ -43,8 +45,31 @@ type User struct {
 	Publish, Subscribe []string
 }
 
-// verbs are the requests whose subjects end in a resource.
-var verbs = []string{"acquire", "release", "yield"}
+// What roles ask for. The subjects of a resource's verbs end in it.
+var (
+	clientVerbs    = verbs{of: []string{"acquire", "release", "yield"}, plain: []string{"refresh", "info"}}
+	inspectorVerbs = verbs{of: []string{"inspect"}, plain: []string{"list", "info"}}
+	operatorVerbs  = verbs{of: []string{"inspect", "evict"}, plain: []string{"list", "info"}}
+)
+
+type verbs struct {
+	of    []string // a resource
+	plain []string
+}
+
+// subjects are where the client name asks, for these resources.
+func (v verbs) subjects(cluster, name string, resources ...string) []string {
+	var out []string
+	for _, verb := range v.of {
+		for _, r := range resources {
+			out = append(out, "lock."+cluster+".node."+verb+"."+name+"."+r)
+		}
+	}
+	for _, verb := range v.plain {
+		out = append(out, "lock."+cluster+".node."+verb+"."+name)
+	}
+	return out
+}
 
 // NewClient is a user that takes locks as the client of its name, and as no
 // other. resources limit what it may lock: patterns such as orders.>, written as
@@ -53,30 +78,30 @@ var verbs = []string{"acquire", "release", "yield"}
 //
 // A refresh names no resource, and needs no limit: it creates no claims.
 func NewClient(cluster, name string, resources ...string) (User, error) {
-	u, err := newUser(RoleClient, cluster, name)
+	u, resources, err := newLimited(RoleClient, clientVerbs, cluster, name, resources)
+	for _, r := range resources {
+		u.Publish = append(u.Publish, "lock."+cluster+".event.*."+name+"."+r)
+	}
+	return u, err
+}
+
+// newLimited is a user that asks for resources: those that the patterns have, or all.
+func newLimited(role Role, v verbs, cluster, name string, resources []string) (User, []string, error) {
+	u, err := newUser(role, cluster, name)
 	if err != nil {
-		return User{}, err
+		return User{}, nil, err
 	}
 	if len(resources) == 0 {
 		resources = []string{">"}
 	}
 	for _, r := range resources {
 		if err := checkPattern(r); err != nil {
-			return User{}, err
+			return User{}, nil, err
 		}
 	}
-	requests := "lock." + cluster + ".node."
-	for _, verb := range verbs {
-		for _, r := range resources {
-			u.Publish = append(u.Publish, requests+verb+"."+name+"."+r)
-		}
-	}
-	u.Publish = append(u.Publish, requests+"refresh."+name, requests+"info."+name)
-	for _, r := range resources {
-		u.Publish = append(u.Publish, "lock."+cluster+".event.*."+name+"."+r)
-	}
+	u.Publish = v.subjects(cluster, name, resources...)
 	u.Subscribe = []string{u.inbox() + ".>"}
-	return u, nil
+	return u, resources, nil
 }
 
 // NewObserver is a user that sees what is locked and unlocked, by whom, and with
@@ -101,6 +126,27 @@ func NewMonitor(cluster, name string) (User, error) {
 	u, err := newUser(RoleMonitor, cluster, name)
 	u.Publish = append([]string{"lock." + cluster + ".node.info." + name}, service...)
 	u.Subscribe = []string{u.inbox() + ".>", "lock." + cluster + ".event.>"}
+	return u, err
+}
+
+// NewInspector is a user that asks nodes who holds what and who waits, and sees
+// events. It cannot take locks. resources limit what it may ask about one by one;
+// the list is of all locks, since its subject names none.
+func NewInspector(cluster, name string, resources ...string) (User, error) {
+	return newInspector(RoleInspector, inspectorVerbs, cluster, name, resources)
+}
+
+// NewOperator is an inspector that may also evict: end what others hold or wait for.
+// It cannot take locks. resources limit what it may evict, and ask about one by one.
+func NewOperator(cluster, name string, resources ...string) (User, error) {
+	return newInspector(RoleOperator, operatorVerbs, cluster, name, resources)
+}
+
+func newInspector(role Role, v verbs, cluster, name string, resources []string) (User, error) {
+	u, _, err := newLimited(role, v, cluster, name, resources)
+	if err == nil {
+		u.Subscribe = append(u.Subscribe, "lock."+cluster+".event.>")
+	}
 	return u, err
 }
 

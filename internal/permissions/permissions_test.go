@@ -41,6 +41,10 @@ func TestRoles(t *testing.T) {
 		"auditor":  made(NewAuditor("prod", "svc-a")),
 		"monitor":  made(NewMonitor("prod", "svc-a")),
 		"node":     made(NewNode("prod", "svc-a")),
+		"looks":    made(NewInspector("prod", "svc-a")),
+		"looks-on": made(NewInspector("prod", "svc-a", "orders.>")),
+		"evicts":   made(NewOperator("prod", "svc-a")),
+		"ends":     made(NewOperator("prod", "svc-a", "orders.>", "exact")),
 	}
 	for _, tt := range []struct {
 		subject   string
@@ -59,7 +63,18 @@ func TestRoles(t *testing.T) {
 		{"lock.prod.node.acquire.svc-a.billing.1", "all", "auditor node"},
 		{"lock.prod.node.refresh.svc-a", "all orders", "auditor node"},
 		{"lock.prod.node.refresh.svc-a.orders.1", "", "auditor node"},
-		{"lock.prod.node.info.svc-a", "all orders monitor node", "auditor node"},
+		{"lock.prod.node.info.svc-a", "all orders monitor node looks looks-on evicts ends", "auditor node"},
+		{"lock.prod.node.list.svc-a", "looks looks-on evicts ends", "auditor node"},
+		{"lock.prod.node.list.svc-a.orders.1", "", "auditor node"},
+		{"lock.prod.node.inspect.svc-a.orders.1", "looks looks-on evicts ends", "auditor node"},
+		{"lock.prod.node.inspect.svc-a.exact", "looks evicts ends", "auditor node"},
+		{"lock.prod.node.inspect.svc-a.billing.1", "looks evicts", "auditor node"},
+		{"lock.prod.node.evict.svc-a.orders.1", "evicts ends", "auditor node"},
+		{"lock.prod.node.evict.svc-a.exact", "evicts ends", "auditor node"},
+		{"lock.prod.node.evict.svc-a.billing.1", "evicts", "auditor node"},
+		{"lock.prod.node.list.svc-b", "", "auditor node"},
+		{"lock.prod.node.inspect.svc-b.orders.1", "", "auditor node"},
+		{"lock.prod.node.evict.svc-b.orders.1", "", "auditor node"},
 		{"lock.prod.node.other.svc-a.orders.1", "", "auditor node"},
 		{"lock.prod.node.acquire.svc-b.orders.1", "", "auditor node"},
 		{"lock.prod.node.acquire.svc-b.svc-a.orders.1", "", "auditor node"},
@@ -67,10 +82,10 @@ func TestRoles(t *testing.T) {
 		{"lock.prod.node.refresh.svc-b", "", "auditor node"},
 		{"lock.prod.node.info.svc-b", "", "auditor node"},
 		{"lock.other.node.acquire.svc-a.orders.1", "", ""},
-		{"lock.prod.event.acquired.svc-a.orders.1", "all orders", "observer auditor monitor"},
-		{"lock.prod.event.lost.svc-a.billing.1", "all", "observer auditor monitor"},
-		{"lock.prod.event.acquired.svc-b.orders.1", "", "observer auditor monitor"},
-		{"_INBOX.svc-a.x", "node", "all orders monitor node"},
+		{"lock.prod.event.acquired.svc-a.orders.1", "all orders", "observer auditor monitor looks looks-on evicts ends"},
+		{"lock.prod.event.lost.svc-a.billing.1", "all", "observer auditor monitor looks looks-on evicts ends"},
+		{"lock.prod.event.acquired.svc-b.orders.1", "", "observer auditor monitor looks looks-on evicts ends"},
+		{"_INBOX.svc-a.x", "node", "all orders monitor node looks looks-on evicts ends"},
 		{"_INBOX.svc-b.x", "node", ""},
 		{"_INBOX.x", "node", ""},
 		{"$SRV.PING", "monitor", "node"},
@@ -95,8 +110,10 @@ func TestRoles(t *testing.T) {
 func TestNamesThatPermissionsCannotHave(t *testing.T) {
 	for _, name := range []string{"", ">", "*", "a.b", "a b", "a\"b", "{{name()}}x", strings.Repeat("x", 65)} {
 		for role, make := range map[string]func(string, string) (User, error){
-			"client":   func(c, n string) (User, error) { return NewClient(c, n) },
-			"observer": NewObserver, "auditor": NewAuditor, "monitor": NewMonitor, "node": NewNode,
+			"client":    func(c, n string) (User, error) { return NewClient(c, n) },
+			"inspector": func(c, n string) (User, error) { return NewInspector(c, n) },
+			"operator":  func(c, n string) (User, error) { return NewOperator(c, n) },
+			"observer":  NewObserver, "auditor": NewAuditor, "monitor": NewMonitor, "node": NewNode,
 		} {
 			if _, err := make("prod", name); err == nil {
 				t.Errorf("%s may be named %q", role, name)
@@ -107,8 +124,10 @@ func TestNamesThatPermissionsCannotHave(t *testing.T) {
 		}
 	}
 	for _, pattern := range []string{"", ".", "a.", ".a", "a..b", ">.a", "a.>.b", "a*", "a.b>", "a b", "a\nb", "a\"b", "a\\b", "ä"} {
-		if _, err := NewClient("prod", "svc-a", pattern); err == nil {
-			t.Errorf("the resources may be %q", pattern)
+		for _, limited := range []func(string, string, ...string) (User, error){NewClient, NewInspector, NewOperator} {
+			if _, err := limited("prod", "svc-a", pattern); err == nil {
+				t.Errorf("the resources may be %q", pattern)
+			}
 		}
 	}
 	for _, pattern := range []string{">", "*", "a.*.b", "a.>", "%20.%", "a"} {
