@@ -116,7 +116,7 @@ func (r *findings) report() checkReport {
 func (a *app) tell(r *findings) {
 	color := map[grade]text.Color{fine: text.FgGreen, warning: text.FgYellow, problem: text.FgRed}
 	for _, f := range r.list {
-		fmt.Fprintf(a.out, "%s  %s\n", paint(a.out, fmt.Sprintf("%-7s", f.Grade), color[f.Grade]), f.Text)
+		fmt.Fprintf(a.out, "%s  %s\n", paint(a.out, fmt.Sprintf("%-7s", f.Grade), color[f.Grade]), printableLines(f.Text))
 		if f.Help != "" {
 			fmt.Fprintf(a.out, "         %s\n", f.Help)
 		}

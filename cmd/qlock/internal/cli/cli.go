@@ -1,7 +1,8 @@
 // Package cli is the qlock command, with one file for each of its commands. What
 // they share: cli.go has the frame and the exit statuses, flags.go the flags with
 // their environment, connect.go the way to NATS, survey.go what nodes say of
-// themselves, wait.go what a person sees while a lock is awaited.
+// themselves, text.go what keeps a terminal tidy and safe, look.go how locks are looked
+// at, wait.go what a person sees while a lock is awaited.
 package cli
 
 import (
@@ -41,8 +42,8 @@ const statuses = `Exit status:
   the command's own, or 128 and the number of the signal that ended it
   120  held by another (--try, or --wait is over)
   121  no quorum: too few nodes gave their vote
-  122  the lock was lost while the command ran
-  123  refused by the nodes, or by NATS permissions
+  122  the lock was lost while the command ran, or somebody evicted it
+  123  refused by the nodes, by NATS permissions, or evicted while it waited
   125  qlock failed for another reason, such as no connection
   126  the command cannot be executed
   127  the command was not found
@@ -75,6 +76,7 @@ Flags go before environment variables, these before a node's configuration file
 or the NATS context that is selected.`,
 		Example: `  qlock demo                                 three nodes and some traffic, to try the rest
   qlock run nightly -- ./backup.sh           one backup at a time, in the whole cluster
+  qlock ls                                   who holds what
   qlock nodes                                who votes
   qlock check                                what is wrong, if anything`,
 		Args:                       noArgs,
@@ -97,8 +99,8 @@ or the NATS context that is selected.`,
 	)
 	root.AddCommand(
 		a.demo(), a.node(), a.permissions(),
-		a.run(), a.lock(),
-		a.watch(), a.nodes(), a.check(), a.bench(),
+		a.run(), a.lock(), a.unlock(),
+		a.ls(), a.info(), a.watch(), a.nodes(), a.check(), a.bench(),
 		a.version(),
 	)
 	root.SetHelpCommand(&cobra.Command{Hidden: true, Use: "help [COMMAND]", Short: "Show the help of a command",
@@ -151,7 +153,7 @@ func (a *app) status(err error) int {
 		status, said = own.status, own.err
 	}
 	if said != nil {
-		fmt.Fprintf(a.err, "qlock: error: %s\n", plain(said))
+		fmt.Fprintf(a.err, "qlock: error: %s\n", printableLines(plain(said)))
 	}
 	return status
 }
@@ -271,7 +273,7 @@ func lockStatus(err error) int {
 		return exitHeld
 	case errors.Is(err, qlock.ErrLost):
 		return exitLost
-	case errors.Is(err, qlock.ErrRefused):
+	case errors.Is(err, qlock.ErrRefused), errors.Is(err, qlock.ErrEvicted):
 		return exitRefused
 	case errors.Is(err, qlock.ErrNoQuorum):
 		return exitNoQuorum

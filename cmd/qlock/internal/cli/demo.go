@@ -65,7 +65,7 @@ func (a *app) runDemo(ctx context.Context, port int, traffic bool, count int) er
 	}
 	fmt.Fprintf(a.out, "Three nodes vote: n1, n2 and n3. In another terminal:\n\n")
 	fmt.Fprintf(a.out, "  %s\n", paint(a.out, "export NATS_URL="+strings.Join(urls, ","), text.Bold))
-	fmt.Fprintf(a.out, "  qlock nodes\n  qlock run orders.42 -- sleep 5\n  qlock watch\n\nCtrl-C ends it.\n\n")
+	fmt.Fprintf(a.out, "  qlock ls --watch\n  qlock run orders.42 -- sleep 5\n  qlock nodes\n\nCtrl-C ends it.\n\n")
 
 	l, err := demoLink(urls, "demo")
 	if err != nil {
@@ -107,7 +107,7 @@ func demoService(ctx context.Context, urls []string, name string) error {
 		return err
 	}
 	defer l.Close()
-	locker, err := l.locker(ctx, 0, slog.New(slog.DiscardHandler))
+	locker, err := l.locker(ctx, 0, slog.New(slog.DiscardHandler), qlock.WithNote("made up by qlock demo"))
 	if err != nil {
 		return err
 	}

@@ -5,8 +5,6 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
-
-	"github.com/qlock/qlock"
 )
 
 func (a *app) lock() *cobra.Command {
@@ -22,8 +20,8 @@ command for qlock run; who can should: a script is not told when the lock is los
 but by the end of this program.
 
 Exit status: 0 when the lock was given back; 120 held by another (--try, or --wait
-is over), 121 no quorum, 122 the lock was lost, 123 refused, 125 another failure,
-2 bad flags.`,
+is over), 121 no quorum, 122 the lock was lost, or somebody evicted it, 123 refused, or
+evicted while it waited, 125 another failure, 2 bad flags.`,
 		Example: `  # bash: the lock is held while the file descriptor is open
   coproc qlock lock nightly
   read -r token <&"${COPROC[0]}"
@@ -34,6 +32,7 @@ is over), 121 no quorum, 122 the lock was lost, 123 refused, 125 another failure
 			if err := o.check(); err != nil {
 				return err
 			}
+			o.noteOf("qlock lock", cmd.Flags())
 			ctx, stop := interrupted(cmd.Context())
 			defer stop()
 			h, err := a.take(ctx, c, o, l, "lock", args[0])
@@ -50,7 +49,7 @@ is over), 121 no quorum, 122 the lock was lost, 123 refused, 125 another failure
 				return &statusError{exitSelf, err}
 			}
 			if terminal(a.in) && !o.quiet {
-				fmt.Fprintf(a.err, "qlock: holding %s, Ctrl-D or Ctrl-C gives it back\n", args[0])
+				fmt.Fprintf(a.err, "qlock: holding %s, Ctrl-D or Ctrl-C gives it back\n", lockNamed(args[0]))
 			}
 			closed := make(chan struct{})
 			go func() { // it ends with the process if nobody closes the input
@@ -63,7 +62,7 @@ is over), 121 no quorum, 122 the lock was lost, 123 refused, 125 another failure
 			case <-h.Context().Done():
 			}
 			if err := h.Unlock(ctx); err != nil {
-				return &statusError{exitLost, fmt.Errorf("lock %q: %w", args[0], qlock.ErrLost)}
+				return &statusError{exitLost, fmt.Errorf("lock %q: %w", args[0], err)}
 			}
 			return nil
 		},

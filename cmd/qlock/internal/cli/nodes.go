@@ -89,13 +89,13 @@ func (a *app) showNodes(c *census) {
 		case !m.votes():
 			color = text.FgRed
 		}
-		row := table.Row{m.name, paint(a.out, m.state(), color)}
+		row := table.Row{printable(m.name), paint(a.out, printable(m.state()), color)}
 		if m.heard {
 			config := m.digest
 			if m.other {
 				config = fmt.Sprintf("%s: %s, lease %s, skew %s", m.digest, strings.Join(m.info.Nodes, " "), short(m.info.MaxTTL), short(m.info.Skew))
 			}
-			row = append(row, m.info.Version, m.info.Claims, up(m), round(m.roundTrip), config)
+			row = append(row, printable(m.info.Version), m.info.Claims, up(m), round(m.roundTrip), printable(config))
 		}
 		t.AppendRow(row)
 	}

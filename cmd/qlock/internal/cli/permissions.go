@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -10,7 +11,7 @@ import (
 	"github.com/qlock/qlock/internal/permissions"
 )
 
-var roles = []string{"client", "observer", "auditor", "monitor", "node"}
+var roles = []string{"client", "observer", "auditor", "monitor", "inspector", "operator", "node"}
 
 func (a *app) permissions() *cobra.Command {
 	var cluster, format, account string
@@ -27,12 +28,16 @@ and nothing else. docs/security.md says what that is worth.
   observer:NAME           sees events: enough for qlock watch --events
   auditor:NAME            sees events and requests: qlock watch
   monitor:NAME            asks nodes how they are: qlock nodes, nats micro
+  inspector:NAME          asks who holds what, and sees events: qlock ls, qlock info
+  operator:NAME           the same, and evicts: qlock unlock --force
+  operator:NAME=PATTERN,… evicts these only; also inspector: of others only what ls shows
   node:NAME               votes
 
 Formats: users (an authorization block, with passwords from variables of the
 server's environment), certificates (users are known by their certificates),
 signing-keys (commands of nsc; write ROLE alone, without a name), json.`,
 		Example: `  qlock permissions node:n1 node:n2 node:n3 'client:billing=orders.>,stock.*' observer:watch
+  qlock permissions inspector:support 'operator:ops=orders.>'
   qlock permissions --format certificates client:billing node:n1
   qlock permissions --format signing-keys --account LOCKS client node`,
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -88,16 +93,22 @@ func parseUser(cluster, arg string, template bool) (permissions.User, error) {
 	case !named:
 		return permissions.User{}, fmt.Errorf("write ROLE:NAME; the roles are %s", strings.Join(roles, ", "))
 	}
-	if limited && role != "client" {
-		return permissions.User{}, fmt.Errorf("only clients are limited to some locks")
+	var resources []string
+	if limited {
+		resources = strings.Split(patterns, ",")
 	}
 	switch permissions.Role(role) {
 	case permissions.RoleClient:
-		var resources []string
-		if limited {
-			resources = strings.Split(patterns, ",")
-		}
 		return permissions.NewClient(cluster, name, resources...)
+	case permissions.RoleInspector:
+		return permissions.NewInspector(cluster, name, resources...)
+	case permissions.RoleOperator:
+		return permissions.NewOperator(cluster, name, resources...)
+	}
+	if limited {
+		return permissions.User{}, errors.New("only clients, inspectors and operators are limited to some locks")
+	}
+	switch permissions.Role(role) {
 	case permissions.RoleObserver:
 		return permissions.NewObserver(cluster, name)
 	case permissions.RoleAuditor:

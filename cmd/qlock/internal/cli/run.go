@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -44,9 +45,13 @@ with each write to what the lock protects, and let that refuse a token lower tha
 the highest that it has seen: it is the only help against a command that was
 stopped, and goes on when its lock is another's.
 
-If the lock is lost, --on-loss says what becomes of the command: term sends it
-SIGTERM, and SIGKILL after --grace; kill sends SIGKILL at once; ignore lets it run,
-and qlock ends with its status. Another may have the lock from that moment on.
+If the lock is lost, or somebody evicts it (qlock unlock --force), --on-loss says
+what becomes of the command: term sends it SIGTERM, and SIGKILL after --grace; kill
+sends SIGKILL at once; ignore lets it run, and qlock ends with its status. Another
+may have the lock from that moment on.
+
+What others see beside the lock is --note; without one it is the user, the host, the
+process and the command's name, without its arguments, which may be secret.
 
 The command runs in a process group of its own. SIGINT, SIGTERM, SIGHUP, SIGQUIT,
 SIGUSR1, SIGUSR2 and SIGCONT are passed on to the group. If qlock itself is killed,
@@ -54,19 +59,21 @@ a second small process kills the group; if qlock is stopped or hangs, that proce
 does with the group as --on-loss says, before the lock can be another's. On Linux the
 kernel also kills the command, whatever became of that process. What a command puts
 into a group or session of its own is out of reach, and the lock ends with the
-command: what it leaves in the background goes on without one. On Windows there are no groups: only the command is ended, and
-nobody ends it when qlock is killed.
+command: what it leaves in the background goes on without one. On Windows there are no
+groups: only the command is ended, and nobody ends it when qlock is killed.
 
 ` + statuses,
 		Example: `  qlock run nightly -- ./backup.sh --full
   qlock run nightly --try -- ./backup.sh            end at once if it runs elsewhere
   qlock run deploy --wait 10m --on-loss kill -- make deploy
+  qlock run deploy --note "release 4.2, ask Ada" -- make deploy
   qlock run catalog --shared -- ./read-catalog`,
 		Args: runArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.lockOptions.check(); err != nil {
 				return err
 			}
+			o.noteOf(args[1], cmd.Flags())
 			return a.runCommand(cmd.Context(), o, args[0], args[1:])
 		},
 	}
@@ -173,7 +180,6 @@ func (a *app) attend(o *runOptions, lock *heldLock, c *child, signals <-chan os.
 	defer beats.Stop()
 	lost := lock.Context().Done()
 	var kill <-chan time.Time
-	wasLost := false
 	for {
 		select {
 		case s := <-signals:
@@ -181,15 +187,19 @@ func (a *app) attend(o *runOptions, lock *heldLock, c *child, signals <-chan os.
 		case <-beats.C:
 			c.beat()
 		case <-lost:
-			lost, wasLost = nil, true
+			lost = nil
+			why := ""
+			if cause := context.Cause(lock.Context()); errors.Is(cause, qlock.ErrEvicted) {
+				why = " (" + printable(strings.TrimPrefix(plain(cause), "lock lost: ")) + ")"
+			}
 			switch o.onLoss {
 			case onLossIgnore:
-				fmt.Fprintf(a.err, "qlock: lock %q is lost, the command goes on without it (--on-loss ignore)\n", lock.Name())
+				fmt.Fprintf(a.err, "qlock: lock %q is lost%s, the command goes on without it (--on-loss ignore)\n", lock.Name(), why)
 			case onLossKill:
-				fmt.Fprintf(a.err, "qlock: lock %q is lost, the command is killed\n", lock.Name())
+				fmt.Fprintf(a.err, "qlock: lock %q is lost%s, the command is killed\n", lock.Name(), why)
 				c.kill()
 			default:
-				fmt.Fprintf(a.err, "qlock: lock %q is lost, the command is told to end, and killed after %v\n", lock.Name(), o.grace)
+				fmt.Fprintf(a.err, "qlock: lock %q is lost%s, the command is told to end, and killed after %v\n", lock.Name(), why, o.grace)
 				c.terminate()
 				kill = time.After(o.grace)
 			}
@@ -198,13 +208,16 @@ func (a *app) attend(o *runOptions, lock *heldLock, c *child, signals <-chan os.
 			fmt.Fprintf(a.err, "qlock: the command did not end within %v, it is killed\n", o.grace)
 			c.kill()
 		case status := <-c.done:
-			wasLost = lock.Unlock(context.Background()) != nil || wasLost
+			loss := lock.Unlock(context.Background())
 			switch {
-			case wasLost && o.onLoss != onLossIgnore:
+			case loss != nil && o.onLoss != onLossIgnore:
 				if kill != nil {
 					c.kill() // what of its group is left
 				}
-				return &statusError{exitLost, fmt.Errorf("lock %q: %w while the command ran", lock.Name(), qlock.ErrLost)}
+				if errors.Is(loss, qlock.ErrEvicted) {
+					return &statusError{exitLost, fmt.Errorf("lock %q: %w", lock.Name(), loss)}
+				}
+				return &statusError{exitLost, fmt.Errorf("lock %q: %w while the command ran", lock.Name(), loss)}
 			case status != 0:
 				return &statusError{status, nil}
 			}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/user"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +25,7 @@ type lockOptions struct {
 	wait   time.Duration
 	lease  time.Duration
 	quiet  bool
+	note   string
 }
 
 func (o *lockOptions) flags(fs *pflag.FlagSet) {
@@ -32,6 +35,24 @@ func (o *lockOptions) flags(fs *pflag.FlagSet) {
 	durationFlag(fs, &o.lease, "lease", 0, 10*time.Millisecond, "how long the lock outlives this program, should it die; default 10s, or less if the nodes allow less")
 	env(fs, "lease", "QLOCK_LEASE")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "say nothing but errors")
+	fs.StringVar(&o.note, "note", "", "what others read beside the lock, up to 256 bytes; default: user@host, process and command")
+	env(fs, "note", "QLOCK_NOTE")
+}
+
+// noteOf is the note where none was given: enough to find the process. Of the command
+// it has the name only, as arguments may be secrets and notes are for all to read.
+func (o *lockOptions) noteOf(command string, fs *pflag.FlagSet) {
+	if fs.Changed("note") {
+		return
+	}
+	who, host := "", "host"
+	if u, err := user.Current(); err == nil {
+		who = u.Username + "@"
+	}
+	if h, err := os.Hostname(); err == nil {
+		host = h
+	}
+	o.note = fmt.Sprintf("%s%s %d: %s", who, host, os.Getpid(), filepath.Base(command))
 }
 
 func (o *lockOptions) check() error {
@@ -80,7 +101,7 @@ func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs
 	}
 	defer func() { _ = sub.Unsubscribe() }()
 	logger, _ := log.logger(a.err)
-	var opts []qlock.Option
+	opts := []qlock.Option{qlock.WithNote(o.note)}
 	if o.lease != 0 {
 		opts = append(opts, qlock.WithLease(o.lease))
 	}
@@ -236,7 +257,7 @@ func (p *progress) text(waited time.Duration) string {
 		}
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "waiting for %s for %v", p.name, waited.Round(100*time.Millisecond))
+	fmt.Fprintf(&b, "waiting for %s for %v", lockNamed(p.name), waited.Round(100*time.Millisecond))
 	switch {
 	case holder != nil:
 		verb, mode := "held by", ""

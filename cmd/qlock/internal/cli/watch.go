@@ -4,12 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/url"
 	"os"
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 
 	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/nats-io/nats.go"
@@ -29,32 +27,25 @@ func (a *app) watch() *cobra.Command {
 		GroupID: groupSee,
 		Long: `Show who takes locks, waits for them, gives them back and loses them, as it
 happens. PATTERN limits it to some locks, written as in NATS subjects: orders.> or
-stock.*.count. --cluster '*' shows all clusters.
+stock.*.count. --cluster '*' shows all clusters. Names, notes and whatever else comes
+from others is shown without what could confuse a terminal.
 
   acquired   somebody holds the lock now
   waiting    somebody has asked and was not served at once
   recalled   a node's vote goes back from a younger request to an older one
   released   given back
-  lost       too few nodes confirmed it in time
+  lost       too few nodes confirmed it in time, or somebody evicted it
 
 Who waits is seen in the requests, for which the user needs the permissions of an
 auditor; with those of an observer there are no lines of these.`,
 		Example: `  qlock watch
   qlock watch 'orders.>' --json
   qlock watch --count 10`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return usage("one pattern is wanted, but there are %d: quote * and > for the shell", len(args))
-			}
-			return nil
-		},
+		Args: onePattern,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			pattern := ">"
 			if len(args) == 1 {
 				pattern = args[0]
-			}
-			if strings.ContainsAny(pattern, " \t\r\n") || strings.HasPrefix(pattern, ".") || strings.HasSuffix(pattern, ".") || strings.Contains(pattern, "..") {
-				return usage("PATTERN %q: write it as in NATS subjects, such as orders.> or stock.*.count", pattern)
 			}
 			ctx, stop := interrupted(cmd.Context())
 			defer stop()
@@ -81,6 +72,16 @@ auditor; with those of an observer there are no lines of these.`,
 	countFlag(fs, &count, "count", 0, 1, 1<<31-1, "end after so many; default: go on")
 	c.flags(fs)
 	return cmd
+}
+
+func onePattern(_ *cobra.Command, args []string) error {
+	switch {
+	case len(args) > 1:
+		return usage("one pattern is wanted, but there are %d: quote * and > for the shell", len(args))
+	case len(args) == 1 && !proto.IsPattern(args[0]):
+		return usage("PATTERN %q: write it as in NATS subjects, such as orders.> or stock.*.count, with %%20 for a blank", args[0])
+	}
+	return nil
 }
 
 // watcher prints what it hears.
@@ -118,6 +119,9 @@ type sight struct {
 	WaitedMS float64   `json:"waited_ms,omitempty"`
 	HeldMS   float64   `json:"held_ms,omitempty"`
 	Node     string    `json:"node,omitempty"`
+	Note     string    `json:"note,omitempty"`
+
+	EvictedBy string `json:"evicted_by,omitempty"`
 }
 
 func newWatcher(out *os.File, asJSON bool, cluster string) *watcher {
@@ -151,13 +155,17 @@ func (w *watcher) hear(subject string, body []byte) {
 	if len(part) < 6 {
 		return
 	}
-	s := sight{Time: time.Now(), Cluster: part[1], Client: part[4], Name: plainName(part[5])}
+	s := sight{Time: time.Now(), Cluster: part[1], Client: part[4], Name: part[5]}
+	if name, err := proto.DecodeName(part[5]); err == nil { // else it is none of package qlock's, and stays as it is
+		s.Name = name
+	}
 	if part[2] == "event" {
 		var e qlock.Event
 		if json.Unmarshal(body, &e) != nil {
 			return
 		}
 		s.What, s.Mode, s.Token, s.Votes, s.Nodes, s.WaitedMS, s.HeldMS = part[3], e.Mode, e.Token, e.Votes, e.Nodes, e.Waited, e.Held
+		s.Note, s.EvictedBy = e.Note, e.EvictedBy
 		if s.What == "acquired" {
 			w.served(s)
 		}
@@ -168,7 +176,7 @@ func (w *watcher) hear(subject string, body []byte) {
 	if err != nil {
 		return
 	}
-	s.Mode = r.Mode.String()
+	s.Mode, s.Note = r.Mode.String(), r.Note
 	switch r.Verb {
 	case proto.Yield:
 		s.What, s.Node, s.Mode = "recalled", r.Node, ""
@@ -178,24 +186,6 @@ func (w *watcher) hear(subject string, body []byte) {
 	case proto.Release:
 		w.forget(r.Claim)
 	}
-}
-
-// plainName is a lock's name as its owner wrote it. What is not encoded as package
-// qlock does stays as it is.
-func plainName(encoded string) string {
-	tokens := strings.Split(encoded, ".")
-	for i, t := range tokens {
-		if t == "%" {
-			tokens[i] = "" // an empty token
-			continue
-		}
-		plain, err := url.PathUnescape(t)
-		if err != nil || strings.ContainsFunc(plain, unicode.IsControl) {
-			return encoded
-		}
-		tokens[i] = plain
-	}
-	return strings.Join(tokens, ".")
 }
 
 // longWait is when a request that was not served is told of as one that waits.
@@ -267,7 +257,10 @@ func (w *watcher) show(s sight) {
 	}
 	w.printed++
 	if w.json {
-		w.err = json.NewEncoder(w.out).Encode(s)
+		var line []byte
+		if line, w.err = jsonText(s, ""); w.err == nil {
+			_, w.err = w.out.Write(line)
+		}
 	} else {
 		_, w.err = fmt.Fprintln(w.out, w.line(s))
 	}
@@ -293,8 +286,20 @@ func (w *watcher) line(s sight) string {
 	case "recalled":
 		details = fmt.Sprintf("the vote of %s goes to an older request", s.Node)
 	}
-	what := paint(w.out, fmt.Sprintf("%-8s", s.What), colorOf[s.What]...)
-	return fmt.Sprintf("%s  %s  %-14s  %-20s  %s", s.Time.Format("15:04:05.000"), what, client, s.Name, details)
+	if s.EvictedBy != "" {
+		details += ", evicted by " + s.EvictedBy
+	}
+	if s.Note != "" {
+		details += ": " + s.Note
+	}
+	what := paint(w.out, fmt.Sprintf("%-8s", printable(s.What)), colorOf[s.What]...)
+	stamp, who, details := s.Time.Format("15:04:05.000"), fmt.Sprintf("%-14s  %-20s", printable(client), lockNamed(s.Name)), printable(details)
+	// What does not fit goes below the client, where it does not hide the next line.
+	const indent = len("15:04:05.000  acquired  ")
+	if width, _ := size(w.out); width > 2*indent && indent+text.StringWidthWithoutEscSequences(who+"  "+details) > width {
+		return stamp + "  " + what + "  " + strings.ReplaceAll(text.WrapSoft(strings.TrimRight(who, " "), width-indent)+"\n"+text.WrapSoft(details, width-indent), "\n", "\n"+strings.Repeat(" ", indent))
+	}
+	return stamp + "  " + what + "  " + who + "  " + details
 }
 
 // close says whether all could be written.

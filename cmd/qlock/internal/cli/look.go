@@ -1,0 +1,546 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/text"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/proto"
+)
+
+// look is how a command looks at locks: once, or again and again.
+type look struct {
+	connection
+	json, watch bool
+	interval    time.Duration
+}
+
+func (o *look) flags(fs *pflag.FlagSet) {
+	fs.BoolVarP(&o.json, "json", "j", false, "write JSON; with --watch a line for each look")
+	fs.BoolVarP(&o.watch, "watch", "w", false, "look again and again, until Ctrl-C")
+	durationFlag(fs, &o.interval, "interval", 2*time.Second, 100*time.Millisecond, "from one look to the next, with --watch")
+	o.connection.flags(fs)
+}
+
+const lookStatuses = `Exit status: 0; 121 no quorum; 123 refused by NATS permissions (those of an inspector
+are needed); 1 another failure; 2 bad flags. --watch goes on when there is no quorum.`
+
+// view is what one look showed: for people, or for a program.
+type view struct {
+	text func(width int) string
+	json any
+}
+
+// run looks by f as the flags say.
+func (o *look) run(ctx context.Context, a *app, role string, f func(context.Context, *qlock.Locker) (*view, error)) error {
+	ctx, stop := interrupted(ctx)
+	defer stop()
+	l, err := o.connect(role, 10*time.Second)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	locker, err := l.locker(ctx, 0, slog.New(slog.DiscardHandler)) // what it would log is in its errors
+	if err != nil {
+		return lookError(err)
+	}
+	defer func() { _ = locker.Close() }()
+	once := func() (*view, error) {
+		ctx, cancel := context.WithTimeout(ctx, o.timeout)
+		defer cancel()
+		v, err := f(ctx, locker)
+		return v, lookError(err)
+	}
+	if !o.watch {
+		v, err := once()
+		if err != nil {
+			return err
+		}
+		return o.write(a, v, "  ")
+	}
+	for next := time.NewTicker(o.interval); ; {
+		v, err := once()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && exitOf(err) != exitNoQuorum:
+			return err
+		case o.json || !terminal(a.out):
+			if err != nil {
+				_ = a.status(err) // it goes on
+			} else if err := o.write(a, v, ""); err != nil {
+				return err
+			}
+		default:
+			if err := o.redraw(a.out, v, err); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-next.C:
+		case <-ctx.Done():
+			next.Stop()
+			return nil
+		}
+	}
+}
+
+func (o *look) write(a *app, v *view, indent string) error {
+	var b []byte
+	var err error
+	if o.json {
+		b, err = jsonText(v.json, indent)
+	} else {
+		width, _ := size(a.out)
+		b = []byte(v.text(width))
+	}
+	if err == nil {
+		_, err = a.out.Write(b)
+	}
+	return err
+}
+
+// redraw puts what is seen now over what was seen before, without a moment of
+// nothing in between, and no more of it than fits.
+func (o *look) redraw(out *os.File, v *view, fault error) error {
+	width, height := size(out)
+	head := fmt.Sprintf("%s, every %s, Ctrl-C ends it", time.Now().Format("15:04:05"), short(o.interval))
+	lines := []string{paint(out, head, text.Faint), ""}
+	if fault != nil {
+		lines = append(lines, strings.Split(paint(out, wrapped(printableLines(plain(fault)), width), text.FgRed), "\n")...)
+	} else {
+		lines = append(lines, strings.Split(strings.TrimSuffix(v.text(width), "\n"), "\n")...)
+	}
+	if most := height - 1; most > 1 && len(lines) > most {
+		hidden := len(lines) - most + 1
+		lines = append(lines[:most-1], paint(out, fmt.Sprintf("… %d more lines", hidden), text.Faint))
+	}
+	var b bytes.Buffer
+	b.WriteString("\x1b[H")
+	for _, l := range lines {
+		b.WriteString(l + "\x1b[K\n")
+	}
+	b.WriteString("\x1b[J")
+	_, err := out.Write(b.Bytes())
+	return err
+}
+
+// lookError says what helps.
+func lookError(err error) error {
+	if err == nil {
+		return nil
+	}
+	status := lockStatus(err)
+	switch status {
+	case exitNoQuorum:
+		err = fmt.Errorf("%w; qlock nodes shows who answers, and qlock check what is wrong", err)
+	case exitRefused:
+		err = fmt.Errorf("%w; qlock permissions inspector:NAME or operator:NAME writes what is needed", err)
+	case exitSelf:
+		status = exitFailed
+	}
+	return &statusError{status, err}
+}
+
+// claimReport is a claim in JSON.
+type claimReport struct {
+	ID      string   `json:"claim"`
+	Client  string   `json:"client"`
+	Note    string   `json:"note"`
+	Mode    string   `json:"mode"`
+	Held    bool     `json:"held"`
+	Token   uint64   `json:"token,omitempty"`
+	For     int64    `json:"for_ms"`
+	Lease   int64    `json:"lease_left_ms,omitempty"`
+	Asked   string   `json:"asked"`
+	Kept    bool     `json:"kept,omitempty"`
+	Evicted bool     `json:"evicted,omitempty"`
+	Voted   []string `json:"voted"`
+	Queued  []string `json:"queued"`
+}
+
+// lockReport is a lock in JSON.
+type lockReport struct {
+	Name     string        `json:"name"`
+	Encoded  string        `json:"encoded"` // what no encoding of text changes, and what permissions are written with
+	Holding  int           `json:"holding"`
+	Waiting  int           `json:"waiting"`
+	Holders  []claimReport `json:"holders"`
+	Queue    []claimReport `json:"queue"`
+	Answered []string      `json:"answered"`
+	Silent   []string      `json:"silent"`
+}
+
+// lookReport is what all looks have in common.
+type lookReport struct {
+	Time    string       `json:"time"`
+	Cluster string       `json:"cluster"`
+	Locks   []lockReport `json:"locks"`
+}
+
+type infoReport struct {
+	Time    string `json:"time"`
+	Cluster string `json:"cluster"`
+	lockReport
+}
+
+func now() string { return time.Now().UTC().Format(time.RFC3339Nano) }
+
+func claimReports(claims []qlock.ClaimInfo) []claimReport {
+	out := []claimReport{}
+	for i := range claims {
+		c := &claims[i]
+		out = append(out, claimReport{
+			ID: c.ID, Client: c.Client, Note: c.Note, Mode: modeOf(c), Held: c.Held, Token: c.Token,
+			For: c.For.Milliseconds(), Lease: c.Lease.Milliseconds(), Asked: c.Asked.UTC().Format(time.RFC3339Nano),
+			Kept: c.Kept, Evicted: c.Evicted, Voted: append([]string{}, c.Voted...), Queued: append([]string{}, c.Queued...),
+		})
+	}
+	return out
+}
+
+func reportOf(i *qlock.LockInfo) lockReport {
+	encoded, _ := proto.EncodeName(i.Name) // of what was decoded
+	return lockReport{
+		Name: i.Name, Encoded: encoded, Holding: i.Holding, Waiting: i.Waiting,
+		Holders: claimReports(i.Holders), Queue: claimReports(i.Queue),
+		Answered: append([]string{}, i.Answered...), Silent: append([]string{}, i.Silent...),
+	}
+}
+
+func modeOf(c *qlock.ClaimInfo) string {
+	if c.Shared {
+		return "shared"
+	}
+	return "exclusive"
+}
+
+func (a *app) ls() *cobra.Command {
+	o := &look{}
+	cmd := &cobra.Command{
+		Use:     "ls [PATTERN] [flags]",
+		Short:   "Show who holds what",
+		GroupID: groupSee,
+		Long: `Ask the nodes which locks there are, and put their answers together: who holds each,
+with which note and token, for how long and how much of the lease is left, how many
+wait, and how many nodes have given their vote. PATTERN limits it to some locks,
+written as in NATS subjects: orders.> or stock.*.count.
+
+Votes of fewer nodes than there are may mean that a lock changes hands this very
+moment, or that nodes do not answer or disagree: qlock info shows each node's view.
+A terminal that is too narrow for all columns gets the more important ones.
+
+` + lookStatuses,
+		Example: `  qlock ls
+  qlock ls 'orders.>' --watch
+  qlock ls --json`,
+		Args: onePattern,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return o.run(cmd.Context(), a, "ls", func(ctx context.Context, l *qlock.Locker) (*view, error) {
+				locks, err := l.Locks(ctx, strings.Join(args, ""))
+				if err != nil {
+					return nil, err
+				}
+				r := lookReport{Time: now(), Cluster: l.Cluster(), Locks: []lockReport{}}
+				for i := range locks {
+					r.Locks = append(r.Locks, reportOf(&locks[i]))
+				}
+				return &view{func(width int) string { return a.listing(l.Cluster(), locks, width) }, r}, nil
+			})
+		},
+	}
+	o.flags(cmd.Flags())
+	return cmd
+}
+
+// listing is the table of qlock ls.
+func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string {
+	if len(locks) == 0 {
+		return wrapped(fmt.Sprintf("Nobody holds a lock of cluster %s or waits for one.", cluster), width) + "\n"
+	}
+	g := &grid{title: "Locks of cluster " + cluster, columns: []column{
+		{title: "Lock", least: 16}, {title: "Mode", drop: 2}, {title: "Holder", least: 12}, {title: "Held for", right: true},
+		{title: "Lease left", right: true, drop: 4}, {title: "Waiting", right: true}, {title: "Votes", drop: 3},
+		{title: "Token", right: true, drop: 5}, {title: "Note", least: 20, drop: 1},
+	}}
+	free, waiting, split := 0, 0, 0
+	for i := range locks {
+		info := &locks[i]
+		waiting += info.Waiting
+		nodes := len(info.Answered) + len(info.Silent)
+		votes := func(n int) string {
+			s := fmt.Sprintf("%d/%d", n, nodes)
+			if n < nodes {
+				s = paint(a.out, s, text.FgYellow)
+			}
+			return s
+		}
+		name, wait := lockNamed(info.Name), ""
+		if info.Waiting > 0 {
+			wait = fmt.Sprint(info.Waiting)
+		}
+		most := 0
+		for i := range info.Queue {
+			most = max(most, len(info.Queue[i].Voted))
+		}
+		if most > 0 {
+			split++
+		}
+		if len(info.Holders) == 0 {
+			free++
+			g.rows = append(g.rows, []string{name, "", paint(a.out, "nobody", text.FgYellow), "", "", wait, votes(most), "", ""})
+		}
+		for k := range info.Holders {
+			h := &info.Holders[k]
+			g.rows = append(g.rows, []string{name, modeOf(h), a.holder(h), age(h.For), age(h.Lease), wait, votes(len(h.Voted)), fmt.Sprint(h.Token), printable(h.Note)})
+			name, wait = "", "" // one lock, several holders
+		}
+		if more := info.Holding - len(info.Holders); more > 0 {
+			g.rows = append(g.rows, []string{"", "", fmt.Sprintf("and %d more", more), "", "", "", "", "", ""})
+		}
+	}
+	table, without := g.render(width)
+	say := []string{several(len(locks), "lock") + ", nobody waits."}
+	if waiting > 0 {
+		say[0] = fmt.Sprintf("%s, %s %s.", several(len(locks), "lock"), several(waiting, "claim"), verb(waiting, "waits", "wait"))
+	}
+	if free > 0 {
+		say = append(say, fmt.Sprintf("Held by nobody: %d.", free))
+	}
+	if split > 0 {
+		say = append(say, fmt.Sprintf("The nodes disagree on %d: qlock info NAME shows whose votes.", split))
+	}
+	if s := locks[0].Silent; len(s) > 0 {
+		say = append(say, paint(a.out, fmt.Sprintf("No answer from %s: what only %s would tell is missing.", strings.Join(s, ", "), verb(len(s), "it", "they")), text.FgYellow))
+	}
+	if len(without) > 0 {
+		slices.Reverse(without)
+		say = append(say, fmt.Sprintf("No room here for: %s.", strings.ToLower(strings.Join(without, ", "))))
+	}
+	return table + wrapped(strings.Join(say, " "), width) + "\n"
+}
+
+// holder is a client, with what is the matter with its claim.
+func (a *app) holder(c *qlock.ClaimInfo) string {
+	if c.Evicted {
+		return printable(c.Client) + paint(a.out, " evicted", text.FgRed)
+	}
+	return printable(c.Client)
+}
+
+func (a *app) info() *cobra.Command {
+	o := &look{}
+	cmd := &cobra.Command{
+		Use:     "info NAME [flags]",
+		Short:   "Show all that the nodes know of one lock",
+		GroupID: groupSee,
+		Long: `Ask the nodes after one lock: who holds it, who waits in which order, and what each
+node has by itself. Claims are named by the first letters of their ids, as qlock
+unlock --claim takes them; --json has them in full, as it has all that is too much
+for a screen.
+
+` + lookStatuses,
+		Example: `  qlock info nightly
+  qlock info 'price list' --json
+  qlock info nightly --watch`,
+		Args: oneName,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if _, err := proto.EncodeName(args[0]); err != nil {
+				return usage("NAME: %w", err)
+			}
+			return o.run(cmd.Context(), a, "info", func(ctx context.Context, l *qlock.Locker) (*view, error) {
+				info, err := l.Inspect(ctx, args[0])
+				if err != nil {
+					return nil, err
+				}
+				return &view{
+					func(width int) string { return a.portrait(l.Cluster(), info, width) },
+					infoReport{now(), l.Cluster(), reportOf(info)},
+				}, nil
+			})
+		},
+	}
+	o.flags(cmd.Flags())
+	return cmd
+}
+
+// mostShown is how many holders, waiters and claims of a node a person is shown.
+const mostShown = 20
+
+// portrait is the page of qlock info.
+func (a *app) portrait(cluster string, info *qlock.LockInfo, width int) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Lock %s of cluster %s\n\n", paint(a.out, lockNamed(info.Name), text.Bold), cluster)
+	if len(info.Holders) == 0 {
+		fmt.Fprintf(&b, "%s\n\n", wrapped(noHolder(info), width))
+	}
+	for i := range info.Holders {
+		if i == mostShown {
+			fmt.Fprintf(&b, "      and  %d more\n\n", len(info.Holders)-i)
+			break
+		}
+		h := &info.Holders[i]
+		line := func(key, value string) {
+			if width > 20 {
+				value = strings.ReplaceAll(text.WrapSoft(value, width-12), "\n", "\n           ")
+			}
+			fmt.Fprintf(&b, "%9s  %s\n", key, value)
+		}
+		line("Holder", a.holder(h))
+		line("Mode", modeOf(h))
+		if h.Note != "" {
+			line("Note", printable(h.Note))
+		}
+		line("Token", fmt.Sprint(h.Token))
+		line("Held for", age(h.For))
+		line("Lease", fmt.Sprintf("%s left, %s", age(h.Lease), leaseGoesOn(h)))
+		if h.Kept {
+			line("Kept", "passed on among goroutines of its client, or retained until others want it")
+		}
+		line("Votes", fmt.Sprintf("%d of %d", len(h.Voted), len(info.Answered)+len(info.Silent)))
+		line("Claim", shortID(h.ID))
+		fmt.Fprintln(&b)
+	}
+	if len(info.Queue) > 0 {
+		b.WriteString(a.queue(info, width))
+	}
+	if len(info.Holders)+len(info.Queue)+len(info.Silent) > 0 {
+		b.WriteString(a.views(info, width))
+	}
+	return b.String()
+}
+
+func noHolder(info *qlock.LockInfo) string {
+	switch {
+	case len(info.Queue) == 0 && len(info.Silent) == 0:
+		return "Nobody holds it, and nobody waits."
+	case len(info.Queue) == 0:
+		return "No node that answered knows of a holder, or of anybody who waits."
+	}
+	return "Nobody holds it: no claim has enough votes."
+}
+
+func leaseGoesOn(c *qlock.ClaimInfo) string {
+	if c.Evicted {
+		return "and extended no more: it was evicted"
+	}
+	return "extended while the client lives"
+}
+
+func (a *app) queue(info *qlock.LockInfo, width int) string {
+	g := &grid{title: "Waiting, the next one first", columns: []column{
+		{title: "#", right: true}, {title: "Client", least: 12}, {title: "Mode"}, {title: "Waits for", right: true, drop: 2},
+		{title: "Votes", drop: 3}, {title: "Claim"}, {title: "Note", least: 12, drop: 1},
+	}}
+	for i := range info.Queue[:min(len(info.Queue), mostShown)] {
+		q := &info.Queue[i]
+		votes := fmt.Sprintf("%d/%d", len(q.Voted), len(info.Answered)+len(info.Silent))
+		if len(q.Voted) > 0 {
+			votes = paint(a.out, votes, text.FgYellow)
+		}
+		g.rows = append(g.rows, []string{fmt.Sprint(i + 1), a.holder(q), modeOf(q), age(q.For), votes, shortID(q.ID), printable(q.Note)})
+	}
+	table, _ := g.render(width)
+	if more := len(info.Queue) - mostShown; more > 0 {
+		table += fmt.Sprintf("and %d more, see --json\n", more)
+	}
+	return table
+}
+
+// views is what each node has by itself.
+func (a *app) views(info *qlock.LockInfo, width int) string {
+	g := &grid{title: "Each node's view", columns: []column{{title: "Node"}, {title: "Its vote is given to", least: 20}, {title: "Waiting", right: true}}}
+	nodes := append(slices.Clone(info.Answered), info.Silent...)
+	slices.Sort(nodes)
+	views := map[string]int{}
+	for _, n := range nodes {
+		votes, waiting := "nobody", 0
+		var voted []string
+		for _, c := range slices.Concat(info.Holders, info.Queue) {
+			if slices.Contains(c.Voted, n) {
+				voted = append(voted, printable(c.Client)+" "+shortID(c.ID))
+			}
+			if slices.Contains(c.Queued, n) {
+				waiting++
+			}
+		}
+		if len(voted) > 0 {
+			votes = strings.Join(voted, ", ")
+		}
+		count := fmt.Sprint(waiting)
+		if slices.Contains(info.Silent, n) {
+			votes, count = paint(a.out, "no answer", text.FgYellow), ""
+		} else {
+			views[votes]++
+		}
+		g.rows = append(g.rows, []string{n, votes, count})
+	}
+	table, _ := g.render(width)
+	if len(views) > 1 {
+		table += wrapped("The nodes disagree. That is so while a lock changes hands; if it lasts, see qlock nodes.", width) + "\n"
+	}
+	return table
+}
+
+// shortID names a claim for a person: of the instance as much as tells apart those
+// that meet at one lock.
+func shortID(id string) string {
+	instance, seq, _ := strings.Cut(id, "/")
+	return instance[:min(len(instance), 8)] + "/" + seq
+}
+
+// isClaim reports whether id is meant by s: all of it, its beginning, or shortID.
+func isClaim(id, s string) bool {
+	instance, seq, _ := strings.Cut(id, "/")
+	start, number, numbered := strings.Cut(s, "/")
+	return start != "" && strings.HasPrefix(instance, start) && (!numbered || number == seq)
+}
+
+// pick are the claims that are meant: one by id, the holders of a client's name, or
+// all holders.
+func pick(info *qlock.LockInfo, id, client string) ([]qlock.ClaimInfo, error) {
+	name := lockNamed(info.Name)
+	switch {
+	case id != "":
+		var found []qlock.ClaimInfo
+		for _, c := range slices.Concat(info.Holders, info.Queue) {
+			if isClaim(c.ID, id) {
+				found = append(found, c)
+			}
+		}
+		switch len(found) {
+		case 0:
+			return nil, fmt.Errorf("no claim on %s has an id that begins with %q: qlock info %s shows them, and it may be over already", name, id, name)
+		case 1:
+			return found, nil
+		}
+		return nil, usage("--claim %q: %d claims on %s have ids that begin so: %s, %s", id, len(found), name, found[0].ID, found[1].ID)
+	case client != "":
+		found := slices.DeleteFunc(slices.Clone(info.Holders), func(c qlock.ClaimInfo) bool { return c.Client != client })
+		if len(found) == 0 {
+			return nil, fmt.Errorf("%s is not held by %s: qlock info %s shows by whom; who waits is evicted by --claim", name, printable(client), name)
+		}
+		return found, nil
+	}
+	return info.Holders, nil
+}
+
+// has is the claim as the nodes have it now, nil if they have it no more.
+func has(info *qlock.LockInfo, claim *qlock.ClaimInfo) *qlock.ClaimInfo {
+	for _, c := range slices.Concat(info.Holders, info.Queue) {
+		if c.ID == claim.ID && c.Client == claim.Client {
+			return &c
+		}
+	}
+	return nil
+}
