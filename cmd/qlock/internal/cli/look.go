@@ -68,7 +68,9 @@ func (o *look) run(ctx context.Context, a *app, role string, f func(context.Cont
 		}
 		return o.write(a, v, "  ")
 	}
-	for next := time.NewTicker(o.interval); ; {
+	next := time.NewTicker(o.interval)
+	defer next.Stop()
+	for {
 		v, err := once()
 		switch {
 		case ctx.Err() != nil:
@@ -89,7 +91,6 @@ func (o *look) run(ctx context.Context, a *app, role string, f func(context.Cont
 		select {
 		case <-next.C:
 		case <-ctx.Done():
-			next.Stop()
 			return nil
 		}
 	}
@@ -269,7 +270,7 @@ func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string 
 		return wrapped(fmt.Sprintf("Nobody holds a lock of cluster %s or waits for one.", cluster), width) + "\n"
 	}
 	g := &grid{title: "Locks of cluster " + cluster, columns: []column{
-		{title: "Lock", least: 16}, {title: "Mode", drop: 2}, {title: "Holder", least: 12}, {title: "Held for", right: true},
+		{title: "Lock", least: 20, end: true}, {title: "Mode", drop: 2}, {title: "Holder", least: 12}, {title: "Held for", right: true},
 		{title: "Lease left", right: true, drop: 4}, {title: "Waiting", right: true}, {title: "Votes", drop: 3},
 		{title: "Token", right: true, drop: 5}, {title: "Note", least: 20, drop: 1},
 	}}
@@ -345,7 +346,7 @@ func (a *app) info() *cobra.Command {
 		Short:   "Show all that the nodes know of one lock",
 		GroupID: groupSee,
 		Long: `Ask the nodes after one lock: who holds it, who waits in which order, and what each
-node has by itself. Claims are named by the first letters of their ids, as qlock
+node has by itself. Claims are named by the first digits of their ids, as qlock
 unlock --claim takes them; --json has them in full, as it has all that is too much
 for a screen.
 

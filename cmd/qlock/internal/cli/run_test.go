@@ -288,6 +288,10 @@ func TestDeadNodes(t *testing.T) {
 	qlockCmd(t, "nodes", "-s", live, "--timeout", "700ms").want(t, 0, "n3", "unreachable", "2 of 3 nodes vote")
 	qlockCmd(t, "check", "-s", live, "--timeout", "700ms").want(t, 0, "node n3 does not answer", "no further node may fail", "0 problems, 2 warnings")
 	qlockCmd(t, "check", "--strict", "-s", live, "--timeout", "700ms").want(t, exitFailed)
+	qlockCmd(t, "ls", "-s", live).want(t, 0, "a.term", "2/3", "No answer from n3")
+	qlockCmd(t, "info", "a.term", "-s", live).want(t, 0, "2 of 3", "no answer")
+	looks := launch(t, "ls", "-s", live, "--watch", "--interval", "100ms", "--timeout", "1s")
+	looks.says(looks.out, "a.term")
 
 	c.proc(t, "n2").kill()
 	term.wait().want(t, exitLost, "is told to end, and killed after 300ms", "did not end within 300ms", `lock "a.term": lock lost while the command ran`)
@@ -304,6 +308,8 @@ func TestDeadNodes(t *testing.T) {
 	ignore.wait()
 
 	qlockCmd(t, "check", "-s", live, "--timeout", "700ms").want(t, exitFailed, "1 of 3 nodes vote, 2 are needed: nobody can take a lock")
+	looks.says(looks.err, "no quorum: asked the nodes on lock.default.node.list.")
+	qlockCmd(t, "ls", "-s", live, "--timeout", "700ms").want(t, exitNoQuorum, "qlock nodes", "qlock check")
 	qlockCmd(t, "run", "b", "-s", live, "--wait", "700ms", "--", "true").want(t, exitNoQuorum, "no quorum", "1 node answers, too few")
 
 	// They crashed, and give no votes until those have run out.
@@ -317,6 +323,9 @@ func TestDeadNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	qlockCmd(t, "check", "-s", live).want(t, 0, "3 of 3 nodes vote", "Nothing is wrong")
+	looks.says(looks.out, "Nobody holds a lock") // it went on
+	looks.signal(syscall.SIGINT)
+	looks.wait().want(t, 0)
 	for _, n := range []string{"n2", "n3"} {
 		if log := c.proc(t, n).err.String(); !strings.Contains(log, "may have forgotten votes") {
 			t.Errorf("%s does not say why it waits:\n%s", n, log)

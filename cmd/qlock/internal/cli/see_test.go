@@ -35,11 +35,16 @@ type screen struct {
 // onTerminal starts qlock on a terminal of its own, as the shell does.
 func onTerminal(t *testing.T, args ...string) *screen {
 	t.Helper()
+	return onTerminalOf(t, 120, args...)
+}
+
+func onTerminalOf(t *testing.T, columns uint16, args ...string) *screen {
+	t.Helper()
 	master, slave, err := pty.Open()
 	if err != nil {
 		t.Skip("no pseudo-terminals: ", err)
 	}
-	if err := pty.Setsize(master, &pty.Winsize{Rows: 40, Cols: 120}); err != nil {
+	if err := pty.Setsize(master, &pty.Winsize{Rows: 40, Cols: columns}); err != nil {
 		t.Fatal(err)
 	}
 	p := &process{t: t, cmd: command(args...), out: newOutput(), err: newOutput(), done: make(chan struct{}), in: master}
@@ -128,6 +133,19 @@ func TestWatch(t *testing.T) {
 		p.says(p.err, "Ctrl-C ends it")
 		qlockCmd(t, "run", name, "-s", u, "--client", "svc", "--", "true").want(t, 0)
 		p.wait().want(t, 0, "default/svc", "acquired")
+	})
+	t.Run("notes and evictions", func(t *testing.T) {
+		t.Parallel()
+		name := lockName(t)
+		p, j := launch(t, "watch", name, "-s", u, "--events", "--count", "2"), launch(t, "watch", name, "-s", u, "--events", "--count", "2", "--json")
+		for _, w := range []*process{p, j} {
+			w.says(w.err, "Ctrl-C ends it")
+		}
+		h := launch(t, "lock", name, "-s", u, "--note", "release 4.2")
+		h.says(h.out, "\n")
+		qlockCmd(t, "unlock", name, "-s", u, "--client", "ops", "--force", "--yes", "--wait", "10s").want(t, 0)
+		p.wait().want(t, 0, ": release 4.2", "evicted by ops")
+		j.wait().want(t, 0, `"note":"release 4.2"`, `"evicted_by":"ops"`)
 	})
 	t.Run("terminal", func(t *testing.T) {
 		t.Parallel()
@@ -318,7 +336,7 @@ func restricted(t *testing.T, specs ...string) string {
 // which is missing otherwise.
 func TestPermissions(t *testing.T) {
 	t.Parallel()
-	u := restricted(t, "node:n1", "client:svc", "client:part=orders.>", "observer:eye", "auditor:ear", "monitor:mon")
+	u := restricted(t, "node:n1", "client:svc", "client:part=orders.>", "observer:eye", "auditor:ear", "monitor:mon", "inspector:look", "operator:ops=orders.>")
 	as := func(user string, args ...string) []string {
 		return append(args, "-s", u, "--user", user, "--password", user+"-password")
 	}
@@ -336,7 +354,26 @@ func TestPermissions(t *testing.T) {
 	qlockCmd(t, as("svc", "watch")...).want(t, exitFailed, "may not watch events", "observer:NAME")
 	qlockCmd(t, append(as("svc", "run", "x", "--client", "part"), "--", "true")...).want(t, exitRefused, "lock.default.node.info.part")
 	qlockCmd(t, "nodes", "-s", u, "--user", "svc", "--password", "wrong").want(t, exitFailed, "Authorization Violation", "--password")
-	for _, watcher := range []string{"eye", "ear"} {
+	for _, args := range [][]string{{"ls"}, {"info", "any"}, {"unlock", "any", "--force", "--yes"}} {
+		qlockCmd(t, as("svc", args...)...).want(t, exitRefused, "lock.default.node.", "permission", "inspector:NAME or operator:NAME")
+	}
+	evicted := func(name string) *process {
+		p := launch(t, as("svc", "lock", name, "--lease", "1s")...)
+		p.says(p.out, "\n")
+		return p
+	}
+	order, other := evicted("orders.3"), evicted("any")
+	for _, user := range []string{"look", "ops"} {
+		qlockCmd(t, as(user, "ls")...).want(t, 0, "orders.3", "any", "svc")
+		qlockCmd(t, run(user, "orders.4")...).want(t, exitRefused, "lock.default.node.acquire."+user)
+	}
+	qlockCmd(t, as("look", "unlock", "any", "--force", "--yes")...).want(t, exitRefused, "lock.default.node.evict.look.any")
+	qlockCmd(t, as("ops", "unlock", "any", "--force", "--yes")...).want(t, exitRefused, "lock.default.node.inspect.ops.any")
+	qlockCmd(t, as("ops", "unlock", "orders.3", "--force", "--yes", "--wait", "10s")...).want(t, 0, "is evicted")
+	order.wait().want(t, exitLost, "evicted by ops")
+	_ = other.in.Close()
+	other.wait().want(t, 0)
+	for _, watcher := range []string{"eye", "ear", "look"} {
 		p := launch(t, as(watcher, "watch", "--count", "2", "orders.>")...)
 		p.says(p.err, "Ctrl-C ends it")
 		qlockCmd(t, run("svc", "orders.2")...).want(t, 0)

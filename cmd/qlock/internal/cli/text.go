@@ -126,8 +126,9 @@ func wrapped(s string, width int) string {
 type column struct {
 	title string
 	right bool
-	least int // it may be shortened to so much; 0: it may not
-	drop  int // left out if all does not fit otherwise: the highest first; 0: never
+	least int  // it may be shortened to so much; 0: it may not
+	end   bool // what is shortened keeps its end
+	drop  int  // left out if all does not fit otherwise: the highest first; 0: never
 }
 
 type grid struct {
@@ -201,7 +202,11 @@ func (g *grid) draw(keep []int, widths []int) string {
 		for k, i := range keep {
 			cell := row[i]
 			if text.StringWidthWithoutEscSequences(cell) > widths[k] {
-				cell = text.Snip(cell, widths[k], "…")
+				tail := ""
+				if g.columns[i].end {
+					tail = tailOf(cell, (widths[k]-1)/2)
+				}
+				cell = text.Snip(cell, widths[k]-text.StringWidthWithoutEscSequences(tail), "…") + tail
 			}
 			cells = append(cells, cell)
 		}
@@ -209,4 +214,14 @@ func (g *grid) draw(keep []int, widths []int) string {
 	}
 	t.Render()
 	return b.String()
+}
+
+// tailOf is as much of the end of s, which has no colours, as is not wider than width.
+func tailOf(s string, width int) string {
+	runes := []rune(s)
+	i := len(runes)
+	for ; i > 0 && width >= text.RuneWidth(runes[i-1]); i-- {
+		width -= text.RuneWidth(runes[i-1])
+	}
+	return string(runes[i:])
 }

@@ -287,7 +287,7 @@ func (w *watcher) line(s sight) string {
 		details = fmt.Sprintf("the vote of %s goes to an older request", s.Node)
 	}
 	if s.EvictedBy != "" {
-		details += ", evicted by " + s.EvictedBy
+		details = strings.TrimPrefix(details+", evicted by "+s.EvictedBy, ", ")
 	}
 	if s.Note != "" {
 		details += ": " + s.Note
