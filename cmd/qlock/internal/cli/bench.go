@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
-	"github.com/jedib0t/go-pretty/v6/table"
-	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/nats-io/nuid"
 	"github.com/spf13/cobra"
 
@@ -98,7 +96,8 @@ type benchResult struct {
 var percentiles = []struct {
 	name string
 	q    float64
-}{{"min", 0}, {"p50", 50}, {"p90", 90}, {"p99", 99}, {"p99.9", 99.9}, {"max", 100}}
+	drop int // from a table that is too wide
+}{{"min", 0, 4}, {"p50", 50, 0}, {"p90", 90, 3}, {"p99", 99, 0}, {"p99.9", 99.9, 2}, {"max", 100, 1}}
 
 func (a *app) runBench(ctx context.Context, o *benchOptions) error {
 	var results []*benchResult
@@ -118,25 +117,22 @@ func (a *app) runBench(ctx context.Context, o *benchOptions) error {
 	if o.json {
 		return a.json(results)
 	}
-	t := box(a.out, fmt.Sprintf("Taking locks of cluster %s", o.cluster))
-	header := table.Row{"Workload", "Clients", "Locks", "Failed", "Per second"}
+	g := &grid{title: "Taking locks of cluster " + o.cluster, columns: []column{
+		{title: "Workload"}, {title: "Clients", right: true}, {title: "Locks", right: true}, {title: "Failed", right: true}, {title: "Per second", right: true},
+	}}
 	for _, p := range percentiles {
-		header = append(header, p.name)
+		g.columns = append(g.columns, column{title: p.name, right: true, drop: p.drop})
 	}
-	t.AppendHeader(header)
-	var right []table.ColumnConfig
-	for i := 2; i <= len(header); i++ {
-		right = append(right, table.ColumnConfig{Number: i, Align: text.AlignRight, AlignHeader: text.AlignRight})
-	}
-	t.SetColumnConfigs(right)
 	for _, r := range results {
-		row := table.Row{r.Workload, r.Clients, r.Locks, r.Failed, fmt.Sprintf("%.0f", r.Rate)}
+		row := []string{r.Workload, fmt.Sprint(r.Clients), fmt.Sprint(r.Locks), fmt.Sprint(r.Failed), fmt.Sprintf("%.0f", r.Rate)}
 		for _, p := range percentiles {
-			row = append(row, round(time.Duration(r.Micros[p.name]*1000)))
+			row = append(row, round(time.Duration(r.Micros[p.name]*1000)).String())
 		}
-		t.AppendRow(row)
+		g.rows = append(g.rows, row)
 	}
-	t.Render()
+	width, _ := size(a.out)
+	table, _ := g.render(width) // --json has all
+	fmt.Fprint(a.out, table)
 	for _, r := range results {
 		a.drawHistogram(r)
 	}

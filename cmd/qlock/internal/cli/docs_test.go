@@ -11,7 +11,10 @@ import (
 	"testing"
 )
 
-const operations = "../../../../docs/operations.md"
+const (
+	operations = "../../../../docs/operations.md"
+	readme     = "../../../../README.md"
+)
 
 // checkLine reports what is wrong with a command line of qlock, as the shell takes it
 // apart.
@@ -35,32 +38,38 @@ func checkLine(t *testing.T, shell, line string) {
 	}
 }
 
-// The command lines of the page are such that qlock takes them.
-func TestOperationsCommands(t *testing.T) {
+// The command lines of the pages are such that qlock takes them.
+func TestPageCommands(t *testing.T) {
 	shell, err := exec.LookPath("bash")
 	if err != nil {
 		t.Skip("no bash to take the examples apart")
 	}
-	page, err := os.ReadFile(operations)
+	for page, least := range map[string]int{operations: 5, readme: 10} {
+		t.Run(filepath.Base(page), func(t *testing.T) { checkPage(t, shell, page, least) })
+	}
+}
+
+func checkPage(t *testing.T, shell, file string, least int) {
+	page, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	seen := 0
 	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(string(page), -1) {
 		for _, line := range strings.Split(strings.ReplaceAll(block[1], "\\\n", " "), "\n") {
-			line = strings.TrimPrefix(strings.TrimSpace(line), "until ")
-			if line, ok := strings.CutPrefix(line, "qlock "); ok {
-				line, _, _ = strings.Cut(line, " >")
-				line, _, _ = strings.Cut(line, " #")
+			if _, line, ok := strings.Cut(" "+line, " qlock "); ok && !strings.HasPrefix(strings.TrimSpace(line), "#") {
+				line = endOfCommand.Split(line, 2)[0]
 				checkLine(t, shell, line)
 				seen++
 			}
 		}
 	}
-	if seen < 5 {
+	if seen < least {
 		t.Errorf("only %d commands were found", seen)
 	}
 }
+
+var endOfCommand = regexp.MustCompile(` #| 2?>|; do|; done`)
 
 // The page explains every line that this program logs.
 func TestOperationsLogLines(t *testing.T) {

@@ -311,24 +311,25 @@ func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string 
 		}
 	}
 	table, without := g.render(width)
-	say := []string{several(len(locks), "lock") + ", nobody waits."}
+	say := several(len(locks), "lock") + ", nobody waits."
 	if waiting > 0 {
-		say[0] = fmt.Sprintf("%s, %s %s.", several(len(locks), "lock"), several(waiting, "claim"), verb(waiting, "waits", "wait"))
+		say = fmt.Sprintf("%s, %s %s.", several(len(locks), "lock"), several(waiting, "claim"), verb(waiting, "waits", "wait"))
 	}
 	if free > 0 {
-		say = append(say, fmt.Sprintf("Held by nobody: %d.", free))
+		say += fmt.Sprintf(" Held by nobody: %d.", free)
 	}
+	lines := []string{wrapped(say, width)}
 	if split > 0 {
-		say = append(say, fmt.Sprintf("The nodes disagree on %d: qlock info NAME shows whose votes.", split))
+		lines = append(lines, wrapped(fmt.Sprintf("The nodes disagree on %d: qlock info NAME shows whose votes.", split), width))
 	}
 	if s := locks[0].Silent; len(s) > 0 {
-		say = append(say, paint(a.out, fmt.Sprintf("No answer from %s: what only %s would tell is missing.", strings.Join(s, ", "), verb(len(s), "it", "they")), text.FgYellow))
+		lines = append(lines, paint(a.out, wrapped(fmt.Sprintf("No answer from %s: what only %s would tell is missing.", strings.Join(s, ", "), verb(len(s), "it", "they")), width), text.FgYellow))
 	}
 	if len(without) > 0 {
 		slices.Reverse(without)
-		say = append(say, fmt.Sprintf("No room here for: %s.", strings.ToLower(strings.Join(without, ", "))))
+		lines = append(lines, paint(a.out, wrapped(fmt.Sprintf("No room here for: %s.", strings.ToLower(strings.Join(without, ", "))), width), text.Faint))
 	}
-	return table + wrapped(strings.Join(say, " "), width) + "\n"
+	return table + strings.Join(lines, "\n") + "\n"
 }
 
 // holder is a client, with what is the matter with its claim.
@@ -393,7 +394,7 @@ func (a *app) portrait(cluster string, info *qlock.LockInfo, width int) string {
 		h := &info.Holders[i]
 		line := func(key, value string) {
 			if width > 20 {
-				value = strings.ReplaceAll(text.WrapSoft(value, width-12), "\n", "\n           ")
+				value = strings.ReplaceAll(wrapped(value, width-12), "\n", "\n           ")
 			}
 			fmt.Fprintf(&b, "%9s  %s\n", key, value)
 		}

@@ -78,7 +78,7 @@ func TestHostileLocks(t *testing.T) {
 	hold(t, c, name, "--note", "a \u202etxet\x1b[5m note that is quite long, far longer than there is room for on a terminal of 80 columns")
 	for _, args := range [][]string{{"ls", pattern}, {"ls", pattern, "--json"}, {"info", name}, {"info", name, "--json"}} {
 		out := onTerminalOf(t, 80, append(args, "-s", c.url())...).wait().out
-		out = strings.NewReplacer("\x1b[1m", "", "\x1b[33m", "", "\x1b[0m", "", "\r\n", " ").Replace(out)
+		out = strings.NewReplacer("\x1b[1m", "", "\x1b[2m", "", "\x1b[33m", "", "\x1b[0m", "", "\r\n", " ").Replace(out)
 		if !harmless(out) || !strings.Contains(out, "red") || !strings.Contains(out, `\u202etxet`) {
 			t.Errorf("%q shows %q", args, out)
 		}

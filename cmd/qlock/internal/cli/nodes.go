@@ -2,11 +2,10 @@ package cli
 
 import (
 	"fmt"
-	"io"
+	"slices"
 	"strings"
 	"time"
 
-	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/spf13/cobra"
 
@@ -65,22 +64,15 @@ func nobody(l *link) error {
 		l.cluster, l.ConnectedUrlRedacted())
 }
 
-// box is a writer of a table in the looks of the nats command.
-func box(w io.Writer, title string) table.Writer {
-	t := table.NewWriter()
-	t.SetOutputMirror(w)
-	t.SetStyle(table.StyleRounded)
-	t.Style().Title.Align = text.AlignCenter
-	t.Style().Format.Header = text.FormatDefault
-	t.Style().Format.Footer = text.FormatDefault
-	t.SetTitle(title)
-	return t
-}
-
 func (a *app) showNodes(c *census) {
-	t := box(a.out, "Nodes of cluster "+c.cluster)
-	t.AppendHeader(table.Row{"Node", "State", "Version", "Claims", "Up", "Round trip", "Configuration"})
-	t.SetColumnConfigs([]table.ColumnConfig{{Number: 4, Align: text.AlignRight}, {Number: 5, Align: text.AlignRight}, {Number: 6, Align: text.AlignRight}})
+	config := 4 // left out first, unless it says what is wrong
+	if slices.ContainsFunc(c.members, func(m *member) bool { return m.other }) {
+		config = 1
+	}
+	g := &grid{title: "Nodes of cluster " + c.cluster, columns: []column{
+		{title: "Node"}, {title: "State"}, {title: "Version", drop: 3}, {title: "Claims", right: true}, {title: "Up", right: true},
+		{title: "Round trip", right: true, drop: 2}, {title: "Configuration", drop: config, least: 16},
+	}}
 	for _, m := range c.members {
 		color := text.FgGreen
 		switch {
@@ -89,28 +81,20 @@ func (a *app) showNodes(c *census) {
 		case !m.votes():
 			color = text.FgRed
 		}
-		row := table.Row{printable(m.name), paint(a.out, printable(m.state()), color)}
+		row := []string{printable(m.name), paint(a.out, printable(m.state()), color), "", "", "", "", ""}
 		if m.heard {
 			config := m.digest
 			if m.other {
 				config = fmt.Sprintf("%s: %s, lease %s, skew %s", m.digest, strings.Join(m.info.Nodes, " "), short(m.info.MaxTTL), short(m.info.Skew))
 			}
-			row = append(row, printable(m.info.Version), m.info.Claims, up(m), round(m.roundTrip), printable(config))
+			copy(row[2:], []string{printable(m.info.Version), fmt.Sprint(m.info.Claims), age(time.Since(time.UnixMicro(m.info.Started))), round(m.roundTrip).String(), printable(config)})
 		}
-		t.AppendRow(row)
+		g.rows = append(g.rows, row)
 	}
-	t.Render()
-	fmt.Fprintf(a.out, "%d of %d nodes vote; a writer needs %d votes, a reader %d. Longest lease %s, allowed skew %s.\n",
-		c.voting(), len(c.config.Nodes), c.need(quorum.Exclusive), c.need(quorum.Shared), short(c.config.MaxTTL), short(c.config.Skew))
-}
-
-// up is for how long a node has run, by its clock and ours.
-func up(m *member) time.Duration {
-	d := max(time.Since(time.UnixMicro(m.info.Started)), 0)
-	if d > time.Minute {
-		return d.Round(time.Second)
-	}
-	return d.Round(100 * time.Millisecond)
+	width, _ := size(a.out)
+	table, _ := g.render(width) // --json has all
+	fmt.Fprint(a.out, table, wrapped(fmt.Sprintf("%d of %d nodes vote; a writer needs %d votes, a reader %d. Longest lease %s, allowed skew %s.",
+		c.voting(), len(c.config.Nodes), c.need(quorum.Exclusive), c.need(quorum.Shared), short(c.config.MaxTTL), short(c.config.Skew)), width), "\n")
 }
 
 // round keeps what a person reads of a duration.

@@ -162,6 +162,49 @@ func TestWatch(t *testing.T) {
 	})
 }
 
+// A request may be heard after the event that it ends with, and again after that: it
+// is over all the same.
+func TestWatchOutOfOrder(t *testing.T) {
+	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = out.Close() }()
+	claim := func(seq uint64) string {
+		r := proto.Request{Verb: proto.Acquire, Claim: proto.ClaimID{Instance: uuid.UUID{1}, Seq: seq}, Beat: 1, At: time.Now().UnixMicro(), TTL: time.Second, Digest: "0123456789abcdef"}
+		return string(proto.AppendRequest(nil, &r))
+	}
+	const request, event, release = "lock.default.node.acquire.svc.x", "lock.default.event.acquired.svc.x", "lock.default.node.release.svc.x"
+	given := string(proto.AppendRequest(nil, &proto.Request{Verb: proto.Release, Claim: proto.ClaimID{Instance: uuid.UUID{1}, Seq: 1}, Now: 1}))
+	for name, messages := range map[string][][2]string{
+		"event first":     {{event, "{}"}, {request, claim(1)}, {request, claim(1)}},
+		"request again":   {{request, claim(1)}, {event, "{}"}, {request, claim(1)}},
+		"released before": {{release, given}, {request, claim(1)}},
+		"one of two":      {{request, claim(1)}, {request, claim(2)}, {event, "{}"}, {event, "{}"}},
+	} {
+		w := newWatcher(out, false, "default")
+		for _, m := range messages {
+			w.hear(m[0], []byte(m[1]))
+		}
+		w.mu.Lock()
+		if len(w.asks) != 0 {
+			t.Errorf("%s: %d requests are left to be told of as waiting", name, len(w.asks))
+		}
+		w.mu.Unlock()
+		if err := w.close(); err != nil {
+			t.Error(err)
+		}
+	}
+	w := newWatcher(out, false, "default")
+	w.hear(request, []byte(claim(1)))
+	w.mu.Lock()
+	if len(w.asks) != 1 {
+		t.Error("no request is left where none was granted: this test shows nothing")
+	}
+	w.mu.Unlock()
+	_ = w.close()
+}
+
 func TestNodes(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -114,13 +115,15 @@ func size(f *os.File) (width, height int) {
 	return width, height
 }
 
-// wrapped breaks s between words, at the width of a terminal.
+// wrapped breaks s between words, at the width of a terminal; 0: nowhere.
 func wrapped(s string, width int) string {
 	if width <= 0 {
 		return s
 	}
-	return text.WrapSoft(s, width)
+	return trailing.ReplaceAllString(text.WrapSoft(s, width), "")
 }
+
+var trailing = regexp.MustCompile(`(?m) +$`)
 
 // column is one of a grid, which is a table that fits a terminal.
 type column struct {
@@ -184,14 +187,17 @@ func (g *grid) fit(keep []int, width int) ([]int, bool) {
 }
 
 func (g *grid) draw(keep []int, widths []int) string {
-	var b strings.Builder
-	t := box(&b, g.title)
+	t := table.NewWriter()
+	t.SetStyle(table.StyleRounded) // as in the nats command
+	t.Style().Title.Align = text.AlignCenter
+	t.Style().Format.Header = text.FormatDefault
+	t.SetTitle(g.title)
 	head, configs := table.Row{}, []table.ColumnConfig{}
 	for k, i := range keep {
 		head = append(head, g.columns[i].title)
 		c := table.ColumnConfig{Number: k + 1}
 		if g.columns[i].right {
-			c.Align = text.AlignRight
+			c.Align, c.AlignHeader = text.AlignRight, text.AlignRight
 		}
 		configs = append(configs, c)
 	}
@@ -212,8 +218,7 @@ func (g *grid) draw(keep []int, widths []int) string {
 		}
 		t.AppendRow(cells)
 	}
-	t.Render()
-	return b.String()
+	return t.Render() + "\n"
 }
 
 // tailOf is as much of the end of s, which has no colours, as is not wider than width.

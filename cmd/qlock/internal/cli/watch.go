@@ -95,7 +95,10 @@ type watcher struct {
 	mu      sync.Mutex // guards what follows, and out
 	printed int
 	asks    map[proto.ClaimID]*ask // not granted yet
-	err     error
+	early   map[askKey]time.Time   // granted before the request was heard
+
+	done, doneBefore map[proto.ClaimID]struct{} // requests that may be heard again, and mean nothing
+	err              error
 }
 
 // ask is a request for a lock that may turn out to wait.
@@ -104,6 +107,9 @@ type ask struct {
 	made  time.Time
 	timer *time.Timer
 }
+
+// askKey is what a request and the event that it ends with have in common.
+type askKey struct{ cluster, client, name string }
 
 // sight is one thing that was seen.
 type sight struct {
@@ -125,7 +131,7 @@ type sight struct {
 }
 
 func newWatcher(out *os.File, asJSON bool, cluster string) *watcher {
-	return &watcher{out: out, json: asJSON, cluster: cluster, asks: map[proto.ClaimID]*ask{}, enough: func() {}}
+	return &watcher{out: out, json: asJSON, cluster: cluster, asks: map[proto.ClaimID]*ask{}, early: map[askKey]time.Time{}, done: map[proto.ClaimID]struct{}{}, enough: func() {}}
 }
 
 // listen subscribes, and returns when it is in force.
@@ -184,7 +190,9 @@ func (w *watcher) hear(subject string, body []byte) {
 	case proto.Acquire:
 		w.asked(s, r)
 	case proto.Release:
-		w.forget(r.Claim)
+		w.mu.Lock()
+		w.end(r.Claim)
+		w.mu.Unlock()
 	}
 }
 
@@ -195,11 +203,19 @@ const longWait = 250 * time.Millisecond
 const maxAsks = 10_000
 
 // asked notes a request. Events do not say which request they end, so the oldest of
-// the same client for the same lock is taken for it.
+// the same client for the same lock is taken for it; and since they come by other ways,
+// an event may be heard first.
 func (w *watcher) asked(s sight, r *proto.Request) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if r.Held || w.asks[r.Claim] != nil || len(w.asks) >= maxAsks {
+	if r.Held || w.asks[r.Claim] != nil || len(w.asks) >= maxAsks || w.isDone(r.Claim) {
+		return
+	}
+	key := askKey{s.Cluster, s.Client, s.Name}
+	granted, known := w.early[key]
+	delete(w.early, key)
+	if known && time.Since(granted) < longWait {
+		w.end(r.Claim)
 		return
 	}
 	a := &ask{sight: s, made: time.UnixMicro(r.At)}
@@ -220,17 +236,27 @@ func (w *watcher) waits(id proto.ClaimID) {
 	}
 }
 
-func (w *watcher) forget(id proto.ClaimID) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// end forgets a request. Call with w.mu held.
+func (w *watcher) end(id proto.ClaimID) {
 	if a := w.asks[id]; a != nil {
 		a.timer.Stop()
 		delete(w.asks, id)
 	}
+	if len(w.done) >= maxAsks {
+		w.done, w.doneBefore = map[proto.ClaimID]struct{}{}, w.done
+	}
+	w.done[id] = struct{}{}
+}
+
+func (w *watcher) isDone(id proto.ClaimID) bool {
+	_, now := w.done[id]
+	_, before := w.doneBefore[id]
+	return now || before
 }
 
 func (w *watcher) served(s sight) {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	var oldest *ask
 	var id proto.ClaimID
 	for i, a := range w.asks {
@@ -238,10 +264,14 @@ func (w *watcher) served(s sight) {
 			id, oldest = i, a
 		}
 	}
-	w.mu.Unlock()
 	if oldest != nil {
-		w.forget(id)
+		w.end(id)
+		return
 	}
+	if len(w.early) >= maxAsks {
+		clear(w.early)
+	}
+	w.early[askKey{s.Cluster, s.Client, s.Name}] = s.Time
 }
 
 var colorOf = map[string]text.Colors{
@@ -297,7 +327,7 @@ func (w *watcher) line(s sight) string {
 	// What does not fit goes below the client, where it does not hide the next line.
 	const indent = len("15:04:05.000  acquired  ")
 	if width, _ := size(w.out); width > 2*indent && indent+text.StringWidthWithoutEscSequences(who+"  "+details) > width {
-		return stamp + "  " + what + "  " + strings.ReplaceAll(text.WrapSoft(strings.TrimRight(who, " "), width-indent)+"\n"+text.WrapSoft(details, width-indent), "\n", "\n"+strings.Repeat(" ", indent))
+		return stamp + "  " + what + "  " + strings.ReplaceAll(wrapped(who, width-indent)+"\n"+wrapped(details, width-indent), "\n", "\n"+strings.Repeat(" ", indent))
 	}
 	return stamp + "  " + what + "  " + who + "  " + details
 }
