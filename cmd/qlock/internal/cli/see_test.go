@@ -205,6 +205,29 @@ func TestWatchOutOfOrder(t *testing.T) {
 	_ = w.close()
 }
 
+// A node that restarted has the holder in its queue, and does not make it seem to
+// wait, in whichever order the nodes are looked at.
+func TestWaitIsToldByThoseWhoKnow(t *testing.T) {
+	p := (&app{os.Stdin, os.Stdout, os.Stderr}).progress("x", false)
+	id := proto.ClaimID{Instance: uuid.UUID{1}, Seq: 1}
+	for i, voted := range []bool{true, false, true} {
+		a := &proto.Answer{Kind: proto.Queued, Node: fmt.Sprint("n", i), Blocker: &proto.Blocker{Claim: id, Client: "svc", Voted: voted, For: time.Minute}}
+		if !voted {
+			a.Place, a.Recovering = 1, time.Minute
+		}
+		p.answers[a.Node] = &heard{a, time.Now()}
+	}
+	for range 50 {
+		if got := p.text(0); !strings.HasPrefix(got, "waiting for x for 0s: held by svc for 1m") || !strings.HasSuffix(got, "first in the queue") {
+			t.Fatal(got)
+		}
+	}
+	p.answers["n0"].Place = 3
+	if got := p.text(0); !strings.HasSuffix(got, "3 ahead in the queue") {
+		t.Error(got)
+	}
+}
+
 func TestNodes(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)

@@ -223,6 +223,9 @@ func (p *progress) draw(waited time.Duration) {
 	line := p.text(waited)
 	if terminal(p.out) {
 		p.drawn = true
+		if width, _ := size(p.out); width > 1 && text.StringWidth(line) >= width {
+			line = text.Snip(line, width-1, "…") // a second line would stay
+		}
 		fmt.Fprintf(p.out, "\r\x1b[K%s", paint(p.out, line, text.Faint))
 		return
 	}
@@ -243,17 +246,25 @@ func (p *progress) text(waited time.Duration) string {
 		case proto.Granted:
 			votes++
 		case proto.Queued:
-			place = max(place, h.Place)
 			recovering = max(recovering, h.Recovering-time.Since(h.at))
 			if b := h.Blocker; b != nil {
 				count[b.Claim]++
 				if b.Voted {
 					count[b.Claim] += 100 // a holder rather than one who waits too
 				}
-				if holder == nil || count[b.Claim] > count[holder.Blocker.Claim] {
-					holder = h
-				}
 			}
+		}
+	}
+	for _, h := range p.answers {
+		// A node that gives no votes has the holder in its queue: others know better.
+		if b := h.Blocker; h.Kind == proto.Queued && b != nil && (holder == nil || count[b.Claim] > count[holder.Blocker.Claim] ||
+			b.Claim == holder.Blocker.Claim && b.Voted && !holder.Blocker.Voted) {
+			holder = h
+		}
+	}
+	for _, h := range p.answers {
+		if h.Kind == proto.Queued && (holder == nil || h.Blocker != nil && h.Blocker.Voted == holder.Blocker.Voted) {
+			place = max(place, h.Place)
 		}
 	}
 	var b strings.Builder
@@ -268,7 +279,12 @@ func (p *progress) text(waited time.Duration) string {
 			mode = " (shared)"
 		}
 		since := holder.Blocker.For + time.Since(holder.at)
-		fmt.Fprintf(&b, ": %s %s%s for %v, %d ahead in the queue", verb, holder.Blocker.Client, mode, since.Round(100*time.Millisecond), place)
+		fmt.Fprintf(&b, ": %s %s%s for %v, ", verb, printable(holder.Blocker.Client), mode, since.Round(100*time.Millisecond))
+		if place == 0 {
+			b.WriteString("first in the queue")
+		} else {
+			fmt.Fprintf(&b, "%d ahead in the queue", place)
+		}
 	case recovering >= 100*time.Millisecond:
 		fmt.Fprintf(&b, ": nodes that restarted give no votes for %v yet", recovering.Round(100*time.Millisecond))
 	case votes > 0:
