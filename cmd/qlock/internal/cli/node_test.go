@@ -184,17 +184,16 @@ func TestExternal(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
 	node := func(name, nodes string) *process {
-		p := launch(t, "node", "--server", c.url(), "--cluster", "ext", "--name", name, "--nodes", nodes, "--max-lease", "300ms", "--http", "127.0.0.1:0")
+		return launch(t, "node", "--server", c.url(), "--cluster", "ext", "--name", name, "--nodes", nodes, "--max-lease", "2s", "--http", "127.0.0.1:0")
+	}
+	a, b, x := node("a", "a,b,c"), node("b", "a,b,c"), node("x", "x,y")
+	for _, p := range []*process{a, b, x} {
 		p.says(p.err, "node serves")
 		p.says(p.err, "ready: this node votes")
-		return p
 	}
-	a := node("a", "a,b,c")
-	node("b", "a,b,c")
-	node("x", "x,y")
-	qlockCmd(t, "run", "e", "-s", c.url(), "--cluster", "ext", "--lease", "300ms", "--", "true").want(t, 0)
+	qlockCmd(t, "run", "e", "-s", c.url(), "--cluster", "ext", "--", "true").want(t, 0)
 	r := qlockCmd(t, "nodes", "-s", c.url(), "--cluster", "ext")
-	r.want(t, 0, "Nodes of cluster ext", "other configuration", "x y, lease 300ms, skew 150ms", "unreachable", "2 of 3 nodes vote")
+	r.want(t, 0, "Nodes of cluster ext", "other configuration", "x y, lease 2s, skew 1s", "unreachable", "2 of 3 nodes vote")
 	qlockCmd(t, "check", "-s", c.url(), "--cluster", "ext").
 		want(t, exitFailed, "node x has nodes x y", "most have a b c", "must be the same at every node", "node c does not answer")
 	a.signal(syscall.SIGTERM)

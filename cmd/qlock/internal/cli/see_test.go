@@ -460,7 +460,7 @@ func TestPermissionFormats(t *testing.T) {
 func TestBench(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
-	results := decode[[]benchResult](t, qlockCmd(t, "bench", "-s", c.url(), "--for", "150ms", "--clients", "3", "--json"))
+	results := decode[[]benchResult](t, qlockCmd(t, "bench", "-s", c.url(), "--for", "1s", "--clients", "3", "--json"))
 	if len(results) != 3 {
 		t.Fatalf("%+v", results)
 	}
