@@ -14,8 +14,8 @@ import (
 )
 
 // LockInfo is a lock as the nodes have it, put together from what each of them
-// says. They are asked one after the other's moment: what changes meanwhile may show
-// with votes of some nodes only.
+// says. They do not say it at the same moment: what changes meanwhile may show with the
+// votes of some nodes only.
 type LockInfo struct {
 	Name string
 
@@ -43,7 +43,7 @@ type ClaimInfo struct {
 
 	Held  bool          // with the votes of a quorum
 	Token uint64        // its fencing token, if it is held
-	Lease time.Duration // held: how long it would outlive a client that falls silent
+	Lease time.Duration // how long it would outlive a client that falls silent
 	For   time.Duration // since it has its votes, or waits
 	Asked time.Time     // by its client's clock: older goes first
 
@@ -175,7 +175,7 @@ const (
 // inquire asks all nodes and gives take each page of each once, which tells where to
 // go on, 0 at the end, and whether it has heard enough. It tells who answered to the
 // end, and who did not.
-func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.Answer) (next uint64, enough bool)) (answered, silent []string, err error) {
+func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.Answer) (next uint64, done bool)) (answered, silent []string, err error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
@@ -213,6 +213,7 @@ func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.
 	again := time.NewTicker(askAgain)
 	defer again.Stop()
 	heard := time.Now()
+	enough := func() bool { return len(answered) >= quorum.Size(len(nodes), quorum.Exclusive) }
 	for len(after) > 0 {
 		select {
 		case a := <-q.answers:
@@ -221,11 +222,12 @@ func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.
 				continue // it came twice
 			}
 			heard = time.Now()
-			next, enough := take(a)
+			next, done := take(a)
 			if next <= at {
 				delete(after, a.Node)
 				answered = append(answered, a.Node)
-				if enough {
+				slices.Sort(answered)
+				if done {
 					return answered, missing(after), nil
 				}
 				continue
@@ -235,10 +237,8 @@ func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.
 			more.Node, more.After = a.Node, next
 			send(more)
 		case <-again.C:
-			if time.Since(heard) >= silence && len(answered) >= quorum.Size(len(nodes), quorum.Exclusive) {
-				silent = missing(after)
-				slices.Sort(answered)
-				return answered, silent, nil
+			if time.Since(heard) >= silence && enough() {
+				return answered, missing(after), nil
 			}
 			for _, n := range missing(after) {
 				more := r
@@ -253,11 +253,13 @@ func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.
 		case <-l.stop:
 			return nil, nil, ErrClosed
 		case <-ctx.Done():
+			if enough() {
+				return answered, missing(after), nil
+			}
 			return nil, nil, fmt.Errorf("%w: asked the nodes on %s: %d of %d answered, no answer from %s: %w", ErrNoQuorum,
 				q.subject, len(answered), len(nodes), strings.Join(missing(after), " "), contextError(ctx))
 		}
 	}
-	slices.Sort(answered)
 	return answered, nil, nil
 }
 
@@ -375,6 +377,7 @@ func (v *views) add(node string, r *proto.Record) {
 		w.info.Kept = w.info.Kept || c.Kept
 		w.info.Evicted = w.info.Evicted || c.Evicted
 		w.info.For = max(w.info.For, c.For)
+		w.info.Lease = max(w.info.Lease, c.Lease)
 		if c.Voted {
 			w.info.Voted = append(w.info.Voted, node)
 			w.fences = append(w.fences, c.Fence)

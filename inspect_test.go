@@ -57,7 +57,7 @@ func TestInspect(t *testing.T) {
 			!slices.Equal(h.Voted, []string{"n1", "n2", "n3"}) || len(h.Queued) != 0 {
 			t.Errorf("holder: %+v", h)
 		}
-		if q := info.Queue[1]; q.Held || !q.Shared || q.Token != 0 || q.Note != "only reads" || len(q.Queued) != 3 || q.Asked.Before(info.Queue[0].Asked) {
+		if q := info.Queue[1]; q.Held || !q.Shared || q.Token != 0 || q.Lease != testLease || q.Note != "only reads" || len(q.Queued) != 3 || q.Asked.Before(info.Queue[0].Asked) {
 			t.Errorf("reader: %+v", q)
 		}
 		mustUnlock(t, k)
@@ -137,6 +137,10 @@ func TestInspectWithoutNodes(t *testing.T) {
 		if !slices.Equal(info.Answered, []string{"n1", "n2"}) || !slices.Equal(info.Silent, []string{"n3"}) ||
 			info.Holding != 1 || !slices.Equal(info.Holders[0].Voted, []string{"n1", "n2"}) {
 			t.Errorf("%+v", info)
+		}
+		// A deadline that is near does not make less of what was heard.
+		if info, err := ops.Inspect(timeout(t, 10*time.Millisecond), "x"); err != nil || info.Holding != 1 || len(info.Silent) != 1 {
+			t.Errorf("%+v, %v", info, err)
 		}
 		w.nodes[1].stop()
 		start := time.Now()

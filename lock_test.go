@@ -283,8 +283,8 @@ func TestHeldLocksCostNeitherGoroutineNorSubscription(t *testing.T) {
 		if got := nc.NumSubscriptions(); got != subs {
 			t.Errorf("%d subscriptions with 1,000 locks held, %d before", got, subs)
 		}
-		if got := w.nodes[0].link.NumSubscriptions(); got != 2 {
-			t.Errorf("a node has %d subscriptions, want 2", got)
+		if got := w.nodes[0].link.NumSubscriptions(); got != 3 {
+			t.Errorf("a node has %d subscriptions, want 3", got)
 		}
 		o.take()
 		time.Sleep(10 * testLease)

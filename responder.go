@@ -191,14 +191,18 @@ func (n *Node) serve(ctx context.Context) error {
 	}
 	n.subs = append(n.subs, sub)
 	subject := nodeSubject(n.cfg.Cluster)
+	subjects := []string{adminSubject(n.cfg.Cluster)}
 	if n.cfg.NoService {
-		sub, err := n.nc.Subscribe(subject, func(m *nats.Msg) { n.receive(m.Subject, m.Reply, m.Data) })
-		if err != nil {
-			return fmt.Errorf("qlock: StartNode: subscribe to %s: %w", subject, err)
-		}
-		n.subs = append(n.subs, sub)
+		subjects = append(subjects, subject)
 	} else if err := n.addService(subject); err != nil {
 		return fmt.Errorf("qlock: StartNode: %w", err)
+	}
+	for _, s := range subjects {
+		sub, err := n.nc.Subscribe(s, func(m *nats.Msg) { n.receive(m.Subject, m.Reply, m.Data) })
+		if err != nil {
+			return fmt.Errorf("qlock: StartNode: subscribe to %s: %w", s, err)
+		}
+		n.subs = append(n.subs, sub)
 	}
 	n.loop.Go(n.run)
 	for !n.probed() {
@@ -348,8 +352,8 @@ func (n *Node) probed() bool {
 	return n.core.Probed()
 }
 
-// receive takes a request. It runs on the subscription's goroutine, one at a
-// time.
+// receive takes a request. It runs on the goroutine of a subscription; those for
+// claims come one at a time.
 func (n *Node) receive(subject, reply string, body []byte) {
 	n.requests.Add(1)
 	verb, client, resource, err := parseRequestSubject(n.cfg.Cluster, subject)

@@ -13,6 +13,7 @@ import (
 // "nats sub" can read them:
 //
 //	lock.<cluster>.node.<verb>.<client>.<resource>
+//	lock.<cluster>.admin.<verb>.<client>.<resource>
 //	lock.<cluster>.event.<kind>.<client>.<resource>
 //
 // The resource stands last because it is the only part that may have several
@@ -89,7 +90,7 @@ func requestSubject(cluster, verb, client, encodedResource string) string {
 
 func appendRequestSubject(b []byte, cluster, verb, client, encodedResource string) []byte {
 	b = append(append(b, "lock."...), cluster...)
-	b = append(append(b, ".node."...), verb...)
+	b = append(append(b, familyOf(verb)...), verb...)
 	b = append(append(b, '.'), client...)
 	if encodedResource != "" {
 		b = append(append(b, '.'), encodedResource...)
@@ -97,10 +98,26 @@ func appendRequestSubject(b []byte, cluster, verb, client, encodedResource strin
 	return b
 }
 
-// nodeSubject is what a node subscribes to. It is one wildcard, not one
+// familyOf is where in the tree of subjects a verb stands. Those that look at the
+// claims of others, or end them, are apart from those that make one's own: whoever
+// is permitted lock.prod.node.*.svc-a.>, or watches that, is none of the former.
+func familyOf(verb string) string {
+	switch verb {
+	case "list", "inspect", "evict":
+		return ".admin."
+	}
+	return ".node."
+}
+
+// nodeSubject is what a node subscribes to for claims. It is one wildcard, not one
 // subscription for each verb, because order is kept only within a subscription.
 func nodeSubject(cluster string) string {
 	return "lock." + cluster + ".node.>"
+}
+
+// adminSubject is the other that it subscribes to.
+func adminSubject(cluster string) string {
+	return "lock." + cluster + ".admin.>"
 }
 
 // appendEventSubject gives where a client tells observers what became of a lock.
@@ -121,14 +138,21 @@ func parseRequestSubject(cluster, subject string) (verb, client, resource string
 	if ok {
 		rest, ok = strings.CutPrefix(rest, cluster)
 	}
+	family := ".node."
+	if ok && strings.HasPrefix(rest, ".admin.") {
+		family = ".admin."
+	}
 	if ok {
-		rest, ok = strings.CutPrefix(rest, ".node.")
+		rest, ok = strings.CutPrefix(rest, family)
 	}
 	if !ok {
-		return "", "", "", fmt.Errorf("subject %s: not under lock.%s.node", quote(subject), cluster)
+		return "", "", "", fmt.Errorf("subject %s: neither under lock.%s.node nor lock.%[2]s.admin", quote(subject), cluster)
 	}
 
 	verb, rest, _ = strings.Cut(rest, ".")
+	if familyOf(verb) != family {
+		return "", "", "", fmt.Errorf("subject %s: %w %s there", quote(subject), errUnknownVerb, quote(verb))
+	}
 	client, encoded, hasResource := strings.Cut(rest, ".")
 	var wantsResource bool
 	switch verb {

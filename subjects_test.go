@@ -93,7 +93,7 @@ func TestSubjects(t *testing.T) {
 }
 
 func TestParseRequestSubject(t *testing.T) {
-	for _, verb := range []string{"acquire", "release", "yield"} {
+	for _, verb := range []string{"acquire", "release", "yield", "inspect", "evict"} {
 		for _, name := range []string{"orders", "orders.42", "a b", ".", "*", "refresh"} {
 			enc, err := proto.EncodeName(name)
 			if err != nil {
@@ -106,7 +106,7 @@ func TestParseRequestSubject(t *testing.T) {
 			}
 		}
 	}
-	for _, verb := range []string{"refresh", "info"} {
+	for _, verb := range []string{"refresh", "info", "list"} {
 		subject := requestSubject("prod", verb, "svc-a", "")
 		v, c, r, err := parseRequestSubject("prod", subject)
 		if err != nil || v != verb || c != "svc-a" || r != "" {
@@ -133,6 +133,11 @@ func TestParseRequestSubjectRefuses(t *testing.T) {
 			{"x.lock.prod.node.acquire.svc-a.x", anyError},
 			{"lock.prod.node.", errUnknownVerb},
 			{"lock.prod.node.steal.svc-a.x", errUnknownVerb},
+			{"lock.prod.node.evict.svc-a.x", errUnknownVerb}, // in the wrong place: a permission may allow it
+			{"lock.prod.node.list.svc-a", errUnknownVerb},
+			{"lock.prod.admin.acquire.svc-a.x", errUnknownVerb},
+			{"lock.prod.admin.", errUnknownVerb},
+			{"lock.prod.admin.steal.svc-a.x", errUnknownVerb},
 			{"lock.prod.node.ACQUIRE.svc-a.x", errUnknownVerb},
 			{"lock.prod.node..svc-a.x", errUnknownVerb},
 			{"lock.prod.node.acquire", ErrInvalidName},

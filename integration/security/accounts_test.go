@@ -357,7 +357,7 @@ func TestSigningKeys(t *testing.T) {
 	limits(t, w, w.raw("svc-c"))
 	evicts(t, w, "ops")
 	_, err := w.locker("svc-b").Locks(deadline(t), "")
-	wantRefused(t, "a list for a client", err, "lock.prod.node.list.svc-b")
+	wantRefused(t, "a list for a client", err, "lock.prod.admin.list.svc-b")
 	_, err = w.locker("look").Locks(deadline(t), "")
 	must(t, err)
 	nc := w.dial("svc-a")

@@ -82,7 +82,7 @@ func TestInspectionIsForThoseWhoMay(t *testing.T) {
 				continue
 			}
 			first, rest, _ := strings.Cut(verb, ".")
-			wantRefused(t, user+", "+verb, err, strings.TrimSuffix("lock.prod.node."+first+"."+user+"."+rest, "."))
+			wantRefused(t, user+", "+verb, err, strings.TrimSuffix("lock.prod.admin."+first+"."+user+"."+rest, "."))
 		}
 	}
 	for _, user := range []string{"look", "ops"} {

@@ -62,13 +62,23 @@ func (v verbs) subjects(cluster, name string, resources ...string) []string {
 	var out []string
 	for _, verb := range v.of {
 		for _, r := range resources {
-			out = append(out, "lock."+cluster+".node."+verb+"."+name+"."+r)
+			out = append(out, subject(cluster, verb, name)+"."+r)
 		}
 	}
 	for _, verb := range v.plain {
-		out = append(out, "lock."+cluster+".node."+verb+"."+name)
+		out = append(out, subject(cluster, verb, name))
 	}
 	return out
+}
+
+// subject is where name asks with this verb.
+func subject(cluster, verb, name string) string {
+	family := "node"
+	switch verb {
+	case "list", "inspect", "evict":
+		family = "admin"
+	}
+	return "lock." + cluster + "." + family + "." + verb + "." + name
 }
 
 // NewClient is a user that takes locks as the client of its name, and as no
@@ -116,7 +126,7 @@ func NewObserver(cluster, name string) (User, error) {
 // cannot see the answers.
 func NewAuditor(cluster, name string) (User, error) {
 	u, err := newUser(RoleAuditor, cluster, name)
-	u.Subscribe = []string{"lock." + cluster + ".event.>", "lock." + cluster + ".node.>"}
+	u.Subscribe = []string{"lock." + cluster + ".event.>", "lock." + cluster + ".node.>", "lock." + cluster + ".admin.>"}
 	return u, err
 }
 
@@ -160,7 +170,7 @@ var service = []string{"$SRV.*", "$SRV.*.qlock", "$SRV.*.qlock.*"}
 func NewNode(cluster, name string) (User, error) {
 	u, err := newUser(RoleNode, cluster, name)
 	u.Publish = []string{"_INBOX.>", "lock." + cluster + ".node.info." + name}
-	u.Subscribe = append([]string{"lock." + cluster + ".node.>", u.inbox() + ".>"}, service...)
+	u.Subscribe = append([]string{"lock." + cluster + ".node.>", "lock." + cluster + ".admin.>", u.inbox() + ".>"}, service...)
 	return u, err
 }
 

@@ -308,7 +308,7 @@ func TestDeadNodes(t *testing.T) {
 	ignore.wait()
 
 	qlockCmd(t, "check", "-s", live, "--timeout", "700ms").want(t, exitFailed, "1 of 3 nodes vote, 2 are needed: nobody can take a lock")
-	looks.says(looks.err, "no quorum: asked the nodes on lock.default.node.list.")
+	looks.says(looks.err, "no quorum: asked the nodes on lock.default.admin.list.")
 	qlockCmd(t, "ls", "-s", live, "--timeout", "700ms").want(t, exitNoQuorum, "qlock nodes", "qlock check")
 	qlockCmd(t, "run", "b", "-s", live, "--wait", "700ms", "--", "true").want(t, exitNoQuorum, "no quorum", "1 node answers, too few")
 

@@ -421,7 +421,7 @@ func TestPermissions(t *testing.T) {
 	qlockCmd(t, append(as("svc", "run", "x", "--client", "part"), "--", "true")...).want(t, exitRefused, "lock.default.node.info.part")
 	qlockCmd(t, "nodes", "-s", u, "--user", "svc", "--password", "wrong").want(t, exitFailed, "Authorization Violation", "--password")
 	for _, args := range [][]string{{"ls"}, {"info", "any"}, {"unlock", "any", "--force", "--yes"}} {
-		qlockCmd(t, as("svc", args...)...).want(t, exitRefused, "lock.default.node.", "permission", "inspector:NAME or operator:NAME")
+		qlockCmd(t, as("svc", args...)...).want(t, exitRefused, "lock.default.admin.", "permission", "inspector:NAME or operator:NAME")
 	}
 	evicted := func(name string) *process {
 		p := launch(t, as("svc", "lock", name, "--lease", "1s")...)
@@ -433,8 +433,8 @@ func TestPermissions(t *testing.T) {
 		qlockCmd(t, as(user, "ls")...).want(t, 0, "orders.3", "any", "svc")
 		qlockCmd(t, run(user, "orders.4")...).want(t, exitRefused, "lock.default.node.acquire."+user)
 	}
-	qlockCmd(t, as("look", "unlock", "any", "--force", "--yes")...).want(t, exitRefused, "lock.default.node.evict.look.any")
-	qlockCmd(t, as("ops", "unlock", "any", "--force", "--yes")...).want(t, exitRefused, "lock.default.node.inspect.ops.any")
+	qlockCmd(t, as("look", "unlock", "any", "--force", "--yes")...).want(t, exitRefused, "lock.default.admin.evict.look.any")
+	qlockCmd(t, as("ops", "unlock", "any", "--force", "--yes")...).want(t, exitRefused, "lock.default.admin.inspect.ops.any")
 	qlockCmd(t, as("ops", "unlock", "orders.3", "--force", "--yes", "--wait", "10s")...).want(t, 0, "is evicted")
 	order.wait().want(t, exitLost, "evicted by ops")
 	_ = other.in.Close()
