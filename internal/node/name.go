@@ -108,7 +108,7 @@ func (n *Node) info(now proto.Now, r *proto.Request, reply string, out *Out) {
 		a.Recovering = n.recovering(now)
 		a.Info = &proto.NodeInfo{
 			Nonce: r.Nonce, Nodes: n.cfg.Nodes, MaxTTL: n.cfg.MaxTTL, Skew: n.cfg.Skew,
-			State: n.State(), Started: n.started, Voted: n.voted, Claims: n.Claims(), Version: n.cfg.Version,
+			State: n.State(), Started: n.started, Now: max(now.Wall, 0), Voted: n.voted, Claims: n.Claims(), Version: n.cfg.Version,
 		}
 		out.Answers = append(out.Answers, Send{reply, a})
 	}

@@ -187,6 +187,7 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 			b = appendInt(b, "recovering_ms", ceilMS(a.Recovering))
 		}
 		b = appendInt(b, "started", i.Started)
+		b = appendInt(b, "now", i.Now)
 		b = append(b, `,"voted":`...)
 		b = strconv.AppendBool(b, i.Voted)
 		b = appendInt(b, "claims", int64(i.Claims))
@@ -524,6 +525,7 @@ func (a *Answer) Decode(body []byte) error {
 			Skew:    d.millis("skew_ms", w.Skew),
 			State:   State(d.optionalToken("state", w.State)),
 			Started: d.micros("started", w.Started),
+			Now:     d.micros("now", w.Now),
 			Voted:   w.Voted,
 			Claims:  d.count("claims", w.Claims),
 			Version: d.text("version", w.Version, MaxText),

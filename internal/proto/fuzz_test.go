@@ -232,6 +232,7 @@ func checkAnswer(t *testing.T, a *Answer) {
 		l.duration("max_ttl", i.MaxTTL, MinLease, MaxLease)
 		l.duration("skew", i.Skew, 0, longest)
 		l.micros("started", i.Started)
+		l.micros("now", i.Now)
 		if i.Claims < 0 {
 			t.Errorf("claims %d", i.Claims)
 		}

@@ -137,7 +137,7 @@ func goldenAnswers() map[string]Answer {
 	a.Kind, a.Recovering = Informed, 9180*time.Millisecond
 	a.Info = &NodeInfo{
 		Nonce: "6f1c52d0", Nodes: exampleConfig.Nodes, MaxTTL: exampleConfig.MaxTTL, Skew: exampleConfig.Skew,
-		State: Recovering, Started: exampleAt - 10_000_000, Claims: 42, Version: "v1.0.0",
+		State: Recovering, Started: exampleAt - 10_000_000, Now: exampleAt, Claims: 42, Version: "v1.0.0",
 	}
 	all["informed"] = a
 

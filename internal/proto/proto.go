@@ -302,6 +302,7 @@ type NodeInfo struct {
 	Skew    time.Duration
 	State   State
 	Started int64 // wall clock at its start, µs
+	Now     int64 // and as it answered
 	Voted   bool  // it gave a vote, or may have
 	Claims  int
 	Version string

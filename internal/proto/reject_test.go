@@ -266,6 +266,7 @@ var messages = []message{
 		{name: "state", kind: "optional token"},
 		{name: "recovering_ms", kind: "millis"},
 		{name: "started", kind: "micros"},
+		{name: "now", kind: "micros"},
 		{name: "voted", kind: "bool"},
 		{name: "claims", kind: "count"},
 		{name: "version", kind: "text"},

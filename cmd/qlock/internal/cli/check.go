@@ -6,13 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/nats-io/nuid"
 	"github.com/spf13/cobra"
@@ -34,8 +32,7 @@ func (a *app) check() *cobra.Command {
 and give it back, and tell what is wrong and what helps.
 
 The lock that is taken has a random name under qlock.check; a user who is limited
-to other locks gives one with --lock. Clocks are measured by a request that every
-node refuses, since it seems to come from the future.
+to other locks gives one with --lock.
 
 Exit status: 0 if locks can be taken, 1 if not or if something threatens them,
 2 for bad flags. With --strict, warnings count as well.`,
@@ -156,7 +153,7 @@ func (a *app) examine(ctx context.Context, c *connection, name string, r *findin
 		return
 	}
 	checkMembers(s, r)
-	l.checkClocks(ctx, s, r)
+	checkClocks(s, r)
 	if s.voting() >= s.need(quorum.Exclusive) { // else it is known what comes of it
 		l.checkLock(ctx, name, r)
 	}
@@ -253,73 +250,12 @@ func compareVersions(a, b string) int {
 	return slices.Compare(numbers(a), numbers(b))
 }
 
-// fromTheFuture is by how much the request that measures clocks is ahead. No clock
-// that is off by less has the request queued.
-const fromTheFuture = 30 * 24 * time.Hour
-
-var ahead = regexp.MustCompile(`made (\S+) in the future`)
-
-// clocks measures how far the nodes' clocks are from this machine's, to half a
-// round trip: a node refuses a claim from the future, and says by how much it is
-// ahead of its clock. Who is not heard is not in the map.
-func (l *link) clocks(ctx context.Context, c *census) (map[string]time.Duration, error) {
-	ctx, cancel := context.WithTimeout(ctx, l.patience())
-	defer cancel()
-	inbox := l.NewInbox()
-	sub, err := l.SubscribeSync(inbox)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = sub.Unsubscribe() }()
-	claim := proto.ClaimID{Instance: uuid.New(), Seq: 1}
-	subject := "lock." + l.cluster + ".node.%s." + l.client + ".qlock.check." + nuid.Next()
-	asked := time.Now()
-	at := asked.Add(fromTheFuture).UnixMicro()
-	ask := proto.Request{Verb: proto.Acquire, Claim: claim, Beat: 1, At: at, TTL: proto.MinLease, Digest: c.digest}
-	before := len(l.denials())
-	if err := l.PublishRequest(fmt.Sprintf(subject, "acquire"), inbox, proto.AppendRequest(nil, &ask)); err != nil {
-		return nil, err
-	}
-	// A node that is ahead of us by more than that took it for a claim.
-	defer func() {
-		undo := proto.Request{Verb: proto.Release, Claim: claim, Now: asked.UnixMicro()}
-		_ = l.Publish(fmt.Sprintf(subject, "release"), proto.AppendRequest(nil, &undo)) // its lease is 10 ms anyway
-	}()
-	want := 0
+func checkClocks(c *census, r *findings) {
+	off := map[string]time.Duration{}
 	for _, m := range c.members {
 		if m.heard && !m.clash && !m.other {
-			want++
+			off[m.name] = m.clock
 		}
-	}
-	out := map[string]time.Duration{}
-	for len(out) < want {
-		m, err := sub.NextMsgWithContext(ctx)
-		if err != nil {
-			break
-		}
-		a, err := proto.DecodeAnswer(m.Data)
-		if err != nil || a.Kind != proto.Refused || a.Reason != proto.ReasonAge {
-			continue
-		}
-		words := ahead.FindStringSubmatch(a.Text)
-		if words == nil {
-			continue
-		}
-		if d, err := time.ParseDuration(words[1]); err == nil {
-			out[a.Node] = fromTheFuture - d - time.Since(asked)/2
-		}
-	}
-	if d := l.denials(); len(d) > before {
-		return nil, d[before]
-	}
-	return out, nil
-}
-
-func (l *link) checkClocks(ctx context.Context, c *census, r *findings) {
-	off, err := l.clocks(ctx, c)
-	if err != nil || len(off) == 0 {
-		r.add(warning, "clocks", "the clocks of the nodes could not be measured", "the user of this connection needs to ask for locks under qlock.check.>")
-		return
 	}
 	checkOffsets(off, c.config.MaxTTL, c.config.Skew, r)
 }

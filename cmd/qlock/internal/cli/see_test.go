@@ -413,7 +413,7 @@ func TestPermissions(t *testing.T) {
 	qlockCmd(t, run("part", "orders.1")...).want(t, 0)
 	qlockCmd(t, run("part", "any")...).want(t, exitRefused, "lock.default.node.acquire.part.any")
 	qlockCmd(t, as("svc", "check")...).want(t, 0, "Nothing is wrong.", "as client svc")
-	qlockCmd(t, as("part", "check")...).want(t, exitFailed, "could not be measured", "lock.default.node.acquire.part.qlock.check", "qlock permissions client:part")
+	qlockCmd(t, as("part", "check")...).want(t, exitFailed, "clocks agree within", "lock.default.node.acquire.part.qlock.check", "qlock permissions client:part")
 	qlockCmd(t, as("part", "check", "--lock", "orders.check")...).want(t, 0, "a lock was taken in")
 	qlockCmd(t, as("mon", "nodes")...).want(t, 0, "1 of 1 nodes vote")
 	qlockCmd(t, as("eye", "nodes")...).want(t, exitFailed, "may not ask on lock.default.node.info.eye")

@@ -25,8 +25,9 @@ type member struct {
 	info        proto.NodeInfo
 	recovering  time.Duration
 	roundTrip   time.Duration
-	clash       bool // another answered under the same name
-	other       bool // its configuration is not that of most
+	clock       time.Duration // by how much its clock is ahead of this machine's, to half a round trip
+	clash       bool          // another answered under the same name
+	other       bool          // its configuration is not that of most
 }
 
 func (m *member) state() string {
@@ -106,9 +107,10 @@ func (l *link) survey(ctx context.Context, patience time.Duration) (*census, err
 		if err != nil || a.Info == nil || a.Info.Nonce != ask.Nonce || found[a.Incarnation] != nil {
 			continue
 		}
+		trip := time.Since(began)
 		found[a.Incarnation] = &member{
 			name: a.Node, heard: true, incarnation: a.Incarnation, digest: a.Digest,
-			info: *a.Info, recovering: a.Recovering, roundTrip: time.Since(began),
+			info: *a.Info, recovering: a.Recovering, roundTrip: trip, clock: time.UnixMicro(a.Info.Now).Sub(began.Add(trip / 2)),
 		}
 		if complete(found) {
 			settle, stop := context.WithTimeout(ctx, max(2*time.Since(began), 30*time.Millisecond))
