@@ -160,6 +160,20 @@ func clip(s string, most int) string {
 	return strings.ToValidUTF8(s, "")
 }
 
+// Flush waits until a quorum of nodes has heard what this Locker told them before. Unlock
+// does not wait for the nodes; who tells another, after it, to go ahead with TryLock,
+// flushes in between, or the other may be told that the lock is held. (Lock would wait
+// for a moment.) It takes one round trip. Errors are those of Inspect, without a permission of its
+// own.
+func (l *Locker) Flush(ctx context.Context) error {
+	heard, need := 0, quorum.Size(len(l.Nodes()), exclusive)
+	_, _, err := l.inquire(ctx, proto.Request{Verb: proto.Info}, func(*proto.Answer) (next uint64, done bool) {
+		heard++
+		return 0, heard >= need
+	})
+	return err
+}
+
 // inquiry is a question to all nodes that waits for answers.
 type inquiry struct {
 	subject string
@@ -243,8 +257,8 @@ func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.
 			for _, n := range missing(after) {
 				more := r
 				more.Node, more.After = n, after[n]
-				if r.Verb == proto.Evict {
-					more.Node = "" // it has no such field
+				if r.Verb != proto.List && r.Verb != proto.Inspect {
+					more.Node = "" // to evict has no such field, and in info it is a node's
 				}
 				send(more)
 			}
@@ -277,8 +291,8 @@ func (l *Locker) replied(a *proto.Answer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	q := l.inquiries[a.Nonce]
-	if q == nil || a.Client != l.opt.name || a.Digest != l.core.Digest() {
-		return
+	if q == nil || a.Client != l.opt.name && a.Kind != proto.Informed || a.Digest != l.core.Digest() {
+		return // info is asked for by nobody in particular
 	}
 	select {
 	case q.answers <- a:

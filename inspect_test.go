@@ -308,3 +308,40 @@ func TestBadInspection(t *testing.T) {
 		wantIs(t, err, qlock.ErrClosed)
 	})
 }
+
+// After Flush the nodes have heard the release: a try elsewhere never fails for a lock
+// that was given back.
+func TestFlush(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, b := w.client("a"), w.client("b")
+		for range 200 {
+			k := mustLock(t, a, "x")
+			mustUnlock(t, k)
+			if err := a.Flush(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			try, err := b.TryLock(t.Context(), "x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustUnlock(t, try)
+			if err := b.Flush(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.nodes[0].stop()
+		if err := a.Flush(t.Context()); err != nil {
+			t.Errorf("with two of three nodes: %v", err)
+		}
+		w.nodes[1].stop()
+		err := a.Flush(timeout(t, time.Second))
+		wantIs(t, err, qlock.ErrNoQuorum, context.DeadlineExceeded)
+		wantText(t, err, "1 of 3 answered", "n1 n2")
+		w.nodes[1].start()
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+		wantIs(t, a.Flush(t.Context()), qlock.ErrClosed)
+	})
+}

@@ -75,8 +75,9 @@ func (l *Lock) Token() uint64 { return l.token }
 func (l *Lock) Context() context.Context { return l.ctx }
 
 // Unlock gives the lock back. It returns ErrLost if the lock was lost before, and
-// nil otherwise, also when called again. It does not wait for the nodes: should
-// the message be lost, the next refresh tells them, within a third of the lease.
+// nil otherwise, also when called again. It does not wait for the nodes (Locker.Flush
+// does): should the message be lost, the next refresh tells them, within a third of the
+// lease.
 // An ended ctx does not keep the lock from being given back.
 func (l *Lock) Unlock(context.Context) error {
 	return l.locker.unlock(l)

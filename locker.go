@@ -441,7 +441,9 @@ func (l *Locker) receive(m *nats.Msg) {
 	switch a.Kind {
 	case proto.Informed:
 		kept := *a
+		kept.Nonce = kept.Info.Nonce
 		l.informed(&kept)
+		l.replied(&kept)
 		return
 	case proto.Listed, proto.Evicting:
 		kept := *a

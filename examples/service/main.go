@@ -184,8 +184,8 @@ func (s *service) answer(r micro.Request, customer string) {
 
 var errWho = errors.New("the request names no customer")
 
-// invoice is the job. The lock is given back before the answer goes out: whoever
-// has the answer may ask for the same customer again.
+// invoice is the job. The lock is given back, and the nodes have heard so, before the
+// answer goes out: whoever has the answer may ask for the same customer again.
 func (s *service) invoice(ctx context.Context, customer string) (text string, err error) {
 	if customer == "" {
 		return "", errWho
@@ -194,7 +194,7 @@ func (s *service) invoice(ctx context.Context, customer string) (text string, er
 	if err != nil {
 		return "", err
 	}
-	defer func() { err = errors.Join(err, lock.Unlock(ctx)) }()
+	defer func() { err = errors.Join(err, lock.Unlock(ctx), s.locker.Flush(ctx)) }()
 
 	say(s.name, "%s: begins, with token %d", customer, lock.Token())
 	select {
