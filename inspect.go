@@ -160,11 +160,11 @@ func clip(s string, most int) string {
 	return strings.ToValidUTF8(s, "")
 }
 
-// Flush waits until a quorum of nodes has heard what this Locker told them before. Unlock
-// does not wait for the nodes; who tells another, after it, to go ahead with TryLock,
-// flushes in between, or the other may be told that the lock is held. (Lock would wait
-// for a moment.) It takes one round trip. Errors are those of Inspect, without a permission of its
-// own.
+// Flush waits until a quorum of nodes has heard what this Locker told them before, for
+// one round trip. Unlock does not wait for the nodes: who tells another, after it, to go
+// ahead with TryLock, flushes in between, or the other may be told that the lock is
+// held. (Lock would wait for a moment.) Errors are those of Inspect; it needs no
+// permission of its own.
 func (l *Locker) Flush(ctx context.Context) error {
 	heard, need := 0, quorum.Size(len(l.Nodes()), exclusive)
 	_, _, err := l.inquire(ctx, proto.Request{Verb: proto.Info}, func(*proto.Answer) (next uint64, done bool) {
