@@ -302,6 +302,8 @@ func appendQuoted(b []byte, s string) []byte {
 // versions can add some.
 type wire struct {
 	Answer      string       `json:"answer"`
+	Verb        string       `json:"verb"` // this and the name only in a batch
+	Name        string       `json:"name"`
 	Instance    string       `json:"instance"`
 	Seq         uint64       `json:"seq"`
 	Beat        uint64       `json:"beat"`
@@ -407,6 +409,10 @@ func (r *Request) Decode(verb Verb, client, resource string, body []byte) error 
 	if err := w.parse(body, most); err != nil {
 		return err
 	}
+	return r.fill(w, verb, client, resource)
+}
+
+func (r *Request) fill(w *wire, verb Verb, client, resource string) error {
 	*r = Request{Verb: verb, Client: client, Resource: resource}
 	d := decoder{}
 	switch verb {
@@ -474,6 +480,10 @@ func (a *Answer) Decode(body []byte) error {
 	if err := w.parse(body, MaxBody); err != nil {
 		return err
 	}
+	return a.fill(w)
+}
+
+func (a *Answer) fill(w *wire) error {
 	d := decoder{}
 	*a = Answer{
 		Kind:        Kind(w.Answer),

@@ -255,6 +255,12 @@ func TestGoldenInDocs(t *testing.T) {
 	for name := range goldenAnswers() {
 		names[name] = true
 	}
+	for name := range goldenBatches() {
+		names[name] = true
+	}
+	for name := range goldenAnswerLists() {
+		names[name] = true
+	}
 	files, err := filepath.Glob(filepath.Join("testdata", "golden", "*.json"))
 	if err != nil {
 		t.Fatal(err)

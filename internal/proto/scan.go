@@ -14,14 +14,18 @@ import (
 // scan reads body into w, or returns false without having said anything about it.
 func (w *wire) scan(body []byte) bool {
 	p := scanner{s: unsafe.String(unsafe.SliceData(body), len(body))} // nobody changes it: see Decode
+	return w.object(&p) && p.i == len(p.s)
+}
+
+func (w *wire) object(p *scanner) bool {
 	for first := true; ; first = false {
 		switch key, at := p.member(first); at {
 		case inside:
-			if !w.field(&p, key) {
+			if !w.field(p, key) {
 				return false
 			}
 		case after:
-			return p.i == len(p.s)
+			return true
 		default:
 			return false
 		}
@@ -32,6 +36,10 @@ func (w *wire) field(p *scanner, key string) bool {
 	switch key {
 	case "answer":
 		return p.text(&w.Answer)
+	case "verb":
+		return p.text(&w.Verb)
+	case "name":
+		return p.text(&w.Name)
 	case "instance":
 		return p.text(&w.Instance)
 	case "seq":
