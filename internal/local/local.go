@@ -90,9 +90,16 @@ type share struct {
 	parted   bool          // who waits has another share: this one is given back
 	holders  []*Use        // one writer or any number of readers
 	queue    []*Use        // who waits, first come first
+	room     [2]*Use       // for one of each: mostly there are no more
 
 	idle       time.Duration // the claim is kept for nobody until then; zero: it is not
 	prev, next *share        // in the list of the idle
+}
+
+func newShare(resource string) *share {
+	s := &share{resource: resource}
+	s.holders, s.queue = s.room[:0:1], s.room[1:1]
+	return s
 }
 
 // Table is all uses of one client. It is not safe for concurrent use.
@@ -132,9 +139,10 @@ func (t *Table) Lock(now proto.Now, w Want, out *Out) *Use {
 			out.Uses = append(out.Uses, Event{Kind: Failed, Use: u})
 			return u
 		}
-		s = &share{resource: resource, try: true} // the nodes must say
+		s = newShare(resource) // the nodes must say
+		s.try = true
 	} else if s == nil {
-		s = &share{resource: resource}
+		s = newShare(resource)
 		t.shares[resource] = s
 	}
 	u.share = s
