@@ -144,6 +144,10 @@ func (p *printer) count(what string) int {
 // Events are in capitals.
 func (p *printer) print(subject string, body []byte) {
 	part := strings.SplitN(subject, ".", 6)
+	if len(part) == 4 {
+		p.printBatch(part, body)
+		return
+	}
 	if len(part) < 5 {
 		return
 	}
@@ -169,6 +173,19 @@ func (p *printer) print(subject string, body []byte) {
 	}
 	line := fmt.Sprintf("%s  %-10s  %-8s  %-12s  %s", time.Now().Format("15:04:05.000"), client, what, resource, details)
 	fmt.Println(strings.TrimRight(line, " "))
+}
+
+// printBatch writes several requests that came in one message: a list on
+// lock.<cluster>.node.<client>, with verb and name in each.
+func (p *printer) printBatch(part []string, body []byte) {
+	var list []json.RawMessage
+	_ = json.Unmarshal(body, &list) // what is no list has nothing to be shown
+	for _, one := range list {
+		var r struct{ Verb, Name string }
+		if json.Unmarshal(one, &r) == nil && r.Verb != "" {
+			p.print(strings.TrimSuffix(strings.Join([]string{part[0], part[1], part[2], r.Verb, part[3], r.Name}, "."), "."), one)
+		}
+	}
 }
 
 func eventDetails(kind string, body []byte) (string, error) {

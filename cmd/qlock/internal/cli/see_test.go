@@ -176,11 +176,27 @@ func TestWatchOutOfOrder(t *testing.T) {
 	}
 	const request, event, release = "lock.default.node.acquire.svc.x", "lock.default.event.acquired.svc.x", "lock.default.node.release.svc.x"
 	given := string(proto.AppendRequest(nil, &proto.Request{Verb: proto.Release, Claim: proto.ClaimID{Instance: uuid.UUID{1}, Seq: 1}, Now: 1}))
+	const batch = "lock.default.node.svc"
+	together := func(parts ...string) string {
+		b := []byte{'['}
+		for i := 0; i < len(parts); i += 2 {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = proto.AppendToBatch(b, proto.Verb(parts[i]), "x", []byte(parts[i+1]))
+		}
+		return string(append(b, ']'))
+	}
 	for name, messages := range map[string][][2]string{
-		"event first":     {{event, "{}"}, {request, claim(1)}, {request, claim(1)}},
-		"request again":   {{request, claim(1)}, {event, "{}"}, {request, claim(1)}},
-		"released before": {{release, given}, {request, claim(1)}},
-		"one of two":      {{request, claim(1)}, {request, claim(2)}, {event, "{}"}, {event, "{}"}},
+		"in a batch":         {{batch, together("acquire", claim(1), "acquire", claim(2))}, {event, "{}"}, {event, "{}"}},
+		"released in one":    {{request, claim(1)}, {batch, together("release", given)}},
+		"both in one":        {{batch, together("acquire", claim(1), "release", given)}},
+		"what is no batch":   {{batch, "{}"}, {batch, "[7]"}, {batch, "["}, {batch, ""}},
+		"event before batch": {{event, "{}"}, {batch, together("acquire", claim(1))}},
+		"event first":        {{event, "{}"}, {request, claim(1)}, {request, claim(1)}},
+		"request again":      {{request, claim(1)}, {event, "{}"}, {request, claim(1)}},
+		"released before":    {{release, given}, {request, claim(1)}},
+		"one of two":         {{request, claim(1)}, {request, claim(2)}, {event, "{}"}, {event, "{}"}},
 	} {
 		w := newWatcher(out, false, "default")
 		for _, m := range messages {
@@ -203,6 +219,18 @@ func TestWatchOutOfOrder(t *testing.T) {
 	}
 	w.mu.Unlock()
 	_ = w.close()
+
+	for pattern, want := range map[string]int{"x": 1, "y": 0, ">": 1, "x.>": 0} {
+		w := newWatcher(out, false, "default")
+		w.pattern = pattern
+		w.hear(batch, []byte(together("acquire", claim(1))))
+		w.mu.Lock()
+		if len(w.asks) != want {
+			t.Errorf("watching %s, %d requests of a batch for x are seen, want %d", pattern, len(w.asks), want)
+		}
+		w.mu.Unlock()
+		_ = w.close()
+	}
 }
 
 // A node that restarted has the holder in its queue, and does not make it seem to

@@ -89,6 +89,7 @@ type watcher struct {
 	out     *os.File
 	json    bool
 	cluster string
+	pattern string // of the names wanted from messages whose subjects have none
 	limit   int
 	enough  func()
 
@@ -131,7 +132,7 @@ type sight struct {
 }
 
 func newWatcher(out *os.File, asJSON bool, cluster string) *watcher {
-	return &watcher{out: out, json: asJSON, cluster: cluster, asks: map[proto.ClaimID]*ask{}, early: map[askKey]time.Time{}, done: map[proto.ClaimID]struct{}{}, enough: func() {}}
+	return &watcher{out: out, json: asJSON, cluster: cluster, pattern: ">", asks: map[proto.ClaimID]*ask{}, early: map[askKey]time.Time{}, done: map[proto.ClaimID]struct{}{}, enough: func() {}}
 }
 
 // listen subscribes, and returns when it is in force.
@@ -139,8 +140,10 @@ func (w *watcher) listen(l *link, pattern string, requests bool) error {
 	subjects := []string{"lock." + l.cluster + ".event.*.*." + pattern}
 	if requests {
 		subjects = append(subjects, "lock."+l.cluster+".node.acquire.*."+pattern,
-			"lock."+l.cluster+".node.release.*."+pattern, "lock."+l.cluster+".node.yield.*."+pattern)
+			"lock."+l.cluster+".node.release.*."+pattern, "lock."+l.cluster+".node.yield.*."+pattern,
+			"lock."+l.cluster+".node.*") // several at once, whose names are inside
 	}
+	w.pattern = pattern
 	for i, s := range subjects {
 		before := len(l.denials())
 		if _, err := l.Subscribe(s, func(m *nats.Msg) { w.hear(m.Subject, m.Data) }); err != nil {
@@ -158,6 +161,15 @@ func (w *watcher) listen(l *link, pattern string, requests bool) error {
 
 func (w *watcher) hear(subject string, body []byte) {
 	part := strings.SplitN(subject, ".", 6) // lock.<cluster>.<event|node>.<what>.<client>.<name>
+	if len(part) == 4 {                     // lock.<cluster>.node.<client>
+		list, _ := proto.DecodeBatch(nil, part[3], body) // what could not be read is not shown
+		for _, r := range list {
+			if proto.Matches(w.pattern, r.Resource) {
+				w.request(sight{Time: time.Now(), Cluster: part[1], Client: part[3], Name: r.Resource}, &r)
+			}
+		}
+		return
+	}
 	if len(part) < 6 {
 		return
 	}
@@ -182,6 +194,10 @@ func (w *watcher) hear(subject string, body []byte) {
 	if err != nil {
 		return
 	}
+	w.request(s, r)
+}
+
+func (w *watcher) request(s sight, r *proto.Request) {
 	s.Mode, s.Note = r.Mode.String(), r.Note
 	switch r.Verb {
 	case proto.Yield:
