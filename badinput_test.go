@@ -119,6 +119,7 @@ const (
 	someID  = `"instance":"11111111-2222-4333-8444-555555555555"`
 	maxInt  = proto.MaxInt
 	acquire = "lock.default.node.acquire."
+	batch   = "lock.default.node.s"
 )
 
 func TestNodesIgnoreBadRequests(t *testing.T) {
@@ -137,6 +138,9 @@ func TestNodesIgnoreBadRequests(t *testing.T) {
 		}
 		refresh := func(lo, hi int, live string) string {
 			return fmt.Sprintf(`{%s,"beat":1000000,"lo":%d,"hi":%d,"live":[%s]}`, someID, lo, hi, live)
+		}
+		inBatch := func(verb, name string) string {
+			return "[" + string(proto.AppendToBatch(nil, proto.Verb(verb), name, []byte(valid))) + "]"
 		}
 		const inbox = "_INBOX.stranger"
 		bad := []struct{ what, subject, reply, body string }{
@@ -164,6 +168,16 @@ func TestNodesIgnoreBadRequests(t *testing.T) {
 			{"a foreign verb", "lock.default.node.steal.s.y", inbox, valid},
 			{"a verb of capitals", "lock.default.node.ACQUIRE.s.y", inbox, valid},
 			{"no client", "lock.default.node.acquire", inbox, valid},
+			{"a batch that is no list", batch, inbox, valid},
+			{"a batch of nobody", "lock.default.node.s$", inbox, inBatch("acquire", "y")},
+			{"a batch of a verb unknown", batch, inbox, inBatch("steal", "y")},
+			{"a batch of another's verb", batch, inbox, inBatch("evict", "y")},
+			{"a batch of half an escape", batch, inbox, inBatch("acquire", "%4")},
+			{"a batch of no name", batch, inbox, inBatch("acquire", "")},
+			{"a batch of a refresh", batch, inbox, "[" + string(proto.AppendToBatch(nil, proto.Refresh, "", []byte(refresh(1, 1, "")))) + "]"},
+			{"a batch with a negative age", batch, inbox, strings.Replace(inBatch("acquire", "y"), `"at":1`, `"at":-1`, 1)},
+			{"an oversize batch", batch, inbox, inBatch("acquire", "y") + strings.Repeat(" ", proto.MaxBatchBody)},
+			{"an answer to a batch into a request", batch, "lock.default.node.release.a.x", inBatch("acquire", "y")},
 			{"no resource", acquire + "s", inbox, valid},
 			{"a resource too much", "lock.default.node.refresh.s.y", inbox, refresh(1, 1, "")},
 			{"a client of no name", acquire + "s$.y", inbox, valid},
@@ -347,6 +361,9 @@ func TestClientsIgnoreBadAnswers(t *testing.T) {
 				strings.Replace(body, `"answer":"`, `"answer":"un`, 1),
 				strings.Replace(body, real.Node, "n 1", 1),
 				body + strings.Repeat(" ", proto.MaxBody),
+				"[null]", `[{"answer":"granted"}]`, "[" + body, "[[" + body + "]]",
+				"[" + strings.Replace(body, real.Node, "n 1", 1) + "]",
+				"[" + body + "]" + strings.Repeat(" ", proto.MaxBody),
 			} {
 				s.publish(t, inbox, "", []byte(body))
 				s.unharmed(t)
@@ -384,9 +401,11 @@ func TestClientsIgnoreBadAnswers(t *testing.T) {
 					if kind == proto.Refreshed && a.Lo > 1 {
 						a.Unknown = proto.Runs{{Lo: a.Lo, Hi: a.Hi}}
 					}
+					body := string(proto.AppendAnswer(nil, &a))
 					for range 3 {
-						s.publish(t, inbox, "", proto.AppendAnswer(nil, &a))
+						s.publish(t, inbox, "", []byte(body))
 					}
+					s.publish(t, inbox, "", []byte("["+body+","+body+"]"))
 					settle()
 					if err := context.Cause(s.lock.Context()); err != nil || s.next.over() {
 						t.Fatalf("to %s: %s from %s: %v, %v", client, kind, forge.what, err, s.next.err)

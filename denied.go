@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/qlock/qlock/internal/local"
 	"github.com/qlock/qlock/internal/proto"
 )
 
@@ -38,26 +39,30 @@ func watchDenials(nc *nats.Conn) *denials {
 	runtime.AddCleanup(nc, func(key weak.Pointer[nats.Conn]) { denialsOf.Delete(key) }, key)
 	before := nc.ErrorHandler()
 	nc.SetErrorHandler(func(nc *nats.Conn, sub *nats.Subscription, err error) {
+		if errors.Is(err, nats.ErrPermissionViolation) && d.tell(err) {
+			return
+		}
 		if before != nil {
 			before(nc, sub, err)
-		}
-		if errors.Is(err, nats.ErrPermissionViolation) {
-			d.tell(err)
 		}
 	})
 	return d
 }
 
-func (d *denials) tell(err error) {
+// tell tells all of them. It reports whether that was all there is to say: the error
+// answers a question of one of them, whether it may send batches.
+func (d *denials) tell(err error) bool {
 	d.mu.Lock()
 	all := make([]*Locker, 0, len(d.lockers))
 	for l := range d.lockers {
 		all = append(all, l)
 	}
 	d.mu.Unlock()
+	expected := false
 	for _, l := range all {
-		l.denied(err)
+		expected = l.denied(err) || expected
 	}
+	return expected
 }
 
 func (d *denials) add(l *Locker) {
@@ -86,15 +91,22 @@ func (l *Locker) readDenial() {
 	}
 }
 
-// denied fails claims whose requests the server did not let through.
-func (l *Locker) denied(err error) {
+// denied fails claims whose requests the server did not let through. It reports
+// whether it was to be expected, and concerns none.
+func (l *Locker) denied(err error) bool {
 	l.mu.Lock()
 	known := err == l.denial
 	l.denial = err // the connection remembers it until the next
 	l.mu.Unlock()
 	subject, ok := deniedSubject(err)
+	if ok && subject == l.out.batching.subject {
+		if l.out.batching.deny() { // what was in them is lost
+			l.step(func(now proto.Now, out *local.Out) { l.table.Reconnected(now, out) })
+		}
+		return true
+	}
 	if known || !ok || !l.concerns(subject) {
-		return
+		return false
 	}
 	l.deny(subject, err)
 	published := l.published.Load()
@@ -103,6 +115,7 @@ func (l *Locker) denied(err error) {
 		return claim != nil && claim.Seq() <= published && subject == requestSubject(l.opt.cluster, string(proto.Acquire), l.opt.name, k.resource)
 	})
 	l.log.line(slog.LevelError, "NATS permissions are missing", "subject", subject, "error", err)
+	return false
 }
 
 // concerns reports whether this Locker publishes or subscribes to subject; others

@@ -2,6 +2,7 @@ package qlock_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -405,14 +406,38 @@ func (w *world) observe() *observer {
 	_, err := nc.Subscribe("lock.>", func(m *nats.Msg) {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		o.count[strings.Split(m.Subject, ".")[3]]++
-		o.seen = append(o.seen, m)
+		for _, m := range unfold(w.t, m) {
+			o.count[strings.Split(m.Subject, ".")[3]]++
+			o.seen = append(o.seen, m)
+		}
 	})
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	settle()
 	return o
+}
+
+// unfold gives the requests of a batch as if each had come alone.
+func unfold(t testing.TB, m *nats.Msg) []*nats.Msg {
+	part := strings.Split(m.Subject, ".")
+	if len(part) != 4 {
+		return []*nats.Msg{m}
+	}
+	var list []json.RawMessage
+	if json.Unmarshal(m.Data, &list) != nil {
+		return []*nats.Msg{m} // what is not one
+	}
+	out := make([]*nats.Msg, len(list))
+	for i, one := range list {
+		var in struct{ Verb, Name string }
+		if err := json.Unmarshal(one, &in); err != nil {
+			t.Errorf("%s: %v: %s", m.Subject, err, one)
+		}
+		subject := strings.TrimSuffix(strings.Join([]string{"lock", part[1], "node", in.Verb, part[3], in.Name}, "."), ".")
+		out[i] = &nats.Msg{Subject: subject, Reply: m.Reply, Data: one}
+	}
+	return out
 }
 
 // take returns how often each verb and kind of event was seen since the last

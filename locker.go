@@ -40,6 +40,7 @@ type Locker struct {
 	surveys   int
 	asked     time.Time // of the last survey
 	counts    counts
+	burst     int // how many got their locks by the last message that gave any
 
 	denials   *denials      // the connection's
 	denial    error         // the last one that was looked at
@@ -80,7 +81,7 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Locker, error) {
 		inbox: nc.NewInbox(), denial: nc.LastError(),
 		found: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
-	l.out = newOutbox(nc, l.inbox, l.log)
+	l.out = newOutbox(nc, l.inbox, opt, l.log)
 	l.out.begin, l.out.shut = l.beforePublishing, l.shut
 	// A callback, not a channel: the client library's list for callbacks is long,
 	// and a full channel loses answers. One subject for all answers: they carry
@@ -341,18 +342,25 @@ func (l *Locker) step(f func(now proto.Now, out *local.Out)) {
 	t := time.Now()
 	now := l.at(t)
 	f(now, out)
+	held := 0
 	for _, e := range out.Uses {
+		if e.Kind == local.Held {
+			held++
+		}
 		l.became(now, e)
 		if e.Kind == local.Returned { // before the release, and so before the next one has it
 			l.event("released", e.Use.User.(*Lock))
 		}
+	}
+	if held > 0 {
+		l.burst = held
 	}
 	if out.AskInfo && l.askAgain() {
 		out.Requests = append(out.Requests, l.infoRequest())
 	}
 	wake := l.rearm(t, now)
 	if len(out.Requests) > 0 {
-		l.out.requests(l.opt.cluster, out.Requests)
+		l.out.requests(l.opt.cluster, out.Requests, l.counts.waiting > 1 || l.burst > 1)
 	}
 	l.mu.Unlock()
 
@@ -432,22 +440,18 @@ func (l *Locker) receive(m *nats.Msg) {
 	if len(m.Data) == 0 && m.Header.Get("Status") == "503" {
 		return // the server says that no node hears: that is silence, not an answer
 	}
+	if proto.IsList(m.Data) {
+		l.receiveList(m.Data)
+		return
+	}
 	a := answers.Get().(*proto.Answer)
 	defer answers.Put(a) // the machine keeps nothing of it but its strings and the blocker
 	if err := a.Decode(m.Data); err != nil {
 		l.log.line(slog.LevelWarn, "malformed answer ignored", "error", err, "bytes", len(m.Data))
 		return
 	}
-	switch a.Kind {
-	case proto.Informed:
-		kept := *a
-		kept.Nonce = kept.Info.Nonce
-		l.informed(&kept)
-		l.replied(&kept)
-		return
-	case proto.Listed, proto.Evicting:
-		kept := *a
-		l.replied(&kept)
+	if isReply(a.Kind) {
+		l.receiveReply(*a)
 		return
 	}
 	l.step(func(now proto.Now, out *local.Out) {
@@ -456,6 +460,52 @@ func (l *Locker) receive(m *nats.Msg) {
 		}
 	})
 }
+
+// isReply reports whether an answer of this kind is about no claim of this Locker.
+func isReply(k proto.Kind) bool {
+	return k == proto.Informed || k == proto.Listed || k == proto.Evicting
+}
+
+// receiveReply takes an answer to a question about the nodes or others' claims.
+func (l *Locker) receiveReply(a proto.Answer) {
+	if a.Kind == proto.Informed {
+		a.Nonce = a.Info.Nonce
+		l.informed(&a)
+	}
+	l.replied(&a)
+}
+
+// receiveList takes a node's answers to a batch.
+func (l *Locker) receiveList(body []byte) {
+	list := answerLists.Get().(*[]proto.Answer)
+	var err error
+	*list, err = proto.DecodeAnswers((*list)[:0], body)
+	if err != nil {
+		l.log.line(slog.LevelWarn, "malformed answer ignored", "error", err, "bytes", len(body))
+	}
+	l.out.batching.heard()
+	for _, a := range *list {
+		if isReply(a.Kind) {
+			l.receiveReply(a)
+		}
+	}
+	l.step(func(now proto.Now, out *local.Out) {
+		if l.core == nil || l.closed {
+			return
+		}
+		for i := range *list {
+			if a := &(*list)[i]; !isReply(a.Kind) {
+				l.table.Handle(now, a, out)
+			}
+		}
+	})
+	if cap(*list) <= 4*proto.MaxBatch { // more was somebody's joke, do not keep it
+		clear(*list)
+		answerLists.Put(list)
+	}
+}
+
+var answerLists = sync.Pool{New: func() any { return new([]proto.Answer) }}
 
 var answers = sync.Pool{New: func() any { return new(proto.Answer) }}
 

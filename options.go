@@ -35,6 +35,7 @@ type options struct {
 	lease   time.Duration // 0: the default, or the cluster's longest if that is shorter
 	logger  *slog.Logger
 	events  bool
+	batches bool
 
 	retention time.Duration
 	note      string
@@ -147,8 +148,19 @@ func WithoutEvents() Option {
 	}
 }
 
+// WithoutBatches publishes each request in a message of its own, under its own
+// subject, for those who watch the requests by subject. Otherwise what several
+// goroutines want at the same moment goes in one message, lock.<cluster>.node.<client>,
+// if the NATS user may publish there.
+func WithoutBatches() Option {
+	return func(o *options) error {
+		o.batches = false
+		return nil
+	}
+}
+
 func buildOptions(opts []Option) (options, error) {
-	o := options{cluster: DefaultCluster, logger: slog.New(slog.DiscardHandler), events: true}
+	o := options{cluster: DefaultCluster, logger: slog.New(slog.DiscardHandler), events: true, batches: true}
 	for _, opt := range opts {
 		if opt == nil {
 			continue

@@ -3,6 +3,7 @@ package qlock
 import (
 	"errors"
 	"log/slog"
+	"runtime"
 	"sync"
 	"time"
 
@@ -24,29 +25,39 @@ type outbox struct {
 	shut  func(error)           // the connection is closed
 
 	mu    sync.Mutex
-	batch batch // what is to be published
-	spare batch // the memory of the batch before
-	full  bool  // messages were dropped since the last batch
+	load  load // what is to be published
+	spare load // the memory of the load before
+	full  bool // messages were dropped since the last load
+	crowd bool // several goroutines lock and unlock just now
 
 	wake chan struct{} // has room for one
+
+	batching batching
+	parcel   parcel
 
 	late  *time.Timer // sees to events that nothing else took along
 	timed bool        // it runs
 }
 
-// batch is messages in order. Their subjects become one string when they are
+// load is messages in order. Their subjects become one string when they are
 // published.
-type batch struct {
+type load struct {
 	messages []outgoing
 	subjects []byte
 	bodies   []byte
 	acquired uint64
+	loose    int // requests that may go in one message with others
 }
 
 type outgoing struct {
-	subject, body int // their ends; they begin where those of the message before end
+	verb          proto.Verb // "": an event
+	name          int        // where the resource begins, which is the end of the subject if there is none
+	subject, body int        // their ends; they begin where those of the message before end
 	reply         bool
 }
+
+// loose reports whether it may go in one message with others.
+func (m *outgoing) loose() bool { return m.verb.InBatch() && m.name < m.subject }
 
 // eventDelay is how long events wait for company. Most locks are given back before
 // that, and an event that goes with the release costs no flush and no switch of its
@@ -57,32 +68,41 @@ const eventDelay = 2 * time.Millisecond
 // not fit is dropped: the protocol repeats what matters.
 const mostWaiting = 4 << 20
 
-func newOutbox(nc *nats.Conn, inbox string, log *limited) *outbox {
+func newOutbox(nc *nats.Conn, inbox string, opt options, log *limited) *outbox {
 	o := &outbox{nc: nc, inbox: inbox, log: log, wake: make(chan struct{}, 1)}
+	o.batching.subject = batchSubject(opt.cluster, opt.name)
+	if !opt.batches {
+		o.batching.state.Store(batchesUnwanted)
+	}
 	o.late = time.AfterFunc(idle, o.pokeLate)
 	return o
 }
 
-func (b *batch) end(reply bool) {
-	b.messages = append(b.messages, outgoing{len(b.subjects), len(b.bodies), reply})
+func (l *load) end(verb proto.Verb, name int, reply bool) {
+	m := outgoing{verb, len(l.subjects) - name, len(l.subjects), len(l.bodies), reply}
+	if l.messages = append(l.messages, m); m.loose() {
+		l.loose++
+	}
 }
 
 // requests adds what a step of the machine gave, whose resources are encoded
 // already. Call it in the order of the steps: were an acquire to overtake its
 // claim's release, the nodes would have a vote for nobody until it is swept (C9).
-func (o *outbox) requests(cluster string, all []proto.Request) {
+// crowd says that several goroutines lock and unlock just now.
+func (o *outbox) requests(cluster string, all []proto.Request, crowd bool) {
 	o.mu.Lock()
+	o.crowd = crowd
 	for i := range all {
 		r := &all[i]
 		if o.isFull() {
 			break
 		}
-		b := &o.batch
-		b.subjects = appendRequestSubject(b.subjects, cluster, string(r.Verb), r.Client, r.Resource)
-		b.bodies = proto.AppendRequest(b.bodies, r)
-		b.end(r.Verb != proto.Release && r.Verb != proto.Yield)
+		l := &o.load
+		l.subjects = appendRequestSubject(l.subjects, cluster, string(r.Verb), r.Client, r.Resource)
+		l.bodies = proto.AppendRequest(l.bodies, r)
+		l.end(r.Verb, len(r.Resource), r.Verb != proto.Release && r.Verb != proto.Yield)
 		if r.Verb == proto.Acquire {
-			b.acquired = max(b.acquired, r.Claim.Seq)
+			l.acquired = max(l.acquired, r.Claim.Seq)
 		}
 	}
 	o.mu.Unlock()
@@ -96,10 +116,10 @@ func (o *outbox) event(cluster, kind, client, encodedResource string, e *Event) 
 	if o.isFull() {
 		return
 	}
-	b := &o.batch
-	b.subjects = appendEventSubject(b.subjects, cluster, kind, client, encodedResource)
-	b.bodies = e.appendJSON(b.bodies)
-	b.end(false)
+	l := &o.load
+	l.subjects = appendEventSubject(l.subjects, cluster, kind, client, encodedResource)
+	l.bodies = e.appendJSON(l.bodies)
+	l.end("", 0, false)
 	if !o.timed {
 		o.timed = true
 		o.late.Reset(eventDelay)
@@ -108,7 +128,7 @@ func (o *outbox) event(cluster, kind, client, encodedResource string, e *Event) 
 
 func (o *outbox) pokeLate() {
 	o.mu.Lock()
-	waiting := len(o.batch.messages) > 0
+	waiting := len(o.load.messages) > 0
 	o.timed = false
 	o.mu.Unlock()
 	if waiting {
@@ -117,7 +137,7 @@ func (o *outbox) pokeLate() {
 }
 
 func (o *outbox) isFull() bool {
-	full := len(o.batch.bodies) > mostWaiting
+	full := len(o.load.bodies) > mostWaiting
 	o.full = o.full || full
 	return full
 }
@@ -145,19 +165,30 @@ func (o *outbox) run(stop <-chan struct{}) {
 }
 
 func (o *outbox) publish() {
-	o.mu.Lock()
-	b, full := o.batch, o.full
-	o.batch, o.full = o.spare, false
-	o.spare = batch{} // it is in use
-	o.mu.Unlock()
+	l, full := o.take()
+	o.begin(l.acquired)
+	switch err := o.send(l); {
+	case errors.Is(err, nats.ErrConnectionClosed):
+		o.shut(err)
+	case err != nil:
+		o.log.line(slog.LevelWarn, "publish failed, it will be repeated", "error", err)
+	case full:
+		o.log.line(slog.LevelWarn, "the NATS connection stands still, messages were dropped and will be repeated")
+	}
 
-	o.begin(b.acquired)
-	var failed error
-	subjects, last := string(b.subjects), outgoing{}
-	for _, m := range b.messages {
+	if cap(l.bodies) > mostWaiting/4 {
+		l = load{} // that was a bad time, do not keep it
+	}
+	o.mu.Lock()
+	o.spare = load{messages: l.messages[:0], subjects: l.subjects[:0], bodies: l.bodies[:0]}
+	o.mu.Unlock()
+}
+
+// send publishes a load, and returns the first error.
+func (o *outbox) send(l load) (failed error) {
+	say := func(subject string, body []byte, reply bool) {
 		var err error
-		subject, body := subjects[last.subject:m.subject], b.bodies[last.body:m.body]
-		if last = m; m.reply {
+		if reply {
 			err = o.nc.PublishRequest(subject, o.inbox, body)
 		} else {
 			err = o.nc.Publish(subject, body)
@@ -166,19 +197,55 @@ func (o *outbox) publish() {
 			failed = err
 		}
 	}
-	switch {
-	case errors.Is(failed, nats.ErrConnectionClosed):
-		o.shut(failed)
-	case failed != nil:
-		o.log.line(slog.LevelWarn, "publish failed, it will be repeated", "error", failed)
-	case full:
-		o.log.line(slog.LevelWarn, "the NATS connection stands still, messages were dropped and will be repeated")
+	p := &o.parcel
+	ship := func() {
+		if p.count > 0 {
+			say(o.batching.subject, append(p.body, ']'), p.reply)
+			p.reset()
+		}
 	}
+	if l.loose > 1 && o.batching.may(o.nc, o.inbox) {
+		p.most = int(min(proto.MaxBatchBody, o.nc.MaxPayload()))
+	} else {
+		p.most = 0 // nothing fits
+	}
+	subjects, last := string(l.subjects), outgoing{}
+	for _, m := range l.messages {
+		subject, name, body := subjects[last.subject:m.subject], subjects[m.name:m.subject], l.bodies[last.body:m.body]
+		last = m
+		switch {
+		case m.verb == "": // an event may overtake requests, but not they it
+			say(subject, body, m.reply)
+			continue
+		case !m.loose():
+			ship()
+		default:
+			if !p.fits(name, body) {
+				ship()
+			}
+			if p.fits(name, body) {
+				p.add(m.verb, name, body, m.reply)
+				continue
+			}
+		}
+		say(subject, body, m.reply)
+	}
+	ship()
+	return failed
+}
 
-	if cap(b.bodies) > mostWaiting/4 {
-		b = batch{} // that was a bad time, do not keep it
-	}
+// take gives what is to be published. Where several are about it, those that are ready
+// to run put in theirs first: what goes in one message costs all of us a fraction.
+func (o *outbox) take() (l load, full bool) {
 	o.mu.Lock()
-	o.spare = batch{messages: b.messages[:0], subjects: b.subjects[:0], bodies: b.bodies[:0]}
-	o.mu.Unlock()
+	defer o.mu.Unlock()
+	if o.crowd {
+		o.mu.Unlock()
+		runtime.Gosched()
+		o.mu.Lock()
+	}
+	l, full = o.load, o.full
+	o.load, o.full = o.spare, false
+	o.spare = load{} // it is in use
+	return l, full
 }

@@ -35,6 +35,7 @@ func (l *Locker) run(status chan nats.Status) {
 				l.shut(nats.ErrConnectionClosed)
 				break
 			}
+			l.out.batching.anew() // permissions may be others now
 			l.step(func(now proto.Now, out *local.Out) { l.table.Reconnected(now, out) })
 		case <-alarm.in(wait):
 			l.out.poke() // to look at the connection, which this loop must not do

@@ -367,13 +367,35 @@ func (n *Node) receive(subject, reply string, body []byte) {
 		n.ignore(subject, fmt.Errorf("the reply subject %s is not an inbox", quote(reply)))
 		return
 	}
+	if verb == batchVerb {
+		n.receiveBatch(client, subject, reply, body)
+		return
+	}
 	r := requests.Get().(*proto.Request)
 	defer requests.Put(r) // the machine keeps nothing of it but its strings
 	if err := r.Decode(proto.Verb(verb), client, resource, body); err != nil {
 		n.ignore(subject, err)
 		return
 	}
-	n.step(func(now proto.Now, out *node.Out) { n.core.Handle(now, r, reply, out) })
+	n.step("", func(now proto.Now, out *node.Out) { n.core.Handle(now, r, reply, out) })
+}
+
+// receiveBatch takes several requests of one client at once.
+func (n *Node) receiveBatch(client, subject, reply string, body []byte) {
+	list := batches.Get().(*[]proto.Request)
+	var err error
+	*list, err = proto.DecodeBatch((*list)[:0], client, body)
+	if err != nil {
+		n.ignore(subject, err)
+	}
+	n.requests.Add(uint64(max(len(*list), 1) - 1)) // the message was counted
+	n.step(reply, func(now proto.Now, out *node.Out) {
+		for i := range *list {
+			n.core.Handle(now, &(*list)[i], reply, out)
+		}
+	})
+	clear(*list)
+	batches.Put(list)
 }
 
 func (n *Node) ignore(subject string, err error) {
@@ -388,16 +410,19 @@ func (n *Node) receiveAnswer(m *nats.Msg) {
 		n.ignore(m.Subject, err)
 		return
 	}
-	n.step(func(now proto.Now, out *node.Out) { n.core.HandleAnswer(now, a, out) })
+	n.step("", func(now proto.Now, out *node.Out) { n.core.HandleAnswer(now, a, out) })
 }
 
 var requests = sync.Pool{New: func() any { return new(proto.Request) }}
 
+var batches = sync.Pool{New: func() any { return new([]proto.Request) }}
+
 var nodeOuts = sync.Pool{New: func() any { return new(node.Out) }}
 
 // step lets f work on the machine under the lock, and publishes what it wants
-// sent when the lock is given up.
-func (n *Node) step(f func(now proto.Now, out *node.Out)) {
+// sent when the lock is given up. The answers to list, the reply subject of a batch
+// or "", go in one message.
+func (n *Node) step(list string, f func(now proto.Now, out *node.Out)) {
 	out := nodeOuts.Get().(*node.Out)
 	n.mu.Lock()
 	if n.closed {
@@ -428,11 +453,14 @@ func (n *Node) step(f func(now proto.Now, out *node.Out)) {
 		}
 	}
 	buf := buffers.Get().(*[]byte)
+	if list != "" {
+		n.publishList(list, out.Answers, buf)
+	}
 	for i := range out.Answers {
 		s := &out.Answers[i]
-		*buf = proto.AppendAnswer((*buf)[:0], &s.Answer)
-		if err := n.nc.Publish(s.To, *buf); err != nil {
-			n.log.line(slog.LevelWarn, "answer not sent", "to", s.To, "error", err)
+		if s.To != list {
+			*buf = proto.AppendAnswer((*buf)[:0], &s.Answer)
+			n.publish(s.To, *buf)
 		}
 	}
 	if p := out.Probe; p != nil {
@@ -452,6 +480,36 @@ func (n *Node) step(f func(now proto.Now, out *node.Out)) {
 	nodeOuts.Put(out)
 	if over {
 		n.finish()
+	}
+}
+
+func (n *Node) publish(to string, body []byte) {
+	if err := n.nc.Publish(to, body); err != nil {
+		n.log.line(slog.LevelWarn, "answer not sent", "to", to, "error", err)
+	}
+}
+
+// publishList sends what of the answers goes to one inbox, in one message or, should
+// they be long, in several.
+func (n *Node) publishList(to string, answers []node.Send, buf *[]byte) {
+	long := int(min(proto.MaxBatchBody, n.nc.MaxPayload())) / 2 // with one more it fits yet
+	*buf = (*buf)[:0]
+	for i := range answers {
+		if answers[i].To != to {
+			continue
+		}
+		if len(*buf) > long {
+			n.publish(to, append(*buf, ']'))
+			*buf = (*buf)[:0]
+		}
+		separator := byte(',')
+		if len(*buf) == 0 {
+			separator = '['
+		}
+		*buf = proto.AppendAnswer(append(*buf, separator), &answers[i].Answer)
+	}
+	if len(*buf) > 0 {
+		n.publish(to, append(*buf, ']'))
 	}
 }
 
@@ -476,7 +534,7 @@ func (n *Node) run() {
 			return
 		case <-n.wake:
 		case <-alarm.in(wait):
-			n.step(func(now proto.Now, out *node.Out) { n.core.Tick(now, out) })
+			n.step("", func(now proto.Now, out *node.Out) { n.core.Tick(now, out) })
 		}
 	}
 }

@@ -109,6 +109,16 @@ func familyOf(verb string) string {
 	return ".node."
 }
 
+// batchVerb stands for what has no verb of its own in the subject: several requests in
+// one message. Its subject is shorter than all others, so that no permission for them
+// that ends in a client's name, or has wildcards behind it, includes it: a batch names
+// its resources in the body, where NATS does not look.
+const batchVerb = ""
+
+func batchSubject(cluster, client string) string {
+	return "lock." + cluster + ".node." + client
+}
+
 // nodeSubject is what a node subscribes to for claims. It is one wildcard, not one
 // subscription for each verb, because order is kept only within a subscription.
 func nodeSubject(cluster string) string {
@@ -149,7 +159,13 @@ func parseRequestSubject(cluster, subject string) (verb, client, resource string
 		return "", "", "", fmt.Errorf("subject %s: neither under lock.%s.node nor lock.%[2]s.admin", quote(subject), cluster)
 	}
 
-	verb, rest, _ = strings.Cut(rest, ".")
+	verb, rest, more := strings.Cut(rest, ".")
+	if !more && family == ".node." {
+		if err := checkToken("client", verb); err != nil {
+			return "", "", "", fmt.Errorf("subject %s: %w", quote(subject), err)
+		}
+		return batchVerb, verb, "", nil
+	}
 	if familyOf(verb) != family {
 		return "", "", "", fmt.Errorf("subject %s: %w %s there", quote(subject), errUnknownVerb, quote(verb))
 	}

@@ -16,6 +16,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -61,6 +63,7 @@ func limits(t *testing.T, w *world, client *raw) {
 	t.Helper()
 	for _, s := range []string{
 		"lock.prod.node.acquire.svc-b.orders.1", "lock.prod.node.release.svc-b.orders.1", "lock.prod.node.refresh.svc-b",
+		"lock.prod.node.svc-b",
 		"lock.prod.node.info.n1", "_INBOX.svc-b.x", "lock.prod.event.lost.svc-b.orders.1",
 	} {
 		if client.send(s, "", body{}) {
@@ -81,6 +84,9 @@ func TestAccounts(t *testing.T) {
 	w.raw("watch").listen("lock.prod.event.>", "", func(m *nats.Msg) { events <- m.Subject })
 	handover(t, w)
 	limits(t, w, w.raw("svc-a"))
+	if w.raw("svc-a").send("lock.prod.node.svc-a", "", []body{}) {
+		t.Error("svc-a, who is limited to some resources, may send batches")
+	}
 	for _, want := range []string{"acquired.svc-a", "released.svc-a", "acquired.svc-b", "released.svc-b"} {
 		select {
 		case got := <-events:
@@ -93,6 +99,47 @@ func TestAccounts(t *testing.T) {
 	}
 	_, err := w.locker("svc-a").Lock(deadline(t), "billing.1")
 	wantRefused(t, "another resource", err, "lock.prod.node.acquire.svc-a.billing.1")
+}
+
+// What several goroutines want at once goes in one message across accounts too, for
+// whom that is permitted, and for others one by one.
+func TestBatchesAcrossAccounts(t *testing.T) {
+	srv := run(t, options(t, printed(t, "accounts")))
+	w := start(t, func(user string) *nats.Conn { return dial(t, srv.ClientURL(), user) })
+	var batches atomic.Int32
+	w.raw("audit").listen("lock.prod.node.*", "", func(m *nats.Msg) {
+		if m.Subject != "lock.prod.node.svc-b" {
+			t.Errorf("a batch on %s", m.Subject)
+		}
+		batches.Add(1)
+	})
+	a, b := w.locker("svc-a"), w.locker("svc-b")
+	crowd := func(l *qlock.Locker) {
+		t.Helper()
+		var wg sync.WaitGroup
+		for i := range 20 {
+			wg.Go(func() {
+				k, err := l.Lock(deadline(t), fmt.Sprint("orders.", i))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := k.Unlock(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	await(t, "batches are sent", func() bool {
+		crowd(a)
+		crowd(b)
+		return t.Failed() || batches.Load() > 3 // the first is a question
+	})
+	await(t, "the nodes forget", func() bool { return w.claims() == "[0 0 0]" })
+	if s := a.Stats(); s.Failed.Refused != 0 {
+		t.Errorf("%+v", s)
+	}
 }
 
 // An account may ask only under the names that it was given, whatever its users may
@@ -116,7 +163,7 @@ func TestAccountsAreConfined(t *testing.T) {
 		}
 	}
 	root := w.raw("root")
-	for _, s := range []string{"acquire.svc-b.orders.1", "refresh.svc-b", "info.n1", "info.root", "acquire.root.orders.1",
+	for _, s := range []string{"acquire.svc-b.orders.1", "refresh.svc-b", "svc-b", "root", "info.n1", "info.root", "acquire.root.orders.1",
 		"list.svc-a", "inspect.svc-a.orders.1", "evict.svc-a.orders.1", "list.ops", "evict.ops.orders.1"} {
 		if !root.send("lock.prod.node."+s, root.nc.NewInbox(), body{"nonce": nonce}) {
 			t.Errorf("%s: the server complains, so this shows nothing", s)

@@ -117,7 +117,7 @@ func TestNobodyCanDoMore(t *testing.T) {
 	publish := map[string][]string{ // to be tried by each of these users
 		"svc-a watch audit monitor look ops n1": {
 			"lock.prod.node.acquire.svc-b." + x, "lock.prod.node.release.svc-b." + x, "lock.prod.node.yield.svc-b." + x,
-			"lock.prod.node.refresh.svc-b", "lock.prod.node.info.svc-b",
+			"lock.prod.node.refresh.svc-b", "lock.prod.node.info.svc-b", "lock.prod.node.svc-b", "lock.prod.node.n2", "lock.prod.node",
 			"lock.prod.node.acquire.svc-b.svc-a." + x, "lock.prod.node.acquire.*.orders.1", "lock.prod.node.acquire.>",
 			"lock.prod.event.acquired.svc-b." + x, "lock.prod.event.lost.svc-b." + x,
 			"lock.prod.node.info.n2", "lock.prod.node.info.n3",
@@ -133,15 +133,15 @@ func TestNobodyCanDoMore(t *testing.T) {
 			c.reply, "_INBOX.svc-b.x", "_INBOX.n1.x", "_INBOX.x", "lock.prod.node.info.n1",
 		},
 		"svc-a svc-b watch audit look ops n1": {"$SRV.PING", "$SRV.STATS.qlock"},
-		"watch audit monitor look ops n1":     {"lock.prod.node.acquire.svc-a." + x, "lock.prod.node.refresh.svc-a"},
+		"watch audit monitor look ops n1":     {"lock.prod.node.acquire.svc-a." + x, "lock.prod.node.refresh.svc-a", "lock.prod.node.svc-a", "lock.prod.node.look", "lock.prod.node.n1"},
 		"watch audit n1":                      {"lock.prod.node.info.watch", "lock.prod.node.info.audit"},
 		"look ops":                            {"lock.prod.node.acquire.look." + x, "lock.prod.node.acquire.ops." + x, "lock.prod.node.release.ops." + x, "lock.prod.node.refresh.ops", "lock.prod.event.acquired.ops." + x},
 		"monitor watch n1":                    {"lock.prod.node.acquire.monitor." + x, "lock.prod.node.acquire.n1." + x, "lock.prod.event.acquired.monitor." + x},
-		"svc-a":                               {"lock.prod.node.acquire.svc-a.billing.1", "lock.prod.node.release.svc-a.billing.1", "lock.prod.node.yield.svc-a.billing.1", "lock.prod.event.acquired.svc-a.billing.1", "lock.prod.node.acquire.svc-a.orders", "lock.prod.node.acquire.svc-a.>", "lock.prod.node.acquire.svc-a.*.1"},
+		"svc-a":                               {"lock.prod.node.svc-a", "lock.prod.node.acquire.svc-a.billing.1", "lock.prod.node.release.svc-a.billing.1", "lock.prod.node.yield.svc-a.billing.1", "lock.prod.event.acquired.svc-a.billing.1", "lock.prod.node.acquire.svc-a.orders", "lock.prod.node.acquire.svc-a.>", "lock.prod.node.acquire.svc-a.*.1"},
 	}
 	listen := map[string][]string{
 		"svc-a svc-b watch monitor look ops": {
-			"lock.prod.node.>", "lock.prod.node.acquire.svc-b.>", "lock.prod.node.info.n1", "lock.prod.node.*.*", "lock.>",
+			"lock.prod.node.>", "lock.prod.node.acquire.svc-b.>", "lock.prod.node.info.n1", "lock.prod.node.*.*", "lock.prod.node.*", "lock.prod.node.svc-b", "lock.>",
 		},
 		"svc-a svc-b": {"lock.prod.event.>", "lock.prod.event.acquired.svc-a.>"},
 		"svc-a svc-b watch audit monitor look ops n1": {

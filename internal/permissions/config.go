@@ -144,14 +144,14 @@ func Accounts(name string, users []User, others ...Account) (string, error) {
 }
 
 // services are the subjects that the account may ask on: those of its users' roles,
-// for all resources. With a wildcard in place of the verb, whoever governs the account
+// for all resources, since what its users are limited to is for their account to say. With a wildcard in place of the verb, whoever governs the account
 // could let a client evict others.
 func (a Account) services() []string {
 	var out []string
 	for _, u := range a.Users {
 		switch u.Role {
 		case RoleClient:
-			out = append(out, clientVerbs.subjects(u.Cluster, u.Name, ">")...)
+			out = append(append(out, clientVerbs.subjects(u.Cluster, u.Name, ">")...), batches(u.Cluster, u.Name))
 		case RoleInspector:
 			out = append(out, inspectorVerbs.subjects(u.Cluster, u.Name, ">")...)
 		case RoleOperator:

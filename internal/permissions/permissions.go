@@ -9,6 +9,7 @@ package permissions
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -81,14 +82,21 @@ func subject(cluster, verb, name string) string {
 	return "lock." + cluster + "." + family + "." + verb + "." + name
 }
 
+// batches is where a client sends several requests in one message.
+func batches(cluster, name string) string { return "lock." + cluster + ".node." + name }
+
 // NewClient is a user that takes locks as the client of its name, and as no
 // other. resources limit what it may lock: patterns such as orders.>, written as
 // in subjects (a byte that subjects cannot have is %XX, as docs/wire.md says).
-// Without any it may lock everything.
+// Without any it may lock everything, and send several requests in one message; with
+// some it may not, since NATS does not see the resources in there.
 //
 // A refresh names no resource, and needs no limit: it creates no claims.
 func NewClient(cluster, name string, resources ...string) (User, error) {
 	u, resources, err := newLimited(RoleClient, clientVerbs, cluster, name, resources)
+	if err == nil && slices.Contains(resources, ">") {
+		u.Publish = append(u.Publish, batches(cluster, name))
+	}
 	for _, r := range resources {
 		u.Publish = append(u.Publish, "lock."+cluster+".event.*."+name+"."+r)
 	}
