@@ -453,15 +453,15 @@ func (n *Node) step(list string, f func(now proto.Now, out *node.Out)) {
 		}
 	}
 	buf := buffers.Get().(*[]byte)
-	if list != "" {
-		n.publishList(list, out.Answers, buf)
-	}
-	for i := range out.Answers {
+	for i := range out.Answers { // who is called by what another gave back comes first
 		s := &out.Answers[i]
 		if s.To != list {
 			*buf = proto.AppendAnswer((*buf)[:0], &s.Answer)
 			n.publish(s.To, *buf)
 		}
+	}
+	if list != "" {
+		n.publishList(list, out.Answers, buf)
 	}
 	if p := out.Probe; p != nil {
 		*buf = proto.AppendRequest((*buf)[:0], p)
