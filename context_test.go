@@ -462,6 +462,7 @@ func TestDoLeavesNothingInItsContext(t *testing.T) {
 		failed := waitFor(foreign{endedBy{t.Context(), end}}, func(ctx context.Context, name string) (*qlock.Lock, error) {
 			return nil, a.Do(ctx, name, nothing)
 		}, "x")
+		time.Sleep(time.Second) // by then it knows why it waits
 		close(end)
 		<-failed.done
 		wantIs(t, failed.err, qlock.ErrHeld, context.Canceled)

@@ -180,7 +180,9 @@ func lockError(op, name string, r client.Report, reason, cause error) *LockError
 		case n.Queued:
 			a.Answer = "queued"
 		default:
-			a.Answer = "silent"
+			if a.Answer = "silent"; r.Hushed {
+				a.Detail = "for the first moments it tells only of a vote"
+			}
 			silent++
 		}
 		e.Nodes = append(e.Nodes, a)

@@ -3,11 +3,15 @@ package qlock_test
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/proto"
 )
 
 // A waiter whose context ends leaves the queue at once, and the next in line gets
@@ -287,5 +291,80 @@ func TestReleaseAtTheDeadline(t *testing.T) {
 			mustUnlock(t, last.lock)
 			w.noClaims()
 		}
+	})
+}
+
+// A client whose nodes answer fast is told why it waits after some moments only (C4).
+// Who gives up within a second asks aloud; who is called off within those moments is
+// told that, and no more.
+func TestWhyIsNotKnownAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, b := w.client("a"), w.client("b")
+		mustUnlock(t, mustLock(t, a, "y")) // now it knows how fast they are
+		k := mustLock(t, b, "x")
+
+		_, err := a.Lock(timeout(t, 5*time.Millisecond), "x")
+		wantIs(t, err, qlock.ErrHeld, context.DeadlineExceeded)
+		wantText(t, err, "held by b")
+
+		called := func(after time.Duration) error {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			waiting := waitFor(ctx, a.Lock, "x")
+			time.Sleep(after)
+			cancel()
+			<-waiting.done
+			return waiting.err
+		}
+		err = called(19 * time.Millisecond)
+		wantIs(t, err, qlock.ErrNoQuorum, context.Canceled)
+		wantText(t, err, "n1 silent (for the first moments it tells only of a vote)")
+		err = called(21 * time.Millisecond)
+		wantIs(t, err, qlock.ErrHeld, context.Canceled)
+		wantText(t, err, "held by b")
+		mustUnlock(t, k)
+		w.noClaims()
+	})
+}
+
+// A lock that is given on within those moments costs its next holder one message, and
+// each node one.
+func TestWaitOfAMoment(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, b := w.client("a", qlock.WithoutEvents()), w.client("b", qlock.WithoutEvents())
+		mustUnlock(t, mustLock(t, a, "y"))
+		time.Sleep(testLease) // nothing of that is left to be said
+		k := mustLock(t, b, "x")
+		var answers atomic.Int32
+		if _, err := w.connect().Subscribe("_INBOX.>", func(m *nats.Msg) {
+			if l, err := proto.DecodeAnswer(m.Data); err == nil && l.Client == "a" {
+				answers.Add(1)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		o := w.observe()
+		time.Sleep(time.Millisecond) // the next is younger
+		o.take()
+		next := waitFor(t.Context(), a.Lock, "x")
+		time.Sleep(10 * time.Millisecond)
+		settle()
+		if n := answers.Load(); n != 0 {
+			t.Errorf("%d answers while it waits", n)
+		}
+		mustUnlock(t, k)
+		last := next.held(t)
+		settle()
+		if n := answers.Load(); n != 3 {
+			t.Errorf("%d answers until it holds, want one of each node", n)
+		}
+		if got := o.take(); got["acquire"] != 1 || got["release"] != 1 || got["refresh"] != 0 {
+			t.Errorf("published %v", got)
+		}
+		mustUnlock(t, last)
+		time.Sleep(testLease)
+		w.noClaims()
 	})
 }

@@ -119,7 +119,9 @@ func (l *Locker) Nodes() []string {
 // waits in the nodes' queues, where the oldest request comes first.
 //
 // Errors are of type *LockError: ErrHeld or ErrNoQuorum joined with the context's
-// error when ctx ended, ErrRefused, ErrClosed; or ErrInvalidName.
+// error when ctx ended, ErrRefused, ErrClosed; or ErrInvalidName. A call whose ctx
+// has no deadline within a second and is cancelled in its first 20 ms may get
+// ErrNoQuorum for a lock that is held: the nodes were not asked yet why it waits.
 func (l *Locker) Lock(ctx context.Context, name string) (*Lock, error) {
 	return l.lock(ctx, true, "lock", name, exclusive)
 }
@@ -185,13 +187,15 @@ func (l *Locker) lock(ctx context.Context, detached bool, op, name string, mode 
 	k.parent = lockContext{ctx, k, detached}
 	k.ctx, k.cancel = context.WithCancelCause(&k.parent)
 	try := op == "try-lock" || op == "try-rlock"
+	deadline, hasty := ctx.Deadline()
+	hasty = hasty && time.Until(deadline) < time.Second
 	l.step(func(now proto.Now, out *local.Out) {
 		if l.closed {
 			return
 		}
 		k.asked = l.start.Add(now.Mono)
 		l.counts.waiting++
-		k.use = l.table.Lock(now, local.Want{Resource: resource, Mode: mode, Try: try, Note: k.note, User: k}, out)
+		k.use = l.table.Lock(now, local.Want{Resource: resource, Mode: mode, Try: try, Hasty: hasty, Note: k.note, User: k}, out)
 	})
 	if k.use == nil {
 		k.cancel(ErrClosed)

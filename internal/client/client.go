@@ -128,6 +128,8 @@ type Claim struct {
 	mode     quorum.Mode
 	at       int64
 	try      bool
+	quiet    bool // its next acquire is
+	hushed   bool // its last one was
 	note     string
 	evicted  *Eviction
 	state    State
@@ -304,6 +306,7 @@ type Want struct {
 	Mode     quorum.Mode
 	Try      bool   // it fails as soon as another claim is known to be in the way (C10)
 	Keep     bool   // its client keeps it between holders
+	Hasty    bool   // who waits gives up soon, and will want to know why
 	At       int64  // its age, a wall clock in microseconds, if it is older than this call
 	Note     string // for people
 	User     any
@@ -334,8 +337,27 @@ func (c *Client) Claim(now proto.Now, w Want, out *Out) *Claim {
 		c.refreshAt = c.now + c.cfg.TTL/3
 	}
 	cl.askDelay = c.firstDelay()
+	cl.quiet = !w.Try && !w.Hasty && c.near() >= c.need(cl)
 	c.ask(cl, "", out)
 	return cl
+}
+
+// Who is not granted within quietTime asks again, and is told its place then. A lock
+// that goes from hand to hand among those who wait for moments only is spared half of
+// the nodes' answers. It is only for nodes that answer much faster than that.
+const (
+	quietTime = 20 * time.Millisecond
+	nearTrip  = quietTime / 4
+)
+
+// near is the number of nodes that answer fast.
+func (c *Client) near() (near int) {
+	for i := range c.nodes {
+		if t := &c.nodes[i].trip; t.beat > 0 && t.mean <= float64(nearTrip) {
+			near++
+		}
+	}
+	return near
 }
 
 // firstDelay is long enough for answers from another continent and short enough
@@ -347,7 +369,7 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 	r := proto.Request{
 		Verb: proto.Acquire, Client: c.cfg.Name, Resource: cl.resource,
 		Claim: c.id(cl), Beat: c.nextBeat(cl), Mode: cl.mode, At: cl.at, TTL: c.cfg.TTL,
-		Want: cl.want, Try: cl.try, Digest: c.digest, Note: cl.note, Node: only,
+		Want: cl.want, Try: cl.try, Quiet: cl.quiet, Digest: c.digest, Note: cl.note, Node: only,
 	}
 	if cl.keep {
 		r.Keep = true
@@ -365,11 +387,17 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 		}
 	}
 	out.Requests = append(out.Requests, r)
-	if only == "" && cl.state == Waiting {
+	if only != "" || cl.state != Waiting {
+		return
+	}
+	cl.hushed, cl.quiet = cl.quiet, false
+	if cl.hushed {
+		cl.askAt = c.now + quietTime
+	} else {
 		cl.askAt = c.now + cl.askDelay
 		cl.askDelay = min(2*cl.askDelay, c.cfg.TTL/3)
-		c.schedule(cl)
 	}
+	c.schedule(cl)
 }
 
 func (c *Client) id(cl *Claim) proto.ClaimID {

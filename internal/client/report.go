@@ -10,7 +10,8 @@ import (
 // Report is how a claim stands with the nodes: what errors are written from.
 type Report struct {
 	Mode       quorum.Mode
-	Need       int // votes
+	Need       int  // votes
+	Hushed     bool // the nodes were not asked yet to say that the claim waits
 	Nodes      []NodeReport
 	Blocker    *proto.Blocker // who is in the way at most nodes, as far as known
 	BlockerFor time.Duration  // since when, now
@@ -46,7 +47,7 @@ func (c *Client) Votes(cl *Claim) int {
 // Report tells how the claim stands, or stood when it ended.
 func (c *Client) Report(now proto.Now, cl *Claim) Report {
 	c.now = c.clock.read(now)
-	r := Report{Mode: cl.mode, Need: c.need(cl)}
+	r := Report{Mode: cl.mode, Need: c.need(cl), Hushed: cl.hushed}
 	if len(cl.votes) != len(c.nodes) {
 		return r // it ended under another configuration
 	}

@@ -55,8 +55,8 @@ const tripMemory = 5 * time.Second
 
 // hear measures an answer. Its beat is the moment of sending, so the time that it
 // took is known without a memory of what was sent. But answers repeat beats: a vote
-// that comes after a wait in the queue has that of the acquire, long ago, and a
-// recall has the last that the node saw. So only the first answer counts at a beat
+// that comes after a wait in the queue has that of the acquire, long ago, and says so if
+// it is the first answer to it; a recall has the last that the node saw. So only the first answer counts at a beat
 // above all that this node has answered. What comes later at an old beat is above
 // none, also if the answer before it was lost, as long as the node has answered
 // anything since.
@@ -66,7 +66,7 @@ const tripMemory = 5 * time.Second
 // time, and of the last minutes for one that only refreshes.
 func (t *trip) hear(now time.Duration, a *proto.Answer) {
 	t.heard = now
-	if a.Kind == proto.Recall || a.Beat <= t.beat {
+	if a.Kind == proto.Recall || a.Late || a.Beat <= t.beat {
 		return
 	}
 	took := float64(max(now-time.Duration(a.Beat)*time.Microsecond, 0)) // beats may be ahead of the clock by a little

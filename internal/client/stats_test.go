@@ -49,6 +49,12 @@ func TestRoundTrips(t *testing.T) {
 	c.Handle(now, answerOf("n1", oneConfig, proto.Granted, asked), &out)
 	check("a vote after a wait", after(now, time.Second), "n1", 10*time.Millisecond, time.Second)
 
+	tardy := answerOf("n3", oneConfig, proto.Granted, asked)
+	tardy.Late, tardy.Claim.Seq = true, 1000 // of a claim that there is not: votes are for other tests
+	c.Handle(now, tardy, &out)
+	if got := tripOf(t, c, now, "n3"); !got.Heard || got.Measured {
+		t.Errorf("a first answer that is late: %+v, want that it was heard and tells no round trip", got)
+	}
 	c.Handle(now, answerOf("n3", oneConfig, proto.Recall, asked), &out)
 	if got := tripOf(t, c, now, "n3"); !got.Heard || got.Measured {
 		t.Errorf("a recall: %+v, want that it was heard and tells no round trip", got)

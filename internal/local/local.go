@@ -65,6 +65,7 @@ type Use struct {
 	share *share
 	mode  quorum.Mode
 	note  string
+	hasty bool
 	at    int64         // its age, by the wall clock
 	since time.Duration // of its hold, by the monotonic clock
 	token uint64
@@ -123,6 +124,7 @@ type Want struct {
 	Resource string
 	Mode     quorum.Mode
 	Try      bool   // it fails when it would have to wait for another
+	Hasty    bool   // it gives up soon, and will want to know why
 	Note     string // for people
 	User     any
 }
@@ -131,7 +133,7 @@ type Want struct {
 func (t *Table) Lock(now proto.Now, w Want, out *Out) *Use {
 	t.look(now, out)
 	resource, mode, try := w.Resource, w.Mode, w.Try
-	u := &Use{User: w.User, mode: mode, note: w.Note, at: max(now.Wall, 0)}
+	u := &Use{User: w.User, mode: mode, note: w.Note, hasty: w.Hasty, at: max(now.Wall, 0)}
 	s := t.shares[resource]
 	if try && !t.mayTry(s, u) {
 		if s != nil && len(s.holders) > 0 && quorum.Conflicts(s.holders[0].mode, mode) {
@@ -278,7 +280,7 @@ func (t *Table) settle(now proto.Now, s *share, out *Out) {
 	if s.claim == nil {
 		s.claim = t.core.Claim(now, client.Want{
 			Resource: s.resource, Mode: s.queue[0].mode, Try: s.try, At: s.queue[0].at,
-			Keep: !s.try && (t.retention > 0 || len(s.queue) > 1), Note: s.queue[0].note, User: s,
+			Keep: !s.try && (t.retention > 0 || len(s.queue) > 1), Note: s.queue[0].note, Hasty: s.queue[0].hasty, User: s,
 		}, &out.Out)
 	}
 }

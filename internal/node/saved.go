@@ -35,6 +35,7 @@ type SavedClaim struct {
 	Want     uint64        `json:"want,omitempty"`
 	Held     bool          `json:"held,omitempty"`
 	Try      bool          `json:"try,omitempty"`
+	Quiet    bool          `json:"quiet,omitempty"`
 	Voted    bool          `json:"voted,omitempty"`
 	Fence    uint64        `json:"fence,omitempty"`
 	Keep     bool          `json:"keep,omitempty"`
@@ -67,7 +68,7 @@ func (n *Node) Save(now proto.Now) (*Saved, bool) {
 		s.Claims = append(s.Claims, SavedClaim{
 			Client: c.session.key.client, Instance: c.session.key.instance, Seq: c.seq, Reply: c.session.reply,
 			Resource: []byte(c.res.name), Shared: c.mode == quorum.Shared, At: c.at, TTL: c.ttl,
-			Beat: c.beat, Want: c.want, Held: c.held, Try: c.try, Voted: c.voted, Fence: c.fence,
+			Beat: c.beat, Want: c.want, Held: c.held, Try: c.try, Quiet: c.quiet, Voted: c.voted, Fence: c.fence,
 			Keep: c.keep, Span: c.span, Given: c.given, Note: c.note, Evicted: c.evicted,
 		})
 	}
@@ -99,7 +100,7 @@ func (n *Node) restore(now proto.Now, s *Saved) {
 		}
 		c := &claim{
 			session: ses, seq: sc.Seq, res: res, at: sc.At, ttl: sc.TTL,
-			beat: sc.Beat, want: sc.Want, held: sc.Held, try: sc.Try, voted: sc.Voted, fence: sc.Fence, since: now.Mono,
+			beat: sc.Beat, want: sc.Want, held: sc.Held, try: sc.Try, quiet: sc.Quiet, voted: sc.Voted, fence: sc.Fence, since: now.Mono,
 			keep: sc.Keep, span: sc.Span, given: sc.Given, note: sc.Note, evicted: sc.Evicted,
 		}
 		if sc.Shared {

@@ -38,6 +38,7 @@ type claim struct {
 	want    uint64
 	held    bool      // says its client
 	try     bool      // it is told at once when the claim in its way will not yield
+	quiet   bool      // it waits, was not told so, and need not be
 	keep    bool      // its client keeps it between holders, and is told when others wait
 	told    uint64    // step in which it was last told so when it was granted
 	span    uint64    // fences that it wants at a time

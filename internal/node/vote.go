@@ -170,7 +170,11 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 		return
 	}
 	n.enqueue(now, c)
-	n.queued(now, c, out)
+	if r.Quiet && !c.try && n.voting() {
+		c.quiet = true
+	} else {
+		n.queued(now, c, out)
+	}
 	n.recall(res)
 }
 
@@ -279,7 +283,8 @@ func (n *Node) grantedOrNot(now proto.Now, c *claim, out *Out) {
 
 func (n *Node) granted(c *claim, out *Out) {
 	a := n.about(c, proto.Granted)
-	a.Fence, a.Behind = c.fence, c.isWaitedFor()
+	a.Fence, a.Behind, a.Late = c.fence, c.isWaitedFor(), c.quiet
+	c.quiet = false
 	if a.Behind {
 		c.told = n.serial
 	}
@@ -290,6 +295,7 @@ func (n *Node) granted(c *claim, out *Out) {
 }
 
 func (n *Node) queued(now proto.Now, c *claim, out *Out) {
+	c.quiet = false
 	a := n.about(c, proto.Queued)
 	a.Place, _ = slices.BinarySearchFunc(c.res.queue, c, order)
 	a.Recovering = n.recovering(now)

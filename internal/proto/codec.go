@@ -39,6 +39,9 @@ func AppendRequest(b []byte, r *Request) []byte {
 		if r.Try {
 			b = append(b, `,"try":true`...)
 		}
+		if r.Quiet {
+			b = append(b, `,"quiet":true`...)
+		}
 		if r.Keep {
 			b = append(b, `,"keep":true`...)
 			b = appendUint(b, "span", r.Span)
@@ -138,6 +141,9 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		}
 		if a.Behind {
 			b = append(b, `,"behind":true`...)
+		}
+		if a.Late {
+			b = append(b, `,"late":true`...)
 		}
 	case Recall:
 		if a.Behind {
@@ -313,9 +319,11 @@ type wire struct {
 	Want        uint64       `json:"want"`
 	Held        bool         `json:"held"`
 	Try         bool         `json:"try"`
+	Quiet       bool         `json:"quiet"`
 	Keep        bool         `json:"keep"`
 	Span        uint64       `json:"span"`
 	Behind      bool         `json:"behind"`
+	Late        bool         `json:"late"`
 	Digest      string       `json:"digest"`
 	Client      string       `json:"client"`
 	Node        string       `json:"node"`
@@ -422,7 +430,7 @@ func (r *Request) fill(w *wire, verb Verb, client, resource string) error {
 		r.At = d.micros("at", w.At)
 		r.TTL = d.lease("ttl_ms", w.TTL)
 		r.Want = d.number("want", w.Want)
-		r.Held, r.Try = w.Held, w.Try
+		r.Held, r.Try, r.Quiet = w.Held, w.Try, w.Quiet
 		if r.Keep = w.Keep; r.Keep {
 			r.Span = d.span(w.Span)
 		}
@@ -498,7 +506,7 @@ func (a *Answer) fill(w *wire) error {
 	}
 	switch a.Kind {
 	case Granted:
-		a.Fence, a.Behind = d.positive("fence", w.Fence), w.Behind
+		a.Fence, a.Behind, a.Late = d.positive("fence", w.Fence), w.Behind, w.Late
 		if a.Span = d.span(w.Span); a.Span == 1 {
 			a.Span = 0 // one spelling
 		}

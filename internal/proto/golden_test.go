@@ -52,6 +52,10 @@ func goldenRequests() map[string]Request {
 			Verb: Acquire, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, Beat: 5_250_000,
 			Mode: quorum.Exclusive, At: exampleAt, TTL: 10 * time.Second, Digest: exampleDigest, Try: true,
 		},
+		"acquire-quiet": {
+			Verb: Acquire, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, Beat: 5_250_000,
+			Mode: quorum.Exclusive, At: exampleAt, TTL: 10 * time.Second, Digest: exampleDigest, Quiet: true,
+		},
 		"acquire-keep": {
 			Verb: Acquire, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, Beat: 8_612_077,
 			Mode: quorum.Exclusive, At: exampleAt, TTL: 10 * time.Second, Digest: exampleDigest, Want: exampleAt + 1,
@@ -169,6 +173,10 @@ func goldenAnswers() map[string]Answer {
 	a.Kind, a.Client, a.Claim, a.Beat = Evicted, "svc-b", ClaimID{exampleOther, 31}, 77_000_000
 	a.By, a.Text = "ops", "its disk is full"
 	all["evicted"] = a
+
+	a = all["granted"]
+	a.Fence, a.Late = exampleAt+1, true
+	all["granted-late"] = a
 	return all
 }
 

@@ -155,6 +155,7 @@ type Request struct {
 	Want   uint64        // fence wanted, 0 for none
 	Held   bool          // the claim is held by votes of other nodes
 	Try    bool          // its client wants to know at once when another is in the way
+	Quiet  bool          // a claim that is new and has to wait need not be told so
 	Keep   bool          // its client keeps the claim between holders: it wants to know when others wait
 	Span   uint64        // with Keep: how many fences it wants from the first on, for those holders
 	Digest string        // configuration that the client knows
@@ -209,6 +210,7 @@ type Answer struct {
 	Span  uint64 // granted: how many fences from that on are the claim's; 0 is 1
 
 	Behind bool // granted, recall: of a claim that is kept, that others wait for it
+	Late   bool // granted: the claim had to wait, and was not told so
 
 	Place      int           // queued: claims before this one
 	Blocker    *Blocker      // queued: who stands in the way, nil if nobody does (the node is recovering)

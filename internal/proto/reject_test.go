@@ -165,6 +165,7 @@ var messages = []message{
 		{name: "want", kind: "number"},
 		{name: "held", kind: "bool"},
 		{name: "try", kind: "bool"},
+		{name: "quiet", kind: "bool"},
 		{name: "node", kind: "optional token"},
 	})},
 	{"acquire-keep", Acquire, fields(claimFields, []field{
@@ -227,6 +228,7 @@ var messages = []message{
 		{name: "fence", kind: "", required: true, fail: []string{`0`, `-1`, `1.5`, `"7"`, aboveInt}, pass: []string{`1`}},
 		{name: "span", kind: "span"},
 		{name: "behind", kind: "bool"},
+		{name: "late", kind: "bool"},
 	})},
 	{"queued", "", fields(head, claimFields, []field{
 		{name: "place", kind: "count"},
@@ -358,11 +360,18 @@ func TestRejections(t *testing.T) {
 // All fields of wire.go's union are in the table above.
 func TestRejectionsAreComplete(t *testing.T) {
 	for name := range goldenRequests() {
-		complete(t, strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(name, "-wanted"), "-try"), "-nothing-left"), name)
+		complete(t, trim(name, "-wanted", "-try", "-quiet", "-nothing-left"), name)
 	}
 	for name := range goldenAnswers() {
-		complete(t, strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(name, "-recovering"), "-span"), "-behind"), name)
+		complete(t, trim(name, "-recovering", "-span", "-behind", "-late"), name)
 	}
+}
+
+func trim(name string, suffixes ...string) string {
+	for _, s := range suffixes {
+		name = strings.TrimSuffix(name, s)
+	}
+	return name
 }
 
 func complete(t *testing.T, listed, name string) {

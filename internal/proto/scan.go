@@ -58,12 +58,16 @@ func (w *wire) field(p *scanner, key string) bool {
 		return p.boolean(&w.Held)
 	case "try":
 		return p.boolean(&w.Try)
+	case "quiet":
+		return p.boolean(&w.Quiet)
 	case "keep":
 		return p.boolean(&w.Keep)
 	case "span":
 		return p.number(&w.Span)
 	case "behind":
 		return p.boolean(&w.Behind)
+	case "late":
+		return p.boolean(&w.Late)
 	case "digest":
 		return p.text(&w.Digest)
 	case "client":

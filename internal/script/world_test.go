@@ -142,6 +142,9 @@ func (w *world) publish(from *host, r proto.Request) error {
 		if r.Held {
 			m.text += ", held"
 		}
+		if r.Quiet {
+			m.text += ", quiet"
+		}
 		if r.Want > 0 {
 			m.text += fmt.Sprintf(", wants fence %d", r.Want)
 		}
@@ -193,6 +196,9 @@ func (w *world) answer(from *host, to string, a proto.Answer) error {
 	switch a.Kind {
 	case proto.Granted:
 		m.text = fmt.Sprintf("granted %s fence %d %s", m.claim, a.Fence, beat(a.Beat))
+		if a.Late {
+			m.text += ", late"
+		}
 	case proto.Queued:
 		m.text = fmt.Sprintf("queued %s %s: place %d", m.claim, beat(a.Beat), a.Place)
 		if b := a.Blocker; b != nil && b.Voted {
