@@ -34,6 +34,7 @@ type outbox struct {
 
 	batching batching
 	parcel   parcel
+	hasty    time.Time // until then nobody is waited for
 
 	late  *time.Timer // sees to events that nothing else took along
 	timed bool        // it runs
@@ -67,6 +68,13 @@ const eventDelay = 2 * time.Millisecond
 // mostWaiting is how many bytes wait for a connection that stands still. What does
 // not fit is dropped: the protocol repeats what matters.
 const mostWaiting = 4 << 20
+
+// longTurn is as long as Go lets one goroutine compute where others are ready to run,
+// and hasteTime how long nobody is waited for after somebody did.
+const (
+	longTurn  = 10 * time.Millisecond
+	hasteTime = time.Second
+)
 
 func newOutbox(nc *nats.Conn, inbox string, opt options, log *limited) *outbox {
 	o := &outbox{nc: nc, inbox: inbox, log: log, wake: make(chan struct{}, 1)}
@@ -235,13 +243,20 @@ func (o *outbox) send(l load) (failed error) {
 }
 
 // take gives what is to be published. Where several are about it, those that are ready
-// to run put in theirs first: what goes in one message costs all of us a fraction.
+// to run put in theirs first: what goes in one message costs all of us a fraction. But
+// in a program that computes all the time, that is to wait for a turn with those who
+// do, and each turn is ten milliseconds: then it does without for a while.
 func (o *outbox) take() (l load, full bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.crowd {
+	if o.crowd && o.batching.state.Load() == batchesAllowed {
 		o.mu.Unlock()
-		runtime.Gosched()
+		if before := time.Now(); before.After(o.hasty) {
+			runtime.Gosched()
+			if after := time.Now(); after.Sub(before) > longTurn {
+				o.hasty = after.Add(hasteTime)
+			}
+		}
 		o.mu.Lock()
 	}
 	l, full = o.load, o.full
