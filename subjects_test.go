@@ -172,6 +172,7 @@ func FuzzParseRequestSubject(f *testing.F) {
 	f.Add("lock.prod.node.acquire.svc-a.a%20b")
 	f.Add("lock.prod.node.refresh.svc-a")
 	f.Add("lock.prod.node.info.svc-a.")
+	f.Add("lock.prod.node.svc-a")
 	f.Fuzz(func(t *testing.T, subject string) {
 		verb, client, resource, err := parseRequestSubject("prod", subject)
 		if err != nil {
@@ -183,7 +184,11 @@ func FuzzParseRequestSubject(f *testing.F) {
 				t.Fatalf("%q: %v", subject, err)
 			}
 		}
-		if again := requestSubject("prod", verb, client, enc); again != subject {
+		again := requestSubject("prod", verb, client, enc)
+		if verb == batchVerb {
+			again = batchSubject("prod", client)
+		}
+		if again != subject {
 			t.Fatalf("%q is taken apart as %q, %q, %q, which makes %q", subject, verb, client, resource, again)
 		}
 	})
