@@ -42,7 +42,7 @@ func (b *batching) may(nc *nats.Conn, inbox string) bool {
 		}
 		b.asked = time.Now()
 		question := proto.AppendRequest(nil, &proto.Request{Verb: proto.Info, Nonce: "batch"})
-		question = append(proto.AppendToBatch([]byte{'['}, proto.Info, "", question), ']')
+		question = append(proto.AppendToBatch(proto.AppendSeparator(nil), proto.Info, "", question), ']')
 		_ = nc.PublishRequest(b.subject, inbox, question) // what follows fails too, and says so
 	}
 	return false
@@ -85,11 +85,7 @@ func (p *parcel) fits(name string, body []byte) bool {
 }
 
 func (p *parcel) add(verb proto.Verb, name string, body []byte, reply bool) {
-	separator := byte(',')
-	if p.count == 0 {
-		separator = '['
-	}
-	p.body = proto.AppendToBatch(append(p.body, separator), verb, name, body)
+	p.body = proto.AppendToBatch(proto.AppendSeparator(p.body), verb, name, body)
 	p.reply = p.reply || reply
 	p.count++
 }

@@ -502,11 +502,7 @@ func (n *Node) publishList(to string, answers []node.Send, buf *[]byte) {
 			n.publish(to, append(*buf, ']'))
 			*buf = (*buf)[:0]
 		}
-		separator := byte(',')
-		if len(*buf) == 0 {
-			separator = '['
-		}
-		*buf = proto.AppendAnswer(append(*buf, separator), &answers[i].Answer)
+		*buf = proto.AppendAnswer(proto.AppendSeparator(*buf), &answers[i].Answer)
 	}
 	if len(*buf) > 0 {
 		n.publish(to, append(*buf, ']'))

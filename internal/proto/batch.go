@@ -42,38 +42,29 @@ func AppendToBatch(b []byte, verb Verb, encodedName string, body []byte) []byte 
 // IsList reports whether a body is a batch or the answers to one: they begin with [.
 func IsList(body []byte) bool { return len(body) > 0 && body[0] == '[' }
 
+// AppendSeparator appends what stands before the next of a list. Its end, ], is the
+// caller's.
+func AppendSeparator(b []byte) []byte {
+	if len(b) == 0 {
+		return append(b, '[')
+	}
+	return append(b, ',')
+}
+
 // DecodeBatch appends the requests of a batch to list. What is wrong with one of them
 // concerns no other: it is left out, and the first such complaint is returned beside
 // the rest. Strings are parts of body, as Request.Decode has it, but for what is kept
 // for longer.
 func DecodeBatch(list []Request, client string, body []byte) ([]Request, error) {
-	if len(body) > MaxBatchBody {
-		return list, malformed("%d bytes, at most %d are allowed", len(body), MaxBatchBody)
-	}
-	if !IsList(body) {
-		return list, malformed("a batch is a list")
-	}
 	var w wire
-	var wrong error
-	in := listReader{body: body, most: MaxShort}
-	for count := 0; ; count++ {
-		more, err := in.next(&w)
-		if more && count == MaxBatch {
-			more, err = false, malformed("more than %d requests", MaxBatch)
-		}
-		if err == nil && more {
-			list = append(list, Request{})
-			if err = list[len(list)-1].fromBatch(&w, client); err != nil {
-				list = list[:len(list)-1]
-			}
-		}
-		if wrong == nil {
-			wrong = err
-		}
-		if !more {
-			return list, wrong
+	in := readList(body, MaxBatchBody, MaxBatch, MaxShort)
+	for in.next(&w) {
+		list = append(list, Request{})
+		if last := len(list) - 1; !in.passes(list[last].fromBatch(&w, client)) {
+			list = list[:last]
 		}
 	}
+	return list, in.wrong
 }
 
 func (r *Request) fromBatch(w *wire, client string) error {
@@ -96,65 +87,83 @@ func (r *Request) fromBatch(w *wire, client string) error {
 // DecodeAnswers appends the answers to a batch to list; for what is wrong with one, see
 // DecodeBatch.
 func DecodeAnswers(list []Answer, body []byte) ([]Answer, error) {
-	if len(body) > MaxBody {
-		return list, malformed("%d bytes, at most %d are allowed", len(body), MaxBody)
-	}
-	if !IsList(body) {
-		return list, malformed("answers to a batch are a list")
-	}
 	var w wire
-	var wrong error
-	in := listReader{body: body, most: MaxBody}
-	for {
-		more, err := in.next(&w)
-		if err == nil && more {
-			list = append(list, Answer{})
-			if err = list[len(list)-1].fill(&w); err != nil {
-				list = list[:len(list)-1]
-			}
-		}
-		if wrong == nil {
-			wrong = err
-		}
-		if !more {
-			return list, wrong
+	in := readList(body, MaxBody, MaxBody, MaxBody)
+	for in.next(&w) {
+		list = append(list, Answer{})
+		if last := len(list) - 1; !in.passes(list[last].fill(&w)) {
+			list = list[:last]
 		}
 	}
+	return list, in.wrong
 }
 
 // listReader reads what a list has, one by one: as far as scan does, and by
 // encoding/json from there on.
 type listReader struct {
-	body []byte
-	most int // bytes of one
+	body  []byte
+	count int   // most that it may have
+	each  int   // most bytes of one
+	wrong error // the first complaint
+	over  bool
 
 	scanner scanner
-	begun   bool
-	done    int // read by scan
+	done    int // read until now
 	slow    bool
 	rest    []json.RawMessage
 }
 
-// next reads the next one into w. What is wrong with it is no reason not to go on, as
-// long as there are more.
-func (l *listReader) next(w *wire) (more bool, err error) {
-	if !l.slow {
-		if !l.begun {
-			l.scanner.s = unsafe.String(unsafe.SliceData(l.body), len(l.body)) // nobody changes it: see Decode
+// readList begins to read a body of at most so many bytes.
+func readList(body []byte, most, count, each int) listReader {
+	l := listReader{body: body, count: count, each: each}
+	l.scanner.s = unsafe.String(unsafe.SliceData(body), len(body)) // nobody changes it: see Decode
+	l.wrong = tooLong(len(body), most)
+	if l.wrong == nil && !IsList(body) {
+		l.wrong = malformed("it is no list")
+	}
+	l.over = l.wrong != nil
+	return l
+}
+
+// passes keeps the first complaint, and reports whether there is none here.
+func (l *listReader) passes(err error) bool {
+	if l.wrong == nil {
+		l.wrong = err
+	}
+	return err == nil
+}
+
+// next reads the next one that can be read into w.
+func (l *listReader) next(w *wire) bool {
+	for !l.over {
+		more, err := l.read(w)
+		if more && l.done == l.count {
+			more, err = false, malformed("more than %d in a list", l.count)
 		}
+		l.done++
+		l.over = !more
+		if l.passes(err) && more {
+			return true
+		}
+	}
+	return false
+}
+
+// read reads the next one, and reports whether there was one.
+func (l *listReader) read(w *wire) (more bool, err error) {
+	*w = wire{}
+	if !l.slow {
 		p := &l.scanner
-		at := p.element(!l.begun)
-		l.begun = true
+		at := p.element(l.done == 0)
 		if at == after && p.i == len(p.s) {
 			return false, nil
 		}
 		from := p.i
-		*w = wire{}
 		if at == inside && w.object(p) {
-			l.done++
-			return true, l.size(p.i - from)
+			return true, tooLong(p.i-from, l.each)
 		}
 		l.slow = true
+		*w = wire{}
 		var all []json.RawMessage // not l.rest: l would have to live on the heap
 		if err := json.Unmarshal(l.body, &all); err != nil {
 			return false, malformed("%.200v", err)
@@ -166,13 +175,5 @@ func (l *listReader) next(w *wire) (more bool, err error) {
 	}
 	one := l.rest[0]
 	l.rest = l.rest[1:]
-	*w = wire{}
-	return true, w.parse(one, l.most)
-}
-
-func (l *listReader) size(n int) error {
-	if n > l.most {
-		return malformed("%d bytes, at most %d are allowed", n, l.most)
-	}
-	return nil
+	return true, w.parse(one, l.each)
 }

@@ -379,9 +379,16 @@ func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{ErrMalformed}, args...)...)
 }
 
+func tooLong(bytes, most int) error {
+	if bytes > most {
+		return malformed("%d bytes, at most %d are allowed", bytes, most)
+	}
+	return nil
+}
+
 func (w *wire) parse(body []byte, most int) error {
-	if len(body) > most {
-		return malformed("%d bytes, at most %d are allowed", len(body), most)
+	if err := tooLong(len(body), most); err != nil {
+		return err
 	}
 	if w.scan(body) {
 		return nil
