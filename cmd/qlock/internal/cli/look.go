@@ -41,20 +41,29 @@ type view struct {
 	json any
 }
 
+// inspector is a Locker that is there to ask the nodes. Call leave when it is done.
+func (c *connection) inspector(ctx context.Context, role string) (locker *qlock.Locker, leave func(), err error) {
+	l, err := c.connect(role, 10*time.Second)
+	if err != nil {
+		return nil, nil, err
+	}
+	locker, err = l.locker(ctx, 0, slog.New(slog.DiscardHandler)) // what it would log is in its errors
+	if err != nil {
+		l.Close()
+		return nil, nil, lookError(err)
+	}
+	return locker, func() { _ = locker.Close(); l.Close() }, nil
+}
+
 // run looks by f as the flags say.
 func (o *look) run(ctx context.Context, a *app, role string, f func(context.Context, *qlock.Locker) (*view, error)) error {
 	ctx, stop := interrupted(ctx)
 	defer stop()
-	l, err := o.connect(role, 10*time.Second)
+	locker, leave, err := o.inspector(ctx, role)
 	if err != nil {
 		return err
 	}
-	defer l.Close()
-	locker, err := l.locker(ctx, 0, slog.New(slog.DiscardHandler)) // what it would log is in its errors
-	if err != nil {
-		return lookError(err)
-	}
-	defer func() { _ = locker.Close() }()
+	defer leave()
 	once := func() (*view, error) {
 		ctx, cancel := context.WithTimeout(ctx, o.timeout)
 		defer cancel()

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -81,16 +80,11 @@ and has not given it up within --wait; 121 no quorum; 123 refused by NATS permis
 }
 
 func (a *app) evict(ctx context.Context, o *unlockOptions, name string) error {
-	l, err := o.connect("unlock", 10*time.Second)
+	locker, leave, err := o.inspector(ctx, "unlock")
 	if err != nil {
 		return err
 	}
-	defer l.Close()
-	locker, err := l.locker(ctx, 0, slog.New(slog.DiscardHandler)) // what it would log is in its errors
-	if err != nil {
-		return lookError(err)
-	}
-	defer func() { _ = locker.Close() }()
+	defer leave()
 	inspect := func() (*qlock.LockInfo, error) {
 		ctx, cancel := context.WithTimeout(ctx, o.timeout)
 		defer cancel()
