@@ -108,6 +108,17 @@ func (w *world) allHeld(all []*qlock.Lock) {
 	}
 }
 
+// heldToTheEnd sees all locks through the first node's quarantine, and the Locker's Close.
+func (w *world) heldToTheEnd(l *qlock.Locker, all []*qlock.Lock) {
+	w.t.Helper()
+	time.Sleep(quarantine)
+	w.allHeld(all)
+	if err := l.Close(); err != nil {
+		w.t.Error(err)
+	}
+	w.noClaims()
+}
+
 // What a Locker has to say at one moment goes in one message, once it knows that it
 // may: at first it asks, and sends what it has one by one.
 func TestRequestsGoTogether(t *testing.T) {
@@ -261,12 +272,7 @@ func TestBatchesNotPermitted(t *testing.T) {
 		if told.Load() != 0 || len(w.log.find("permission")) != 0 {
 			t.Errorf("%d errors were told, logged %q", told.Load(), w.log.find("permission"))
 		}
-		time.Sleep(quarantine)
-		w.allHeld(all)
-		if err := a.Close(); err != nil {
-			t.Error(err)
-		}
-		w.noClaims()
+		w.heldToTheEnd(a, all)
 	})
 }
 
@@ -305,12 +311,7 @@ func TestBatchesNotPermittedAnyMore(t *testing.T) {
 		if got := b.take(t); len(got) != 0 {
 			t.Errorf("%v went through", got)
 		}
-		time.Sleep(quarantine)
-		w.allHeld(all)
-		if err := a.Close(); err != nil {
-			t.Error(err)
-		}
-		w.noClaims()
+		w.heldToTheEnd(a, all)
 	})
 }
 

@@ -180,7 +180,8 @@ func lockError(op, name string, r client.Report, reason, cause error) *LockError
 		case n.Queued:
 			a.Answer = "queued"
 		default:
-			if a.Answer = "silent"; r.Hushed {
+			a.Answer = "silent"
+			if r.Hushed {
 				a.Detail = "for the first moments it tells only of a vote"
 			}
 			silent++

@@ -56,10 +56,10 @@ const tripMemory = 5 * time.Second
 // hear measures an answer. Its beat is the moment of sending, so the time that it
 // took is known without a memory of what was sent. But answers repeat beats: a vote
 // that comes after a wait in the queue has that of the acquire, long ago, and says so if
-// it is the first answer to it; a recall has the last that the node saw. So only the first answer counts at a beat
-// above all that this node has answered. What comes later at an old beat is above
-// none, also if the answer before it was lost, as long as the node has answered
-// anything since.
+// it is the first answer to it; a recall has the last that the node saw. So only the
+// first answer counts at a beat above all that this node has answered. What comes later
+// at an old beat is above none, also if the answer before it was lost, as long as the
+// node has answered anything since.
 //
 // The mean is weighted by the time since the measurement before, and not by their
 // number: else it would be of the last millisecond for a client that locks all the

@@ -144,8 +144,9 @@ func Accounts(name string, users []User, others ...Account) (string, error) {
 }
 
 // services are the subjects that the account may ask on: those of its users' roles,
-// for all resources, since what its users are limited to is for their account to say. With a wildcard in place of the verb, whoever governs the account
-// could let a client evict others.
+// for all resources, since what its users are limited to is for their account to say.
+// With a wildcard in place of the verb, whoever governs the account could let a client
+// evict others.
 func (a Account) services() []string {
 	var out []string
 	for _, u := range a.Users {
