@@ -278,7 +278,7 @@ type progressBar struct {
 
 func (a *app) bar(what string, length time.Duration) *progressBar {
 	b := &progressBar{stop: make(chan struct{})}
-	if !terminal(a.err) {
+	if !terminal(a.err.file) {
 		return b
 	}
 	began := time.Now()

@@ -51,16 +51,19 @@ const statuses = `Exit status:
 
 // app is one run of the command.
 type app struct {
-	in       *os.File
-	out, err *os.File
+	in, out *os.File
+	err     *diagnostics
 }
+
+func newApp(in, out, err *os.File) *app { return &app{in, out, newDiagnostics(err)} }
 
 // Main runs the command line args and returns the exit status.
 func Main(args []string, in, out, err *os.File) int {
 	if len(args) == 1 && args[0] == guardArgument {
 		return guard(in, out)
 	}
-	a := &app{in, out, err}
+	a := newApp(in, out, err)
+	defer a.err.end()
 	root := a.root()
 	root.SetArgs(append([]string{}, args...)) // nil would mean those of the process
 	return a.status(root.Execute())

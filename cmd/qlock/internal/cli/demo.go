@@ -34,6 +34,8 @@ it, and nothing is left.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := interrupted(cmd.Context())
 			defer stop()
+			context.AfterFunc(ctx, stop) // a second signal ends a program that waits for who reads its output
+			a.supervise()
 			return a.runDemo(ctx, port, traffic, count)
 		},
 	}
@@ -93,7 +95,8 @@ func (a *app) runDemo(ctx context.Context, port int, traffic bool, count int) er
 }
 
 func demoLink(urls []string, name string) (*link, error) {
-	nc, err := nats.Connect(strings.Join(urls, ","), nats.Name("qlock "+name), nats.MaxReconnects(-1))
+	nc, err := nats.Connect(strings.Join(urls, ","), nats.Name("qlock "+name), nats.MaxReconnects(-1),
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})) // that of package nats writes to standard error, and waits
 	if err != nil {
 		return nil, err
 	}

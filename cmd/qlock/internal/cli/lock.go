@@ -33,6 +33,7 @@ evicted while it waited, 125 another failure, 2 bad flags.`,
 				return err
 			}
 			o.noteOf("qlock lock", cmd.Flags())
+			a.supervise() // a token that nobody reads ends it, but not before the lock is given back
 			ctx, stop := interrupted(cmd.Context())
 			defer stop()
 			h, err := a.take(ctx, c, o, l, "lock", args[0])

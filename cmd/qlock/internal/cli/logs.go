@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"io"
 	"log/slog"
 
 	"github.com/spf13/pflag"
@@ -17,15 +16,18 @@ func (l *logs) flags(fs *pflag.FlagSet, level string) {
 	env(fs, "log-format", "QLOCK_LOG_FORMAT")
 }
 
-// logger writes to w. The level can be changed while it does.
-func (l *logs) logger(w io.Writer) (*slog.Logger, *slog.LevelVar) {
+// logger writes to d. The level can be changed while it does.
+func (l *logs) logger(d *diagnostics) (*slog.Logger, *slog.LevelVar) {
 	level := new(slog.LevelVar)
 	level.Set(parseLevel(l.level))
 	opts := &slog.HandlerOptions{Level: level}
 	if l.format == "json" {
-		return slog.New(slog.NewJSONHandler(w, opts)), level
+		d.mu.Lock()
+		d.json = true
+		d.mu.Unlock()
+		return slog.New(slog.NewJSONHandler(d, opts)), level
 	}
-	return slog.New(slog.NewTextHandler(w, opts)), level
+	return slog.New(slog.NewTextHandler(d, opts)), level
 }
 
 func parseLevel(s string) slog.Level {

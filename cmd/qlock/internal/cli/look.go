@@ -59,6 +59,7 @@ func (c *connection) inspector(ctx context.Context, role string) (locker *qlock.
 func (o *look) run(ctx context.Context, a *app, role string, f func(context.Context, *qlock.Locker) (*view, error)) error {
 	ctx, stop := interrupted(ctx)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends a program that waits for who reads its output
 	locker, leave, err := o.inspector(ctx, role)
 	if err != nil {
 		return err

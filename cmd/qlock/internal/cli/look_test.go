@@ -165,7 +165,7 @@ func TestInfo(t *testing.T) {
 
 // What a person is told of nodes that do not agree, or do not answer.
 func TestDisagreement(t *testing.T) {
-	a := &app{os.Stdin, os.Stdout, os.Stderr}
+	a := newApp(os.Stdin, os.Stdout, os.Stderr)
 	claim := func(client string, voted, queued string) qlock.ClaimInfo {
 		return qlock.ClaimInfo{ID: "0f2a91c7-0000-4000-8000-000000000000/" + fmt.Sprint(len(client)), Client: client, Voted: strings.Fields(voted), Queued: strings.Fields(queued)}
 	}

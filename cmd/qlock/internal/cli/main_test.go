@@ -31,13 +31,19 @@ import (
 // roleVariable makes this test's own program the qlock command.
 const roleVariable = "QLOCK_CLI_TEST"
 
+// otherRoles are what this program may be before it is the qlock command.
+var otherRoles = map[string]func(){}
+
 // patience bounds every wait for something that must come.
 const patience = 20 * time.Second
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
 func TestMain(m *testing.M) {
-	if os.Getenv(roleVariable) != "" {
+	if role := os.Getenv(roleVariable); role != "" {
+		if other := otherRoles[role]; other != nil {
+			other()
+		}
 		os.Exit(Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
 	// A machine's own settings are not the tests'.
@@ -175,7 +181,12 @@ func launchCommand(t testing.TB, env []string, args ...string) (*process, error)
 
 func launchCmd(t testing.TB, cmd *exec.Cmd) (*process, error) {
 	p := &process{t: t, cmd: cmd, out: newOutput(), err: newOutput(), done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = p.out, p.err
+	if p.cmd.Stdout == nil {
+		p.cmd.Stdout = p.out
+	}
+	if p.cmd.Stderr == nil {
+		p.cmd.Stderr = p.err
+	}
 	in, err := p.cmd.StdinPipe()
 	if err != nil {
 		return nil, err

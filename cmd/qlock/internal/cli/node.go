@@ -203,6 +203,7 @@ func (a *app) runNode(cmd *cobra.Command, o *nodeOptions) error {
 	if !cmd.Flags().Changed("observe") {
 		o.observe = !o.external()
 	}
+	a.supervise()
 	log, level := o.logger(a.err)
 	o.node.Logger = log // the library adds the node's name by itself
 	base := log

@@ -107,6 +107,7 @@ func (a *app) runCommand(parent context.Context, o *runOptions, name string, arg
 	if err != nil {
 		return cannotRun(argv[0], err)
 	}
+	a.supervise()
 	signals := make(chan os.Signal, 16)
 	for _, s := range passedOn {
 		if !signal.Ignored(s) { // as under nohup, which means the command too
@@ -150,7 +151,7 @@ func (a *app) runCommand(parent context.Context, o *runOptions, name string, arg
 	}
 	defer r.lock.close()
 
-	cmd := &exec.Cmd{Path: path, Args: argv, Stdin: a.in, Stdout: a.out, Stderr: a.err}
+	cmd := &exec.Cmd{Path: path, Args: argv, Stdin: a.in, Stdout: a.out, Stderr: a.err.file}
 	cmd.Env = append(os.Environ(), "QLOCK_NAME="+name, "QLOCK_TOKEN="+strconv.FormatUint(r.lock.Token(), 10))
 	patience, grace := o.guardTimes(r.lock)
 	c, err := startChild(cmd, a.in, patience, grace)
@@ -196,17 +197,17 @@ func (a *app) attend(o *runOptions, lock *heldLock, c *child, signals <-chan os.
 			case onLossIgnore:
 				fmt.Fprintf(a.err, "qlock: lock %q is lost%s, the command goes on without it (--on-loss ignore)\n", lock.Name(), why)
 			case onLossKill:
-				fmt.Fprintf(a.err, "qlock: lock %q is lost%s, the command is killed\n", lock.Name(), why)
 				c.kill()
+				fmt.Fprintf(a.err, "qlock: lock %q is lost%s, the command is killed\n", lock.Name(), why)
 			default:
-				fmt.Fprintf(a.err, "qlock: lock %q is lost%s, the command is told to end, and killed after %v\n", lock.Name(), why, o.grace)
 				c.terminate()
+				fmt.Fprintf(a.err, "qlock: lock %q is lost%s, the command is told to end, and killed after %v\n", lock.Name(), why, o.grace)
 				kill = time.After(o.grace)
 			}
 		case <-kill:
 			kill = nil
-			fmt.Fprintf(a.err, "qlock: the command did not end within %v, it is killed\n", o.grace)
 			c.kill()
+			fmt.Fprintf(a.err, "qlock: the command did not end within %v, it is killed\n", o.grace)
 		case status := <-c.done:
 			loss := lock.Unlock(context.Background())
 			switch {

@@ -236,7 +236,7 @@ func TestWatchOutOfOrder(t *testing.T) {
 // A node that restarted has the holder in its queue, and does not make it seem to
 // wait, in whichever order the nodes are looked at.
 func TestWaitIsToldByThoseWhoKnow(t *testing.T) {
-	p := (&app{os.Stdin, os.Stdout, os.Stderr}).progress("x", false)
+	p := newApp(os.Stdin, os.Stdout, os.Stderr).progress("x", false)
 	id := proto.ClaimID{Instance: uuid.UUID{1}, Seq: 1}
 	for i, voted := range []bool{true, false, true} {
 		a := &proto.Answer{Kind: proto.Queued, Node: fmt.Sprint("n", i), Blocker: &proto.Blocker{Claim: id, Client: "svc", Voted: voted, For: time.Minute}}

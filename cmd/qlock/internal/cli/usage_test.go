@@ -42,7 +42,7 @@ func call(t *testing.T, args ...string) result {
 
 func allCommands(t *testing.T) []*cobra.Command {
 	t.Helper()
-	root := (&app{os.Stdin, os.Stdout, os.Stderr}).root()
+	root := newApp(os.Stdin, os.Stdout, os.Stderr).root()
 	list := []*cobra.Command{root}
 	for _, c := range root.Commands() {
 		if !c.Hidden && c.Name() != "completion" {

@@ -153,7 +153,7 @@ func exitOf(err error) int {
 // held. The inboxes of this connection have a prefix of their own, so it hears
 // nobody else's.
 type progress struct {
-	out   *os.File
+	out   *diagnostics
 	name  string
 	quiet bool
 
@@ -202,7 +202,7 @@ func (p *progress) start(began time.Time) {
 	}
 	p.done.Go(func() {
 		every := logEvery
-		if terminal(p.out) {
+		if terminal(p.out.file) {
 			every = redraw
 		}
 		timer := time.NewTimer(wonder)
@@ -220,13 +220,16 @@ func (p *progress) start(began time.Time) {
 }
 
 func (p *progress) draw(waited time.Duration) {
+	if p.out.busy() {
+		return // a person who does not see this line needs no newer one
+	}
 	line := p.text(waited)
-	if terminal(p.out) {
+	if terminal(p.out.file) {
 		p.drawn = true
-		if width, _ := size(p.out); width > 1 && text.StringWidth(line) >= width {
+		if width, _ := size(p.out.file); width > 1 && text.StringWidth(line) >= width {
 			line = text.Snip(line, width-1, "…") // a second line would stay
 		}
-		fmt.Fprintf(p.out, "\r\x1b[K%s", paint(p.out, line, text.Faint))
+		fmt.Fprintf(p.out, "\r\x1b[K%s", paint(p.out.file, line, text.Faint))
 		return
 	}
 	fmt.Fprintf(p.out, "qlock: %s\n", line)
@@ -303,5 +306,6 @@ func (p *progress) close() {
 	p.done.Wait()
 	if p.drawn {
 		fmt.Fprint(p.out, "\r\x1b[K")
+		p.out.flush(redraw) // or it would clear what others write next
 	}
 }

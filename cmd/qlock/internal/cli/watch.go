@@ -49,6 +49,7 @@ auditor; with those of an observer there are no lines of these.`,
 			}
 			ctx, stop := interrupted(cmd.Context())
 			defer stop()
+			context.AfterFunc(ctx, stop) // a second signal ends a program that waits for who reads its output
 			l, err := c.connect("watch", 10*time.Second)
 			if err != nil {
 				return err

@@ -1,0 +1,11 @@
+//go:build !unix
+
+package cli
+
+import (
+	"errors"
+	"os"
+)
+
+// duplicate is not needed: there is no signal for broken pipes.
+func duplicate(*os.File) (*os.File, error) { return nil, errors.ErrUnsupported }
