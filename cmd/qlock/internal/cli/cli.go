@@ -60,8 +60,9 @@ func newApp(in, out, err *os.File) *app { return &app{in, out, newDiagnostics(er
 // Main runs the command line args and returns the exit status.
 func Main(args []string, in, out, err *os.File) int {
 	if len(args) == 1 && args[0] == guardArgument {
-		return guard(in, out)
+		return guard(in, out, err)
 	}
+	reapOrphans()
 	a := newApp(in, out, err)
 	defer a.err.end()
 	root := a.root()

@@ -24,12 +24,18 @@ const (
 	onLossIgnore = "ignore"
 )
 
+const (
+	untilCommand = "command"
+	untilGroup   = "group"
+)
+
 type runOptions struct {
 	connection
 	lockOptions
 	logs
 	onLoss string
 	grace  time.Duration
+	until  string
 }
 
 func (a *app) run() *cobra.Command {
@@ -54,13 +60,22 @@ What others see beside the lock is --note; without one it is the user, the host,
 process and the command's name, without its arguments, which may be secret.
 
 The command runs in a process group of its own. SIGINT, SIGTERM, SIGHUP, SIGQUIT,
-SIGUSR1, SIGUSR2 and SIGCONT are passed on to the group. If qlock itself is killed,
-a second small process kills the group; if qlock is stopped or hangs, that process
-does with the group as --on-loss says, before the lock can be another's. On Linux the
-kernel also kills the command, whatever became of that process. What a command puts
-into a group or session of its own is out of reach, and the lock ends with the
-command: what it leaves in the background goes on without one. On Windows there are no
-groups: only the command is ended, and nobody ends it when qlock is killed.
+SIGUSR1, SIGUSR2 and SIGCONT are passed on to the group; SIGCONT follows those that
+end programs, as a stopped one would not end. If qlock itself is killed, a second small
+process kills the group; if qlock is stopped or hangs, that process does with the group
+as --on-loss says, before the lock can be another's. On Linux the kernel also kills the
+command, whatever became of that process. What a command puts into a group or session
+of its own is out of reach. On Windows there are no groups: only the command is ended,
+and nobody ends it when qlock is killed.
+
+The group has the terminal when qlock's own would have it: from the start, or in a
+pipeline from when it asks for it. Ctrl-Z stops qlock too, until the shell lets both go
+on; the lock is not refreshed meanwhile, and may be lost.
+
+The lock ends with the command: what that leaves in the background goes on without one.
+With --until group the lock is held until all of the group has ended. Programs of other
+users, as sudo starts, cannot be signalled: if the lock is lost they work on, and qlock
+says so.
 
 ` + statuses,
 		Example: `  qlock run nightly -- ./backup.sh --full
@@ -81,6 +96,7 @@ groups: only the command is ended, and nobody ends it when qlock is killed.
 	o.lockOptions.flags(fs)
 	choiceFlag(fs, &o.onLoss, "on-loss", onLossTerm, []string{onLossTerm, onLossKill, onLossIgnore}, "what becomes of the command when the lock is lost")
 	durationFlag(fs, &o.grace, "grace", 5*time.Second, 0, "from SIGTERM to SIGKILL with --on-loss term")
+	choiceFlag(fs, &o.until, "until", untilCommand, []string{untilCommand, untilGroup}, "what the lock is held for: the command alone, or all of its process group")
 	o.logs.flags(fs, "warn")
 	o.connection.flags(fs)
 	return cmd
@@ -107,7 +123,16 @@ func (a *app) runCommand(parent context.Context, o *runOptions, name string, arg
 	if err != nil {
 		return cannotRun(argv[0], err)
 	}
+	if err := o.connection.check(); err != nil {
+		return err // before anything is started
+	}
 	a.supervise()
+	// Before the wait, in which the file of this program may be replaced.
+	g, err := startGuard(a.err.file)
+	if err != nil {
+		return &statusError{exitSelf, err}
+	}
+	defer func() { g.dismiss() }()
 	signals := make(chan os.Signal, 16)
 	for _, s := range passedOn {
 		if !signal.Ignored(s) { // as under nohup, which means the command too
@@ -151,14 +176,23 @@ func (a *app) runCommand(parent context.Context, o *runOptions, name string, arg
 	}
 	defer r.lock.close()
 
+	if now, err := exec.LookPath(argv[0]); err == nil {
+		path = now // the command, too, may have been replaced during the wait
+	}
 	cmd := &exec.Cmd{Path: path, Args: argv, Stdin: a.in, Stdout: a.out, Stderr: a.err.file}
 	cmd.Env = append(os.Environ(), "QLOCK_NAME="+name, "QLOCK_TOKEN="+strconv.FormatUint(r.lock.Token(), 10))
 	patience, grace := o.guardTimes(r.lock)
-	c, err := startChild(cmd, a.in, patience, grace)
+	armed, err := g.arm(patience, grace)
+	if err != nil {
+		return &statusError{exitSelf, err}
+	}
+	g = armed
+	c, err := startChild(cmd, g, signals)
 	if err != nil {
 		return cannotRun(argv[0], err)
 	}
-	return a.attend(o, r.lock, c, signals, patience)
+	w := &attendance{app: a, o: o, lock: r.lock, c: c, signals: signals, patience: patience}
+	return w.attend()
 }
 
 // guardTimes are for the guard of the command. When this program stands still, the
@@ -175,56 +209,162 @@ func (o *runOptions) guardTimes(h *heldLock) (patience, grace time.Duration) {
 	return max(h.lease*55/100, time.Second), grace
 }
 
-// attend stays with the command until it ends.
-func (a *app) attend(o *runOptions, lock *heldLock, c *child, signals <-chan os.Signal, patience time.Duration) error {
-	beats := time.NewTicker(max(patience, time.Second) / 8)
+// attendance is this program while the command runs.
+type attendance struct {
+	*app
+	o        *runOptions
+	lock     *heldLock
+	c        *child
+	signals  <-chan os.Signal
+	patience time.Duration
+
+	lost    <-chan struct{}  // nil: the loss was dealt with
+	kill    <-chan time.Time // when to kill what did not end, or could not be killed
+	unheard bool             // a signal did not reach all of the command
+	deaf    string           // what was said of processes that cannot be killed
+}
+
+const (
+	killAgain = time.Second            // what could not be killed may be able to be a little later
+	settle    = 250 * time.Millisecond // after a standstill, until package qlock has seen what it means
+)
+
+// attend stays with the command until it ends. What is to be done is done first, and
+// told of then.
+func (w *attendance) attend() error {
+	c := w.c
+	beats := time.NewTicker(max(w.patience, time.Second) / 8)
 	defer beats.Stop()
-	lost := lock.Context().Done()
-	var kill <-chan time.Time
+	w.lost = w.lock.Context().Done()
+	status, done := 0, c.done
+	look := 50 * time.Millisecond // when to look for what is left of the group
+	var rest <-chan time.Time
 	for {
 		select {
-		case s := <-signals:
-			c.signal(s)
+		case s := <-w.signals:
+			stop, err := c.pass(s)
+			if err != nil && fatal(s) && w.lost != nil {
+				w.unheard = true
+				w.say("the signal %q did not reach all of the command: %v; the lock is kept until it ends", s, err)
+			}
+			if stop != 0 {
+				w.halt(stop)
+			}
+		case s := <-c.stops:
+			w.halt(s)
 		case <-beats.C:
 			c.beat()
-		case <-lost:
-			lost = nil
-			why := ""
-			if cause := context.Cause(lock.Context()); errors.Is(cause, qlock.ErrEvicted) {
-				why = " (" + printable(strings.TrimPrefix(plain(cause), "lock lost: ")) + ")"
+		case <-w.lost:
+			w.lose()
+		case <-w.kill:
+			w.killNow(fmt.Sprintf("the command did not end within %v, it", w.o.grace))
+		case status = <-done:
+			done = nil
+			c.ended(status)
+			if w.o.until == untilCommand || !c.left() {
+				return w.end(status)
 			}
-			switch o.onLoss {
-			case onLossIgnore:
-				fmt.Fprintf(a.err, "qlock: lock %q is lost%s, the command goes on without it (--on-loss ignore)\n", lock.Name(), why)
-			case onLossKill:
-				c.kill()
-				fmt.Fprintf(a.err, "qlock: lock %q is lost%s, the command is killed\n", lock.Name(), why)
-			default:
-				c.terminate()
-				fmt.Fprintf(a.err, "qlock: lock %q is lost%s, the command is told to end, and killed after %v\n", lock.Name(), why, o.grace)
-				kill = time.After(o.grace)
+			rest = time.After(look)
+		case <-rest:
+			if !c.left() {
+				return w.end(status)
 			}
-		case <-kill:
-			kill = nil
-			c.kill()
-			fmt.Fprintf(a.err, "qlock: the command did not end within %v, it is killed\n", o.grace)
-		case status := <-c.done:
-			loss := lock.Unlock(context.Background())
-			switch {
-			case loss != nil && o.onLoss != onLossIgnore:
-				if kill != nil {
-					c.kill() // what of its group is left
-				}
-				if errors.Is(loss, qlock.ErrEvicted) {
-					return &statusError{exitLost, fmt.Errorf("lock %q: %w", lock.Name(), loss)}
-				}
-				return &statusError{exitLost, fmt.Errorf("lock %q: %w while the command ran", lock.Name(), loss)}
-			case status != 0:
-				return &statusError{status, nil}
-			}
-			return nil
+			look = min(2*look, time.Second)
+			rest = time.After(look)
 		}
 	}
+}
+
+func (w *attendance) say(format string, args ...any) {
+	fmt.Fprintf(w.err, "qlock: "+format+"\n", args...)
+}
+
+// halt deals with a command that was stopped, or goes on.
+func (w *attendance) halt(s syscall.Signal) {
+	began := time.Now()
+	resume, trouble := w.c.halt(s)
+	if time.Since(began) > w.patience/2 {
+		// This program stood still, perhaps for longer than the lease. The command must
+		// not go on before that is known.
+		select {
+		case <-w.lost:
+			w.lose()
+		case <-time.After(settle):
+		}
+	}
+	if resume {
+		w.c.resume()
+	}
+	if trouble != "" {
+		w.say("%s", trouble)
+	}
+}
+
+// lose deals with the command when its lock is lost.
+func (w *attendance) lose() {
+	w.lost = nil
+	why := ""
+	if cause := context.Cause(w.lock.Context()); errors.Is(cause, qlock.ErrEvicted) {
+		why = " (" + printable(strings.TrimPrefix(plain(cause), "lock lost: ")) + ")"
+	}
+	what := fmt.Sprintf("lock %q is lost%s, the command", w.lock.Name(), why)
+	switch w.o.onLoss {
+	case onLossIgnore:
+		w.say("%s goes on without it (--on-loss ignore)", what)
+	case onLossKill:
+		w.killNow(what)
+	default:
+		err := w.c.terminate()
+		w.kill = time.After(w.o.grace)
+		if err == nil {
+			w.say("%s is told to end, and killed after %v", what, w.o.grace)
+		} else {
+			w.say("%s cannot be told to end: %v: "+worksOn, what, err)
+		}
+	}
+}
+
+const worksOn = "it works on without the lock, which another may have"
+
+// killNow kills the command. What cannot be killed is tried again: a program of another
+// user's may become one of this user's.
+func (w *attendance) killNow(what string) {
+	err := w.c.kill()
+	switch {
+	case err == nil:
+		w.kill, w.deaf = nil, ""
+		w.say("%s is killed", what)
+		return
+	case err.Error() != w.deaf:
+		w.deaf = err.Error()
+		w.say("%s cannot be killed: %v: "+worksOn, what, err)
+	}
+	w.kill = time.After(killAgain)
+}
+
+// end gives the lock back when the command has ended.
+func (w *attendance) end(status int) error {
+	loss := w.lock.Unlock(context.Background())
+	lost := loss != nil && w.o.onLoss != onLossIgnore
+	if lost && w.kill != nil {
+		_ = w.c.kill() // what of its group is left; whom that does not reach, close knows
+	}
+	switch left := w.c.close(); {
+	case left == nil:
+	case lost:
+		w.say("the command has ended, but what it has started cannot be killed: %v: "+worksOn, left)
+	case w.unheard:
+		w.say("the command has ended, but not what it has started and the signal did not reach: %v; it works on without the lock (--until group would keep it)", left)
+	}
+	switch {
+	case lost && errors.Is(loss, qlock.ErrEvicted):
+		return &statusError{exitLost, fmt.Errorf("lock %q: %w", w.lock.Name(), loss)}
+	case lost:
+		return &statusError{exitLost, fmt.Errorf("lock %q: %w while the command ran", w.lock.Name(), loss)}
+	case status != 0:
+		return &statusError{status, nil}
+	}
+	return nil
 }
 
 func cannotRun(name string, err error) error {

@@ -2,7 +2,20 @@
 
 package cli
 
-import "syscall"
+import (
+	"os"
+	"os/signal"
+	"syscall"
+)
 
 // dieWithParent does nothing: there is only the guard.
 func dieWithParent(*syscall.SysProcAttr) {}
+
+// stopSelf stops this program, and returns when it goes on.
+func stopSelf() {
+	again := make(chan os.Signal, 1)
+	signal.Notify(again, syscall.SIGCONT)
+	defer signal.Stop(again)
+	_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+	<-again
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"syscall"
 	"time"
 )
 
@@ -17,9 +18,10 @@ func fatal(os.Signal) bool { return true }
 type child struct {
 	process *os.Process
 	done    chan int
+	stops   chan syscall.Signal // nothing is stopped here
 }
 
-func startChild(cmd *exec.Cmd, _ *os.File, _, _ time.Duration) (*child, error) {
+func startChild(cmd *exec.Cmd, _ *guardian, _ chan<- os.Signal) (*child, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -42,12 +44,31 @@ func startChild(cmd *exec.Cmd, _ *os.File, _, _ time.Duration) (*child, error) {
 // beat tells nobody: there is no guard.
 func (c *child) beat() {}
 
-// signal does nothing: Ctrl-C reaches the command by the console.
-func (c *child) signal(os.Signal) {}
-func (c *child) terminate()       { c.kill() }
-func (c *child) kill()            { _ = c.process.Kill() } // it may have ended
+// pass does nothing: Ctrl-C reaches the command by the console.
+func (c *child) pass(os.Signal) (syscall.Signal, error) { return 0, nil }
+func (c *child) terminate() error                       { return c.kill() }
+func (c *child) kill() error {
+	if err := c.process.Kill(); !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	return nil
+}
+
+func (c *child) halt(syscall.Signal) (bool, string) { return false, "" }
+func (c *child) resume()                            {}
+func (c *child) ended(int)                          {}
+func (c *child) left() bool                         { return false }
+func (c *child) close() error                       { return nil }
 
 // guardArgument is what the guard of a command is called with, where there is one.
 const guardArgument = "--guard-of-a-command"
 
-func guard(_, _ *os.File) int { return exitUsage }
+// guardian is nobody here.
+type guardian struct{}
+
+func startGuard(*os.File) (*guardian, error) { return nil, nil }
+func (*guardian) dismiss()                   {}
+
+func (*guardian) arm(_, _ time.Duration) (*guardian, error) { return nil, nil }
+
+func guard(_, _, _ *os.File) int { return exitUsage }

@@ -3,7 +3,7 @@
 package cli
 
 import (
-	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -11,9 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
-	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,252 +33,364 @@ func fatal(s os.Signal) bool {
 // child is the command, in the process group of its guard.
 type child struct {
 	pid   int
-	done  chan int // its exit status, once
+	done  chan int            // its exit status, once
+	stops chan syscall.Signal // by which it was stopped; SIGCONT: it goes on
 	guard *guardian
-	tty   int // the terminal that the group has in hand, or -1
+	over  bool // its status is known: the number may be another's
+	job
 }
 
-// startChild starts the command with all that keeps it from outliving the lock.
-//
-// patience is how long this program may be silent until the guard deals with the
-// command, and grace what the command has then from SIGTERM to SIGKILL.
-func startChild(cmd *exec.Cmd, in *os.File, patience, grace time.Duration) (*child, error) {
-	g, err := startGuard(patience, grace)
-	if err != nil {
-		return nil, err
-	}
-	c := &child{done: make(chan int, 1), guard: g, tty: -1}
+// startChild starts the command with all that keeps it from outliving the lock. What
+// happens at the terminal comes by signals, too.
+func startChild(cmd *exec.Cmd, g *guardian, signals chan<- os.Signal) (*child, error) {
+	c := &child{done: make(chan int, 1), stops: make(chan syscall.Signal), guard: g, job: newJob(cmd, signals)}
+	c.begin(g.group())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pgid: g.group()}
 	dieWithParent(cmd.SysProcAttr)
-	if terminal(in) && foreground(int(in.Fd())) {
-		// Else the command, in a group of its own, could not read from the terminal,
-		// and Ctrl-C would not reach it.
-		c.tty = int(in.Fd())
-		cmd.SysProcAttr.Foreground, cmd.SysProcAttr.Ctty = true, c.tty
-	}
 	started := make(chan error)
 	go func() {
 		// The kernel's signal at the parent's death comes when the thread dies that
 		// started the child, and Go ends threads as it likes.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		if err := cmd.Start(); err != nil {
-			started <- err
-			return
+		err := startOurs(cmd)
+		if errors.Is(err, syscall.ENOEXEC) && isScript(cmd.Path) {
+			// As the shell does, and env, nice and timeout.
+			cmd = &exec.Cmd{Path: shell, Args: append([]string{shell, cmd.Path}, cmd.Args[1:]...), Env: cmd.Env,
+				Stdin: cmd.Stdin, Stdout: cmd.Stdout, Stderr: cmd.Stderr, SysProcAttr: cmd.SysProcAttr}
+			err = startOurs(cmd)
 		}
-		c.pid = cmd.Process.Pid
-		if c.tty >= 0 {
-			signal.Ignore(syscall.SIGTTOU) // for taking the terminal back; before the start the command would inherit it
+		if err == nil {
+			c.pid = cmd.Process.Pid
 		}
-		started <- nil
-		c.done <- c.wait()
+		started <- err
+		if err == nil {
+			c.done <- c.wait()
+		}
 	}()
-	if err := <-started; err != nil {
-		g.dismiss()
+	err := <-started
+	c.begun()
+	if err != nil {
+		c.take()
 		return nil, err
 	}
 	return c, nil
 }
 
+// shell runs scripts that do not say what runs them.
+const shell = "/bin/sh"
+
+// isScript reports whether a file that the kernel does not execute is a text. A
+// program for another machine has zeros at its beginning.
+func isScript(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = f.Close() }()
+	begin := make([]byte, 80)
+	n, err := io.ReadFull(f, begin)
+	return (err == nil || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)) && !bytes.Contains(begin[:n], []byte{0})
+}
+
 // wait reaps the command. It does so by itself, since package os does not tell of
-// a command that was stopped, as Ctrl-Z does: then this program stops as well, so
-// that the shell has its terminal again. The lock is not refreshed meanwhile, and
-// when both go on, it may be lost: that is told as any loss is.
+// a command that was stopped.
 func (c *child) wait() int {
-	var ws syscall.WaitStatus
 	for {
-		_, err := syscall.Wait4(c.pid, &ws, syscall.WUNTRACED, nil)
+		var ws syscall.WaitStatus
+		_, err := syscall.Wait4(c.pid, &ws, syscall.WUNTRACED|syscall.WCONTINUED, nil)
 		switch {
 		case errors.Is(err, syscall.EINTR):
-			continue
 		case err != nil:
 			return exitSelf
 		case ws.Stopped():
-			c.suspend()
-			continue
+			c.stops <- ws.StopSignal()
+		case ws.Continued():
+			c.stops <- syscall.SIGCONT
+		case ws.Signaled():
+			return exitSignal + int(ws.Signal())
+		default:
+			return ws.ExitStatus()
 		}
-		break
 	}
-	c.guard.dismiss()
-	c.takeTerminal()
-	if ws.Signaled() {
-		return exitSignal + int(ws.Signal())
-	}
-	return ws.ExitStatus()
 }
 
-func (c *child) suspend() {
-	if c.tty < 0 {
-		return // whoever stopped it goes on with it
+// ended is called when the status of the command has come.
+func (c *child) ended(status int) {
+	c.over = true
+	forget(c.pid)
+	c.take()
+	if status > exitSignal {
+		c.restore()
 	}
-	c.takeTerminal()
-	c.guard.tell(guardPause) // a command that is stopped does no harm
-	_ = syscall.Kill(syscall.Getpid(), syscall.SIGSTOP)
-	// Here the shell has called this program back.
-	_ = unix.IoctlSetPointerInt(c.tty, unix.TIOCSPGRP, c.guard.group())
-	c.guard.tell(guardBeat)
-	c.signal(syscall.SIGCONT)
+}
+
+// left reports whether anything of the group but the guard lives. Where nobody tells,
+// it ends the guard, whose group cannot be seen to be empty with it inside.
+func (c *child) left() bool {
+	if list, ok := members(c.guard.group(), c.guard.group()); ok {
+		return len(list) > 0
+	}
+	c.guard.dismiss()
+	return !errors.Is(syscall.Kill(-c.guard.group(), 0), syscall.ESRCH)
+}
+
+// close leaves what there is of the group to itself. It returns an error if some of that
+// cannot be signalled.
+func (c *child) close() error {
+	c.guard.dismiss()
+	if errors.Is(syscall.Kill(-c.guard.group(), 0), syscall.ESRCH) {
+		return nil
+	}
+	return c.deaf()
 }
 
 // beat tells the guard that the lock is held still.
 func (c *child) beat() { c.guard.tell(guardBeat) }
 
-func (c *child) takeTerminal() {
-	if c.tty >= 0 {
-		_ = unix.IoctlSetPointerInt(c.tty, unix.TIOCSPGRP, syscall.Getpgrp()) // it may be gone, with its window
+// pass sends a signal to the whole group. The signal that it returns, if any, is one by
+// which the command was to be stopped, which stands still already: it will not tell.
+func (c *child) pass(s os.Signal) (stop syscall.Signal, err error) {
+	sig := s.(syscall.Signal)
+	switch sig {
+	case syscall.SIGCONT:
+		c.resume()
+		return 0, nil
+	case syscall.SIGTSTP, syscall.SIGTTIN:
+		if c.halted {
+			stop = syscall.SIGTSTP
+		}
+		return stop, c.send(sig)
 	}
+	if err := c.send(sig); err != nil || !fatal(s) {
+		return 0, err
+	}
+	_ = c.send(syscall.SIGCONT) // a stopped command cannot end; an error would be the same
+	return 0, c.deaf()
 }
 
-func foreground(tty int) bool {
-	group, err := unix.IoctlGetInt(tty, unix.TIOCGPGRP)
-	return err == nil && group == syscall.Getpgrp()
-}
-
-// signal sends to the whole group. One that has ended cannot hear it.
-func (c *child) signal(s os.Signal) { _ = syscall.Kill(-c.guard.group(), s.(syscall.Signal)) }
-func (c *child) terminate() {
-	c.signal(syscall.SIGTERM)
-	c.signal(syscall.SIGCONT) // a stopped command cannot end
-}
-func (c *child) kill() { c.signal(syscall.SIGKILL) }
-
-// A guardian is this program once more, at the head of the process group that the
-// command runs in: the group is there before the command, and its number is nobody
-// else's as long as anybody might send to it. It reads a pipe that only its parent
-// has the other end of. When the pipe ends and nobody has said that all is well, the
-// parent is dead, and the guardian kills the group. When the parent falls silent, it
-// hangs or was stopped, and cannot see that the lock is lost: the command is dealt
-// with as --on-loss says.
-type guardian struct {
-	cmd *exec.Cmd
-
-	mu   sync.Mutex // guards what follows
-	pipe io.WriteCloser
-}
-
-// guardArgument is what the guardian is called with. It is no command for people.
-const guardArgument = "--guard-of-a-command"
-
-const (
-	guardBeat    = "beat"
-	guardPause   = "pause"
-	guardAllWell = "well"
-)
-
-const guardReady = "ready\n"
-
-// startGuard returns when the guard is on watch.
-func startGuard(patience, grace time.Duration) (*guardian, error) {
-	g := &guardian{}
-	if err := g.start(patience, grace); err != nil {
-		return nil, fmt.Errorf("start the guard of the command: %w", err)
+// send sends to the whole group. There is no error if any of it was reached.
+func (c *child) send(s syscall.Signal) error {
+	if err := syscall.Kill(-c.guard.group(), s); err != nil && !errors.Is(err, syscall.ESRCH) { // what has ended cannot hear it
+		return fmt.Errorf("process group %d: %w", c.guard.group(), err)
 	}
-	return g, nil
-}
-
-func (g *guardian) start(patience, grace time.Duration) error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	g.cmd = exec.Command(self, guardArgument)
-	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if g.pipe, err = g.cmd.StdinPipe(); err != nil {
-		return err
-	}
-	out, err := g.cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := g.cmd.Start(); err != nil {
-		return err
-	}
-	// A signal that is meant for the command must not find it unprepared.
-	if _, err := io.ReadFull(out, make([]byte, len(guardReady))); err != nil {
-		g.dismiss()
-		return err
-	}
-	g.tell(fmt.Sprint(patience.Nanoseconds(), grace.Nanoseconds()))
 	return nil
 }
 
-func (g *guardian) group() int { return g.cmd.Process.Pid }
-
-// tell writes a line. Should the guard be dead, the kernel's signal is left.
-func (g *guardian) tell(line string) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	_, _ = fmt.Fprintln(g.pipe, line)
+// deaf is an error that names who of the group cannot be signalled.
+func (c *child) deaf() error {
+	pid := c.pid
+	if c.over {
+		pid = 0
+	}
+	return deaf(c.guard.group(), c.guard.group(), pid)
 }
 
-func (g *guardian) dismiss() {
-	g.tell(guardAllWell)
-	_ = g.pipe.Close()
-	_ = g.cmd.Wait()
+func (c *child) terminate() error {
+	_, err := c.pass(syscall.SIGTERM)
+	return err
 }
 
-// guard is the guardian's whole life. The first line has how long its parent may be
-// silent, and how long the group has to end then; 0: for ever, and none.
-func guard(in, out *os.File) int {
-	signal.Ignore() // they are the command's
-	if _, err := io.WriteString(out, guardReady); err != nil {
-		return 0 // the parent is dead already
+func (c *child) kill() error {
+	if err := c.send(syscall.SIGKILL); err != nil {
+		return err
 	}
-	pid := syscall.Getpgrp()
-	if pid != syscall.Getpid() {
-		return exitUsage // somebody else called it, and the group is not its own
+	return c.deaf()
+}
+
+// resume lets the command go on, with the terminal if that is this job's now.
+func (c *child) resume() {
+	c.halted = false
+	if c.foreground() && c.wants {
+		c.give()
 	}
-	lines := make(chan string)
-	go func() { // it ends with the process
-		defer close(lines)
-		for s := bufio.NewScanner(in); s.Scan(); {
-			lines <- s.Text()
-		}
-	}()
-	var patience, grace time.Duration
-	first, ok := <-lines
-	if !ok || first == guardAllWell {
-		return 0 // nothing was started
+	c.beat()
+	_ = c.send(syscall.SIGCONT) // who is not reached was told of, or will be
+}
+
+// halt is called when the command was stopped, or goes on. It decides what becomes of
+// the whole job, as a shell does that has started the command and has not put it into a
+// group of its own.
+//
+// A command that is stopped for the terminal's sake gets the terminal, if this job has
+// it. Else this program stops as well, so that its shell sees a job that is stopped,
+// and has its terminal again: when that lets it go on, halt returns. The lock is not
+// refreshed meanwhile, and may be lost: that is told as any loss is. resume reports
+// whether the command shall go on now.
+func (c *child) halt(sig syscall.Signal) (resume bool, trouble string) {
+	c.halted = sig != syscall.SIGCONT
+	if !c.halted || c.tty == nil {
+		return false, "" // whoever stopped it goes on with it
 	}
-	if n, err := fmt.Sscan(first, &patience, &grace); err != nil || n != 2 {
-		return exitUsage
-	}
-	silent := time.NewTimer(patience)
-	if patience == 0 {
-		silent.Stop()
-	}
-	for {
-		select {
-		case line, ok := <-lines:
-			switch {
-			case !ok:
-				_ = syscall.Kill(-pid, syscall.SIGKILL)
-				return 0
-			case line == guardAllWell:
-				return 0
-			case patience > 0 && line == guardPause:
-				silent.Stop()
-			case patience > 0:
-				silent.Reset(patience)
-			}
-		case <-silent.C:
-			if grace > 0 {
-				_ = syscall.Kill(-pid, syscall.SIGTERM)
-				_ = syscall.Kill(-pid, syscall.SIGCONT)
-				select {
-				case line, ok := <-lines:
-					if ok && line == guardAllWell {
-						return 0
-					}
-					if ok { // the parent is back, and does what is to be done
-						silent.Reset(patience)
-						continue
-					}
-				case <-time.After(grace):
-				}
-			}
-			_ = syscall.Kill(-pid, syscall.SIGKILL)
-			return 0
+	asks := sig == syscall.SIGTTIN || sig == syscall.SIGTTOU
+	if asks {
+		c.wants = true
+		if c.foreground() || c.has() {
+			return true, ""
 		}
 	}
+	switch {
+	case sig == syscall.SIGSTOP && !c.given:
+		return false, "" // that was no key
+	case !orphaned():
+		c.take()
+		c.guard.tell(guardPause) // a command that is stopped does no harm
+		c.stop(sig)
+		return true, ""
+	case sig == syscall.SIGSTOP:
+		return false, ""
+	case !asks:
+		return true, "" // there is no shell that could let it go on later
+	case !c.told:
+		c.told = true
+		_ = c.send(syscall.SIGHUP) // with the SIGCONT that follows, what the kernel does with such groups
+		return true, "the command wants a terminal that is not this job's, and no shell could give it: it is told to end (SIGHUP)"
+	}
+	return false, ""
+}
+
+// job is what this program, its shell and the command have to do with a terminal.
+//
+// The command has a process group of its own, so that all of it can be ended. Of the
+// groups of a session, one is in the foreground: that reads from the terminal, and gets
+// what Ctrl-C and Ctrl-Z mean. The shell puts the group of this program there. So the
+// group of the command must be put there in its place, by this program: at the start,
+// if nothing else of this program's group might want the terminal, and else when the
+// command asks for it, of which the kernel stops it. That is what sudo does.
+type job struct {
+	tty     *os.File // nil: there is no terminal
+	signals chan<- os.Signal
+	group   int            // of the command
+	wants   bool           // the command has the terminal whenever this program has it
+	given   bool           // it has it now
+	halted  bool           // the command is stopped
+	told    bool           // that it cannot have it
+	modes   *terminalModes // before it had it
+}
+
+func newJob(cmd *exec.Cmd, signals chan<- os.Signal) job {
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return job{}
+	}
+	// In a pipeline the terminal may be for others, as for a pager. A script starts what
+	// it puts into the background with another input, and goes on with the terminal.
+	wants := isTTY(cmd.Stdin) && !piped(cmd.Stdout) && !piped(cmd.Stderr)
+	return job{tty: tty, signals: signals, wants: wants}
+}
+
+func isTTY(f any) bool {
+	file, ok := f.(*os.File)
+	return ok && terminal(file)
+}
+
+func piped(f any) bool {
+	file, ok := f.(*os.File)
+	if !ok {
+		return true
+	}
+	info, err := file.Stat()
+	return err == nil && info.Mode()&(os.ModeNamedPipe|os.ModeSocket) != 0
+}
+
+// begin is called before the command starts: it must not come too late for the
+// terminal.
+func (j *job) begin(group int) {
+	j.group = group
+	if j.tty == nil {
+		return
+	}
+	// While the command has not got the terminal, these come to this program's group
+	// alone, and the command must know them.
+	signal.Notify(j.signals, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGWINCH)
+	if j.wants && j.foreground() {
+		j.give()
+	}
+}
+
+// begun is called when the command has started. From now on this program may do with
+// the terminal what only the foreground may: before, the command would inherit that.
+func (j *job) begun() {
+	if j.tty != nil {
+		signal.Ignore(syscall.SIGTTOU)
+	}
+}
+
+// inFront is the group in the foreground; 0: there is none.
+func (j *job) inFront() int {
+	if j.tty == nil {
+		return 0
+	}
+	group, err := unix.IoctlGetInt(int(j.tty.Fd()), unix.TIOCGPGRP)
+	if err != nil {
+		return 0
+	}
+	return group
+}
+
+func (j *job) foreground() bool { return j.inFront() == syscall.Getpgrp() }
+func (j *job) has() bool        { return j.tty != nil && j.inFront() == j.group }
+
+// give lets the command have the terminal.
+func (j *job) give() {
+	if j.modes == nil {
+		j.modes = modesOf(j.tty)
+	}
+	j.given = unix.IoctlSetPointerInt(int(j.tty.Fd()), unix.TIOCSPGRP, j.group) == nil
+}
+
+// take takes the terminal back from the command that was given it.
+func (j *job) take() {
+	if j.given {
+		j.given = false
+		_ = unix.IoctlSetPointerInt(int(j.tty.Fd()), unix.TIOCSPGRP, syscall.Getpgrp()) // it may be gone, with its window
+	}
+}
+
+// restore sets the terminal to what it was before the command had it: that was killed,
+// and could not do so.
+func (j *job) restore() {
+	if j.modes != nil && j.foreground() {
+		j.modes.set(j.tty)
+	}
+}
+
+// stop stops all of this program's group, as the terminal would have done if the
+// command were in it, and this program last. It returns when that goes on.
+func (j *job) stop(sig syscall.Signal) {
+	others := sig
+	if sig == syscall.SIGSTOP {
+		others = syscall.SIGTSTP
+	}
+	signal.Ignore(syscall.SIGTSTP, syscall.SIGTTIN)
+	_ = syscall.Kill(0, others)
+	stopSelf()
+	signal.Notify(j.signals, syscall.SIGTSTP, syscall.SIGTTIN)
+}
+
+// orphaned reports whether no shell looks after this program's group: who stops in such
+// a group stops for ever.
+func orphaned() bool {
+	group := syscall.Getpgrp()
+	session, err := unix.Getsid(0)
+	if err != nil {
+		return true
+	}
+	// Between this program and its shell there may be a script.
+	for p := os.Getppid(); p > 0; {
+		of, err := syscall.Getpgid(p)
+		if err != nil {
+			return true
+		}
+		if of != group {
+			s, err := unix.Getsid(p)
+			return err != nil || s != session
+		}
+		parent, ok := procOf(p)
+		if !ok {
+			return false // nobody tells; what there is of the group is the script's
+		}
+		p = parent.parent
+	}
+	return true
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -40,6 +41,12 @@ func onTerminal(t *testing.T, args ...string) *screen {
 
 func onTerminalOf(t *testing.T, columns uint16, args ...string) *screen {
 	t.Helper()
+	return onTerminalCmd(t, columns, command(args...))
+}
+
+// onTerminalCmd starts any program on a terminal of its own.
+func onTerminalCmd(t *testing.T, columns uint16, cmd *exec.Cmd) *screen {
+	t.Helper()
 	master, slave, err := pty.Open()
 	if err != nil {
 		t.Skip("no pseudo-terminals: ", err)
@@ -47,7 +54,7 @@ func onTerminalOf(t *testing.T, columns uint16, args ...string) *screen {
 	if err := pty.Setsize(master, &pty.Winsize{Rows: 40, Cols: columns}); err != nil {
 		t.Fatal(err)
 	}
-	p := &process{t: t, cmd: command(args...), out: newOutput(), err: newOutput(), done: make(chan struct{}), in: master}
+	p := &process{t: t, cmd: cmd, out: newOutput(), err: newOutput(), done: make(chan struct{}), in: master}
 	p.cmd.Env = append(p.cmd.Env, "TERM=xterm-256color", "NO_COLOR=")
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = slave, slave, slave
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
@@ -76,7 +83,7 @@ func onTerminalOf(t *testing.T, columns uint16, args ...string) *screen {
 	t.Cleanup(func() {
 		p.kill()
 		if t.Failed() {
-			t.Logf("terminal of qlock %s: status %d\n%q", strings.Join(args, " "), p.status, p.out)
+			t.Logf("terminal of %s: status %d\n%q", strings.Join(cmd.Args, " "), p.status, p.out)
 		}
 	})
 	return &screen{p, master}
@@ -575,32 +582,6 @@ func TestRunOnTerminal(t *testing.T) {
 	s.says(s.out, "got hello")
 	s.key("\x03")
 	s.wait().want(t, exitSignal+int(syscall.SIGINT))
-}
-
-// Ctrl-Z stops command and qlock, as the shell expects it, and both go on.
-func TestRunSuspended(t *testing.T) {
-	t.Parallel()
-	if !isProc() {
-		t.Skip("no /proc to see a stopped process in")
-	}
-	c := sharedCluster(t)
-	s := onTerminal(t, "run", lockName(t), "-s", c.url(), "--", "sh", "-c", `echo started; read line; echo "got $line"`)
-	s.says(s.out, "started")
-	s.key("\x1a")
-	eventually(t, func() error {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.cmd.Process.Pid))
-		if err != nil {
-			return err
-		}
-		if _, rest, _ := strings.Cut(string(stat), ") "); !strings.HasPrefix(rest, "T") {
-			return fmt.Errorf("qlock is not stopped: %s", stat)
-		}
-		return nil
-	})
-	s.signal(syscall.SIGCONT)
-	s.key("again\n")
-	s.says(s.out, "got again")
-	s.wait().want(t, 0)
 }
 
 // The server's certificate is read anew on SIGHUP.

@@ -1,0 +1,15 @@
+//go:build unix && !linux
+
+package cli
+
+// proc is a process of this machine.
+type proc struct {
+	pid, parent, group int
+	state              byte
+	name               string
+}
+
+// procs are not told of here.
+func procs() ([]proc, bool) { return nil, false }
+
+func procOf(int) (proc, bool) { return proc{}, false }
