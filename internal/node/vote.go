@@ -8,6 +8,7 @@ import (
 
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/sat"
 )
 
 func (n *Node) answer(k proto.Kind) proto.Answer {
@@ -117,7 +118,7 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 		a.Text = clip(fmt.Sprintf(text, args...))
 		out.Answers = append(out.Answers, Send{reply, a})
 	}
-	ahead := time.Duration(r.At-now.Wall) * time.Microsecond
+	ahead := sat.Micros(r.At - now.Wall)
 	switch {
 	case r.Digest != n.digest:
 		refuse(proto.ReasonConfig, true, "this node has configuration %s (nodes %v, longest lease %v), the client knows another", n.digest, n.cfg.Nodes, n.cfg.MaxTTL)
@@ -149,7 +150,7 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	// What is held elsewhere has twice the room, to find its place in a full queue.
 	most := n.cfg.MaxQueue
 	if c.held {
-		most *= 2
+		most = sat.Mul(most, 2)
 	}
 	if have := len(res.votes) + len(res.queue); have > most {
 		refuse(proto.ReasonQueue, true, "%d claims hold or wait for %q, as many as this node allows", have, r.Resource)
@@ -386,7 +387,7 @@ func (n *Node) release(now proto.Now, r *proto.Request, out *Out) {
 		return
 	}
 	hint := r.Now
-	if time.Duration(hint-now.Wall)*time.Microsecond > n.cfg.Skew {
+	if sat.Micros(hint-now.Wall) > n.cfg.Skew {
 		hint = 0 // as an age would be refused; equal fences are a convenience
 	}
 	n.drop(now, c, hint, out)
