@@ -202,6 +202,7 @@ func (l *Locker) conclude(now proto.Now, out *local.Out) {
 			MaxRuns: maxRuns(l.nc), Cluster: cfg,
 		}, now)
 		l.table = local.New(l.core, l.opt.retention)
+		l.table.PassOn(l.opt.passMost, l.opt.passWithin)
 		close(l.found)
 	case cfg.Digest() != l.core.Digest():
 		out.Notes = append(out.Notes, "the nodes have another configuration now: locks held are lost, waiting goes on")

@@ -2,6 +2,7 @@ package qlock_test
 
 import (
 	"context"
+	"math"
 	"testing"
 	"time"
 
@@ -177,6 +178,103 @@ func TestKeptLockIsLost(t *testing.T) {
 		mustUnlock(t, again)
 		if err := a.Close(); err != nil {
 			t.Error(err)
+		}
+		w.noClaims()
+	})
+}
+
+// What a Locker keeps and does not use is in the way of none of its own tries, of
+// neither kind.
+func TestTryBesideRetained(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a := w.client("a", qlock.WithRetention(5*time.Second))
+		takes := map[string]func(context.Context, string) (*qlock.Lock, error){"Lock": a.Lock, "RLock": a.RLock}
+		tries := map[string]func(context.Context, string) (*qlock.Lock, error){"TryLock": a.TryLock, "TryRLock": a.TryRLock}
+		for took, take := range takes {
+			for tried, try := range tries {
+				name := took + tried
+				k, err := take(t.Context(), name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				mustUnlock(t, k)
+				if k, err = try(t.Context(), name); err != nil {
+					t.Errorf("%s after %s and Unlock: %v", tried, took, err)
+					continue
+				}
+				mustUnlock(t, k)
+			}
+		}
+		m := a.RWMutex("m")
+		m.RLock()
+		m.RUnlock()
+		if !m.TryLock() {
+			t.Fatal("RWMutex.TryLock fails on a mutex that nobody has")
+		}
+		m.Unlock()
+		if !m.TryRLock() {
+			t.Fatal("RWMutex.TryRLock fails on a mutex that nobody has")
+		}
+		m.RUnlock()
+		time.Sleep(6 * time.Second)
+		w.noClaims()
+	})
+}
+
+// A retention without end is one that lasts until somebody else wants the lock.
+func TestRetentionWithoutEnd(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, b := w.client("a", qlock.WithRetention(math.MaxInt64)), w.client("b")
+		time.Sleep(time.Millisecond)
+		mustUnlock(t, mustLock(t, a, "x"))
+		time.Sleep(time.Hour)
+		settle()
+		if n := w.claims(0); n != 1 {
+			t.Errorf("%d claims after an hour, want the one that is kept", n)
+		}
+		mustUnlock(t, mustLock(t, b, "x"))
+		w.noClaims()
+	})
+}
+
+// A lock goes on among the goroutines of one Locker though others wait, within the
+// bounds that were asked for.
+func TestPassOn(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, b := w.client("a", qlock.WithPassOn(3, time.Minute)), w.client("b")
+		var order string
+		var waiters []*waiter
+		later := func(l *qlock.Locker) *waiter {
+			time.Sleep(time.Millisecond) // each is younger than those before
+			return waitFor(t.Context(), l.Lock, "x")
+		}
+		k := mustLock(t, a, "x")
+		b1 := later(b)
+		for range 8 {
+			waiters = append(waiters, later(a))
+		}
+		b2 := later(b)
+		last := k.Token()
+		for mustUnlock(t, k); len(order) < 10; mustUnlock(t, k) {
+			switch {
+			case b1 != nil && b1.over():
+				k, b1, order = b1.held(t), nil, order+"b"
+			case b2 != nil && b2.over():
+				k, b2, order = b2.held(t), nil, order+"b"
+			default:
+				k, waiters, order = waiters[0].held(t), waiters[1:], order+"a"
+			}
+			if k.Token() <= last {
+				t.Errorf("token %d after %d", k.Token(), last)
+			}
+			last = k.Token()
+		}
+		// Three more than the first at each turn; then whoever is the oldest.
+		if order != "aaabaaaaab" {
+			t.Errorf("order %s", order)
 		}
 		w.noClaims()
 	})

@@ -270,6 +270,9 @@ func TestOptions(t *testing.T) {
 			{"lease too short", qlock.WithLease(9 * time.Millisecond), nil, []string{"lease 9ms", "10ms"}},
 			{"lease too long", qlock.WithLease(25 * time.Hour), nil, []string{"lease 25h0m0s", "24h0m0s"}},
 			{"lease negative", qlock.WithLease(-time.Second), nil, []string{"lease -1s"}},
+			{"pass on nothing", qlock.WithPassOn(0, 0), nil, []string{"WithPassOn(0, 0s)", "above zero"}},
+			{"pass on negative", qlock.WithPassOn(-1, time.Second), nil, []string{"WithPassOn(-1, 1s)"}},
+			{"retention negative", qlock.WithRetention(-1), nil, []string{"retention -1ns"}},
 			{"lease with microseconds", qlock.WithLease(time.Second + time.Microsecond), nil, []string{"lease 1.000001s", "whole milliseconds"}},
 		}
 		for _, tt := range tests {

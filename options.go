@@ -38,7 +38,11 @@ type options struct {
 	batches bool
 
 	retention time.Duration
-	note      string
+
+	passMost   int           // WithPassOn
+	passWithin time.Duration // as well
+
+	note string
 }
 
 // WithCluster names the cluster of nodes to ask: 1 to 64 letters, digits, - and
@@ -94,6 +98,30 @@ func WithRetention(d time.Duration) Option {
 			return fmt.Errorf("qlock: retention %v is negative", d)
 		}
 		o.retention = d
+		return nil
+	}
+}
+
+// WithPassOn lets the Locker go on passing a lock among its own goroutines when other
+// clients wait for it: to at most holders more of them, and to none that would begin
+// later than within after the Locker heard that others wait. Zero sets no bound of that
+// kind; one of the two must be above zero. Then, as without the option, the lock goes to
+// whoever has waited longest anywhere. The next time that this Locker's turn comes, the
+// bounds begin anew.
+//
+// Between goroutines of one Locker a lock passes in about a microsecond, between clients
+// in the time of two messages. A crowd of goroutines in several clients that want the
+// same name for moments is served many times faster with a bound of some tens of holders.
+// The price is the order: a goroutine here may go before others elsewhere that have waited
+// longer. Nobody starves, but each claim before a waiter may take the time of so many
+// holders more, or so much time and one holder. Readers that join others count as
+// holders. Default: off, which keeps the order of age among all clients.
+func WithPassOn(holders int, within time.Duration) Option {
+	return func(o *options) error {
+		if holders < 0 || within < 0 || holders == 0 && within == 0 {
+			return fmt.Errorf("qlock: WithPassOn(%d, %v): neither may be negative, and one must be above zero", holders, within)
+		}
+		o.passMost, o.passWithin = holders, within
 		return nil
 	}
 }

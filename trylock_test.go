@@ -132,15 +132,20 @@ func TestTryLockIsBoundedByTheLease(t *testing.T) {
 }
 
 // Of tries at the same moment on a free lock one succeeds, for any number of
-// nodes, odd or even: a split vote is settled by recalls, and is no failure (C10).
+// nodes, odd or even: a split vote is settled by recalls, and is no failure (C10). All
+// others learn at once that they are too late, and not when they ask again: what is in
+// their way changes while the votes are settled, and they are told (N5).
 func TestTriesOnFreeLockNeverAllFail(t *testing.T) {
 	for _, n := range []int{1, 2, 3, 4, 5} {
 		t.Run(fmt.Sprintf("%d nodes", n), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				w := newWorld(t, n)
-				lockers := []*qlock.Locker{w.client("a"), w.client("b"), w.client("c")}
-				for round := range 60 {
-					rivals := lockers[:2+round%2]
+				var lockers []*qlock.Locker
+				for i := range 6 {
+					lockers = append(lockers, w.client(fmt.Sprintf("c%d", i)))
+				}
+				for round := range 100 {
+					rivals := lockers[:2+round%5]
 					locks := make([]*qlock.Lock, len(rivals))
 					errs := make([]error, len(rivals))
 					var wg sync.WaitGroup
@@ -171,8 +176,8 @@ func TestTriesOnFreeLockNeverAllFail(t *testing.T) {
 					if won != 1 {
 						t.Fatalf("round %d: %d of %d tries had the lock, want one: %v", round, won, len(rivals), errs)
 					}
-					if d := time.Since(begin); d > testLease/10 {
-						t.Errorf("round %d: the last try took %v to fail: %v", round, d, errs)
+					if d := time.Since(begin); d > 0 { // messages take no time
+						t.Errorf("round %d: the last of %d tries took %v: %v", round, len(rivals), d, errs)
 					}
 					// An acquire may overtake its claim's release; then it is swept (C9).
 					time.Sleep(testLease / 100)

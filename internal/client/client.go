@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"container/heap"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -164,6 +165,7 @@ type vote struct {
 	fence   uint64
 	span    uint64 // fences from that on that are set aside
 	keeps   bool   // it knows that the claim is kept
+	asked   bool   // it wants the vote back, and was not answered: the claim has its quorum, and is not held yet
 	beat    uint64 // of its latest answer that counted (C2)
 	yielded uint64 // beat of the latest yield to this node (C2)
 	heard   heard
@@ -180,6 +182,8 @@ const (
 )
 
 type detail struct {
+	beat       uint64 // of the answer that told it, and how often that had been told again
+	again      int
 	place      int
 	blocker    *proto.Blocker
 	at         time.Duration
@@ -696,6 +700,13 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	}
 	v := &cl.votes[i]
 	switch a.Kind {
+	case proto.Queued:
+		// A refreshed that overtook it says that the claim waits, and not for whom.
+		if v.heard == queued && v.yielded <= a.Beat && a.Beat < v.beat && !v.knows(a) {
+			v.detail = c.queuedDetail(a)
+			c.judge(cl, out)
+			return
+		}
 	case proto.Recall:
 		c.counts.Recalls++
 		c.recall(cl, i, a.Behind, out)
@@ -708,6 +719,9 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 		a.Beat == v.beat && v.heard == voted && a.Kind != proto.Granted {
 		return // from before the yield, or older than what this node said since (C2)
 	}
+	if a.Kind == proto.Queued && v.heard == queued && v.knows(a) {
+		return
+	}
 	v.beat = a.Beat
 	switch a.Kind {
 	case proto.Granted:
@@ -718,15 +732,29 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 			c.behind(cl, out)
 		}
 	case proto.Queued:
+		if b := a.Blocker; cl.try && b != nil && c.over(b.Claim) {
+			c.sweepSoon(b.Claim.Seq) // should its release be lost (C9)
+		}
 		v.heard = queued
 		c.unvoted(cl, v)
-		v.detail = &detail{place: a.Place, blocker: a.Blocker, at: c.now, recovering: a.Recovering}
+		v.detail = c.queuedDetail(a)
 	case proto.Refused:
 		v.heard = refused
 		c.unvoted(cl, v)
-		v.detail = &detail{reason: a.Reason, text: a.Text, passes: a.Passes, at: c.now}
+		v.detail = &detail{beat: a.Beat, reason: a.Reason, text: a.Text, passes: a.Passes, at: c.now}
 	}
 	c.judge(cl, out)
+}
+
+func (c *Client) queuedDetail(a *proto.Answer) *detail {
+	return &detail{beat: a.Beat, again: a.Again, place: a.Place, blocker: a.Blocker, at: c.now, recovering: a.Recovering}
+}
+
+// knows reports whether the node said something since about the claim's place: of what
+// it told again, unasked, the beat is the same.
+func (v *vote) knows(a *proto.Answer) bool {
+	d := v.detail
+	return d != nil && (a.Beat < d.beat || a.Beat == d.beat && a.Again < d.again)
 }
 
 // refreshSoon has the next refresh within moments, once for all that ask.
@@ -802,6 +830,11 @@ func (c *Client) judge(cl *Claim, out *Out) {
 			if cl.wanted {
 				out.Events = append(out.Events, Event{Wanted, cl})
 			}
+			for i := range cl.votes {
+				if cl.votes[i].asked {
+					c.ask(cl, c.nodes[i].name, out) // as an answer to the recall (C5)
+				}
+			}
 		case quorum.Split:
 			if fence > cl.want { // ask at once, but once for each fence (C3)
 				cl.want = fence
@@ -834,40 +867,27 @@ func (c *Client) tally(cl *Claim) (quorum.Outcome, uint64) {
 }
 
 // hopeless reports that the claim fails: no quorum is possible without the nodes
-// that refused (C11), or it is a try and one other claim, which will not yield to
-// it, is in its way at as many nodes as that claim needs for its own quorum
-// (C10). A younger claim that has votes is not that, however many: it is being
-// recalled, and either yields or shows that it is held. So the oldest of several
-// tries on a free lock does not fail.
+// that refused (C11), or at which it is a try and what is in its way goes first
+// (C10). A younger claim that has votes does not, however many: it is being
+// recalled, and either yields or shows that it is held. So nothing but a holder goes
+// before the oldest of several tries, and on a free lock that one does not fail.
 func (c *Client) hopeless(cl *Claim) bool {
-	refusals := 0
+	against := 0
 	for i := range cl.votes {
-		if cl.votes[i].heard == refused {
-			refusals++
+		v := &cl.votes[i]
+		if v.heard == refused {
+			against++
+		} else if b := v.blocker(); cl.try && b != nil && b.Ahead && !c.over(b.Claim) {
+			against++
 		}
 	}
-	if len(cl.votes)-refusals < c.need(cl) {
-		return true
-	}
-	if !cl.try {
-		return false
-	}
-	for i := range cl.votes {
-		b := cl.votes[i].blocker()
-		if b == nil || !b.Ahead {
-			continue
-		}
-		same := 0
-		for j := range cl.votes {
-			if o := cl.votes[j].blocker(); o != nil && o.Ahead && o.Claim == b.Claim {
-				same++
-			}
-		}
-		if same >= quorum.Size(len(c.nodes), b.Mode) {
-			return true
-		}
-	}
-	return false
+	return len(cl.votes)-against < c.need(cl)
+}
+
+// over reports whether a claim was this client's, and is no more: its release is on
+// its way to the node that still has it.
+func (c *Client) over(id proto.ClaimID) bool {
+	return id.Instance == c.cfg.Instance && id.Seq <= c.seq && c.claims[id.Seq] == nil
 }
 
 func (v *vote) blocker() *proto.Blocker {
@@ -895,14 +915,16 @@ func (c *Client) recall(cl *Claim, i int, behind bool, out *Out) {
 		c.behind(cl, out)
 		return
 	}
+	v := &cl.votes[i]
 	if outcome, _ := c.tally(cl); outcome != quorum.Pending {
+		v.asked = true
 		return
 	}
-	v := &cl.votes[i]
 	c.counts.Yields++
 	beat := c.nextBeat(cl)
 	v.yielded = beat // what the node said before does not count any more (C2)
-	v.until, v.heard, v.detail = 0, queued, &detail{at: c.now}
+	v.until, v.heard, v.detail = 0, queued, &detail{beat: beat, at: c.now}
+	v.asked = false
 	out.Requests = append(out.Requests, proto.Request{
 		Verb: proto.Yield, Client: c.cfg.Name, Resource: cl.resource,
 		Claim: c.id(cl), Beat: beat, Node: c.nodes[i].name,
@@ -939,6 +961,9 @@ func (c *Client) refreshed(i int, a *proto.Answer, out *Out) {
 			}
 		case a.Waiting.Has(cl.seq):
 			if fresh || v.heard != voted {
+				if v.heard == voted { // what it was told before that vote is over
+					v.detail = &detail{beat: v.beat, again: math.MaxInt, at: c.now}
+				}
 				v.beat = a.Beat
 				v.heard = queued
 				c.unvoted(cl, v)

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/sat"
 )
 
 // leaseClock is the clock that leases run on at a client (C8). Between two
@@ -26,8 +27,8 @@ func newLeaseClock(now proto.Now) leaseClock { return leaseClock{last: now, now:
 
 func (c *leaseClock) read(now proto.Now) time.Duration {
 	mono := now.Mono - c.last.Mono
-	wall := time.Duration(now.Wall-c.last.Wall) * time.Microsecond
-	c.now += max(mono, wall, 0)
+	wall := sat.Micros(now.Wall - c.last.Wall)
+	c.now = sat.Add(c.now, max(mono, wall, 0))
 	// The wall clock comes rounded. What it makes up for after a reading in which it was
 	// behind is no leap, else a clock that is read often would run ahead.
 	if ahead := wall - mono; ahead > rounding {

@@ -42,3 +42,16 @@ func TestLeaseClock(t *testing.T) {
 		step(time.Millisecond, -time.Millisecond, time.Millisecond)
 	}
 }
+
+// A wall clock that is set by centuries is ahead by more than a time can tell: what was
+// held is lost, as after a sleep, and not held on as if no time had passed.
+func TestLeaseClockAtItsEnd(t *testing.T) {
+	c := newLeaseClock(proto.Now{Wall: -8_000_000_000_000_000})
+	if now := c.read(proto.Now{Mono: time.Second, Wall: 8_000_000_000_000_000}); now < 100*365*24*time.Hour {
+		t.Errorf("the clock went on by %v", now-startAt)
+	}
+	before := c.now
+	if now := c.read(proto.Now{Mono: time.Hour, Wall: 8_000_000_000_000_000}); now < before {
+		t.Errorf("it went back by %v", before-now)
+	}
+}

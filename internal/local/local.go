@@ -2,16 +2,19 @@
 // between the driver and internal/client. Whoever of them waits for a name that
 // another of them has gets it from that one, with a token of the claim's, and no
 // message. Readers share one shared claim. When somebody waits for it elsewhere, it is
-// passed on no more: all who wait, here or there, go by their age at the nodes.
+// passed on no more, or within bounds that the driver sets: then all who wait, here or
+// there, go by their age at the nodes.
 package local
 
 import (
+	"math"
 	"slices"
 	"time"
 
 	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/sat"
 	"github.com/qlock/qlock/internal/shrink"
 )
 
@@ -64,6 +67,7 @@ type Use struct {
 
 	share *share
 	mode  quorum.Mode
+	try   bool
 	note  string
 	hasty bool
 	at    int64         // its age, by the wall clock
@@ -93,8 +97,38 @@ type share struct {
 	queue    []*Use        // who waits, first come first
 	room     [2]*Use       // for one of each: mostly there are no more
 
-	idle       time.Duration // the claim is kept for nobody until then; zero: it is not
-	prev, next *share        // in the list of the idle
+	idle      time.Duration // the claim is kept for nobody until then; zero: it is not
+	passUntil time.Duration // others wait for it, and it may be passed on until then; zero: nobody waits, or it may not
+	passed    int           // how often it was since others wait
+	timed     bool          // it is in the list of those that are passed on
+
+	prev, next *share // in the list of the idle, or in that of those that are passed on
+}
+
+// list is shares in the order in which their time is over.
+type list struct{ first, last *share }
+
+func (l *list) add(s *share) {
+	if s.prev = l.last; s.prev != nil {
+		s.prev.next = s
+	} else {
+		l.first = s
+	}
+	l.last = s
+}
+
+func (l *list) remove(s *share) {
+	if s.prev != nil {
+		s.prev.next = s.next
+	} else {
+		l.first = s.next
+	}
+	if s.next != nil {
+		s.next.prev = s.prev
+	} else {
+		l.last = s.prev
+	}
+	s.prev, s.next = nil, nil
 }
 
 func newShare(resource string) *share {
@@ -110,7 +144,11 @@ type Table struct {
 	shares    map[string]*share
 	peak      int // of shares, for shrink.Map
 
-	first, last *share // idle, the longest first
+	idle list
+
+	passMost   int           // how often a claim is passed on that others wait for; 0: no bound
+	passWithin time.Duration // and for how long; 0: no bound
+	passing    list          // such claims
 }
 
 // New makes a table on core, which it has for itself from now on. A claim that
@@ -118,6 +156,11 @@ type Table struct {
 func New(core *client.Client, retention time.Duration) *Table {
 	return &Table{core: core, retention: retention, shares: map[string]*share{}}
 }
+
+// PassOn lets a claim be passed on that others wait for: most times, and within so much
+// time from when they are known to wait. Zero is no bound; two zeros, as at the start,
+// are never.
+func (t *Table) PassOn(most int, within time.Duration) { t.passMost, t.passWithin = most, within }
 
 // Want is what a use is for.
 type Want struct {
@@ -133,9 +176,13 @@ type Want struct {
 func (t *Table) Lock(now proto.Now, w Want, out *Out) *Use {
 	t.look(now, out)
 	resource, mode, try := w.Resource, w.Mode, w.Try
-	u := &Use{User: w.User, mode: mode, note: w.Note, hasty: w.Hasty, at: max(now.Wall, 0)}
+	u := &Use{User: w.User, mode: mode, try: try, note: w.Note, hasty: w.Hasty, at: max(now.Wall, 0)}
 	s := t.shares[resource]
-	if try && !t.mayTry(s, u) {
+	if try && !t.mayTry(now, s, u) {
+		if s != nil && s.idle > 0 { // a claim that nobody uses is in nobody's way
+			t.end(now, s, out)
+			s = nil
+		}
 		if s != nil && len(s.holders) > 0 && quorum.Conflicts(s.holders[0].mode, mode) {
 			u.share, u.state, u.ours = s, Over, true
 			out.Uses = append(out.Uses, Event{Kind: Failed, Use: u})
@@ -166,8 +213,8 @@ func (t *Table) keep(now proto.Now, s *share, out *Out) {
 
 // mayTry reports whether a try can be decided here: it can have a part in what this
 // client holds, and nobody stands before it.
-func (t *Table) mayTry(s *share, u *Use) bool {
-	return s != nil && len(s.queue) == 0 && s.isHeld() && t.suits(s, u) && s.mayPass() &&
+func (t *Table) mayTry(now proto.Now, s *share, u *Use) bool {
+	return s != nil && len(s.queue) == 0 && s.isHeld() && t.suits(s, u) && t.mayPass(now, s) &&
 		(len(s.holders) == 0 || u.mode == quorum.Shared && s.holders[0].mode == quorum.Shared)
 }
 
@@ -180,8 +227,47 @@ func (t *Table) suits(s *share, u *Use) bool {
 }
 
 // mayPass reports whether the claim may serve one more: its first, or when nobody
-// waits for it elsewhere as far as the nodes know.
-func (s *share) mayPass() bool { return s.fresh || s.claim.Kept() && !s.claim.Wanted() }
+// waits for it elsewhere as far as the nodes know, or within the bounds for that.
+func (t *Table) mayPass(now proto.Now, s *share) bool {
+	return s.fresh || s.claim.Kept() && (!s.claim.Wanted() || t.inBounds(now, s))
+}
+
+// inBounds reports whether a claim that others wait for may be passed on once more.
+func (t *Table) inBounds(now proto.Now, s *share) bool {
+	return now.Mono < s.passUntil && (t.passMost == 0 || s.passed < t.passMost)
+}
+
+// isDue reports whether others who wait for the claim are to have it next. While it has
+// a holder the nodes have time to learn that it is kept.
+func (t *Table) isDue(now proto.Now, s *share) bool {
+	return s.claim.Wanted() && (!t.inBounds(now, s) || len(s.holders) == 0 && !s.claim.Kept())
+}
+
+// heed notes since when others wait for a claim that may be passed on all the same.
+func (t *Table) heed(now proto.Now, s *share) {
+	if t.passMost == 0 && t.passWithin == 0 || s.passUntil > 0 || s.parted || !s.isHeld() || !s.claim.Wanted() {
+		return
+	}
+	s.passUntil = math.MaxInt64
+	if t.passWithin > 0 {
+		s.passUntil, s.timed = sat.Add(now.Mono, t.passWithin), true
+		t.passing.add(s)
+	}
+}
+
+// unheed is for a claim that is passed on no more, and for the next one, which nobody
+// waits for yet.
+func (t *Table) unheed(s *share) {
+	t.untime(s)
+	s.passUntil, s.passed = 0, 0
+}
+
+func (t *Table) untime(s *share) {
+	if s.timed {
+		s.timed = false
+		t.passing.remove(s)
+	}
+}
 
 // Unlock ends a use, whether it holds or waits.
 func (t *Table) Unlock(now proto.Now, u *Use, out *Out) {
@@ -217,7 +303,7 @@ func (t *Table) serve(now proto.Now, s *share, out *Out) {
 	for len(s.queue) > 0 && s.isHeld() {
 		u := s.queue[0]
 		conflict := len(s.holders) > 0 && quorum.Conflicts(s.holders[0].mode, u.mode)
-		if conflict || !s.mayPass() || !t.suits(s, u) {
+		if conflict || !t.mayPass(now, s) || !t.suits(s, u) {
 			return
 		}
 		token := s.last
@@ -231,6 +317,9 @@ func (t *Table) serve(now proto.Now, s *share, out *Out) {
 				return // some are on their way, or the claim has just been lost
 			}
 		}
+		if !s.fresh && s.claim.Wanted() {
+			s.passed++
+		}
 		out.Uses = append(out.Uses, Event{Kind: Held, Use: u, First: s.fresh})
 		s.fresh, s.last, s.latest = false, token, u
 		s.queue = remove(s.queue, u)
@@ -241,8 +330,9 @@ func (t *Table) serve(now proto.Now, s *share, out *Out) {
 
 // proceed does all that can be done for a share.
 func (t *Table) proceed(now proto.Now, s *share, out *Out) {
+	t.heed(now, s)
 	t.serve(now, s, out)
-	if len(s.queue) > 0 && s.isHeld() && (s.claim.Wanted() || !t.suits(s, s.queue[0])) {
+	if len(s.queue) > 0 && s.isHeld() && (t.isDue(now, s) || !t.suits(s, s.queue[0])) {
 		t.part(now, s, out)
 	}
 	t.settle(now, s, out)
@@ -257,6 +347,7 @@ func (t *Table) part(now proto.Now, s *share, out *Out) {
 		u.share = other
 	}
 	s.queue, s.parted = nil, true
+	t.unheed(s)
 	t.shares[s.resource] = other
 	t.settle(now, other, out)
 }
@@ -266,6 +357,9 @@ func (t *Table) part(now proto.Now, s *share, out *Out) {
 func (t *Table) settle(now proto.Now, s *share, out *Out) {
 	if len(s.holders) > 0 {
 		return
+	}
+	if s.claim == nil && !s.try {
+		t.apart(now, s, out)
 	}
 	switch {
 	case len(s.queue) == 0 && s.isHeld() && t.retention > 0 && !s.claim.Wanted() && !s.try && !s.parted:
@@ -285,11 +379,28 @@ func (t *Table) settle(now proto.Now, s *share, out *Out) {
 	}
 }
 
+// apart gives tries claims of their own: they were to be served by a claim that there
+// is no more, and are not to wait like others.
+func (t *Table) apart(now proto.Now, s *share, out *Out) {
+	for i := 0; i < len(s.queue); {
+		u := s.queue[i]
+		if !u.try {
+			i++
+			continue
+		}
+		s.queue = remove(s.queue, u)
+		u.share = newShare(s.resource)
+		u.share.try, u.share.queue = true, append(u.share.queue, u)
+		t.settle(now, u.share, out)
+	}
+}
+
 func (t *Table) giveBack(now proto.Now, s *share, out *Out) {
 	if s.claim != nil {
 		t.core.Release(now, s.claim, &out.Out)
 		s.claim = nil
 	}
+	t.unheed(s)
 	if s.latest != nil {
 		out.Uses = append(out.Uses, Event{Kind: Returned, Use: s.latest})
 	}
@@ -325,6 +436,7 @@ func (t *Table) drain(now proto.Now, out *Out) {
 			t.keep(now, s, out)
 		case client.Lost:
 			s.claim, s.fresh = nil, false
+			t.unheed(s)
 			if len(s.holders) > 0 {
 				s.latest = nil // what becomes of them is told
 			}
@@ -360,13 +472,8 @@ func (t *Table) rest(now proto.Now, s *share) {
 	if s.idle > 0 {
 		return
 	}
-	s.idle = now.Mono + t.retention
-	if s.prev = t.last; s.prev != nil {
-		s.prev.next = s
-	} else {
-		t.first = s
-	}
-	t.last = s
+	s.idle = sat.Add(now.Mono, t.retention)
+	t.idle.add(s)
 }
 
 // wake takes a share from among the idle.
@@ -375,17 +482,7 @@ func (t *Table) wake(s *share) {
 		return
 	}
 	s.idle = 0
-	if s.prev != nil {
-		s.prev.next = s.next
-	} else {
-		t.first = s.next
-	}
-	if s.next != nil {
-		s.next.prev = s.prev
-	} else {
-		t.last = s.prev
-	}
-	s.prev, s.next = nil, nil
+	t.idle.remove(s)
 }
 
 // look reads the clocks before anything is decided: what is lost is known to be
@@ -398,8 +495,12 @@ func (t *Table) look(now proto.Now, out *Out) {
 // Tick does what time alone brings.
 func (t *Table) Tick(now proto.Now, out *Out) {
 	t.look(now, out)
-	for t.first != nil && t.first.idle <= now.Mono {
-		t.end(now, t.first, out)
+	for s := t.idle.first; s != nil && s.idle <= now.Mono; s = t.idle.first {
+		t.end(now, s, out)
+	}
+	for s := t.passing.first; s != nil && s.passUntil <= now.Mono; s = t.passing.first {
+		t.untime(s)
+		t.proceed(now, s, out) // who waits here goes by age now, with a claim at the nodes
 	}
 	t.drain(now, out)
 }
@@ -407,8 +508,13 @@ func (t *Table) Tick(now proto.Now, out *Out) {
 // Wait is how long until Tick must be called.
 func (t *Table) Wait(now proto.Now) (time.Duration, bool) {
 	d, ok := t.core.Wait()
-	if t.first != nil {
-		if rest := max(t.first.idle-now.Mono, 0); !ok || rest < d {
+	if s := t.idle.first; s != nil {
+		if rest := max(s.idle-now.Mono, 0); !ok || rest < d {
+			d, ok = rest, true
+		}
+	}
+	if s := t.passing.first; s != nil {
+		if rest := max(s.passUntil-now.Mono, 0); !ok || rest < d {
 			d, ok = rest, true
 		}
 	}
@@ -448,8 +554,8 @@ func (t *Table) All() []*Use {
 
 // Rest gives back what nobody uses.
 func (t *Table) Rest(now proto.Now, out *Out) {
-	for t.first != nil {
-		t.end(now, t.first, out)
+	for t.idle.first != nil {
+		t.end(now, t.idle.first, out)
 	}
 	t.drain(now, out)
 }

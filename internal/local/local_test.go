@@ -2,6 +2,9 @@ package local
 
 import (
 	"fmt"
+	"maps"
+	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -146,7 +149,7 @@ func (w *world) want(log string) {
 func (w *world) empty() {
 	w.t.Helper()
 	for name, table := range w.tables {
-		if table.Claims() > 0 || len(table.shares) > 0 || table.first != nil {
+		if table.Claims() > 0 || len(table.shares) > 0 || table.idle.first != nil || table.passing.first != nil {
 			w.t.Errorf("%s has %d claims and %d shares", name, table.Claims(), len(table.shares))
 		}
 	}
@@ -343,5 +346,181 @@ func TestFirstToJoinAsks(t *testing.T) {
 	w.want("b1 returned, a2 holds")
 	w.unlock(r2)
 	w.want("a2 returned")
+	w.empty()
+}
+
+// What this client keeps and nobody uses is in the way of none of its own tries.
+func TestTryBesideKept(t *testing.T) {
+	for _, kept := range []quorum.Mode{writer, reader} {
+		for _, try := range []quorum.Mode{writer, reader} {
+			t.Run(fmt.Sprintf("%v after %v", try, kept), func(t *testing.T) {
+				w := newWorld(t, time.Minute, "a", "b")
+				w.unlock(w.lock("a1", kept))
+				w.take()
+				a2 := w.lock("a2", try, true)
+				if a2.State() != Holding {
+					t.Fatalf("the try is %v", a2.State())
+				}
+				w.unlock(a2)
+				b1 := w.lock("b1", writer)
+				w.unlock(b1)
+				if b1.Token() <= a2.Token() {
+					t.Errorf("token %d after %d", b1.Token(), a2.Token())
+				}
+				w.tables["b"].Rest(w.clock(), w.outs["b"])
+				w.deliver()
+				w.pass(time.Second)
+				w.empty()
+			})
+		}
+	}
+}
+
+// A try that was to be served by a claim that there is no more does not wait like
+// others: it asks the nodes as a try.
+func TestTryOutlivesTheClaim(t *testing.T) {
+	w := newWorld(t, time.Hour, "a", "b")
+	w.unlock(w.lock("a1", writer))
+	w.cut["a"] = true
+	for range 1000 { // until it has no tokens left
+		u := w.lock("a2", writer)
+		if u.State() == Waiting {
+			w.unlock(u)
+			break
+		}
+		w.unlock(u)
+	}
+	w.take()
+	try := w.lock("a3", writer, true)
+	if try.State() != Waiting {
+		t.Fatalf("the try is %v, the test wants it to wait for a token", try.State())
+	}
+	w.pass(lease + time.Second) // the claim is lost
+	b1 := w.lock("b1", writer)
+	w.cut["a"] = false
+	w.pass(lease)
+	w.want("a2 returned, b1 holds, a3 failed")
+	w.unlock(b1)
+	w.tables["b"].Rest(w.clock(), w.outs["b"])
+	w.deliver()
+	w.empty()
+}
+
+// Within bounds a claim is passed on though others wait; then all go by age.
+func TestPassedOnWithinBounds(t *testing.T) {
+	tests := []struct {
+		name   string
+		most   int
+		within time.Duration
+		want   string
+	}{
+		{"never", 0, 0, "a1 b1 a2 a3 a4 a5 b2 a6"},
+		{"twice", 2, 0, "a1 a2 a3 b1 a4 a5 a6 b2"},
+		{"within a time", 0, 15 * time.Millisecond, "a1 a2 b1 a3 a4 a5 a6 b2"},
+		{"twice within a long time", 2, time.Hour, "a1 a2 a3 b1 a4 a5 a6 b2"},
+		{"many times within a time", 100, 15 * time.Millisecond, "a1 a2 b1 a3 a4 a5 a6 b2"},
+		{"for ever", 100, math.MaxInt64, "a1 a2 a3 a4 a5 a6 b1 b2"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t, 0, "a", "b")
+			w.tables["a"].PassOn(tt.most, tt.within)
+			u := map[string]*Use{}
+			for _, name := range strings.Fields("a1 b1 a2 a3 a4 a5 b2 a6") {
+				u[name] = w.lock(name, writer)
+			}
+			var order []string
+			var last uint64
+			for range u {
+				for _, name := range slices.Sorted(maps.Keys(u)) {
+					if k := u[name]; k.State() == Holding {
+						if k.Token() <= last {
+							t.Errorf("token %d of %s after %d", k.Token(), name, last)
+						}
+						last = k.Token()
+						order = append(order, name)
+						w.pass(10 * time.Millisecond)
+						w.unlock(k)
+						break
+					}
+				}
+			}
+			if got := strings.Join(order, " "); got != tt.want {
+				t.Errorf("order %s, want %s", got, tt.want)
+			}
+			w.empty()
+		})
+	}
+}
+
+// Who waits here has a place at the nodes as soon as the time for passing on is over,
+// not only when the holder is done.
+func TestPassingOnEndsInTime(t *testing.T) {
+	w := newWorld(t, 0, "a", "b")
+	w.tables["a"].PassOn(0, 100*time.Millisecond)
+	a1, b1, a2 := w.lock("a1", writer), w.lock("b1", writer), w.lock("a2", writer)
+	w.pass(90 * time.Millisecond)
+	if n := w.node.Claims(); n != 2 {
+		t.Errorf("%d claims before the time is over, want 2", n)
+	}
+	w.pass(20 * time.Millisecond)
+	if n := w.node.Claims(); n != 3 {
+		t.Errorf("%d claims after it, want 3", n)
+	}
+	w.unlock(a1)
+	w.want("a1 holds, a1 returned, b1 holds")
+	w.unlock(b1)
+	w.want("b1 returned, a2 holds")
+
+	// Who comes later does not begin the time anew.
+	w.unlock(w.lock("a0", writer)) // the claim is known to be kept
+	b2 := w.lock("b2", writer)
+	w.pass(200 * time.Millisecond)
+	a3 := w.lock("a3", writer)
+	if n := w.node.Claims(); n != 3 {
+		t.Errorf("%d claims with one that came too late, want 3", n)
+	}
+	for _, u := range []*Use{a2, b2, a3} {
+		w.unlock(u)
+	}
+	w.take()
+	w.empty()
+}
+
+// Readers that join count as well: a writer elsewhere is passed by no more of them.
+func TestReadersJoinWithinBounds(t *testing.T) {
+	w := newWorld(t, 0, "a", "b")
+	w.tables["a"].PassOn(2, 0)
+	r := []*Use{w.lock("a1", reader), w.lock("a2", reader)}
+	wr := w.lock("b1", writer)
+	r = append(r, w.lock("a3", reader), w.lock("a4", reader, true), w.lock("a5", reader))
+	w.want("a1 holds, a2 holds, a3 holds, a4 holds")
+	for _, u := range r[:4] {
+		w.unlock(u)
+	}
+	w.want("a4 returned, b1 holds")
+	w.unlock(wr)
+	w.unlock(r[4])
+	w.want("b1 returned, a5 holds, a5 returned")
+	w.empty()
+}
+
+// A time that is for ever is long, and does not come round to the past.
+func TestRetentionForEver(t *testing.T) {
+	w := newWorld(t, math.MaxInt64, "a", "b")
+	w.unlock(w.lock("a1", writer))
+	w.pass(time.Second)
+	if w.tables["a"].Claims() != 1 || w.tables["a"].idle.first == nil {
+		t.Error("the claim is not kept")
+	}
+	if d, ok := w.tables["a"].Wait(w.clock()); !ok || d < 0 {
+		t.Errorf("the next deadline is in %v, %v", d, ok)
+	}
+	b1 := w.lock("b1", writer)
+	w.want("a1 holds, a1 returned, b1 holds")
+	w.unlock(b1)
+	w.tables["b"].Rest(w.clock(), w.outs["b"])
+	w.deliver()
+	w.take()
 	w.empty()
 }

@@ -83,6 +83,7 @@ type Node struct {
 
 	serial  uint64      // counts steps, to do once a step what many claims ask for
 	recalls []*resource // whose heads recall at the end of this step
+	changed []*resource // whose tries learn at its end what is before them now
 
 	counts Counts
 }
@@ -198,6 +199,7 @@ func (n *Node) Tick(now proto.Now, out *Out) {
 		n.raiseFloors(now)
 		n.noteState(now, out)
 	}
+	n.tellTries(now, out)
 	n.sendRecalls(out)
 }
 
@@ -259,6 +261,7 @@ func (n *Node) Handle(now proto.Now, r *proto.Request, reply string, out *Out) {
 	case proto.Evict:
 		n.evict(r, reply, out)
 	}
+	n.tellTries(now, out)
 	n.sendRecalls(out)
 }
 

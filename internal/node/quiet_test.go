@@ -72,13 +72,14 @@ func TestQuietWait(t *testing.T) {
 	say(proto.Acquire, 3, loud, proto.Queued)
 	say(proto.Acquire, 4, func(r *proto.Request) { r.Try = true }, proto.Queued)
 	say(proto.Acquire, 5, nil, proto.Refused)
-	if a := say(proto.Release, 1, nil, proto.Granted); !a[0].Answer.Late {
+	// The try learns each time who has the vote now.
+	if a := say(proto.Release, 1, nil, proto.Granted, proto.Queued); !a[0].Answer.Late {
 		t.Error("a vote after a wait is not called late")
 	}
 	if a := say(proto.Acquire, 2, nil, proto.Granted); a[0].Answer.Late {
 		t.Error("a vote that is confirmed is called late")
 	}
-	if a := say(proto.Release, 2, nil, proto.Granted); a[0].Answer.Late {
+	if a := say(proto.Release, 2, nil, proto.Granted, proto.Queued); a[0].Answer.Late {
 		t.Error("a vote is called late though it was told that it waits")
 	}
 

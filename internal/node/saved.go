@@ -120,5 +120,10 @@ func (n *Node) restore(now proto.Now, s *Saved) {
 		res := n.resources[name]
 		slices.SortFunc(res.votes, order)
 		slices.SortFunc(res.queue, order)
+		for _, c := range res.queue {
+			if c.try {
+				res.tries = append(res.tries, c)
+			}
+		}
 	}
 }

@@ -37,7 +37,8 @@ type claim struct {
 	beat    uint64 // highest seen for this claim (N1)
 	want    uint64
 	held    bool      // says its client
-	try     bool      // it is told at once when the claim in its way will not yield
+	try     bool      // it is told at once when what is in its way changes
+	said    *said     // of a try that waits: what it was told last
 	quiet   bool      // it waits, was not told so, and need not be
 	keep    bool      // its client keeps it between holders, and is told when others wait
 	told    uint64    // step in which it was last told so when it was granted
@@ -67,8 +68,10 @@ type resource struct {
 	born   uint64 // its place in the roll
 	votes  []*claim
 	queue  []*claim
+	tries  []*claim // those of the queue that are tries, in the same order
 	floor  uint64
 	serial uint64 // last step at whose end its head recalls
+	moved  uint64 // last step in which what is before its tries may have changed
 
 	keepers int // votes of claims that are kept
 }
@@ -106,9 +109,20 @@ func (n *Node) enqueue(now proto.Now, c *claim) {
 	i, _ := slices.BinarySearchFunc(c.res.queue, c, order)
 	c.res.queue = slices.Insert(c.res.queue, i, c)
 	c.since = now.Mono
+	if c.try {
+		i, _ := slices.BinarySearchFunc(c.res.tries, c, order)
+		c.res.tries = slices.Insert(c.res.tries, i, c)
+	}
+	n.change(c.res)
 }
 
 func (n *Node) dequeue(c *claim) {
+	if c.try {
+		if i, ok := slices.BinarySearchFunc(c.res.tries, c, order); ok {
+			c.res.tries = slices.Delete(c.res.tries, i, i+1)
+		}
+	}
+	n.change(c.res)
 	if i, ok := slices.BinarySearchFunc(c.res.queue, c, order); ok {
 		if i == 0 { // the common case: no move of all that wait behind
 			c.res.queue[0] = nil
@@ -123,6 +137,7 @@ func (n *Node) unvote(c *claim) {
 	if i, ok := slices.BinarySearchFunc(c.res.votes, c, order); ok {
 		c.res.votes = slices.Delete(c.res.votes, i, i+1)
 		c.res.keepers -= keeper(c)
+		n.change(c.res)
 	}
 	c.voted, c.fence, c.given, c.owed = false, 0, 0, false
 	n.votes--
@@ -212,6 +227,7 @@ func (n *Node) forget(res *resource) {
 	if res.queue = nil; cap(res.votes) > few {
 		res.votes = nil
 	}
+	res.tries = nil
 	n.old.resources.put(res)
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/sat"
 )
 
 func (n *Node) answer(k proto.Kind) proto.Answer {
@@ -62,7 +63,7 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 		}
 		n.grantedOrNot(now, c, out)
 		if r.Held && !c.held {
-			n.nowHeld(now, c, out)
+			n.nowHeld(c)
 		}
 		return
 	}
@@ -78,26 +79,15 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 // nowHeld notes that a claim with this node's vote is held: that is what a holder
 // answers to a recall. It is not recalled again, and the tries that it was to
 // yield to learn that it will not (C10).
-func (n *Node) nowHeld(now proto.Now, c *claim, out *Out) {
+func (n *Node) nowHeld(c *claim) {
 	v := c.res.votes
-	var tries []*claim
-	for _, w := range c.res.queue {
-		if order(w, c) > 0 {
-			break
-		}
-		if w.try && quorum.Conflicts(w.mode, c.mode) {
-			tries = append(tries, w)
-		}
-	}
 	if i, ok := slices.BinarySearchFunc(v, c, order); ok {
 		v = slices.Delete(v, i, i+1)
 	}
 	c.held = true
 	i, _ := slices.BinarySearchFunc(v, c, order)
 	c.res.votes = slices.Insert(v, i, c)
-	for _, w := range tries {
-		n.queued(now, w, out)
-	}
+	n.change(c.res)
 }
 
 func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out *Out) {
@@ -117,7 +107,7 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 		a.Text = clip(fmt.Sprintf(text, args...))
 		out.Answers = append(out.Answers, Send{reply, a})
 	}
-	ahead := time.Duration(r.At-now.Wall) * time.Microsecond
+	ahead := sat.Micros(r.At - now.Wall)
 	switch {
 	case r.Digest != n.digest:
 		refuse(proto.ReasonConfig, true, "this node has configuration %s (nodes %v, longest lease %v), the client knows another", n.digest, n.cfg.Nodes, n.cfg.MaxTTL)
@@ -149,7 +139,7 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	// What is held elsewhere has twice the room, to find its place in a full queue.
 	most := n.cfg.MaxQueue
 	if c.held {
-		most *= 2
+		most = sat.Mul(most, 2)
 	}
 	if have := len(res.votes) + len(res.queue); have > most {
 		refuse(proto.ReasonQueue, true, "%d claims hold or wait for %q, as many as this node allows", have, r.Resource)
@@ -241,6 +231,7 @@ func (n *Node) vote(now proto.Now, c *claim, hint int64) {
 	v := &c.res.votes
 	i, _ := slices.BinarySearchFunc(*v, c, order)
 	*v = slices.Insert(*v, i, c)
+	n.change(c.res)
 }
 
 // reserve raises the floor to the last of the fences that are c's: all that it
@@ -294,7 +285,11 @@ func (n *Node) granted(c *claim, out *Out) {
 	n.send(c, a, out)
 }
 
-func (n *Node) queued(now proto.Now, c *claim, out *Out) {
+// queued answers a claim that has to wait.
+func (n *Node) queued(now proto.Now, c *claim, out *Out) { n.tell(now, c, 0, out) }
+
+// tell says that the claim waits, and for whom; again counts how often since it asked.
+func (n *Node) tell(now proto.Now, c *claim, again int, out *Out) {
 	c.quiet = false
 	a := n.about(c, proto.Queued)
 	a.Place, _ = slices.BinarySearchFunc(c.res.queue, c, order)
@@ -305,7 +300,66 @@ func (n *Node) queued(now proto.Now, c *claim, out *Out) {
 			Ahead: order(b, c) < 0,
 		}
 	}
+	if c.try {
+		if c.said == nil {
+			c.said = new(said)
+		}
+		*c.said = said{again: again}
+		if b := a.Blocker; b != nil {
+			c.said.blocker, c.said.ahead = b.Claim, b.Ahead
+		}
+		a.Again = again
+	}
 	n.send(c, a, out)
+}
+
+// said is what a try that waits was told last: which claim is in its way, and whether
+// that goes first. It fails by what it knows of that (C10), so it is told when that
+// changes, and need not ask.
+type said struct {
+	blocker proto.ClaimID
+	ahead   bool
+	again   int // how often it was told without having asked
+}
+
+// mostAgain bounds what a try is told that is not heard of again. One that is in
+// earnest fails or has its lock after a few changes; and whoever left many that do
+// neither would have each change of hands of that lock cost as many answers.
+const mostAgain = 16
+
+// change notes that what is before the tries of a queue may be another now. They are
+// told at the end of the step, once.
+func (n *Node) change(res *resource) {
+	if len(res.tries) > 0 && res.moved != n.serial {
+		res.moved = n.serial
+		n.changed = append(n.changed, res)
+	}
+}
+
+// tellTries tells tries what is in their way now, if they were told something else
+// (N5).
+func (n *Node) tellTries(now proto.Now, out *Out) {
+	for _, res := range n.changed {
+		for _, c := range res.tries {
+			again := 1
+			if s := c.said; s != nil { // else it was told before the node's restart
+				if again += s.again; again > mostAgain || s.holds(c, n.blocker(c)) {
+					continue
+				}
+			}
+			n.tell(now, c, again, out)
+		}
+	}
+	clear(n.changed)
+	n.changed = n.changed[:0]
+}
+
+// holds reports whether what was said is true yet.
+func (s *said) holds(c, blocker *claim) bool {
+	if blocker == nil {
+		return s.blocker == proto.ClaimID{}
+	}
+	return s.blocker == blocker.id() && s.ahead == (order(blocker, c) < 0)
 }
 
 // recall asks the votes that stand in the way of the head of the queue, and are
@@ -386,7 +440,7 @@ func (n *Node) release(now proto.Now, r *proto.Request, out *Out) {
 		return
 	}
 	hint := r.Now
-	if time.Duration(hint-now.Wall)*time.Microsecond > n.cfg.Skew {
+	if sat.Micros(hint-now.Wall) > n.cfg.Skew {
 		hint = 0 // as an age would be refused; equal fences are a convenience
 	}
 	n.drop(now, c, hint, out)

@@ -151,6 +151,9 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		}
 	case Queued:
 		b = appendInt(b, "place", int64(a.Place))
+		if a.Again > 0 {
+			b = appendInt(b, "again", int64(a.Again))
+		}
 		if a.Recovering > 0 {
 			b = appendInt(b, "recovering_ms", ceilMS(a.Recovering))
 		}
@@ -339,6 +342,7 @@ type wire struct {
 	Voted       bool         `json:"voted"`
 	Fence       uint64       `json:"fence"`
 	Place       int64        `json:"place"`
+	Again       int64        `json:"again"`
 	Recovering  int64        `json:"recovering_ms"`
 	Blocker     *wireBlocker `json:"blocker"`
 	Reason      string       `json:"reason"`
@@ -520,6 +524,7 @@ func (a *Answer) fill(w *wire) error {
 		d.number("fence and span", a.Fence+a.Span)
 	case Queued:
 		a.Place = d.count("place", w.Place)
+		a.Again = d.count("again", w.Again)
 		a.Recovering = d.millis("recovering_ms", w.Recovering)
 		if b := w.Blocker; b != nil {
 			a.Blocker = &Blocker{

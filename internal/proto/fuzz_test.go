@@ -175,6 +175,9 @@ func checkAnswer(t *testing.T, a *Answer) {
 	if a.Place < 0 {
 		t.Errorf("place %d", a.Place)
 	}
+	if a.Again < 0 {
+		t.Errorf("again %d", a.Again)
+	}
 	switch a.Kind {
 	case Granted:
 		l.number("fence", a.Fence, 1)

@@ -114,6 +114,10 @@ func goldenAnswers() map[string]Answer {
 	}
 	all["queued"] = a
 
+	a.Again = 1
+	all["queued-again"] = a
+	a.Again = 0
+
 	a = about(n3, Queued)
 	a.Recovering = 9180 * time.Millisecond
 	all["queued-recovering"] = a

@@ -213,6 +213,7 @@ type Answer struct {
 	Late   bool // granted: the claim had to wait, and was not told so
 
 	Place      int           // queued: claims before this one
+	Again      int           // queued, of a try: how often it was told since it asked, as what is in its way changed
 	Blocker    *Blocker      // queued: who stands in the way, nil if nobody does (the node is recovering)
 	Recovering time.Duration // queued, info: how long the node will give no votes
 

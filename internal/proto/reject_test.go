@@ -232,6 +232,7 @@ var messages = []message{
 	})},
 	{"queued", "", fields(head, claimFields, []field{
 		{name: "place", kind: "count"},
+		{name: "again", kind: "count"},
 		{name: "recovering_ms", kind: "millis"},
 		{name: "blocker", kind: "", fail: []string{`7`, `[]`, `"x"`, `{}`}, pass: []string{`null`}},
 		{name: "blocker.instance", kind: "uuid", required: true},
@@ -363,7 +364,7 @@ func TestRejectionsAreComplete(t *testing.T) {
 		complete(t, trim(name, "-wanted", "-try", "-quiet", "-nothing-left"), name)
 	}
 	for name := range goldenAnswers() {
-		complete(t, trim(name, "-recovering", "-span", "-behind", "-late"), name)
+		complete(t, trim(name, "-recovering", "-again", "-span", "-behind", "-late"), name)
 	}
 }
 

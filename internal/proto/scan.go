@@ -98,6 +98,8 @@ func (w *wire) field(p *scanner, key string) bool {
 		return p.number(&w.Fence)
 	case "place":
 		return p.integer(&w.Place)
+	case "again":
+		return p.integer(&w.Again)
 	case "recovering_ms":
 		return p.integer(&w.Recovering)
 	case "blocker":

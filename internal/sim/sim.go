@@ -40,9 +40,10 @@ type Result struct {
 	Dropped, Duplicated, Late                  int
 	Nodes, Clients, Resources                  int
 	Overtaken                                  [worlds]int // the most that one waiter was, by the kind of world
-	WaitedLongest                              time.Duration
+	WaitedLongest, TriedLongest                time.Duration
 	Twins, WrongConfig, ClientCrashes, Refused int
 	Evicted                                    int
+	TriedFree, PassedOn                        int
 }
 
 // Worlds differ in what may come between a waiter and its turn.
@@ -155,6 +156,7 @@ type job struct {
 	res    string
 	asked  time.Duration
 	try    bool
+	free   bool // and nobody else wanted it so far
 	held   bool
 	ended  bool
 	timer  *event
@@ -180,8 +182,10 @@ type Sim struct {
 	// what this seed's world is like
 	loss, dup, late float64
 	codec           bool
-	shared          bool          // clients share claims among their jobs
-	retention       time.Duration // and keep them
+	shared          bool                     // clients share claims among their jobs
+	retention       time.Duration            // and keep them
+	passOn          passOn                   // and pass them on
+	ended           map[string]time.Duration // when a job on a name was over, for the last time
 	cluster         proto.Config
 	twin            *simNode
 	operator        *rand.Rand // of one who evicts claims, nil if there is none
@@ -205,6 +209,7 @@ func newSim(opt Options) *Sim {
 		opt: opt, rng: rand.New(rand.NewPCG(opt.Seed, 0x716c6f636b)),
 		inboxes: map[string]func(*proto.Answer){}, cuts: map[[2]string]time.Duration{},
 		jobs: map[string][]*job{}, tokens: map[string]*tokens{}, working: true,
+		passOn: newPassOn(opt.Seed), ended: map[string]time.Duration{},
 	}
 	r := s.rng
 	n := 1 + r.IntN(7)
@@ -531,6 +536,7 @@ func (c *simClient) start(cfg proto.Config) {
 	}, c.clock.read(s.now))
 	if s.shared {
 		c.table = local.New(c.core, s.retention)
+		c.table.PassOn(s.passOn.most, s.passOn.within)
 	}
 	c.inbox = fmt.Sprintf("%s.%s", c.name, c.instance)
 	core := c.core
@@ -577,6 +583,7 @@ func (c *simClient) flush() {
 			j.event(local.Failed)
 		}
 	}
+	s.passOn.check(s, c, c.clock.read(s.now), uses)
 	for _, e := range uses {
 		e.Use.User.(*job).event(e.Kind)
 	}
@@ -644,6 +651,7 @@ func (c *simClient) want(resources int) {
 		if s.rng.IntN(4) == 0 || j.try {
 			j.timer = s.at(s.between(10*time.Millisecond, 15*time.Second), func() { c.do(j.giveUp) })
 		}
+		j.begin()
 		s.jobs[j.res] = append(s.jobs[j.res], j)
 		s.tracef("%s wants %s %v try=%v", c.name, j.res, j.mode, j.try)
 		now := c.clock.read(s.now)
@@ -679,6 +687,7 @@ func (j *job) giveUp() {
 		return
 	}
 	c.sim.res.GaveUp++
+	j.decided(false)
 	c.sim.tracef("%s gives up %s #%d", c.name, j.res, j.id())
 	c.end(j)
 	j.end()
@@ -688,6 +697,7 @@ func (j *job) giveUp() {
 func (j *job) end() {
 	j.ended = true
 	s := j.client.sim
+	s.ended[j.res] = s.now
 	list := s.jobs[j.res]
 	for i, o := range list {
 		if o == j {
@@ -705,6 +715,7 @@ func (j *job) event(k local.EventKind) {
 			s.fail("%s #%d on %s is held after it was held or over", c.name, j.id(), j.res)
 		}
 		j.held = true
+		j.decided(false)
 		s.res.Held++
 		s.res.WaitedLongest = max(s.res.WaitedLongest, s.now-j.asked)
 		s.tracef("%s HOLDS %s #%d %v token %d", c.name, j.res, j.id(), j.mode, j.token())
@@ -743,6 +754,7 @@ func (j *job) event(k local.EventKind) {
 			s.fail("%s #%d failed after it was held", c.name, j.id())
 		}
 		if j.try {
+			j.decided(true)
 			s.res.TryFailed++
 		} else {
 			s.res.Refused++
@@ -755,7 +767,7 @@ func (j *job) event(k local.EventKind) {
 func (s *Sim) overtaken(o *job) {
 	o.over++
 	s.res.Overtaken[s.world] = max(s.res.Overtaken[s.world], o.over)
-	if o.over > mostOvertaken[s.world] {
+	if o.over > mostOvertaken[s.world]*s.passOn.overtaken() {
 		s.fail("%s #%d on %s was overtaken %d times", o.client.name, o.id(), o.res, o.over)
 	}
 }
@@ -1158,8 +1170,11 @@ func (r *Result) add(o Result) {
 	r.Duplicated += o.Duplicated
 	r.Late += o.Late
 	r.Evicted += o.Evicted
+	r.TriedFree += o.TriedFree
+	r.PassedOn += o.PassedOn
 	for i, n := range o.Overtaken {
 		r.Overtaken[i] = max(r.Overtaken[i], n)
 	}
 	r.WaitedLongest = max(r.WaitedLongest, o.WaitedLongest)
+	r.TriedLongest = max(r.TriedLongest, o.TriedLongest)
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/embedded"
+	"github.com/qlock/qlock/internal/sat"
 )
 
 // nodeOptions is what a node is told, by flags, environment and file.
@@ -286,12 +287,17 @@ func (s *nodeServer) qnode() *qlock.Node { return s.started.Load().node }
 
 func (s *nodeServer) start(ctx context.Context, certs *certificates) error {
 	// Not by signals only: a node that never hears itself should say so.
-	ctx, cancel := context.WithTimeout(ctx, max(s.o.timeout, 5*time.Second)+25*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, startTime(s.o.timeout))
 	defer cancel()
 	if s.o.external() {
 		return s.startExternal(ctx)
 	}
 	return s.startEmbedded(ctx, certs)
+}
+
+// startTime is how long a start may take whose connection may take for timeout.
+func startTime(timeout time.Duration) time.Duration {
+	return sat.Add(max(timeout, 5*time.Second), 25*time.Second)
 }
 
 func (s *nodeServer) startExternal(ctx context.Context) error {

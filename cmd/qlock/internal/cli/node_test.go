@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 )
@@ -198,4 +200,17 @@ func TestExternal(t *testing.T) {
 		want(t, exitFailed, "node x has nodes x y", "most have a b c", "must be the same at every node", "node c does not answer")
 	a.signal(syscall.SIGTERM)
 	a.wait().want(t, 0, "without --state-dir its votes are forgotten")
+}
+
+// A --timeout that is for ever is a long time to start in, and not none.
+func TestStartTime(t *testing.T) {
+	for _, tt := range []struct{ timeout, want time.Duration }{
+		{time.Millisecond, 30 * time.Second},
+		{time.Minute, 85 * time.Second},
+		{math.MaxInt64, math.MaxInt64},
+	} {
+		if got := startTime(tt.timeout); got != tt.want {
+			t.Errorf("with --timeout %v a start may take %v, want %v", tt.timeout, got, tt.want)
+		}
+	}
 }

@@ -1,0 +1,67 @@
+package sim
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/qlock/qlock/internal/client"
+	"github.com/qlock/qlock/internal/local"
+	"github.com/qlock/qlock/internal/proto"
+)
+
+// passOn is how far the clients of this world pass a claim on that others wait for, and
+// what they did.
+type passOn struct {
+	most   int
+	within time.Duration
+	claims map[*client.Claim]*passed
+}
+
+type passed struct {
+	since time.Duration // others were known to wait, by its client's clock
+	times int
+}
+
+// newPassOn draws the bounds, by dice of its own: the other worlds stay as they are.
+func newPassOn(seed uint64) passOn {
+	p := passOn{claims: map[*client.Claim]*passed{}}
+	if r := rand.New(rand.NewPCG(seed, 0x70617373)); r.IntN(2) == 0 {
+		p.most = r.IntN(4)
+		if r.IntN(2) == 0 {
+			p.within = time.Duration(r.Int64N(int64(2 * time.Second)))
+		}
+	}
+	return p
+}
+
+// overtaken is by how much the bounds raise that for being overtaken.
+func (p *passOn) overtaken() int {
+	if p.most == 0 && p.within > 0 {
+		return 1000 // as many as fit into that time
+	}
+	return 1 + p.most
+}
+
+// check counts who has a part in a claim after its first holder though others wait, of
+// which there are only so many, and only for so long.
+func (p *passOn) check(s *Sim, c *simClient, now proto.Now, uses []local.Event) {
+	for _, cl := range c.core.All() {
+		if cl.Wanted() && cl.State() == client.Holding && p.claims[cl] == nil {
+			p.claims[cl] = &passed{since: now.Mono}
+		}
+	}
+	for _, e := range uses {
+		if e.Kind != local.Held || e.First {
+			continue
+		}
+		if w := p.claims[e.Use.Claim()]; w != nil {
+			w.times++
+			s.res.PassedOn++
+			late := now.Mono - w.since
+			if p.most == 0 && p.within == 0 || p.most > 0 && w.times > p.most || p.within > 0 && late >= p.within {
+				s.fail("%s has passed a claim on that others wait for %d times, the last after %v; the bounds are %d and %v",
+					c.name, w.times, late, p.most, p.within)
+			}
+		}
+	}
+}

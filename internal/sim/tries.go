@@ -1,0 +1,79 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/qlock/qlock/internal/node"
+	"github.com/qlock/qlock/internal/proto"
+)
+
+// mostTry bounds how long a try may take where every message arrives within 5 ms: it
+// asks; what is younger than it and not held is asked to yield, or says that it is
+// held; and each change of what is in its way is told (N5, C10). That is some delays one
+// after the other, and far less than the time after which a try asks again, which would
+// make good what was not told.
+const mostTry = 50 * time.Millisecond
+
+// quiet is how long a name must have been left alone to count as free: all messages
+// have arrived, and what came after its release was swept (C9).
+const quiet = 100 * time.Millisecond
+
+// begin notes whether a try comes to a free lock, and ends the hope of others.
+func (j *job) begin() {
+	s := j.client.sim
+	for _, o := range s.jobs[j.res] {
+		o.free = false
+	}
+	j.free = j.try && s.world == sound && s.operator == nil && len(s.jobs[j.res]) == 0 && s.now > time.Second &&
+		s.now > s.ended[j.res]+quiet && s.isFree(j.client, j.res)
+}
+
+// isFree reports whether nobody but c has, or awaits, anything on a name; what c keeps
+// itself is in nobody's way.
+func (s *Sim) isFree(c *simClient, res string) bool {
+	for _, o := range s.clients {
+		for _, cl := range o.core.All() {
+			if o != c && cl.Resource() == res {
+				return false
+			}
+		}
+	}
+	free := true
+	for _, nd := range s.nodes {
+		nd.core.Handle(nd.clock.read(s.now), &proto.Request{Verb: proto.Inspect, Client: "sim", Resource: res}, "sim", &nd.out)
+		var others []node.Send
+		for _, a := range nd.out.Answers {
+			if a.To != "sim" {
+				others = append(others, a)
+				continue
+			}
+			for _, rec := range a.Answer.List.Locks {
+				for _, claim := range rec.Claims {
+					free = free && claim.Client == c.name
+				}
+			}
+		}
+		nd.out.Answers = others
+		nd.flush()
+	}
+	return free
+}
+
+// decided checks how a try ended, and after how long.
+func (j *job) decided(failed bool) {
+	s := j.client.sim
+	if !j.try || s.world != sound || j.asked < time.Second { // until then the nodes may not vote yet
+		return
+	}
+	took := s.now - j.asked
+	s.res.TriedLongest = max(s.res.TriedLongest, took)
+	if took > mostTry {
+		s.fail("%s #%d on %s was a try, and took %v (failed: %v)", j.client.name, j.id(), j.res, took, failed)
+	}
+	if j.free {
+		s.res.TriedFree++
+		if failed {
+			s.fail("%s #%d on %s was a try on a free lock, and failed", j.client.name, j.id(), j.res)
+		}
+	}
+}
