@@ -15,7 +15,9 @@ import (
 func derive(ctx context.Context) []context.Context {
 	all := make([]context.Context, 3000)
 	for i := range all {
-		all[i], _ = context.WithCancel(ctx) //nolint:govet // they end with ctx
+		derived, cancel := context.WithCancel(ctx)
+		_ = cancel // they end with ctx
+		all[i] = derived
 	}
 	return append(all, ctx)
 }

@@ -40,7 +40,8 @@ type Locker struct {
 	surveys   int
 	asked     time.Time // of the last survey
 	counts    counts
-	burst     int // how many got their locks by the last message that gave any
+	losses    atomic.Uint64 // as counts.lost, to be read without mu
+	burst     int           // how many got their locks by the last message that gave any
 
 	denials   *denials      // the connection's
 	denial    error         // the last one that was looked at
@@ -436,6 +437,7 @@ func (l *Locker) became(now proto.Now, e local.Event) {
 			k.lost = &evictedError{client.Eviction{By: e.Eviction.By, Why: printable(e.Eviction.Why)}}
 		}
 		l.counts.turn(k, lockLost)
+		l.losses.Add(1)
 	case local.Failed:
 		if k.err = l.report(now, "lock", k, nil); e.Eviction != nil {
 			k.err.Reason, k.err.Cause = ErrEvicted, &client.Eviction{By: e.Eviction.By, Why: printable(e.Eviction.Why)}
