@@ -11,7 +11,7 @@ import (
 )
 
 // Wherever a lock is given up, its context ends first, and the nodes are told afterwards
-// (C13): else the next holder would work beside what runs under contexts that have not ended yet.
+// (C7): else the next holder would work beside what runs under contexts that have not ended yet.
 // That takes its time. To end a context is to end, one by one, all that the program has
 // derived from it, about a third of a microsecond each, before the call returns. So
 //

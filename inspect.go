@@ -3,11 +3,13 @@ package qlock
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/local"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
@@ -101,10 +103,12 @@ func (l *Locker) Inspect(ctx context.Context, name string) (*LockInfo, error) {
 // they are given back, and extend the lease no more: a client that is dead, or cut
 // off, keeps the lock until the lease is over, and no longer.
 //
-// Evict returns when a quorum of nodes has the claim no more. Without a deadline in
-// ctx it waits for the longest lease that the cluster allows. Errors are those of
-// Inspect, and ErrHeld with the context's error if the claim is still there; the
-// permission is that for evict.
+// Evict returns when a quorum of nodes that vote has the claim no more. A node that came
+// back without its state does not vote for MaxLease, and may have forgotten the claim:
+// its word does not count. Without a deadline in ctx it waits for the longest lease that
+// the cluster allows. Errors are those of Inspect, ErrHeld with the context's error if the
+// claim is still there, and ErrNoQuorum if too few nodes vote to tell; the permission is
+// that for evict.
 func (l *Locker) Evict(ctx context.Context, name string, claim ClaimInfo, why string) error {
 	resource, err := proto.EncodeName(name)
 	if err != nil {
@@ -118,38 +122,58 @@ func (l *Locker) Evict(ctx context.Context, name string, claim ClaimInfo, why st
 		return fmt.Errorf("qlock: evict %s: %w", quote(name), err)
 	}
 	if _, ok := ctx.Deadline(); !ok {
-		l.mu.Lock()
-		longest := l.core.Cluster().MaxTTL
-		l.mu.Unlock()
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, longest+5*time.Second)
+		ctx, cancel = context.WithTimeout(ctx, l.cluster().MaxTTL+5*time.Second)
 		defer cancel()
 	}
 	r := proto.Request{Verb: proto.Evict, Resource: resource, Holder: claim.Client, Claim: id, Query: clip(why, proto.MaxText)}
-	nodes := len(l.Nodes())
-	need := quorum.Size(nodes, exclusive)
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
-		var having []string
-		gone := 0
-		_, _, err := l.inquire(ctx, r, func(a *proto.Answer) (next uint64, enough bool) {
-			if a.Known {
-				having = append(having, a.Node)
-			} else {
-				gone++
-			}
-			return 0, gone >= need || len(having) > nodes-need
-		})
-		if err != nil || gone >= need {
+		d, err := l.askDeparture(ctx, r)
+		if err != nil || d.Over() {
 			return err
 		}
-		slices.Sort(having)
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %s was told to give up %s, and has not yet, says %s; its lease is extended no more: %w",
-				ErrHeld, claim.Client, quote(name), strings.Join(having, " "), contextError(ctx))
+			return departureError(name, claim.Client, d, contextError(ctx))
 		}
 	}
+}
+
+// departureRound is how long the answers may take that are put together. Were they of
+// moments far apart, the claim could be gone from each node when it was asked, and be
+// held all the same.
+const departureRound = time.Second
+
+// askDeparture asks all nodes once whether they have a claim yet that is to end.
+func (l *Locker) askDeparture(ctx context.Context, r proto.Request) (*client.Departure, error) {
+	round, cancel := context.WithTimeout(ctx, departureRound)
+	defer cancel()
+	r.Nonce = newInstance().String()
+	d := client.NewDeparture(l.cluster(), r.Nonce)
+	_, _, err := l.inquire(round, r, func(a *proto.Answer) (next uint64, enough bool) {
+		d.Hear(a)
+		return 0, d.Decided()
+	})
+	if errors.Is(err, ErrNoQuorum) && ctx.Err() == nil {
+		err = nil // in the next round, perhaps
+	}
+	return d, err
+}
+
+func departureError(name, holder string, d *client.Departure, cause error) error {
+	if len(d.Having) == 0 {
+		var why []string
+		if len(d.Unsure) > 0 {
+			why = append(why, strings.Join(d.Unsure, " ")+" may have forgotten the claim, and must vote again before that counts")
+		}
+		if silent := d.Silent(); len(silent) > 0 {
+			why = append(why, "no answer from "+strings.Join(silent, " "))
+		}
+		return fmt.Errorf("%w: whether %s has given up %s cannot be told: %s: %w", ErrNoQuorum, holder, quote(name), strings.Join(why, "; "), cause)
+	}
+	return fmt.Errorf("%w: %s was told to give up %s, and has not yet, says %s; its lease is extended no more: %w",
+		ErrHeld, holder, quote(name), strings.Join(d.Having, " "), cause)
 }
 
 // clip keeps a text to what its reader takes.
@@ -176,9 +200,15 @@ func (l *Locker) Flush(ctx context.Context) error {
 
 // inquiry is a question to all nodes that waits for answers.
 type inquiry struct {
+	kind    proto.Kind // of its answers
 	subject string
 	answers chan *proto.Answer
 	denied  chan error
+}
+
+// replyTo is what a question is answered with.
+var replyTo = map[proto.Verb]proto.Kind{
+	proto.Info: proto.Informed, proto.List: proto.Listed, proto.Inspect: proto.Listed, proto.Evict: proto.Evicting,
 }
 
 const (
@@ -196,8 +226,9 @@ func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.
 		defer cancel()
 	}
 	nodes := l.Nodes()
-	r.Client, r.Nonce = l.opt.name, newInstance().String()
+	r.Client, r.Nonce = l.opt.name, cmp.Or(r.Nonce, newInstance().String())
 	q := &inquiry{
+		kind:    replyTo[r.Verb],
 		subject: requestSubject(l.opt.cluster, string(r.Verb), r.Client, r.Resource),
 		answers: make(chan *proto.Answer, 4*len(nodes)), denied: make(chan error, 1),
 	}
@@ -291,7 +322,7 @@ func (l *Locker) replied(a *proto.Answer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	q := l.inquiries[a.Nonce]
-	if q == nil || a.Client != l.opt.name && a.Kind != proto.Informed || a.Digest != l.core.Digest() {
+	if q == nil || a.Kind != q.kind || a.Client != l.opt.name && a.Kind != proto.Informed || a.Digest != l.core.Digest() {
 		return // info is asked for by nobody in particular
 	}
 	select {

@@ -274,6 +274,54 @@ func TestEvictionOutlivesARestart(t *testing.T) {
 	})
 }
 
+// A node that came back without its state does not know the claim, and its word does not
+// count: its vote from before may stand (N10).
+func TestEvictNeedsNodesThatVote(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		ops := w.client("ops")
+		a, link := w.clientOn("a")
+		k := mustLock(t, a, "x")
+		claim := inspect(t, ops, "x").Holders[0]
+		link.cut()
+		for _, tn := range w.nodes[:2] {
+			tn.crash()
+			tn.start()
+		}
+		evict := func(d time.Duration) (error, time.Duration) {
+			start := time.Now()
+			err := ops.Evict(timeout(t, d), "x", claim, "")
+			return err, time.Since(start)
+		}
+		err, _ := evict(time.Second)
+		wantIs(t, err, qlock.ErrHeld, context.DeadlineExceeded)
+		wantText(t, err, "says n3")
+		if k.Context().Err() != nil {
+			t.Fatal("it is not held: this tests nothing")
+		}
+		w.nodes[2].crash()
+		w.nodes[2].start()
+		err, _ = evict(time.Second)
+		wantIs(t, err, qlock.ErrNoQuorum, context.DeadlineExceeded)
+		wantText(t, err, "whether a has given up", "n1 n2 n3 may have forgotten the claim")
+		if k.Context().Err() != nil {
+			t.Fatal("it is not held: this tests nothing")
+		}
+		w.nodes[2].stop()
+		err, _ = evict(3 * time.Second)
+		wantIs(t, err, qlock.ErrNoQuorum, context.DeadlineExceeded)
+		wantText(t, err, "n1 n2 may have forgotten", "no answer from n3")
+		err, d := evict(time.Minute)
+		if err != nil || d < quarantine-10*time.Second || d > quarantine {
+			t.Errorf("%v after %v, want when a quorum votes again", err, d)
+		}
+		if k.Context().Err() == nil {
+			t.Error("evicted, and held")
+		}
+		w.nodes[2].start()
+	})
+}
+
 func TestBadInspection(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, 1)

@@ -112,10 +112,12 @@ func (l *Locker) Name() string { return l.opt.name }
 func (l *Locker) Cluster() string { return l.opt.cluster }
 
 // Nodes lists the names of the cluster's nodes, as the nodes told them.
-func (l *Locker) Nodes() []string {
+func (l *Locker) Nodes() []string { return slices.Clone(l.cluster().Nodes) }
+
+func (l *Locker) cluster() proto.Config {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return append([]string(nil), l.core.Cluster().Nodes...)
+	return l.core.Cluster()
 }
 
 // Lock waits for the exclusive lock on name until it is granted or ctx ends. It
