@@ -17,7 +17,10 @@ import (
 
 // LockInfo is a lock as the nodes have it, put together from what each of them
 // says. They do not say it at the same moment: what changes meanwhile may show with the
-// votes of some nodes only.
+// votes of some nodes only. A claim is held if its client counts it as held: by a quorum
+// of votes that agree on the token, or of any votes when it was held before. A node that
+// lost its state, and waits, counts for a claim when that claim's client has told it since
+// that it holds.
 type LockInfo struct {
 	Name string
 
@@ -31,8 +34,9 @@ type LockInfo struct {
 	Queue   []ClaimInfo
 	Waiting int
 
-	Answered []string // nodes
-	Silent   []string // nodes that did not answer: what only these know is missing
+	Answered   []string // nodes
+	Recovering []string // of these, those that give no votes yet: they may have forgotten some
+	Silent     []string // nodes that did not answer: what only these know is missing
 }
 
 // ClaimInfo is a claim as the nodes have it: a lock held, kept (WithRetention), or
@@ -43,11 +47,14 @@ type ClaimInfo struct {
 	Note   string // its client's (WithNote, ContextWithNote)
 	Shared bool   // a reader's
 
-	Held  bool          // with the votes of a quorum
-	Token uint64        // its fencing token, if it is held
-	Lease time.Duration // how long it would outlive a client that falls silent
-	For   time.Duration // since it has its votes, or waits
-	Asked time.Time     // by its client's clock: older goes first
+	Held  bool   // with the votes of a quorum, as its client counts them
+	Token uint64 // its fencing token, if it is held
+	// MayHold is whether a claim that is not Held, as far as the nodes tell that have it,
+	// may be held with the votes of nodes that are silent, or recovering.
+	MayHold bool
+	Lease   time.Duration // how long it would outlive a client that falls silent
+	For     time.Duration // since it has its votes, or waits
+	Asked   time.Time     // by its client's clock: older goes first
 
 	Kept    bool // its client passes it on among its goroutines, or retains it
 	Evicted bool // it is to end: see Locker.Evict
@@ -347,11 +354,12 @@ func (l *Locker) deny(subject string, err error) {
 
 // inspect puts together what the nodes have.
 func (l *Locker) inspect(ctx context.Context, r proto.Request) ([]LockInfo, error) {
-	names := map[string]*views{}
+	names, waiting := map[string]*views{}, map[string]bool{}
 	answered, silent, err := l.inquire(ctx, r, func(a *proto.Answer) (next uint64, enough bool) {
 		if a.List == nil {
 			return 0, false
 		}
+		waiting[a.Node] = a.Recovering > 0
 		for i := range a.List.Locks {
 			rec := &a.List.Locks[i]
 			v := names[rec.Name]
@@ -359,7 +367,7 @@ func (l *Locker) inspect(ctx context.Context, r proto.Request) ([]LockInfo, erro
 				v = &views{claims: map[claimKey]*view{}}
 				names[rec.Name] = v
 			}
-			v.add(a.Node, rec)
+			v.add(a.Node, a.Recovering > 0, rec)
 		}
 		return a.List.Next, false
 	})
@@ -373,11 +381,11 @@ func (l *Locker) inspect(ctx context.Context, r proto.Request) ([]LockInfo, erro
 		}
 		names[name] = &views{}
 	}
-	nodes := len(answered) + len(silent)
+	recovering := slices.DeleteFunc(slices.Clone(answered), func(n string) bool { return !waiting[n] })
 	all := make([]LockInfo, 0, len(names))
 	for name, v := range names {
-		info := v.info(nodes)
-		info.Name, info.Answered, info.Silent = name, answered, silent
+		info := v.info(answered, recovering, silent)
+		info.Name = name
 		all = append(all, info)
 	}
 	slices.SortFunc(all, func(a, b LockInfo) int { return cmp.Compare(a.Name, b.Name) })
@@ -401,11 +409,13 @@ type view struct {
 	id     proto.ClaimID
 	at     int64
 	mode   quorum.Mode
+	token  uint64 // as its client said
 	fences []uint64
 	leases []time.Duration
+	nodes  []string // whose fences these are
 }
 
-func (v *views) add(node string, r *proto.Record) {
+func (v *views) add(node string, recovering bool, r *proto.Record) {
 	v.votes = max(v.votes, r.Votes)
 	v.waiting = max(v.waiting, r.Votes+r.Waiting)
 	for i := range r.Claims {
@@ -423,17 +433,24 @@ func (v *views) add(node string, r *proto.Record) {
 		w.info.Evicted = w.info.Evicted || c.Evicted
 		w.info.For = max(w.info.For, c.For)
 		w.info.Lease = max(w.info.Lease, c.Lease)
+		w.token = max(w.token, c.Token)
 		if c.Voted {
 			w.info.Voted = append(w.info.Voted, node)
-			w.fences = append(w.fences, c.Fence)
-			w.leases = append(w.leases, c.Lease)
 		} else {
 			w.info.Queued = append(w.info.Queued, node)
+		}
+		// Of a claim that its client holds, a node that waits has no vote to show, but its
+		// vote from before stands.
+		if c.Voted || c.Token > 0 && recovering {
+			w.fences = append(w.fences, c.Fence)
+			w.leases = append(w.leases, c.Lease)
+			w.nodes = append(w.nodes, node)
 		}
 	}
 }
 
-func (v *views) info(nodes int) LockInfo {
+func (v *views) info(answered, recovering, silent []string) LockInfo {
+	nodes, missing := len(answered)+len(silent), slices.Concat(recovering, silent)
 	all := make([]*view, 0, len(v.claims))
 	for _, w := range v.claims {
 		all = append(all, w)
@@ -441,13 +458,18 @@ func (v *views) info(nodes int) LockInfo {
 	slices.SortFunc(all, func(a, b *view) int {
 		return cmp.Or(cmp.Compare(a.at, b.at), a.id.Compare(b.id), cmp.Compare(a.info.Client, b.info.Client))
 	})
-	var info LockInfo
+	info := LockInfo{Answered: answered, Recovering: recovering, Silent: silent}
 	var voted, waiting []ClaimInfo
 	for _, w := range all {
 		slices.Sort(w.info.Voted)
 		slices.Sort(w.info.Queued)
 		need := quorum.Size(nodes, w.mode)
-		switch outcome, token := quorum.Tally(w.fences, need); {
+		outcome, token := quorum.Held(w.fences, need, w.token)
+		if outcome != quorum.Won && len(w.fences) > 0 {
+			more := slices.DeleteFunc(slices.Clone(missing), func(n string) bool { return slices.Contains(w.nodes, n) })
+			w.info.MayHold = len(more) > 0 && len(w.fences)+len(more) >= need
+		}
+		switch {
 		case outcome == quorum.Won:
 			slices.Sort(w.leases)
 			w.info.Held, w.info.Token, w.info.Lease = true, token, w.leases[len(w.leases)-need]
