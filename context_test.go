@@ -360,38 +360,6 @@ func (s *stalling) Handle(context.Context, slog.Record) error {
 	return nil
 }
 
-// A Locker whose own goroutine is held up does not notice a loss in time. Who asks
-// is told the truth all the same, and it is made known then (C8).
-func TestUnlockNoticesTheLoss(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t, 3)
-		o := w.observe()
-		nc := w.connect()
-		a := w.locker(nc.Conn, "a", qlock.WithLogger(slog.New(&stalling{Handler: slog.DiscardHandler})))
-		mustLock(t, a, "y")
-		time.Sleep(testLease / 10)
-		k := mustLock(t, a, "x")
-		nc.cut() // y is lost first, and the logger is told
-		time.Sleep(testLease + testLease/5)
-		if err := context.Cause(k.Context()); err != nil {
-			t.Fatalf("the Locker noticed: %v; this tests nothing", err)
-		}
-		if err := k.Unlock(t.Context()); err != qlock.ErrLost {
-			t.Errorf("Unlock: %v, want ErrLost", err)
-		}
-		if cause := context.Cause(k.Context()); cause != qlock.ErrLost {
-			t.Errorf("cause %v, want ErrLost", cause)
-		}
-		nc.mend()
-		time.Sleep(2 * reconnectWait)
-		if got := o.take(); got["lost"] != 2 || got["released"] != 0 {
-			t.Errorf("events %v, want two of loss", got)
-		}
-		time.Sleep(time.Minute)
-		w.noClaims()
-	})
-}
-
 // What publishes may be held up, here by the logger that is told that it could not:
 // the loss is told in time.
 func TestLossIsToldWhilePublishingStands(t *testing.T) {

@@ -3,11 +3,13 @@ package qlock
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/local"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
@@ -15,7 +17,10 @@ import (
 
 // LockInfo is a lock as the nodes have it, put together from what each of them
 // says. They do not say it at the same moment: what changes meanwhile may show with the
-// votes of some nodes only.
+// votes of some nodes only. A claim is held if its client counts it as held: by a quorum
+// of votes that agree on the token, or of any votes when it was held before. A node that
+// lost its state, and waits, counts for a claim when that claim's client has told it since
+// that it holds.
 type LockInfo struct {
 	Name string
 
@@ -29,8 +34,9 @@ type LockInfo struct {
 	Queue   []ClaimInfo
 	Waiting int
 
-	Answered []string // nodes
-	Silent   []string // nodes that did not answer: what only these know is missing
+	Answered   []string // nodes
+	Recovering []string // of these, those that give no votes yet: they may have forgotten some
+	Silent     []string // nodes that did not answer: what only these know is missing
 }
 
 // ClaimInfo is a claim as the nodes have it: a lock held, kept (WithRetention), or
@@ -41,11 +47,14 @@ type ClaimInfo struct {
 	Note   string // its client's (WithNote, ContextWithNote)
 	Shared bool   // a reader's
 
-	Held  bool          // with the votes of a quorum
-	Token uint64        // its fencing token, if it is held
-	Lease time.Duration // how long it would outlive a client that falls silent
-	For   time.Duration // since it has its votes, or waits
-	Asked time.Time     // by its client's clock: older goes first
+	Held  bool   // with the votes of a quorum, as its client counts them
+	Token uint64 // its fencing token, if it is held
+	// MayHold is whether a claim that is not Held, as far as the nodes tell that have it,
+	// may be held with the votes of nodes that are silent, or recovering.
+	MayHold bool
+	Lease   time.Duration // how long it would outlive a client that falls silent
+	For     time.Duration // since it has its votes, or waits
+	Asked   time.Time     // by its client's clock: older goes first
 
 	Kept    bool // its client passes it on among its goroutines, or retains it
 	Evicted bool // it is to end: see Locker.Evict
@@ -101,10 +110,12 @@ func (l *Locker) Inspect(ctx context.Context, name string) (*LockInfo, error) {
 // they are given back, and extend the lease no more: a client that is dead, or cut
 // off, keeps the lock until the lease is over, and no longer.
 //
-// Evict returns when a quorum of nodes has the claim no more. Without a deadline in
-// ctx it waits for the longest lease that the cluster allows. Errors are those of
-// Inspect, and ErrHeld with the context's error if the claim is still there; the
-// permission is that for evict.
+// Evict returns when a quorum of nodes that vote has the claim no more. A node that came
+// back without its state does not vote for MaxLease, and may have forgotten the claim:
+// its word does not count. Without a deadline in ctx it waits for the longest lease that
+// the cluster allows. Errors are those of Inspect, ErrHeld with the context's error if the
+// claim is still there, and ErrNoQuorum if too few nodes vote to tell; the permission is
+// that for evict.
 func (l *Locker) Evict(ctx context.Context, name string, claim ClaimInfo, why string) error {
 	resource, err := proto.EncodeName(name)
 	if err != nil {
@@ -118,38 +129,58 @@ func (l *Locker) Evict(ctx context.Context, name string, claim ClaimInfo, why st
 		return fmt.Errorf("qlock: evict %s: %w", quote(name), err)
 	}
 	if _, ok := ctx.Deadline(); !ok {
-		l.mu.Lock()
-		longest := l.core.Cluster().MaxTTL
-		l.mu.Unlock()
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, longest+5*time.Second)
+		ctx, cancel = context.WithTimeout(ctx, l.cluster().MaxTTL+5*time.Second)
 		defer cancel()
 	}
 	r := proto.Request{Verb: proto.Evict, Resource: resource, Holder: claim.Client, Claim: id, Query: clip(why, proto.MaxText)}
-	nodes := len(l.Nodes())
-	need := quorum.Size(nodes, exclusive)
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
-		var having []string
-		gone := 0
-		_, _, err := l.inquire(ctx, r, func(a *proto.Answer) (next uint64, enough bool) {
-			if a.Known {
-				having = append(having, a.Node)
-			} else {
-				gone++
-			}
-			return 0, gone >= need || len(having) > nodes-need
-		})
-		if err != nil || gone >= need {
+		d, err := l.askDeparture(ctx, r)
+		if err != nil || d.Over() {
 			return err
 		}
-		slices.Sort(having)
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %s was told to give up %s, and has not yet, says %s; its lease is extended no more: %w",
-				ErrHeld, claim.Client, quote(name), strings.Join(having, " "), contextError(ctx))
+			return departureError(name, claim.Client, d, contextError(ctx))
 		}
 	}
+}
+
+// departureRound is how long the answers may take that are put together. Were they of
+// moments far apart, the claim could be gone from each node when it was asked, and be
+// held all the same.
+const departureRound = time.Second
+
+// askDeparture asks all nodes once whether they have a claim yet that is to end.
+func (l *Locker) askDeparture(ctx context.Context, r proto.Request) (*client.Departure, error) {
+	round, cancel := context.WithTimeout(ctx, departureRound)
+	defer cancel()
+	r.Nonce = newInstance().String()
+	d := client.NewDeparture(l.cluster(), r.Nonce)
+	_, _, err := l.inquire(round, r, func(a *proto.Answer) (next uint64, enough bool) {
+		d.Hear(a)
+		return 0, d.Decided()
+	})
+	if errors.Is(err, ErrNoQuorum) && ctx.Err() == nil {
+		err = nil // in the next round, perhaps
+	}
+	return d, err
+}
+
+func departureError(name, holder string, d *client.Departure, cause error) error {
+	if len(d.Having) == 0 {
+		var why []string
+		if len(d.Unsure) > 0 {
+			why = append(why, strings.Join(d.Unsure, " ")+" may have forgotten the claim, and must vote again before that counts")
+		}
+		if silent := d.Silent(); len(silent) > 0 {
+			why = append(why, "no answer from "+strings.Join(silent, " "))
+		}
+		return fmt.Errorf("%w: whether %s has given up %s cannot be told: %s: %w", ErrNoQuorum, holder, quote(name), strings.Join(why, "; "), cause)
+	}
+	return fmt.Errorf("%w: %s was told to give up %s, and has not yet, says %s; its lease is extended no more: %w",
+		ErrHeld, holder, quote(name), strings.Join(d.Having, " "), cause)
 }
 
 // clip keeps a text to what its reader takes.
@@ -176,9 +207,15 @@ func (l *Locker) Flush(ctx context.Context) error {
 
 // inquiry is a question to all nodes that waits for answers.
 type inquiry struct {
+	kind    proto.Kind // of its answers
 	subject string
 	answers chan *proto.Answer
 	denied  chan error
+}
+
+// replyTo is what a question is answered with.
+var replyTo = map[proto.Verb]proto.Kind{
+	proto.Info: proto.Informed, proto.List: proto.Listed, proto.Inspect: proto.Listed, proto.Evict: proto.Evicting,
 }
 
 const (
@@ -196,8 +233,9 @@ func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.
 		defer cancel()
 	}
 	nodes := l.Nodes()
-	r.Client, r.Nonce = l.opt.name, newInstance().String()
+	r.Client, r.Nonce = l.opt.name, cmp.Or(r.Nonce, newInstance().String())
 	q := &inquiry{
+		kind:    replyTo[r.Verb],
 		subject: requestSubject(l.opt.cluster, string(r.Verb), r.Client, r.Resource),
 		answers: make(chan *proto.Answer, 4*len(nodes)), denied: make(chan error, 1),
 	}
@@ -291,7 +329,7 @@ func (l *Locker) replied(a *proto.Answer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	q := l.inquiries[a.Nonce]
-	if q == nil || a.Client != l.opt.name && a.Kind != proto.Informed || a.Digest != l.core.Digest() {
+	if q == nil || a.Kind != q.kind || a.Client != l.opt.name && a.Kind != proto.Informed || a.Digest != l.core.Digest() {
 		return // info is asked for by nobody in particular
 	}
 	select {
@@ -316,11 +354,12 @@ func (l *Locker) deny(subject string, err error) {
 
 // inspect puts together what the nodes have.
 func (l *Locker) inspect(ctx context.Context, r proto.Request) ([]LockInfo, error) {
-	names := map[string]*views{}
+	names, waiting := map[string]*views{}, map[string]bool{}
 	answered, silent, err := l.inquire(ctx, r, func(a *proto.Answer) (next uint64, enough bool) {
 		if a.List == nil {
 			return 0, false
 		}
+		waiting[a.Node] = a.Recovering > 0
 		for i := range a.List.Locks {
 			rec := &a.List.Locks[i]
 			v := names[rec.Name]
@@ -328,7 +367,7 @@ func (l *Locker) inspect(ctx context.Context, r proto.Request) ([]LockInfo, erro
 				v = &views{claims: map[claimKey]*view{}}
 				names[rec.Name] = v
 			}
-			v.add(a.Node, rec)
+			v.add(a.Node, a.Recovering > 0, rec)
 		}
 		return a.List.Next, false
 	})
@@ -342,11 +381,11 @@ func (l *Locker) inspect(ctx context.Context, r proto.Request) ([]LockInfo, erro
 		}
 		names[name] = &views{}
 	}
-	nodes := len(answered) + len(silent)
+	recovering := slices.DeleteFunc(slices.Clone(answered), func(n string) bool { return !waiting[n] })
 	all := make([]LockInfo, 0, len(names))
 	for name, v := range names {
-		info := v.info(nodes)
-		info.Name, info.Answered, info.Silent = name, answered, silent
+		info := v.info(answered, recovering, silent)
+		info.Name = name
 		all = append(all, info)
 	}
 	slices.SortFunc(all, func(a, b LockInfo) int { return cmp.Compare(a.Name, b.Name) })
@@ -370,11 +409,13 @@ type view struct {
 	id     proto.ClaimID
 	at     int64
 	mode   quorum.Mode
+	token  uint64 // as its client said
 	fences []uint64
 	leases []time.Duration
+	nodes  []string // whose fences these are
 }
 
-func (v *views) add(node string, r *proto.Record) {
+func (v *views) add(node string, recovering bool, r *proto.Record) {
 	v.votes = max(v.votes, r.Votes)
 	v.waiting = max(v.waiting, r.Votes+r.Waiting)
 	for i := range r.Claims {
@@ -392,17 +433,24 @@ func (v *views) add(node string, r *proto.Record) {
 		w.info.Evicted = w.info.Evicted || c.Evicted
 		w.info.For = max(w.info.For, c.For)
 		w.info.Lease = max(w.info.Lease, c.Lease)
+		w.token = max(w.token, c.Token)
 		if c.Voted {
 			w.info.Voted = append(w.info.Voted, node)
-			w.fences = append(w.fences, c.Fence)
-			w.leases = append(w.leases, c.Lease)
 		} else {
 			w.info.Queued = append(w.info.Queued, node)
+		}
+		// Of a claim that its client holds, a node that waits has no vote to show, but its
+		// vote from before stands.
+		if c.Voted || c.Token > 0 && recovering {
+			w.fences = append(w.fences, c.Fence)
+			w.leases = append(w.leases, c.Lease)
+			w.nodes = append(w.nodes, node)
 		}
 	}
 }
 
-func (v *views) info(nodes int) LockInfo {
+func (v *views) info(answered, recovering, silent []string) LockInfo {
+	nodes, missing := len(answered)+len(silent), slices.Concat(recovering, silent)
 	all := make([]*view, 0, len(v.claims))
 	for _, w := range v.claims {
 		all = append(all, w)
@@ -410,13 +458,18 @@ func (v *views) info(nodes int) LockInfo {
 	slices.SortFunc(all, func(a, b *view) int {
 		return cmp.Or(cmp.Compare(a.at, b.at), a.id.Compare(b.id), cmp.Compare(a.info.Client, b.info.Client))
 	})
-	var info LockInfo
+	info := LockInfo{Answered: answered, Recovering: recovering, Silent: silent}
 	var voted, waiting []ClaimInfo
 	for _, w := range all {
 		slices.Sort(w.info.Voted)
 		slices.Sort(w.info.Queued)
 		need := quorum.Size(nodes, w.mode)
-		switch outcome, token := quorum.Tally(w.fences, need); {
+		outcome, token := quorum.Held(w.fences, need, w.token)
+		if outcome != quorum.Won && len(w.fences) > 0 {
+			more := slices.DeleteFunc(slices.Clone(missing), func(n string) bool { return slices.Contains(w.nodes, n) })
+			w.info.MayHold = len(more) > 0 && len(w.fences)+len(more) >= need
+		}
+		switch {
 		case outcome == quorum.Won:
 			slices.Sort(w.leases)
 			w.info.Held, w.info.Token, w.info.Lease = true, token, w.leases[len(w.leases)-need]

@@ -274,6 +274,146 @@ func TestEvictionOutlivesARestart(t *testing.T) {
 	})
 }
 
+// seenAsHeld looks from outside at a lock that is held: it is shown as held, with its token,
+// or at least as one that may be. It reports which.
+func seenAsHeld(t *testing.T, ops *qlock.Locker, k *qlock.Lock) bool {
+	t.Helper()
+	info := inspect(t, ops, k.Name())
+	if k.Context().Err() != nil {
+		t.Fatal("the lock is lost: this tests nothing")
+	}
+	if clients(info.Holders) == "a" && info.Holding == 1 && info.Waiting == 0 {
+		if h := info.Holders[0]; !h.Held || h.MayHold || h.Token != k.Token() {
+			t.Errorf("%+v, want token %d", h, k.Token())
+		}
+		return true
+	}
+	if clients(info.Queue) != "a" || info.Queue[0].Held || !info.Queue[0].MayHold || len(info.Silent)+len(info.Recovering) == 0 {
+		t.Errorf("it is held, and seen as %+v", info)
+	}
+	return false
+}
+
+// Nodes that lose their state, one after the other, give the holder's claim votes that do
+// not agree, or none for a while. It is held all the same, is seen so, and can be evicted.
+func TestHeldWhileNodesComeAndGo(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, ops := w.client("a"), w.client("ops")
+		k := mustLock(t, a, "x")
+		held, may := 0, 0
+		for _, tn := range slices.Concat(w.nodes, w.nodes[:2]) {
+			tn.crash()
+			tn.start()
+			for range 80 {
+				time.Sleep(quarantine / 60)
+				if seenAsHeld(t, ops, k) {
+					held++
+				} else {
+					may++
+				}
+			}
+		}
+		if may > 0 {
+			t.Errorf("seen as held %d times, and %d times as what may be held, though its votes are all at nodes that answer", held, may)
+		}
+		// Two at once: it stands by the votes from before for a while.
+		time.Sleep(testLease)
+		for _, tn := range w.nodes[:2] {
+			tn.crash()
+			tn.start()
+		}
+		seenAsHeld(t, ops, k)
+		time.Sleep(testLease / 2)
+		if !seenAsHeld(t, ops, k) {
+			t.Fatal("its client has said that it holds, and it is not seen")
+		}
+		if err := ops.Evict(t.Context(), "x", inspect(t, ops, "x").Holders[0], ""); err != nil {
+			t.Fatal(err)
+		}
+		wantIs(t, context.Cause(k.Context()), qlock.ErrEvicted)
+		w.noClaims()
+	})
+}
+
+// Of the two nodes whose votes agree one goes away: the holder has two votes that do not.
+func TestHeldByVotesThatDoNotAgree(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, ops := w.client("a"), w.client("ops")
+		w.nodes[0].crash()
+		w.nodes[0].start()
+		k := mustLock(t, a, "x") // with the votes of n2 and n3
+		time.Sleep(quarantine + testLease)
+		if !seenAsHeld(t, ops, k) {
+			t.Error("held by three votes, and not seen so")
+		}
+		w.nodes[1].stop()
+		for range 3 * testLease / time.Second {
+			seenAsHeld(t, ops, k)
+			time.Sleep(time.Second)
+		}
+		if !seenAsHeld(t, ops, k) {
+			t.Fatal("held by two votes, and not seen so after three leases")
+		}
+		info := inspect(t, ops, "x")
+		if err := ops.Evict(t.Context(), "x", info.Holders[0], ""); err != nil {
+			t.Fatal(err)
+		}
+		wantIs(t, context.Cause(k.Context()), qlock.ErrEvicted)
+		w.nodes[1].start()
+		w.noClaims()
+	})
+}
+
+// A node that came back without its state does not know the claim, and its word does not
+// count: its vote from before may stand (N10).
+func TestEvictNeedsNodesThatVote(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		ops := w.client("ops")
+		a, link := w.clientOn("a")
+		k := mustLock(t, a, "x")
+		claim := inspect(t, ops, "x").Holders[0]
+		link.cut()
+		for _, tn := range w.nodes[:2] {
+			tn.crash()
+			tn.start()
+		}
+		evict := func(d time.Duration) (error, time.Duration) {
+			start := time.Now()
+			err := ops.Evict(timeout(t, d), "x", claim, "")
+			return err, time.Since(start)
+		}
+		err, _ := evict(time.Second)
+		wantIs(t, err, qlock.ErrHeld, context.DeadlineExceeded)
+		wantText(t, err, "says n3")
+		if k.Context().Err() != nil {
+			t.Fatal("it is not held: this tests nothing")
+		}
+		w.nodes[2].crash()
+		w.nodes[2].start()
+		err, _ = evict(time.Second)
+		wantIs(t, err, qlock.ErrNoQuorum, context.DeadlineExceeded)
+		wantText(t, err, "whether a has given up", "n1 n2 n3 may have forgotten the claim")
+		if k.Context().Err() != nil {
+			t.Fatal("it is not held: this tests nothing")
+		}
+		w.nodes[2].stop()
+		err, _ = evict(3 * time.Second)
+		wantIs(t, err, qlock.ErrNoQuorum, context.DeadlineExceeded)
+		wantText(t, err, "n1 n2 may have forgotten", "no answer from n3")
+		err, d := evict(time.Minute)
+		if err != nil || d < quarantine-10*time.Second || d > quarantine {
+			t.Errorf("%v after %v, want when a quorum votes again", err, d)
+		}
+		if k.Context().Err() == nil {
+			t.Error("evicted, and held")
+		}
+		w.nodes[2].start()
+	})
+}
+
 func TestBadInspection(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, 1)

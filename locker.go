@@ -40,7 +40,8 @@ type Locker struct {
 	surveys   int
 	asked     time.Time // of the last survey
 	counts    counts
-	burst     int // how many got their locks by the last message that gave any
+	losses    atomic.Uint64 // as counts.lost, to be read without mu
+	burst     int           // how many got their locks by the last message that gave any
 
 	denials   *denials      // the connection's
 	denial    error         // the last one that was looked at
@@ -52,6 +53,8 @@ type Locker struct {
 	wake  chan struct{} // tells the loop to look at core now
 	stop  chan struct{}
 	loop  sync.WaitGroup
+
+	ending sync.WaitGroup // of contexts of locks that are lost
 }
 
 // New makes a Locker on a connection that stays the caller's: it is neither
@@ -109,10 +112,12 @@ func (l *Locker) Name() string { return l.opt.name }
 func (l *Locker) Cluster() string { return l.opt.cluster }
 
 // Nodes lists the names of the cluster's nodes, as the nodes told them.
-func (l *Locker) Nodes() []string {
+func (l *Locker) Nodes() []string { return slices.Clone(l.cluster().Nodes) }
+
+func (l *Locker) cluster() proto.Config {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return append([]string(nil), l.core.Cluster().Nodes...)
+	return l.core.Cluster()
 }
 
 // Lock waits for the exclusive lock on name until it is granted or ctx ends. It
@@ -158,6 +163,10 @@ func (l *Locker) tryLock(ctx context.Context, op, name string, mode quorum.Mode)
 // f's error, joined with ErrLost if the lock was lost before f returned; the lock
 // is given back also if f panics.
 func (l *Locker) Do(ctx context.Context, name string, f func(ctx context.Context) error) (err error) {
+	// The end of a lock's context takes it from its parent, which may be of any make, and
+	// what that does is to stand in nobody's way: this one is taken from it here.
+	ctx, leave := context.WithCancel(ctx)
+	defer leave()
 	lock, err := l.lock(ctx, false, "lock", name, exclusive)
 	if err != nil {
 		return err
@@ -232,69 +241,49 @@ func (l *Locker) giveUp(k *Lock, op string, cause error) error {
 }
 
 func (l *Locker) unlock(k *Lock) error {
-	lost, first := false, false
-	l.step(func(now proto.Now, out *local.Out) {
-		if k.state == lockHeld {
-			l.table.Unlock(now, k.use, out)
-			for _, e := range out.Uses { // reading the clock may have shown it lost
-				lost = lost || e.Use == k.use && e.Kind == local.Lost
-			}
-			if !lost {
-				l.counts.turn(k, lockUnlocked)
-				first = true
-			}
+	for {
+		l.mu.Lock()
+		state := k.state
+		held := state == lockHeld && l.table.HeldAt(l.at(time.Now()), k.use)
+		if held {
+			l.counts.turn(k, lockUnlocked)
 		}
-		lost = lost || k.state == lockLost
-	})
-	if lost {
-		return k.lost
+		l.mu.Unlock()
+		switch {
+		case held:
+			k.cancel(ErrUnlocked) // before anybody can have the lock, here or elsewhere
+			l.step(func(now proto.Now, out *local.Out) { l.table.Unlock(now, k.use, out) })
+			return nil
+		case state == lockHeld: // a loss that nobody has noticed yet
+			l.step(l.table.Tick)
+		case state == lockLost:
+			k.cancel(k.lost) // it may be under way, and has happened when this returns
+			return k.lost
+		default:
+			return nil
+		}
 	}
-	if first {
-		k.cancel(ErrUnlocked)
-	}
-	return nil
 }
 
 // Close gives back what the Locker holds, ends what waits with ErrClosed, and
 // stops all that it started; the connection stays open. The contexts of its locks
-// end with cause ErrUnlocked. It waits until the server has the last releases,
-// for a second at most. Calling it again does nothing.
+// end first, with cause ErrUnlocked. It waits until the server has the last releases,
+// and the logger the last lines, for a second at most. Calling it again does nothing.
 func (l *Locker) Close() error {
-	var held, waiting []*Lock
-	first := false
-	l.step(func(now proto.Now, out *local.Out) {
-		if l.closed {
-			return
-		}
-		l.closed, first = true, true
-		for _, u := range slices.Backward(l.table.All()) { // who waits last goes first, and is given nothing
-			k := u.User.(*Lock)
-			if k.state == lockHeld {
-				l.counts.turn(k, lockUnlocked)
-				held = append(held, k)
-			} else {
-				k.err = &LockError{Name: k.name, Reason: ErrClosed}
-				l.counts.fail(k, k.err)
-				waiting = append(waiting, k)
-			}
-			l.table.Unlock(now, u, out)
-		}
-		l.table.Rest(now, out)
-	})
-	if !first {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
 		return nil
 	}
-	for _, k := range waiting {
-		k.cancel(ErrClosed)
-		close(k.ready)
-	}
-	for _, k := range held {
-		k.cancel(ErrUnlocked)
-	}
+	l.closed = true
+	all := l.table.All()
+	l.mu.Unlock()
+	l.giveUpAll(all)
 	close(l.stop)
 	l.denials.remove(l)
-	patience := time.NewTimer(time.Second)
+	patience := time.NewTimer(time.Second - logPatience)
 	defer patience.Stop()
+	defer l.log.flush(logPatience)
 	var err error
 	left := make(chan struct{})
 	// All of this waits for the connection, which may stand still for longer than
@@ -313,9 +302,41 @@ func (l *Locker) Close() error {
 	}
 }
 
+// giveUpAll ends all uses of a Locker that is closed, in steps, as there may be many and
+// the clock goes on for those whose turn comes last.
+func (l *Locker) giveUpAll(all []*local.Use) {
+	slices.Reverse(all) // who waits last goes first, and is given nothing
+	var held, waiting []*Lock
+	l.inSteps(len(all), func(i int, now proto.Now, out *local.Out) {
+		k := all[i].User.(*Lock)
+		switch all[i].State() {
+		case local.Waiting:
+			k.err = &LockError{Name: k.name, Reason: ErrClosed}
+			l.counts.fail(k, k.err)
+			waiting = append(waiting, k)
+			l.table.Unlock(now, k.use, out)
+		case local.Holding:
+			if k.state == lockHeld { // else it is being unlocked, and its context may not have ended yet
+				l.counts.turn(k, lockUnlocked)
+			}
+			held = append(held, k)
+		}
+	})
+	for _, k := range waiting {
+		k.cancel(ErrClosed)
+		close(k.ready)
+	}
+	endAll(held, func(*Lock) error { return ErrUnlocked })
+	l.ending.Wait() // for those that are lost: nothing is published before
+	l.inSteps(len(held), func(i int, now proto.Now, out *local.Out) { l.table.Unlock(now, held[i].use, out) })
+	for more := true; more; {
+		l.step(func(now proto.Now, out *local.Out) { more = l.table.Rest(now, mostInStep, out) })
+	}
+}
+
 // leave takes a Locker that does nothing any more from its connection.
 func (l *Locker) leave() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 900*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second-2*logPatience)
 	defer cancel()
 	if l.nc.IsClosed() {
 		return nil
@@ -347,14 +368,22 @@ func (l *Locker) step(f func(now proto.Now, out *local.Out)) {
 	now := l.at(t)
 	f(now, out)
 	held := 0
+	var lost []*Lock
 	for _, e := range out.Uses {
-		if e.Kind == local.Held {
-			held++
-		}
+		k := e.Use.User.(*Lock)
 		l.became(now, e)
-		if e.Kind == local.Returned { // before the release, and so before the next one has it
-			l.event("released", e.Use.User.(*Lock))
+		switch {
+		case e.Kind == local.Held:
+			held++
+		case e.Kind == local.Lost && k.state == lockLost:
+			lost = append(lost, k)
+		case e.Kind == local.Returned, e.Kind == local.Lost: // before the release, and so before the next one has it
+			l.event("released", k)
 		}
+	}
+	if len(lost) > 0 {
+		l.out.hold()
+		l.ending.Go(func() { l.endLost(lost) })
 	}
 	if held > 0 {
 		l.burst = held
@@ -385,18 +414,6 @@ func (l *Locker) step(f func(now proto.Now, out *local.Out)) {
 		case local.Failed:
 			k.cancel(k.err)
 			close(k.ready)
-		case local.Lost:
-			k.cancel(k.lost)
-			l.event("lost", k)
-		}
-	}
-	for _, e := range out.Uses { // a log may be slow, and all have been told by now
-		if k := e.Use.User.(*Lock); e.Kind == local.Lost {
-			if e.Eviction != nil {
-				l.log.line(slog.LevelError, "lock lost: it was evicted", "name", k.name, "token", k.token, "by", e.Eviction.By, "why", e.Eviction.Why)
-				continue
-			}
-			l.log.line(slog.LevelError, "lock lost: too few nodes confirmed it in time", "name", k.name, "token", k.token)
 		}
 	}
 	for _, note := range out.Notes {
@@ -415,10 +432,14 @@ func (l *Locker) became(now proto.Now, e local.Event) {
 		l.counts.hold(k, e.First)
 		k.votes, k.nodes = l.table.Votes(e.Use), len(l.core.Cluster().Nodes)
 	case local.Lost:
+		if k.state != lockHeld {
+			break // its owner was about to give it back, and has ended its context
+		}
 		if k.lost = ErrLost; e.Eviction != nil {
 			k.lost = &evictedError{client.Eviction{By: e.Eviction.By, Why: printable(e.Eviction.Why)}}
 		}
 		l.counts.turn(k, lockLost)
+		l.losses.Add(1)
 	case local.Failed:
 		if k.err = l.report(now, "lock", k, nil); e.Eviction != nil {
 			k.err.Reason, k.err.Cause = ErrEvicted, &client.Eviction{By: e.Eviction.By, Why: printable(e.Eviction.Why)}

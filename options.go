@@ -158,6 +158,10 @@ func printable(s string) string {
 
 // WithLogger lets the Locker say what an operator should know: lost locks,
 // foreign or malformed messages, nodes of the same name. Default: silent.
+//
+// The Locker never waits for the logger: lines that it does not take in time are
+// dropped and counted (LockerStats.LogDropped). Only Close waits, for a second at
+// most. A logger that blocks for ever keeps one goroutine for ever.
 func WithLogger(l *slog.Logger) Option {
 	return func(o *options) error {
 		if l != nil {

@@ -29,6 +29,7 @@ type outbox struct {
 	spare load // the memory of the load before
 	full  bool // messages were dropped since the last load
 	crowd bool // several goroutines lock and unlock just now
+	held  int  // how often it was told to publish nothing for now
 
 	wake chan struct{} // has room for one
 
@@ -150,6 +151,21 @@ func (o *outbox) isFull() bool {
 	return full
 }
 
+// hold keeps it from publishing until letGo was called as often. It looks at the
+// connection meanwhile, as ever.
+func (o *outbox) hold() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.held++
+}
+
+func (o *outbox) letGo() {
+	o.mu.Lock()
+	o.held--
+	o.mu.Unlock()
+	o.poke()
+}
+
 // poke makes it look at the connection, also when there is nothing to publish.
 func (o *outbox) poke() {
 	select {
@@ -258,6 +274,9 @@ func (o *outbox) take() (l load, full bool) {
 			}
 		}
 		o.mu.Lock()
+	}
+	if o.held > 0 {
+		return load{}, false
 	}
 	l, full = o.load, o.full
 	o.load, o.full = o.spare, false

@@ -86,18 +86,19 @@ func (l *Locker) shut(err error) {
 
 // failWaiting ends what waits and is concerned.
 func (l *Locker) failWaiting(reason, cause error, concerned func(*Lock) bool) {
+	l.mu.Lock()
+	all := l.table.All()
+	l.mu.Unlock()
 	var failed []*Lock
-	l.step(func(now proto.Now, out *local.Out) {
-		for _, u := range l.table.All() {
-			k := u.User.(*Lock)
-			if u.State() != local.Waiting || !concerned(k) { // one that failed may have made room for another
-				continue
-			}
-			k.err = &LockError{Name: k.name, Reason: reason, Cause: cause}
-			l.counts.fail(k, k.err)
-			failed = append(failed, k)
-			l.table.Unlock(now, u, out)
+	l.inSteps(len(all), func(i int, now proto.Now, out *local.Out) {
+		k := all[i].User.(*Lock)
+		if all[i].State() != local.Waiting || !concerned(k) { // one that failed may have made room for another
+			return
 		}
+		k.err = &LockError{Name: k.name, Reason: reason, Cause: cause}
+		l.counts.fail(k, k.err)
+		failed = append(failed, k)
+		l.table.Unlock(now, k.use, out)
 	})
 	for _, k := range failed {
 		k.cancel(k.err)

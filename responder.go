@@ -46,7 +46,11 @@ type NodeConfig struct {
 	// $SRV.> then.
 	NoService bool
 
-	Logger *slog.Logger // default: silent
+	// Logger is told what an operator should know; default: silent. The node never
+	// waits for it: lines that it does not take in time are dropped and counted
+	// (NodeStats.LogDropped). Only Close waits, for a second at most; a logger that
+	// blocks for ever keeps one goroutine for ever.
+	Logger *slog.Logger
 }
 
 func (c NodeConfig) withDefaults() (NodeConfig, error) {
@@ -159,7 +163,7 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 		return nil, fmt.Errorf("qlock: StartNode: %w: the NATS connection is closed", ErrClosed)
 	}
 	n := &Node{
-		nc: nc, cfg: cfg, log: newLimited(cfg.Logger.With("node", cfg.Name)), start: time.Now(), inbox: nc.NewInbox(),
+		nc: nc, cfg: cfg, log: newLimited(cfg.Logger, "node", cfg.Name), start: time.Now(), inbox: nc.NewInbox(),
 		change: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	var saved *node.Saved
@@ -168,7 +172,7 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 		if n.dir, err = statedir.Open(cfg.StateDir); err != nil {
 			return nil, fmt.Errorf("qlock: StartNode: %w", err)
 		}
-		if saved, longest, err = takeMark(n.dir, cfg, cfg.Logger.With("node", cfg.Name)); err != nil {
+		if saved, longest, err = takeMark(n.dir, cfg, n.log.log); err != nil {
 			return nil, errors.Join(fmt.Errorf("qlock: StartNode: %w", err), n.dir.Close())
 		}
 	}
@@ -322,6 +326,7 @@ func (n *Node) close(save bool) error {
 		errs = append(errs, n.dir.Close())
 	}
 	n.finish()
+	n.log.flush(logPatience)
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("qlock: closing node %s: %w", n.cfg.Name, err)
 	}

@@ -338,14 +338,21 @@ func TestRWMutexLateUnlock(t *testing.T) {
 		w := newWorld(t, 3)
 		a, nc := w.clientOn("a")
 		m, other := a.RWMutex("x"), w.client("b").RWMutex("x")
-		m.Lock()
+		goOn, unlocked := make(chan struct{}), make(chan struct{})
+		go func() {
+			m.Lock()
+			<-goOn
+			m.Unlock()
+			close(unlocked)
+		}()
+		settle()
 		nc.cut()
 		time.Sleep(2 * testLease)
 		nc.mend()
 		time.Sleep(2 * reconnectWait)
 		m.Lock() // the first is lost, the second holds
-		late := m.Unlock
-		late()
+		close(goOn)
+		<-unlocked
 		settle()
 		if other.TryLock() || other.TryRLock() {
 			t.Error("the late Unlock of a lost writer unlocked the next one")
@@ -373,6 +380,72 @@ func TestRWMutexLateUnlock(t *testing.T) {
 		other.RUnlock()
 		w.noClaims()
 	})
+}
+
+// While one who lost the lock has not unlocked it yet, the Unlock of each other gives back
+// what that one locked: it is not held until the first one is done.
+func TestRWMutexUnlockAfterAnothersLoss(t *testing.T) {
+	for _, mode := range []string{"write", "read"} {
+		t.Run(mode, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t, 3)
+				a, nc := w.clientOn("a")
+				m, other := a.RWMutex("x"), w.client("b").RWMutex("x")
+				lock, unlock := m.Lock, m.Unlock
+				if mode == "read" {
+					lock, unlock = m.RLock, m.RUnlock
+				}
+				type goroutine chan func()
+				start := func() goroutine {
+					g := make(goroutine)
+					go func() {
+						for f := range g {
+							f()
+						}
+					}()
+					return g
+				}
+				do := func(g goroutine, f func()) {
+					t.Helper()
+					g <- f
+					settle()
+				}
+				free := func(want bool, when string) {
+					t.Helper()
+					settle()
+					if got := other.TryLock(); got != want {
+						t.Errorf("%s: free is %v", when, got)
+					} else if got {
+						other.Unlock()
+						settle()
+					}
+				}
+				first, second, third := start(), start(), start()
+				defer func() { close(first); close(second); close(third) }()
+				for range 2 { // the second time nothing is left of the first
+					do(first, lock)
+					nc.cut()
+					time.Sleep(2 * testLease)
+					nc.mend()
+					time.Sleep(2 * reconnectWait)
+					free(true, "lost")
+					for range 2 {
+						do(second, lock)
+						free(false, "held by the second")
+						do(second, unlock)
+						free(true, "unlocked by the second, the first is not done")
+					}
+					// One locks, another unlocks, as sync's allows.
+					do(second, lock)
+					do(first, unlock)
+					free(false, "the first is done, the second holds")
+					do(third, unlock)
+					free(true, "unlocked by another than locked it")
+				}
+				w.noClaims()
+			})
+		})
+	}
 }
 
 func TestRWMutexOfClosedLocker(t *testing.T) {

@@ -30,6 +30,8 @@ type LockerStats struct {
 	Recalls uint64 `json:"recalls"`
 	Yields  uint64 `json:"yields"`
 
+	LogDropped uint64 `json:"log_dropped"` // log lines that the logger did not take in time
+
 	Wait  WaitTimes       `json:"wait"`  // of the locks granted
 	Nodes []NodeRoundTrip `json:"nodes"` // of the cluster, by name
 }
@@ -92,6 +94,7 @@ type NodeStats struct {
 	Recalls       uint64       `json:"recalls"`        // messages to clients that others wait for what they have
 	LeasesExpired uint64       `json:"leases_expired"` // claims, held or waiting, whose client fell silent
 	Evicted       uint64       `json:"evicted"`        // claims that somebody wanted to end: Locker.Evict
+	LogDropped    uint64       `json:"log_dropped"`    // log lines that the logger did not take in time
 }
 
 // NodeRefusals are claims that a node refused, by the reason.
@@ -194,7 +197,7 @@ func (l *Locker) Stats() LockerStats {
 	s := LockerStats{
 		Held: c.held, Waiting: c.waiting, Claims: claims,
 		Granted: c.granted, PassedOn: c.passedOn, Failed: c.failed, Lost: c.lost, Unlocked: c.unlocked,
-		Recalls: core.Recalls, Yields: core.Yields,
+		Recalls: core.Recalls, Yields: core.Yields, LogDropped: l.log.queue.Dropped(),
 		Wait: WaitTimes{Count: c.granted, Sum: c.waited, Buckets: make([]WaitBucket, len(waitBounds))},
 	}
 	n := uint64(0)
@@ -222,6 +225,7 @@ func (n *Node) Stats() NodeStats {
 		Claims: n.core.Claims(), Waiting: n.core.Waiting(), Resources: n.core.Resources(), Clients: n.core.Clients(),
 		Requests: n.requests.Load(), Malformed: n.malformed.Load(),
 		Granted: c.Granted, Refused: NodeRefusals(c.Refused), Recalls: c.Recalls, LeasesExpired: c.Expired, Evicted: c.Evicted,
+		LogDropped: n.log.queue.Dropped(),
 	}
 	if n.closed {
 		s.State, s.Recovering = string(proto.Stopped), 0

@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/logqueue"
 )
 
 // Config configures a nats-server and the node in it.
@@ -60,7 +61,10 @@ type Config struct {
 	// server, the node's and Conn's: credentials, names, handlers.
 	ConnOptions []nats.Option
 
-	Logger *slog.Logger // of the server and the node; default: silent
+	// Logger is for the server and the node; default: silent. Neither waits for it:
+	// see qlock.NodeConfig.Logger. Lines of both that it does not take in time are
+	// counted in the node's LogDropped, unless Node has a Logger of its own.
+	Logger *slog.Logger
 }
 
 // Server is a nats-server and a node. Its methods may be called from several
@@ -90,6 +94,8 @@ func withLogger(cfg Config) Config {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	// The server logs from the goroutines that carry messages, under its locks.
+	cfg.Logger = slog.New(logqueue.New(cfg.Logger.Handler()))
 	if cfg.Node.Logger == nil {
 		cfg.Node.Logger = cfg.Logger
 	}
@@ -342,6 +348,11 @@ func (s *Server) shut() error {
 		s.server.WaitForShutdown()
 	}
 	s.node, s.nodeNC, s.conn, s.server = nil, nil, nil, nil
+	if q, ok := s.cfg.Logger.Handler().(*logqueue.Handler); ok {
+		giveUp := time.NewTimer(time.Second)
+		defer giveUp.Stop()
+		q.Flush(giveUp.C)
+	}
 	return err
 }
 

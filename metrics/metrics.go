@@ -28,6 +28,7 @@ type node struct {
 	claims, waiting, resources, clients         *prometheus.Desc
 	reqs, wrong                                 *prometheus.Desc
 	granted, refused, recalls, expired, evicted *prometheus.Desc
+	dropped                                     *prometheus.Desc
 }
 
 // NewNode collects what a node counts.
@@ -53,13 +54,14 @@ func NewNode(n *qlock.Node, cluster string) prometheus.Collector {
 		recalls:    desc("qlock_node_recalls_total", "Messages to clients that others wait for what they have."),
 		expired:    desc("qlock_node_leases_expired_total", "Claims whose client fell silent."),
 		evicted:    desc("qlock_node_claims_evicted_total", "Claims that an operator wanted to end."),
+		dropped:    desc("qlock_node_log_lines_dropped_total", "Log lines that the logger did not take in time."),
 	}
 }
 
 func (c *node) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.info, c.started, c.state, c.recovering, c.claims, c.waiting, c.resources, c.clients,
-		c.reqs, c.wrong, c.granted, c.refused, c.recalls, c.expired, c.evicted,
+		c.reqs, c.wrong, c.granted, c.refused, c.recalls, c.expired, c.evicted, c.dropped,
 	} {
 		ch <- d
 	}
@@ -99,6 +101,7 @@ func (c *node) Collect(ch chan<- prometheus.Metric) {
 	counter(c.recalls, s.Recalls)
 	counter(c.expired, s.LeasesExpired)
 	counter(c.evicted, s.Evicted)
+	counter(c.dropped, s.LogDropped)
 }
 
 func truth(b bool) float64 {

@@ -144,6 +144,7 @@ type Claim struct {
 	keptAt uint64 // beat with which the nodes were first told
 	wanted bool   // others wait
 	known  bool   // enough nodes know that it is kept: whoever waits is heard of by one of them
+	told   bool   // all nodes were told that it is held
 	fresh  uint64 // the token that is given out next
 	stock  uint64 // behind the last that may be
 	span   uint64 // how many are asked for at a time
@@ -391,7 +392,11 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 		}
 	}
 	out.Requests = append(out.Requests, r)
-	if only != "" || cl.state != Waiting {
+	if only != "" {
+		return
+	}
+	if cl.state != Waiting {
+		cl.told = true
 		return
 	}
 	cl.hushed, cl.quiet = cl.quiet, false
@@ -473,6 +478,13 @@ func (c *Client) refresh(out *Out) {
 		c.refreshAt = c.now + c.cfg.TTL/3
 	}
 	c.list(c.first, 1, c.seq, out)
+	for cl := c.first; cl != nil; cl = cl.next {
+		// Held by votes that do not agree, as it may be when nodes went and came back: from
+		// outside that looks like one that is not held yet, and with a token that nobody knows.
+		if cl.state == Holding && !cl.told && c.carried(cl, cl.token) < c.need(cl) {
+			c.ask(cl, "", out)
+		}
+	}
 }
 
 // sweepSoon remembers that a node answered about a claim that is over. Mostly
@@ -812,7 +824,7 @@ func (c *Client) clashTime() time.Duration {
 func (c *Client) judge(cl *Claim, out *Out) {
 	switch cl.state {
 	case Holding:
-		if c.lostAt(cl) <= c.now {
+		if outcome, _ := c.tally(cl); outcome != quorum.Won {
 			c.lose(cl, out)
 			return
 		}
@@ -855,7 +867,8 @@ func (c *Client) judge(cl *Claim, out *Out) {
 	}
 }
 
-// tally is the one place where a claim's votes are counted.
+// tally is the one place where a claim's votes are counted; lostAt is when they will count
+// no more.
 func (c *Client) tally(cl *Claim) (quorum.Outcome, uint64) {
 	c.fences = c.fences[:0]
 	for i := range cl.votes {
@@ -863,7 +876,7 @@ func (c *Client) tally(cl *Claim) (quorum.Outcome, uint64) {
 			c.fences = append(c.fences, v.fence)
 		}
 	}
-	return quorum.Tally(c.fences, c.need(cl))
+	return quorum.Held(c.fences, c.need(cl), cl.token)
 }
 
 // hopeless reports that the claim fails: no quorum is possible without the nodes

@@ -287,7 +287,10 @@ func (t *Table) Unlock(now proto.Now, u *Use, out *Out) {
 }
 
 func remove(list []*Use, u *Use) []*Use {
-	i := slices.Index(list, u)
+	i := len(list) - 1
+	if list[i] != u { // else who waits last goes: all may, one by one
+		i = slices.Index(list, u)
+	}
 	if i == 0 { // the common case: no move of all that wait behind
 		list[0] = nil
 		if len(list) == 1 {
@@ -552,12 +555,13 @@ func (t *Table) All() []*Use {
 	return all
 }
 
-// Rest gives back what nobody uses.
-func (t *Table) Rest(now proto.Now, out *Out) {
-	for t.idle.first != nil {
+// Rest gives back what nobody uses, at most so many. It reports whether there is more.
+func (t *Table) Rest(now proto.Now, most int, out *Out) (more bool) {
+	for ; most > 0 && t.idle.first != nil; most-- {
 		t.end(now, t.idle.first, out)
 	}
 	t.drain(now, out)
+	return t.idle.first != nil
 }
 
 // Votes is the number of votes of the use's claim that stand now.

@@ -326,8 +326,8 @@ func TestKeptAndLost(t *testing.T) {
 	w.pass(4 * time.Second)
 	w.want("a3 holds")
 	w.unlock(a3)
-	w.tables["a"].Rest(w.clock(), w.outs["a"])
-	w.tables["b"].Rest(w.clock(), w.outs["b"])
+	w.tables["a"].Rest(w.clock(), 100, w.outs["a"])
+	w.tables["b"].Rest(w.clock(), 100, w.outs["b"])
 	w.deliver()
 	w.empty()
 }

@@ -83,7 +83,7 @@ func (n *Node) list(now proto.Now, r *proto.Request, reply string, out *Out) {
 	if i == len(n.roll.slots) {
 		page.Next = 0
 	}
-	n.listed(r, reply, page, out)
+	n.listed(now, r, reply, page, out)
 }
 
 // inspect answers with a page of the claims on one name: its votes, then its queue.
@@ -108,16 +108,18 @@ func (n *Node) inspect(now proto.Now, r *proto.Request, reply string, out *Out) 
 		}
 		page.Locks = []proto.Record{rec}
 	}
-	n.listed(r, reply, page, out)
+	n.listed(now, r, reply, page, out)
 }
 
 func (n *Node) isAsked(r *proto.Request, reply string) bool {
 	return reply != "" && (r.Node == "" || r.Node == n.cfg.Name)
 }
 
-func (n *Node) listed(r *proto.Request, reply string, page *proto.Page, out *Out) {
+// listed says as well how long the node gives no votes: what it may have forgotten, it does
+// not list.
+func (n *Node) listed(now proto.Now, r *proto.Request, reply string, page *proto.Page, out *Out) {
 	a := n.answer(proto.Listed)
-	a.Client, a.Nonce, a.List = r.Client, r.Nonce, page
+	a.Client, a.Nonce, a.List, a.Recovering = r.Client, r.Nonce, page, n.recovering(now)
 	out.Answers = append(out.Answers, Send{reply, a})
 }
 
@@ -126,9 +128,13 @@ func (r *resource) record() proto.Record {
 }
 
 func (c *claim) record(now proto.Now) proto.ClaimRecord {
+	token := uint64(0)
+	if c.held {
+		token = c.want
+	}
 	return proto.ClaimRecord{
 		Claim: c.id(), Client: c.session.key.client, Mode: c.mode, At: c.at, Note: c.note,
-		Voted: c.voted, Fence: c.fence, Kept: c.keep, Evicted: c.evicted != nil,
+		Voted: c.voted, Fence: c.fence, Token: token, Kept: c.keep, Evicted: c.evicted != nil,
 		For: wholeMS(now.Mono - c.since), Lease: wholeMS(c.deadline - now.Mono),
 	}
 }
@@ -138,7 +144,7 @@ func wholeMS(d time.Duration) time.Duration { return max(d, 0).Truncate(time.Mil
 // evict tells a claim's client to give it up, and extends its lease no more. The
 // vote stays until the client has given it back or the lease is over: taking it away
 // would give the lock to a second holder while the first believes that it holds.
-func (n *Node) evict(r *proto.Request, reply string, out *Out) {
+func (n *Node) evict(now proto.Now, r *proto.Request, reply string, out *Out) {
 	c := n.find(r.Holder, r.Claim)
 	if c != nil && c.res.name != r.Resource {
 		c = nil
@@ -154,7 +160,9 @@ func (n *Node) evict(r *proto.Request, reply string, out *Out) {
 		return
 	}
 	a := n.answer(proto.Evicting)
-	a.Client, a.Nonce, a.Known = r.Client, r.Nonce, c != nil
+	// That a node does not know the claim counts if it votes, and not if it may have
+	// forgotten it (N10).
+	a.Client, a.Nonce, a.Known, a.Recovering = r.Client, r.Nonce, c != nil, n.recovering(now)
 	out.Answers = append(out.Answers, Send{reply, a})
 }
 

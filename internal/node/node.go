@@ -259,7 +259,7 @@ func (n *Node) Handle(now proto.Now, r *proto.Request, reply string, out *Out) {
 	case proto.Inspect:
 		n.inspect(now, r, reply, out)
 	case proto.Evict:
-		n.evict(r, reply, out)
+		n.evict(now, r, reply, out)
 	}
 	n.tellTries(now, out)
 	n.sendRecalls(out)

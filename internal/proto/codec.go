@@ -211,9 +211,15 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		b = appendQuoted(b, a.Nonce)
 		b = append(b, `,"known":`...)
 		b = strconv.AppendBool(b, a.Known)
+		if a.Recovering > 0 {
+			b = appendInt(b, "recovering_ms", ceilMS(a.Recovering))
+		}
 	case Listed:
 		b = append(b, `,"nonce":`...)
 		b = appendQuoted(b, a.Nonce)
+		if a.Recovering > 0 {
+			b = appendInt(b, "recovering_ms", ceilMS(a.Recovering))
+		}
 		b = appendPage(b, a.List)
 	}
 	return append(b, '}')
@@ -574,7 +580,9 @@ func (a *Answer) fill(w *wire) error {
 		a.By, a.Text = d.token("by", w.By), d.text("text", w.Text, MaxText)
 	case Evicting:
 		a.Nonce, a.Known = d.text("nonce", w.Nonce, MaxText), w.Known
+		a.Recovering = d.millis("recovering_ms", w.Recovering)
 	case Listed:
+		a.Recovering = d.millis("recovering_ms", w.Recovering)
 		a.Nonce = d.text("nonce", w.Nonce, MaxText)
 		a.List = d.page(w)
 	default:

@@ -213,6 +213,7 @@ func checkAnswer(t *testing.T, a *Answer) {
 			for _, c := range r.Claims {
 				l.number("claims.seq", c.Claim.Seq, 1)
 				l.number("claims.fence", c.Fence, 0)
+				l.number("claims.token", c.Token, 0)
 				l.micros("claims.at", c.At)
 				l.length("claims.client", c.Client, MaxToken)
 				l.length("claims.note", c.Note, MaxNote)

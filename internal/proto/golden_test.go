@@ -173,6 +173,16 @@ func goldenAnswers() map[string]Answer {
 	a.Kind, a.Client, a.Nonce, a.Known = Evicting, "ops", "2c77e5f1", true
 	all["evicting"] = a
 
+	a = n2
+	a.Kind, a.Client, a.Nonce, a.Recovering = Evicting, "ops", "2c77e5f1", 9180*time.Millisecond
+	all["evicting-recovering"] = a
+
+	a = n2
+	a.Kind, a.Client, a.Nonce, a.Recovering = Listed, "ops", "90b3aa17", 9180*time.Millisecond
+	holder.Evicted, holder.Voted, holder.Fence, holder.Token = false, false, 0, exampleAt
+	a.List = &Page{Locks: []Record{{Name: "orders.42", Waiting: 1, Claims: []ClaimRecord{holder}}}}
+	all["listed-recovering"] = a
+
 	a = n1
 	a.Kind, a.Client, a.Claim, a.Beat = Evicted, "svc-b", ClaimID{exampleOther, 31}, 77_000_000
 	a.By, a.Text = "ops", "its disk is full"

@@ -33,6 +33,7 @@ type wireClaimRecord struct {
 	At       int64  `json:"at"`
 	Note     string `json:"note"`
 	Fence    uint64 `json:"fence"`
+	Token    uint64 `json:"token"`
 	Kept     bool   `json:"kept"`
 	Evicted  bool   `json:"evicted"`
 	For      int64  `json:"for_ms"`
@@ -81,6 +82,9 @@ func appendClaimRecord(b []byte, c *ClaimRecord) []byte {
 	if c.Voted {
 		b = appendUint(b, "fence", c.Fence)
 	}
+	if c.Token > 0 {
+		b = appendUint(b, "token", c.Token)
+	}
 	if c.Kept {
 		b = append(b, `,"kept":true`...)
 	}
@@ -118,7 +122,8 @@ func (d *decoder) claimRecord(c *wireClaimRecord) ClaimRecord {
 		At:     d.micros("claims.at", c.At),
 		Note:   d.text("claims.note", c.Note, MaxNote),
 		Voted:  c.Fence > 0, Fence: d.number("claims.fence", c.Fence),
-		Kept: c.Kept, Evicted: c.Evicted,
+		Token: d.number("claims.token", c.Token),
+		Kept:  c.Kept, Evicted: c.Evicted,
 		For: d.millis("claims.for_ms", c.For), Lease: d.millis("claims.lease_ms", c.Lease),
 	}
 }

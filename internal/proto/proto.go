@@ -215,7 +215,7 @@ type Answer struct {
 	Place      int           // queued: claims before this one
 	Again      int           // queued, of a try: how often it was told since it asked, as what is in its way changed
 	Blocker    *Blocker      // queued: who stands in the way, nil if nobody does (the node is recovering)
-	Recovering time.Duration // queued, info: how long the node will give no votes
+	Recovering time.Duration // queued, info, listed, evicting: how long the node will give no votes
 
 	Reason Reason // refused
 	Text   string // refused, evicted: the reason in words
@@ -259,6 +259,7 @@ type ClaimRecord struct {
 	Note    string
 	Voted   bool
 	Fence   uint64 // of the vote
+	Token   uint64 // with which its client holds it, as it said; 0: it has not said that it does
 	Kept    bool
 	Evicted bool
 	For     time.Duration // since it has its vote, or its place

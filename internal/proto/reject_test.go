@@ -275,9 +275,10 @@ var messages = []message{
 		{name: "version", kind: "text"},
 	})},
 	{"evicted", "", fields(head, claimFields, []field{{name: "by", kind: "token", required: true}, {name: "text", kind: "text"}})},
-	{"evicting", "", fields(head, []field{{name: "nonce", kind: "text"}, {name: "known", kind: "bool"}})},
+	{"evicting", "", fields(head, []field{{name: "nonce", kind: "text"}, {name: "known", kind: "bool"}, {name: "recovering_ms", kind: "millis"}})},
 	{"listed", "", fields(head, []field{
 		{name: "nonce", kind: "text"},
+		{name: "recovering_ms", kind: "millis"},
 		{name: "after", kind: "number"},
 		{name: "next", kind: "number"},
 		{name: "locks", kind: "", fail: append([]string{`7`, `{}`, `["x"]`, `[{}]`}, wrongRecords()...), pass: []string{`[]`, `[{"name":"a"}]`}},
@@ -297,7 +298,7 @@ func wrongRecords() (lists []string) {
 		lists = append(lists, `[{`+record+`}]`)
 	}
 	for _, wrong := range []string{
-		`"instance":"x"`, `"seq":0`, `"client":"a.b"`, `"mode":"x"`, `"at":-1`, `"fence":` + aboveInt, `"for_ms":-1`, `"lease_ms":` + aboveMS,
+		`"instance":"x"`, `"seq":0`, `"client":"a.b"`, `"mode":"x"`, `"at":-1`, `"fence":` + aboveInt, `"token":-1`, `"for_ms":-1`, `"lease_ms":` + aboveMS,
 		`"note":"` + strings.Repeat("x", MaxNote+1) + `"`, `"kept":7`, `"evicted":"no"`,
 	} {
 		lists = append(lists, `[{"name":"a","claims":[{`+claim+`,`+wrong+`}]}]`) // the last of two fields counts

@@ -47,6 +47,20 @@ const (
 
 func (o Outcome) String() string { return [...]string{"pending", "split", "won"}[o] }
 
+// Held tells whether a claim holds with the votes that stand now, and with which token. It
+// is the one answer to that, for the client that has the claim and for whoever looks at
+// it from outside.
+//
+// token is the one that the claim holds with already, 0 if it does not yet, as far as is
+// known. It takes a quorum of votes that agree to become held (C3), and then any quorum of
+// votes to stay so: a node that came back without its state gives another fence (C7).
+func Held(fences []uint64, need int, token uint64) (Outcome, uint64) {
+	if token > 0 && len(fences) >= need {
+		return Won, token
+	}
+	return Tally(fences, need)
+}
+
 // Tally judges the fences of the votes that stand now, one per node, against a
 // quorum of need votes.
 //

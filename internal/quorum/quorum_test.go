@@ -103,3 +103,26 @@ func BenchmarkTally(b *testing.B) {
 		}
 	}
 }
+
+// What is held stays so by any votes, and what is not yet needs votes that agree.
+func TestHeld(t *testing.T) {
+	for _, tt := range []struct {
+		fences  []uint64
+		token   uint64
+		outcome Outcome
+		want    uint64
+	}{
+		{[]uint64{7, 7}, 0, Won, 7},
+		{[]uint64{7, 9}, 0, Split, 9},
+		{[]uint64{7}, 0, Pending, 0},
+		{[]uint64{8, 9}, 7, Won, 7},
+		{[]uint64{9, 9}, 7, Won, 7},
+		{[]uint64{0, 9}, 7, Won, 7},
+		{[]uint64{7}, 7, Pending, 0},
+		{nil, 7, Pending, 0},
+	} {
+		if outcome, token := Held(tt.fences, 2, tt.token); outcome != tt.outcome || token != tt.want {
+			t.Errorf("%v, token %d: %v, %d, want %v, %d", tt.fences, tt.token, outcome, token, tt.outcome, tt.want)
+		}
+	}
+}

@@ -42,8 +42,7 @@ type Result struct {
 	Overtaken                                  [worlds]int // the most that one waiter was, by the kind of world
 	WaitedLongest, TriedLongest                time.Duration
 	Twins, WrongConfig, ClientCrashes, Refused int
-	Evicted                                    int
-	TriedFree, PassedOn                        int
+	Evicted, Departed, TriedFree, PassedOn     int
 }
 
 // Worlds differ in what may come between a waiter and its turn.
@@ -1030,6 +1029,43 @@ func (s *Sim) evict() {
 	id := proto.ClaimID{Instance: c.instance, Seq: claim.Seq()}
 	s.res.Evicted++
 	s.tracef("%v of %s on %s is to be evicted", id, c.name, j.res)
+	e := &eviction{job: j, claim: claim, id: id, held: j.holds(), until: s.now + 2*ttl}
+	s.askDeparture(e)
+}
+
+// eviction is an operator's wish that a claim ends.
+type eviction struct {
+	job   *job
+	claim *client.Claim
+	id    proto.ClaimID
+	held  bool // when it was wished: of what a node may not have heard yet, nothing is promised
+	until time.Duration
+}
+
+// askDeparture asks all nodes to end a claim, and again until it is over, as
+// Locker.Evict does.
+func (s *Sim) askDeparture(e *eviction) {
+	r, j, c, id := s.operator, e.job, e.job.client, e.id
+	nonce := fmt.Sprint(s.seq)
+	d, over := client.NewDeparture(s.cluster, nonce), false
+	const round = time.Second
+	begun := s.now
+	s.at(round+time.Duration(r.Int64N(int64(round))), func() {
+		if !over && s.working && s.now < e.until {
+			s.askDeparture(e)
+		}
+	})
+	hear := func(a proto.Answer) {
+		if r.Float64() < s.loss {
+			return
+		}
+		s.at(time.Duration(r.Int64N(int64(5*time.Millisecond))), func() {
+			if d.Hear(&a); d.Over() && !over && s.now < begun+round {
+				over = true
+				s.departed(e)
+			}
+		})
+	}
 	for _, nd := range s.nodes {
 		if r.Float64() < s.loss {
 			continue
@@ -1037,9 +1073,15 @@ func (s *Sim) evict() {
 		s.at(time.Duration(r.Int64N(int64(5*time.Millisecond))), func() {
 			nd.do(func() {
 				nd.core.Handle(nd.clock.read(s.now), &proto.Request{
-					Verb: proto.Evict, Client: "operator", Resource: j.res, Holder: c.name, Claim: id, Query: "simulated",
+					Verb: proto.Evict, Client: "operator", Resource: j.res, Holder: c.name, Claim: id, Query: "simulated", Nonce: nonce,
 				}, "operator", &nd.out)
-				known := slices.ContainsFunc(nd.out.Answers, func(a node.Send) bool { return a.Answer.Known })
+				known := false
+				for _, a := range nd.out.Answers {
+					if a.Answer.Kind == proto.Evicting {
+						known = known || a.Answer.Known
+						hear(a.Answer)
+					}
+				}
 				nd.flush()
 				stops := nd.stops
 				s.at(ttl+ttl/20, func() {
@@ -1049,6 +1091,21 @@ func (s *Sim) evict() {
 				})
 			})
 		})
+	}
+}
+
+// departed checks that a claim that was told to be over holds nothing any more.
+func (s *Sim) departed(e *eviction) {
+	s.res.Departed++
+	s.tracef("%v of %s on %s is over, say enough nodes", e.id, e.job.client.name, e.job.res)
+	for _, o := range s.jobs[e.job.res] {
+		of := o.claim
+		if o.use != nil {
+			of = o.use.Claim()
+		}
+		if e.held && of == e.claim && o.holds() {
+			s.fail("%v of %s still holds %s, though its eviction is reported as done", e.id, o.client.name, o.res)
+		}
 	}
 }
 
@@ -1172,6 +1229,7 @@ func (r *Result) add(o Result) {
 	r.Evicted += o.Evicted
 	r.TriedFree += o.TriedFree
 	r.PassedOn += o.PassedOn
+	r.Departed += o.Departed
 	for i, n := range o.Overtaken {
 		r.Overtaken[i] = max(r.Overtaken[i], n)
 	}

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
 )
 
 // look is how a command looks at locks: once, or again and again.
@@ -170,6 +172,7 @@ type claimReport struct {
 	Note    string   `json:"note"`
 	Mode    string   `json:"mode"`
 	Held    bool     `json:"held"`
+	MayHold bool     `json:"may_hold,omitempty"`
 	Token   uint64   `json:"token,omitempty"`
 	For     int64    `json:"for_ms"`
 	Lease   int64    `json:"lease_left_ms,omitempty"`
@@ -189,6 +192,7 @@ type lockReport struct {
 	Holders  []claimReport `json:"holders"`
 	Queue    []claimReport `json:"queue"`
 	Answered []string      `json:"answered"`
+	Waits    []string      `json:"recovering"`
 	Silent   []string      `json:"silent"`
 }
 
@@ -212,7 +216,7 @@ func claimReports(claims []qlock.ClaimInfo) []claimReport {
 	for i := range claims {
 		c := &claims[i]
 		out = append(out, claimReport{
-			ID: c.ID, Client: c.Client, Note: c.Note, Mode: modeOf(c), Held: c.Held, Token: c.Token,
+			ID: c.ID, Client: c.Client, Note: c.Note, Mode: modeOf(c), Held: c.Held, MayHold: c.MayHold, Token: c.Token,
 			For: c.For.Milliseconds(), Lease: c.Lease.Milliseconds(), Asked: c.Asked.UTC().Format(time.RFC3339Nano),
 			Kept: c.Kept, Evicted: c.Evicted, Voted: append([]string{}, c.Voted...), Queued: append([]string{}, c.Queued...),
 		})
@@ -226,6 +230,7 @@ func reportOf(i *qlock.LockInfo) lockReport {
 		Name: i.Name, Encoded: encoded, Holding: i.Holding, Waiting: i.Waiting,
 		Holders: claimReports(i.Holders), Queue: claimReports(i.Queue),
 		Answered: append([]string{}, i.Answered...), Silent: append([]string{}, i.Silent...),
+		Waits: append([]string{}, i.Recovering...),
 	}
 }
 
@@ -284,7 +289,7 @@ func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string 
 		{title: "Lease left", right: true, drop: 4}, {title: "Waiting", right: true}, {title: "Votes", drop: 3},
 		{title: "Token", right: true, drop: 5}, {title: "Note", least: 20, drop: 1},
 	}}
-	free, waiting, split := 0, 0, 0
+	free, waiting, split, unclear := 0, 0, 0, 0
 	for i := range locks {
 		info := &locks[i]
 		waiting += info.Waiting
@@ -308,8 +313,14 @@ func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string 
 			split++
 		}
 		if len(info.Holders) == 0 {
-			free++
-			g.rows = append(g.rows, []string{name, "", paint(a.out, "nobody", text.FgYellow), "", "", wait, votes(most), "", ""})
+			who := "nobody"
+			if mayHold(info) != nil {
+				who = "not known"
+				unclear++
+			} else {
+				free++
+			}
+			g.rows = append(g.rows, []string{name, "", paint(a.out, who, text.FgYellow), "", "", wait, votes(most), "", ""})
 		}
 		for k := range info.Holders {
 			h := &info.Holders[k]
@@ -328,12 +339,18 @@ func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string 
 	if free > 0 {
 		say += fmt.Sprintf(" Held by nobody: %d.", free)
 	}
+	if unclear > 0 {
+		say += fmt.Sprintf(" Not known whether held: %d.", unclear)
+	}
 	lines := []string{wrapped(say, width)}
 	if split > 0 {
 		lines = append(lines, wrapped(fmt.Sprintf("The nodes disagree on %d: qlock info NAME shows whose votes.", split), width))
 	}
 	if s := locks[0].Silent; len(s) > 0 {
 		lines = append(lines, paint(a.out, wrapped(fmt.Sprintf("No answer from %s: what only %s would tell is missing.", strings.Join(s, ", "), verb(len(s), "it", "they")), width), text.FgYellow))
+	}
+	if r := locks[0].Recovering; len(r) > 0 {
+		lines = append(lines, paint(a.out, wrapped(waitingNodes(r), width), text.FgYellow))
 	}
 	if len(without) > 0 {
 		slices.Reverse(without)
@@ -433,6 +450,9 @@ func (a *app) portrait(cluster string, info *qlock.LockInfo, width int) string {
 }
 
 func noHolder(info *qlock.LockInfo) string {
+	if err := unclear(info); err != nil {
+		return "Not known whether it is held: " + err.Error() + "."
+	}
 	switch {
 	case len(info.Queue) == 0 && len(info.Silent) == 0:
 		return "Nobody holds it, and nobody waits."
@@ -440,6 +460,50 @@ func noHolder(info *qlock.LockInfo) string {
 		return "No node that answered knows of a holder, or of anybody who waits."
 	}
 	return "Nobody holds it: no claim has enough votes."
+}
+
+// mayHold is a claim that may be held, though nodes that tell of it are too few to say so.
+func mayHold(info *qlock.LockInfo) *qlock.ClaimInfo {
+	for i := range info.Queue {
+		if info.Queue[i].MayHold {
+			return &info.Queue[i]
+		}
+	}
+	return nil
+}
+
+// unclear is why it cannot be told whether a lock without a holder is held; nil if it is
+// not.
+func unclear(info *qlock.LockInfo) error {
+	if len(info.Holders) > 0 {
+		return nil
+	}
+	c := mayHold(info)
+	if c == nil && sure(info) {
+		return nil
+	}
+	var why []string
+	if c != nil {
+		why = append(why, fmt.Sprintf("%s %s may hold it", printable(c.Client), shortID(c.ID)))
+	}
+	if len(info.Silent) > 0 {
+		why = append(why, "no answer from "+strings.Join(info.Silent, ", "))
+	}
+	if len(info.Recovering) > 0 {
+		why = append(why, fmt.Sprintf("%s %s no votes yet, and may have forgotten", strings.Join(info.Recovering, ", "), verb(len(info.Recovering), "gives", "give")))
+	}
+	return errors.New(strings.Join(why, "; "))
+}
+
+// sure reports whether what no node lists is not there: a quorum of nodes that vote has
+// answered.
+func sure(info *qlock.LockInfo) bool {
+	return len(info.Answered)-len(info.Recovering) >= quorum.Size(len(info.Answered)+len(info.Silent), quorum.Exclusive)
+}
+
+func waitingNodes(nodes []string) string {
+	return fmt.Sprintf("%s %s no votes yet: what %s may have forgotten is missing.", strings.Join(nodes, ", "),
+		verb(len(nodes), "gives", "give"), verb(len(nodes), "it", "they"))
 }
 
 func leaseGoesOn(c *qlock.ClaimInfo) string {

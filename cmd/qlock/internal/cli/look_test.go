@@ -174,6 +174,9 @@ func TestDisagreement(t *testing.T) {
 	split := qlock.LockInfo{Name: "split", Queue: []qlock.ClaimInfo{claim("mail", "n1", "n2"), claim("stock", "n2", "n1")}, Waiting: 2, Answered: []string{"n1", "n2"}, Silent: []string{"n3"}}
 	evicted := qlock.LockInfo{Name: "evicted", Holders: []qlock.ClaimInfo{held}, Holding: 1, Answered: []string{"n1", "n2"}, Silent: []string{"n3"}}
 	crowd := qlock.LockInfo{Name: "crowd", Holders: []qlock.ClaimInfo{held}, Holding: 9, Answered: []string{"n1", "n2"}, Silent: []string{"n3"}}
+	may := claim("billing", "n1", "")
+	may.MayHold = true
+	maybe := qlock.LockInfo{Name: "maybe", Queue: []qlock.ClaimInfo{may}, Waiting: 1, Answered: []string{"n1", "n2"}, Recovering: []string{"n2"}, Silent: []string{"n3"}}
 	for _, c := range []struct {
 		name, got string
 		want      []string
@@ -185,6 +188,14 @@ func TestDisagreement(t *testing.T) {
 		{"info of one that was evicted", a.portrait("prod", &evicted, 80), []string{"billing evicted", "extended no more", "2 of 3"}},
 		{"info of silence", a.portrait("prod", &qlock.LockInfo{Name: "x", Answered: []string{"n1", "n2"}, Silent: []string{"n3"}}, 80), []string{
 			"No node that answered knows of a holder", "no answer"}},
+		{"ls of one that may be held", a.listing("prod", []qlock.LockInfo{maybe}, 80), []string{
+			"not known", "1/3", "1 lock, 1 claim waits.", "Not known whether held: 1.", "n2 gives no votes yet: what it may have forgotten is missing."}},
+		{"info of one that may be held", a.portrait("prod", &maybe, 80), []string{
+			"Not known whether it is held: billing 0f2a91c7/7 may hold it; no answer from n3; n2 gives no votes yet, and may have forgotten."}},
+		{"info of amnesia", a.portrait("prod", &qlock.LockInfo{Name: "x", Answered: []string{"n1", "n2", "n3"}, Recovering: []string{"n1", "n2"}}, 80), []string{
+			"Not known whether it is held: n1, n2 give no votes yet, and may have forgotten."}},
+		{"unlock of one that may be held", wrapped(notKnown("maybe", &maybe, unclear(&maybe)).Error(), 80), []string{
+			"nobody was evicted", "billing 0f2a91c7/7 may hold it", "--claim 0f2a91c7/7 evicts it in any case"}},
 	} {
 		text80 := strings.ReplaceAll(c.got, "\n", " ")
 		for _, w := range c.want {

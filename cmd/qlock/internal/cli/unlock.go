@@ -43,8 +43,9 @@ All holders are evicted, of which a shared lock may have several; --holder NAME 
 for those of one client, and --claim ID for one claim, as qlock info shows them,
 whether it holds or waits. It asks before it does so, unless there is --yes.
 
-Exit status: 0 if the nodes have the claim no more; 120 if its client has been told
-and has not given it up within --wait; 121 no quorum; 123 refused by NATS permissions
+Exit status: 0 if the nodes have the claim no more, or nobody holds the lock; 120 if its
+client has been told and has not given it up within --wait; 121 no quorum, or too few
+nodes that vote to know who holds it; 123 refused by NATS permissions
 (those of an operator are needed); 1 another failure; 2 bad flags.`,
 		Example: `  qlock unlock nightly --force --reason "its disk is full"
   qlock unlock nightly --force --yes --wait 30s
@@ -96,6 +97,9 @@ func (a *app) evict(ctx context.Context, o *unlockOptions, name string) error {
 		return err
 	}
 	claims, err := pick(info, o.claim, o.holder)
+	if why := unclear(info); len(claims) == 0 && o.claim == "" && why != nil {
+		return notKnown(name, info, why)
+	}
 	if err != nil {
 		return err
 	}
@@ -128,7 +132,7 @@ func (a *app) evict(ctx context.Context, o *unlockOptions, name string) error {
 			return err
 		}
 	}
-	left := 0
+	left, unsure := 0, 0
 	for i := range claims {
 		c := &claims[i]
 		var still *qlock.ClaimInfo
@@ -137,6 +141,10 @@ func (a *app) evict(ctx context.Context, o *unlockOptions, name string) error {
 		}
 		who := fmt.Sprintf("%s %s", printable(c.Client), shortID(c.ID))
 		switch {
+		case still == nil && errs[i] != nil && !sure(info):
+			fmt.Fprintf(a.out, "Not known whether %s has given up %s: of the nodes that answered too few give votes, and the others may have forgotten the claim. Try again.\n", who, lockNamed(name))
+			unsure++
+			continue
 		case still == nil:
 			fmt.Fprintf(a.out, "%s is evicted: no node has its claim on %s any more.\n", who, lockNamed(name))
 			continue
@@ -149,10 +157,22 @@ func (a *app) evict(ctx context.Context, o *unlockOptions, name string) error {
 		}
 		left++
 	}
-	if left > 0 {
+	switch {
+	case left > 0:
 		return &statusError{exitHeld, nil}
+	case unsure > 0:
+		return &statusError{exitNoQuorum, nil}
 	}
 	return nil
+}
+
+// notKnown says that nobody is evicted, because it is not known who holds the lock.
+func notKnown(name string, info *qlock.LockInfo, why error) error {
+	err := fmt.Errorf("nobody was evicted, as it is not known who holds %s: %w", lockNamed(name), why)
+	if c := mayHold(info); c != nil {
+		err = fmt.Errorf("%w; --claim %s evicts it in any case", err, shortID(c.ID))
+	}
+	return &statusError{exitNoQuorum, err}
 }
 
 // confirm asks whether these are meant.
