@@ -36,6 +36,7 @@ type claim struct {
 	ttl     time.Duration
 	beat    uint64 // highest seen for this claim (N1)
 	want    uint64
+	short   uint64    // it wanted more than the node gives, which was so much (N3); 0: it did not
 	held    bool      // says its client
 	try     bool      // it is told at once when the claim in its way will not yield
 	quiet   bool      // it waits, was not told so, and need not be
@@ -67,7 +68,8 @@ type resource struct {
 	born   uint64 // its place in the roll
 	votes  []*claim
 	queue  []*claim
-	floor  uint64
+	floor  uint64 // the highest fence given, as far as the node remembers
+	places places // in the table of floors, where that lives on (N3)
 	serial uint64 // last step at whose end its head recalls
 
 	keepers int // votes of claims that are kept
@@ -192,7 +194,8 @@ func (n *Node) newSession(key sessionKey) *session {
 
 func (n *Node) newResource(name string) *resource {
 	res := n.old.resources.get()
-	res.name, res.floor = name, n.floor
+	res.name, res.places = name, n.floors.of(name)
+	res.floor = n.floors.get(res.places)
 	return res
 }
 
@@ -202,10 +205,10 @@ func (n *Node) newClaim(c claim) *claim {
 	return made
 }
 
-// forget is for a resource that nobody wants; its floor lives on in the node's. Its
+// forget is for a resource that nobody wants; its floor lives on in the table. Its
 // record keeps its serial: it may be among those of this step.
 func (n *Node) forget(res *resource) {
-	n.floor = max(n.floor, res.floor)
+	n.floors.raise(res.places, res.floor)
 	delete(n.resources, res.name)
 	n.roll.remove(res)
 	n.resources = shrink.Map(n.resources, &n.peaks.resources)
