@@ -171,6 +171,9 @@ func lockError(op, name string, r client.Report, reason, cause error) *LockError
 			a.Answer, a.Detail = "refused", "it has another configuration"
 		case n.Voted:
 			a.Answer = "voted"
+			if n.Short > 0 {
+				a.Detail = fmt.Sprintf("its tokens cannot follow those of %s for %v: the clock of one of them is wrong, or was; see qlock check", n.Highest, max(n.Short.Round(time.Second), time.Second))
+			}
 		case n.Refused:
 			a.Answer, a.Detail = "refused", n.Text
 			refused++

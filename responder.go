@@ -179,6 +179,7 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 	n.core = node.New(node.Config{
 		Name: cfg.Name, Config: cfg.proto(), Incarnation: newInstance(), ProbeWait: cfg.ProbeWait,
 		MaxClaims: cfg.MaxClaims, MaxQueue: cfg.MaxQueue, MaxRuns: maxRuns(nc), Version: Version,
+		FloorKey: newFloorKey(),
 	}, n.at(time.Now()), saved, longest)
 	n.state.Store(n.core.State())
 	if err := n.serve(ctx); err != nil {

@@ -1,6 +1,7 @@
 package qlock
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -85,4 +86,10 @@ func takeMark(dir *statedir.Dir, cfg NodeConfig, log *slog.Logger) (*node.Saved,
 		log.Warn("this node may have forgotten votes and gives none until they have run out", "why", why, "wait", longest)
 	}
 	return saved, longest, nil
+}
+
+// newFloorKey is secret, not only unlike all others: see node.Config.
+func newFloorKey() (key [16]byte) {
+	_, _ = rand.Read(key[:]) // it never fails
+	return key
 }

@@ -86,6 +86,10 @@ type NodeStats struct {
 	Resources int `json:"resources"` // names with claims
 	Clients   int `json:"clients"`   // client names with claims
 
+	// TokensAhead is how far the highest token that the node gave lies ahead of its
+	// clock: at most MaxLease, and mostly nothing, unless that clock was set back.
+	TokensAhead time.Duration `json:"tokens_ahead_ns"`
+
 	// Since the start.
 	Requests      uint64       `json:"requests"`
 	Malformed     uint64       `json:"malformed"`      // of these ignored, because nobody could make sense of them
@@ -223,7 +227,8 @@ func (n *Node) Stats() NodeStats {
 	s := NodeStats{
 		State: string(n.core.State()), Started: n.start.Round(0), Recovering: n.core.Recovering(n.at(time.Now())),
 		Claims: n.core.Claims(), Waiting: n.core.Waiting(), Resources: n.core.Resources(), Clients: n.core.Clients(),
-		Requests: n.requests.Load(), Malformed: n.malformed.Load(),
+		TokensAhead: n.core.Ahead(n.at(time.Now())),
+		Requests:    n.requests.Load(), Malformed: n.malformed.Load(),
 		Granted: c.Granted, Refused: NodeRefusals(c.Refused), Recalls: c.Recalls, LeasesExpired: c.Expired, Evicted: c.Evicted,
 		LogDropped: n.log.queue.Dropped(),
 	}

@@ -25,7 +25,7 @@ type node struct {
 	node *qlock.Node
 
 	info, started, state, recovering            *prometheus.Desc
-	claims, waiting, resources, clients         *prometheus.Desc
+	claims, waiting, resources, clients, ahead  *prometheus.Desc
 	reqs, wrong                                 *prometheus.Desc
 	granted, refused, recalls, expired, evicted *prometheus.Desc
 	dropped                                     *prometheus.Desc
@@ -47,6 +47,7 @@ func NewNode(n *qlock.Node, cluster string) prometheus.Collector {
 		waiting:    desc("qlock_node_claims_waiting", "Claims without this node's vote."),
 		resources:  desc("qlock_node_resources", "Names with claims."),
 		clients:    desc("qlock_node_clients", "Names of clients with claims."),
+		ahead:      desc("qlock_node_tokens_ahead_seconds", "How far the highest token that the node gave lies ahead of its clock."),
 		reqs:       desc("qlock_node_requests_total", "Requests received."),
 		wrong:      desc("qlock_node_malformed_requests_total", "Requests ignored because nobody could make sense of them."),
 		granted:    desc("qlock_node_votes_granted_total", "Votes given."),
@@ -60,7 +61,7 @@ func NewNode(n *qlock.Node, cluster string) prometheus.Collector {
 
 func (c *node) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		c.info, c.started, c.state, c.recovering, c.claims, c.waiting, c.resources, c.clients,
+		c.info, c.started, c.state, c.recovering, c.claims, c.waiting, c.resources, c.clients, c.ahead,
 		c.reqs, c.wrong, c.granted, c.refused, c.recalls, c.expired, c.evicted, c.dropped,
 	} {
 		ch <- d
@@ -89,6 +90,7 @@ func (c *node) Collect(ch chan<- prometheus.Metric) {
 	gauge(c.waiting, float64(s.Waiting))
 	gauge(c.resources, float64(s.Resources))
 	gauge(c.clients, float64(s.Clients))
+	gauge(c.ahead, s.TokensAhead.Seconds())
 	counter(c.reqs, s.Requests)
 	counter(c.wrong, s.Malformed)
 	counter(c.granted, s.Granted)

@@ -138,6 +138,7 @@ type Claim struct {
 	made     time.Duration
 	beat     uint64 // highest sent about this claim
 	want     uint64 // fence last asked for
+	lowered  uint8  // how often that was less than before
 
 	// A claim that is kept between holders (internal/local) has tokens for them.
 	keep   bool
@@ -164,11 +165,13 @@ type Claim struct {
 type vote struct {
 	until   time.Duration // the vote stands until then (C1); zero: none
 	fence   uint64
-	span    uint64 // fences from that on that are set aside
-	keeps   bool   // it knows that the claim is kept
-	asked   bool   // it wants the vote back, and was not answered: the claim has its quorum, and is not held yet
-	beat    uint64 // of its latest answer that counted (C2)
-	yielded uint64 // beat of the latest yield to this node (C2)
+	span    uint64        // fences from that on that are set aside
+	most    uint64        // a higher fence was wanted than the node gave, which was so much; 0: none was
+	mostAt  time.Duration // then
+	keeps   bool          // it knows that the claim is kept
+	asked   bool          // it wants the vote back, and was not answered: the claim has its quorum, and is not held yet
+	beat    uint64        // of its latest answer that counted (C2)
+	yielded uint64        // beat of the latest yield to this node (C2)
 	heard   heard
 	detail  *detail // for errors and tries; nil after a grant
 }
@@ -738,7 +741,9 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	switch a.Kind {
 	case proto.Granted:
 		v.heard, v.detail, v.fence, v.span = voted, nil, a.Fence, max(a.Span, 1)
-		v.until = c.standsFrom(a.Beat)
+		if v.until = c.standsFrom(a.Beat); a.Most > 0 {
+			v.most, v.mostAt = a.Most, c.now
+		}
 		v.keeps = cl.keep && a.Beat >= cl.keptAt
 		if a.Behind {
 			c.behind(cl, out)
@@ -848,13 +853,18 @@ func (c *Client) judge(cl *Claim, out *Out) {
 				}
 			}
 		case quorum.Split:
-			if fence > cl.want { // ask at once, but once for each fence (C3)
-				cl.want = fence
+			fence, wait := c.attainable(cl, fence)
+			if cl.wants(&cl.want, fence) { // ask at once, but once for each fence (C3)
 				c.ask(cl, "", out)
-			} else if cl.askAt == 0 {
-				cl.askAt = c.now + cl.askDelay
-				c.schedule(cl)
+				return
 			}
+			if cl.askAt == 0 {
+				cl.askAt = c.now + cl.askDelay
+			}
+			if wait > 0 { // as it said; but it may go on to say so
+				cl.askAt = min(cl.askAt, c.now+max(wait, cl.askDelay/64))
+			}
+			c.schedule(cl)
 		case quorum.Pending:
 			if c.hopeless(cl) {
 				c.end(cl, out)

@@ -67,9 +67,11 @@ func (c *Client) stocked(cl *Claim, out *Out) {
 	if !known && !more {
 		// A node that began anew has a fence of its own: all must set aside from the
 		// highest on, as all must give the highest (C3).
-		if highest := c.highest(cl); cl.more > 0 && highest > cl.more {
-			cl.more = highest
-			c.ask(cl, "", out)
+		if cl.more > 0 {
+			highest, _ := c.attainable(cl, c.highest(cl))
+			if cl.wants(&cl.more, max(highest, cl.stock)) {
+				c.ask(cl, "", out)
+			}
 		}
 		return
 	}

@@ -26,6 +26,8 @@ type NodeReport struct {
 	Recovering  time.Duration // it will not vote for so long
 	Reason      proto.Reason  // refused
 	Text        string
+	Short       time.Duration // its vote's fence cannot yet follow that of Highest: so long, by its clock
+	Highest     string
 	OtherConfig bool // it showed another configuration
 	Clash       bool // two nodes answer under its name
 }
@@ -52,11 +54,23 @@ func (c *Client) Report(now proto.Now, cl *Claim) Report {
 		return r // it ended under another configuration
 	}
 	best := 0
+	outcome, highest := c.tally(cl)
+	first := ""
+	for i := range cl.votes {
+		if v := &cl.votes[i]; first == "" && v.until > c.now && v.fence == highest {
+			first = c.nodes[i].name
+		}
+	}
 	for i := range cl.votes {
 		v := &cl.votes[i]
 		n := NodeReport{
 			Name: c.nodes[i].name, OtherConfig: c.nodes[i].otherDigest != "", Clash: c.nodes[i].clashUntil > c.now,
 			Voted: v.until > c.now, Queued: v.heard == queued, Refused: v.heard == refused,
+		}
+		if outcome == quorum.Split && n.Voted {
+			if n.Short = v.reaches(highest, c.now); n.Short > 0 {
+				n.Highest = first
+			}
 		}
 		if d := v.detail; d != nil {
 			n.Reason, n.Text = d.reason, d.text

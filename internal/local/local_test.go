@@ -367,7 +367,7 @@ func TestTryBesideKept(t *testing.T) {
 				if b1.Token() <= a2.Token() {
 					t.Errorf("token %d after %d", b1.Token(), a2.Token())
 				}
-				w.tables["b"].Rest(w.clock(), w.outs["b"])
+				w.tables["b"].Rest(w.clock(), 100, w.outs["b"])
 				w.deliver()
 				w.pass(time.Second)
 				w.empty()
@@ -401,7 +401,7 @@ func TestTryOutlivesTheClaim(t *testing.T) {
 	w.pass(lease)
 	w.want("a2 returned, b1 holds, a3 failed")
 	w.unlock(b1)
-	w.tables["b"].Rest(w.clock(), w.outs["b"])
+	w.tables["b"].Rest(w.clock(), 100, w.outs["b"])
 	w.deliver()
 	w.empty()
 }
@@ -519,7 +519,7 @@ func TestRetentionForEver(t *testing.T) {
 	b1 := w.lock("b1", writer)
 	w.want("a1 holds, a1 returned, b1 holds")
 	w.unlock(b1)
-	w.tables["b"].Rest(w.clock(), w.outs["b"])
+	w.tables["b"].Rest(w.clock(), 100, w.outs["b"])
 	w.deliver()
 	w.take()
 	w.empty()

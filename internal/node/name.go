@@ -109,6 +109,7 @@ func (n *Node) info(now proto.Now, r *proto.Request, reply string, out *Out) {
 		a.Info = &proto.NodeInfo{
 			Nonce: r.Nonce, Nodes: n.cfg.Nodes, MaxTTL: n.cfg.MaxTTL, Skew: n.cfg.Skew,
 			State: n.State(), Started: n.started, Now: max(now.Wall, 0), Voted: n.voted, Claims: n.Claims(), Version: n.cfg.Version,
+			Ahead: n.Ahead(now),
 		}
 		out.Answers = append(out.Answers, Send{reply, a})
 	}

@@ -23,6 +23,8 @@ type Config struct {
 	MaxClaims   int           // claims of one client name
 	MaxQueue    int           // claims waiting for one resource
 	MaxRuns     int           // runs of claims that fit into one answer, at least 2
+	FloorKey    [16]byte      // random, and nobody else's: which names share a floor
+	Floors      int           // how many there are, a power of two; 0: as many as a node should have
 	Version     string
 }
 
@@ -62,7 +64,8 @@ type Node struct {
 	votes     int // of the claims in leases, those with this node's vote
 	moved     int // leases in it that turned out to have been extended, since all were looked at
 	old       old
-	floor     uint64 // at least as high as every fence given for a resource without a record
+	floors    floors // of resources without a record
+	farAhead  bool   // fences lie so far ahead of the clock that other nodes may not follow, and it said so
 
 	quarantine time.Duration // no votes before this moment (N8)
 	inQuarant  bool
@@ -103,7 +106,7 @@ func New(cfg Config, now proto.Now, saved *Saved, forgot time.Duration) *Node {
 		resources: map[string]*resource{},
 		sessions:  map[sessionKey]*session{},
 		perClient: map[string]int{},
-		floor:     uint64(max(now.Wall, 0)),
+		floors:    newFloors(cfg.FloorKey, cfg.Floors),
 	}
 	if saved == nil {
 		longest := max(cfg.MaxTTL, forgot)
@@ -182,6 +185,7 @@ func (n *Node) Tick(now proto.Now, out *Out) {
 	n.serial++
 	n.expire(now, out)
 	n.checkAlone(now, out)
+	n.checkAhead(now, out)
 	if now.Mono >= n.probeDue() {
 		// Only a probe that this node heard itself was heard by others (N9). The
 		// answers had ProbeWait to come.
@@ -203,15 +207,37 @@ func (n *Node) Tick(now proto.Now, out *Out) {
 	n.sendRecalls(out)
 }
 
-// raiseFloors lifts what the node forgot: every fence it ever gave was at most
-// maxTTL ahead of its wall clock (fenceInReach; the skew is no larger), and a
-// quarantine is longer than that. So the clock at the end of a quarantine is
-// above them all, which the clock at its start is not (N8).
+// raiseFloors notes what the node forgot: every fence it ever gave was at most
+// maxTTL ahead of its wall clock (reach; the skew is no larger), and a quarantine
+// is longer than that. So the clock at the end of a quarantine is above them all,
+// which the clock at its start is not (N8).
 func (n *Node) raiseFloors(now proto.Now) {
-	n.floor = max(n.floor, uint64(max(now.Wall, 0)))
-	for _, res := range n.resources {
-		res.floor = max(res.floor, n.floor)
+	n.floors.forgot, n.floors.forgotAt = max(n.forgotten(now), uint64(max(now.Wall, 0))), now.Mono
+}
+
+// forgotten is above all fences that the node forgot. A wall clock that has been set
+// back since, by more than a cluster's clocks may be apart, was ahead then: what
+// counts is what it would have shown if it had been as it is now. That is as much
+// above what was forgotten, and else the clock's error would be the floor of all
+// names (N8).
+func (n *Node) forgotten(now proto.Now) uint64 {
+	forgot, then := int64(n.floors.forgot), now.Wall-(now.Mono-n.floors.forgotAt).Microseconds()
+	if forgot-then > n.cfg.MaxTTL.Microseconds() {
+		forgot = max(then, 0)
 	}
+	return uint64(forgot)
+}
+
+// floorOf is what every fence for res must be above (shared: not below): what the
+// node remembers, and what it forgot.
+func (n *Node) floorOf(now proto.Now, res *resource) uint64 {
+	return max(res.floor, n.forgotten(now))
+}
+
+// raise notes that fences up to floor are given, or were.
+func (n *Node) raise(res *resource, floor uint64) {
+	res.floor = max(res.floor, floor)
+	n.floors.highest = max(n.floors.highest, floor)
 }
 
 // noteState says that the node votes, if it does, and serves who waited for it.

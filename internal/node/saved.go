@@ -15,7 +15,9 @@ import (
 
 // Saved is what a node leaves at a clean stop: all that it must not forget (N8).
 type Saved struct {
-	Floor  uint64            `json:"floor"`
+	Floor  uint64            `json:"floor"`            // of all resources without claims: all that versions before 0.2 know
+	Table  *SavedFloors      `json:"table,omitempty"`  // the same in full; nil in their marks, and in that of a new cluster
+	Forgot uint64            `json:"forgot,omitempty"` // above what the node forgot before
 	Floors map[string]uint64 `json:"floors,omitempty"` // of resources with claims
 	Claims []SavedClaim      `json:"claims,omitempty"`
 }
@@ -60,7 +62,8 @@ func (n *Node) Save(now proto.Now) (*Saved, bool) {
 	if n.stopped || n.inQuarant {
 		return nil, false
 	}
-	s := &Saved{Floor: n.floor, Floors: map[string]uint64{}}
+	s := &Saved{Table: n.floors.save(), Forgot: n.forgotten(now), Floors: map[string]uint64{}}
+	s.Floor = max(s.Table.highest(), s.Forgot)
 	for name, res := range n.resources {
 		s.Floors[hexName(name)] = res.floor
 	}
@@ -84,12 +87,18 @@ func (n *Node) Save(now proto.Now) (*Saved, bool) {
 func hexName(name string) string { return fmt.Sprintf("%x", name) }
 
 func (n *Node) restore(now proto.Now, s *Saved) {
-	n.floor = max(n.floor, s.Floor)
+	if s.Table != nil {
+		n.floors.restore(s.Table)
+	} else {
+		n.floors.least, n.floors.highest = s.Floor, s.Floor
+	}
+	n.floors.forgot, n.floors.forgotAt = s.Forgot, now.Mono
 	for _, sc := range s.Claims {
 		name := string(sc.Resource)
 		res := n.resources[name]
 		if res == nil {
-			res = &resource{name: name, floor: max(n.floor, s.Floors[hexName(name)])}
+			res = n.newResource(name)
+			n.raise(res, s.Floors[hexName(name)])
 			n.resources[name] = res
 			n.roll.add(res)
 		}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/qlock/qlock/internal/proto"
@@ -37,6 +38,30 @@ func (r *Refusals) count(why proto.Reason) {
 
 // Counts tells what the node counted.
 func (n *Node) Counts() Counts { return n.counts }
+
+// Ahead is how far the highest fence that the node gave, as far as it remembers, lies
+// ahead of its clock. By more than MaxTTL it does so only if that clock was set back.
+func (n *Node) Ahead(now proto.Now) time.Duration {
+	return min(time.Duration(n.floors.ahead(now))*time.Microsecond, mostAhead)
+}
+
+// mostAhead is as much as a message says.
+const mostAhead = 1 << 40 * time.Millisecond
+
+// checkAhead notes it when the node's fences come to lie further ahead than other
+// nodes may follow (N3).
+func (n *Node) checkAhead(now proto.Now, out *Out) {
+	ahead := n.Ahead(now)
+	if far := ahead > n.cfg.MaxTTL; far != n.farAhead {
+		n.farAhead = far
+		if far {
+			out.Notes = append(out.Notes, fmt.Sprintf(
+				"this node gave tokens up to %v ahead of its clock, which was set back since: for that long it cannot agree on tokens for the same names with nodes that gave lower ones, so keep the other nodes running", ahead.Round(time.Second)))
+		} else {
+			out.Notes = append(out.Notes, "the tokens that this node gave are no longer too far ahead of its clock")
+		}
+	}
+}
 
 // Waiting is the number of claims without this node's vote.
 func (n *Node) Waiting() int { return len(n.leases) - n.votes }

@@ -62,7 +62,7 @@ func TestCounts(t *testing.T) {
 		func(r *proto.Request) { r.Digest = "other" },
 		func(r *proto.Request) { r.TTL = time.Hour },
 		func(r *proto.Request) { r.At = c.now.Wall + time.Minute.Microseconds() },
-		func(r *proto.Request) { r.Want = 1 << 52 },
+		func(r *proto.Request) { r.Want, r.Held = 1<<52, true },
 		nil, // it waits behind one, and one holds
 	} {
 		ask("c", 1, change)

@@ -36,6 +36,7 @@ type claim struct {
 	ttl     time.Duration
 	beat    uint64 // highest seen for this claim (N1)
 	want    uint64
+	short   uint64    // it wanted more than the node gives, which was so much (N3); 0: it did not
 	held    bool      // says its client
 	try     bool      // it is told at once when what is in its way changes
 	said    *said     // of a try that waits: what it was told last
@@ -69,9 +70,10 @@ type resource struct {
 	votes  []*claim
 	queue  []*claim
 	tries  []*claim // those of the queue that are tries, in the same order
-	floor  uint64
-	serial uint64 // last step at whose end its head recalls
-	moved  uint64 // last step in which what is before its tries may have changed
+	floor  uint64   // the highest fence given, as far as the node remembers
+	places places   // in the table of floors, where that lives on (N3)
+	serial uint64   // last step at whose end its head recalls
+	moved  uint64   // last step in which what is before its tries may have changed
 
 	keepers int // votes of claims that are kept
 }
@@ -207,7 +209,8 @@ func (n *Node) newSession(key sessionKey) *session {
 
 func (n *Node) newResource(name string) *resource {
 	res := n.old.resources.get()
-	res.name, res.floor = name, n.floor
+	res.name, res.places = name, n.floors.of(name)
+	res.floor = n.floors.get(res.places)
 	return res
 }
 
@@ -217,10 +220,10 @@ func (n *Node) newClaim(c claim) *claim {
 	return made
 }
 
-// forget is for a resource that nobody wants; its floor lives on in the node's. Its
+// forget is for a resource that nobody wants; its floor lives on in the table. Its
 // record keeps its serial: it may be among those of this step.
 func (n *Node) forget(res *resource) {
-	n.floor = max(n.floor, res.floor)
+	n.floors.raise(res.places, res.floor)
 	delete(n.resources, res.name)
 	n.roll.remove(res)
 	n.resources = shrink.Map(n.resources, &n.peaks.resources)

@@ -47,9 +47,7 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 	c.session.hear(reply)
 	c.beat = r.Beat
 	n.extend(now, c) // N2
-	if n.fenceInReach(now, c.res, r.Want) {
-		c.want = max(c.want, r.Want)
-	}
+	n.wants(now, c, r.Want)
 	if r.Keep {
 		if c.voted && !c.keep {
 			c.res.keepers++
@@ -118,8 +116,9 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	case ahead > n.cfg.Skew: // N7
 		refuse(proto.ReasonAge, true, "the claim was made %v in the future by this node's clock, %v is allowed: set the clocks", ahead.Round(time.Millisecond), n.cfg.Skew)
 		return
-	case !n.fenceInReach(now, res, r.Want):
-		refuse(proto.ReasonFence, true, "fence %d lies further ahead than clocks within bounds explain: set the clocks", r.Want)
+	case r.Held && r.Want > n.reach(now, res): // a vote below its token is none for it
+		refuse(proto.ReasonFence, true, "the lock's token lies %v ahead of this node's clock, %v is allowed: set the clocks",
+			time.Duration(int64(r.Want)-max(now.Wall, 0))*time.Microsecond, n.cfg.MaxTTL)
 		return
 	case n.perClient[r.Client] >= n.cfg.MaxClaims:
 		refuse(proto.ReasonClaims, true, "client %s has %d claims here, as many as this node allows", r.Client, n.perClient[r.Client])
@@ -131,7 +130,7 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	}
 	c := n.newClaim(claim{
 		session: s, seq: r.Claim.Seq, res: res, mode: r.Mode, at: r.At, ttl: r.TTL,
-		beat: r.Beat, want: r.Want, held: r.Held, try: r.Try, keep: r.Keep, span: r.Span, note: r.Note,
+		beat: r.Beat, held: r.Held, try: r.Try, keep: r.Keep, span: r.Span, note: r.Note,
 	})
 	free := n.voting() && n.free(c)
 	// Votes count as well, all but one: what many claims of one name cost, all
@@ -145,13 +144,14 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 		refuse(proto.ReasonQueue, true, "%d claims hold or wait for %q, as many as this node allows", have, r.Resource)
 		return
 	}
+	n.wants(now, c, r.Want)
 	s.hear(reply)
 	if fresh {
 		n.resources[res.name] = res
 		n.roll.add(res)
 	}
 	if c.held {
-		res.floor = max(res.floor, c.want) // its token was given out: N6
+		n.raise(res, c.want) // its token was given out: N6
 	}
 	n.add(now, c)
 	if free {
@@ -177,14 +177,25 @@ func clip(text string) string {
 	return text
 }
 
-// fenceInReach bounds the fences that clients name: nobody may push a resource,
-// or the whole node by way of its floor, to the end of the number range. Fences
-// come from wall clocks: a client's, which may be ahead of a node's by the skew,
-// and by way of other nodes, whose clocks agree with this one's within what the
-// skew leaves of the longest lease (N3).
-func (n *Node) fenceInReach(now proto.Now, res *resource, want uint64) bool {
-	reach := now.Wall + n.cfg.MaxTTL.Microseconds()
-	return want <= max(res.floor, uint64(max(reach, 0)))
+// reach bounds the fences that clients name: nobody may push a resource to the end
+// of the number range. Fences come from wall clocks: a client's, which may be ahead
+// of a node's by the skew, and by way of other nodes, whose clocks agree with this
+// one's within what the skew leaves of the longest lease (N3).
+func (n *Node) reach(now proto.Now, res *resource) uint64 {
+	return max(res.floor, uint64(max(now.Wall+n.cfg.MaxTTL.Microseconds(), 0)))
+}
+
+// wants notes the fence that a claim wants, or that it cannot have it: then the
+// claim is told how far the node goes, since to want it again is in vain (C3).
+func (n *Node) wants(now proto.Now, c *claim, want uint64) {
+	if most := n.reach(now, c.res); want > most {
+		if c.short == 0 {
+			n.counts.Refused.count(proto.ReasonFence)
+		}
+		c.short = most
+		return
+	}
+	c.want, c.short = max(c.want, want), 0
 }
 
 // free reports whether nothing stands between c and the node's vote: no vote
@@ -217,7 +228,7 @@ func (n *Node) blocker(c *claim) *claim {
 // becomes the floor: otherwise nodes that started at different times would hand
 // every reader different fences, and each shared lock would take two rounds.
 func (n *Node) vote(now proto.Now, c *claim, hint int64) {
-	least := c.res.floor
+	least := n.floorOf(now, c.res)
 	if c.mode == quorum.Exclusive {
 		least++
 	}
@@ -241,7 +252,7 @@ func (n *Node) reserve(now proto.Now, c *claim) {
 	if reach := uint64(max(now.Wall+n.cfg.MaxTTL.Microseconds(), 0)); c.span > 1 && c.mode == quorum.Exclusive && reach > c.fence {
 		c.given = min(c.span, reach-c.fence)
 	}
-	c.res.floor = max(c.res.floor, c.fence+c.given-1)
+	n.raise(c.res, c.fence+c.given-1)
 }
 
 // keeper counts c among those that are kept.
@@ -281,6 +292,9 @@ func (n *Node) granted(c *claim, out *Out) {
 	}
 	if c.given > 1 {
 		a.Span = c.given
+	}
+	if c.short > c.fence {
+		a.Most = c.short
 	}
 	n.send(c, a, out)
 }

@@ -139,6 +139,9 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		if a.Span > 1 {
 			b = appendUint(b, "span", a.Span)
 		}
+		if a.Most > 0 {
+			b = appendUint(b, "most", a.Most)
+		}
 		if a.Behind {
 			b = append(b, `,"behind":true`...)
 		}
@@ -200,6 +203,9 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		b = append(b, `,"voted":`...)
 		b = strconv.AppendBool(b, i.Voted)
 		b = appendInt(b, "claims", int64(i.Claims))
+		if i.Ahead > 0 {
+			b = appendInt(b, "ahead_ms", ceilMS(i.Ahead))
+		}
 		b = append(b, `,"version":`...)
 		b = appendQuoted(b, i.Version)
 	case Evicted:
@@ -347,6 +353,8 @@ type wire struct {
 	Started     int64        `json:"started"`
 	Voted       bool         `json:"voted"`
 	Fence       uint64       `json:"fence"`
+	Most        uint64       `json:"most"`
+	Ahead       int64        `json:"ahead_ms"`
 	Place       int64        `json:"place"`
 	Again       int64        `json:"again"`
 	Recovering  int64        `json:"recovering_ms"`
@@ -528,6 +536,7 @@ func (a *Answer) fill(w *wire) error {
 			a.Span = 0 // one spelling
 		}
 		d.number("fence and span", a.Fence+a.Span)
+		a.Most = d.number("most", w.Most)
 	case Queued:
 		a.Place = d.count("place", w.Place)
 		a.Again = d.count("again", w.Again)
@@ -565,6 +574,7 @@ func (a *Answer) fill(w *wire) error {
 			Voted:   w.Voted,
 			Claims:  d.count("claims", w.Claims),
 			Version: d.text("version", w.Version, MaxText),
+			Ahead:   d.millis("ahead_ms", w.Ahead),
 		}
 		if len(i.Nodes) == 0 || len(i.Nodes) > MaxNodes {
 			d.fail("%d nodes, allowed are 1 to %d", len(i.Nodes), MaxNodes)

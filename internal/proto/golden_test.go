@@ -191,6 +191,10 @@ func goldenAnswers() map[string]Answer {
 	a = all["granted"]
 	a.Fence, a.Late = exampleAt+1, true
 	all["granted-late"] = a
+
+	a = all["granted"]
+	a.Most = exampleAt + 12_000_000
+	all["granted-short"] = a
 	return all
 }
 

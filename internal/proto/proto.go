@@ -208,6 +208,7 @@ type Answer struct {
 	Beat  uint64
 	Fence uint64 // granted
 	Span  uint64 // granted: how many fences from that on are the claim's; 0 is 1
+	Most  uint64 // granted: a higher fence was wanted than the node gives, which is so much; 0: none was
 
 	Behind bool // granted, recall: of a claim that is kept, that others wait for it
 	Late   bool // granted: the claim had to wait, and was not told so
@@ -310,6 +311,7 @@ type NodeInfo struct {
 	Voted   bool  // it gave a vote, or may have
 	Claims  int
 	Version string
+	Ahead   time.Duration // of its clock lies the highest fence that it gave
 }
 
 // Config is what all nodes of a cluster must agree on.

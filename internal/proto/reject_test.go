@@ -227,6 +227,7 @@ var messages = []message{
 	{"granted", "", fields(head, claimFields, []field{
 		{name: "fence", kind: "", required: true, fail: []string{`0`, `-1`, `1.5`, `"7"`, aboveInt}, pass: []string{`1`}},
 		{name: "span", kind: "span"},
+		{name: "most", kind: "number"},
 		{name: "behind", kind: "bool"},
 		{name: "late", kind: "bool"},
 	})},
@@ -272,6 +273,7 @@ var messages = []message{
 		{name: "now", kind: "micros"},
 		{name: "voted", kind: "bool"},
 		{name: "claims", kind: "count"},
+		{name: "ahead_ms", kind: "millis"},
 		{name: "version", kind: "text"},
 	})},
 	{"evicted", "", fields(head, claimFields, []field{{name: "by", kind: "token", required: true}, {name: "text", kind: "text"}})},
@@ -365,7 +367,7 @@ func TestRejectionsAreComplete(t *testing.T) {
 		complete(t, trim(name, "-wanted", "-try", "-quiet", "-nothing-left"), name)
 	}
 	for name := range goldenAnswers() {
-		complete(t, trim(name, "-recovering", "-again", "-span", "-behind", "-late"), name)
+		complete(t, trim(name, "-recovering", "-again", "-span", "-behind", "-late", "-short"), name)
 	}
 }
 

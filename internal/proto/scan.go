@@ -96,6 +96,10 @@ func (w *wire) field(p *scanner, key string) bool {
 		return p.boolean(&w.Voted)
 	case "fence":
 		return p.number(&w.Fence)
+	case "most":
+		return p.number(&w.Most)
+	case "ahead_ms":
+		return p.integer(&w.Ahead)
 	case "place":
 		return p.integer(&w.Place)
 	case "again":

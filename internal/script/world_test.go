@@ -196,6 +196,9 @@ func (w *world) answer(from *host, to string, a proto.Answer) error {
 	switch a.Kind {
 	case proto.Granted:
 		m.text = fmt.Sprintf("granted %s fence %d %s", m.claim, a.Fence, beat(a.Beat))
+		if a.Most > 0 {
+			m.text += fmt.Sprintf(", gives at most %d", a.Most)
+		}
 		if a.Late {
 			m.text += ", late"
 		}

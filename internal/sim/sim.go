@@ -96,6 +96,7 @@ func (h *eventHeap) Pop() any {
 type hostClock struct {
 	rate    float64       // of both clocks
 	offset  time.Duration // of the wall clock
+	ahead   time.Duration // it was started so far ahead, and NTP has not yet set it right
 	stopped time.Duration // true time that the monotonic clock slept through
 	asleep  time.Duration // since when it sleeps, -1 if awake
 }
@@ -107,7 +108,7 @@ func (c *hostClock) read(t time.Duration) proto.Now {
 	}
 	return proto.Now{
 		Mono: time.Duration(float64(awake) * c.rate),
-		Wall: baseWall + int64(float64(t)*c.rate/1000) + c.offset.Microseconds(),
+		Wall: baseWall + int64(float64(t)*c.rate/1000) + (c.offset + c.ahead).Microseconds(),
 	}
 }
 
@@ -188,6 +189,8 @@ type Sim struct {
 	cluster         proto.Config
 	twin            *simNode
 	operator        *rand.Rand // of one who evicts claims, nil if there is none
+	rtc             *rand.Rand // of machines that start with their clocks ahead, nil if there are none
+	floors          int        // of each node: few, so that names share them, or as many as a node has
 	wrong           string     // who has another configuration in this world: "node", "client" or nobody
 	uuids           uint64
 	working         bool
@@ -262,6 +265,10 @@ func newSim(opt Options) *Sim {
 	}
 	s.res.Nodes, s.res.Clients, s.res.Resources = n, clients, resources
 	s.at(faulty, func() { s.calmDown() })
+	s.floors = [...]int{1, 2, 8, 0}[opt.Seed/5%4]
+	if opt.Seed%5 == 3 {
+		s.rtc = rand.New(rand.NewPCG(opt.Seed, 0x727463))
+	}
 	if opt.Seed%5 == 2 { // by dice of its own: the other worlds stay as they are
 		s.operator = rand.New(rand.NewPCG(opt.Seed, 0x65766963))
 		s.at(5*time.Second, s.evict)
@@ -432,9 +439,11 @@ func (nd *simNode) start() {
 		}
 	}
 	nd.disk = nil // it serves once (N8)
+	nd.setClock()
 	nd.core = node.New(node.Config{
 		Name: nd.name, Config: nd.cfg, Incarnation: s.newUUID(), ProbeWait: 100 * time.Millisecond,
 		MaxClaims: nd.claims, MaxQueue: nd.queue, MaxRuns: 2,
+		FloorKey: [16]byte{byte(s.opt.Seed), byte(s.uuids), byte(s.uuids >> 8)}, Floors: s.floors,
 	}, nd.clock.read(s.now), saved, nd.longest)
 	nd.longest = nd.cfg.MaxTTL
 	s.tracef("%s starts, clean mark: %v", nd.host(), saved != nil)
@@ -445,6 +454,23 @@ func (nd *simNode) start() {
 		})
 	}
 	nd.flush()
+}
+
+// setClock has the machine start with its wall clock hours ahead, in some worlds. It
+// is set right before a node that forgot votes: what it gave by such a clock would
+// stay, and others would have to do without it.
+func (nd *simNode) setClock() {
+	s := nd.sim
+	if s.rtc == nil || !s.working || s.rtc.IntN(2) == 0 {
+		return
+	}
+	nd.clock.ahead = time.Minute + time.Duration(s.rtc.Int64N(int64(3*time.Hour)))
+	wrong := time.Duration(s.rtc.Int64N(int64(maxTTL / 2)))
+	s.tracef("%s starts with its clock %v ahead, for %v", nd.host(), nd.clock.ahead, wrong)
+	s.at(wrong, func() {
+		nd.clock.ahead = 0
+		s.tracef("%s has its clock set right", nd.host())
+	})
 }
 
 // do runs f now, when the node goes on, or never if it does not live till then.

@@ -154,6 +154,7 @@ func (a *app) examine(ctx context.Context, c *connection, name string, r *findin
 	}
 	checkMembers(s, r)
 	checkClocks(s, r)
+	checkAhead(s, r)
 	if s.voting() >= s.need(quorum.Exclusive) { // else it is known what comes of it
 		l.checkLock(ctx, name, r)
 	}
@@ -248,6 +249,31 @@ func compareVersions(a, b string) int {
 		return out
 	}
 	return slices.Compare(numbers(a), numbers(b))
+}
+
+// checkAhead looks at what is left of a node's clock that was ahead.
+func checkAhead(c *census, r *findings) {
+	var far []*member
+	rest := 0
+	for _, m := range c.members {
+		switch {
+		case c.farAhead(m):
+			far = append(far, m)
+		case m.votes():
+			rest++
+		}
+	}
+	if len(far) == 0 {
+		return
+	}
+	grade, outcome := warning, "the other nodes that vote suffice without it"
+	if need := c.need(quorum.Exclusive); rest < need {
+		grade, outcome = problem, fmt.Sprintf("only %d of the other nodes vote, %d are needed: names locked while its clock was ahead may not be locked again until then", rest, need)
+	}
+	for _, m := range far {
+		r.add(grade, "tokens", fmt.Sprintf("node %s gave tokens up to %v ahead of its clock, which was set back since; %s", m.name, m.info.Ahead.Round(time.Second), outcome),
+			"keep the other nodes running until then, or see \"A clock that was ahead\" in docs/operations.md")
+	}
 }
 
 func checkClocks(c *census, r *findings) {

@@ -95,6 +95,17 @@ func (a *app) showNodes(c *census) {
 	table, _ := g.render(width) // --json has all
 	fmt.Fprint(a.out, table, wrapped(fmt.Sprintf("%d of %d nodes vote; a writer needs %d votes, a reader %d. Longest lease %s, allowed skew %s.",
 		c.voting(), len(c.config.Nodes), c.need(quorum.Exclusive), c.need(quorum.Shared), short(c.config.MaxTTL), short(c.config.Skew)), width), "\n")
+	for _, m := range c.members {
+		if c.farAhead(m) {
+			fmt.Fprint(a.out, wrapped(fmt.Sprintf("Tokens of node %s lie %s ahead of its clock; qlock check says what that means.", printable(m.name), short(m.info.Ahead.Round(time.Second))), width), "\n")
+		}
+	}
+}
+
+// farAhead reports whether m gave tokens further ahead of its clock than other nodes
+// follow: that clock was ahead, and is not any more.
+func (c *census) farAhead(m *member) bool {
+	return m.heard && !m.other && m.info.Ahead > c.config.MaxTTL
 }
 
 // round keeps what a person reads of a duration.
@@ -130,6 +141,7 @@ type memberReport struct {
 	Recovering float64  `json:"recovering_ms,omitempty"`
 	Version    string   `json:"version,omitempty"`
 	Claims     int      `json:"claims"`
+	Ahead      float64  `json:"tokens_ahead_ms,omitempty"`
 	Started    string   `json:"started,omitempty"`
 	RoundTrip  float64  `json:"round_trip_ms,omitempty"`
 	Digest     string   `json:"digest,omitempty"`
@@ -150,7 +162,7 @@ func (c *census) report() censusReport {
 		one := memberReport{Name: m.name, State: "unreachable", Votes: m.votes(), Reachable: m.heard, Clash: m.clash, Other: m.other}
 		if m.heard {
 			one.State, one.Version, one.Claims, one.Digest, one.NodeNames = string(m.info.State), m.info.Version, m.info.Claims, m.digest, m.info.Nodes
-			one.Recovering, one.RoundTrip = ms(m.recovering), ms(m.roundTrip)
+			one.Recovering, one.RoundTrip, one.Ahead = ms(m.recovering), ms(m.roundTrip), ms(m.info.Ahead)
 			one.Started = time.UnixMicro(m.info.Started).UTC().Format(time.RFC3339Nano)
 		}
 		r.Nodes = append(r.Nodes, one)

@@ -4,6 +4,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -361,6 +362,53 @@ func TestClockFindings(t *testing.T) {
 				t.Errorf("no %q in\n%s", c.want, all)
 			}
 		})
+	}
+}
+
+// A node whose clock was ahead when it gave votes is named, and how bad it is depends
+// on the others.
+func TestTokensAhead(t *testing.T) {
+	ahead := func(name string, d time.Duration) *member {
+		return answerOf(name, "a b c", func(m *member) { m.info.Ahead = d })
+	}
+	const far = 2 * time.Hour
+	for _, c := range []struct {
+		members []*member
+		want    string
+	}{
+		{[]*member{ahead("a", 0), ahead("b", 30*time.Second), ahead("c", 0)}, ""},
+		{[]*member{ahead("a", far), ahead("b", 0), ahead("c", 0)}, "warning node a gave tokens up to 2h0m0s ahead of its clock"},
+		{[]*member{ahead("a", far), ahead("b", 0)}, "problem node a gave tokens up to 2h0m0s ahead of its clock, which was set back since; only 1 of the other nodes vote, 2 are needed"},
+		{[]*member{ahead("a", 0), ahead("b", far), ahead("c", far)}, "problem node c gave tokens"},
+	} {
+		found := censusOf(c.members...)
+		r := &findings{}
+		checkAhead(found, r)
+		all := ""
+		for _, f := range r.list {
+			all += string(f.Grade) + " " + f.Text + "\n"
+		}
+		if !strings.Contains(all, c.want) || c.want == "" && all != "" {
+			t.Errorf("no %q in\n%s", c.want, all)
+		}
+		path := filepath.Join(t.TempDir(), "out")
+		out, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		(&app{out: out}).showNodes(found)
+		shown, err := os.ReadFile(path)
+		if err := errors.Join(err, out.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if told := strings.Contains(string(shown), "ahead of its clock"); told != (c.want != "") {
+			t.Errorf("nodes shows\n%s", shown)
+		}
+		for _, m := range found.report().Nodes {
+			if m.Name == "b" && m.Ahead != ms(c.members[1].info.Ahead) {
+				t.Errorf("JSON has %v for b", m.Ahead)
+			}
+		}
 	}
 }
 

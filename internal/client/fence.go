@@ -1,0 +1,80 @@
+package client
+
+import (
+	"slices"
+	"time"
+)
+
+// mostLowered is how often a claim asks at once for a lower fence than before. Each
+// answer may show that another is the one to ask for; that must end.
+const mostLowered = 8
+
+// wants notes that fence is to be asked for next, and reports whether at once.
+func (cl *Claim) wants(last *uint64, fence uint64) bool {
+	switch {
+	case fence == *last:
+		return false
+	case fence < *last:
+		if cl.lowered == mostLowered {
+			return false
+		}
+		cl.lowered++
+	}
+	*last = fence
+	return true
+}
+
+// attainable is the fence that a claim with different ones should want: the highest
+// that a quorum of nodes may come to give. A node gives none below the one that its
+// vote has, and some go no further than they said: their clocks are behind, or the
+// node with the highest had its clock ahead at some time (N3). Where that leaves
+// none, it is the highest of all.
+//
+// wait is how long it takes until as many nodes as it needs can give it, as far as
+// they said; 0 if they can, or did not say.
+func (c *Client) attainable(cl *Claim, highest uint64) (fence uint64, wait time.Duration) {
+	if !slices.ContainsFunc(cl.votes, func(v vote) bool { return v.most > 0 }) {
+		return highest, 0
+	}
+	need := c.need(cl)
+	for i := range cl.votes {
+		if v := &cl.votes[i]; v.until > c.now && v.fence > fence && c.able(cl, v.fence) >= need {
+			fence = v.fence
+		}
+	}
+	if fence == 0 {
+		fence = highest
+	}
+	c.untils = c.untils[:0]
+	for i := range cl.votes {
+		if v := &cl.votes[i]; v.until > c.now && v.fence <= fence {
+			c.untils = append(c.untils, v.reaches(fence, c.now))
+		}
+	}
+	if len(c.untils) < need {
+		return fence, 0
+	}
+	slices.Sort(c.untils)
+	return fence, c.untils[need-1]
+}
+
+// able is the number of nodes that may come to give the fence, as far as is known.
+func (c *Client) able(cl *Claim, fence uint64) int {
+	able := 0
+	for i := range cl.votes {
+		v := &cl.votes[i]
+		if above := v.until > c.now && v.fence > fence; !above && v.reaches(fence, c.now) == 0 {
+			able++
+		}
+	}
+	return able
+}
+
+// reaches is how long it takes until the node gives the fence, by what it said last.
+func (v *vote) reaches(fence uint64, now time.Duration) time.Duration {
+	if v.most == 0 || fence <= v.fence {
+		return 0
+	}
+	short := int64(fence) - int64(v.most) // both below 2^53
+	return max(time.Duration(short)*time.Microsecond-(now-v.mostAt), 0)
+}

@@ -1,0 +1,34 @@
+package node
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// A lock on a name that nobody else wants, and its release, among many names: what
+// it costs the machine alone.
+func BenchmarkLock(b *testing.B) {
+	const names = 1 << 17 // more than there are floors
+	resources := make([]string, names)
+	for i := range resources {
+		resources[i] = fmt.Sprintf("orders.%d", i)
+	}
+	c := newCrowd(1000)
+	b.ReportAllocs()
+	b.ResetTimer()
+	for i := range b.N {
+		name := resources[i%names]
+		id := proto.ClaimID{Instance: uuid.UUID{1}, Seq: uint64(i + 1)}
+		c.node.Handle(c.now, &proto.Request{
+			Verb: proto.Acquire, Client: "orders", Resource: name, Claim: id, Beat: uint64(i + 1),
+			Mode: quorum.Exclusive, At: c.now.Wall, TTL: c.cfg.MaxTTL, Digest: c.node.digest,
+		}, "_INBOX.orders", &c.out)
+		c.node.Handle(c.now, &proto.Request{Verb: proto.Release, Client: "orders", Resource: name, Claim: id}, "", &c.out)
+		c.out.Reset()
+	}
+}
