@@ -162,10 +162,12 @@ type Claim struct {
 type vote struct {
 	until   time.Duration // the vote stands until then (C1); zero: none
 	fence   uint64
-	span    uint64 // fences from that on that are set aside
-	keeps   bool   // it knows that the claim is kept
-	beat    uint64 // of its latest answer that counted (C2)
-	yielded uint64 // beat of the latest yield to this node (C2)
+	span    uint64    // fences from that on that are set aside
+	life    uuid.UUID // of the node, when it gave it
+	foreign bool      // the latest answer was a vote that does not count (C13)
+	keeps   bool      // it knows that the claim is kept
+	beat    uint64    // of its latest answer that counted (C2)
+	yielded uint64    // beat of the latest yield to this node (C2)
 	heard   heard
 	detail  *detail // for errors and tries; nil after a grant
 }
@@ -597,6 +599,16 @@ func (c *Client) act(cl *Claim, out *Out) {
 
 // lose ends a held claim: it can never be held again (C7).
 func (c *Client) lose(cl *Claim, out *Out) {
+	var foreign []string
+	for i := range cl.votes {
+		if cl.votes[i].foreign {
+			foreign = append(foreign, c.nodes[i].name)
+		}
+	}
+	if len(foreign) > 0 {
+		out.Notes = append(out.Notes, fmt.Sprintf(
+			"nodes %v voted anew for %q, which was held, though their earlier votes still stood: they are nodes of the same names in another cluster, or their state was thrown away", foreign, cl.resource))
+	}
 	c.end(cl, out)
 	out.Events = append(out.Events, Event{Lost, cl})
 }
@@ -711,6 +723,13 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	v.beat = a.Beat
 	switch a.Kind {
 	case proto.Granted:
+		if v.foreign = cl.state == Holding && a.New && v.until > c.now && v.life != a.Incarnation; v.foreign {
+			// It does not know a claim for which its name has a vote that still stands. A
+			// node that forgot that vote would not vote yet (N8), so this is another node,
+			// or another cluster. Its votes count when those of before are over.
+			return
+		}
+		v.life = a.Incarnation
 		v.heard, v.detail, v.fence, v.span = voted, nil, a.Fence, max(a.Span, 1)
 		v.until = c.standsFrom(a.Beat)
 		v.keeps = cl.keep && a.Beat >= cl.keptAt

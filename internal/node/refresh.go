@@ -25,7 +25,9 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 			case !r.Live.Has(seq):
 				gone = append(gone, seq)
 			default:
-				known++
+				if !c.isNew(now) {
+					known++
+				}
 				if r.Beat > c.beat { // N1
 					c.beat = r.Beat
 					n.extend(now, c)
@@ -63,7 +65,7 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 		}
 	}
 	if known < r.Live.Len() {
-		a.Unknown = s.unknown(r.Live)
+		a.Unknown = s.unknown(r.Live, now)
 	}
 	if reply == "" {
 		return
@@ -89,3 +91,8 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 
 // confirmed reports whether refreshed says that the claim has the node's vote.
 func (c *claim) confirmed(voting bool) bool { return c.voted && voting && c.evicted == nil }
+
+// isNew reports whether the claim came as a held one that this node did not know,
+// less than a lease ago. The votes that its client counts may be those of a node
+// of the same name in another cluster (C13).
+func (c *claim) isNew(now proto.Now) bool { return c.voted && now.Mono < c.newUntil }

@@ -120,9 +120,15 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	ahead := time.Duration(r.At-now.Wall) * time.Microsecond
 	switch {
 	case r.Digest != n.digest:
+		if r.Held {
+			n.longerLease(r.TTL, "client "+r.Client, out)
+		}
 		refuse(proto.ReasonConfig, true, "this node has configuration %s (nodes %v, longest lease %v), the client knows another", n.digest, n.cfg.Nodes, n.cfg.MaxTTL)
 		return
 	case r.TTL > n.cfg.MaxTTL:
+		if r.Held {
+			n.longerLease(r.TTL, "client "+r.Client, out)
+		}
 		refuse(proto.ReasonLease, false, "lease %v is longer than the %v that this cluster allows", r.TTL, n.cfg.MaxTTL)
 		return
 	case ahead > n.cfg.Skew: // N7
@@ -162,11 +168,12 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	}
 	if c.held {
 		res.floor = max(res.floor, c.want) // its token was given out: N6
+		c.newUntil = now.Mono + c.ttl + proto.Margin(c.ttl)
 	}
 	n.add(now, c)
 	if free {
 		n.vote(now, c, 0)
-		n.granted(c, out)
+		n.granted(now, c, out)
 		return
 	}
 	n.enqueue(now, c)
@@ -272,7 +279,7 @@ func (c *claim) isWaitedFor() bool {
 // granted again when the node votes.
 func (n *Node) grantedOrNot(now proto.Now, c *claim, out *Out) {
 	if n.voting() {
-		n.granted(c, out)
+		n.granted(now, c, out)
 		return
 	}
 	c.owed = true
@@ -281,9 +288,9 @@ func (n *Node) grantedOrNot(now proto.Now, c *claim, out *Out) {
 	n.send(c, a, out)
 }
 
-func (n *Node) granted(c *claim, out *Out) {
+func (n *Node) granted(now proto.Now, c *claim, out *Out) {
 	a := n.about(c, proto.Granted)
-	a.Fence, a.Behind, a.Late = c.fence, c.isWaitedFor(), c.quiet
+	a.Fence, a.Behind, a.Late, a.New = c.fence, c.isWaitedFor(), c.quiet, c.isNew(now)
 	c.quiet = false
 	if a.Behind {
 		c.told = n.serial
@@ -359,7 +366,7 @@ func (n *Node) promote(now proto.Now, res *resource, hint int64, out *Out) {
 			}
 			n.dequeue(head)
 			n.vote(now, head, hint)
-			n.granted(head, out)
+			n.granted(now, head, out)
 		}
 		n.recall(res)
 	}

@@ -78,6 +78,9 @@ func AppendRequest(b []byte, r *Request) []byte {
 			b = appendInt(b, "started", r.Started)
 			b = append(b, `,"voted":`...)
 			b = strconv.AppendBool(b, r.Voted)
+			if r.Stopped {
+				b = append(b, `,"stopped":true`...)
+			}
 		}
 	case List, Inspect:
 		b = append(b, `"nonce":`...)
@@ -144,6 +147,9 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		}
 		if a.Late {
 			b = append(b, `,"late":true`...)
+		}
+		if a.New {
+			b = append(b, `,"new":true`...)
 		}
 	case Recall:
 		if a.Behind {
@@ -324,6 +330,7 @@ type wire struct {
 	Span        uint64       `json:"span"`
 	Behind      bool         `json:"behind"`
 	Late        bool         `json:"late"`
+	New         bool         `json:"new"`
 	Digest      string       `json:"digest"`
 	Client      string       `json:"client"`
 	Node        string       `json:"node"`
@@ -337,6 +344,7 @@ type wire struct {
 	Incarnation string       `json:"incarnation"`
 	Started     int64        `json:"started"`
 	Voted       bool         `json:"voted"`
+	Stopped     bool         `json:"stopped"`
 	Fence       uint64       `json:"fence"`
 	Place       int64        `json:"place"`
 	Recovering  int64        `json:"recovering_ms"`
@@ -460,7 +468,7 @@ func (r *Request) fill(w *wire, verb Verb, client, resource string) error {
 		if r.Node = d.optionalToken("node", w.Node); r.Node != "" {
 			r.Incarnation = d.uuid("incarnation", w.Incarnation)
 			r.Started = d.micros("started", w.Started)
-			r.Voted = w.Voted
+			r.Voted, r.Stopped = w.Voted, w.Stopped
 		}
 	case List, Inspect:
 		r.Nonce = d.text("nonce", w.Nonce, MaxText)
@@ -514,6 +522,7 @@ func (a *Answer) fill(w *wire) error {
 	switch a.Kind {
 	case Granted:
 		a.Fence, a.Behind, a.Late = d.positive("fence", w.Fence), w.Behind, w.Late
+		a.New = w.New
 		if a.Span = d.span(w.Span); a.Span == 1 {
 			a.Span = 0 // one spelling
 		}

@@ -40,6 +40,11 @@ const (
 type Now struct {
 	Mono time.Duration // monotonic, from any start
 	Wall int64         // wall clock, microseconds since 1970
+
+	// Boot is how long ago the machine was started, sleep included: a clock that
+	// nobody sets. 0 where that is not known, and where it is not needed: it is
+	// compared between two lives of a node alone (N8).
+	Boot time.Duration
 }
 
 // ClaimID names one attempt by one client on one resource, for ever.
@@ -179,6 +184,7 @@ type Request struct {
 	Incarnation uuid.UUID // of a node that asks after its own name
 	Started     int64
 	Voted       bool
+	Stopped     bool // it gave the name up, and votes no more
 }
 
 // Kind is what an answer says.
@@ -211,6 +217,7 @@ type Answer struct {
 
 	Behind bool // granted, recall: of a claim that is kept, that others wait for it
 	Late   bool // granted: the claim had to wait, and was not told so
+	New    bool // granted: the claim came as a held one, and the node did not know it
 
 	Place      int           // queued: claims before this one
 	Blocker    *Blocker      // queued: who stands in the way, nil if nobody does (the node is recovering)

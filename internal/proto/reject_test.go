@@ -206,6 +206,7 @@ var messages = []message{
 		{name: "incarnation", kind: "uuid", required: true},
 		{name: "started", kind: "micros"},
 		{name: "voted", kind: "bool"},
+		{name: "stopped", kind: "bool"},
 	}},
 	{"list-more", List, []field{
 		{name: "nonce", kind: "text"},
@@ -229,6 +230,7 @@ var messages = []message{
 		{name: "span", kind: "span"},
 		{name: "behind", kind: "bool"},
 		{name: "late", kind: "bool"},
+		{name: "new", kind: "bool"},
 	})},
 	{"queued", "", fields(head, claimFields, []field{
 		{name: "place", kind: "count"},

@@ -89,7 +89,7 @@ func (w *world) read(h *host) proto.Now {
 	if h.asleep > 0 {
 		mono = h.asleep - h.slept
 	}
-	return proto.Now{Mono: mono, Wall: max((w.now + h.wall).Microseconds(), 0)}
+	return proto.Now{Mono: mono, Wall: max((w.now + h.wall).Microseconds(), 0), Boot: w.now + time.Hour}
 }
 
 // id makes ids of which those of a come before those of b, and of two lives of
@@ -608,6 +608,9 @@ func (w *world) startNode(h *host) {
 	h.mark = nil // it serves once (N8)
 	cfg := w.limits
 	cfg.Name, cfg.Config, cfg.Incarnation, cfg.ProbeWait = h.id, h.config, id(h.name, h.lives), probeWait
+	for life := range h.lives - 1 {
+		cfg.Past = append(cfg.Past, id(h.name, life+1))
+	}
 	h.node = node.New(cfg, w.read(h), saved, h.ttl)
 	h.ttl = h.config.MaxTTL
 	h.due = w.now

@@ -18,6 +18,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 	"sync"
 )
@@ -28,8 +29,9 @@ const (
 	lockFile = "lock"
 
 	// version is that of the file's form, Mark included: one that has a field
-	// more is another version, since an older node would drop that field.
-	version = 1
+	// more is another version, since an older node would drop that field. Version 1
+	// had no cluster, place, time and runs: its marks are read, but are not clean.
+	version = 2
 )
 
 // errInUse is what flock returns when another holds the lock.
@@ -37,11 +39,15 @@ var errInUse = errors.New("in use by another node")
 
 // Mark is what a node leaves in its state directory.
 type Mark struct {
-	Clean  bool            `json:"clean"` // true only after a clean stop or a bootstrap; false while the node runs
-	Name   string          `json:"name"`
-	Digest string          `json:"digest"` // of the configuration
-	MaxTTL int64           `json:"max_ttl_ms"`
-	Saved  json.RawMessage `json:"saved,omitempty"` // the node's tables at its clean stop; opaque here
+	Clean   bool            `json:"clean"` // true only after a clean stop or a bootstrap; false while the node runs
+	Cluster string          `json:"cluster"`
+	Name    string          `json:"name"`
+	Digest  string          `json:"digest"` // of the configuration
+	MaxTTL  int64           `json:"max_ttl_ms"`
+	Written int64           `json:"written_us"`      // wall clock
+	Runs    []string        `json:"runs,omitempty"`  // incarnations of the node that used the directory, the latest last
+	Place   Place           `json:"place"`           // set by Write
+	Saved   json.RawMessage `json:"saved,omitempty"` // the node's tables at its clean stop; opaque here
 }
 
 // file is the form of the mark on disk.
@@ -54,6 +60,7 @@ type file struct {
 // Dir is a state directory in use. Its methods may be called concurrently.
 type Dir struct {
 	name string // as given to Open, for errors
+	path string // absolute, of what was opened
 
 	mu     sync.Mutex // guards what follows, and the files
 	root   *os.Root   // nil once closed
@@ -69,6 +76,13 @@ func Open(dir string) (*Dir, error) {
 	// be: a node whose directory is gone waits, as it does with an empty one.
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory %q: cannot be made: %w", dir, err)
+	}
+	path, err := filepath.Abs(dir)
+	if err == nil {
+		path, err = filepath.EvalSymlinks(path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("state directory %q: its path cannot be found: %w", dir, err)
 	}
 	// All further access goes through the open directory: the files stay with
 	// the lock, whatever becomes of the path or of the working directory.
@@ -91,54 +105,64 @@ func Open(dir string) (*Dir, error) {
 		}
 		return nil, fmt.Errorf("state directory %q: cannot be locked: %w", dir, err)
 	}
-	return &Dir{name: dir, root: root, locked: locked}, nil
+	return &Dir{name: dir, path: path, root: root, locked: locked}, nil
 }
 
 // Read gives the mark that was written last. Found is false only if there is no
 // file. With an error there is something, which is not to be relied on: the
 // mark is then empty and the caller is a node that may have forgotten.
-func (d *Dir) Read() (m Mark, found bool, err error) {
+//
+// Here reports whether the mark was written at this place, and is not a copy: only
+// then can it be relied on that nobody used it before.
+func (d *Dir) Read() (m Mark, found, here bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.root == nil {
-		return Mark{}, true, d.errClosed()
+		return Mark{}, true, false, d.errClosed()
 	}
-	b, err := d.root.ReadFile(markFile)
+	f, err := d.root.Open(markFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return Mark{}, false, nil
+		return Mark{}, false, false, nil
+	}
+	var b []byte
+	var info fs.FileInfo
+	if err == nil {
+		b, err = io.ReadAll(f)
+		if err == nil {
+			info, err = f.Stat()
+		}
+		if errClose := f.Close(); err == nil {
+			err = errClose
+		}
 	}
 	if err != nil {
-		return Mark{}, true, fmt.Errorf("state directory %q: its mark cannot be read: %w", d.name, err)
+		return Mark{}, true, false, fmt.Errorf("state directory %q: its mark cannot be read: %w", d.name, err)
 	}
 	m, err = decode(b)
 	if err != nil {
-		return Mark{}, true, fmt.Errorf("state directory %q: %s is damaged, or not of this version, and counts as forgotten: %w",
+		return Mark{}, true, false, fmt.Errorf("state directory %q: %s is damaged, or not of this version, and counts as forgotten: %w",
 			d.name, markFile, err)
 	}
-	return m, true, nil
+	return m, true, m.Place == d.placeOf(info), nil
 }
 
 // Write replaces the mark, and returns without error only when the new one is
 // on disk for good. After an error the directory has the old mark or the new
 // one, and only another Write tells which will stay.
 func (d *Dir) Write(m Mark) error {
-	b, err := encode(m)
-	if err != nil {
-		return fmt.Errorf("state directory %q: the mark cannot be encoded: %w", d.name, err)
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.root == nil {
 		return d.errClosed()
 	}
-	if err := d.replace(b); err != nil {
+	if err := d.replace(m); err != nil {
 		return fmt.Errorf("state directory %q: the mark cannot be written: %w", d.name, err)
 	}
 	return nil
 }
 
 // replace is called with d.mu held.
-func (d *Dir) replace(b []byte) (err error) {
+func (d *Dir) replace(m Mark) (err error) {
 	// One name for all temporary files, so that crashes cannot fill the
 	// directory: the lock keeps others away, d.mu this node. What a crash left
 	// is removed instead of overwritten, since it may be of any kind.
@@ -154,7 +178,14 @@ func (d *Dir) replace(b []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(b)
+	info, err := f.Stat()
+	if err == nil {
+		var b []byte
+		m.Place = d.placeOf(info)
+		if b, err = encode(m); err == nil {
+			_, err = f.Write(b)
+		}
+	}
 	if err == nil {
 		// Before the rename: a name may reach the disk before the bytes do.
 		err = f.Sync()
@@ -235,8 +266,8 @@ func decode(b []byte) (Mark, error) {
 	if err := unmarshal(b, &f); err != nil {
 		return Mark{}, err
 	}
-	if f.Version != version {
-		return Mark{}, fmt.Errorf("version %d, want %d", f.Version, version)
+	if f.Version < 1 || f.Version > version {
+		return Mark{}, fmt.Errorf("version %d; this node reads versions 1 to %d", f.Version, version)
 	}
 	var compact bytes.Buffer
 	if err := json.Compact(&compact, f.Mark); err != nil {
@@ -249,6 +280,7 @@ func decode(b []byte) (Mark, error) {
 	if err := unmarshal(compact.Bytes(), &m); err != nil {
 		return Mark{}, err
 	}
+	m.Clean = m.Clean && f.Version == version
 	return m, nil
 }
 
