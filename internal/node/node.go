@@ -192,7 +192,7 @@ func (n *Node) Deadline() time.Duration {
 	if n.stopped {
 		return d
 	}
-	if n.inQuarant {
+	if n.inQuarant && n.asks == 0 {
 		d = min(d, n.quarantine)
 	}
 	for _, r := range n.rivals {

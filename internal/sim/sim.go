@@ -9,7 +9,6 @@ package sim
 import (
 	"container/heap"
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -108,6 +107,7 @@ func (c *hostClock) read(t time.Duration) proto.Now {
 	return proto.Now{
 		Mono: time.Duration(float64(awake) * c.rate),
 		Wall: baseWall + int64(float64(t)*c.rate/1000) + c.offset.Microseconds(),
+		Boot: time.Hour + time.Duration(float64(t)*c.rate),
 	}
 }
 
@@ -118,12 +118,11 @@ type simNode struct {
 	cfg     proto.Config
 	clock   hostClock
 	core    *node.Node // nil while it is down
-	disk    []byte     // the clean mark
-	longest time.Duration
+	dir     *simDir    // nil: it keeps nothing
 	inbox   string
 	timer   *event
 	out     node.Out
-	twin    bool // a second node under a name that is taken
+	twin    string // "": the first machine of its name, else what sets this one apart
 	paused  bool
 	backlog []func()
 	claims  int // limits
@@ -143,6 +142,8 @@ type simClient struct {
 	paused   bool
 	backlog  []func()
 	instance uuid.UUID
+
+	evictions int // how often one of its claims was to be evicted
 }
 
 // job is what one goroutine of a client does: wants, waits, holds, releases.
@@ -172,6 +173,8 @@ type Sim struct {
 	clients []*simClient
 	inboxes map[string]func(*proto.Answer)
 	cuts    map[[2]string]time.Duration // from, to: cut until
+	deaf    map[string]bool             // hears nobody
+	mute    map[string]bool             // is heard by nobody
 	jobs    map[string][]*job           // waiting or holding, by resource
 	tokens  map[string]*tokens
 	res     Result
@@ -183,7 +186,8 @@ type Sim struct {
 	shared          bool          // clients share claims among their jobs
 	retention       time.Duration // and keep them
 	cluster         proto.Config
-	twin            *simNode
+	twins, dirs     int
+	names           *names     // a world of nodes that replace each other, nil in others
 	operator        *rand.Rand // of one who evicts claims, nil if there is none
 	wrong           string     // who has another configuration in this world: "node", "client" or nobody
 	uuids           uint64
@@ -203,13 +207,16 @@ func Run(opt Options) (Result, error) {
 func newSim(opt Options) *Sim {
 	s := &Sim{
 		opt: opt, rng: rand.New(rand.NewPCG(opt.Seed, 0x716c6f636b)),
-		inboxes: map[string]func(*proto.Answer){}, cuts: map[[2]string]time.Duration{},
+		inboxes: map[string]func(*proto.Answer){}, cuts: map[[2]string]time.Duration{}, deaf: map[string]bool{}, mute: map[string]bool{},
 		jobs: map[string][]*job{}, tokens: map[string]*tokens{}, working: true,
 	}
 	r := s.rng
 	n := 1 + r.IntN(7)
 	if r.IntN(3) > 0 {
 		n = 2 + r.IntN(4) // the sizes that people run
+	}
+	if opt.Seed%4 == 3 {
+		n = s.newNames()
 	}
 	cfg := proto.Config{MaxTTL: maxTTL, Skew: skew}
 	for i := range n {
@@ -224,13 +231,19 @@ func newSim(opt Options) *Sim {
 		s.retention = s.between(0, ttl)
 	}
 	s.world = [...]int{sound, lossy, rough, rough, rough, rough, rough, rough, rough, rough}[r.IntN(10)]
+	if s.names != nil {
+		s.names.settle()
+	}
 	if s.world == sound {
 		s.loss, s.late = 0, 0
 	}
 	for i := range n {
 		nd := &simNode{sim: s, name: cfg.Nodes[i], cfg: cfg, clock: s.newClock(2 * time.Second), inbox: "node." + cfg.Nodes[i], claims: 1000, queue: 1000}
 		// A bootstrapped cluster starts from clean marks.
-		nd.disk, _ = json.Marshal(&node.Saved{})
+		if s.names == nil || s.names.keeps {
+			nd.dir = s.newDir()
+			nd.dir.save(nd, &node.Saved{})
+		}
 		s.nodes = append(s.nodes, nd)
 		s.at(s.between(0, 50*time.Millisecond), nd.start)
 	}
@@ -239,6 +252,9 @@ func newSim(opt Options) *Sim {
 		clients = 20 + r.IntN(31)
 	}
 	resources := 1 + r.IntN(3)
+	if s.names != nil {
+		clients, resources = 2+r.IntN(4), 1+r.IntN(2)
+	}
 	if r.IntN(6) == 0 && s.world != sound { // limits that are reached
 		for _, nd := range s.nodes {
 			nd.claims, nd.queue = 1+r.IntN(3), 1+r.IntN(3)
@@ -262,7 +278,10 @@ func newSim(opt Options) *Sim {
 		s.operator = rand.New(rand.NewPCG(opt.Seed, 0x65766963))
 		s.at(5*time.Second, s.evict)
 	}
-	if s.world == rough {
+	switch {
+	case s.names != nil:
+		s.at(s.between(0, 5*time.Second), s.names.play)
+	case s.world == rough:
 		s.at(s.between(0, 10*time.Second), s.fault)
 	}
 	return s
@@ -335,7 +354,9 @@ func (s *Sim) run() {
 
 // ---- the network
 
-func (s *Sim) isCut(from, to string) bool { return s.now < s.cuts[[2]string{from, to}] }
+func (s *Sim) isCut(from, to string) bool {
+	return s.deaf[to] || s.mute[from] || s.now < s.cuts[[2]string{from, to}]
+}
 
 // carry delivers a message, or not, or twice, or late. Nothing is assumed of it.
 func (s *Sim) carry(from, to, what string, deliver func()) {
@@ -409,30 +430,20 @@ func (s *Sim) answer(from *simNode, to string, a proto.Answer) {
 // ---- nodes
 
 func (nd *simNode) host() string {
-	if nd.twin {
-		return nd.name + "'"
-	}
-	return nd.name
+	return nd.name + nd.twin
 }
 
 func (nd *simNode) start() {
 	s := nd.sim
-	if nd.core != nil || nd.twin && !s.working {
+	if nd.core != nil || nd.twin != "" && !s.working || nd.dir != nil && nd.dir.user != nil {
 		return
 	}
-	var saved *node.Saved
-	if nd.disk != nil {
-		saved = new(node.Saved)
-		if err := json.Unmarshal(nd.disk, saved); err != nil {
-			s.fail("clean mark: %v", err)
-		}
-	}
-	nd.disk = nil // it serves once (N8)
+	run := s.newUUID()
+	saved, longest, past := nd.dir.take(nd, run)
 	nd.core = node.New(node.Config{
-		Name: nd.name, Config: nd.cfg, Incarnation: s.newUUID(), ProbeWait: 100 * time.Millisecond,
-		MaxClaims: nd.claims, MaxQueue: nd.queue, MaxRuns: 2,
-	}, nd.clock.read(s.now), saved, nd.longest)
-	nd.longest = nd.cfg.MaxTTL
+		Name: nd.name, Config: nd.cfg, Incarnation: run, ProbeWait: 100 * time.Millisecond,
+		MaxClaims: nd.claims, MaxQueue: nd.queue, MaxRuns: 2, Past: past,
+	}, nd.clock.read(s.now), saved, longest)
 	s.tracef("%s starts, clean mark: %v", nd.host(), saved != nil)
 	s.inboxes[nd.inbox] = func(a *proto.Answer) {
 		nd.do(func() {
@@ -505,14 +516,17 @@ func (nd *simNode) stop(clean bool) {
 		return
 	}
 	if clean {
-		if saved, ok := nd.core.Save(nd.clock.read(s.now)); ok {
-			nd.disk, _ = json.Marshal(saved)
+		if saved, ok := nd.core.Save(nd.clock.read(s.now)); ok && nd.dir != nil {
+			nd.dir.save(nd, saved)
 		}
 		s.res.Restarts++
 	} else {
 		s.res.Crashes++
 	}
-	s.tracef("%s stops, clean: %v, mark: %v", nd.host(), clean, nd.disk != nil)
+	if nd.dir != nil {
+		nd.dir.user = nil
+	}
+	s.tracef("%s stops, clean: %v, mark: %v", nd.host(), clean, nd.dir != nil && nd.dir.disk != nil)
 	nd.stops++
 	nd.core = nil
 	if nd.paused {
@@ -717,7 +731,7 @@ func (j *job) event(k local.EventKind) {
 		}
 		s.cancel(j.timer)
 		hold := s.between(0, 100*time.Millisecond)
-		if s.working && s.rng.IntN(10) == 0 {
+		if s.working && (s.rng.IntN(10) == 0 || s.names != nil && s.rng.IntN(2) == 0) {
 			hold = s.between(0, 3*ttl)
 		}
 		j.timer = s.at(hold, func() {
@@ -897,13 +911,13 @@ func (s *Sim) fault() {
 		s.tracef("%s has its wall clock set to %v", nd.host(), nd.clock.offset)
 	case 11: // a node is started with another configuration, and later with the right one
 		nd := s.nodes[r.IntN(len(s.nodes))]
-		if nd.twin || len(nd.cfg.Nodes) != len(s.cluster.Nodes) || s.wrong == "client" {
+		if nd.twin != "" || len(nd.cfg.Nodes) != len(s.cluster.Nodes) || s.wrong == "client" {
 			break
 		}
 		s.wrong = "node"
 		s.res.WrongConfig++
 		nd.stop(r.IntN(2) == 0)
-		nd.disk = nil                    // a mark of another configuration is void (N8)
+		nd.dir.disk = nil                // a mark of another configuration is void (N8)
 		nd.cfg.Nodes = []string{nd.name} // it takes itself for a whole cluster
 		s.at(s.downFor(), nd.start)
 		s.at(s.between(0, 2*maxTTL), func() {
@@ -938,16 +952,10 @@ func (s *Sim) fault() {
 		s.at(s.between(0, 2*maxTTL), c.crash)
 	case 12: // somebody starts a second node under a name that is taken
 		nd := s.nodes[r.IntN(len(s.nodes))]
-		if nd.twin || nd.core == nil || s.twin != nil || len(s.nodes) == 1 {
+		if nd.twin != "" || nd.core == nil || s.twins > 0 || len(s.nodes) == 1 {
 			break
 		}
-		s.res.Twins++
-		s.twin = &simNode{
-			sim: s, name: nd.name, cfg: s.cluster, clock: s.newClock(2 * time.Second), inbox: nd.inbox + "'",
-			claims: nd.claims, queue: nd.queue, twin: true,
-		}
-		s.nodes = append(s.nodes, s.twin)
-		s.twin.start()
+		s.newTwin(nd, nil).start()
 	}
 	s.at(s.between(0, 12*time.Second), s.fault)
 }
@@ -965,13 +973,17 @@ func (s *Sim) calmDown() {
 	s.tracef("calm")
 	s.working = false
 	clear(s.cuts)
+	clear(s.deaf)
+	clear(s.mute)
 	for _, nd := range s.nodes {
 		nd.resume()
-		if nd.twin || len(nd.cfg.Nodes) != len(s.cluster.Nodes) || nd.core != nil && nd.core.Stopped() {
+		if nd.twin != "" || len(nd.cfg.Nodes) != len(s.cluster.Nodes) || nd.core != nil && nd.core.Stopped() {
 			nd.stop(false)
 			nd.cfg = s.cluster
 		}
-		if !nd.twin {
+	}
+	for _, nd := range s.nodes { // when the twins have let go of their directories
+		if nd.twin == "" {
 			nd.start()
 		}
 	}
@@ -1017,6 +1029,8 @@ func (s *Sim) evict() {
 	c := j.client
 	id := proto.ClaimID{Instance: c.instance, Seq: claim.Seq()}
 	s.res.Evicted++
+	c.evictions++
+	times := c.evictions
 	s.tracef("%v of %s on %s is to be evicted", id, c.name, j.res)
 	for _, nd := range s.nodes {
 		if r.Float64() < s.loss {
@@ -1031,7 +1045,9 @@ func (s *Sim) evict() {
 				nd.flush()
 				stops := nd.stops
 				s.at(ttl+ttl/20, func() {
-					if known && nd.core != nil && !nd.paused && nd.stops == stops {
+					// Not if it was wanted again meanwhile: its client may not have heard the
+					// first time, and have acquired it again since.
+					if known && nd.core != nil && !nd.paused && nd.stops == stops && c.evictions == times {
 						s.checkEvicted(nd, j.res, id)
 					}
 				})
