@@ -3,13 +3,20 @@
 package statedir
 
 import (
-	"io/fs"
+	"os"
 	"syscall"
 )
 
-func inode(f fs.FileInfo) (device, inode uint64) {
-	if s, ok := f.Sys().(*syscall.Stat_t); ok {
-		return uint64(s.Dev), uint64(s.Ino) //nolint:unconvert // other types on other systems
+func identify(f *os.File) (identity, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return identity{}, err
 	}
-	return 0, 0
+	s, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return identity{}, nil
+	}
+	return identity{
+		device: uint64(s.Dev), inode: uint64(s.Ino), born: born(f, s), links: uint64(s.Nlink), //nolint:unconvert // other types on other systems
+	}, nil
 }

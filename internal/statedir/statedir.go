@@ -19,7 +19,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"sync"
 )
 
@@ -62,9 +61,8 @@ type Dir struct {
 	name string // as given to Open, for errors
 	path string // absolute, of what was opened
 
-	mu     sync.Mutex // guards what follows, and the files
-	root   *os.Root   // nil once closed
-	locked *os.File
+	mu    sync.Mutex // guards what follows, and the files
+	files files      // nil once closed
 }
 
 // Open takes the directory for this node alone, and makes it if it is missing.
@@ -105,7 +103,7 @@ func Open(dir string) (*Dir, error) {
 		}
 		return nil, fmt.Errorf("state directory %q: cannot be locked: %w", dir, err)
 	}
-	return &Dir{name: dir, path: path, root: root, locked: locked}, nil
+	return &Dir{name: dir, path: path, files: osFiles{root, locked}}, nil
 }
 
 // Read gives the mark that was written last. Found is false only if there is no
@@ -117,19 +115,19 @@ func Open(dir string) (*Dir, error) {
 func (d *Dir) Read() (m Mark, found, here bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.root == nil {
+	if d.files == nil {
 		return Mark{}, true, false, d.errClosed()
 	}
-	f, err := d.root.Open(markFile)
+	f, err := d.files.open(markFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Mark{}, false, false, nil
 	}
 	var b []byte
-	var info fs.FileInfo
+	var id identity
 	if err == nil {
 		b, err = io.ReadAll(f)
 		if err == nil {
-			info, err = f.Stat()
+			id, err = d.files.identify(f)
 		}
 		if errClose := f.Close(); err == nil {
 			err = errClose
@@ -143,7 +141,8 @@ func (d *Dir) Read() (m Mark, found, here bool, err error) {
 		return Mark{}, true, false, fmt.Errorf("state directory %q: %s is damaged, or not of this version, and counts as forgotten: %w",
 			d.name, markFile, err)
 	}
-	return m, true, m.Place == d.placeOf(info), nil
+	// A second link to the file is a copy that would come back with the same inode.
+	return m, true, m.Place == d.placeOf(id) && id.links <= 1, nil
 }
 
 // Write replaces the mark, and returns without error only when the new one is
@@ -152,7 +151,7 @@ func (d *Dir) Read() (m Mark, found, here bool, err error) {
 func (d *Dir) Write(m Mark) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.root == nil {
+	if d.files == nil {
 		return d.errClosed()
 	}
 	if err := d.replace(m); err != nil {
@@ -166,22 +165,22 @@ func (d *Dir) replace(m Mark) (err error) {
 	// One name for all temporary files, so that crashes cannot fill the
 	// directory: the lock keeps others away, d.mu this node. What a crash left
 	// is removed instead of overwritten, since it may be of any kind.
-	if err := d.root.Remove(tempFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := d.files.remove(tempFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			_ = d.root.Remove(tempFile) // after the rename there is none, which is as well
+			_ = d.files.remove(tempFile) // after the rename there is none, which is as well
 		}
 	}()
-	f, err := d.root.OpenFile(tempFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := d.files.create(tempFile)
 	if err != nil {
 		return err
 	}
-	info, err := f.Stat()
+	id, err := d.files.identify(f)
 	if err == nil {
 		var b []byte
-		m.Place = d.placeOf(info)
+		m.Place = d.placeOf(id)
 		if b, err = encode(m); err == nil {
 			_, err = f.Write(b)
 		}
@@ -196,41 +195,23 @@ func (d *Dir) replace(m Mark) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := d.root.Rename(tempFile, markFile); err != nil {
+	if err := d.files.rename(tempFile, markFile); err != nil {
 		return err
 	}
 	// The rename itself is durable only now. Without this a clean mark that was
 	// replaced before the first vote could be back after a power cut.
-	return syncDir(d.root)
-}
-
-func syncDir(root *os.Root) error {
-	switch runtime.GOOS {
-	case "windows", "plan9", "js", "wasip1":
-		return nil // a directory cannot be synced there
-	}
-	f, err := root.Open(".")
-	if err != nil {
-		return err
-	}
-	err = f.Sync()
-	if errClose := f.Close(); err == nil {
-		err = errClose
-	}
-	return err
+	return d.files.sync()
 }
 
 // Close lets others have the directory. Further calls do nothing.
 func (d *Dir) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.root == nil {
+	if d.files == nil {
 		return nil
 	}
-	// Closing the file drops the lock too, but not while a child that is being
-	// started still has a copy of it, between fork and exec.
-	err := errors.Join(unflock(d.locked), d.locked.Close(), d.root.Close())
-	d.root, d.locked = nil, nil
+	err := d.files.close()
+	d.files = nil
 	if err != nil {
 		return fmt.Errorf("state directory %q: cannot be closed: %w", d.name, err)
 	}
