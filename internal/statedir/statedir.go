@@ -52,7 +52,7 @@ type Mark struct {
 // file is the form of the mark on disk.
 type file struct {
 	Version int             `json:"version"`
-	SHA256  string          `json:"sha256"` // of Mark without white space, in lower-case hex
+	SHA256  string          `json:"sha256"` // of Version and Mark without white space, in lower-case hex
 	Mark    json.RawMessage `json:"mark"`
 }
 
@@ -228,7 +228,7 @@ func encode(m Mark) ([]byte, error) {
 		return nil, err
 	}
 	mark = bytes.TrimSuffix(mark, []byte("\n"))
-	return marshal(file{Version: version, SHA256: checksum(mark), Mark: mark}, "  ")
+	return marshal(file{Version: version, SHA256: checksum(version, mark), Mark: mark}, "  ")
 }
 
 // marshal is json.Marshal that leaves <, > and & as they are: Saved comes back
@@ -254,7 +254,7 @@ func decode(b []byte) (Mark, error) {
 	if err := json.Compact(&compact, f.Mark); err != nil {
 		return Mark{}, err
 	}
-	if f.SHA256 != checksum(compact.Bytes()) {
+	if f.SHA256 != checksum(f.Version, compact.Bytes()) {
 		return Mark{}, errors.New("the checksum does not match the mark")
 	}
 	var m Mark
@@ -278,7 +278,12 @@ func unmarshal(b []byte, v any) error {
 	return nil
 }
 
-func checksum(b []byte) string {
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:])
+// checksum is that of a mark of a version. Version 1 had the mark alone in it.
+func checksum(version int, mark []byte) string {
+	h := sha256.New()
+	if version > 1 {
+		fmt.Fprintf(h, "%d\n", version)
+	}
+	h.Write(mark)
+	return hex.EncodeToString(h.Sum(nil))
 }

@@ -116,7 +116,7 @@ func TestSavedComesBackWithoutWhiteSpace(t *testing.T) {
 func TestForm(t *testing.T) {
 	const form = `{
   "version": 2,
-  "sha256": "e450baa27497ed944e5101038fb10ed56ce8ccf9c456df39ce7848884be6c9d1",
+  "sha256": "5f179118d3f32d1c2ee14223ff29abf450d83715e6ebe653aa62650060d2593a",
   "mark": {
     "clean": true,
     "cluster": "prod",
@@ -192,7 +192,7 @@ func TestFormOfVersion1(t *testing.T) {
 	put(t, dir, []byte(strings.Replace(form, "30000", "30001", 1)))
 	wantDamaged(t, d, "changed")
 	put(t, dir, []byte(strings.Replace(form, `"version": 1`, `"version": 2`, 1)))
-	wantMarkAt(t, d, Mark{Clean: true, Name: "node-1", Digest: "d41d8cd9", MaxTTL: 30000, Saved: sample.Saved}, false)
+	wantDamaged(t, d, "of another version")
 }
 
 func TestMissing(t *testing.T) {
@@ -308,6 +308,7 @@ func TestEdited(t *testing.T) {
 		{`30000`, `1000`},
 		{`"fence": 17`, `"fence": 1`},
 		{`"version": 2`, `"version": 3`},
+		{`"version": 2`, `"version": 1`},
 		{`"version": 2`, `"version": 0`},
 		{`"version": 2`, `"version": -1`},
 		{`"version": 2`, `"version": 2, "extra": 1`},
@@ -527,7 +528,7 @@ func sealed(mark []byte) []byte {
 	if json.Compact(&compact, mark) != nil {
 		return mark
 	}
-	return fmt.Appendf(nil, `{"version":2,"sha256":%q,"mark":%s}`, checksum(compact.Bytes()), mark)
+	return fmt.Appendf(nil, `{"version":2,"sha256":%q,"mark":%s}`, checksum(version, compact.Bytes()), mark)
 }
 
 // FuzzRead gives Read any file, and any mark with a right checksum, which
