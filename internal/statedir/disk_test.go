@@ -22,7 +22,8 @@ type disk struct {
 	synced   map[string]*inode   // what is there after a crash
 	since    map[string][]*inode // or any of these, nil for none: since the last sync
 	numbers  uint64
-	nameless bool // inodes have no numbers
+	nameless bool  // inodes have no numbers
+	born     int64 // of all of them
 
 	ops  []string     // done so far, for messages
 	fail map[int]bool // of the n-th operation: true after its effect, false before it
@@ -103,7 +104,7 @@ func (d *disk) identify(f handle) (identity, error) {
 	if d.nameless {
 		return identity{}, nil
 	}
-	return identity{device: 1, inode: f.(*diskFile).number, born: 1, links: 1}, nil
+	return identity{device: 1, inode: f.(*diskFile).number, born: d.born, links: 1}, nil
 }
 
 func (d *disk) rename(from, to string) error {

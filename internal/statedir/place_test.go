@@ -227,3 +227,15 @@ func TestPlaceWithoutNumbers(t *testing.T) {
 	moved.path += "-moved"
 	wantMarkAt(t, moved, sample, false)
 }
+
+// TestNumberGivenAway: a copy that has the number of the removed file was made later.
+// Whether that happens on a real disk depends on the file system.
+func TestNumberGivenAway(t *testing.T) {
+	disk := newDisk()
+	disk.born = 1
+	d := disk.dir()
+	write(t, d, sample)
+	wantMark(t, d, sample)
+	disk.born = 2
+	wantMarkAt(t, d, sample, false)
+}
