@@ -14,6 +14,9 @@ const (
 	// begins, so that an earlier node of its name stops voting before that (N9).
 	firstAsks = 5
 
+	// A node asks for its name so many times in maxTTL, and more often while it waits.
+	askEvery, askWaiting = 10, 30
+
 	// A node that gives its name up says so as often: a message or two may be lost.
 	farewells = 10
 
@@ -33,9 +36,9 @@ func (n *Node) probeDue() time.Duration {
 	case n.stopped || !n.probed || !n.probeEchoed || n.asks > 0:
 		return n.probeAt + n.cfg.ProbeWait
 	case n.inQuarant || len(n.rivals) > 0:
-		return n.probeAt + max(n.cfg.ProbeWait, n.cfg.MaxTTL/30)
+		return n.probeAt + max(n.cfg.ProbeWait, n.cfg.MaxTTL/askWaiting)
 	}
-	return n.probeAt + n.cfg.MaxTTL/3
+	return n.probeAt + n.cfg.MaxTTL/askEvery
 }
 
 // away is for how long the node has not heard itself. It was paused, asleep, or
@@ -80,7 +83,7 @@ func (n *Node) HandleAnswer(now proto.Now, a *proto.Answer, out *Out) {
 		return // of an earlier probe, or of an earlier life: who answered may be long gone
 	}
 	if a.Node != n.cfg.Name {
-		n.longerLease(a.Info.MaxTTL, "node "+a.Node, out)
+		n.longerLease(max(a.Info.MaxTTL, a.Info.Longest), "node "+a.Node, out)
 		return
 	}
 	if a.Incarnation != n.cfg.Incarnation {
@@ -144,8 +147,8 @@ func (n *Node) contest(now proto.Now, other uuid.UUID, voted, stopped bool, out 
 			"another node named %q (incarnation %s) tried to start and was told to stop", n.cfg.Name, other))
 		return
 	}
-	// It asks every third of maxTTL, and may have given votes until it asked again.
-	// So twice the time, in which a question or two may be lost.
+	// It asks every tenth of maxTTL, and may have given votes until it asked again. So
+	// twice the time, in which some questions may be lost.
 	if i < 0 || voted && !n.rivals[i].voted {
 		out.Notes = append(out.Notes, fmt.Sprintf(
 			"another node named %q (incarnation %s) is running: this one gives no votes until that has stopped, and its votes have run out", n.cfg.Name, other))
@@ -189,6 +192,9 @@ func (n *Node) info(now proto.Now, r *proto.Request, reply string, out *Out) {
 		a.Info = &proto.NodeInfo{
 			Nonce: r.Nonce, Nodes: n.cfg.Nodes, MaxTTL: n.cfg.MaxTTL, Skew: n.cfg.Skew,
 			State: n.State(), Started: n.started, Now: max(now.Wall, 0), Voted: n.voted, Claims: n.Claims(), Version: n.cfg.Version,
+		}
+		if n.longest > n.cfg.MaxTTL {
+			a.Info.Longest = n.longest
 		}
 		out.Answers = append(out.Answers, Send{reply, a})
 	}

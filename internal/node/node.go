@@ -90,6 +90,8 @@ type Node struct {
 	stopped     bool
 	farewells   int // how often it still says so (N9)
 
+	lives []uuid.UUID // those before this one whose memory it has, the latest last
+
 	serial  uint64      // counts steps, to do once a step what many claims ask for
 	recalls []*resource // whose heads recall at the end of this step
 
@@ -123,17 +125,31 @@ func New(cfg Config, now proto.Now, saved *Saved, forgot time.Duration) *Node {
 		n.asks = firstAsks
 	} else {
 		n.restore(now, saved)
+		n.lives = saved.Lives
 	}
 	n.probeAt = now.Mono - cfg.ProbeWait // due at once
 	return n
+}
+
+// continued is the lives whose memory this one has, as long as votes can stand that
+// they gave: so a client knows that what it hears is no other node of this name (C13).
+func (n *Node) continued(now proto.Now) []uuid.UUID {
+	if len(n.lives) == 0 || now.Mono > n.since+n.runOut() {
+		return nil
+	}
+	return n.lives
 }
 
 // enterQuarantine has the node give no votes until all have run out that it, or
 // another of its name, can have given until now (N8).
 func (n *Node) enterQuarantine(now proto.Now) {
 	n.inQuarant = true
-	n.quarantine = max(n.quarantine, now.Mono+n.runOut())
+	n.quarantine = max(n.quarantine, now.Mono+n.listen()+n.runOut())
 }
+
+// listen is how long a node of this name that does not hear this one may take to ask
+// the next time, and be heard. It may have voted until then (N9).
+func (n *Node) listen() time.Duration { return n.cfg.MaxTTL/askEvery + n.cfg.MaxTTL/askWaiting }
 
 func (n *Node) runOut() time.Duration { return n.longest + proto.Margin(n.longest) }
 
@@ -148,7 +164,7 @@ func (n *Node) longerLease(ttl time.Duration, who string, out *Out) {
 		return
 	}
 	n.longest = ttl
-	n.quarantine = max(n.quarantine, n.since+n.runOut())
+	n.quarantine = max(n.quarantine, n.since+n.listen()+n.runOut())
 	out.Notes = append(out.Notes, fmt.Sprintf(
 		"%s has, or allows, leases of %v, longer than the %v of this node's configuration: it gives no votes until those have run out", who, n.longest, n.cfg.MaxTTL))
 }
@@ -312,7 +328,7 @@ func (n *Node) Handle(now proto.Now, r *proto.Request, reply string, out *Out) {
 func (n *Node) recovering(now proto.Now) time.Duration {
 	var wait time.Duration
 	if n.inQuarant {
-		wait = max(n.quarantine-now.Mono, time.Millisecond)
+		wait = max(n.quarantine-now.Mono, time.Duration(n.asks)*n.cfg.ProbeWait, time.Millisecond)
 	}
 	for _, r := range n.rivals {
 		wait = max(wait, r.until-now.Mono)

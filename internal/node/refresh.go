@@ -12,7 +12,7 @@ import (
 // not say on which; the client acquires again what it is told is unknown.
 func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) {
 	a := n.answer(proto.Refreshed)
-	a.Client = r.Client
+	a.Client, a.Continues = r.Client, n.continued(now)
 	a.Claim.Instance, a.Beat, a.Lo, a.Hi = r.Claim.Instance, r.Beat, r.Lo, r.Hi
 	known := uint64(0)
 	voting := n.voting() // else what has the vote must wait for it to be confirmed
@@ -25,9 +25,7 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 			case !r.Live.Has(seq):
 				gone = append(gone, seq)
 			default:
-				if !c.isNew(now) {
-					known++
-				}
+				known++
 				if r.Beat > c.beat { // N1
 					c.beat = r.Beat
 					n.extend(now, c)
@@ -65,7 +63,7 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 		}
 	}
 	if known < r.Live.Len() {
-		a.Unknown = s.unknown(r.Live, now)
+		a.Unknown = s.unknown(r.Live)
 	}
 	if reply == "" {
 		return
@@ -91,8 +89,3 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 
 // confirmed reports whether refreshed says that the claim has the node's vote.
 func (c *claim) confirmed(voting bool) bool { return c.voted && voting && c.evicted == nil }
-
-// isNew reports whether the claim came as a held one that this node did not know,
-// less than a lease ago. The votes that its client counts may be those of a node
-// of the same name in another cluster (C13).
-func (c *claim) isNew(now proto.Now) bool { return c.voted && now.Mono < c.newUntil }

@@ -20,6 +20,9 @@ type Saved struct {
 	Floors map[string]uint64 `json:"floors,omitempty"` // of resources with claims
 	Claims []SavedClaim      `json:"claims,omitempty"`
 
+	// The lives whose memory this is, the latest last.
+	Lives []uuid.UUID `json:"lives,omitempty"`
+
 	// How long ago the node last heard itself when this was saved, and what the
 	// clocks showed then. All zero: a new cluster's, of which nobody ever voted.
 	Away time.Duration `json:"away_ns,omitempty"`
@@ -91,6 +94,8 @@ func (n *Node) Save(now proto.Now) (*Saved, bool) {
 		return nil, false
 	}
 	s := &Saved{Floor: n.floor, Floors: map[string]uint64{}, Away: max(n.away(now), 0), Wall: now.Wall, Boot: now.Boot}
+	s.Lives = append(slices.Clone(n.lives), n.cfg.Incarnation)
+	s.Lives = s.Lives[max(0, len(s.Lives)-proto.MaxLives):]
 	for name, res := range n.resources {
 		s.Floors[hexName(name)] = res.floor
 	}

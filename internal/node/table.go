@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"container/heap"
 	"iter"
+	"maps"
 	"slices"
 	"time"
 
@@ -49,8 +50,6 @@ type claim struct {
 	given uint64        // fences from that on
 	since time.Duration // of the vote, or of its place in the queue
 	owed  bool          // it asked for the vote that it has while the node did not vote
-
-	newUntil time.Duration // it came as a held one that was unknown, and counts as new until then (N6)
 
 	deadline time.Duration // end of its lease
 	key      time.Duration // deadline when it was last placed in the heap; deadlines only grow, so the heap may lag behind them
@@ -280,17 +279,11 @@ func (s *session) within(lo, hi uint64) iter.Seq2[uint64, *claim] {
 // unknown returns what of the listed claims s does not have. A list may name far
 // more claims than there are, so the work goes by what is known, not by what is
 // named.
-func (s *session) unknown(live proto.Runs, now proto.Now) proto.Runs {
+func (s *session) unknown(live proto.Runs) proto.Runs {
 	if s == nil {
 		return live
 	}
-	known := make([]uint64, 0, len(s.claims))
-	for seq, c := range s.claims {
-		if !c.isNew(now) {
-			known = append(known, seq)
-		}
-	}
-	slices.Sort(known)
+	known := slices.Sorted(maps.Keys(s.claims))
 	var out proto.Runs
 	for _, run := range live {
 		lo := run.Lo

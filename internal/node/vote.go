@@ -168,7 +168,6 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	}
 	if c.held {
 		res.floor = max(res.floor, c.want) // its token was given out: N6
-		c.newUntil = now.Mono + c.ttl + proto.Margin(c.ttl)
 	}
 	n.add(now, c)
 	if free {
@@ -290,7 +289,10 @@ func (n *Node) grantedOrNot(now proto.Now, c *claim, out *Out) {
 
 func (n *Node) granted(now proto.Now, c *claim, out *Out) {
 	a := n.about(c, proto.Granted)
-	a.Fence, a.Behind, a.Late, a.New = c.fence, c.isWaitedFor(), c.quiet, c.isNew(now)
+	a.Fence, a.Behind, a.Late = c.fence, c.isWaitedFor(), c.quiet
+	if c.held {
+		a.Continues = n.continued(now)
+	}
 	c.quiet = false
 	if a.Behind {
 		c.told = n.serial

@@ -135,6 +135,7 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		b = appendUint(b, "hi", a.Hi)
 		b = appendRuns(b, "waiting", a.Waiting)
 		b = appendRuns(b, "unknown", a.Unknown)
+		b = appendContinues(b, a.Continues)
 	}
 	switch a.Kind {
 	case Granted:
@@ -148,9 +149,7 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		if a.Late {
 			b = append(b, `,"late":true`...)
 		}
-		if a.New {
-			b = append(b, `,"new":true`...)
-		}
+		b = appendContinues(b, a.Continues)
 	case Recall:
 		if a.Behind {
 			b = append(b, `,"behind":true`...)
@@ -202,6 +201,9 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		b = appendInt(b, "now", i.Now)
 		b = append(b, `,"voted":`...)
 		b = strconv.AppendBool(b, i.Voted)
+		if i.Longest > 0 {
+			b = appendInt(b, "longest_ms", i.Longest.Milliseconds())
+		}
 		b = appendInt(b, "claims", int64(i.Claims))
 		b = append(b, `,"version":`...)
 		b = appendQuoted(b, i.Version)
@@ -330,7 +332,7 @@ type wire struct {
 	Span        uint64       `json:"span"`
 	Behind      bool         `json:"behind"`
 	Late        bool         `json:"late"`
-	New         bool         `json:"new"`
+	Continues   []string     `json:"continues"`
 	Digest      string       `json:"digest"`
 	Client      string       `json:"client"`
 	Node        string       `json:"node"`
@@ -356,6 +358,7 @@ type wire struct {
 	MaxTTL      int64        `json:"max_ttl_ms"`
 	Skew        int64        `json:"skew_ms"`
 	State       string       `json:"state"`
+	Longest     int64        `json:"longest_ms"`
 	Claims      int64        `json:"claims"`
 	Version     string       `json:"version"`
 	Note        string       `json:"note"`
@@ -522,7 +525,7 @@ func (a *Answer) fill(w *wire) error {
 	switch a.Kind {
 	case Granted:
 		a.Fence, a.Behind, a.Late = d.positive("fence", w.Fence), w.Behind, w.Late
-		a.New = w.New
+		a.Continues = d.uuids("continues", w.Continues)
 		if a.Span = d.span(w.Span); a.Span == 1 {
 			a.Span = 0 // one spelling
 		}
@@ -547,6 +550,7 @@ func (a *Answer) fill(w *wire) error {
 	case Refreshed:
 		a.Claim.Instance = d.uuid("instance", w.Instance)
 		a.Beat = d.positive("beat", w.Beat)
+		a.Continues = d.uuids("continues", w.Continues)
 		a.Lo, a.Hi = d.positive("lo", w.Lo), d.number("hi", w.Hi)
 		a.Waiting = d.runs("waiting", w.Waiting, w.Lo, w.Hi)
 		a.Unknown = d.runs("unknown", w.Unknown, w.Lo, w.Hi)
@@ -561,6 +565,7 @@ func (a *Answer) fill(w *wire) error {
 			Started: d.micros("started", w.Started),
 			Now:     d.micros("now", w.Now),
 			Voted:   w.Voted,
+			Longest: d.millis("longest_ms", w.Longest),
 			Claims:  d.count("claims", w.Claims),
 			Version: d.text("version", w.Version, MaxText),
 		}
@@ -606,6 +611,36 @@ func (d *decoder) uuid(key, s string) uuid.UUID {
 		d.fail("%s is not a UUID", key)
 	}
 	return id
+}
+
+// MaxLives is how many earlier lives of a node are named at most.
+const MaxLives = 8
+
+func (d *decoder) uuids(key string, list []string) (ids []uuid.UUID) {
+	if len(list) > MaxLives {
+		d.fail("%s has %d entries, at most %d are allowed", key, len(list), MaxLives)
+		return nil
+	}
+	for _, s := range list {
+		ids = append(ids, d.uuid(key, s))
+	}
+	return ids
+}
+
+func appendContinues(b []byte, ids []uuid.UUID) []byte {
+	if len(ids) == 0 {
+		return b
+	}
+	b = append(b, `,"continues":[`...)
+	for i, id := range ids {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, '"')
+		b = appendUUID(b, id)
+		b = append(b, '"')
+	}
+	return append(b, ']')
 }
 
 // parseUUID is uuid.Parse for its one usual spelling, in half the time: a lock takes

@@ -217,7 +217,6 @@ type Answer struct {
 
 	Behind bool // granted, recall: of a claim that is kept, that others wait for it
 	Late   bool // granted: the claim had to wait, and was not told so
-	New    bool // granted: the claim came as a held one, and the node did not know it
 
 	Place      int           // queued: claims before this one
 	Blocker    *Blocker      // queued: who stands in the way, nil if nobody does (the node is recovering)
@@ -228,6 +227,10 @@ type Answer struct {
 	Passes bool   // refused: asking again later may succeed
 
 	By string // evicted: the client that asked for it
+
+	// Granted to a claim that is held, refreshed: the lives of the node whose memory it
+	// has, within a lease of its start; its own is not among them.
+	Continues []uuid.UUID
 
 	// Refreshed: of the claims listed between Lo and Hi these have no vote of the node.
 	Lo, Hi  uint64
@@ -310,9 +313,10 @@ type NodeInfo struct {
 	MaxTTL  time.Duration
 	Skew    time.Duration
 	State   State
-	Started int64 // wall clock at its start, µs
-	Now     int64 // and as it answered
-	Voted   bool  // it gave a vote, or may have
+	Started int64         // wall clock at its start, µs
+	Now     int64         // and as it answered
+	Voted   bool          // it gave a vote, or may have
+	Longest time.Duration // lease that it knows to have been allowed, if that is longer than MaxTTL
 	Claims  int
 	Version string
 }

@@ -230,7 +230,6 @@ var messages = []message{
 		{name: "span", kind: "span"},
 		{name: "behind", kind: "bool"},
 		{name: "late", kind: "bool"},
-		{name: "new", kind: "bool"},
 	})},
 	{"queued", "", fields(head, claimFields, []field{
 		{name: "place", kind: "count"},
@@ -272,6 +271,7 @@ var messages = []message{
 		{name: "started", kind: "micros"},
 		{name: "now", kind: "micros"},
 		{name: "voted", kind: "bool"},
+		{name: "longest_ms", kind: "millis"},
 		{name: "claims", kind: "count"},
 		{name: "version", kind: "text"},
 	})},

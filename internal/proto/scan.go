@@ -68,8 +68,8 @@ func (w *wire) field(p *scanner, key string) bool {
 		return p.boolean(&w.Behind)
 	case "late":
 		return p.boolean(&w.Late)
-	case "new":
-		return p.boolean(&w.New)
+	case "continues":
+		return p.texts(&w.Continues)
 	case "digest":
 		return p.text(&w.Digest)
 	case "client":
@@ -124,6 +124,8 @@ func (w *wire) field(p *scanner, key string) bool {
 		return p.integer(&w.Skew)
 	case "state":
 		return p.text(&w.State)
+	case "longest_ms":
+		return p.integer(&w.Longest)
 	case "claims":
 		return p.integer(&w.Claims)
 	case "version":

@@ -204,9 +204,6 @@ func (w *world) answer(from *host, to string, a proto.Answer) error {
 		if a.Late {
 			m.text += ", late"
 		}
-		if a.New {
-			m.text += ", new"
-		}
 	case proto.Queued:
 		m.text = fmt.Sprintf("queued %s %s: place %d", m.claim, beat(a.Beat), a.Place)
 		if b := a.Blocker; b != nil && b.Voted {

@@ -18,6 +18,7 @@ type simDir struct {
 	disk    []byte // the clean mark, nil if there is none
 	written string // where, and in which directory: a copy has the mark, and is another place
 	place   int
+	digest  string
 	longest time.Duration
 	runs    []uuid.UUID
 	user    *simNode // who has it locked
@@ -41,17 +42,17 @@ func (d *simDir) copied() *simDir {
 // take is what a node does with its directory at its start.
 func (d *simDir) take(nd *simNode, run uuid.UUID) (saved *node.Saved, longest time.Duration, past []uuid.UUID) {
 	if d == nil {
-		return nil, 0, nil
+		return nil, nd.previous, nil
 	}
 	d.user = nd
 	here := fmt.Sprintf("%s in %d", nd.host(), d.place)
-	if d.disk != nil && d.written == here {
+	if d.disk != nil && d.written == here && d.digest == nd.cfg.Digest() {
 		saved = new(node.Saved)
 		if err := json.Unmarshal(d.disk, saved); err != nil {
 			d.sim.fail("clean mark: %v", err)
 		}
 	}
-	longest = d.longest
+	longest = max(d.longest, nd.previous)
 	d.disk = nil // it serves once
 	d.longest = max(d.longest, nd.cfg.MaxTTL)
 	if d.written == here {
@@ -64,7 +65,7 @@ func (d *simDir) take(nd *simNode, run uuid.UUID) (saved *node.Saved, longest ti
 // save leaves a clean mark.
 func (d *simDir) save(nd *simNode, saved *node.Saved) {
 	d.disk, _ = json.Marshal(saved)
-	d.longest = nd.cfg.MaxTTL
+	d.longest, d.digest = nd.cfg.MaxTTL, nd.cfg.Digest()
 	d.written = fmt.Sprintf("%s in %d", nd.host(), d.place)
 }
 
@@ -74,7 +75,7 @@ func (s *Sim) newTwin(nd *simNode, dir *simDir) *simNode {
 	s.res.Twins++
 	twin := &simNode{
 		sim: s, name: nd.name, cfg: s.cluster, clock: s.newClock(2 * time.Second), inbox: fmt.Sprintf("%s'%d", nd.inbox, s.twins),
-		claims: nd.claims, queue: nd.queue, twin: fmt.Sprintf("'%d", s.twins), dir: dir,
+		claims: nd.claims, queue: nd.queue, twin: fmt.Sprintf("'%d", s.twins), dir: dir, previous: nd.previous,
 	}
 	s.nodes = append(s.nodes, twin)
 	return twin
@@ -177,6 +178,11 @@ func (m *names) play() {
 	} else {
 		all = all[:1]
 	}
+	if r.IntN(8) == 0 {
+		m.changeLease(firsts)
+		s.at(s.between(maxTTL, 3*maxTTL), m.play)
+		return
+	}
 	way, end := r.IntN(ways), r.IntN(ways)
 	if m.oneWay > 0 && (way == cutOff || end == cutOff) {
 		way, end = stays, stays // who is cut off as well has no way left to be heard
@@ -228,6 +234,31 @@ func (m *names) play() {
 		s.at(at, m.cutHolder)
 	}
 	s.at(over+s.between(0, 8*time.Second), m.play)
+}
+
+// changeLease has the operator allow another longest lease, by the order that
+// docs/operations.md gives: all nodes stop, then all start with the new
+// configuration; who keeps no state is told the old one. Clients learn of it later,
+// in their own time.
+func (m *names) changeLease(firsts map[string]*simNode) {
+	s := m.sim
+	before := s.cluster.MaxTTL
+	for s.cluster.MaxTTL == before {
+		s.cluster.MaxTTL = [...]time.Duration{maxTTL / 2, maxTTL, 2 * maxTTL}[s.rng.IntN(3)]
+	}
+	s.tracef("the longest lease is %v from now on", s.cluster.MaxTTL)
+	clean := s.rng.IntN(2) == 0
+	for _, nd := range s.nodes {
+		nd.stop(clean)
+		nd.previous = max(nd.previous, before)
+		nd.cfg = s.cluster
+	}
+	for _, name := range s.cluster.Nodes {
+		s.at(s.between(0, time.Second), firsts[name].start)
+	}
+	for _, c := range s.clients {
+		s.at(s.between(0, maxTTL), c.crash)
+	}
 }
 
 // cutOneWay cuts one of the two links between machines of one name. Never both:

@@ -127,6 +127,8 @@ type simNode struct {
 	backlog []func()
 	claims  int // limits
 	queue   int
+
+	previous time.Duration // longest lease that was allowed before, as the operator says
 }
 
 type simClient struct {
@@ -158,6 +160,7 @@ type job struct {
 	try    bool
 	held   bool
 	ended  bool
+	side   int // the cluster that its client was connected to when it got the lock
 	timer  *event
 	over   int // younger claims on the same resource that were held meanwhile
 }
@@ -175,6 +178,8 @@ type Sim struct {
 	cuts    map[[2]string]time.Duration // from, to: cut until
 	deaf    map[string]bool             // hears nobody
 	mute    map[string]bool             // is heard by nobody
+	sides   map[string]int              // which of two clusters it is connected to
+	won     map[*client.Claim]int       // in which of the two
 	jobs    map[string][]*job           // waiting or holding, by resource
 	tokens  map[string]*tokens
 	res     Result
@@ -274,6 +279,9 @@ func newSim(opt Options) *Sim {
 	}
 	s.res.Nodes, s.res.Clients, s.res.Resources = n, clients, resources
 	s.at(faulty, func() { s.calmDown() })
+	if opt.Seed%8 == 5 {
+		s.newRogue(resources)
+	}
 	if opt.Seed%5 == 2 { // by dice of its own: the other worlds stay as they are
 		s.operator = rand.New(rand.NewPCG(opt.Seed, 0x65766963))
 		s.at(5*time.Second, s.evict)
@@ -281,6 +289,8 @@ func newSim(opt Options) *Sim {
 	switch {
 	case s.names != nil:
 		s.at(s.between(0, 5*time.Second), s.names.play)
+	case opt.Seed%16 == 8:
+		s.newForeign()
 	case s.world == rough:
 		s.at(s.between(0, 10*time.Second), s.fault)
 	}
@@ -355,7 +365,7 @@ func (s *Sim) run() {
 // ---- the network
 
 func (s *Sim) isCut(from, to string) bool {
-	return s.deaf[to] || s.mute[from] || s.now < s.cuts[[2]string{from, to}]
+	return s.sides[from] != s.sides[to] || s.deaf[to] || s.mute[from] || s.now < s.cuts[[2]string{from, to}]
 }
 
 // carry delivers a message, or not, or twice, or late. Nothing is assumed of it.
@@ -541,7 +551,7 @@ func (c *simClient) start(cfg proto.Config) {
 	s := c.sim
 	c.instance = s.newUUID()
 	c.core = client.New(client.Config{
-		Name: c.name, Instance: c.instance, TTL: ttl, MaxRuns: 2, Cluster: cfg,
+		Name: c.name, Instance: c.instance, TTL: min(ttl, cfg.MaxTTL), MaxRuns: 2, Cluster: cfg,
 	}, c.clock.read(s.now))
 	if s.shared {
 		c.table = local.New(c.core, s.retention)
@@ -718,7 +728,7 @@ func (j *job) event(k local.EventKind) {
 		if j.held || j.ended {
 			s.fail("%s #%d on %s is held after it was held or over", c.name, j.id(), j.res)
 		}
-		j.held = true
+		j.held, j.side = true, s.sideOf(j)
 		s.res.Held++
 		s.res.WaitedLongest = max(s.res.WaitedLongest, s.now-j.asked)
 		s.tracef("%s HOLDS %s #%d %v token %d", c.name, j.res, j.id(), j.mode, j.token())
@@ -797,7 +807,11 @@ func (c *simClient) crash() {
 	c.wake()
 	c.paused, c.backlog = false, nil
 	c.out = local.Out{}
+	side := s.sides[c.name]
 	c.start(s.cluster)
+	if side != 0 {
+		s.sides[c.inbox] = side
+	}
 }
 
 // wake lets the machine's monotonic clock go on.
@@ -975,6 +989,11 @@ func (s *Sim) calmDown() {
 	clear(s.cuts)
 	clear(s.deaf)
 	clear(s.mute)
+	if s.sides != nil {
+		for _, c := range s.clients {
+			s.reconnect(c, 0)
+		}
+	}
 	for _, nd := range s.nodes {
 		nd.resume()
 		if nd.twin != "" || len(nd.cfg.Nodes) != len(s.cluster.Nodes) || nd.core != nil && nd.core.Stopped() {
@@ -1084,7 +1103,7 @@ func (s *Sim) check() {
 				continue
 			}
 			for _, b := range list[i+1:] {
-				if quorum.Conflicts(a.mode, b.mode) && b.holds() {
+				if quorum.Conflicts(a.mode, b.mode) && b.holds() && a.side == b.side {
 					s.fail("two hold %s: %s #%d (%v, token %d) and %s #%d (%v, token %d)", res,
 						a.client.name, a.id(), a.mode, a.token(), b.client.name, b.id(), b.mode, b.token())
 				}
@@ -1111,13 +1130,24 @@ func (j *job) holds() bool {
 	}
 }
 
+// mostAhead is how far a token may lie ahead of true time: what a fence may be ahead of a
+// node's clock, with how much a clock may be wrong, and those after it that are set
+// aside (N3).
+const mostAhead = maxTTL + 3*time.Second
+
 func (s *Sim) checkToken(j *job) {
+	if ahead := time.Duration(int64(j.token())-baseWall-s.now.Microseconds()) * time.Microsecond; ahead > mostAhead {
+		s.fail("%s has token %d on %s, %v ahead of the time", j.client.name, j.token(), j.res, ahead)
+	}
 	t := s.tokens[j.res]
 	if t == nil {
 		t = &tokens{}
 		s.tokens[j.res] = t
 	}
 	token := j.token()
+	if s.sides != nil { // of two clusters, each has tokens of its own
+		return
+	}
 	if j.mode == quorum.Exclusive {
 		if token <= t.any {
 			s.fail("%s has token %d on %s, %d was given before", j.client.name, token, j.res, t.any)
