@@ -137,7 +137,9 @@ func TestLockAskedForWithoutConnection(t *testing.T) {
 }
 
 // A node that is cut off from everybody is like a dead one while it is, and needs
-// no restart and no quarantine when it is back: it forgot nothing.
+// no restart and no quarantine when it is back: it forgot nothing, and nobody can
+// have taken its place, waited as it must, and voted, within less than two thirds of
+// the longest lease. (It hears itself every third.)
 func TestNodesCutOff(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, 3)
@@ -146,7 +148,7 @@ func TestNodesCutOff(t *testing.T) {
 		next := waitFor(t.Context(), b.Lock, "x")
 		for _, tn := range w.nodes { // one after the other nobody notices
 			tn.link.cut()
-			time.Sleep(2 * testLease)
+			time.Sleep(2*maxLease/3 - 2*time.Second)
 			mustUnlock(t, mustLock(t, b, "y"))
 			tn.link.mend()
 			time.Sleep(testLease)
@@ -178,6 +180,37 @@ func TestNodesCutOff(t *testing.T) {
 		mustUnlock(t, next.lock)
 		time.Sleep(testLease)
 		w.noClaims()
+	})
+}
+
+// A node that was cut off for longer may have been replaced meanwhile, so it waits as
+// one that forgot, while the others carry on (N9).
+func TestNodeCutOffForLong(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a := w.client("a")
+		k := mustLock(t, a, "x")
+		for _, tn := range w.nodes {
+			tn.link.cut()
+			time.Sleep(maxLease + time.Second)
+			mustUnlock(t, mustLock(t, a, "y"))
+			tn.link.mend()
+			time.Sleep(2 * reconnectWait)
+			back := time.Now()
+			if s := tn.Stats(); s.State != "recovering" {
+				t.Errorf("%s, cut off for longer than the longest lease: %+v", tn.Name(), s)
+			}
+			if err := tn.WaitReady(timeout(t, time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			if d := time.Since(back); d < runOut || d > quarantine+probeWait {
+				t.Errorf("%s votes again after %v", tn.Name(), d)
+			}
+		}
+		if err := k.Context().Err(); err != nil {
+			t.Errorf("with one node at a time cut off: %v", err)
+		}
+		mustUnlock(t, k)
 	})
 }
 

@@ -67,8 +67,14 @@ const (
 // drift (C1).
 func stands(lease time.Duration) time.Duration { return lease - lease/50 }
 
-// quarantine is how long a node that may have forgotten gives no votes (N8).
-const quarantine = maxLease + maxLease/50
+// A node that may have forgotten asks for its name five times, and its wait begins
+// when it asks for the last time (N8, N9).
+const (
+	probeWait  = 300 * time.Millisecond // the default of NodeConfig.ProbeWait
+	asking     = 4 * probeWait
+	runOut     = maxLease + maxLease/50 // until then all votes have run out that may have been forgotten
+	quarantine = asking + runOut
+)
 
 // world is a nats-server and the nodes of a cluster, each on a connection of its
 // own.

@@ -37,6 +37,8 @@ func TestNodeConfigIsChecked(t *testing.T) {
 		{"long lease", func(c *qlock.NodeConfig) { c.MaxLease = 25 * time.Hour }, nil, []string{"NodeConfig.MaxLease 25h0m0s", "24h0m0s"}},
 		{"negative lease", func(c *qlock.NodeConfig) { c.MaxLease, c.MaxSkew = -time.Second, time.Millisecond }, nil, []string{"NodeConfig.MaxLease -1s"}},
 		{"odd lease", func(c *qlock.NodeConfig) { c.MaxLease = time.Second + 1 }, nil, []string{"NodeConfig.MaxLease 1.000000001s", "whole milliseconds"}},
+		{"negative lease of before", func(c *qlock.NodeConfig) { c.PreviousMaxLease = -1 }, nil, []string{"NodeConfig.PreviousMaxLease -1ns"}},
+		{"long lease of before", func(c *qlock.NodeConfig) { c.PreviousMaxLease = 25 * time.Hour }, nil, []string{"NodeConfig.PreviousMaxLease 25h0m0s", "24h0m0s"}},
 		{"skew above the lease", func(c *qlock.NodeConfig) { c.MaxLease, c.MaxSkew = time.Second, 2*time.Second }, nil, []string{"NodeConfig.MaxSkew 2s", "MaxLease (1s)"}},
 		{"negative skew", func(c *qlock.NodeConfig) { c.MaxSkew = -1 }, nil, []string{"NodeConfig.MaxSkew -1ns"}},
 		{"odd skew", func(c *qlock.NodeConfig) { c.MaxSkew = time.Second + 1 }, nil, []string{"NodeConfig.MaxSkew 1.000000001s", "whole milliseconds"}},
@@ -404,19 +406,26 @@ func TestCleanMarkServesOnce(t *testing.T) {
 	})
 }
 
+const otherConfig = "its configuration is not the one that it stopped with"
+
 // A mark that was written under another configuration is void, and the quarantine
 // is for the longer of the two longest leases (N8).
 func TestChangedConfigurationVoidsTheMark(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		change func(*qlock.NodeConfig)
+		why    string
 		want   time.Duration
 	}{
-		{"shorter lease", func(c *qlock.NodeConfig) { c.MaxLease = 10 * time.Second }, quarantine},
-		{"longer lease", func(c *qlock.NodeConfig) { c.MaxLease = 100 * time.Second }, 102 * time.Second},
-		{"another skew", func(c *qlock.NodeConfig) { c.MaxSkew = time.Second }, quarantine},
-		{"another list", func(c *qlock.NodeConfig) { c.Nodes = []string{"n1", "n2"} }, quarantine},
-		{"another name", func(c *qlock.NodeConfig) { c.Name = "n2" }, quarantine},
+		{"shorter lease", func(c *qlock.NodeConfig) { c.MaxLease = 10 * time.Second }, otherConfig, quarantine},
+		{"longer lease", func(c *qlock.NodeConfig) { c.MaxLease = 100 * time.Second }, otherConfig, asking + 102*time.Second},
+		{"longer lease before that", func(c *qlock.NodeConfig) {
+			c.MaxLease, c.PreviousMaxLease = 10*time.Second, 100*time.Second
+		}, otherConfig, asking + 102*time.Second},
+		{"another skew", func(c *qlock.NodeConfig) { c.MaxSkew = time.Second }, otherConfig, quarantine},
+		{"another list", func(c *qlock.NodeConfig) { c.Nodes = []string{"n1", "n2"} }, otherConfig, quarantine},
+		{"another name", func(c *qlock.NodeConfig) { c.Name = "n2" }, `the state directory is that of node "n1"`, quarantine},
+		{"another cluster", func(c *qlock.NodeConfig) { c.Cluster = "staging" }, `the state directory is that of a node of cluster "default"`, quarantine},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -427,7 +436,7 @@ func TestChangedConfigurationVoidsTheMark(t *testing.T) {
 				tt.change(&tn.cfg)
 				start := time.Now()
 				tn.start()
-				if len(w.log.find("WARN", "its configuration is not the one that it stopped with")) != 1 {
+				if len(w.log.find("WARN", tt.why)) != 1 {
 					t.Errorf("nothing of that in the log: %q", w.log.find("WARN"))
 				}
 				waitsQuarantine(t, tn, start, tt.want)
@@ -530,7 +539,8 @@ func TestSecondNodeOfOneName(t *testing.T) {
 				start := time.Now()
 				err := second.tryStart()
 				wantText(t, err, `another node named "n1" already runs in cluster "default"`, "give each node a name of its own")
-				if d := time.Since(start); d > time.Second {
+				// It finds out at once, and says ten times that it gives the name up.
+				if d := time.Since(start); d > 9*probeWait {
 					t.Errorf("found out after %v", d)
 				}
 				if n := second.link.NumSubscriptions(); n != 0 {

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 
@@ -32,7 +33,12 @@ type NodeConfig struct {
 	StateDir string
 
 	MaxLease time.Duration // longest lease that clients may have; default 30 s
-	MaxSkew  time.Duration // how far a client's clock may be ahead; default 5 s, at most MaxLease
+	// PreviousMaxLease is the longest lease that the cluster allowed before MaxLease
+	// was lowered. A node that may have forgotten votes waits for the longer of the
+	// two. A node with a StateDir remembers it by itself. Default 0; at most 24 h.
+	PreviousMaxLease time.Duration
+
+	MaxSkew time.Duration // how far a client's clock may be ahead; default 5 s, at most MaxLease
 
 	MaxClaims int // claims, held and waiting, of one client name; default 250,000
 	MaxQueue  int // claims on one name beside one that holds it; default 65,536
@@ -102,6 +108,8 @@ func (c NodeConfig) check() error {
 		return fmt.Errorf("qlock: NodeConfig.Name %q is not among Nodes %v", c.Name, c.Nodes)
 	case c.MaxLease < proto.MinLease || c.MaxLease > proto.MaxLease || c.MaxLease%time.Millisecond != 0:
 		return fmt.Errorf("qlock: NodeConfig.MaxLease %v: it must be within %v and %v, in whole milliseconds", c.MaxLease, proto.MinLease, proto.MaxLease)
+	case c.PreviousMaxLease < 0 || c.PreviousMaxLease > proto.MaxLease:
+		return fmt.Errorf("qlock: NodeConfig.PreviousMaxLease %v: it must be within 0 and %v", c.PreviousMaxLease, proto.MaxLease)
 	case c.MaxSkew < time.Millisecond || c.MaxSkew > c.MaxLease || c.MaxSkew%time.Millisecond != 0:
 		return fmt.Errorf("qlock: NodeConfig.MaxSkew %v: it must be within 1ms and MaxLease (%v), in whole milliseconds", c.MaxSkew, c.MaxLease)
 	case c.MaxClaims < 1 || c.MaxQueue < 1:
@@ -125,6 +133,7 @@ type Node struct {
 	start   time.Time
 	inbox   string
 	dir     *statedir.Dir // nil: none
+	runs    []uuid.UUID   // this life's incarnation, after those of earlier ones
 	service micro.Service // nil: none
 	subs    []*nats.Subscription
 
@@ -166,21 +175,24 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 		nc: nc, cfg: cfg, log: newLimited(cfg.Logger, "node", cfg.Name), start: time.Now(), inbox: nc.NewInbox(),
 		change: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 	}
-	var saved *node.Saved
-	longest := cfg.MaxLease
+	run := newInstance()
+	mem := memory{longest: max(cfg.MaxLease, cfg.PreviousMaxLease)}
+	now := n.at(n.start)
+	now.Boot = statedir.Uptime()
 	if cfg.StateDir != "" {
 		if n.dir, err = statedir.Open(cfg.StateDir); err != nil {
 			return nil, fmt.Errorf("qlock: StartNode: %w", err)
 		}
-		if saved, longest, err = takeMark(n.dir, cfg, n.log.log); err != nil {
+		if mem, err = takeMark(n.dir, cfg, now, run, n.log.log); err != nil {
 			return nil, errors.Join(fmt.Errorf("qlock: StartNode: %w", err), n.dir.Close())
 		}
 	}
 	n.core = node.New(node.Config{
-		Name: cfg.Name, Config: cfg.proto(), Incarnation: newInstance(), ProbeWait: cfg.ProbeWait,
+		Name: cfg.Name, Config: cfg.proto(), Incarnation: run, ProbeWait: cfg.ProbeWait,
 		MaxClaims: cfg.MaxClaims, MaxQueue: cfg.MaxQueue, MaxRuns: maxRuns(nc), Version: Version,
-		FloorKey: newFloorKey(),
-	}, n.at(time.Now()), saved, longest)
+		FloorKey: newFloorKey(), Past: mem.past,
+	}, now, mem.saved, mem.longest)
+	n.runs = append(mem.past, run)
 	n.state.Store(n.core.State())
 	if err := n.serve(ctx); err != nil {
 		return nil, errors.Join(err, n.Close())
@@ -303,12 +315,14 @@ func (n *Node) close(save bool) error {
 		return nil
 	}
 	n.closed = true // no message is handled after what is saved now
-	saved, clean := n.core.Save(n.at(time.Now()))
+	now := n.at(time.Now())
+	now.Boot = statedir.Uptime()
+	saved, clean := n.core.Save(now)
 	n.mu.Unlock()
 
 	var errs []error
 	if n.dir != nil && clean && save { // first: what follows may wait for a connection that stands still
-		errs = append(errs, writeMark(n.dir, n.cfg, true, n.cfg.MaxLease, saved))
+		errs = append(errs, writeMark(n.dir, n.cfg, n.runs, n.cfg.MaxLease, saved))
 	}
 	close(n.stop)
 	n.loop.Wait()

@@ -139,6 +139,7 @@ type Claim struct {
 	beat     uint64 // highest sent about this claim
 	want     uint64 // fence last asked for
 	lowered  uint8  // how often that was less than before
+	wonBeat  uint64 // highest sent about it when it came to be held
 
 	// A claim that is kept between holders (internal/local) has tokens for them.
 	keep   bool
@@ -168,12 +169,32 @@ type vote struct {
 	span    uint64        // fences from that on that are set aside
 	most    uint64        // a higher fence was wanted than the node gave, which was so much; 0: none was
 	mostAt  time.Duration // then
+	life    uuid.UUID     // of the node, when it gave it
+	fresh   *newVote      // one that does not count yet (C13)
 	keeps   bool          // it knows that the claim is kept
 	asked   bool          // it wants the vote back, and was not answered: the claim has its quorum, and is not held yet
 	beat    uint64        // of its latest answer that counted (C2)
 	yielded uint64        // beat of the latest yield to this node (C2)
 	heard   heard
 	detail  *detail // for errors and tries; nil after a grant
+}
+
+// newVote is a vote for a held claim by a life of a node that has not the memory of
+// the one whose vote made the lock, or of a node that had no part in it. It may be
+// one that forgot, or one of the same name in another cluster, to which the
+// connection was led.
+type newVote struct {
+	life        uuid.UUID
+	until       time.Duration
+	fence, span uint64
+	beat        uint64
+	keeps       bool
+}
+
+// continues reports whether an answer comes from the life of the node that gave the
+// vote, or from one that has its memory.
+func (v *vote) continues(a *proto.Answer) bool {
+	return v.life == a.Incarnation || slices.Contains(a.Continues, v.life)
 }
 
 type heard uint8
@@ -465,12 +486,34 @@ func (c *Client) releaseMsg(seq uint64, resource string, out *Out) {
 }
 
 // Reconnected makes good at once what was lost while the connection was away
-// (C6).
+// (C6). It may lead to another cluster of the same names: votes from there and from
+// here must not add up, so a claim that is not held yet counts from zero (C13).
 func (c *Client) Reconnected(now proto.Now, out *Out) {
 	c.step(now, out)
+	for cl := c.first; cl != nil; cl = cl.next {
+		for i := range cl.votes {
+			cl.votes[i].fresh = nil
+		}
+		if cl.state != Waiting {
+			continue
+		}
+		voted := cl.anyVote(c.now)
+		for i := range cl.votes {
+			// Nothing counts that answers what was sent before: it may be read only now.
+			cl.votes[i].yielded, cl.votes[i].until = cl.beat+1, 0
+		}
+		if voted {
+			cl.quiet = false
+			c.ask(cl, "", out)
+		}
+	}
 	if c.refreshAt > 0 {
 		c.refresh(out)
 	}
+}
+
+func (cl *Claim) anyVote(now time.Duration) bool {
+	return slices.ContainsFunc(cl.votes, func(v vote) bool { return v.until > now })
 }
 
 // refresh names all claims that live, in as many messages as they need (C6).
@@ -616,6 +659,16 @@ func (c *Client) act(cl *Claim, out *Out) {
 
 // lose ends a held claim: it can never be held again (C7).
 func (c *Client) lose(cl *Claim, out *Out) {
+	var foreign []string
+	for i := range cl.votes {
+		if cl.votes[i].fresh != nil {
+			foreign = append(foreign, c.nodes[i].name)
+		}
+	}
+	if len(foreign) > 0 {
+		out.Notes = append(out.Notes, fmt.Sprintf(
+			"%q is lost though nodes %v voted for it anew: no node that knew it before was heard since. Was the connection led to another cluster of the same name?", cl.resource, foreign))
+	}
 	c.end(cl, out)
 	out.Events = append(out.Events, Event{Lost, cl})
 }
@@ -740,6 +793,12 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	v.beat = a.Beat
 	switch a.Kind {
 	case proto.Granted:
+		if cl.state == Holding && a.Beat > cl.wonBeat && !v.continues(a) {
+			v.fresh = &newVote{a.Incarnation, c.standsFrom(a.Beat), a.Fence, max(a.Span, 1), a.Beat, cl.keep && a.Beat >= cl.keptAt}
+			return
+		}
+		v.fresh = nil
+		v.life = a.Incarnation
 		v.heard, v.detail, v.fence, v.span = voted, nil, a.Fence, max(a.Span, 1)
 		if v.until = c.standsFrom(a.Beat); a.Most > 0 {
 			v.most, v.mostAt = a.Most, c.now
@@ -747,6 +806,9 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 		v.keeps = cl.keep && a.Beat >= cl.keptAt
 		if a.Behind {
 			c.behind(cl, out)
+		}
+		if cl.state == Holding {
+			c.confirmed(cl, a.Beat)
 		}
 	case proto.Queued:
 		if b := a.Blocker; cl.try && b != nil && c.over(b.Claim) {
@@ -838,7 +900,7 @@ func (c *Client) judge(cl *Claim, out *Out) {
 	case Waiting:
 		switch outcome, fence := c.tally(cl); outcome {
 		case quorum.Won:
-			cl.state, cl.token = Holding, fence // C3
+			cl.state, cl.token, cl.wonBeat = Holding, fence, cl.beat // C3
 			cl.fresh, cl.stock = fence+1, fence+c.reserved(cl, fence)
 			cl.askAt, cl.askDelay = 0, c.firstDelay()
 			cl.known = cl.keep && c.keepers(cl) >= c.need(cl)
@@ -955,6 +1017,22 @@ func (c *Client) recall(cl *Claim, i int, behind bool, out *Out) {
 	c.judge(cl, out)
 }
 
+// confirmed counts the new votes for a held claim that were asked for before a node that
+// knew the claim all the time confirmed it: so it is one cluster that answers (C13).
+func (c *Client) confirmed(cl *Claim, beat uint64) {
+	counted := false
+	for i := range cl.votes {
+		v := &cl.votes[i]
+		if f := v.fresh; f != nil && f.beat < beat {
+			v.life, v.until, v.fence, v.span, v.heard, v.keeps = f.life, max(v.until, f.until), f.fence, f.span, voted, f.keeps
+			v.fresh, counted = nil, true
+		}
+	}
+	if counted && cl.state == Holding {
+		c.schedule(cl)
+	}
+}
+
 // refreshed extends the votes that still stand, and only those (C6); a claim
 // that the node does not know, or whose vote the client did not hear of, is
 // acquired again there.
@@ -992,9 +1070,13 @@ func (c *Client) refreshed(i int, a *proto.Answer, out *Out) {
 				c.unvoted(cl, v)
 				c.judge(cl, out)
 			}
-		case v.until > c.now:
-			v.beat = a.Beat
+		case v.until > c.now && (cl.state != Holding || v.continues(a)):
+			v.beat, v.life = a.Beat, a.Incarnation
 			v.until = max(v.until, until)
+			c.confirmed(cl, a.Beat)
+		case v.fresh != nil && v.fresh.life == a.Incarnation:
+			v.beat = a.Beat
+			v.fresh.until, v.fresh.beat = until, a.Beat
 		case fresh:
 			v.beat = a.Beat
 			c.ask(cl, c.nodes[i].name, out) // its fence must be heard from itself

@@ -37,7 +37,8 @@ func TestToldAgain(t *testing.T) {
 			cl := c.Claim(now, Want{Resource: "r", Mode: quorum.Exclusive, Try: true}, &out)
 			asked := out.Requests[0].Beat
 			now.Mono += time.Millisecond
-			c.Reconnected(now, &out)
+			c.step(now, &out)
+			c.refresh(&out)
 			refreshed := out.Requests[len(out.Requests)-1].Beat
 			blocker := proto.Blocker{Claim: proto.ClaimID{Instance: uuid.UUID{2}, Seq: 1}, Client: "b", Voted: true}
 			say := func(node, what string) {

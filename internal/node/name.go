@@ -9,33 +9,59 @@ import (
 	"github.com/qlock/qlock/internal/proto"
 )
 
-// A node that was away for so long that another may have taken its place and voted
-// asks so often before it votes again, and one that gives way after it has voted
-// says so as often: a message or two may be lost.
-const manyProbes = 10
+const (
+	// A node that may have forgotten votes hears itself ask so often before its wait
+	// begins, so that an earlier node of its name stops voting before that (N9).
+	firstAsks = 5
+
+	// A node asks for its name so many times in maxTTL, and more often while it waits.
+	askEvery, askWaiting = 10, 30
+
+	// A node that gives its name up says so as often: a message or two may be lost.
+	farewells = 10
+
+	// So many others of one name are told apart.
+	maxRivals = 8
+)
+
+// rival is another node of this node's name, which is not known to have stopped.
+type rival struct {
+	incarnation uuid.UUID
+	voted       bool          // or it may have
+	until       time.Duration // no votes before this moment
+}
 
 func (n *Node) probeDue() time.Duration {
 	switch {
-	case n.stopped || !n.probed || !n.probeEchoed:
+	case n.stopped || !n.probed || !n.probeEchoed || n.asks > 0:
 		return n.probeAt + n.cfg.ProbeWait
-	case n.inQuarant:
-		return n.probeAt + max(n.cfg.ProbeWait, n.cfg.MaxTTL/30)
+	case n.inQuarant || len(n.rivals) > 0:
+		return n.probeAt + max(n.cfg.ProbeWait, n.cfg.MaxTTL/askWaiting)
 	}
-	return n.probeAt + n.cfg.MaxTTL/3
+	return n.probeAt + n.cfg.MaxTTL/askEvery
+}
+
+// away is for how long the node has not heard itself. It was paused, asleep, or
+// cut off; which of the clocks shows it is the same to us (N9).
+func (n *Node) away(now proto.Now) time.Duration {
+	return max(now.Mono-n.heardAt, time.Duration(now.Wall-n.heardWall)*time.Microsecond)
 }
 
 // checkAlone notices that the node has not heard itself for so long that another
-// may have been started in its place, have waited as it must, and vote. It was
-// paused, asleep, or cut off; which of the clocks shows it is the same to us (N9).
+// may have been started in its place, have waited as it must, and vote, or have
+// voted and be gone again. That nobody answers when it asks proves nothing: it
+// waits as one that forgot (N9).
 func (n *Node) checkAlone(now proto.Now, out *Out) {
-	away := max(now.Mono-n.heardAt, time.Duration(now.Wall-n.heardWall)*time.Microsecond)
-	if !n.probed || away <= n.cfg.MaxTTL {
+	away := n.away(now)
+	if n.asks > 0 || away <= n.cfg.MaxTTL {
 		return
 	}
-	n.probed, n.missing = false, manyProbes
+	n.asks = firstAsks
+	n.enterQuarantine(now)
+	n.probed = false
 	n.probeAt, n.probeEchoed = now.Mono-n.cfg.ProbeWait, false // due at once
 	out.Notes = append(out.Notes, fmt.Sprintf(
-		"this node did not hear itself for %v, and another may have its name by now: it asks before it votes again", away.Round(time.Millisecond)))
+		"this node did not hear itself for %v, and another may have had its name meanwhile: it gives no votes until those of another have run out", away.Round(time.Millisecond)))
 }
 
 // ask sends a probe.
@@ -50,58 +76,115 @@ func (n *Node) nonce() string { return fmt.Sprintf("%s/%d", n.cfg.Incarnation, n
 
 // HandleAnswer takes an answer to the node's own probe (N9).
 func (n *Node) HandleAnswer(now proto.Now, a *proto.Answer, out *Out) {
-	if n.stopped || a.Kind != proto.Informed || a.Node != n.cfg.Name {
+	if n.stopped || a.Kind != proto.Informed {
 		return
 	}
 	if a.Info.Nonce != n.nonce() {
 		return // of an earlier probe, or of an earlier life: who answered may be long gone
 	}
-	if a.Incarnation == n.cfg.Incarnation {
-		n.probeEchoed = true
-		n.heardAt, n.heardWall = n.probeAt, n.probeWall
+	if a.Node != n.cfg.Name {
+		n.longerLease(max(a.Info.MaxTTL, a.Info.Longest), "node "+a.Node, out)
 		return
 	}
-	n.clash(now, a.Incarnation, a.Info.Started, a.Info.Voted, out)
+	if a.Incarnation != n.cfg.Incarnation {
+		n.clash(now, a, out)
+		return
+	}
+	if n.probeEchoed {
+		return
+	}
+	n.probeEchoed = true
+	n.heardAt, n.heardWall = n.probeAt, n.probeWall
+	if n.asks > 0 {
+		n.asks--
+		n.quarantine = max(n.quarantine, n.probeAt+n.runOut())
+	}
 }
 
-// clash settles that another node has this node's name: the one that started
-// later stops. The earlier one gives no votes until those that the other may
-// have given under the common name have run out; if the other says that it gave
-// none, it goes on undisturbed (N9).
-func (n *Node) clash(now proto.Now, other uuid.UUID, started int64, voted bool, out *Out) {
-	later := n.started > started
-	if n.started == started {
-		later = slices.Compare(n.cfg.Incarnation[:], other[:]) > 0
+// clash settles that another node has this node's name and is alive: the one that
+// started later stops (N9).
+func (n *Node) clash(now proto.Now, a *proto.Answer, out *Out) {
+	later := n.started > a.Info.Started
+	if n.started == a.Info.Started {
+		later = slices.Compare(n.cfg.Incarnation[:], a.Incarnation[:]) > 0
 	}
-	if later {
-		n.stopped = true
-		if n.voted {
-			n.farewells = manyProbes
-			n.probeAt = now.Mono - n.cfg.ProbeWait // due at once
+	if !later || a.Info.State == proto.Stopped {
+		n.contest(now, a.Incarnation, a.Info.Voted, a.Info.State == proto.Stopped, out)
+		return
+	}
+	n.stopped = true
+	n.farewells = farewells
+	n.probeAt = now.Mono - n.cfg.ProbeWait // due at once
+	out.Notes = append(out.Notes, fmt.Sprintf(
+		"another node named %q is running (incarnation %s): this one started later and stops; give each node a name of its own", n.cfg.Name, a.Incarnation))
+}
+
+// contest notes a word of another node of this name. This one gives no votes until
+// the other says that it has stopped, or has been silent for so long that it has,
+// and until the votes that it may have given have run out. The other may not hear
+// what this one says, so each further question of it counts anew (N9).
+func (n *Node) contest(now proto.Now, other uuid.UUID, voted, stopped bool, out *Out) {
+	if slices.Contains(n.gone, other) {
+		return // what it asked before it stopped, late
+	}
+	i := slices.IndexFunc(n.rivals, func(r rival) bool { return r.incarnation == other })
+	if stopped {
+		if len(n.gone) == maxRivals {
+			n.gone = slices.Delete(n.gone, 0, 1)
+		}
+		n.gone = append(n.gone, other)
+		if voted {
+			n.setRival(i, rival{other, true, now.Mono + n.runOut()}, now)
+			out.Notes = append(out.Notes, fmt.Sprintf(
+				"another node named %q (incarnation %s) has given votes, and has stopped: this one gives none until they have run out", n.cfg.Name, other))
+			return
+		}
+		if i >= 0 {
+			n.rivals = slices.Delete(n.rivals, i, i+1)
+			n.noteState(now, out)
 		}
 		out.Notes = append(out.Notes, fmt.Sprintf(
-			"another node named %q is running (incarnation %s): this one started later and stops; give each node a name of its own", n.cfg.Name, other))
+			"another node named %q (incarnation %s) tried to start and was told to stop", n.cfg.Name, other))
 		return
 	}
-	if voted {
-		n.giveWay(now, other, out)
-		return
+	// It asks every tenth of maxTTL, and may have given votes until it asked again. So
+	// twice the time, in which some questions may be lost.
+	if i < 0 || voted && !n.rivals[i].voted {
+		out.Notes = append(out.Notes, fmt.Sprintf(
+			"another node named %q (incarnation %s) is running: this one gives no votes until that has stopped, and its votes have run out", n.cfg.Name, other))
 	}
-	out.Notes = append(out.Notes, fmt.Sprintf(
-		"another node named %q (incarnation %s) tried to start and was told to stop", n.cfg.Name, other))
+	n.setRival(i, rival{other, voted || i >= 0 && n.rivals[i].voted, now.Mono + 2*n.runOut()}, now)
 }
 
-// giveWay waits until the votes of another, which has stopped or will, have run out.
-func (n *Node) giveWay(now proto.Now, other uuid.UUID, out *Out) {
-	n.told = other
-	n.enterQuarantine(now.Mono + n.cfg.MaxTTL + proto.Margin(n.cfg.MaxTTL))
-	out.Notes = append(out.Notes, fmt.Sprintf(
-		"another node named %q (incarnation %s) has given votes: this one, which is older, gives none until they have run out", n.cfg.Name, other))
+func (n *Node) setRival(i int, r rival, now proto.Now) {
+	switch {
+	case i >= 0:
+		n.rivals[i] = r
+	case len(n.rivals) < maxRivals:
+		n.rivals = append(n.rivals, r)
+	default: // somebody plays with the name: one wait for all
+		n.rivals[maxRivals-1].voted = true
+		n.rivals[maxRivals-1].until = max(n.rivals[maxRivals-1].until, r.until)
+	}
+}
+
+// checkRivals ends the wait for others whose votes have run out by now.
+func (n *Node) checkRivals(now proto.Now, out *Out) {
+	before := len(n.rivals)
+	n.rivals = slices.DeleteFunc(n.rivals, func(r rival) bool { return r.until <= now.Mono })
+	if len(n.rivals) < before {
+		n.raiseFloors(now)
+		n.noteState(now, out)
+	}
 }
 
 func (n *Node) info(now proto.Now, r *proto.Request, reply string, out *Out) {
-	if r.Node != "" && (r.Node != n.cfg.Name || r.Client != r.Node) {
+	if r.Node != "" && r.Client != r.Node {
 		return // who asks in a node's name does so under its name: NATS lets no other
+	}
+	mine := r.Node == n.cfg.Name
+	if r.Node != "" && !mine && r.Voted {
+		return // of others, who has just started learns how long leases may be (N8)
 	}
 	if reply != "" {
 		a := n.answer(proto.Informed)
@@ -111,23 +194,23 @@ func (n *Node) info(now proto.Now, r *proto.Request, reply string, out *Out) {
 			State: n.State(), Started: n.started, Now: max(now.Wall, 0), Voted: n.voted, Claims: n.Claims(), Version: n.cfg.Version,
 			Ahead: n.Ahead(now),
 		}
+		if n.longest > n.cfg.MaxTTL {
+			a.Info.Longest = n.longest
+		}
 		out.Answers = append(out.Answers, Send{reply, a})
 	}
-	if n.stopped || r.Node == "" || r.Incarnation == n.cfg.Incarnation {
+	if n.stopped || !mine || r.Incarnation == n.cfg.Incarnation || slices.Contains(n.cfg.Past, r.Incarnation) {
 		return
 	}
-	// Another node asks after this one's name. It may also be this node's own
-	// life before the last restart, in a message that was late; only an answer
-	// to a question of one's own shows who is there now (N9).
+	// Another node asks after this one's name. Where nothing was kept of it, it may
+	// also be this node's own life before the last restart, in a message that was
+	// late: so this alone does not make it stop. But it gives no votes meanwhile,
+	// since the other may not hear its answers (N9).
 	n.asked = true
-	// But a life before this one did not start after it. And a later one that has
-	// voted may be gone before it can be asked, while its votes stand.
-	if r.Started > n.started && r.Voted && r.Incarnation != n.told {
-		n.giveWay(now, r.Incarnation, out)
-	}
+	n.contest(now, r.Incarnation, r.Voted, r.Stopped, out)
 	// One question at a time: two nodes that ask each other would never hear an
 	// answer in time.
-	if now.Mono >= n.probeAt+n.cfg.ProbeWait {
+	if !r.Stopped && now.Mono >= n.probeAt+n.cfg.ProbeWait {
 		n.ask(now, out)
 		n.asked = true
 	}
@@ -136,6 +219,6 @@ func (n *Node) info(now proto.Now, r *proto.Request, reply string, out *Out) {
 func (n *Node) probeRequest() *proto.Request {
 	return &proto.Request{
 		Verb: proto.Info, Client: n.cfg.Name, Nonce: n.nonce(),
-		Node: n.cfg.Name, Incarnation: n.cfg.Incarnation, Started: n.started, Voted: n.voted,
+		Node: n.cfg.Name, Incarnation: n.cfg.Incarnation, Started: n.started, Voted: n.voted, Stopped: n.stopped,
 	}
 }

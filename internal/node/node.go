@@ -5,6 +5,7 @@
 package node
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
 )
 
 // Config is what a node is told at its start.
@@ -26,6 +28,10 @@ type Config struct {
 	FloorKey    [16]byte      // random, and nobody else's: which names share a floor
 	Floors      int           // how many there are, a power of two; 0: as many as a node should have
 	Version     string
+
+	// Past is the node's own earlier lives, as far as it can be sure that they are
+	// over: their questions, should they come late, are nobody's (N9).
+	Past []uuid.UUID
 }
 
 // Send is an answer and the inbox that it goes to.
@@ -67,8 +73,11 @@ type Node struct {
 	floors    floors // of resources without a record
 	farAhead  bool   // fences lie so far ahead of the clock that other nodes may not follow, and it said so
 
+	longest    time.Duration // longest lease that its name may have granted (N8)
+	since      time.Duration // it was started, monotonic
 	quarantine time.Duration // no votes before this moment (N8)
 	inQuarant  bool
+	asks       int  // questions that it must hear itself ask before its wait begins (N9)
 	voted      bool // a vote was given, or may have been
 
 	probe       int           // number of the probe that is out (N9)
@@ -79,10 +88,12 @@ type Node struct {
 	heardWall   int64         // the same by the wall clock, µs
 	asked       bool          // another asked for this node's name since
 	probed      bool          // full probes, as many as it takes, found no other node
-	missing     int           // how many that still are
-	told        uuid.UUID     // the last later node that said that it had voted
+	rivals      []rival       // others of its name that may come to vote
+	gone        []uuid.UUID   // others of its name that said that they vote no more, the latest last
 	stopped     bool
-	farewells   int // how often it still says that it has voted (N9)
+	farewells   int // how often it still says so (N9)
+
+	lives []uuid.UUID // those before this one whose memory it has, the latest last
 
 	serial  uint64      // counts steps, to do once a step what many claims ask for
 	recalls []*resource // whose heads recall at the end of this step
@@ -96,6 +107,9 @@ type Node struct {
 // that it can have granted is over: forgot, or the configuration's if that is
 // longer (N8).
 func New(cfg Config, now proto.Now, saved *Saved, forgot time.Duration) *Node {
+	if saved != nil && saved.Stale(now, cfg.MaxTTL) {
+		saved = nil
+	}
 	if cfg.MaxRuns < 2 {
 		cfg.MaxRuns = proto.MaxRuns
 	}
@@ -108,20 +122,55 @@ func New(cfg Config, now proto.Now, saved *Saved, forgot time.Duration) *Node {
 		perClient: map[string]int{},
 		floors:    newFloors(cfg.FloorKey, cfg.Floors),
 	}
+	n.longest, n.since = max(cfg.MaxTTL, forgot), now.Mono
+	n.heardAt, n.heardWall = now.Mono, now.Wall
 	if saved == nil {
-		longest := max(cfg.MaxTTL, forgot)
-		n.enterQuarantine(now.Mono + longest + proto.Margin(longest))
+		n.enterQuarantine(now)
+		n.asks = firstAsks
 	} else {
 		n.restore(now, saved)
+		n.lives = saved.Lives
 	}
 	n.probeAt = now.Mono - cfg.ProbeWait // due at once
-	n.missing = 1
 	return n
 }
 
-func (n *Node) enterQuarantine(until time.Duration) {
+// continued is the lives whose memory this one has, as long as votes can stand that
+// they gave: so a client knows that what it hears is no other node of this name (C13).
+func (n *Node) continued(now proto.Now) []uuid.UUID {
+	if len(n.lives) == 0 || now.Mono > n.since+n.runOut() {
+		return nil
+	}
+	return n.lives
+}
+
+// enterQuarantine has the node give no votes until all have run out that it, or
+// another of its name, can have given until now (N8).
+func (n *Node) enterQuarantine(now proto.Now) {
 	n.inQuarant = true
-	n.quarantine = max(n.quarantine, until)
+	n.quarantine = max(n.quarantine, now.Mono+n.listen()+n.runOut())
+}
+
+// listen is how long a node of this name that does not hear this one may take to ask
+// the next time, and be heard. It may have voted until then (N9).
+func (n *Node) listen() time.Duration { return n.cfg.MaxTTL/askEvery + n.cfg.MaxTTL/askWaiting }
+
+func (n *Node) runOut() time.Duration { return n.longest + proto.Margin(n.longest) }
+
+// mostBelieved is the longest lease that a node believes others about. A client that
+// lies can delay the first vote of a node that forgot, and by no more than that.
+const mostBelieved = time.Hour
+
+// longerLease notes that the cluster may have allowed a longer lease when this
+// node's votes of before were given, of which it knows nothing any more (N8).
+func (n *Node) longerLease(ttl time.Duration, who string, out *Out) {
+	if ttl = min(ttl, mostBelieved); !n.inQuarant || ttl <= n.longest {
+		return
+	}
+	n.longest = ttl
+	n.quarantine = max(n.quarantine, n.since+n.listen()+n.runOut())
+	out.Notes = append(out.Notes, fmt.Sprintf(
+		"%s has, or allows, leases of %v, longer than the %v of this node's configuration: it gives no votes until those have run out", who, n.longest, n.cfg.MaxTTL))
 }
 
 // State is what the node can do now.
@@ -129,9 +178,9 @@ func (n *Node) State() proto.State {
 	switch {
 	case n.stopped:
 		return proto.Stopped
-	case n.inQuarant:
+	case n.inQuarant || slices.ContainsFunc(n.rivals, func(r rival) bool { return r.voted }):
 		return proto.Recovering
-	case !n.probed:
+	case !n.probed || len(n.rivals) > 0:
 		return proto.Probing
 	}
 	return proto.Voting
@@ -163,8 +212,11 @@ func (n *Node) Deadline() time.Duration {
 	if n.stopped {
 		return d
 	}
-	if n.inQuarant {
+	if n.inQuarant && n.asks == 0 {
 		d = min(d, n.quarantine)
+	}
+	for _, r := range n.rivals {
+		d = min(d, r.until)
 	}
 	if len(n.leases) > 0 {
 		d = min(d, n.leases[0].key)
@@ -191,14 +243,14 @@ func (n *Node) Tick(now proto.Now, out *Out) {
 		// answers had ProbeWait to come.
 		// Who asked meanwhile may not have listened yet when this was sent.
 		if n.probeEchoed && !n.probed && !n.asked {
-			if n.missing--; n.missing <= 0 {
-				n.probed = true
-				n.noteState(now, out)
-			}
+			n.probed = true
+			n.noteState(now, out)
 		}
 		n.ask(now, out)
 	}
-	if n.inQuarant && now.Mono >= n.quarantine {
+	n.checkRivals(now, out)
+	// Who has not yet been heard to ask so often as it must goes on asking.
+	if n.inQuarant && now.Mono >= n.quarantine && n.asks == 0 {
 		n.inQuarant = false
 		n.raiseFloors(now)
 		n.noteState(now, out)
@@ -207,12 +259,26 @@ func (n *Node) Tick(now proto.Now, out *Out) {
 	n.sendRecalls(out)
 }
 
-// raiseFloors notes what the node forgot: every fence it ever gave was at most
-// maxTTL ahead of its wall clock (reach; the skew is no larger), and a quarantine
-// is longer than that. So the clock at the end of a quarantine is above them all,
-// which the clock at its start is not (N8).
+// raiseFloors notes what the node forgot, or what another of its name gave: every
+// fence ever given was at most maxTTL ahead of the wall clock (reach; the skew is no
+// larger), and a quarantine is longer than that. So the clock at the end of a
+// quarantine is above them all, which the clock at its start is not (N8).
+//
+// Votes from before the quarantine get fences above the floor too, and what was
+// set aside for them ends: with the fences of before they could make a token
+// below one that another node of this name has helped to give since.
 func (n *Node) raiseFloors(now proto.Now) {
 	n.floors.forgot, n.floors.forgotAt = max(n.forgotten(now), uint64(max(now.Wall, 0))), now.Mono
+	for _, res := range n.resources {
+		for _, c := range res.votes {
+			floor := n.floorOf(now, res)
+			if c.mode == quorum.Exclusive {
+				floor++
+			}
+			n.raise(res, floor)
+			c.fence, c.given = floor, 1
+		}
+	}
 }
 
 // forgotten is above all fences that the node forgot. A wall clock that has been set
@@ -251,7 +317,7 @@ func (n *Node) noteState(now proto.Now, out *Out) {
 		for _, c := range res.votes {
 			if c.owed {
 				c.owed = false
-				n.granted(c, out)
+				n.granted(now, c, out)
 			}
 		}
 		n.promote(now, res, 0, out)
@@ -292,11 +358,15 @@ func (n *Node) Handle(now proto.Now, r *proto.Request, reply string, out *Out) {
 }
 
 func (n *Node) recovering(now proto.Now) time.Duration {
+	var wait time.Duration
 	if n.inQuarant {
-		return max(n.quarantine-now.Mono, time.Millisecond)
+		wait = max(n.quarantine-now.Mono, time.Duration(n.asks)*n.cfg.ProbeWait, time.Millisecond)
+	}
+	for _, r := range n.rivals {
+		wait = max(wait, r.until-now.Mono)
 	}
 	if !n.probed {
-		return n.cfg.ProbeWait
+		wait = max(wait, n.cfg.ProbeWait)
 	}
-	return 0
+	return wait
 }

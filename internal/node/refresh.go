@@ -12,7 +12,7 @@ import (
 // not say on which; the client acquires again what it is told is unknown.
 func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) {
 	a := n.answer(proto.Refreshed)
-	a.Client = r.Client
+	a.Client, a.Continues = r.Client, n.continued(now)
 	a.Claim.Instance, a.Beat, a.Lo, a.Hi = r.Claim.Instance, r.Beat, r.Lo, r.Hi
 	known := uint64(0)
 	voting := n.voting() // else what has the vote must wait for it to be confirmed

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -20,6 +21,38 @@ type Saved struct {
 	Forgot uint64            `json:"forgot,omitempty"` // above what the node forgot before
 	Floors map[string]uint64 `json:"floors,omitempty"` // of resources with claims
 	Claims []SavedClaim      `json:"claims,omitempty"`
+
+	// The lives whose memory this is, the latest last.
+	Lives []uuid.UUID `json:"lives,omitempty"`
+
+	// How long ago the node last heard itself when this was saved, and what the
+	// clocks showed then. All zero: a new cluster's, of which nobody ever voted.
+	Away time.Duration `json:"away_ns,omitempty"`
+	Wall int64         `json:"wall_us,omitempty"`
+	Boot time.Duration `json:"boot_ns,omitempty"`
+}
+
+// age is how long the node has not heard itself, by the clock that went on most. A
+// clock that nobody sets cannot have gone back: then too much time has passed, or
+// nobody knows how much.
+func (s *Saved) age(now proto.Now) time.Duration {
+	if s.Wall == 0 {
+		return 0
+	}
+	wall, boot := time.Duration(now.Wall-s.Wall)*time.Microsecond, now.Boot-s.Boot
+	if s.Boot == 0 || now.Boot == 0 {
+		boot = wall
+	}
+	if boot < 0 {
+		return math.MaxInt64
+	}
+	return s.Away + max(wall, boot)
+}
+
+// Stale reports whether a node that starts now cannot rely on s: another may have
+// had its name since, and have voted (N8).
+func (s *Saved) Stale(now proto.Now, maxTTL time.Duration) bool {
+	return s.age(now) > maxTTL-proto.Margin(maxTTL)
 }
 
 // SavedClaim is a vote or a place in a queue. Its lease begins anew, whole, when
@@ -54,16 +87,18 @@ type Eviction struct {
 }
 
 // Save returns what a clean stop must leave behind, or false if there must be no
-// clean mark: in quarantine the node may have forgotten votes, and a stopped
-// node's name belongs to another.
+// clean mark, because the node is not sure of its memory at this moment (N8): it
+// may have forgotten votes, or another of its name may have given some.
 func (n *Node) Save(now proto.Now) (*Saved, bool) {
 	var out Out
 	n.expire(now, &out)
-	if n.stopped || n.inQuarant {
+	if n.stopped || n.inQuarant || len(n.rivals) > 0 || n.away(now) > n.cfg.MaxTTL-proto.Margin(n.cfg.MaxTTL) {
 		return nil, false
 	}
-	s := &Saved{Table: n.floors.save(), Forgot: n.forgotten(now), Floors: map[string]uint64{}}
+	s := &Saved{Away: max(n.away(now), 0), Wall: now.Wall, Boot: now.Boot, Table: n.floors.save(), Forgot: n.forgotten(now), Floors: map[string]uint64{}}
 	s.Floor = max(s.Table.highest(), s.Forgot)
+	s.Lives = append(slices.Clone(n.lives), n.cfg.Incarnation)
+	s.Lives = s.Lives[max(0, len(s.Lives)-proto.MaxLives):]
 	for name, res := range n.resources {
 		s.Floors[hexName(name)] = res.floor
 	}
@@ -93,6 +128,8 @@ func (n *Node) restore(now proto.Now, s *Saved) {
 		n.floors.least, n.floors.highest = s.Floor, s.Floor
 	}
 	n.floors.forgot, n.floors.forgotAt = s.Forgot, now.Mono
+	n.heardAt -= s.age(now)
+	n.heardWall -= s.age(now).Microseconds()
 	for _, sc := range s.Claims {
 		name := string(sc.Resource)
 		res := n.resources[name]

@@ -95,7 +95,7 @@ func TestCounts(t *testing.T) {
 	}
 	n = New(n.cfg, c.now, nil, 0)
 	c.now.Mono += 10 * time.Second
-	if got, want := n.Recovering(c.now), 20*time.Second+proto.Margin(30*time.Second); got != want {
+	if got, want := n.Recovering(c.now), 20*time.Second+proto.Margin(30*time.Second)+n.listen(); got != want {
 		t.Errorf("one that may have forgotten votes in %v, want %v", got, want)
 	}
 	n.stopped = true

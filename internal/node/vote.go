@@ -108,9 +108,15 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	ahead := sat.Micros(r.At - now.Wall)
 	switch {
 	case r.Digest != n.digest:
+		if r.Held {
+			n.longerLease(r.TTL, "client "+r.Client, out)
+		}
 		refuse(proto.ReasonConfig, true, "this node has configuration %s (nodes %v, longest lease %v), the client knows another", n.digest, n.cfg.Nodes, n.cfg.MaxTTL)
 		return
 	case r.TTL > n.cfg.MaxTTL:
+		if r.Held {
+			n.longerLease(r.TTL, "client "+r.Client, out)
+		}
 		refuse(proto.ReasonLease, false, "lease %v is longer than the %v that this cluster allows", r.TTL, n.cfg.MaxTTL)
 		return
 	case ahead > n.cfg.Skew: // N7
@@ -156,7 +162,7 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	n.add(now, c)
 	if free {
 		n.vote(now, c, 0)
-		n.granted(c, out)
+		n.granted(now, c, out)
 		return
 	}
 	n.enqueue(now, c)
@@ -274,7 +280,7 @@ func (c *claim) isWaitedFor() bool {
 // granted again when the node votes.
 func (n *Node) grantedOrNot(now proto.Now, c *claim, out *Out) {
 	if n.voting() {
-		n.granted(c, out)
+		n.granted(now, c, out)
 		return
 	}
 	c.owed = true
@@ -283,9 +289,12 @@ func (n *Node) grantedOrNot(now proto.Now, c *claim, out *Out) {
 	n.send(c, a, out)
 }
 
-func (n *Node) granted(c *claim, out *Out) {
+func (n *Node) granted(now proto.Now, c *claim, out *Out) {
 	a := n.about(c, proto.Granted)
 	a.Fence, a.Behind, a.Late = c.fence, c.isWaitedFor(), c.quiet
+	if c.held {
+		a.Continues = n.continued(now)
+	}
 	c.quiet = false
 	if a.Behind {
 		c.told = n.serial
@@ -427,7 +436,7 @@ func (n *Node) promote(now proto.Now, res *resource, hint int64, out *Out) {
 			}
 			n.dequeue(head)
 			n.vote(now, head, hint)
-			n.granted(head, out)
+			n.granted(now, head, out)
 		}
 		n.recall(res)
 	}

@@ -78,6 +78,9 @@ func AppendRequest(b []byte, r *Request) []byte {
 			b = appendInt(b, "started", r.Started)
 			b = append(b, `,"voted":`...)
 			b = strconv.AppendBool(b, r.Voted)
+			if r.Stopped {
+				b = append(b, `,"stopped":true`...)
+			}
 		}
 	case List, Inspect:
 		b = append(b, `"nonce":`...)
@@ -132,6 +135,7 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		b = appendUint(b, "hi", a.Hi)
 		b = appendRuns(b, "waiting", a.Waiting)
 		b = appendRuns(b, "unknown", a.Unknown)
+		b = appendContinues(b, a.Continues)
 	}
 	switch a.Kind {
 	case Granted:
@@ -148,6 +152,7 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		if a.Late {
 			b = append(b, `,"late":true`...)
 		}
+		b = appendContinues(b, a.Continues)
 	case Recall:
 		if a.Behind {
 			b = append(b, `,"behind":true`...)
@@ -202,6 +207,9 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		b = appendInt(b, "now", i.Now)
 		b = append(b, `,"voted":`...)
 		b = strconv.AppendBool(b, i.Voted)
+		if i.Longest > 0 {
+			b = appendInt(b, "longest_ms", i.Longest.Milliseconds())
+		}
 		b = appendInt(b, "claims", int64(i.Claims))
 		if i.Ahead > 0 {
 			b = appendInt(b, "ahead_ms", ceilMS(i.Ahead))
@@ -339,6 +347,7 @@ type wire struct {
 	Span        uint64       `json:"span"`
 	Behind      bool         `json:"behind"`
 	Late        bool         `json:"late"`
+	Continues   []string     `json:"continues"`
 	Digest      string       `json:"digest"`
 	Client      string       `json:"client"`
 	Node        string       `json:"node"`
@@ -352,6 +361,7 @@ type wire struct {
 	Incarnation string       `json:"incarnation"`
 	Started     int64        `json:"started"`
 	Voted       bool         `json:"voted"`
+	Stopped     bool         `json:"stopped"`
 	Fence       uint64       `json:"fence"`
 	Most        uint64       `json:"most"`
 	Ahead       int64        `json:"ahead_ms"`
@@ -366,6 +376,7 @@ type wire struct {
 	MaxTTL      int64        `json:"max_ttl_ms"`
 	Skew        int64        `json:"skew_ms"`
 	State       string       `json:"state"`
+	Longest     int64        `json:"longest_ms"`
 	Claims      int64        `json:"claims"`
 	Version     string       `json:"version"`
 	Note        string       `json:"note"`
@@ -478,7 +489,7 @@ func (r *Request) fill(w *wire, verb Verb, client, resource string) error {
 		if r.Node = d.optionalToken("node", w.Node); r.Node != "" {
 			r.Incarnation = d.uuid("incarnation", w.Incarnation)
 			r.Started = d.micros("started", w.Started)
-			r.Voted = w.Voted
+			r.Voted, r.Stopped = w.Voted, w.Stopped
 		}
 	case List, Inspect:
 		r.Nonce = d.text("nonce", w.Nonce, MaxText)
@@ -532,6 +543,7 @@ func (a *Answer) fill(w *wire) error {
 	switch a.Kind {
 	case Granted:
 		a.Fence, a.Behind, a.Late = d.positive("fence", w.Fence), w.Behind, w.Late
+		a.Continues = d.uuids("continues", w.Continues)
 		if a.Span = d.span(w.Span); a.Span == 1 {
 			a.Span = 0 // one spelling
 		}
@@ -558,6 +570,7 @@ func (a *Answer) fill(w *wire) error {
 	case Refreshed:
 		a.Claim.Instance = d.uuid("instance", w.Instance)
 		a.Beat = d.positive("beat", w.Beat)
+		a.Continues = d.uuids("continues", w.Continues)
 		a.Lo, a.Hi = d.positive("lo", w.Lo), d.number("hi", w.Hi)
 		a.Waiting = d.runs("waiting", w.Waiting, w.Lo, w.Hi)
 		a.Unknown = d.runs("unknown", w.Unknown, w.Lo, w.Hi)
@@ -572,6 +585,7 @@ func (a *Answer) fill(w *wire) error {
 			Started: d.micros("started", w.Started),
 			Now:     d.micros("now", w.Now),
 			Voted:   w.Voted,
+			Longest: d.millis("longest_ms", w.Longest),
 			Claims:  d.count("claims", w.Claims),
 			Version: d.text("version", w.Version, MaxText),
 			Ahead:   d.millis("ahead_ms", w.Ahead),
@@ -620,6 +634,36 @@ func (d *decoder) uuid(key, s string) uuid.UUID {
 		d.fail("%s is not a UUID", key)
 	}
 	return id
+}
+
+// MaxLives is how many earlier lives of a node are named at most.
+const MaxLives = 8
+
+func (d *decoder) uuids(key string, list []string) (ids []uuid.UUID) {
+	if len(list) > MaxLives {
+		d.fail("%s has %d entries, at most %d are allowed", key, len(list), MaxLives)
+		return nil
+	}
+	for _, s := range list {
+		ids = append(ids, d.uuid(key, s))
+	}
+	return ids
+}
+
+func appendContinues(b []byte, ids []uuid.UUID) []byte {
+	if len(ids) == 0 {
+		return b
+	}
+	b = append(b, `,"continues":[`...)
+	for i, id := range ids {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, '"')
+		b = appendUUID(b, id)
+		b = append(b, '"')
+	}
+	return append(b, ']')
 }
 
 // parseUUID is uuid.Parse for its one usual spelling, in half the time: a lock takes

@@ -40,6 +40,11 @@ const (
 type Now struct {
 	Mono time.Duration // monotonic, from any start
 	Wall int64         // wall clock, microseconds since 1970
+
+	// Boot is how long ago the machine was started, sleep included: a clock that
+	// nobody sets. 0 where that is not known, and where it is not needed: it is
+	// compared between two lives of a node alone (N8).
+	Boot time.Duration
 }
 
 // ClaimID names one attempt by one client on one resource, for ever.
@@ -179,6 +184,7 @@ type Request struct {
 	Incarnation uuid.UUID // of a node that asks after its own name
 	Started     int64
 	Voted       bool
+	Stopped     bool // it gave the name up, and votes no more
 }
 
 // Kind is what an answer says.
@@ -223,6 +229,10 @@ type Answer struct {
 	Passes bool   // refused: asking again later may succeed
 
 	By string // evicted: the client that asked for it
+
+	// Granted to a claim that is held, refreshed: the lives of the node whose memory it
+	// has, within a lease of its start; its own is not among them.
+	Continues []uuid.UUID
 
 	// Refreshed: of the claims listed between Lo and Hi these have no vote of the node.
 	Lo, Hi  uint64
@@ -306,9 +316,10 @@ type NodeInfo struct {
 	MaxTTL  time.Duration
 	Skew    time.Duration
 	State   State
-	Started int64 // wall clock at its start, µs
-	Now     int64 // and as it answered
-	Voted   bool  // it gave a vote, or may have
+	Started int64         // wall clock at its start, µs
+	Now     int64         // and as it answered
+	Voted   bool          // it gave a vote, or may have
+	Longest time.Duration // lease that it knows to have been allowed, if that is longer than MaxTTL
 	Claims  int
 	Version string
 	Ahead   time.Duration // of its clock lies the highest fence that it gave

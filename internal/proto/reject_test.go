@@ -206,6 +206,7 @@ var messages = []message{
 		{name: "incarnation", kind: "uuid", required: true},
 		{name: "started", kind: "micros"},
 		{name: "voted", kind: "bool"},
+		{name: "stopped", kind: "bool"},
 	}},
 	{"list-more", List, []field{
 		{name: "nonce", kind: "text"},
@@ -272,6 +273,7 @@ var messages = []message{
 		{name: "started", kind: "micros"},
 		{name: "now", kind: "micros"},
 		{name: "voted", kind: "bool"},
+		{name: "longest_ms", kind: "millis"},
 		{name: "claims", kind: "count"},
 		{name: "ahead_ms", kind: "millis"},
 		{name: "version", kind: "text"},

@@ -68,6 +68,8 @@ func (w *wire) field(p *scanner, key string) bool {
 		return p.boolean(&w.Behind)
 	case "late":
 		return p.boolean(&w.Late)
+	case "continues":
+		return p.texts(&w.Continues)
 	case "digest":
 		return p.text(&w.Digest)
 	case "client":
@@ -94,6 +96,8 @@ func (w *wire) field(p *scanner, key string) bool {
 		return p.integer(&w.Started)
 	case "voted":
 		return p.boolean(&w.Voted)
+	case "stopped":
+		return p.boolean(&w.Stopped)
 	case "fence":
 		return p.number(&w.Fence)
 	case "most":
@@ -126,6 +130,8 @@ func (w *wire) field(p *scanner, key string) bool {
 		return p.integer(&w.Skew)
 	case "state":
 		return p.text(&w.State)
+	case "longest_ms":
+		return p.integer(&w.Longest)
 	case "claims":
 		return p.integer(&w.Claims)
 	case "version":

@@ -143,7 +143,7 @@ func TestStartedAhead(t *testing.T) {
 			for _, n := range w.nodes {
 				n.wrong = 0
 			}
-			w.run(max(time.Second, maxTTL+2*time.Second-tt.right))
+			w.run(max(time.Second, maxTTL+6*time.Second-tt.right))
 			w.mustVote()
 			for _, n := range w.nodes[len(w.nodes)-tt.down:] {
 				n.stop()
@@ -171,7 +171,7 @@ func polluted(t *testing.T, nodes int, names ...string) *world {
 	first := w.nodes[0]
 	first.wrong = 2 * time.Hour
 	first.start(nil)
-	w.run(maxTTL + 2*time.Second)
+	w.run(maxTTL + 6*time.Second)
 	w.mustVote()
 	for i, name := range names {
 		id := proto.ClaimID{Instance: uuid.UUID{7}, Seq: uint64(i + 1)}
@@ -237,7 +237,7 @@ func TestPassedOnAfterACrash(t *testing.T) {
 	w.run(time.Second)
 	w.nodes[0].stop()
 	w.nodes[0].start(nil)
-	w.run(maxTTL + 3*time.Second)
+	w.run(maxTTL + 7*time.Second)
 	w.mustVote()
 	w.nodes[2].stop()
 	before := len(s.waits)

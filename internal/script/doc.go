@@ -20,8 +20,10 @@
 //
 // The clocks stand at 0s when a story begins, the nodes have a clean mark each,
 // know of nothing, and vote. Leases last 12s unless said otherwise, so a vote
-// stands for 11.76s from sending (C1), a refresh is due every 4s (C6), and a
-// quarantine lasts 12.24s (N8).
+// stands for 11.76s from sending (C1), a refresh is due every 4s (C6), and what a
+// node may have forgotten has run out after 12.24s. A node without a clean mark
+// waits for 12.64s: it asks for its name five times, 100ms apart, and waits from
+// the fifth time on (N8).
 //
 // Messages stay under way until they are delivered:
 //
@@ -41,16 +43,19 @@
 //	advance TIME               time passes, deliveries wait
 //	run TIME                   time passes, and all is delivered as soon as it is sent
 //	crash NODE | stop NODE     ends without | with a clean mark
-//	start NODE [max-ttl=T] [nodes=n1,n2] [as=HOST]
-//	                           starts, from the mark if there is one and nothing in it
-//	                           differs; as: a second node of that name, called HOST
+//	start NODE [max-ttl=T] [nodes=n1,n2] [as=HOST] [directory=new|bootstrapped]
+//	                           starts, from the mark if there is one, it is not too old
+//	                           and nothing in it differs; as: a second node of that
+//	                           name, called HOST; directory=new: nothing is left of its
+//	                           earlier lives, not even what they were called; bootstrapped:
+//	                           nor is it, but it is told that there were none
 //	pause X | resume X         a client's or node's process stands still, its clocks go on
 //	suspend CLIENT             its machine sleeps: its monotonic clock stands still too
 //	clock X +2s                X's wall clock is set to so much from the others
 //	reconnect CLIENT           its NATS connection came back
 //	reconfigure CLIENT [nodes=n1,n2] [max-ttl=12s]
 //	                           the client has learned this configuration
-//	probes shown               the nodes' probes of their own names (N9) are messages too
+//	probes shown|hidden        the nodes' probes of their own names (N9) are messages too
 //	show X                     what a node or a client knows
 //	show network               what is under way, and what is kept aside
 //

@@ -3,6 +3,7 @@ package script
 import (
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -53,6 +54,7 @@ type host struct {
 	id     string // of the node: its name in the cluster
 	config proto.Config
 	lives  byte
+	known  byte // of these, the state directory names those after this one
 	mark   []byte
 	marked string        // digest in the mark
 	ttl    time.Duration // longest that it may have granted
@@ -89,7 +91,7 @@ func (w *world) read(h *host) proto.Now {
 	if h.asleep > 0 {
 		mono = h.asleep - h.slept
 	}
-	return proto.Now{Mono: mono, Wall: max((w.now + h.wall).Microseconds(), 0)}
+	return proto.Now{Mono: mono, Wall: max((w.now + h.wall).Microseconds(), 0), Boot: w.now + time.Hour}
 }
 
 // id makes ids of which those of a come before those of b, and of two lives of
@@ -162,12 +164,15 @@ func (w *world) publish(from *host, r proto.Request) error {
 		m.text = fmt.Sprintf("refresh %s of %s%d..%s%d %s", list, from.name, r.Lo, from.name, r.Hi, beat(r.Beat))
 	case proto.Info:
 		m.text = "info: who is " + r.Node + "?"
+		if r.Stopped {
+			m.text = fmt.Sprintf("info: I have given up the name %s, voted %v", r.Node, r.Voted)
+		}
 	}
 	var to []string
 	for _, name := range w.order {
 		h := w.hosts[name]
 		if !h.isNode || r.Node != "" && h.id != r.Node {
-			continue // a node that is not meant does nothing
+			continue // a node that is not meant says how long its leases are, which are the same for all here
 		}
 		to = append(to, name)
 		m := m
@@ -279,7 +284,7 @@ func (w *world) nodeDid(h *host, out node.Out) {
 	}
 	if p := out.Probe; p != nil {
 		switch {
-		case w.probes || w.namesakes(h.id) > 1:
+		case w.probes || w.namesakes(h.id) > 1 || h.node.Stopped():
 			w.must(w.publish(h, *p))
 		case w.cuts[[2]string{h.name, h.name}]:
 		default: // heard by itself at once: not worth a line
@@ -611,6 +616,9 @@ func (w *world) startNode(h *host) {
 	h.mark = nil // it serves once (N8)
 	cfg := w.limits
 	cfg.Name, cfg.Config, cfg.Incarnation, cfg.ProbeWait = h.id, h.config, id(h.name, h.lives), probeWait
+	for life := h.known; life < h.lives-1; life++ {
+		cfg.Past = append(cfg.Past, id(h.name, life+1))
+	}
 	h.node = node.New(cfg, w.read(h), saved, h.ttl)
 	h.ttl = h.config.MaxTTL
 	h.due = w.now
@@ -829,6 +837,15 @@ func (w *world) command(line string) (err error) {
 		if h.node != nil {
 			return fmt.Errorf("%s runs", h.name)
 		}
+		switch opts["directory"] {
+		case "":
+		case "new":
+			h.mark, h.known, h.ttl = nil, h.lives, 0
+		case "bootstrapped":
+			h.mark, h.marked, h.known, h.ttl = []byte("{}"), h.config.Digest(), h.lives, 0
+		default:
+			return fmt.Errorf("there is no such directory")
+		}
 		w.startNode(h)
 		return nil
 
@@ -843,7 +860,10 @@ func (w *world) command(line string) (err error) {
 		return w.toHost(w.hosts[args[0]], verb, args[1:], opts)
 
 	case "probes":
-		w.probes = true
+		if err := want(1, 1); err != nil || args[0] != "shown" && args[0] != "hidden" {
+			return errors.Join(err, fmt.Errorf("shown or hidden?"))
+		}
+		w.probes = args[0] == "shown"
 		return nil
 	}
 	return fmt.Errorf("there is no command %s", verb)

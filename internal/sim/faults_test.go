@@ -135,11 +135,17 @@ func TestPlantedFaults(t *testing.T) {
 			if seeds, ok := strings.CutPrefix(p.by, "seeds "); ok {
 				cmd = exec.CommandContext(ctx, p.build(t, "./internal/sim"), "-test.run", "^TestSeeds$", "-sim.seeds", seeds)
 				cmd.Dir = "."
+			} else if by := strings.Fields(p.by); len(by) == 2 && (by[0] == "names" || by[0] == "foreign") {
+				cmd = exec.CommandContext(ctx, p.build(t, "./internal/sim"), "-test.run", "^TestSeeds$", "-sim.kind", by[0], "-sim.seeds", by[1])
+				cmd.Dir = "."
+			} else if depth, ok := strings.CutPrefix(p.by, "model "); ok {
+				cmd = exec.CommandContext(ctx, p.build(t, "./internal/node"), "-test.run", "^TestNames$", "-node.names", depth)
+				cmd.Dir = filepath.Join(root, "internal/node")
 			} else if pkg, ok := strings.CutPrefix(p.by, "tests "); ok {
 				cmd = exec.CommandContext(ctx, p.build(t, pkg))
 				cmd.Dir = filepath.Join(root, pkg)
 			} else {
-				t.Fatalf("caught-by: %q is neither \"seeds N\" nor \"tests PACKAGE\"", p.by)
+				t.Fatalf("caught-by: %q is none of \"seeds N\", \"names N\", \"foreign N\", \"model EVENTS\" and \"tests PACKAGE\"", p.by)
 			}
 			out, err := cmd.CombinedOutput()
 			if err == nil {
@@ -147,7 +153,7 @@ func TestPlantedFaults(t *testing.T) {
 			}
 			if m := failedSeed.FindSubmatch(out); m != nil {
 				t.Logf("caught by seed %s: %s", m[1], m[2])
-			} else if i := bytes.Index(out, []byte("--- FAIL")); i >= 0 && !strings.HasPrefix(p.by, "seeds") {
+			} else if i := bytes.Index(out, []byte("--- FAIL")); i >= 0 && (strings.HasPrefix(p.by, "tests") || strings.HasPrefix(p.by, "model")) {
 				t.Logf("caught by %s: %.300s", p.by, out[i:])
 			} else {
 				t.Fatalf("the broken variant failed, but not by a broken promise:\n%.2000s", out)

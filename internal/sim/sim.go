@@ -9,7 +9,6 @@ package sim
 import (
 	"container/heap"
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -109,6 +108,7 @@ func (c *hostClock) read(t time.Duration) proto.Now {
 	return proto.Now{
 		Mono: time.Duration(float64(awake) * c.rate),
 		Wall: baseWall + int64(float64(t)*c.rate/1000) + (c.offset + c.ahead).Microseconds(),
+		Boot: time.Hour + time.Duration(float64(t)*c.rate),
 	}
 }
 
@@ -119,16 +119,17 @@ type simNode struct {
 	cfg     proto.Config
 	clock   hostClock
 	core    *node.Node // nil while it is down
-	disk    []byte     // the clean mark
-	longest time.Duration
+	dir     *simDir    // nil: it keeps nothing
 	inbox   string
 	timer   *event
 	out     node.Out
-	twin    bool // a second node under a name that is taken
+	twin    string // "": the first machine of its name, else what sets this one apart
 	paused  bool
 	backlog []func()
 	claims  int // limits
 	queue   int
+
+	previous time.Duration // longest lease that was allowed before, as the operator says
 }
 
 type simClient struct {
@@ -144,6 +145,8 @@ type simClient struct {
 	paused   bool
 	backlog  []func()
 	instance uuid.UUID
+
+	evictions int // how often one of its claims was to be evicted
 }
 
 // job is what one goroutine of a client does: wants, waits, holds, releases.
@@ -159,6 +162,7 @@ type job struct {
 	free   bool // and nobody else wanted it so far
 	held   bool
 	ended  bool
+	side   int // the cluster that its client was connected to when it got the lock
 	timer  *event
 	over   int // younger claims on the same resource that were held meanwhile
 }
@@ -174,6 +178,10 @@ type Sim struct {
 	clients []*simClient
 	inboxes map[string]func(*proto.Answer)
 	cuts    map[[2]string]time.Duration // from, to: cut until
+	deaf    map[string]bool             // hears nobody
+	mute    map[string]bool             // is heard by nobody
+	sides   map[string]int              // which of two clusters it is connected to
+	won     map[*client.Claim]int       // in which of the two
 	jobs    map[string][]*job           // waiting or holding, by resource
 	tokens  map[string]*tokens
 	res     Result
@@ -187,7 +195,8 @@ type Sim struct {
 	passOn          passOn                   // and pass them on
 	ended           map[string]time.Duration // when a job on a name was over, for the last time
 	cluster         proto.Config
-	twin            *simNode
+	twins, dirs     int
+	names           *names     // a world of nodes that replace each other, nil in others
 	operator        *rand.Rand // of one who evicts claims, nil if there is none
 	rtc             *rand.Rand // of machines that start with their clocks ahead, nil if there are none
 	floors          int        // of each node: few, so that names share them, or as many as a node has
@@ -209,7 +218,7 @@ func Run(opt Options) (Result, error) {
 func newSim(opt Options) *Sim {
 	s := &Sim{
 		opt: opt, rng: rand.New(rand.NewPCG(opt.Seed, 0x716c6f636b)),
-		inboxes: map[string]func(*proto.Answer){}, cuts: map[[2]string]time.Duration{},
+		inboxes: map[string]func(*proto.Answer){}, cuts: map[[2]string]time.Duration{}, deaf: map[string]bool{}, mute: map[string]bool{},
 		jobs: map[string][]*job{}, tokens: map[string]*tokens{}, working: true,
 		passOn: newPassOn(opt.Seed), ended: map[string]time.Duration{},
 	}
@@ -217,6 +226,9 @@ func newSim(opt Options) *Sim {
 	n := 1 + r.IntN(7)
 	if r.IntN(3) > 0 {
 		n = 2 + r.IntN(4) // the sizes that people run
+	}
+	if opt.Seed%4 == 3 {
+		n = s.newNames()
 	}
 	cfg := proto.Config{MaxTTL: maxTTL, Skew: skew}
 	for i := range n {
@@ -231,13 +243,19 @@ func newSim(opt Options) *Sim {
 		s.retention = s.between(0, ttl)
 	}
 	s.world = [...]int{sound, lossy, rough, rough, rough, rough, rough, rough, rough, rough}[r.IntN(10)]
+	if s.names != nil {
+		s.names.settle()
+	}
 	if s.world == sound {
 		s.loss, s.late = 0, 0
 	}
 	for i := range n {
 		nd := &simNode{sim: s, name: cfg.Nodes[i], cfg: cfg, clock: s.newClock(2 * time.Second), inbox: "node." + cfg.Nodes[i], claims: 1000, queue: 1000}
 		// A bootstrapped cluster starts from clean marks.
-		nd.disk, _ = json.Marshal(&node.Saved{})
+		if s.names == nil || s.names.keeps {
+			nd.dir = s.newDir()
+			nd.dir.save(nd, &node.Saved{})
+		}
 		s.nodes = append(s.nodes, nd)
 		s.at(s.between(0, 50*time.Millisecond), nd.start)
 	}
@@ -246,6 +264,9 @@ func newSim(opt Options) *Sim {
 		clients = 20 + r.IntN(31)
 	}
 	resources := 1 + r.IntN(3)
+	if s.names != nil {
+		clients, resources = 2+r.IntN(4), 1+r.IntN(2)
+	}
 	if r.IntN(6) == 0 && s.world != sound { // limits that are reached
 		for _, nd := range s.nodes {
 			nd.claims, nd.queue = 1+r.IntN(3), 1+r.IntN(3)
@@ -269,11 +290,19 @@ func newSim(opt Options) *Sim {
 	if opt.Seed%5 == 3 {
 		s.rtc = rand.New(rand.NewPCG(opt.Seed, 0x727463))
 	}
-	if opt.Seed%5 == 2 { // by dice of its own: the other worlds stay as they are
+	if opt.Seed%8 == 5 && s.world != sound {
+		s.newRogue(resources)
+	}
+	if opt.Seed%5 == 2 && opt.Seed%16 != 8 { // by dice of its own: the other worlds stay as they are
 		s.operator = rand.New(rand.NewPCG(opt.Seed, 0x65766963))
 		s.at(5*time.Second, s.evict)
 	}
-	if s.world == rough {
+	switch {
+	case s.names != nil:
+		s.at(s.between(0, 5*time.Second), s.names.play)
+	case opt.Seed%16 == 8:
+		s.newForeign()
+	case s.world == rough:
 		s.at(s.between(0, 10*time.Second), s.fault)
 	}
 	return s
@@ -346,7 +375,9 @@ func (s *Sim) run() {
 
 // ---- the network
 
-func (s *Sim) isCut(from, to string) bool { return s.now < s.cuts[[2]string{from, to}] }
+func (s *Sim) isCut(from, to string) bool {
+	return s.sides[from] != s.sides[to] || s.deaf[to] || s.mute[from] || s.now < s.cuts[[2]string{from, to}]
+}
 
 // carry delivers a message, or not, or twice, or late. Nothing is assumed of it.
 func (s *Sim) carry(from, to, what string, deliver func()) {
@@ -420,32 +451,22 @@ func (s *Sim) answer(from *simNode, to string, a proto.Answer) {
 // ---- nodes
 
 func (nd *simNode) host() string {
-	if nd.twin {
-		return nd.name + "'"
-	}
-	return nd.name
+	return nd.name + nd.twin
 }
 
 func (nd *simNode) start() {
 	s := nd.sim
-	if nd.core != nil || nd.twin && !s.working {
+	if nd.core != nil || nd.twin != "" && !s.working || nd.dir != nil && nd.dir.user != nil {
 		return
 	}
-	var saved *node.Saved
-	if nd.disk != nil {
-		saved = new(node.Saved)
-		if err := json.Unmarshal(nd.disk, saved); err != nil {
-			s.fail("clean mark: %v", err)
-		}
-	}
-	nd.disk = nil // it serves once (N8)
 	nd.setClock()
+	run := s.newUUID()
+	saved, longest, past := nd.dir.take(nd, run)
 	nd.core = node.New(node.Config{
-		Name: nd.name, Config: nd.cfg, Incarnation: s.newUUID(), ProbeWait: 100 * time.Millisecond,
-		MaxClaims: nd.claims, MaxQueue: nd.queue, MaxRuns: 2,
+		Name: nd.name, Config: nd.cfg, Incarnation: run, ProbeWait: 100 * time.Millisecond,
+		MaxClaims: nd.claims, MaxQueue: nd.queue, MaxRuns: 2, Past: past,
 		FloorKey: [16]byte{byte(s.opt.Seed), byte(s.uuids), byte(s.uuids >> 8)}, Floors: s.floors,
-	}, nd.clock.read(s.now), saved, nd.longest)
-	nd.longest = nd.cfg.MaxTTL
+	}, nd.clock.read(s.now), saved, longest)
 	s.tracef("%s starts, clean mark: %v", nd.host(), saved != nil)
 	s.inboxes[nd.inbox] = func(a *proto.Answer) {
 		nd.do(func() {
@@ -535,14 +556,17 @@ func (nd *simNode) stop(clean bool) {
 		return
 	}
 	if clean {
-		if saved, ok := nd.core.Save(nd.clock.read(s.now)); ok {
-			nd.disk, _ = json.Marshal(saved)
+		if saved, ok := nd.core.Save(nd.clock.read(s.now)); ok && nd.dir != nil {
+			nd.dir.save(nd, saved)
 		}
 		s.res.Restarts++
 	} else {
 		s.res.Crashes++
 	}
-	s.tracef("%s stops, clean: %v, mark: %v", nd.host(), clean, nd.disk != nil)
+	if nd.dir != nil {
+		nd.dir.user = nil
+	}
+	s.tracef("%s stops, clean: %v, mark: %v", nd.host(), clean, nd.dir != nil && nd.dir.disk != nil)
 	nd.stops++
 	nd.core = nil
 	if nd.paused {
@@ -557,7 +581,7 @@ func (c *simClient) start(cfg proto.Config) {
 	s := c.sim
 	c.instance = s.newUUID()
 	c.core = client.New(client.Config{
-		Name: c.name, Instance: c.instance, TTL: ttl, MaxRuns: 2, Cluster: cfg,
+		Name: c.name, Instance: c.instance, TTL: min(ttl, cfg.MaxTTL), MaxRuns: 2, Cluster: cfg,
 	}, c.clock.read(s.now))
 	if s.shared {
 		c.table = local.New(c.core, s.retention)
@@ -739,7 +763,7 @@ func (j *job) event(k local.EventKind) {
 		if j.held || j.ended {
 			s.fail("%s #%d on %s is held after it was held or over", c.name, j.id(), j.res)
 		}
-		j.held = true
+		j.held, j.side = true, s.sideOf(j)
 		j.decided(false)
 		s.res.Held++
 		s.res.WaitedLongest = max(s.res.WaitedLongest, s.now-j.asked)
@@ -753,7 +777,7 @@ func (j *job) event(k local.EventKind) {
 		}
 		s.cancel(j.timer)
 		hold := s.between(0, 100*time.Millisecond)
-		if s.working && s.rng.IntN(10) == 0 {
+		if s.working && (s.rng.IntN(10) == 0 || s.names != nil && s.rng.IntN(2) == 0) {
 			hold = s.between(0, 3*ttl)
 		}
 		j.timer = s.at(hold, func() {
@@ -820,7 +844,11 @@ func (c *simClient) crash() {
 	c.wake()
 	c.paused, c.backlog = false, nil
 	c.out = local.Out{}
+	side := s.sides[c.name]
 	c.start(s.cluster)
+	if side != 0 {
+		s.sides[c.inbox] = side
+	}
 }
 
 // wake lets the machine's monotonic clock go on.
@@ -934,13 +962,13 @@ func (s *Sim) fault() {
 		s.tracef("%s has its wall clock set to %v", nd.host(), nd.clock.offset)
 	case 11: // a node is started with another configuration, and later with the right one
 		nd := s.nodes[r.IntN(len(s.nodes))]
-		if nd.twin || len(nd.cfg.Nodes) != len(s.cluster.Nodes) || s.wrong == "client" {
+		if nd.twin != "" || len(nd.cfg.Nodes) != len(s.cluster.Nodes) || s.wrong == "client" {
 			break
 		}
 		s.wrong = "node"
 		s.res.WrongConfig++
 		nd.stop(r.IntN(2) == 0)
-		nd.disk = nil                    // a mark of another configuration is void (N8)
+		nd.dir.disk = nil                // a mark of another configuration is void (N8)
 		nd.cfg.Nodes = []string{nd.name} // it takes itself for a whole cluster
 		s.at(s.downFor(), nd.start)
 		s.at(s.between(0, 2*maxTTL), func() {
@@ -975,16 +1003,10 @@ func (s *Sim) fault() {
 		s.at(s.between(0, 2*maxTTL), c.crash)
 	case 12: // somebody starts a second node under a name that is taken
 		nd := s.nodes[r.IntN(len(s.nodes))]
-		if nd.twin || nd.core == nil || s.twin != nil || len(s.nodes) == 1 {
+		if nd.twin != "" || nd.core == nil || s.twins > 0 || len(s.nodes) == 1 {
 			break
 		}
-		s.res.Twins++
-		s.twin = &simNode{
-			sim: s, name: nd.name, cfg: s.cluster, clock: s.newClock(2 * time.Second), inbox: nd.inbox + "'",
-			claims: nd.claims, queue: nd.queue, twin: true,
-		}
-		s.nodes = append(s.nodes, s.twin)
-		s.twin.start()
+		s.newTwin(nd, nil).start()
 	}
 	s.at(s.between(0, 12*time.Second), s.fault)
 }
@@ -1002,13 +1024,22 @@ func (s *Sim) calmDown() {
 	s.tracef("calm")
 	s.working = false
 	clear(s.cuts)
+	clear(s.deaf)
+	clear(s.mute)
+	if s.sides != nil {
+		for _, c := range s.clients {
+			s.reconnect(c, 0)
+		}
+	}
 	for _, nd := range s.nodes {
 		nd.resume()
-		if nd.twin || len(nd.cfg.Nodes) != len(s.cluster.Nodes) || nd.core != nil && nd.core.Stopped() {
+		if nd.twin != "" || len(nd.cfg.Nodes) != len(s.cluster.Nodes) || nd.core != nil && nd.core.Stopped() {
 			nd.stop(false)
 			nd.cfg = s.cluster
 		}
-		if !nd.twin {
+	}
+	for _, nd := range s.nodes { // when the twins have let go of their directories
+		if nd.twin == "" {
 			nd.start()
 		}
 	}
@@ -1072,6 +1103,8 @@ type eviction struct {
 // Locker.Evict does.
 func (s *Sim) askDeparture(e *eviction) {
 	r, j, c, id := s.operator, e.job, e.job.client, e.id
+	c.evictions++
+	times := c.evictions
 	nonce := fmt.Sprint(s.seq)
 	d, over := client.NewDeparture(s.cluster, nonce), false
 	const round = time.Second
@@ -1111,7 +1144,9 @@ func (s *Sim) askDeparture(e *eviction) {
 				nd.flush()
 				stops := nd.stops
 				s.at(ttl+ttl/20, func() {
-					if known && nd.core != nil && !nd.paused && nd.stops == stops {
+					// Not if it was wanted again meanwhile: its client may not have heard the
+					// first time, and have acquired it again since.
+					if known && nd.core != nil && !nd.paused && nd.stops == stops && c.evictions == times {
 						s.checkEvicted(nd, j.res, id)
 					}
 				})
@@ -1163,7 +1198,7 @@ func (s *Sim) check() {
 				continue
 			}
 			for _, b := range list[i+1:] {
-				if quorum.Conflicts(a.mode, b.mode) && b.holds() {
+				if quorum.Conflicts(a.mode, b.mode) && b.holds() && a.side == b.side {
 					s.fail("two hold %s: %s #%d (%v, token %d) and %s #%d (%v, token %d)", res,
 						a.client.name, a.id(), a.mode, a.token(), b.client.name, b.id(), b.mode, b.token())
 				}
@@ -1190,13 +1225,24 @@ func (j *job) holds() bool {
 	}
 }
 
+// mostAhead is how far a token may lie ahead of true time: what a fence may be ahead of a
+// node's clock, with how much a clock may be wrong, and those after it that are set
+// aside (N3).
+const mostAhead = maxTTL + 3*time.Second
+
 func (s *Sim) checkToken(j *job) {
+	if ahead := time.Duration(int64(j.token())-baseWall-s.now.Microseconds()) * time.Microsecond; ahead > mostAhead && s.rtc == nil {
+		s.fail("%s has token %d on %s, %v ahead of the time", j.client.name, j.token(), j.res, ahead)
+	}
 	t := s.tokens[j.res]
 	if t == nil {
 		t = &tokens{}
 		s.tokens[j.res] = t
 	}
 	token := j.token()
+	if s.sides != nil { // of two clusters, each has tokens of its own
+		return
+	}
 	if j.mode == quorum.Exclusive {
 		if token <= t.any {
 			s.fail("%s has token %d on %s, %d was given before", j.client.name, token, j.res, t.any)

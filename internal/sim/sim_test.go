@@ -13,6 +13,7 @@ var (
 	seeds = flag.Int("sim.seeds", 300, "how many seeds TestSeeds runs")
 	first = flag.Uint64("sim.first", 1, "the first of them")
 	one   = flag.Uint64("sim.seed", 0, "run this seed alone, with a trace")
+	kind  = flag.String("sim.kind", "", "run the seeds of one kind of world alone: names or foreign")
 )
 
 func TestSeeds(t *testing.T) {
@@ -36,6 +37,12 @@ func TestSeeds(t *testing.T) {
 				seed := next.Add(1) - 1
 				if seed >= *first+uint64(*seeds) {
 					return
+				}
+				switch *kind {
+				case "names":
+					seed = 4*seed + 3
+				case "foreign":
+					seed = 16*seed + 8
 				}
 				res, err := Run(Options{Seed: seed})
 				if err != nil {

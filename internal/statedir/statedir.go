@@ -18,7 +18,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"runtime"
+	"path/filepath"
 	"sync"
 )
 
@@ -28,8 +28,9 @@ const (
 	lockFile = "lock"
 
 	// version is that of the file's form, Mark included: one that has a field
-	// more is another version, since an older node would drop that field.
-	version = 1
+	// more is another version, since an older node would drop that field. Version 1
+	// had no cluster, place, time and runs: its marks are read, but are not clean.
+	version = 2
 )
 
 // errInUse is what flock returns when another holds the lock.
@@ -37,27 +38,31 @@ var errInUse = errors.New("in use by another node")
 
 // Mark is what a node leaves in its state directory.
 type Mark struct {
-	Clean  bool            `json:"clean"` // true only after a clean stop or a bootstrap; false while the node runs
-	Name   string          `json:"name"`
-	Digest string          `json:"digest"` // of the configuration
-	MaxTTL int64           `json:"max_ttl_ms"`
-	Saved  json.RawMessage `json:"saved,omitempty"` // the node's tables at its clean stop; opaque here
+	Clean   bool            `json:"clean"` // true only after a clean stop or a bootstrap; false while the node runs
+	Cluster string          `json:"cluster"`
+	Name    string          `json:"name"`
+	Digest  string          `json:"digest"` // of the configuration
+	MaxTTL  int64           `json:"max_ttl_ms"`
+	Written int64           `json:"written_us"`      // wall clock
+	Runs    []string        `json:"runs,omitempty"`  // incarnations of the node that used the directory, the latest last
+	Place   Place           `json:"place"`           // set by Write
+	Saved   json.RawMessage `json:"saved,omitempty"` // the node's tables at its clean stop; opaque here
 }
 
 // file is the form of the mark on disk.
 type file struct {
 	Version int             `json:"version"`
-	SHA256  string          `json:"sha256"` // of Mark without white space, in lower-case hex
+	SHA256  string          `json:"sha256"` // of Version and Mark without white space, in lower-case hex
 	Mark    json.RawMessage `json:"mark"`
 }
 
 // Dir is a state directory in use. Its methods may be called concurrently.
 type Dir struct {
 	name string // as given to Open, for errors
+	path string // absolute, of what was opened
 
-	mu     sync.Mutex // guards what follows, and the files
-	root   *os.Root   // nil once closed
-	locked *os.File
+	mu    sync.Mutex // guards what follows, and the files
+	files files      // nil once closed
 }
 
 // Open takes the directory for this node alone, and makes it if it is missing.
@@ -69,6 +74,13 @@ func Open(dir string) (*Dir, error) {
 	// be: a node whose directory is gone waits, as it does with an empty one.
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory %q: cannot be made: %w", dir, err)
+	}
+	path, err := filepath.Abs(dir)
+	if err == nil {
+		path, err = filepath.EvalSymlinks(path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("state directory %q: its path cannot be found: %w", dir, err)
 	}
 	// All further access goes through the open directory: the files stay with
 	// the lock, whatever becomes of the path or of the working directory.
@@ -91,70 +103,88 @@ func Open(dir string) (*Dir, error) {
 		}
 		return nil, fmt.Errorf("state directory %q: cannot be locked: %w", dir, err)
 	}
-	return &Dir{name: dir, root: root, locked: locked}, nil
+	return &Dir{name: dir, path: path, files: osFiles{root, locked}}, nil
 }
 
 // Read gives the mark that was written last. Found is false only if there is no
 // file. With an error there is something, which is not to be relied on: the
 // mark is then empty and the caller is a node that may have forgotten.
-func (d *Dir) Read() (m Mark, found bool, err error) {
+//
+// Here reports whether the mark was written at this place, and is not a copy: only
+// then can it be relied on that nobody used it before.
+func (d *Dir) Read() (m Mark, found, here bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.root == nil {
-		return Mark{}, true, d.errClosed()
+	if d.files == nil {
+		return Mark{}, true, false, d.errClosed()
 	}
-	b, err := d.root.ReadFile(markFile)
+	f, err := d.files.open(markFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return Mark{}, false, nil
+		return Mark{}, false, false, nil
+	}
+	var b []byte
+	var id identity
+	if err == nil {
+		b, err = io.ReadAll(f)
+		if err == nil {
+			id, err = d.files.identify(f)
+		}
+		if errClose := f.Close(); err == nil {
+			err = errClose
+		}
 	}
 	if err != nil {
-		return Mark{}, true, fmt.Errorf("state directory %q: its mark cannot be read: %w", d.name, err)
+		return Mark{}, true, false, fmt.Errorf("state directory %q: its mark cannot be read: %w", d.name, err)
 	}
 	m, err = decode(b)
 	if err != nil {
-		return Mark{}, true, fmt.Errorf("state directory %q: %s is damaged, or not of this version, and counts as forgotten: %w",
+		return Mark{}, true, false, fmt.Errorf("state directory %q: %s is damaged, or not of this version, and counts as forgotten: %w",
 			d.name, markFile, err)
 	}
-	return m, true, nil
+	// A second link to the file is a copy that would come back with the same inode.
+	return m, true, m.Place == d.placeOf(id) && id.links <= 1, nil
 }
 
 // Write replaces the mark, and returns without error only when the new one is
 // on disk for good. After an error the directory has the old mark or the new
 // one, and only another Write tells which will stay.
 func (d *Dir) Write(m Mark) error {
-	b, err := encode(m)
-	if err != nil {
-		return fmt.Errorf("state directory %q: the mark cannot be encoded: %w", d.name, err)
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.root == nil {
+	if d.files == nil {
 		return d.errClosed()
 	}
-	if err := d.replace(b); err != nil {
+	if err := d.replace(m); err != nil {
 		return fmt.Errorf("state directory %q: the mark cannot be written: %w", d.name, err)
 	}
 	return nil
 }
 
 // replace is called with d.mu held.
-func (d *Dir) replace(b []byte) (err error) {
+func (d *Dir) replace(m Mark) (err error) {
 	// One name for all temporary files, so that crashes cannot fill the
 	// directory: the lock keeps others away, d.mu this node. What a crash left
 	// is removed instead of overwritten, since it may be of any kind.
-	if err := d.root.Remove(tempFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := d.files.remove(tempFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			_ = d.root.Remove(tempFile) // after the rename there is none, which is as well
+			_ = d.files.remove(tempFile) // after the rename there is none, which is as well
 		}
 	}()
-	f, err := d.root.OpenFile(tempFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := d.files.create(tempFile)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(b)
+	id, err := d.files.identify(f)
+	if err == nil {
+		var b []byte
+		m.Place = d.placeOf(id)
+		if b, err = encode(m); err == nil {
+			_, err = f.Write(b)
+		}
+	}
 	if err == nil {
 		// Before the rename: a name may reach the disk before the bytes do.
 		err = f.Sync()
@@ -165,41 +195,23 @@ func (d *Dir) replace(b []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := d.root.Rename(tempFile, markFile); err != nil {
+	if err := d.files.rename(tempFile, markFile); err != nil {
 		return err
 	}
 	// The rename itself is durable only now. Without this a clean mark that was
 	// replaced before the first vote could be back after a power cut.
-	return syncDir(d.root)
-}
-
-func syncDir(root *os.Root) error {
-	switch runtime.GOOS {
-	case "windows", "plan9", "js", "wasip1":
-		return nil // a directory cannot be synced there
-	}
-	f, err := root.Open(".")
-	if err != nil {
-		return err
-	}
-	err = f.Sync()
-	if errClose := f.Close(); err == nil {
-		err = errClose
-	}
-	return err
+	return d.files.sync()
 }
 
 // Close lets others have the directory. Further calls do nothing.
 func (d *Dir) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.root == nil {
+	if d.files == nil {
 		return nil
 	}
-	// Closing the file drops the lock too, but not while a child that is being
-	// started still has a copy of it, between fork and exec.
-	err := errors.Join(unflock(d.locked), d.locked.Close(), d.root.Close())
-	d.root, d.locked = nil, nil
+	err := d.files.close()
+	d.files = nil
 	if err != nil {
 		return fmt.Errorf("state directory %q: cannot be closed: %w", d.name, err)
 	}
@@ -216,7 +228,7 @@ func encode(m Mark) ([]byte, error) {
 		return nil, err
 	}
 	mark = bytes.TrimSuffix(mark, []byte("\n"))
-	return marshal(file{Version: version, SHA256: checksum(mark), Mark: mark}, "  ")
+	return marshal(file{Version: version, SHA256: checksum(version, mark), Mark: mark}, "  ")
 }
 
 // marshal is json.Marshal that leaves <, > and & as they are: Saved comes back
@@ -235,20 +247,21 @@ func decode(b []byte) (Mark, error) {
 	if err := unmarshal(b, &f); err != nil {
 		return Mark{}, err
 	}
-	if f.Version != version {
-		return Mark{}, fmt.Errorf("version %d, want %d", f.Version, version)
+	if f.Version < 1 || f.Version > version {
+		return Mark{}, fmt.Errorf("version %d; this node reads versions 1 to %d", f.Version, version)
 	}
 	var compact bytes.Buffer
 	if err := json.Compact(&compact, f.Mark); err != nil {
 		return Mark{}, err
 	}
-	if f.SHA256 != checksum(compact.Bytes()) {
+	if f.SHA256 != checksum(f.Version, compact.Bytes()) {
 		return Mark{}, errors.New("the checksum does not match the mark")
 	}
 	var m Mark
 	if err := unmarshal(compact.Bytes(), &m); err != nil {
 		return Mark{}, err
 	}
+	m.Clean = m.Clean && f.Version == version
 	return m, nil
 }
 
@@ -265,7 +278,12 @@ func unmarshal(b []byte, v any) error {
 	return nil
 }
 
-func checksum(b []byte) string {
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:])
+// checksum is that of a mark of a version. Version 1 had the mark alone in it.
+func checksum(version int, mark []byte) string {
+	h := sha256.New()
+	if version > 1 {
+		fmt.Fprintf(h, "%d\n", version)
+	}
+	h.Write(mark)
+	return hex.EncodeToString(h.Sum(nil))
 }

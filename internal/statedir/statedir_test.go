@@ -16,11 +16,14 @@ import (
 )
 
 var sample = Mark{
-	Clean:  true,
-	Name:   "node-1",
-	Digest: "d41d8cd9",
-	MaxTTL: 30000,
-	Saved:  json.RawMessage(`{"floor":17,"votes":[{"resource":"<a> & b","fence":17}]}`),
+	Clean:   true,
+	Cluster: "prod",
+	Name:    "node-1",
+	Digest:  "d41d8cd9",
+	MaxTTL:  30000,
+	Written: 1700000000000000,
+	Runs:    []string{"a", "b"},
+	Saved:   json.RawMessage(`{"floor":17,"votes":[{"resource":"<a> & b","fence":17}]}`),
 }
 
 func open(t testing.TB, dir string) *Dir {
@@ -44,11 +47,16 @@ func write(t testing.TB, d *Dir, m Mark) {
 	}
 }
 
-func wantMark(t testing.TB, d *Dir, want Mark) {
+// wantMark checks that Read gives what was written here.
+func wantMark(t testing.TB, d *Dir, want Mark) { t.Helper(); wantMarkAt(t, d, want, true) }
+
+// wantMarkAt is wantMark, but for a mark that may have been written elsewhere.
+func wantMarkAt(t testing.TB, d *Dir, want Mark, wantHere bool) {
 	t.Helper()
-	got, found, err := d.Read()
-	if err != nil || !found || !reflect.DeepEqual(got, want) {
-		t.Fatalf("Read() = %+v, %v, %v, want %+v", got, found, err, want)
+	got, found, here, err := d.Read()
+	got.Place = Place{} // Write sets it
+	if err != nil || !found || here != wantHere || !reflect.DeepEqual(got, want) {
+		t.Fatalf("Read() = %+v, %v, here %v, %v, want %+v, here %v", got, found, here, err, want, wantHere)
 	}
 }
 
@@ -107,6 +115,57 @@ func TestSavedComesBackWithoutWhiteSpace(t *testing.T) {
 // before it wrote.
 func TestForm(t *testing.T) {
 	const form = `{
+  "version": 2,
+  "sha256": "5f179118d3f32d1c2ee14223ff29abf450d83715e6ebe653aa62650060d2593a",
+  "mark": {
+    "clean": true,
+    "cluster": "prod",
+    "name": "node-1",
+    "digest": "d41d8cd9",
+    "max_ttl_ms": 30000,
+    "written_us": 1700000000000000,
+    "runs": [
+      "a",
+      "b"
+    ],
+    "place": {
+      "boot": "c0ffee",
+      "device": 65024,
+      "inode": 10005633,
+      "born_ns": 1699999999123456789,
+      "path": "/var/lib/qlock"
+    },
+    "saved": {
+      "floor": 17,
+      "votes": [
+        {
+          "resource": "<a> & b",
+          "fence": 17
+        }
+      ]
+    }
+  }
+}
+`
+	want := sample
+	want.Place = Place{Boot: "c0ffee", Device: 65024, Inode: 10005633, Born: 1699999999123456789, Path: "/var/lib/qlock"}
+	b, err := encode(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(b) != form {
+		t.Errorf("got\n%swant\n%s", b, form)
+	}
+	got, err := decode([]byte(form))
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("decode = %+v, %v", got, err)
+	}
+}
+
+// TestFormOfVersion1: such a mark says neither where nor when it was written, nor
+// for which cluster. What it says about leases counts; that it is clean does not.
+func TestFormOfVersion1(t *testing.T) {
+	const form = `{
   "version": 1,
   "sha256": "26dd238c4ca7d8297f5902f8c19568f59bc7a5df031142cf28197784770265f7",
   "mark": {
@@ -126,25 +185,22 @@ func TestForm(t *testing.T) {
   }
 }
 `
-	b, err := encode(sample)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(b) != form {
-		t.Errorf("got\n%swant\n%s", b, form)
-	}
-	got, err := decode([]byte(form))
-	if err != nil || !reflect.DeepEqual(got, sample) {
-		t.Errorf("decode = %+v, %v", got, err)
-	}
+	dir := t.TempDir()
+	d := open(t, dir)
+	put(t, dir, []byte(form))
+	wantMarkAt(t, d, Mark{Name: "node-1", Digest: "d41d8cd9", MaxTTL: 30000, Saved: sample.Saved}, false)
+	put(t, dir, []byte(strings.Replace(form, "30000", "30001", 1)))
+	wantDamaged(t, d, "changed")
+	put(t, dir, []byte(strings.Replace(form, `"version": 1`, `"version": 2`, 1)))
+	wantDamaged(t, d, "of another version")
 }
 
 func TestMissing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "made", "here")
 	d := open(t, dir)
-	m, found, err := d.Read()
-	if err != nil || found || !reflect.DeepEqual(m, Mark{}) {
-		t.Fatalf("Read() = %+v, %v, %v, want nothing", m, found, err)
+	m, found, here, err := d.Read()
+	if err != nil || found || here || !reflect.DeepEqual(m, Mark{}) {
+		t.Fatalf("Read() = %+v, %v, %v, %v, want nothing", m, found, here, err)
 	}
 	info, err := os.Stat(dir)
 	if err != nil {
@@ -175,9 +231,9 @@ func TestOpenRefuses(t *testing.T) {
 // for a mark.
 func wantDamaged(t testing.TB, d *Dir, what string) {
 	t.Helper()
-	m, found, err := d.Read()
-	if err == nil || !found || !reflect.DeepEqual(m, Mark{}) {
-		t.Fatalf("%s: Read() = %+v, %v, %v, want an error", what, m, found, err)
+	m, found, here, err := d.Read()
+	if err == nil || !found || here || !reflect.DeepEqual(m, Mark{}) {
+		t.Fatalf("%s: Read() = %+v, %v, %v, %v, want an error", what, m, found, here, err)
 	}
 	if !strings.Contains(err.Error(), d.name) {
 		t.Fatalf("%s: error does not name the directory: %v", what, err)
@@ -194,7 +250,7 @@ func TestTruncated(t *testing.T) {
 	for n := range len(whole) {
 		put(t, dir, whole[:n])
 		if n == len(whole)-1 {
-			wantMark(t, d, sample) // only the last line's end is missing
+			wantMarkAt(t, d, sample, false) // only the last line's end is missing
 			continue
 		}
 		wantDamaged(t, d, fmt.Sprintf("the first %d bytes", n))
@@ -241,7 +297,7 @@ func TestEdited(t *testing.T) {
 	dir := t.TempDir()
 	d := open(t, dir)
 	m := sample
-	m.Clean = false
+	m.Clean, m.Place = false, Place{Inode: 17}
 	whole, err := encode(m)
 	if err != nil {
 		t.Fatal(err)
@@ -251,8 +307,14 @@ func TestEdited(t *testing.T) {
 		{`"node-1"`, `"node-2"`},
 		{`30000`, `1000`},
 		{`"fence": 17`, `"fence": 1`},
-		{`"version": 1`, `"version": 2`},
-		{`"version": 1`, `"version": 1, "extra": 1`},
+		{`"version": 2`, `"version": 3`},
+		{`"version": 2`, `"version": 1`},
+		{`"version": 2`, `"version": 0`},
+		{`"version": 2`, `"version": -1`},
+		{`"version": 2`, `"version": 2, "extra": 1`},
+		{`"prod"`, `"test"`},
+		{`"inode": 17`, `"inode": 18`},
+		{`1700000000000000`, `1700000000000001`},
 		{`"clean": false`, `"clean": false, "extra": 1`},
 		{"}\n}\n", "}\n}\n{}"},
 	} {
@@ -451,7 +513,7 @@ func TestConcurrentUse(t *testing.T) {
 				if err := d.Write(Mark{MaxTTL: int64(i)}); err != nil {
 					t.Error(err)
 				}
-				if _, found, err := d.Read(); err != nil || !found {
+				if _, found, _, err := d.Read(); err != nil || !found {
 					t.Errorf("Read: %v, %v", found, err)
 				}
 			}
@@ -466,7 +528,7 @@ func sealed(mark []byte) []byte {
 	if json.Compact(&compact, mark) != nil {
 		return mark
 	}
-	return fmt.Appendf(nil, `{"version":1,"sha256":%q,"mark":%s}`, checksum(compact.Bytes()), mark)
+	return fmt.Appendf(nil, `{"version":2,"sha256":%q,"mark":%s}`, checksum(version, compact.Bytes()), mark)
 }
 
 // FuzzRead gives Read any file, and any mark with a right checksum, which
@@ -481,6 +543,7 @@ func FuzzRead(f *testing.F) {
 	f.Add([]byte(`{"version":1}`), false)
 	f.Add([]byte(`null`), true)
 	f.Add([]byte(`{"clean":true,"name":"n","digest":"d","max_ttl_ms":1,"saved":{"a":[1, 2]}}`), true)
+	f.Add([]byte(`{"cluster":"c","written_us":1,"runs":["a"],"place":{"boot":"b","device":1,"inode":2,"born_ns":3,"path":"/"}}`), true)
 	f.Add([]byte(`{"clean":1}`), true)
 	dir := f.TempDir()
 	d := open(f, dir)
@@ -489,7 +552,7 @@ func FuzzRead(f *testing.F) {
 			b = sealed(b)
 		}
 		put(t, dir, b)
-		m, found, err := d.Read()
+		m, found, _, err := d.Read()
 		if !found {
 			t.Fatal("the file was not found")
 		}

@@ -55,13 +55,16 @@ which all nodes must agree but for the name. It does not change while the cluste
 runs.
 
 --bootstrap writes into the empty state directory that there is nothing to forget,
-and ends. Do it once for each node of a new cluster, by hand: a node without it
-waits for --max-lease before its first votes, and is right to do so whenever its
-state was lost.
+and ends. Do it once for each node of a new cluster, by hand, at most an hour before
+the node's first start: a node without it waits for --max-lease before its first
+votes, and is right to do so whenever its state was lost.
 
-SIGTERM stops the node cleanly: its votes are saved, and it votes at once when it
-starts again. SIGHUP reads the file of --config and the certificates again; of the
-file, log-level is applied, and what needs a restart is logged.
+SIGTERM stops the node cleanly: its votes are saved. It votes at once when it starts
+again within --max-lease, with the same directory, on a machine that was not
+restarted. Else it waits.
+
+SIGHUP reads the file of --config and the certificates again; of the file, log-level
+is applied, and what needs a restart is logged.
 
 --http serves /healthz (the process lives), /readyz (the node votes) and /metrics.
 
@@ -105,6 +108,7 @@ func (o *nodeOptions) flags(fs *pflag.FlagSet) {
 	str(&o.node.StateDir, "state-dir", "", "directory for what must not be forgotten; empty: wait for --max-lease after each start")
 	fs.BoolVar(&o.bootstrap, "bootstrap", false, "prepare the empty state directory of a new cluster's node, and end")
 	durationFlag(fs, &o.node.MaxLease, "max-lease", qlock.DefaultMaxLease, 10*time.Millisecond, "longest lease that clients may have")
+	durationFlag(fs, &o.node.PreviousMaxLease, "previous-max-lease", 0, 10*time.Millisecond, "--max-lease before it was lowered; a node whose state was lost waits for the longer of the two")
 	durationFlag(fs, &o.node.MaxSkew, "max-skew", 0, time.Millisecond, "how far a client's clock may be ahead; default 5s, or half of --max-lease if that is less")
 	countFlag(fs, &o.node.MaxClaims, "max-claims", 250_000, 1, 1<<31-1, "locks, held and awaited, of one client name")
 	countFlag(fs, &o.node.MaxQueue, "max-queue", 65_536, 1, 1<<31-1, "claims that may wait for one lock")
@@ -118,7 +122,7 @@ func (o *nodeOptions) flags(fs *pflag.FlagSet) {
 	str(&o.routeTLSCA, "route-tlsca", "", "file with the authorities that servers trust for each other")
 	addressFlag(fs, &o.http, "http", "", "where /healthz, /readyz and /metrics are served; empty: nowhere")
 	fs.BoolVar(&o.observe, "observe", false, "count all clients' events in /metrics; default: if the server is this node's own")
-	own("config", "nodes", "cluster", "state-dir", "max-lease", "max-skew", "max-claims", "max-queue", "listen", "cluster-listen", "routes",
+	own("config", "nodes", "cluster", "state-dir", "max-lease", "previous-max-lease", "max-skew", "max-claims", "max-queue", "listen", "cluster-listen", "routes",
 		"route-user", "route-password", "route-tlscert", "route-tlskey", "route-tlsca", "http", "observe")
 	o.logs.flags(fs, "info")
 

@@ -230,7 +230,7 @@ func TestConfigFile(t *testing.T) {
 // Flags go before the environment, and that before the file.
 func TestPrecedence(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "node.yaml")
-	text := "name: file\nnodes:\n  - one # the first\n  - two\ncluster: file\nmax-lease: 7s\nmax-claims: 12\nobserve: true\nroute-user: \"x: y\"\n"
+	text := "name: file\nnodes:\n  - one # the first\n  - two\ncluster: file\nmax-lease: 7s\nprevious-max-lease: 1m\nmax-claims: 12\nobserve: true\nroute-user: \"x: y\"\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -252,8 +252,8 @@ func TestPrecedence(t *testing.T) {
 	if err := f.apply(cmd.Flags()); err != nil {
 		t.Fatal(err)
 	}
-	if o.node.Name != "flag" || o.cluster != "env" || o.node.MaxLease.String() != "7s" || o.node.MaxClaims != 12 || !o.observe || o.routeUser != "x: y" {
-		t.Errorf("name %s, cluster %s, lease %v, claims %d, observe %v, route user %q", o.node.Name, o.cluster, o.node.MaxLease, o.node.MaxClaims, o.observe, o.routeUser)
+	if o.node.Name != "flag" || o.cluster != "env" || o.node.MaxLease.String() != "7s" || o.node.PreviousMaxLease.String() != "1m0s" || o.node.MaxClaims != 12 || !o.observe || o.routeUser != "x: y" {
+		t.Errorf("name %s, cluster %s, lease %v, before %v, claims %d, observe %v, route user %q", o.node.Name, o.cluster, o.node.MaxLease, o.node.PreviousMaxLease, o.node.MaxClaims, o.observe, o.routeUser)
 	}
 	if got := strings.Join(o.node.Nodes, " "); got != "one two" {
 		t.Errorf("nodes %s", got)

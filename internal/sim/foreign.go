@@ -1,0 +1,65 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/qlock/qlock/internal/client"
+	"github.com/qlock/qlock/internal/node"
+)
+
+// Two clusters whose names, nodes and configuration are the same, blue and green, say.
+// Clients are led from one to the other when they reconnect. What a client holds it
+// got from one of them, and there nobody else may have it meanwhile (C13).
+
+// newForeign makes the second cluster.
+func (s *Sim) newForeign() {
+	s.world = rough // who is led away is overtaken by all who are not
+	s.sides, s.won = map[string]int{}, map[*client.Claim]int{}
+	for _, nd := range append([]*simNode(nil), s.nodes...) {
+		twin := s.newTwin(nd, s.newDir())
+		twin.dir.save(twin, &node.Saved{})
+		s.sides[twin.host()], s.sides[twin.inbox] = 1, 1
+		s.at(s.between(0, 50*time.Millisecond), twin.start)
+	}
+	s.at(s.between(0, 5*time.Second), s.lead)
+}
+
+// sideOf is the cluster that gave the job what it holds. A claim that is kept goes from
+// holder to holder, wherever its client is connected by then.
+func (s *Sim) sideOf(j *job) int {
+	if s.sides == nil {
+		return 0
+	}
+	claim := j.claim
+	if j.use != nil {
+		claim = j.use.Claim()
+	}
+	if _, ok := s.won[claim]; !ok {
+		s.won[claim] = s.sides[j.client.name]
+	}
+	return s.won[claim]
+}
+
+// lead has a client reconnect, to the other cluster or to the same.
+func (s *Sim) lead() {
+	if !s.working {
+		return
+	}
+	c := s.clients[s.rng.IntN(len(s.clients))]
+	s.reconnect(c, s.rng.IntN(2))
+	s.at(s.between(0, 5*time.Second), s.lead)
+}
+
+func (s *Sim) reconnect(c *simClient, side int) {
+	s.tracef("%s reconnects, to cluster %d", c.name, side)
+	s.sides[c.name], s.sides[c.inbox] = side, side
+	c.do(func() {
+		now := c.clock.read(s.now)
+		if c.table != nil {
+			c.table.Reconnected(now, &c.out)
+		} else {
+			c.core.Reconnected(now, &c.out.Out)
+		}
+		c.flush()
+	})
+}

@@ -1,0 +1,66 @@
+package statedir
+
+import (
+	"errors"
+	"io"
+	"os"
+	"runtime"
+)
+
+// files is what a Dir does with its directory. Tests put a disk under it that
+// fails, and that keeps after a crash only what was synced.
+type files interface {
+	open(name string) (handle, error)   // for reading
+	create(name string) (handle, error) // for writing; fails if there is anything of that name
+	identify(handle) (identity, error)
+	rename(from, to string) error
+	remove(name string) error
+	sync() error // makes what became of the names durable
+	close() error
+}
+
+// handle is an *os.File, but in tests.
+type handle interface {
+	io.ReadWriteCloser
+	Sync() error
+}
+
+// osFiles is a directory of the operating system, with the lock on it.
+type osFiles struct {
+	root   *os.Root
+	locked *os.File
+}
+
+func (o osFiles) open(name string) (handle, error) { return o.root.Open(name) }
+
+func (o osFiles) create(name string) (handle, error) {
+	return o.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+}
+
+func (osFiles) identify(f handle) (identity, error) { return identify(f.(*os.File)) }
+
+func (o osFiles) rename(from, to string) error { return o.root.Rename(from, to) }
+
+func (o osFiles) remove(name string) error { return o.root.Remove(name) }
+
+func (o osFiles) sync() error {
+	switch runtime.GOOS {
+	case "windows", "plan9", "js", "wasip1":
+		return nil // a directory cannot be synced there
+	}
+	f, err := o.root.Open(".")
+	if err != nil {
+		return err
+	}
+	err = f.Sync()
+	if errClose := f.Close(); err == nil {
+		err = errClose
+	}
+	return err
+}
+
+func (o osFiles) close() error {
+	// Closing the file drops the lock too, but not while a child that is being
+	// started still has a copy of it, between fork and exec.
+	return errors.Join(unflock(o.locked), o.locked.Close(), o.root.Close())
+}
