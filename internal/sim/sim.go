@@ -290,7 +290,7 @@ func newSim(opt Options) *Sim {
 	if opt.Seed%5 == 3 {
 		s.rtc = rand.New(rand.NewPCG(opt.Seed, 0x727463))
 	}
-	if opt.Seed%8 == 5 && s.world != sound {
+	if opt.Seed%8 == 5 && s.world != sound && s.rtc == nil { // with clocks wrong by hours tokens rest on who is honest
 		s.newRogue(resources)
 	}
 	if opt.Seed%5 == 2 && opt.Seed%16 != 8 { // by dice of its own: the other worlds stay as they are
