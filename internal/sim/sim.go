@@ -135,7 +135,8 @@ type simNode struct {
 type simClient struct {
 	sim      *Sim
 	id       int
-	name     string
+	name     string // the machine's
+	user     string // the client's
 	clock    hostClock
 	core     *client.Client
 	table    *local.Table // nil: each of its jobs has a claim of its own
@@ -190,6 +191,7 @@ type Sim struct {
 	// what this seed's world is like
 	loss, dup, late float64
 	codec           bool
+	batches         bool                     // requests of one moment go in one message
 	shared          bool                     // clients share claims among their jobs
 	retention       time.Duration            // and keep them
 	passOn          passOn                   // and pass them on
@@ -238,7 +240,7 @@ func newSim(opt Options) *Sim {
 	s.loss = [...]float64{0, 0.01, 0.05, 0.25}[r.IntN(4)]
 	s.dup = [...]float64{0, 0.02, 0.2}[r.IntN(3)]
 	s.late = [...]float64{0, 0.001, 0.02}[r.IntN(3)]
-	s.codec = r.IntN(8) == 0
+	s.codec, s.batches = r.IntN(8) == 0, opt.Seed%3 == 1
 	if s.shared = r.IntN(3) > 0; s.shared && r.IntN(2) == 0 {
 		s.retention = s.between(0, ttl)
 	}
@@ -274,6 +276,9 @@ func newSim(opt Options) *Sim {
 	}
 	for i := range clients {
 		c := &simClient{sim: s, id: i, name: fmt.Sprintf("c%d", i), clock: s.newClock(time.Second)}
+		if c.user = c.name; opt.Seed%7 == 3 { // two programs of one name
+			c.user = fmt.Sprintf("c%d", i/2*2)
+		}
 		s.clients = append(s.clients, c)
 		c.start(cfg)
 		loops := 1 + r.IntN(2)
@@ -401,27 +406,55 @@ func (s *Sim) carry(from, to, what string, deliver func()) {
 	}
 }
 
-func (s *Sim) publish(from, reply string, r proto.Request) {
+// publish sends requests to all nodes: one, or several in a batch.
+func (s *Sim) publish(from, reply string, list ...proto.Request) {
 	if s.codec {
+		s.checkCodec(list)
+	}
+	for _, nd := range s.nodes {
+		what := ""
+		if s.opt.Trace != nil {
+			for _, r := range list {
+				what += fmt.Sprintf("%s %s %s ", r.Verb, r.Resource, proto.AppendRequest(nil, &r))
+			}
+		}
+		s.carry(from, nd.host(), what, func() {
+			nd.do(func() {
+				s.tracef("%s <- %s: %s", nd.host(), from, what)
+				now := nd.clock.read(s.now)
+				for _, r := range list {
+					nd.core.Handle(now, &r, reply, &nd.out)
+				}
+				nd.flush()
+			})
+		})
+	}
+}
+
+// checkCodec checks that requests come out of a message as they went into it.
+func (s *Sim) checkCodec(list []proto.Request) {
+	var batch []byte
+	for _, r := range list {
 		body := proto.AppendRequest(nil, &r)
 		back, err := proto.DecodeRequest(r.Verb, r.Client, r.Resource, body)
 		if err != nil || !reflect.DeepEqual(*back, r) {
 			s.fail("the codec changes %+v to %+v (%v)", r, back, err)
 		}
-	}
-	for _, nd := range s.nodes {
-		what := ""
-		if s.opt.Trace != nil {
-			what = fmt.Sprintf("%s %s %s", r.Verb, r.Resource, proto.AppendRequest(nil, &r))
+		name, err := proto.EncodeName(r.Resource)
+		if r.Verb == proto.Refresh || r.Verb == proto.Info {
+			continue
 		}
-		s.carry(from, nd.host(), what, func() {
-			nd.do(func() {
-				s.tracef("%s <- %s: %s", nd.host(), from, what)
-				copied := r
-				nd.core.Handle(nd.clock.read(s.now), &copied, reply, &nd.out)
-				nd.flush()
-			})
-		})
+		if err != nil {
+			s.fail("the codec does not encode %q: %v", r.Resource, err)
+		}
+		batch = proto.AppendToBatch(proto.AppendSeparator(batch), r.Verb, name, body)
+	}
+	if len(list) < 2 {
+		return
+	}
+	back, err := proto.DecodeBatch(nil, list[0].Client, append(batch, ']'))
+	if err != nil || !reflect.DeepEqual(back, list) {
+		s.fail("the codec changes the batch %+v to %+v (%v)", list, back, err)
 	}
 }
 
@@ -581,7 +614,7 @@ func (c *simClient) start(cfg proto.Config) {
 	s := c.sim
 	c.instance = s.newUUID()
 	c.core = client.New(client.Config{
-		Name: c.name, Instance: c.instance, TTL: min(ttl, cfg.MaxTTL), MaxRuns: 2, Cluster: cfg,
+		Name: c.user, Instance: c.instance, TTL: min(ttl, cfg.MaxTTL), MaxRuns: 2, Cluster: cfg,
 	}, c.clock.read(s.now))
 	if s.shared {
 		c.table = local.New(c.core, s.retention)
@@ -619,8 +652,16 @@ func (c *simClient) flush() {
 		s.tracef("%s: %s", c.name, note)
 	}
 	c.out = local.Out{}
+	var batch []proto.Request
 	for _, r := range requests {
+		if s.batches && r.Verb.InBatch() && len(batch) < proto.MaxBatch {
+			batch = append(batch, r)
+			continue
+		}
 		s.publish(c.name, c.inbox, r)
+	}
+	if len(batch) > 0 {
+		s.publish(c.name, c.inbox, batch...)
 	}
 	for _, e := range events {
 		switch j := e.Claim.User.(*job); e.Kind {
@@ -1132,7 +1173,7 @@ func (s *Sim) askDeparture(e *eviction) {
 		s.at(time.Duration(r.Int64N(int64(5*time.Millisecond))), func() {
 			nd.do(func() {
 				nd.core.Handle(nd.clock.read(s.now), &proto.Request{
-					Verb: proto.Evict, Client: "operator", Resource: j.res, Holder: c.name, Claim: id, Query: "simulated", Nonce: nonce,
+					Verb: proto.Evict, Client: "operator", Resource: j.res, Holder: c.user, Claim: id, Query: "simulated", Nonce: nonce,
 				}, "operator", &nd.out)
 				known := false
 				for _, a := range nd.out.Answers {

@@ -49,7 +49,7 @@ func (s *Sim) isFree(c *simClient, res string) bool {
 			}
 			for _, rec := range a.Answer.List.Locks {
 				for _, claim := range rec.Claims {
-					free = free && claim.Client == c.name
+					free = free && claim.Claim.Instance == c.instance
 				}
 			}
 		}
