@@ -198,7 +198,7 @@ func (n *Node) Tick(now proto.Now, out *Out) {
 		n.raiseFloors(now)
 		n.noteState(now, out)
 	}
-	n.sendRecalls(out)
+	n.sendRecalls(now, out)
 }
 
 // raiseFloors lifts what the node forgot: every fence it ever gave was at most
@@ -259,7 +259,7 @@ func (n *Node) Handle(now proto.Now, r *proto.Request, reply string, out *Out) {
 	case proto.Evict:
 		n.evict(r, reply, out)
 	}
-	n.sendRecalls(out)
+	n.sendRecalls(now, out)
 }
 
 func (n *Node) recovering(now proto.Now) time.Duration {

@@ -286,7 +286,7 @@ func (n *Node) granted(c *claim, out *Out) {
 	a.Fence, a.Behind, a.Late = c.fence, c.isWaitedFor(), c.quiet
 	c.quiet = false
 	if a.Behind {
-		c.told = n.serial
+		c.told.serial = n.serial
 	}
 	if c.given > 1 {
 		a.Span = c.given
@@ -319,7 +319,7 @@ func (n *Node) recall(res *resource) {
 	}
 }
 
-func (n *Node) sendRecalls(out *Out) {
+func (n *Node) sendRecalls(now proto.Now, out *Out) {
 	for _, res := range n.recalls {
 		if len(res.queue) == 0 {
 			continue
@@ -333,15 +333,17 @@ func (n *Node) sendRecalls(out *Out) {
 			if !older && res.keepers == 0 {
 				break
 			}
-			if !older && v.told == n.serial {
-				continue // its granted said so
+			if !v.keep && (!older || v.held) {
+				continue // it goes first, or has said that it will not yield
 			}
-			if v.keep || older && !v.held { // else it goes first, or has said that it will not yield
-				n.counts.Recalls++
-				a := n.about(v, proto.Recall)
-				a.Behind = v.keep && (v.held || !older)
-				n.send(v, a, out)
+			behind := v.keep && (v.held || !older)
+			if !v.told.again(now.Mono, v.ttl, behind) || behind && v.told.serial == n.serial {
+				continue // not yet, or its granted said so
 			}
+			n.counts.Recalls++
+			a := n.about(v, proto.Recall)
+			a.Behind = behind
+			n.send(v, a, out)
 		}
 	}
 	clear(n.recalls)
