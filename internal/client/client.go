@@ -86,6 +86,10 @@ type Client struct {
 	sweepAt          time.Duration
 	sweepLo, sweepHi uint64
 
+	// Claims that nodes are to be asked for again, at againAt (C6); never when zero.
+	againAt time.Duration
+	again   []*Claim
+
 	fences []uint64 // scratch
 	untils []time.Duration
 
@@ -152,6 +156,7 @@ type Claim struct {
 
 	askAt    time.Duration // next acquire (C4), never when zero
 	askDelay time.Duration
+	again    bool // it is among those that nodes are to be asked for again
 
 	key        time.Duration // in the due heap; the claim's deadline may have moved up since
 	index      int           // in the due heap, -1 if not in it
@@ -165,6 +170,8 @@ type vote struct {
 	span    uint64 // fences from that on that are set aside
 	keeps   bool   // it knows that the claim is kept
 	beat    uint64 // of its latest answer that counted (C2)
+	asked   uint64 // beat of the latest acquire that it was sent
+	again   bool   // it is to be sent another: it does not know the claim, or has a vote whose fence was not heard
 	yielded uint64 // beat of the latest yield to this node (C2)
 	heard   heard
 	detail  *detail // for errors and tries; nil after a grant
@@ -279,6 +286,9 @@ func (c *Client) Tick(now proto.Now, out *Out) {
 	if c.sweepAt > 0 && c.sweepAt <= c.now {
 		c.sweep(out)
 	}
+	if c.againAt > 0 && c.againAt <= c.now {
+		c.askAgain(out)
+	}
 }
 
 // Wait is how long from now, by the lease clock, until Tick must be called; the
@@ -293,6 +303,9 @@ func (c *Client) Wait() (time.Duration, bool) {
 	}
 	if c.sweepAt > 0 && (d == 0 || c.sweepAt < d) {
 		d = c.sweepAt
+	}
+	if c.againAt > 0 && (d == 0 || c.againAt < d) {
+		d = c.againAt
 	}
 	if d == 0 {
 		return 0, false
@@ -387,6 +400,11 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 		}
 	}
 	out.Requests = append(out.Requests, r)
+	for i := range cl.votes {
+		if only == "" || c.nodes[i].name == only {
+			cl.votes[i].asked, cl.votes[i].again = cl.beat, false
+		}
+	}
 	if only != "" || cl.state != Waiting {
 		return
 	}
@@ -479,7 +497,7 @@ func (c *Client) refresh(out *Out) {
 // lock, but in one refresh of that range for all that came within moments (C9).
 func (c *Client) sweepSoon(seq uint64) {
 	if c.sweepAt == 0 {
-		c.sweepAt = c.now + c.cfg.TTL/1000
+		c.sweepAt = c.now + c.moment()
 		c.sweepLo, c.sweepHi = seq, seq
 	}
 	c.sweepLo, c.sweepHi = min(c.sweepLo, seq), max(c.sweepHi, seq)
@@ -496,6 +514,50 @@ func (c *Client) sweep(out *Out) {
 	}
 	c.list(from, c.sweepLo, c.sweepHi, out)
 }
+
+// askSoon has a claim acquired again at a node, with all others that are to be within
+// moments: when several nodes forgot, each says so of every claim, and one acquire of
+// each is enough for all of them (C6).
+func (c *Client) askSoon(cl *Claim, i int) {
+	cl.votes[i].again = true
+	if !cl.again {
+		cl.again = true
+		c.again = append(c.again, cl)
+	}
+	if c.againAt == 0 {
+		c.againAt = c.now + c.moment()
+	}
+}
+
+// askAgain acquires again what askSoon gathered: at the one node that wants it, or at
+// all if several do.
+func (c *Client) askAgain(out *Out) {
+	all := c.again
+	c.again, c.againAt = nil, 0
+	for _, cl := range all {
+		cl.again = false
+		if cl.state == Over {
+			continue
+		}
+		where, only := 0, ""
+		for i := range cl.votes {
+			if cl.votes[i].again {
+				where++
+				only = c.nodes[i].name
+			}
+		}
+		switch where {
+		case 0: // it was asked for meanwhile
+		case 1:
+			c.ask(cl, only, out)
+		default:
+			c.ask(cl, "", out)
+		}
+	}
+}
+
+// moment is how long what several nodes answer to one message is waited for.
+func (c *Client) moment() time.Duration { return c.cfg.TTL / 1000 }
 
 // list sends the refresh of the range lo to hi, whose first living claim is from.
 // What it does not name within the range is dropped by the nodes: hi is never
@@ -933,8 +995,8 @@ func (c *Client) refreshed(i int, a *proto.Answer, out *Out) {
 				v.heard, v.detail = silent, nil
 				c.unvoted(cl, v)
 				c.judge(cl, out)
-				if cl.state != Over {
-					c.ask(cl, c.nodes[i].name, out)
+				if cl.state != Over && a.Beat > v.asked { // else an acquire that it had not seen is on its way
+					c.askSoon(cl, i)
 				}
 			}
 		case a.Waiting.Has(cl.seq):
@@ -949,7 +1011,7 @@ func (c *Client) refreshed(i int, a *proto.Answer, out *Out) {
 			v.until = max(v.until, until)
 		case fresh:
 			v.beat = a.Beat
-			c.ask(cl, c.nodes[i].name, out) // its fence must be heard from itself
+			c.askSoon(cl, i) // its fence must be heard from itself
 		}
 		cl = next
 	}
