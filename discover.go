@@ -2,6 +2,7 @@ package qlock
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -197,9 +198,10 @@ func (l *Locker) conclude(now proto.Now, out *local.Out) {
 		if l.opt.lease == 0 {
 			l.opt.lease = min(DefaultLease, cfg.MaxTTL)
 		}
+		instance := newInstance()
 		l.core = client.New(client.Config{
-			Name: l.opt.name, Instance: newInstance(), TTL: l.opt.lease,
-			MaxRuns: maxRuns(l.nc), Cluster: cfg,
+			Name: l.opt.name, Instance: instance, TTL: l.opt.lease,
+			MaxRuns: maxRuns(l.nc), Seed: binary.BigEndian.Uint64(instance[8:]), Cluster: cfg,
 		}, now)
 		l.table = local.New(l.core, l.opt.retention)
 		close(l.found)

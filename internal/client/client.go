@@ -24,6 +24,7 @@ type Config struct {
 	Instance uuid.UUID
 	TTL      time.Duration // lease
 	MaxRuns  int           // runs that fit into one refresh
+	Seed     uint64        // any number, of which the jitter comes; 0: none
 	Cluster  proto.Config
 }
 
@@ -347,7 +348,7 @@ func (c *Client) Claim(now proto.Now, w Want, out *Out) *Claim {
 	}
 	c.last = cl
 	if c.refreshAt == 0 {
-		c.refreshAt = c.now + c.cfg.TTL/3
+		c.refreshAt = c.nextRefresh()
 	}
 	cl.askDelay = c.firstDelay()
 	cl.quiet = !w.Try && !w.Hasty && c.near() >= c.need(cl)
@@ -484,9 +485,25 @@ func (c *Client) refresh(out *Out) {
 	c.refreshedAt = c.now
 	c.refreshAt, c.sweepAt = 0, 0
 	if c.first != nil {
-		c.refreshAt = c.now + c.cfg.TTL/3
+		c.refreshAt = c.nextRefresh()
 	}
 	c.list(c.first, 1, c.seq, out)
+}
+
+// nextRefresh is a third of a lease from now, less a tenth of that at most: many clients
+// that one event brought into step, a node's restart or a deploy, are out of step again
+// after a few leases. It is never later, so a claim is kept as well as without (C6).
+func (c *Client) nextRefresh() time.Duration {
+	at := c.now + c.cfg.TTL/3
+	if c.cfg.Seed == 0 {
+		return at
+	}
+	// The mixing of splitmix64; the beat differs each time.
+	x := c.cfg.Seed + (c.beat+1)*0x9e3779b97f4a7c15
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	x ^= x >> 31
+	return at - time.Duration(x%uint64(max(c.cfg.TTL/30, 1)))
 }
 
 // sweepSoon remembers that a node answered about a claim that is over. Mostly

@@ -526,8 +526,12 @@ func (nd *simNode) stop(clean bool) {
 func (c *simClient) start(cfg proto.Config) {
 	s := c.sim
 	c.instance = s.newUUID()
+	seed := uint64(0)
+	if s.opt.Seed%2 == 1 {
+		seed = binary.BigEndian.Uint64(c.instance[:8])
+	}
 	c.core = client.New(client.Config{
-		Name: c.name, Instance: c.instance, TTL: ttl, MaxRuns: 2, Cluster: cfg,
+		Name: c.name, Instance: c.instance, TTL: ttl, MaxRuns: 2, Seed: seed, Cluster: cfg,
 	}, c.clock.read(s.now))
 	if s.shared {
 		c.table = local.New(c.core, s.retention)
