@@ -22,9 +22,10 @@ import (
 type Config struct {
 	Name     string
 	Instance uuid.UUID
-	TTL      time.Duration // lease
-	MaxRuns  int           // runs that fit into one refresh
-	Seed     uint64        // any number, of which the jitter comes; 0: none
+	TTL      time.Duration            // lease
+	MaxRuns  int                      // runs that fit into one refresh
+	Seed     uint64                   // any number, of which the jitter comes; 0: none
+	Trips    map[string]time.Duration // how long nodes took to answer something else, as far as known
 	Cluster  proto.Config
 }
 
@@ -212,7 +213,9 @@ func (c *Client) setCluster(cluster proto.Config) {
 	c.nodes = make([]node, len(cluster.Nodes))
 	for i, name := range cluster.Nodes {
 		c.nodes[i].name = name
+		c.nodes[i].trip.mean = float64(c.cfg.Trips[name])
 	}
+	c.cfg.Trips = nil // of the first cluster only
 }
 
 // Cluster is the configuration that the client counts votes by.
@@ -350,33 +353,11 @@ func (c *Client) Claim(now proto.Now, w Want, out *Out) *Claim {
 	if c.refreshAt == 0 {
 		c.refreshAt = c.nextRefresh()
 	}
-	cl.askDelay = c.firstDelay()
-	cl.quiet = !w.Try && !w.Hasty && c.near() >= c.need(cl)
+	cl.askDelay = c.firstDelay(cl)
+	cl.quiet = !w.Try && !w.Hasty && c.near(c.need(cl))
 	c.ask(cl, "", out)
 	return cl
 }
-
-// Who is not granted within quietTime asks again, and is told its place then. A lock
-// that goes from hand to hand among those who wait for moments only is spared half of
-// the nodes' answers. It is only for nodes that answer much faster than that.
-const (
-	quietTime = 20 * time.Millisecond
-	nearTrip  = quietTime / 4
-)
-
-// near is the number of nodes that answer fast.
-func (c *Client) near() (near int) {
-	for i := range c.nodes {
-		if t := &c.nodes[i].trip; t.beat > 0 && t.mean <= float64(nearTrip) {
-			near++
-		}
-	}
-	return near
-}
-
-// firstDelay is long enough for answers from another continent and short enough
-// that a lost message is hardly noticed.
-func (c *Client) firstDelay() time.Duration { return max(c.cfg.TTL/50, 20*time.Millisecond) }
 
 // ask sends the claim's acquire, to all nodes or to one, and sets the next (C4).
 func (c *Client) ask(cl *Claim, only string, out *Out) {
@@ -411,7 +392,7 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 	}
 	cl.hushed, cl.quiet = cl.quiet, false
 	if cl.hushed {
-		cl.askAt = c.now + quietTime
+		cl.askAt = c.now + c.quietTime(cl)
 	} else {
 		cl.askAt = c.now + cl.askDelay
 		cl.askDelay = min(2*cl.askDelay, c.cfg.TTL/3)
@@ -573,9 +554,6 @@ func (c *Client) askAgain(out *Out) {
 	}
 }
 
-// moment is how long what several nodes answer to one message is waited for.
-func (c *Client) moment() time.Duration { return c.cfg.TTL / 1000 }
-
 // list sends the refresh of the range lo to hi, whose first living claim is from.
 // What it does not name within the range is dropped by the nodes: hi is never
 // above the last number given out, and none is given out meanwhile (C6).
@@ -611,7 +589,7 @@ func (c *Client) deadline(cl *Claim) time.Duration {
 	case Holding:
 		lost := c.lostAt(cl)
 		early := lost - c.cfg.TTL/2
-		if soonest := c.refreshedAt + c.cfg.TTL/12; early < soonest {
+		if soonest := c.refreshedAt + c.earlyPause(cl); early < soonest {
 			early = soonest
 		}
 		if cl.askAt > 0 {
@@ -652,7 +630,7 @@ func (c *Client) act(cl *Claim, out *Out) {
 	case Waiting:
 		if c.settled(cl) {
 			cl.askAt = 0 // the refresh asks for it from now on
-			cl.askDelay = c.firstDelay()
+			cl.askDelay = c.firstDelay(cl)
 			cl.key = c.deadline(cl)
 			heap.Fix(&c.due, cl.index)
 			return
@@ -874,7 +852,7 @@ func (c *Client) judge(cl *Claim, out *Out) {
 		case quorum.Won:
 			cl.state, cl.token = Holding, fence // C3
 			cl.fresh, cl.stock = fence+1, fence+c.reserved(cl, fence)
-			cl.askAt, cl.askDelay = 0, c.firstDelay()
+			cl.askAt, cl.askDelay = 0, c.firstDelay(cl)
 			cl.known = cl.keep && c.keepers(cl) >= c.need(cl)
 			c.schedule(cl)
 			out.Events = append(out.Events, Event{Held, cl})
@@ -1063,7 +1041,7 @@ func (c *Client) SetCluster(now proto.Now, cluster proto.Config, out *Out) {
 	c.setCluster(cluster)
 	for cl := c.first; cl != nil; cl = cl.next {
 		cl.votes = make([]vote, len(c.nodes))
-		cl.want, cl.askDelay = 0, c.firstDelay()
+		cl.want, cl.askDelay = 0, c.firstDelay(cl)
 		c.ask(cl, "", out)
 		for i := range cl.votes {
 			// Nothing that answers what was asked before counts: not a refusal because
