@@ -364,7 +364,7 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 	r := proto.Request{
 		Verb: proto.Acquire, Client: c.cfg.Name, Resource: cl.resource,
 		Claim: c.id(cl), Beat: c.nextBeat(cl), Mode: cl.mode, At: cl.at, TTL: c.cfg.TTL,
-		Want: cl.want, Try: cl.try, Quiet: cl.quiet, Digest: c.digest, Note: cl.note, Node: only,
+		Want: cl.want, Try: cl.try, Quiet: cl.quiet, Check: c.torn(cl), Digest: c.digest, Note: cl.note, Node: only,
 	}
 	if cl.keep {
 		r.Keep = true
@@ -706,10 +706,26 @@ func (c *Client) settled(cl *Claim) bool {
 			answered++
 		}
 	}
-	if standing >= c.need(cl) {
-		return false // different fences: it must ask
+	if standing >= c.need(cl) || standing > 0 && waits > 0 {
+		return false // different fences, or one node knows more than another (C13): it must ask
 	}
 	return waits > len(cl.votes)-c.need(cl) || answered == len(cl.votes)
+}
+
+// torn reports that the nodes contradict each other about a claim: one gave it its
+// vote, and another has somebody before it, who may be over and was not heard to be
+// (C13).
+func (c *Client) torn(cl *Claim) bool {
+	waits, standing := 0, 0
+	for i := range cl.votes {
+		switch v := &cl.votes[i]; {
+		case v.until > c.now:
+			standing++
+		case v.heard == queued:
+			waits++
+		}
+	}
+	return cl.state == Waiting && waits > 0 && standing > 0 && standing < c.need(cl)
 }
 
 // Handle takes an answer of a node.

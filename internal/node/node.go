@@ -37,6 +37,7 @@ type Send struct {
 type Out struct {
 	Answers []Send
 	Probe   *proto.Request // to be published to all nodes, this one among them
+	Ask     *proto.Request // the same, for other nodes (N11)
 	Notes   []string       // what an operator should read
 	Ready   bool           // it votes from now on
 }
@@ -44,7 +45,7 @@ type Out struct {
 // Reset empties o and keeps its memory.
 func (o *Out) Reset() {
 	clear(o.Answers)
-	o.Answers, o.Probe, o.Notes, o.Ready = o.Answers[:0], nil, o.Notes[:0], false
+	o.Answers, o.Probe, o.Ask, o.Notes, o.Ready = o.Answers[:0], nil, nil, o.Notes[:0], false
 }
 
 // Node is one voting node. It is not safe for concurrent use.
@@ -83,6 +84,10 @@ type Node struct {
 
 	serial  uint64      // counts steps, to do once a step what many claims ask for
 	recalls []*resource // whose heads recall at the end of this step
+
+	ended  ended           // claims that are over for good (N11)
+	doubts []proto.ClaimOf // that others are to be asked about
+	askAt  time.Duration   // not before that
 
 	counts Counts
 }
@@ -165,6 +170,9 @@ func (n *Node) Deadline() time.Duration {
 	if len(n.leases) > 0 {
 		d = min(d, n.leases[0].key)
 	}
+	if len(n.doubts) > 0 {
+		d = min(d, n.askAt)
+	}
 	return d
 }
 
@@ -199,6 +207,7 @@ func (n *Node) Tick(now proto.Now, out *Out) {
 		n.noteState(now, out)
 	}
 	n.sendRecalls(now, out)
+	n.askOthers(now, out)
 }
 
 // raiseFloors lifts what the node forgot: every fence it ever gave was at most
@@ -260,6 +269,7 @@ func (n *Node) Handle(now proto.Now, r *proto.Request, reply string, out *Out) {
 		n.evict(r, reply, out)
 	}
 	n.sendRecalls(now, out)
+	n.askOthers(now, out)
 }
 
 func (n *Node) recovering(now proto.Now) time.Duration {

@@ -73,6 +73,9 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 	}
 	n.queued(now, c, out)
 	n.recall(c.res)
+	if r.Check {
+		n.doubt(c)
+	}
 }
 
 // nowHeld notes that a claim with this node's vote is held: that is what a holder
@@ -176,6 +179,9 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 		n.queued(now, c, out)
 	}
 	n.recall(res)
+	if r.Check {
+		n.doubt(c)
+	}
 }
 
 // clip keeps a text to what its reader takes: a long name in it, or many, must not
@@ -384,9 +390,14 @@ func (n *Node) drop(now proto.Now, c *claim, hint int64, out *Out) {
 
 func (n *Node) release(now proto.Now, r *proto.Request, out *Out) {
 	c := n.find(r.Client, r.Claim)
-	if c == nil || c.res.name != r.Resource {
+	if c == nil {
+		n.ended.add(r.Client, r.Claim) // it was not heard of, or its lease ran out
 		return
 	}
+	if c.res.name != r.Resource {
+		return
+	}
+	n.ended.add(c.session.key.client, r.Claim)
 	hint := r.Now
 	if time.Duration(hint-now.Wall)*time.Microsecond > n.cfg.Skew {
 		hint = 0 // as an age would be refused; equal fences are a convenience
