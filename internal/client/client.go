@@ -94,6 +94,7 @@ type Client struct {
 
 	fences []uint64 // scratch
 	untils []time.Duration
+	trips  []float64
 
 	counts Counts
 }
@@ -589,8 +590,8 @@ func (c *Client) deadline(cl *Claim) time.Duration {
 	case Holding:
 		lost := c.lostAt(cl)
 		early := lost - c.cfg.TTL/2
-		if soonest := c.refreshedAt + c.earlyPause(cl); early < soonest {
-			early = soonest
+		if early < c.refreshedAt+mostEarlyPause(c.cfg.TTL) {
+			early = max(early, c.refreshedAt+c.earlyPause(cl))
 		}
 		if cl.askAt > 0 {
 			early = min(early, cl.askAt)

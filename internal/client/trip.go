@@ -1,11 +1,6 @@
 package client
 
-import (
-	"slices"
-	"time"
-
-	"github.com/qlock/qlock/internal/proto"
-)
+import "time"
 
 // How long to wait before something is said again goes by how long the nodes take to
 // answer (C4, C6, C9). All of it is bounded by the lease too: a node that was away for
@@ -24,18 +19,21 @@ const (
 
 // trip is how long so many nodes take to answer, or false if fewer are known.
 func (c *Client) trip(nodes int) (time.Duration, bool) {
-	var means [proto.MaxNodes]float64
-	known := means[:0]
+	c.trips = c.trips[:0]
 	for i := range c.nodes {
-		if t := &c.nodes[i].trip; (t.beat > 0 || t.mean > 0) && len(known) < len(means) {
-			known = append(known, t.mean)
+		t := &c.nodes[i].trip
+		if t.beat == 0 && t.mean == 0 {
+			continue
+		}
+		c.trips = append(c.trips, t.mean)
+		for k := len(c.trips) - 1; k > 0 && c.trips[k] < c.trips[k-1]; k-- {
+			c.trips[k], c.trips[k-1] = c.trips[k-1], c.trips[k]
 		}
 	}
-	if len(known) < nodes || nodes == 0 {
+	if len(c.trips) < nodes || nodes == 0 {
 		return 0, false
 	}
-	slices.Sort(known)
-	return time.Duration(known[nodes-1]), true
+	return time.Duration(c.trips[nodes-1]), true
 }
 
 // near reports whether so many nodes answered fast, and not only when they were asked
@@ -68,8 +66,10 @@ func (c *Client) firstDelay(cl *Claim) time.Duration {
 // of the next one.
 func (c *Client) earlyPause(cl *Claim) time.Duration {
 	trip, _ := c.trip(c.need(cl))
-	return max(c.cfg.TTL/12, min(trip+trip/4, c.cfg.TTL/4))
+	return max(c.cfg.TTL/12, min(trip+trip/4, mostEarlyPause(c.cfg.TTL)))
 }
+
+func mostEarlyPause(ttl time.Duration) time.Duration { return ttl / 4 }
 
 // moment is how long what several nodes answer to one message is waited for, to answer
 // it once.
