@@ -85,7 +85,7 @@ func TestNamesLeaveNothing(t *testing.T) {
 	}
 	left := inUse() - before
 	t.Logf("%d names one by one and %d at once: %.1f MB then, %.1f KB after", byOne, atOnce, float64(full)/1e6, float64(left)/1e3)
-	if left > 200_000+endedPages*endedPage*int64(unsafe.Sizeof(proto.ClaimOf{})) {
+	if left > 200_000+mostEnded*int64(unsafe.Sizeof(proto.ClaimOf{})) {
 		t.Errorf("%d bytes are left of %d names", left, byOne)
 	}
 	if c.node.Claims()+c.node.Resources()+len(c.node.sessions)+len(c.node.perClient) > 0 {

@@ -16,19 +16,24 @@ import (
 // overPause is the least time between two questions.
 const overPause = 10 * time.Millisecond
 
-// ended is the last claims that are known to be over for good. Each has one place, which
-// the next takes that falls on it: claims of one client have places side by side, so
-// that of one client the latest are known, and of many some.
+// ended is the last claims that are known to be over for good. Each has a row, and the
+// oldest of those in a row makes room for the next. Claims of one client have rows that
+// follow each other, so that of one client the latest are known, and of many the latest
+// of most.
 type ended struct {
-	pages [endedPages]*[endedPage]proto.ClaimOf // made when they are needed
+	pages [endedPages]*[endedPage]endedRow // made when they are needed
 }
+
+type endedRow [endedInRow]proto.ClaimOf // the latest first
 
 const (
 	endedPages = 64
-	endedPage  = 256
+	endedPage  = 64 // rows
+	endedInRow = 4
+	mostEnded  = endedPages * endedPage * endedInRow
 )
 
-func (e *ended) place(id proto.ClaimID) (page, at uint64) {
+func (e *ended) place(id proto.ClaimID) (page, row uint64) {
 	first := (binary.BigEndian.Uint64(id.Instance[:8]) ^ binary.BigEndian.Uint64(id.Instance[8:])) * 0x9e3779b97f4a7c15
 	n := (first>>32 + id.Seq) % (endedPages * endedPage)
 	return n / endedPage, n % endedPage
@@ -37,21 +42,26 @@ func (e *ended) place(id proto.ClaimID) (page, at uint64) {
 func (e *ended) add(client string, id proto.ClaimID) {
 	page, at := e.place(id)
 	if e.pages[page] == nil {
-		e.pages[page] = new([endedPage]proto.ClaimOf)
+		e.pages[page] = new([endedPage]endedRow)
 	}
 	// The name is a part of a message, which is not to be kept for it. Mostly the claim
-	// of the same client that ended before has the place before.
-	if before := e.pages[page][(at+endedPage-1)%endedPage].Client; before == client {
+	// of the same client that ended before is in the row before.
+	if before := e.pages[page][(at+endedPage-1)%endedPage][0].Client; before == client {
 		client = before
 	} else {
 		client = strings.Clone(client)
 	}
-	e.pages[page][at] = proto.ClaimOf{Client: client, Claim: id}
+	row := &e.pages[page][at]
+	if row[0].Claim == id && row[0].Client == client {
+		return // it is said again
+	}
+	copy(row[1:], row[:])
+	row[0] = proto.ClaimOf{Client: client, Claim: id}
 }
 
 func (e *ended) has(c proto.ClaimOf) bool {
 	page, at := e.place(c.Claim)
-	return e.pages[page] != nil && e.pages[page][at] == c
+	return e.pages[page] != nil && slices.Contains(e.pages[page][at][:], c)
 }
 
 // doubt notes what is in the way of a claim that other nodes would have served: they

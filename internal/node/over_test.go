@@ -257,7 +257,7 @@ func TestManyOverAtOnce(t *testing.T) {
 // instance is.
 func TestLastEndingsAreKnown(t *testing.T) {
 	var e ended
-	const all, last = 1 << 18, endedPages * endedPage
+	const all, last = 1 << 18, mostEnded
 	instance := uuid.New()
 	c := func(seq uint64) proto.ClaimOf {
 		return proto.ClaimOf{Client: "a", Claim: proto.ClaimID{Instance: instance, Seq: seq}}
