@@ -87,7 +87,7 @@ type Node struct {
 
 	ended  ended           // claims that are over for good (N11)
 	doubts []proto.ClaimOf // that others are to be asked about
-	askAt  time.Duration   // not before that
+	overAt time.Duration   // not before that
 
 	counts Counts
 }
@@ -171,7 +171,7 @@ func (n *Node) Deadline() time.Duration {
 		d = min(d, n.leases[0].key)
 	}
 	if len(n.doubts) > 0 {
-		d = min(d, n.askAt)
+		d = min(d, n.overAt)
 	}
 	return d
 }

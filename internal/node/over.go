@@ -83,7 +83,7 @@ func (n *Node) doubt(c *claim) {
 
 // askOthers asks the other nodes about what is in doubt and is here yet.
 func (n *Node) askOthers(now proto.Now, out *Out) {
-	if len(n.doubts) == 0 || now.Mono < n.askAt || out.Ask != nil {
+	if len(n.doubts) == 0 || now.Mono < n.overAt || out.Ask != nil {
 		return
 	}
 	var over []proto.ClaimOf
@@ -96,7 +96,7 @@ func (n *Node) askOthers(now proto.Now, out *Out) {
 	if len(over) == 0 || len(n.cfg.Nodes) == 1 {
 		return
 	}
-	n.askAt = now.Mono + overPause
+	n.overAt = now.Mono + overPause
 	out.Ask = &proto.Request{Verb: proto.Info, Client: n.cfg.Name, Digest: n.digest, Over: over}
 }
 

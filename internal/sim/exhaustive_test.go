@@ -439,9 +439,12 @@ type dumper struct {
 
 var notState = map[string]bool{
 	"serial": true, // of a step: two steps never have the same
-	"told":   true, // the same
 	"fences": true, // scratch
 	"untils": true, // scratch
+	"trips":  true, // scratch
+	"ended":  true, // decides only what nodes tell each other, which is not carried here
+	"doubts": true, // the same
+	"overAt": true, // the same
 	"User":   true,
 	"won":    true,
 	"peak":   true, // what memory to give back
