@@ -44,6 +44,7 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 		return
 	}
 	c.session.hear(reply)
+	c.told.pause = 0 // its client may yield now what it kept before
 	c.beat = r.Beat
 	n.extend(now, c) // N2
 	if n.fenceInReach(now, c.res, r.Want) {
