@@ -2,6 +2,7 @@ package qlock
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -20,6 +21,8 @@ import (
 type survey struct {
 	nonce   string
 	answers map[string]*proto.Answer // by node
+	began   time.Time
+	took    map[string]time.Duration // from then to the first answer, by node
 }
 
 // agreed returns the configuration that a quorum of its own nodes gave, and more
@@ -133,7 +136,7 @@ func (l *Locker) infoSubject() string {
 
 func (l *Locker) newSurvey() *survey {
 	l.surveys++
-	return &survey{nonce: fmt.Sprintf("%s/%d", l.inbox, l.surveys), answers: map[string]*proto.Answer{}}
+	return &survey{nonce: fmt.Sprintf("%s/%d", l.inbox, l.surveys), answers: map[string]*proto.Answer{}, began: time.Now(), took: map[string]time.Duration{}}
 }
 
 // infoRequest asks the nodes who they are. Call with l.mu held, during a survey.
@@ -181,6 +184,9 @@ func (l *Locker) informed(a *proto.Answer) {
 			return
 		}
 		l.survey.answers[a.Node] = a
+		if _, ok := l.survey.took[a.Node]; !ok {
+			l.survey.took[a.Node] = time.Since(l.survey.began)
+		}
 		if _, _, everybody := l.survey.agreed(); everybody {
 			l.conclude(now, out)
 		}
@@ -197,9 +203,10 @@ func (l *Locker) conclude(now proto.Now, out *local.Out) {
 		if l.opt.lease == 0 {
 			l.opt.lease = min(DefaultLease, cfg.MaxTTL)
 		}
+		instance := newInstance()
 		l.core = client.New(client.Config{
-			Name: l.opt.name, Instance: newInstance(), TTL: l.opt.lease,
-			MaxRuns: maxRuns(l.nc), Cluster: cfg,
+			Name: l.opt.name, Instance: instance, TTL: l.opt.lease,
+			MaxRuns: maxRuns(l.nc), Seed: binary.BigEndian.Uint64(instance[8:]), Trips: l.survey.took, Cluster: cfg,
 		}, now)
 		l.table = local.New(l.core, l.opt.retention)
 		l.table.PassOn(l.opt.passMost, l.opt.passWithin)

@@ -119,11 +119,11 @@ func TestErrNoQuorumTellsOfEachNode(t *testing.T) {
 		w.nodes[1].crash()
 		w.nodes[2].crash()
 		w.nodes[3].crash()
-		w.nodes[3].start() // in quarantine, for 31.8 s (N8)
+		w.nodes[3].start() // in quarantine, for 34.6 s (N8)
 		_, err := a.Lock(timeout(t, 3*time.Second), "orders.42")
 		wantIs(t, err, qlock.ErrNoQuorum, context.DeadlineExceeded)
 		const want = `qlock: lock "orders.42": no quorum: 2 of 5 nodes voted, 3 are needed: ` +
-			`n1 voted, n2 silent, n3 silent, n4 recovering (votes again in 28.5s), n5 voted: context deadline exceeded`
+			`n1 voted, n2 silent, n3 silent, n4 recovering (votes again in 31.3s), n5 voted: context deadline exceeded`
 		if err.Error() != want {
 			t.Errorf("error\n%v, want\n%s", err, want)
 		}

@@ -67,13 +67,13 @@ const (
 // drift (C1).
 func stands(lease time.Duration) time.Duration { return lease - lease/50 }
 
-// A node that may have forgotten asks for its name five times, and its wait begins
-// when it asks for the last time (N8, N9).
+// A node that may have forgotten listens for an earlier one of its name, and then waits
+// until all votes have run out (N8, N9).
 const (
-	probeWait  = 300 * time.Millisecond // the default of NodeConfig.ProbeWait
-	asking     = 4 * probeWait
-	runOut     = maxLease + maxLease/50 // until then all votes have run out that may have been forgotten
-	quarantine = asking + runOut
+	probeWait  = 300 * time.Millisecond    // the default of NodeConfig.ProbeWait
+	runOut     = maxLease + maxLease/50    // until then all votes have run out that may have been forgotten
+	listening  = maxLease/10 + maxLease/30 // in which an earlier node of the name asks for it
+	quarantine = listening + runOut
 )
 
 // world is a nats-server and the nodes of a cluster, each on a connection of its

@@ -125,8 +125,9 @@ func (l *Locker) cluster() proto.Config {
 //
 // Errors are of type *LockError: ErrHeld or ErrNoQuorum joined with the context's
 // error when ctx ended, ErrRefused, ErrClosed; or ErrInvalidName. A call whose ctx
-// has no deadline within a second and is cancelled in its first 20 ms may get
-// ErrNoQuorum for a lock that is held: the nodes were not asked yet why it waits.
+// has no deadline within a second and is cancelled in its first 20 ms, or its first
+// four round trips to the nodes if they take longer, may get ErrNoQuorum for a lock
+// that is held: the nodes were not asked yet why it waits.
 func (l *Locker) Lock(ctx context.Context, name string) (*Lock, error) {
 	return l.lock(ctx, true, "lock", name, exclusive)
 }

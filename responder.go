@@ -483,10 +483,13 @@ func (n *Node) step(list string, f func(now proto.Now, out *node.Out)) {
 	if list != "" {
 		n.publishList(list, out.Answers, buf)
 	}
-	if p := out.Probe; p != nil {
+	for _, p := range []*proto.Request{out.Probe, out.Ask} {
+		if p == nil {
+			continue
+		}
 		*buf = proto.AppendRequest((*buf)[:0], p)
 		if err := n.nc.PublishRequest(requestSubject(n.cfg.Cluster, string(p.Verb), p.Client, ""), n.inbox, *buf); err != nil {
-			n.log.line(slog.LevelWarn, "probe not sent", "error", err)
+			n.log.line(slog.LevelWarn, "question to other nodes not sent", "error", err)
 		}
 	}
 	buffers.Put(buf)

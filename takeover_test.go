@@ -343,9 +343,9 @@ func TestLowerMaxLeaseWithoutState(t *testing.T) {
 			}
 			start := time.Now()
 			w.each(lower)
-			time.Sleep(lowered + lowered/50 + asking)
+			time.Sleep(lowered + lowered/50 + listening)
 			end(t, w, k)
-			if d, want := time.Since(start), asking+before+before/50; d < want || d > want+time.Second {
+			if d, want := time.Since(start), lowered/10+lowered/30+before+before/50; d < want || d > want+time.Second {
 				t.Errorf("the nodes waited %v, want %v", d, want)
 			}
 		})
@@ -361,12 +361,11 @@ func TestLowerMaxLeaseWithoutState(t *testing.T) {
 			if len(w.log.find("has, or allows, leases of 5m0s")) == 0 {
 				t.Errorf("nothing of that in the log: %q", w.log.find("WARN"))
 			}
-			// The last one hears of nobody who allows the longer lease. It is not a quorum.
-			if err := w.nodes[2].WaitReady(timeout(t, time.Minute)); err != nil {
-				t.Error(err)
-			}
-			if w.nodes[0].Ready() || w.nodes[1].Ready() {
-				t.Error("nodes vote that were told of longer leases")
+			// The last one hears of it from those that heard of it before.
+			for _, tn := range w.nodes {
+				if tn.Ready() {
+					t.Errorf("%s votes, and was told of longer leases", tn.cfg.Name)
+				}
 			}
 			end(t, w, k)
 		})
@@ -419,7 +418,7 @@ func TestClaimedLeaseIsBelievedForAnHour(t *testing.T) {
 		start := time.Now()
 		tn.start()
 		lie(2)
-		waitsQuarantine(t, tn, start, asking+time.Hour+time.Hour/50)
+		waitsQuarantine(t, tn, start, listening+time.Hour+time.Hour/50)
 		if len(w.log.find("WARN", "client liar has, or allows, leases of 1h0m0s")) != 1 {
 			t.Errorf("nothing of that in the log: %q", w.log.find("WARN"))
 		}

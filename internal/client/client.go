@@ -23,8 +23,10 @@ import (
 type Config struct {
 	Name     string
 	Instance uuid.UUID
-	TTL      time.Duration // lease
-	MaxRuns  int           // runs that fit into one refresh
+	TTL      time.Duration            // lease
+	MaxRuns  int                      // runs that fit into one refresh
+	Seed     uint64                   // any number, of which the jitter comes; 0: none
+	Trips    map[string]time.Duration // how long nodes took to answer something else, as far as known
 	Cluster  proto.Config
 }
 
@@ -87,8 +89,13 @@ type Client struct {
 	sweepAt          time.Duration
 	sweepLo, sweepHi uint64
 
+	// Claims that nodes are to be asked for again, at againAt (C6); never when zero.
+	againAt time.Duration
+	again   []*Claim
+
 	fences []uint64 // scratch
 	untils []time.Duration
+	trips  []float64
 
 	counts Counts
 }
@@ -156,6 +163,7 @@ type Claim struct {
 
 	askAt    time.Duration // next acquire (C4), never when zero
 	askDelay time.Duration
+	again    bool // it is among those that nodes are to be asked for again
 
 	key        time.Duration // in the due heap; the claim's deadline may have moved up since
 	index      int           // in the due heap, -1 if not in it
@@ -172,8 +180,10 @@ type vote struct {
 	life    uuid.UUID     // of the node, when it gave it
 	fresh   *newVote      // one that does not count yet (C13)
 	keeps   bool          // it knows that the claim is kept
-	asked   bool          // it wants the vote back, and was not answered: the claim has its quorum, and is not held yet
+	wanted  bool          // it wants the vote back, and was not answered: the claim has its quorum, and is not held yet
 	beat    uint64        // of its latest answer that counted (C2)
+	asked   uint64        // beat of the latest acquire that it was sent
+	again   bool          // it is to be sent another: it does not know the claim, or has a vote whose fence was not heard
 	yielded uint64        // beat of the latest yield to this node (C2)
 	heard   heard
 	detail  *detail // for errors and tries; nil after a grant
@@ -187,7 +197,7 @@ type newVote struct {
 	life        uuid.UUID
 	until       time.Duration
 	fence, span uint64
-	beat        uint64
+	beat        uint64 // of the first message that it answered
 	keeps       bool
 }
 
@@ -233,7 +243,9 @@ func (c *Client) setCluster(cluster proto.Config) {
 	c.nodes = make([]node, len(cluster.Nodes))
 	for i, name := range cluster.Nodes {
 		c.nodes[i].name = name
+		c.nodes[i].trip.mean = float64(c.cfg.Trips[name])
 	}
+	c.cfg.Trips = nil // of the first cluster only
 }
 
 // Cluster is the configuration that the client counts votes by.
@@ -308,6 +320,9 @@ func (c *Client) Tick(now proto.Now, out *Out) {
 	if c.sweepAt > 0 && c.sweepAt <= c.now {
 		c.sweep(out)
 	}
+	if c.againAt > 0 && c.againAt <= c.now {
+		c.askAgain(out)
+	}
 }
 
 // Wait is how long from now, by the lease clock, until Tick must be called; the
@@ -322,6 +337,9 @@ func (c *Client) Wait() (time.Duration, bool) {
 	}
 	if c.sweepAt > 0 && (d == 0 || c.sweepAt < d) {
 		d = c.sweepAt
+	}
+	if c.againAt > 0 && (d == 0 || c.againAt < d) {
+		d = c.againAt
 	}
 	if d == 0 {
 		return 0, false
@@ -363,42 +381,20 @@ func (c *Client) Claim(now proto.Now, w Want, out *Out) *Claim {
 	}
 	c.last = cl
 	if c.refreshAt == 0 {
-		c.refreshAt = c.now + c.cfg.TTL/3
+		c.refreshAt = c.nextRefresh()
 	}
-	cl.askDelay = c.firstDelay()
-	cl.quiet = !w.Try && !w.Hasty && c.near() >= c.need(cl)
+	cl.askDelay = c.firstDelay(cl)
+	cl.quiet = !w.Try && !w.Hasty && c.near(c.need(cl))
 	c.ask(cl, "", out)
 	return cl
 }
-
-// Who is not granted within quietTime asks again, and is told its place then. A lock
-// that goes from hand to hand among those who wait for moments only is spared half of
-// the nodes' answers. It is only for nodes that answer much faster than that.
-const (
-	quietTime = 20 * time.Millisecond
-	nearTrip  = quietTime / 4
-)
-
-// near is the number of nodes that answer fast.
-func (c *Client) near() (near int) {
-	for i := range c.nodes {
-		if t := &c.nodes[i].trip; t.beat > 0 && t.mean <= float64(nearTrip) {
-			near++
-		}
-	}
-	return near
-}
-
-// firstDelay is long enough for answers from another continent and short enough
-// that a lost message is hardly noticed.
-func (c *Client) firstDelay() time.Duration { return max(c.cfg.TTL/50, 20*time.Millisecond) }
 
 // ask sends the claim's acquire, to all nodes or to one, and sets the next (C4).
 func (c *Client) ask(cl *Claim, only string, out *Out) {
 	r := proto.Request{
 		Verb: proto.Acquire, Client: c.cfg.Name, Resource: cl.resource,
 		Claim: c.id(cl), Beat: c.nextBeat(cl), Mode: cl.mode, At: cl.at, TTL: c.cfg.TTL,
-		Want: cl.want, Try: cl.try, Quiet: cl.quiet, Digest: c.digest, Note: cl.note, Node: only,
+		Want: cl.want, Try: cl.try, Quiet: cl.quiet, Check: c.torn(cl), Digest: c.digest, Note: cl.note, Node: only,
 	}
 	if cl.keep {
 		r.Keep = true
@@ -416,6 +412,11 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 		}
 	}
 	out.Requests = append(out.Requests, r)
+	for i := range cl.votes {
+		if only == "" || c.nodes[i].name == only {
+			cl.votes[i].asked, cl.votes[i].again = cl.beat, false
+		}
+	}
 	if only != "" {
 		return
 	}
@@ -425,7 +426,7 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 	}
 	cl.hushed, cl.quiet = cl.quiet, false
 	if cl.hushed {
-		cl.askAt = c.now + quietTime
+		cl.askAt = c.now + c.quietTime(cl)
 	} else {
 		cl.askAt = c.now + cl.askDelay
 		cl.askDelay = min(2*cl.askDelay, c.cfg.TTL/3)
@@ -497,12 +498,12 @@ func (c *Client) Reconnected(now proto.Now, out *Out) {
 		if cl.state != Waiting {
 			continue
 		}
-		voted := cl.anyVote(c.now)
+		ask := cl.anyVote(c.now) || !c.settled(cl)
 		for i := range cl.votes {
 			// Nothing counts that answers what was sent before: it may be read only now.
 			cl.votes[i].yielded, cl.votes[i].until = cl.beat+1, 0
 		}
-		if voted {
+		if ask {
 			cl.quiet = false
 			c.ask(cl, "", out)
 		}
@@ -521,7 +522,7 @@ func (c *Client) refresh(out *Out) {
 	c.refreshedAt = c.now
 	c.refreshAt, c.sweepAt = 0, 0
 	if c.first != nil {
-		c.refreshAt = c.now + c.cfg.TTL/3
+		c.refreshAt = c.nextRefresh()
 	}
 	c.list(c.first, 1, c.seq, out)
 	for cl := c.first; cl != nil; cl = cl.next {
@@ -533,6 +534,22 @@ func (c *Client) refresh(out *Out) {
 	}
 }
 
+// nextRefresh is a third of a lease from now, less a tenth of that at most: many clients
+// that one event brought into step, a node's restart or a deploy, are out of step again
+// after a few leases. It is never later, so a claim is kept as well as without (C6).
+func (c *Client) nextRefresh() time.Duration {
+	at := c.now + c.cfg.TTL/3
+	if c.cfg.Seed == 0 {
+		return at
+	}
+	// The mixing of splitmix64; the beat differs each time.
+	x := c.cfg.Seed + (c.beat+1)*0x9e3779b97f4a7c15
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	x ^= x >> 31
+	return at - time.Duration(x%uint64(max(c.cfg.TTL/30, 1)))
+}
+
 // sweepSoon remembers that a node answered about a claim that is over. Mostly
 // that is the last node's answer, which came after the lock was already given
 // back; but it may be that of a node that heard acquire after release and has a
@@ -541,7 +558,7 @@ func (c *Client) refresh(out *Out) {
 // lock, but in one refresh of that range for all that came within moments (C9).
 func (c *Client) sweepSoon(seq uint64) {
 	if c.sweepAt == 0 {
-		c.sweepAt = c.now + c.cfg.TTL/1000
+		c.sweepAt = c.now + c.moment()
 		c.sweepLo, c.sweepHi = seq, seq
 	}
 	c.sweepLo, c.sweepHi = min(c.sweepLo, seq), max(c.sweepHi, seq)
@@ -557,6 +574,47 @@ func (c *Client) sweep(out *Out) {
 		from = nil
 	}
 	c.list(from, c.sweepLo, c.sweepHi, out)
+}
+
+// askSoon has a claim acquired again at a node, with all others that are to be within
+// moments: when several nodes forgot, each says so of every claim, and one acquire of
+// each is enough for all of them (C6).
+func (c *Client) askSoon(cl *Claim, i int) {
+	cl.votes[i].again = true
+	if !cl.again {
+		cl.again = true
+		c.again = append(c.again, cl)
+	}
+	if c.againAt == 0 {
+		c.againAt = c.now + c.moment()
+	}
+}
+
+// askAgain acquires again what askSoon gathered: at the one node that wants it, or at
+// all if several do.
+func (c *Client) askAgain(out *Out) {
+	all := c.again
+	c.again, c.againAt = nil, 0
+	for _, cl := range all {
+		cl.again = false
+		if cl.state == Over {
+			continue
+		}
+		where, only := 0, ""
+		for i := range cl.votes {
+			if cl.votes[i].again {
+				where++
+				only = c.nodes[i].name
+			}
+		}
+		switch where {
+		case 0: // it was asked for meanwhile
+		case 1:
+			c.ask(cl, only, out)
+		default:
+			c.ask(cl, "", out)
+		}
+	}
 }
 
 // list sends the refresh of the range lo to hi, whose first living claim is from.
@@ -594,8 +652,8 @@ func (c *Client) deadline(cl *Claim) time.Duration {
 	case Holding:
 		lost := c.lostAt(cl)
 		early := lost - c.cfg.TTL/2
-		if soonest := c.refreshedAt + c.cfg.TTL/12; early < soonest {
-			early = soonest
+		if early < c.refreshedAt+mostEarlyPause(c.cfg.TTL) {
+			early = max(early, c.refreshedAt+c.earlyPause(cl))
 		}
 		if cl.askAt > 0 {
 			early = min(early, cl.askAt)
@@ -635,7 +693,7 @@ func (c *Client) act(cl *Claim, out *Out) {
 	case Waiting:
 		if c.settled(cl) {
 			cl.askAt = 0 // the refresh asks for it from now on
-			cl.askDelay = c.firstDelay()
+			cl.askDelay = c.firstDelay(cl)
 			cl.key = c.deadline(cl)
 			heap.Fix(&c.due, cl.index)
 			return
@@ -721,10 +779,26 @@ func (c *Client) settled(cl *Claim) bool {
 			answered++
 		}
 	}
-	if standing >= c.need(cl) {
-		return false // different fences: it must ask
+	if standing >= c.need(cl) || standing > 0 && waits > 0 {
+		return false // different fences, or one node knows more than another (C14): it must ask
 	}
 	return waits > len(cl.votes)-c.need(cl) || answered == len(cl.votes)
+}
+
+// torn reports that the nodes contradict each other about a claim: one gave it its
+// vote, and another has somebody before it, who may be over and was not heard to be
+// (C14).
+func (c *Client) torn(cl *Claim) bool {
+	waits, standing := 0, 0
+	for i := range cl.votes {
+		switch v := &cl.votes[i]; {
+		case v.until > c.now:
+			standing++
+		case v.heard == queued:
+			waits++
+		}
+	}
+	return cl.state == Waiting && waits > 0 && standing > 0 && standing < c.need(cl)
 }
 
 // Handle takes an answer of a node.
@@ -794,7 +868,11 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	switch a.Kind {
 	case proto.Granted:
 		if cl.state == Holding && a.Beat > cl.wonBeat && !v.continues(a) {
-			v.fresh = &newVote{a.Incarnation, c.standsFrom(a.Beat), a.Fence, max(a.Span, 1), a.Beat, cl.keep && a.Beat >= cl.keptAt}
+			first := a.Beat
+			if f := v.fresh; f != nil && f.life == a.Incarnation {
+				first = f.beat
+			}
+			v.fresh = &newVote{a.Incarnation, c.standsFrom(a.Beat), a.Fence, max(a.Span, 1), first, cl.keep && a.Beat >= cl.keptAt}
 			return
 		}
 		v.fresh = nil
@@ -902,7 +980,7 @@ func (c *Client) judge(cl *Claim, out *Out) {
 		case quorum.Won:
 			cl.state, cl.token, cl.wonBeat = Holding, fence, cl.beat // C3
 			cl.fresh, cl.stock = fence+1, fence+c.reserved(cl, fence)
-			cl.askAt, cl.askDelay = 0, c.firstDelay()
+			cl.askAt, cl.askDelay = 0, c.firstDelay(cl)
 			cl.known = cl.keep && c.keepers(cl) >= c.need(cl)
 			c.schedule(cl)
 			out.Events = append(out.Events, Event{Held, cl})
@@ -910,7 +988,7 @@ func (c *Client) judge(cl *Claim, out *Out) {
 				out.Events = append(out.Events, Event{Wanted, cl})
 			}
 			for i := range cl.votes {
-				if cl.votes[i].asked {
+				if cl.votes[i].wanted {
 					c.ask(cl, c.nodes[i].name, out) // as an answer to the recall (C5)
 				}
 			}
@@ -1002,14 +1080,14 @@ func (c *Client) recall(cl *Claim, i int, behind bool, out *Out) {
 	}
 	v := &cl.votes[i]
 	if outcome, _ := c.tally(cl); outcome != quorum.Pending {
-		v.asked = true
+		v.wanted = true
 		return
 	}
 	c.counts.Yields++
 	beat := c.nextBeat(cl)
 	v.yielded = beat // what the node said before does not count any more (C2)
 	v.until, v.heard, v.detail = 0, queued, &detail{beat: beat, at: c.now}
-	v.asked = false
+	v.wanted = false
 	out.Requests = append(out.Requests, proto.Request{
 		Verb: proto.Yield, Client: c.cfg.Name, Resource: cl.resource,
 		Claim: c.id(cl), Beat: beat, Node: c.nodes[i].name,
@@ -1056,8 +1134,8 @@ func (c *Client) refreshed(i int, a *proto.Answer, out *Out) {
 				v.heard, v.detail = silent, nil
 				c.unvoted(cl, v)
 				c.judge(cl, out)
-				if cl.state != Over {
-					c.ask(cl, c.nodes[i].name, out)
+				if cl.state != Over && a.Beat > v.asked { // else an acquire that it had not seen is on its way
+					c.askSoon(cl, i)
 				}
 			}
 		case a.Waiting.Has(cl.seq):
@@ -1076,10 +1154,10 @@ func (c *Client) refreshed(i int, a *proto.Answer, out *Out) {
 			c.confirmed(cl, a.Beat)
 		case v.fresh != nil && v.fresh.life == a.Incarnation:
 			v.beat = a.Beat
-			v.fresh.until, v.fresh.beat = until, a.Beat
+			v.fresh.until = until
 		case fresh:
 			v.beat = a.Beat
-			c.ask(cl, c.nodes[i].name, out) // its fence must be heard from itself
+			c.askSoon(cl, i) // its fence must be heard from itself
 		}
 		cl = next
 	}
@@ -1114,7 +1192,7 @@ func (c *Client) SetCluster(now proto.Now, cluster proto.Config, out *Out) {
 	c.setCluster(cluster)
 	for cl := c.first; cl != nil; cl = cl.next {
 		cl.votes = make([]vote, len(c.nodes))
-		cl.want, cl.askDelay = 0, c.firstDelay()
+		cl.want, cl.askDelay = 0, c.firstDelay(cl)
 		c.ask(cl, "", out)
 		for i := range cl.votes {
 			// Nothing that answers what was asked before counts: not a refusal because

@@ -47,7 +47,7 @@ type trip struct {
 	heard time.Duration // its last answer, never when zero
 	beat  uint64        // highest of an answer that was measured
 	at    time.Duration // when that came
-	mean  float64       // ns
+	mean  float64       // ns; before anything was measured that of what is not known here
 }
 
 // tripMemory is how much time the mean is of.

@@ -76,6 +76,10 @@ func (n *Node) nonce() string { return fmt.Sprintf("%s/%d", n.cfg.Incarnation, n
 
 // HandleAnswer takes an answer to the node's own probe (N9).
 func (n *Node) HandleAnswer(now proto.Now, a *proto.Answer, out *Out) {
+	if a.Kind == proto.Over && !n.stopped {
+		n.over(now, a, out)
+		return
+	}
 	if n.stopped || a.Kind != proto.Informed {
 		return
 	}
@@ -179,6 +183,12 @@ func (n *Node) checkRivals(now proto.Now, out *Out) {
 }
 
 func (n *Node) info(now proto.Now, r *proto.Request, reply string, out *Out) {
+	if len(r.Over) > 0 {
+		if !n.stopped {
+			n.vouch(r, reply, out)
+		}
+		return
+	}
 	if r.Node != "" && r.Client != r.Node {
 		return // who asks in a node's name does so under its name: NATS lets no other
 	}

@@ -45,6 +45,7 @@ type Send struct {
 type Out struct {
 	Answers []Send
 	Probe   *proto.Request // to be published to all nodes, this one among them
+	Ask     *proto.Request // the same, for other nodes (N11)
 	Notes   []string       // what an operator should read
 	Ready   bool           // it votes from now on
 }
@@ -52,7 +53,7 @@ type Out struct {
 // Reset empties o and keeps its memory.
 func (o *Out) Reset() {
 	clear(o.Answers)
-	o.Answers, o.Probe, o.Notes, o.Ready = o.Answers[:0], nil, o.Notes[:0], false
+	o.Answers, o.Probe, o.Ask, o.Notes, o.Ready = o.Answers[:0], nil, nil, o.Notes[:0], false
 }
 
 // Node is one voting node. It is not safe for concurrent use.
@@ -98,6 +99,10 @@ type Node struct {
 	serial  uint64      // counts steps, to do once a step what many claims ask for
 	recalls []*resource // whose heads recall at the end of this step
 	changed []*resource // whose tries learn at its end what is before them now
+
+	ended  ended           // claims that are over for good (N11)
+	doubts []proto.ClaimOf // that others are to be asked about
+	overAt time.Duration   // not before that
 
 	counts Counts
 }
@@ -221,6 +226,9 @@ func (n *Node) Deadline() time.Duration {
 	if len(n.leases) > 0 {
 		d = min(d, n.leases[0].key)
 	}
+	if len(n.doubts) > 0 {
+		d = min(d, n.overAt)
+	}
 	return d
 }
 
@@ -256,7 +264,8 @@ func (n *Node) Tick(now proto.Now, out *Out) {
 		n.noteState(now, out)
 	}
 	n.tellTries(now, out)
-	n.sendRecalls(out)
+	n.sendRecalls(now, out)
+	n.askOthers(now, out)
 }
 
 // raiseFloors notes what the node forgot, or what another of its name gave: every
@@ -354,7 +363,8 @@ func (n *Node) Handle(now proto.Now, r *proto.Request, reply string, out *Out) {
 		n.evict(now, r, reply, out)
 	}
 	n.tellTries(now, out)
-	n.sendRecalls(out)
+	n.sendRecalls(now, out)
+	n.askOthers(now, out)
 }
 
 func (n *Node) recovering(now proto.Now) time.Duration {

@@ -48,6 +48,7 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 		}
 		for _, seq := range gone {
 			if c := s.claims[seq]; c != nil {
+				n.ended.add(s.key.client, c.id())
 				n.drop(now, c, 0, out)
 			}
 		}

@@ -42,7 +42,7 @@ type claim struct {
 	said    *said     // of a try that waits: what it was told last
 	quiet   bool      // it waits, was not told so, and need not be
 	keep    bool      // its client keeps it between holders, and is told when others wait
-	told    uint64    // step in which it was last told so when it was granted
+	told    told      // by a recall, or when it was granted
 	span    uint64    // fences that it wants at a time
 	note    string    // for people
 	evicted *Eviction // it is to end
@@ -56,6 +56,30 @@ type claim struct {
 	deadline time.Duration // end of its lease
 	key      time.Duration // deadline when it was last placed in the heap; deadlines only grow, so the heap may lag behind them
 	index    int           // in the heap
+}
+
+// told is what a claim with the vote was told last of those who wait (N4).
+type told struct {
+	serial uint64 // the step in which its granted said so
+	behind bool
+	next   time.Duration // it is not told the same again before that
+	pause  time.Duration // zero: it was told nothing
+}
+
+// again reports whether a recall is due, and notes that it is sent. The first repetition
+// comes soon, since what was lost keeps others waiting. The next ones come ever later:
+// what does not answer by then is cut off, or was told and need not answer.
+func (t *told) again(now, ttl time.Duration, behind bool) bool {
+	switch {
+	case t.pause == 0 || t.behind != behind:
+		t.pause = max(ttl/500, time.Microsecond)
+	case now < t.next:
+		return false
+	default:
+		t.pause = min(2*t.pause, max(ttl/3, time.Microsecond))
+	}
+	t.behind, t.next = behind, now+t.pause
+	return true
 }
 
 func (c *claim) id() proto.ClaimID {
@@ -141,7 +165,7 @@ func (n *Node) unvote(c *claim) {
 		c.res.keepers -= keeper(c)
 		n.change(c.res)
 	}
-	c.voted, c.fence, c.given, c.owed = false, 0, 0, false
+	c.voted, c.fence, c.given, c.owed, c.told = false, 0, 0, false, told{}
 	n.votes--
 }
 

@@ -45,6 +45,7 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 		return
 	}
 	c.session.hear(reply)
+	c.told.pause = 0 // its client may yield now what it kept before
 	c.beat = r.Beat
 	n.extend(now, c) // N2
 	n.wants(now, c, r.Want)
@@ -72,6 +73,9 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 	}
 	n.queued(now, c, out)
 	n.recall(c.res)
+	if r.Check {
+		n.doubt(c)
+	}
 }
 
 // nowHeld notes that a claim with this node's vote is held: that is what a holder
@@ -172,6 +176,9 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 		n.queued(now, c, out)
 	}
 	n.recall(res)
+	if r.Check {
+		n.doubt(c)
+	}
 }
 
 // clip keeps a text to what its reader takes: a long name in it, or many, must not
@@ -297,7 +304,7 @@ func (n *Node) granted(now proto.Now, c *claim, out *Out) {
 	}
 	c.quiet = false
 	if a.Behind {
-		c.told = n.serial
+		c.told.serial = n.serial
 	}
 	if c.given > 1 {
 		a.Span = c.given
@@ -396,7 +403,7 @@ func (n *Node) recall(res *resource) {
 	}
 }
 
-func (n *Node) sendRecalls(out *Out) {
+func (n *Node) sendRecalls(now proto.Now, out *Out) {
 	for _, res := range n.recalls {
 		if len(res.queue) == 0 {
 			continue
@@ -410,15 +417,17 @@ func (n *Node) sendRecalls(out *Out) {
 			if !older && res.keepers == 0 {
 				break
 			}
-			if !older && v.told == n.serial {
-				continue // its granted said so
+			if !v.keep && (!older || v.held) {
+				continue // it goes first, or has said that it will not yield
 			}
-			if v.keep || older && !v.held { // else it goes first, or has said that it will not yield
-				n.counts.Recalls++
-				a := n.about(v, proto.Recall)
-				a.Behind = v.keep && (v.held || !older)
-				n.send(v, a, out)
+			behind := v.keep && (v.held || !older)
+			if !v.told.again(now.Mono, v.ttl, behind) || behind && v.told.serial == n.serial {
+				continue // not yet, or its granted said so
 			}
+			n.counts.Recalls++
+			a := n.about(v, proto.Recall)
+			a.Behind = behind
+			n.send(v, a, out)
 		}
 	}
 	clear(n.recalls)
@@ -459,9 +468,14 @@ func (n *Node) drop(now proto.Now, c *claim, hint int64, out *Out) {
 
 func (n *Node) release(now proto.Now, r *proto.Request, out *Out) {
 	c := n.find(r.Client, r.Claim)
-	if c == nil || c.res.name != r.Resource {
+	if c == nil {
+		n.ended.add(r.Client, r.Claim) // it was not heard of, or its lease ran out
 		return
 	}
+	if c.res.name != r.Resource {
+		return
+	}
+	n.ended.add(c.session.key.client, r.Claim)
 	hint := r.Now
 	if sat.Micros(hint-now.Wall) > n.cfg.Skew {
 		hint = 0 // as an age would be refused; equal fences are a convenience

@@ -42,6 +42,9 @@ func AppendRequest(b []byte, r *Request) []byte {
 		if r.Quiet {
 			b = append(b, `,"quiet":true`...)
 		}
+		if r.Check {
+			b = append(b, `,"check":true`...)
+		}
 		if r.Keep {
 			b = append(b, `,"keep":true`...)
 			b = appendUint(b, "span", r.Span)
@@ -81,6 +84,10 @@ func AppendRequest(b []byte, r *Request) []byte {
 			if r.Stopped {
 				b = append(b, `,"stopped":true`...)
 			}
+		}
+		if len(r.Over) > 0 {
+			b = appendStr(b, "digest", r.Digest)
+			b = appendOver(b, r.Over)
 		}
 	case List, Inspect:
 		b = append(b, `"nonce":`...)
@@ -235,8 +242,22 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 			b = appendInt(b, "recovering_ms", ceilMS(a.Recovering))
 		}
 		b = appendPage(b, a.List)
+	case Over:
+		b = appendOver(b, a.Over)
 	}
 	return append(b, '}')
+}
+
+func appendOver(b []byte, over []ClaimOf) []byte {
+	b = append(b, `,"over":[`...)
+	for i, c := range over {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendID(append(b, '{'), c.Claim)
+		b = append(appendStr(b, "client", c.Client), '}')
+	}
+	return append(b, ']')
 }
 
 func ceilMS(d time.Duration) int64 { return int64((d + time.Millisecond - 1) / time.Millisecond) }
@@ -343,6 +364,7 @@ type wire struct {
 	Held        bool         `json:"held"`
 	Try         bool         `json:"try"`
 	Quiet       bool         `json:"quiet"`
+	Check       bool         `json:"check"`
 	Keep        bool         `json:"keep"`
 	Span        uint64       `json:"span"`
 	Behind      bool         `json:"behind"`
@@ -387,6 +409,13 @@ type wire struct {
 	By          string       `json:"by"`
 	Known       bool         `json:"known"`
 	Locks       []wireRecord `json:"locks"`
+	Over        []wireClaim  `json:"over"`
+}
+
+type wireClaim struct {
+	Instance string `json:"instance"`
+	Seq      uint64 `json:"seq"`
+	Client   string `json:"client"`
 }
 
 type wireBlocker struct {
@@ -466,7 +495,7 @@ func (r *Request) fill(w *wire, verb Verb, client, resource string) error {
 		r.At = d.micros("at", w.At)
 		r.TTL = d.lease("ttl_ms", w.TTL)
 		r.Want = d.number("want", w.Want)
-		r.Held, r.Try, r.Quiet = w.Held, w.Try, w.Quiet
+		r.Held, r.Try, r.Quiet, r.Check = w.Held, w.Try, w.Quiet, w.Check
 		if r.Keep = w.Keep; r.Keep {
 			r.Span = d.span(w.Span)
 		}
@@ -490,6 +519,9 @@ func (r *Request) fill(w *wire, verb Verb, client, resource string) error {
 			r.Incarnation = d.uuid("incarnation", w.Incarnation)
 			r.Started = d.micros("started", w.Started)
 			r.Voted, r.Stopped = w.Voted, w.Stopped
+		}
+		if r.Over = d.over(w.Over); len(r.Over) > 0 {
+			r.Digest = d.optionalToken("digest", w.Digest)
 		}
 	case List, Inspect:
 		r.Nonce = d.text("nonce", w.Nonce, MaxText)
@@ -609,6 +641,8 @@ func (a *Answer) fill(w *wire) error {
 		a.Recovering = d.millis("recovering_ms", w.Recovering)
 		a.Nonce = d.text("nonce", w.Nonce, MaxText)
 		a.List = d.page(w)
+	case Over:
+		a.Over = d.over(w.Over)
 	default:
 		d.fail("unknown answer %.20q", w.Answer)
 	}
@@ -626,6 +660,20 @@ func (d *decoder) fail(format string, args ...any) {
 
 func (d *decoder) claim(w *wire) ClaimID {
 	return ClaimID{Instance: d.uuid("instance", w.Instance), Seq: d.positive("seq", w.Seq)}
+}
+
+func (d *decoder) over(in []wireClaim) (out []ClaimOf) {
+	if len(in) > MaxOver {
+		d.fail("over has %d claims, at most %d are allowed", len(in), MaxOver)
+		return nil
+	}
+	for _, c := range in {
+		out = append(out, ClaimOf{
+			Client: d.token("over.client", c.Client),
+			Claim:  ClaimID{Instance: d.uuid("over.instance", c.Instance), Seq: d.positive("over.seq", c.Seq)},
+		})
+	}
+	return out
 }
 
 func (d *decoder) uuid(key, s string) uuid.UUID {

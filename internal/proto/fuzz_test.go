@@ -161,6 +161,17 @@ func checkRequest(t *testing.T, r *Request) {
 	l.length("digest", r.Digest, MaxToken)
 	l.length("nonce", r.Nonce, MaxText)
 	l.runs("live", r.Live, r.Lo, r.Hi)
+	l.over(r.Over)
+}
+
+func (l limits) over(over []ClaimOf) {
+	if len(over) > MaxOver {
+		l.t.Errorf("%d claims may be over", len(over))
+	}
+	for _, c := range over {
+		l.length("over.client", c.Client, MaxToken)
+		l.number("over.seq", c.Claim.Seq, 1)
+	}
 }
 
 func checkAnswer(t *testing.T, a *Answer) {
@@ -168,6 +179,7 @@ func checkAnswer(t *testing.T, a *Answer) {
 	l.length("node", a.Node, MaxToken)
 	l.length("digest", a.Digest, MaxToken)
 	l.length("client", a.Client, MaxToken)
+	l.over(a.Over)
 	l.length("reason", string(a.Reason), MaxToken)
 	l.length("text", a.Text, MaxText)
 	l.number("fence", a.Fence, 0)
@@ -193,7 +205,7 @@ func checkAnswer(t *testing.T, a *Answer) {
 		if a.Info == nil {
 			t.Fatal("info without info")
 		}
-	case Evicting:
+	case Evicting, Over:
 	case Listed:
 		if a.List == nil {
 			t.Fatal("a list without a list")
@@ -272,7 +284,7 @@ func FuzzScan(f *testing.F) {
 // What our own encoders write for locks never takes the slow way.
 func TestOwnMessagesAreScanned(t *testing.T) {
 	for name, r := range goldenRequests() {
-		if r.Verb == List || r.Verb == Inspect || r.Verb == Evict {
+		if r.Verb == List || r.Verb == Inspect || r.Verb == Evict || len(r.Over) > 0 {
 			continue
 		}
 		if body := AppendRequest(nil, &r); !new(wire).scan(body) {
@@ -280,7 +292,7 @@ func TestOwnMessagesAreScanned(t *testing.T) {
 		}
 	}
 	for name, a := range goldenAnswers() {
-		if a.Kind == Listed || a.Kind == Evicting || a.Kind == Evicted {
+		if a.Kind == Listed || a.Kind == Evicting || a.Kind == Evicted || a.Kind == Over {
 			continue
 		}
 		if body := AppendAnswer(nil, &a); !new(wire).scan(body) {

@@ -56,6 +56,10 @@ func goldenRequests() map[string]Request {
 			Verb: Acquire, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, Beat: 5_250_000,
 			Mode: quorum.Exclusive, At: exampleAt, TTL: 10 * time.Second, Digest: exampleDigest, Quiet: true,
 		},
+		"acquire-check": {
+			Verb: Acquire, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, Beat: 5_450_000,
+			Mode: quorum.Exclusive, At: exampleAt, TTL: 10 * time.Second, Digest: exampleDigest, Check: true,
+		},
 		"acquire-keep": {
 			Verb: Acquire, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, Beat: 8_612_077,
 			Mode: quorum.Exclusive, At: exampleAt, TTL: 10 * time.Second, Digest: exampleDigest, Want: exampleAt + 1,
@@ -82,6 +86,10 @@ func goldenRequests() map[string]Request {
 		"info-probe": {
 			Verb: Info, Client: "n2", Nonce: exampleN2.String() + "/1",
 			Node: "n2", Incarnation: exampleN2, Started: exampleAt - 10_000_000,
+		},
+		"info-over": {
+			Verb: Info, Client: "n2", Digest: exampleDigest,
+			Over: []ClaimOf{{"svc-b", ClaimID{exampleOther, 31}}, {"svc-b", ClaimID{exampleOther, 33}}},
 		},
 		"list":      {Verb: List, Client: "ops", Nonce: "6f1c52d0", Query: "orders.*"},
 		"list-more": {Verb: List, Client: "ops", Nonce: "6f1c52d0", Query: "orders.*", After: 1744, Node: "n2"},
@@ -187,6 +195,10 @@ func goldenAnswers() map[string]Answer {
 	a.Kind, a.Client, a.Claim, a.Beat = Evicted, "svc-b", ClaimID{exampleOther, 31}, 77_000_000
 	a.By, a.Text = "ops", "its disk is full"
 	all["evicted"] = a
+
+	a = n3
+	a.Kind, a.Client, a.Over = Over, "n2", []ClaimOf{{"svc-b", ClaimID{exampleOther, 31}}}
+	all["over"] = a
 
 	a = all["granted"]
 	a.Fence, a.Late = exampleAt+1, true

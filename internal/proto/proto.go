@@ -31,6 +31,7 @@ const (
 	MaxToken = 64        // bytes of a name of a client or node
 	MaxNote  = 256       // bytes of a note
 	MaxSpan  = 1 << 16   // fences of one claim at a time
+	MaxOver  = 32        // claims in a question whether they are over
 	MinLease = 10 * time.Millisecond
 	MaxLease = 24 * time.Hour
 )
@@ -161,6 +162,7 @@ type Request struct {
 	Held   bool          // the claim is held by votes of other nodes
 	Try    bool          // its client wants to know at once when another is in the way
 	Quiet  bool          // a claim that is new and has to wait need not be told so
+	Check  bool          // the nodes contradict each other: what is in its way may be over
 	Keep   bool          // its client keeps the claim between holders: it wants to know when others wait
 	Span   uint64        // with Keep: how many fences it wants from the first on, for those holders
 	Digest string        // configuration that the client knows
@@ -184,7 +186,14 @@ type Request struct {
 	Incarnation uuid.UUID // of a node that asks after its own name
 	Started     int64
 	Voted       bool
-	Stopped     bool // it gave the name up, and votes no more
+	Stopped     bool      // it gave the name up, and votes no more
+	Over        []ClaimOf // of a node that asks which of these are over; with Digest
+}
+
+// ClaimOf is a claim of a client. What two clients call by one id are two claims.
+type ClaimOf struct {
+	Client string
+	Claim  ClaimID
 }
 
 // Kind is what an answer says.
@@ -200,6 +209,7 @@ const (
 	Listed    Kind = "listed"
 	Evicting  Kind = "evicting" // to who wants a claim evicted
 	Evicted   Kind = "evicted"  // to whose claim it is
+	Over      Kind = "over"     // to a node: these claims are over
 )
 
 // Answer is a message from a node to a client.
@@ -240,6 +250,8 @@ type Answer struct {
 	Unknown Runs // not known at all
 
 	Info *NodeInfo // info
+
+	Over []ClaimOf // over
 
 	Nonce string // listed, evicting
 	Known bool   // evicting: the node has the claim yet

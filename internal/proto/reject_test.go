@@ -166,6 +166,7 @@ var messages = []message{
 		{name: "held", kind: "bool"},
 		{name: "try", kind: "bool"},
 		{name: "quiet", kind: "bool"},
+		{name: "check", kind: "bool"},
 		{name: "node", kind: "optional token"},
 	})},
 	{"acquire-keep", Acquire, fields(claimFields, []field{
@@ -207,6 +208,11 @@ var messages = []message{
 		{name: "started", kind: "micros"},
 		{name: "voted", kind: "bool"},
 		{name: "stopped", kind: "bool"},
+	}},
+	{"info-over", Info, []field{
+		{name: "nonce", kind: "text"},
+		{name: "digest", kind: "optional token"},
+		{name: "over", kind: "", fail: wrongOver, pass: []string{`[]`, `null`, string(raw(manyOver(MaxOver)))}},
 	}},
 	{"list-more", List, []field{
 		{name: "nonce", kind: "text"},
@@ -287,6 +293,24 @@ var messages = []message{
 		{name: "next", kind: "number"},
 		{name: "locks", kind: "", fail: append([]string{`7`, `{}`, `["x"]`, `[{}]`}, wrongRecords()...), pass: []string{`[]`, `[{"name":"a"}]`}},
 	})},
+	{"over", "", fields(head, []field{{name: "over", kind: "", fail: wrongOver, pass: []string{`[]`, string(raw(manyOver(MaxOver)))}}})},
+}
+
+// wrongOver are lists of claims that may be over, with one thing wrong.
+var wrongOver = []string{
+	`7`, `{}`, `["x"]`, `[{}]`, string(raw(manyOver(MaxOver + 1))),
+	`[{"instance":"x","seq":7,"client":"a"}]`,
+	`[{"instance":"0b8f6f5e-3a64-4a53-9f0e-6d1f0c7c2a11","seq":0,"client":"a"}]`,
+	`[{"instance":"0b8f6f5e-3a64-4a53-9f0e-6d1f0c7c2a11","seq":` + aboveInt + `,"client":"a"}]`,
+	`[{"instance":"0b8f6f5e-3a64-4a53-9f0e-6d1f0c7c2a11","seq":7,"client":""}]`,
+	`[{"instance":"0b8f6f5e-3a64-4a53-9f0e-6d1f0c7c2a11","seq":7,"client":"a.b"}]`,
+}
+
+func manyOver(n int) (list []map[string]any) {
+	for i := range n {
+		list = append(list, map[string]any{"instance": "0b8f6f5e-3a64-4a53-9f0e-6d1f0c7c2a11", "seq": i + 1, "client": "a"})
+	}
+	return list
 }
 
 // wrongRecords are lists of one lock each, with one field wrong.
@@ -366,7 +390,7 @@ func TestRejections(t *testing.T) {
 // All fields of wire.go's union are in the table above.
 func TestRejectionsAreComplete(t *testing.T) {
 	for name := range goldenRequests() {
-		complete(t, trim(name, "-wanted", "-try", "-quiet", "-nothing-left"), name)
+		complete(t, trim(name, "-wanted", "-try", "-quiet", "-check", "-nothing-left"), name)
 	}
 	for name := range goldenAnswers() {
 		complete(t, trim(name, "-recovering", "-again", "-span", "-behind", "-late", "-short"), name)

@@ -60,6 +60,8 @@ func (w *wire) field(p *scanner, key string) bool {
 		return p.boolean(&w.Try)
 	case "quiet":
 		return p.boolean(&w.Quiet)
+	case "check":
+		return p.boolean(&w.Check)
 	case "keep":
 		return p.boolean(&w.Keep)
 	case "span":

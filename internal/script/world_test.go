@@ -112,6 +112,13 @@ func (w *world) nameOf(id proto.ClaimID) string {
 	return id.String()
 }
 
+func (w *world) list(all []proto.ClaimOf) (text string) {
+	for _, c := range all {
+		text += " " + w.nameOf(c.Claim)
+	}
+	return text
+}
+
 func clientID(name string) uuid.UUID { return id(name, 0) }
 
 func beat(b uint64) string { return "@" + (time.Duration(b)*time.Microsecond - time.Second).String() }
@@ -147,6 +154,9 @@ func (w *world) publish(from *host, r proto.Request) error {
 		if r.Quiet {
 			m.text += ", quiet"
 		}
+		if r.Check {
+			m.text += ", check"
+		}
 		if r.Want > 0 {
 			m.text += fmt.Sprintf(", wants fence %d", r.Want)
 		}
@@ -166,6 +176,9 @@ func (w *world) publish(from *host, r proto.Request) error {
 		m.text = "info: who is " + r.Node + "?"
 		if r.Stopped {
 			m.text = fmt.Sprintf("info: I have given up the name %s, voted %v", r.Node, r.Voted)
+		}
+		if len(r.Over) > 0 {
+			m.text = "info: which are over of" + w.list(r.Over) + "?"
 		}
 	}
 	var to []string
@@ -195,7 +208,7 @@ func (w *world) answer(from *host, to string, a proto.Answer) error {
 		return fmt.Errorf("%s sends what cannot be read: %w", from.name, err)
 	}
 	m := &message{from: from.name, to: to, kind: string(a.Kind)}
-	if a.Kind != proto.Refreshed && a.Kind != proto.Informed {
+	if a.Kind != proto.Refreshed && a.Kind != proto.Informed && a.Kind != proto.Over {
 		m.claim = w.nameOf(a.Claim)
 	}
 	switch a.Kind {
@@ -226,6 +239,8 @@ func (w *world) answer(from *host, to string, a proto.Answer) error {
 		m.text = "recall " + m.claim
 	case proto.Evicted:
 		m.text = "evicted " + m.claim
+	case proto.Over:
+		m.text = "over:" + w.list(a.Over)
 	case proto.Refreshed:
 		m.text = fmt.Sprintf("refreshed %s%d..%s%d %s", to, a.Lo, to, a.Hi, beat(a.Beat))
 		if len(a.Waiting) > 0 {
@@ -281,6 +296,9 @@ func (w *world) nodeDid(h *host, out node.Out) {
 	}
 	for _, s := range out.Answers {
 		w.must(w.answer(h, s.To, s.Answer))
+	}
+	if out.Ask != nil {
+		w.must(w.publish(h, *out.Ask))
 	}
 	if p := out.Probe; p != nil {
 		switch {

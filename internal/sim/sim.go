@@ -206,6 +206,7 @@ type Sim struct {
 	uuids           uint64
 	working         bool
 	world           int
+	patience        time.Duration // nobody waits for longer, and nobody holds for long; 0: any time
 }
 
 type tokens struct{ exclusive, any uint64 }
@@ -217,13 +218,20 @@ func Run(opt Options) (Result, error) {
 	return s.res, s.err
 }
 
-func newSim(opt Options) *Sim {
-	s := &Sim{
+// emptySim is a world without anybody in it.
+func emptySim(opt Options) *Sim {
+	return &Sim{
 		opt: opt, rng: rand.New(rand.NewPCG(opt.Seed, 0x716c6f636b)),
 		inboxes: map[string]func(*proto.Answer){}, cuts: map[[2]string]time.Duration{}, deaf: map[string]bool{}, mute: map[string]bool{},
-		jobs: map[string][]*job{}, tokens: map[string]*tokens{}, working: true,
-		passOn: newPassOn(opt.Seed), ended: map[string]time.Duration{},
+		jobs: map[string][]*job{}, tokens: map[string]*tokens{}, working: true, passOn: newPassOn(opt.Seed), ended: map[string]time.Duration{},
 	}
+}
+
+func newSim(opt Options) *Sim {
+	if opt.Seed%20 == 7 {
+		return newOneLink(opt)
+	}
+	s := emptySim(opt)
 	r := s.rng
 	n := 1 + r.IntN(7)
 	if r.IntN(3) > 0 {
@@ -564,6 +572,9 @@ func (nd *simNode) flush() {
 	if nd.out.Probe != nil {
 		s.publish(nd.host(), nd.inbox, *nd.out.Probe)
 	}
+	if nd.out.Ask != nil {
+		s.publish(nd.host(), nd.inbox, *nd.out.Ask)
+	}
 	for _, note := range nd.out.Notes {
 		s.tracef("%s: %s", nd.host(), note)
 	}
@@ -613,8 +624,12 @@ func (nd *simNode) stop(clean bool) {
 func (c *simClient) start(cfg proto.Config) {
 	s := c.sim
 	c.instance = s.newUUID()
+	seed := uint64(0)
+	if s.opt.Seed%2 == 1 {
+		seed = binary.BigEndian.Uint64(c.instance[:8])
+	}
 	c.core = client.New(client.Config{
-		Name: c.user, Instance: c.instance, TTL: min(ttl, cfg.MaxTTL), MaxRuns: 2, Cluster: cfg,
+		Name: c.user, Instance: c.instance, TTL: min(ttl, cfg.MaxTTL), MaxRuns: 2, Seed: seed, Cluster: cfg,
 	}, c.clock.read(s.now))
 	if s.shared {
 		c.table = local.New(c.core, s.retention)
@@ -808,6 +823,9 @@ func (j *job) event(k local.EventKind) {
 		j.decided(false)
 		s.res.Held++
 		s.res.WaitedLongest = max(s.res.WaitedLongest, s.now-j.asked)
+		if s.patience > 0 && s.now-j.asked > s.patience {
+			s.fail("%s #%d on %s was waited for %v, though its client reaches a quorum", c.name, j.id(), j.res, s.now-j.asked)
+		}
 		s.tracef("%s HOLDS %s #%d %v token %d", c.name, j.res, j.id(), j.mode, j.token())
 		s.checkToken(j)
 		for _, o := range s.jobs[j.res] {
@@ -818,7 +836,7 @@ func (j *job) event(k local.EventKind) {
 		}
 		s.cancel(j.timer)
 		hold := s.between(0, 100*time.Millisecond)
-		if s.working && (s.rng.IntN(10) == 0 || s.names != nil && s.rng.IntN(2) == 0) {
+		if s.working && s.patience == 0 && (s.rng.IntN(10) == 0 || s.names != nil && s.rng.IntN(2) == 0) {
 			hold = s.between(0, 3*ttl)
 		}
 		j.timer = s.at(hold, func() {

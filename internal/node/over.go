@@ -1,0 +1,143 @@
+package node
+
+import (
+	"encoding/binary"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// A release is final, whoever hears it. So a node that did not hear one, because a link
+// is cut that others do without, may take it from a node that did (N11).
+
+// overPause is the least time between two questions.
+const overPause = 10 * time.Millisecond
+
+// ended is the last claims that are known to be over for good. Each has a row, and the
+// oldest of those in a row makes room for the next. Claims of one client have rows that
+// follow each other, so that of one client the latest are known, and of many the latest
+// of most.
+type ended struct {
+	pages [endedPages]*[endedPage]endedRow // made when they are needed
+}
+
+type endedRow [endedInRow]proto.ClaimOf // the latest first
+
+const (
+	endedPages = 64
+	endedPage  = 64 // rows
+	endedInRow = 4
+	mostEnded  = endedPages * endedPage * endedInRow
+)
+
+func (e *ended) place(id proto.ClaimID) (page, row uint64) {
+	first := (binary.BigEndian.Uint64(id.Instance[:8]) ^ binary.BigEndian.Uint64(id.Instance[8:])) * 0x9e3779b97f4a7c15
+	n := (first>>32 + id.Seq) % (endedPages * endedPage)
+	return n / endedPage, n % endedPage
+}
+
+func (e *ended) add(client string, id proto.ClaimID) {
+	page, at := e.place(id)
+	if e.pages[page] == nil {
+		e.pages[page] = new([endedPage]endedRow)
+	}
+	// The name is a part of a message, which is not to be kept for it. Mostly the claim
+	// of the same client that ended before is in the row before.
+	if before := e.pages[page][(at+endedPage-1)%endedPage][0].Client; before == client {
+		client = before
+	} else {
+		client = strings.Clone(client)
+	}
+	row := &e.pages[page][at]
+	if row[0].Claim == id && row[0].Client == client {
+		return // it is said again
+	}
+	copy(row[1:], row[:])
+	row[0] = proto.ClaimOf{Client: client, Claim: id}
+}
+
+func (e *ended) has(c proto.ClaimOf) bool {
+	page, at := e.place(c.Claim)
+	return e.pages[page] != nil && slices.Contains(e.pages[page][at][:], c)
+}
+
+// doubt notes what is in the way of a claim that other nodes would have served: they
+// are asked about it, all that such claims noted in one question.
+func (n *Node) doubt(c *claim) {
+	note := func(list []*claim) {
+		for _, o := range list {
+			if len(n.doubts) == proto.MaxOver || o.voted == c.voted && order(o, c) >= 0 {
+				return
+			}
+			if d := (proto.ClaimOf{Client: o.session.key.client, Claim: o.id()}); quorum.Conflicts(o.mode, c.mode) && !slices.Contains(n.doubts, d) {
+				n.doubts = append(n.doubts, d)
+			}
+		}
+	}
+	note(c.res.votes)
+	note(c.res.queue)
+}
+
+// askOthers asks the other nodes about what is in doubt and is here yet.
+func (n *Node) askOthers(now proto.Now, out *Out) {
+	if len(n.doubts) == 0 || now.Mono < n.overAt || out.Ask != nil {
+		return
+	}
+	var over []proto.ClaimOf
+	for _, d := range n.doubts {
+		if n.find(d.Client, d.Claim) != nil {
+			over = append(over, d)
+		}
+	}
+	n.doubts = n.doubts[:0]
+	if len(over) == 0 || len(n.cfg.Nodes) == 1 {
+		return
+	}
+	n.overAt = now.Mono + overPause
+	out.Ask = &proto.Request{Verb: proto.Info, Client: n.cfg.Name, Digest: n.digest, Over: over}
+}
+
+// isPeer reports whether a name is another node's of this configuration.
+func (n *Node) isPeer(name, digest string) bool {
+	return name != n.cfg.Name && digest == n.digest && slices.Contains(n.cfg.Nodes, name)
+}
+
+// vouch tells another node which of the claims that it asks about are over.
+func (n *Node) vouch(r *proto.Request, reply string, out *Out) {
+	if reply == "" || !n.isPeer(r.Client, r.Digest) {
+		return // NATS lets nobody else ask under a node's name
+	}
+	a := n.answer(proto.Over)
+	for _, c := range r.Over {
+		if n.ended.has(c) {
+			a.Over = append(a.Over, c)
+		}
+	}
+	if len(a.Over) > 0 {
+		a.Client = r.Client
+		out.Answers = append(out.Answers, Send{reply, a})
+	}
+}
+
+// over takes another node's word that claims are over: they are dropped as by release.
+func (n *Node) over(now proto.Now, a *proto.Answer, out *Out) {
+	if a.Client != n.cfg.Name || !n.isPeer(a.Node, a.Digest) {
+		return
+	}
+	n.serial++
+	n.expire(now, out)
+	// Who waits goes first, or it would be given the votes of those who go after it.
+	for _, voted := range []bool{false, true} {
+		for _, o := range a.Over {
+			if c := n.find(o.Client, o.Claim); c != nil && c.voted == voted {
+				n.ended.add(o.Client, o.Claim)
+				n.drop(now, c, 0, out)
+			}
+		}
+	}
+	n.sendRecalls(now, out)
+	n.askOthers(now, out)
+}
