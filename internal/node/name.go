@@ -226,6 +226,14 @@ func (n *Node) info(now proto.Now, r *proto.Request, reply string, out *Out) {
 	}
 }
 
+// Farewell is what a node says when it is stopped, to whoever bears its name next: that
+// its last question, which may still be on its way, is no sign of life (N9).
+func (n *Node) Farewell() *proto.Request {
+	r := n.probeRequest()
+	r.Stopped = true
+	return r
+}
+
 func (n *Node) probeRequest() *proto.Request {
 	return &proto.Request{
 		Verb: proto.Info, Client: n.cfg.Name, Nonce: n.nonce(),

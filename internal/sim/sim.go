@@ -603,6 +603,7 @@ func (nd *simNode) stop(clean bool) {
 		if saved, ok := nd.core.Save(nd.clock.read(s.now)); ok && nd.dir != nil {
 			nd.dir.save(nd, saved)
 		}
+		s.publish(nd.host(), "", *nd.core.Farewell())
 		s.res.Restarts++
 	} else {
 		s.res.Crashes++
