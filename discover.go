@@ -69,11 +69,6 @@ const surveyTime = 250 * time.Millisecond
 
 // discover asks until a quorum of nodes has given the same configuration.
 func (l *Locker) discover(ctx context.Context) error {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-	}
 	l.mu.Lock()
 	l.survey = l.newSurvey()
 	l.mu.Unlock()
@@ -89,7 +84,7 @@ func (l *Locker) discover(ctx context.Context) error {
 		if err := l.publishInfo(); err != nil {
 			last = err
 			if errors.Is(err, nats.ErrConnectionClosed) {
-				return fmt.Errorf("%w: %w", ErrClosed, err)
+				return closedError(l.nc)
 			}
 		}
 		select {
@@ -110,6 +105,7 @@ func (l *Locker) discover(ctx context.Context) error {
 }
 
 func (l *Locker) notFound(cause, last error) error {
+	status := l.nc.Status()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	text := fmt.Sprintf("asked the nodes of cluster %q on %s: %s", l.opt.cluster, l.infoSubject(), l.survey)
@@ -121,8 +117,8 @@ func (l *Locker) notFound(cause, last error) error {
 	if last != nil {
 		text += fmt.Sprintf(" (last error of publishing: %v)", last)
 	}
-	if !l.nc.IsConnected() {
-		text += fmt.Sprintf(" (the NATS connection is %v)", l.nc.Status())
+	if status != nats.CONNECTED {
+		text += fmt.Sprintf(" (the NATS connection is %v)", status)
 	}
 	return fmt.Errorf("%w: %s: %w", ErrNoQuorum, text, cause)
 }

@@ -72,7 +72,7 @@ type ClaimInfo struct {
 //
 // Errors: ErrNoQuorum with the context's error; ErrRefused if NATS does not let this
 // client ask (the permission for list is one of its own: docs/security.md);
-// ErrClosed.
+// ErrClosed if the Locker or its connection is closed.
 func (l *Locker) Locks(ctx context.Context, pattern string) ([]LockInfo, error) {
 	if pattern != "" && !proto.IsPattern(pattern) {
 		return nil, fmt.Errorf("%w: the pattern %s: use names with * for one token, and > at the end for all that follow; other characters as in subjects",
@@ -210,7 +210,15 @@ type inquiry struct {
 	kind    proto.Kind // of its answers
 	subject string
 	answers chan *proto.Answer
-	denied  chan error
+	failed  chan error
+}
+
+// fail ends an inquiry that no node can hear.
+func (q *inquiry) fail(err error) {
+	select {
+	case q.failed <- err:
+	default:
+	}
 }
 
 // replyTo is what a question is answered with.
@@ -237,7 +245,7 @@ func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.
 	q := &inquiry{
 		kind:    replyTo[r.Verb],
 		subject: requestSubject(l.opt.cluster, string(r.Verb), r.Client, r.Resource),
-		answers: make(chan *proto.Answer, 4*len(nodes)), denied: make(chan error, 1),
+		answers: make(chan *proto.Answer, 4*len(nodes)), failed: make(chan error, 1),
 	}
 	l.mu.Lock()
 	if l.inquiries == nil {
@@ -300,8 +308,8 @@ func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.
 				}
 				send(more)
 			}
-		case err := <-q.denied:
-			return nil, nil, fmt.Errorf("%w: %w", ErrRefused, permissionError(q.subject, err))
+		case err := <-q.failed:
+			return nil, nil, err
 		case <-l.stop:
 			return nil, nil, ErrClosed
 		case <-ctx.Done():
@@ -344,10 +352,7 @@ func (l *Locker) deny(subject string, err error) {
 	defer l.mu.Unlock()
 	for _, q := range l.inquiries {
 		if q.subject == subject {
-			select {
-			case q.denied <- err:
-			default:
-			}
+			q.fail(fmt.Errorf("%w: %w", ErrRefused, permissionError(subject, err)))
 		}
 	}
 }

@@ -37,6 +37,7 @@ type Locker struct {
 	inquiries map[string]*inquiry // by nonce
 	wakeAt    time.Time           // when the loop will look at core next
 	closed    bool
+	gone      bool // it was said that the connection is closed
 	surveys   int
 	asked     time.Time // of the last survey
 	counts    counts
@@ -76,33 +77,50 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Locker, error) {
 	if err != nil {
 		return nil, err
 	}
-	if nc.IsClosed() {
-		return nil, fmt.Errorf("%w: the NATS connection is closed", ErrClosed)
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
 	}
 	l := &Locker{
-		nc: nc, opt: opt, log: newLimited(opt.logger), start: time.Now(),
-		inbox: nc.NewInbox(), denial: nc.LastError(),
+		nc: nc, opt: opt, log: newLimited(opt.logger), start: time.Now(), inbox: nc.NewInbox(),
 		found: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	l.out = newOutbox(nc, l.inbox, opt, l.log)
 	l.out.begin, l.out.shut = l.beforePublishing, l.shut
+	err = onConnection(ctx, func() error { return l.begin(ctx) }, func() { _ = l.Close() })
+	if errors.Is(err, errStandsStill) {
+		return nil, fmt.Errorf("%w: the nodes of cluster %q could not be asked: %w", ErrNoQuorum, opt.cluster, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// begin does what New has to do with the connection, which may stand still.
+func (l *Locker) begin(ctx context.Context) error {
+	if l.nc.IsClosed() {
+		return closedError(l.nc)
+	}
+	l.denial = l.nc.LastError()
 	// A callback, not a channel: the client library's list for callbacks is long,
 	// and a full channel loses answers. One subject for all answers: they carry
 	// their claim in the body.
-	l.sub, err = nc.Subscribe(l.inbox, l.receive)
-	if err != nil {
-		return nil, fmt.Errorf("qlock: subscribe to answers: %w", err)
+	var err error
+	if l.sub, err = l.nc.Subscribe(l.inbox, l.receive); err != nil {
+		return fmt.Errorf("qlock: subscribe to answers: %w", err)
 	}
 	if err := l.discover(ctx); err != nil {
 		_ = l.sub.Unsubscribe()
-		return nil, err
+		return err
 	}
-	l.denials = watchDenials(nc)
+	l.denials = watchDenials(l.nc)
 	l.denials.add(l)
-	status := nc.StatusChanged(nats.CONNECTED, nats.CLOSED)
+	status := l.nc.StatusChanged(nats.CONNECTED, nats.CLOSED)
 	l.loop.Go(func() { l.run(status) })
 	l.loop.Go(func() { l.out.run(l.stop) })
-	return l, nil
+	return nil
 }
 
 // Name is the client's name.
@@ -281,7 +299,7 @@ func (l *Locker) Close() error {
 	l.giveUpAll(all)
 	close(l.stop)
 	l.denials.remove(l)
-	patience := time.NewTimer(time.Second - logPatience)
+	patience := time.NewTimer(closePatience - logPatience)
 	defer patience.Stop()
 	defer l.log.flush(logPatience)
 	var err error

@@ -22,7 +22,7 @@ type outbox struct {
 	inbox string
 	log   *limited
 	begin func(acquired uint64) // before messages are published; the highest claim number that they ask for, or 0
-	shut  func(error)           // the connection is closed
+	shut  func()                // the connection is closed
 
 	mu    sync.Mutex
 	load  load // what is to be published
@@ -192,8 +192,8 @@ func (o *outbox) publish() {
 	l, full := o.take()
 	o.begin(l.acquired)
 	switch err := o.send(l); {
-	case errors.Is(err, nats.ErrConnectionClosed):
-		o.shut(err)
+	case errors.Is(err, nats.ErrConnectionClosed), len(l.messages) == 0 && o.nc.IsClosed():
+		o.shut()
 	case err != nil:
 		o.log.line(slog.LevelWarn, "publish failed, it will be repeated", "error", err)
 	case full:

@@ -1,0 +1,240 @@
+package qlock_test
+
+import (
+	"context"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/qlock/qlock"
+)
+
+// gate is the way of a connection to the server. It can be shut: then what is written
+// waits, as for a peer whose window is full, and what comes is not delivered; or the
+// server behind it falls silent: then what is written is lost.
+type gate struct {
+	net.Conn
+	closed chan struct{}
+	once   sync.Once
+
+	mu     sync.Mutex    // guards what follows
+	shut   chan struct{} // nil: it is open
+	stuck  chan struct{} // closed by the first write that waits
+	silent bool
+}
+
+func (g *gate) Close() error {
+	g.once.Do(func() { close(g.closed) })
+	return g.Conn.Close()
+}
+
+func (g *gate) Write(b []byte) (int, error) {
+	g.mu.Lock()
+	shut, silent := g.shut, g.silent
+	if shut != nil && g.stuck != nil {
+		close(g.stuck)
+		g.stuck = nil
+	}
+	g.mu.Unlock()
+	if silent {
+		return len(b), nil
+	}
+	g.wait(shut)
+	return g.Conn.Write(b)
+}
+
+func (g *gate) Read(b []byte) (int, error) {
+	n, err := g.Conn.Read(b)
+	g.mu.Lock()
+	shut, silent := g.shut, g.silent
+	g.mu.Unlock()
+	if silent {
+		<-g.closed
+		return 0, net.ErrClosed
+	}
+	g.wait(shut)
+	return n, err
+}
+
+func (g *gate) wait(shut <-chan struct{}) {
+	if shut != nil {
+		select {
+		case <-shut:
+		case <-g.closed:
+		}
+	}
+}
+
+// shut lets the connection stand still until the function that it returns is called:
+// a call on it is in a write that does not end, with the connection's mutex. In a
+// bubble time would stand still as well.
+func (l *link) shut() (open func()) {
+	l.mu.Lock()
+	g := l.conns[len(l.conns)-1]
+	l.mu.Unlock()
+	shut, stuck := make(chan struct{}), make(chan struct{})
+	g.mu.Lock()
+	g.shut, g.stuck = shut, stuck
+	g.mu.Unlock()
+	published := make(chan struct{})
+	go func() {
+		defer close(published)
+		_ = l.Publish("other.things", make([]byte, 512<<10)) // more than the client library's buffer holds
+	}()
+	<-stuck
+	return func() {
+		g.mu.Lock()
+		g.shut = nil
+		g.mu.Unlock()
+		close(shut)
+		<-published
+	}
+}
+
+// hush lets the server at the other end of the connection fall silent: it neither
+// answers nor closes. A new connection leads to another.
+func (l *link) hush() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, g := range l.conns {
+		g.mu.Lock()
+		g.silent = true
+		g.mu.Unlock()
+	}
+}
+
+// soon is a context that ends soon.
+func soon(t *testing.T) context.Context { return timeout(t, 300*time.Millisecond) }
+
+// What has a context comes back when it ends, also on a connection on which every call
+// stands still, and leaves nothing. These calls would come back when the connection
+// moves again, which it does not before they have.
+func TestConnectionStandsStill(t *testing.T) {
+	w := newServer(t, setup{})
+	cfg := qlock.NodeConfig{Name: "n1", Nodes: []string{"n1"}, StateDir: t.TempDir(), NoService: true, MaxLease: time.Second}
+	if err := qlock.Bootstrap(cfg); err != nil {
+		t.Fatal(err)
+	}
+	n, err := qlock.StartNode(t.Context(), w.connect().Conn, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = n.Close() }()
+	nc := w.connect()
+	l, err := qlock.New(t.Context(), nc.Conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	k := mustLock(t, l, "x")
+	subs := nc.NumSubscriptions()
+	returns := func(what string, f func() error, want ...error) {
+		t.Helper()
+		back := make(chan error, 1)
+		go func() { back <- f() }()
+		select {
+		case err := <-back:
+			wantIs(t, err, want...)
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s does not come back on a connection that stands still", what)
+		}
+	}
+
+	open := nc.shut()
+	returns("New", func() error {
+		_, err := qlock.New(soon(t), nc.Conn)
+		return err
+	}, qlock.ErrNoQuorum, context.DeadlineExceeded)
+	returns("Locks", func() error {
+		_, err := l.Locks(soon(t), "")
+		return err
+	}, qlock.ErrNoQuorum, context.DeadlineExceeded)
+	returns("Inspect", func() error {
+		_, err := l.Inspect(soon(t), "x")
+		return err
+	}, qlock.ErrNoQuorum, context.DeadlineExceeded)
+	returns("Flush", func() error { return l.Flush(soon(t)) }, qlock.ErrNoQuorum, context.DeadlineExceeded)
+	returns("Lock", func() error {
+		_, err := l.Lock(soon(t), "y")
+		return err
+	}, qlock.ErrNoQuorum, context.DeadlineExceeded)
+	returns("TryRLock", func() error {
+		_, err := l.TryRLock(soon(t), "y")
+		return err
+	}, qlock.ErrNoQuorum, context.DeadlineExceeded)
+	returns("Unlock", func() error { _ = k.Unlock(t.Context()); return nil })
+	other := qlock.NodeConfig{Cluster: "other", Name: "n1", Nodes: []string{"n1"}, StateDir: t.TempDir(), NoService: true}
+	if err := qlock.Bootstrap(other); err != nil {
+		t.Fatal(err)
+	}
+	returns("StartNode", func() error {
+		_, err := qlock.StartNode(soon(t), nc.Conn, other)
+		return err
+	}, context.DeadlineExceeded)
+	open()
+	leaves(t, nc, subs)
+
+	// The state directory is nobody's, and its mark was not used up.
+	if n, err = qlock.StartNode(t.Context(), nc.Conn, other); err != nil {
+		t.Fatal(err)
+	}
+	if !n.Ready() {
+		t.Errorf("the node is %s: the start that failed gave no vote, and used up its mark", n.Stats().State)
+	}
+	open = nc.shut()
+	returns("Node.Close", n.Close)
+	returns("Locker.Close", l.Close)
+	open()
+	leaves(t, nc, 0)
+}
+
+// leaves waits until no more than so many subscriptions are left.
+func leaves(t *testing.T, nc *link, subs int) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); nc.NumSubscriptions() > subs; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d subscriptions are left, want %d", nc.NumSubscriptions(), subs)
+		}
+	}
+}
+
+// A connection that comes to stand still while StartNode is at it.
+func TestConnectionStandsStillWhileStarting(t *testing.T) {
+	w := newServer(t, setup{})
+	nc := w.connect()
+	cfg := qlock.NodeConfig{Name: "n1", Nodes: []string{"n1"}, StateDir: t.TempDir(), NoService: true, ProbeWait: 5 * time.Second}
+	if err := qlock.Bootstrap(cfg); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	failed := make(chan error, 1)
+	go func() {
+		_, err := qlock.StartNode(ctx, nc.Conn, cfg)
+		failed <- err
+	}()
+	for nc.NumSubscriptions() < 3 {
+		time.Sleep(time.Millisecond)
+	}
+	open := nc.shut()
+	cancel()
+	select {
+	case err := <-failed:
+		wantIs(t, err, context.Canceled)
+	case <-time.After(20 * time.Second):
+		t.Fatal("StartNode does not come back on a connection that stands still")
+	}
+	open()
+	leaves(t, nc, 0)
+	cfg.ProbeWait = 0
+	n, err := qlock.StartNode(t.Context(), nc.Conn, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !n.Ready() {
+		t.Errorf("the node is %s: the start that failed gave no vote, and used up its mark", n.Stats().State)
+	}
+	if err := n.Close(); err != nil {
+		t.Error(err)
+	}
+}
