@@ -69,7 +69,7 @@ func (g *gate) wait(shut <-chan struct{}) {
 // shut lets the connection stand still until the function that it returns is called:
 // a call on it is in a write that does not end, with the connection's mutex. In a
 // bubble time would stand still as well.
-func (l *link) shut() (open func()) {
+func (l *link) shut(t *testing.T) (open func()) {
 	l.mu.Lock()
 	g := l.conns[len(l.conns)-1]
 	l.mu.Unlock()
@@ -83,13 +83,15 @@ func (l *link) shut() (open func()) {
 		_ = l.Publish("other.things", make([]byte, 512<<10)) // more than the client library's buffer holds
 	}()
 	<-stuck
-	return func() {
+	open = sync.OnceFunc(func() {
 		g.mu.Lock()
 		g.shut = nil
 		g.mu.Unlock()
 		close(shut)
 		<-published
-	}
+	})
+	t.Cleanup(open)
+	return open
 }
 
 // hush lets the server at the other end of the connection fall silent: it neither
@@ -141,7 +143,7 @@ func TestConnectionStandsStill(t *testing.T) {
 		}
 	}
 
-	open := nc.shut()
+	open := nc.shut(t)
 	returns("New", func() error {
 		_, err := qlock.New(soon(t), nc.Conn)
 		return err
@@ -182,7 +184,7 @@ func TestConnectionStandsStill(t *testing.T) {
 	if !n.Ready() {
 		t.Errorf("the node is %s: the start that failed gave no vote, and used up its mark", n.Stats().State)
 	}
-	open = nc.shut()
+	open = nc.shut(t)
 	returns("Node.Close", n.Close)
 	returns("Locker.Close", l.Close)
 	open()
@@ -216,7 +218,7 @@ func TestConnectionStandsStillWhileStarting(t *testing.T) {
 	for nc.NumSubscriptions() < 3 {
 		time.Sleep(time.Millisecond)
 	}
-	open := nc.shut()
+	open := nc.shut(t)
 	cancel()
 	select {
 	case err := <-failed:
