@@ -195,7 +195,7 @@ func (l *Locker) conclude(now proto.Now, out *local.Out) {
 		}
 		l.core = client.New(client.Config{
 			Name: l.opt.name, Instance: newInstance(), TTL: l.opt.lease,
-			MaxRuns: maxRuns(l.nc), Cluster: cfg,
+			MaxRuns: proto.RunsIn(l.out.fits()), Cluster: cfg,
 		}, now)
 		l.table = local.New(l.core, l.opt.retention)
 		l.table.PassOn(l.opt.passMost, l.opt.passWithin)
@@ -204,11 +204,4 @@ func (l *Locker) conclude(now proto.Now, out *local.Out) {
 		out.Notes = append(out.Notes, "the nodes have another configuration now: locks held are lost, waiting goes on")
 		l.table.SetCluster(now, cfg, out)
 	}
-}
-
-// maxRuns is how many runs of claims fit into one refresh, or its answer, on nc.
-func maxRuns(nc *nats.Conn) int {
-	const perRun, rest = 2*16 + 4, 1024 // two numbers below 2^53, and the other fields
-	most := int(min(nc.MaxPayload(), proto.MaxBody))
-	return max(2, min((most-rest)/perRun, proto.MaxRuns))
 }

@@ -2,10 +2,15 @@ package qlock_test
 
 import (
 	"context"
+	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
 )
@@ -238,5 +243,116 @@ func TestConnectionStandsStillWhileStarting(t *testing.T) {
 	}
 	if err := n.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A server falls silent, and others can be reached. A connection that was made as the
+// documentation advises is at another one before a lock is lost, whenever it happens
+// between two refreshes and two pings; one with the client library's own number of
+// pings is not.
+func TestSilentServer(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		opts []nats.Option
+		kept bool
+	}{
+		{"as advised", []nats.Option{nats.PingInterval(testLease / 5), nats.MaxPingsOutstanding(1)}, true},
+		{"pings of a third of the lease", []nats.Option{nats.PingInterval(testLease / 3)}, false},
+		{"defaults", nil, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t, 3)
+				nc := w.connect(tt.opts...)
+				a := w.locker(nc.Conn, "a")
+				lost := 0
+				for i := range time.Duration(12) {
+					k := mustLock(t, a, "x")
+					time.Sleep(testLease + i*testLease/36)
+					nc.hush()
+					time.Sleep(2 * testLease)
+					if k.Context().Err() != nil {
+						lost++
+					}
+					_ = k.Unlock(t.Context())
+					for nc.Status() != nats.CONNECTED || nc.isSilent() {
+						time.Sleep(time.Second)
+					}
+				}
+				if tt.kept && lost > 0 || !tt.kept && lost == 0 {
+					t.Errorf("lost %d times of 12", lost)
+				}
+			})
+		})
+	}
+}
+
+func (l *link) isSilent() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	g := l.conns[len(l.conns)-1]
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.silent
+}
+
+// New and StartNode warn of connections that will cost locks.
+func TestConnectionIsAdvised(t *testing.T) {
+	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true, MaxPayload: 4096, Username: "u", Password: "p"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	defer func() {
+		srv.Shutdown()
+		srv.WaitForShutdown()
+	}()
+	if !srv.ReadyForConnections(10 * time.Second) {
+		t.Fatal("the server is not ready")
+	}
+	connect := func(opts ...nats.Option) *nats.Conn {
+		t.Helper()
+		nc, err := nats.Connect(srv.ClientURL(), append(opts, nats.UserInfo("u", "p"))...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		return nc
+	}
+	log := newLogbook()
+	n, err := qlock.StartNode(t.Context(), connect(), qlock.NodeConfig{Name: "n1", Nodes: []string{"n1"}, NoService: true, Logger: slog.New(log)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = n.Close() }()
+	words := []string{"WARN the NATS connection was not made for locks", "this node's votes", "closed for ever when a server was tried 60 times", "refuses its credentials twice",
+		"up to 6m2s to leave a server that falls silent, and a lease of 30s leaves 19.4s: use nats.PingInterval(6s)", "takes 4096 bytes"}
+	if len(log.find(words...)) != 1 {
+		t.Errorf("want %q in the node's log: %q", words, log.find(""))
+	}
+	good := []nats.Option{nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(), nats.PingInterval(2 * time.Second), nats.MaxPingsOutstanding(1)}
+	for _, tt := range []struct {
+		opts  []nats.Option
+		lease time.Duration
+		words []string // none: no warning
+		not   string
+	}{
+		{good, 10 * time.Second, []string{"may cost=locks", "takes 4096 bytes"}, "silent"},
+		{good, 5 * time.Second, []string{"up to 6s", "a lease of 5s leaves 3.233s"}, "for ever"},
+		{append(good, nats.MaxPingsOutstanding(2)), 10 * time.Second, []string{"up to 8s", "a lease of 10s leaves 6.466s", "nats.PingInterval(2s) and nats.MaxPingsOutstanding(1)"}, "for ever"},
+		{append(good, nats.PingInterval(-1)), 10 * time.Second, []string{"never notices"}, "for ever"},
+		{append(good, nats.NoReconnect()), 10 * time.Second, []string{"does not come back"}, "silent"},
+	} {
+		log := newLogbook()
+		l, err := qlock.New(t.Context(), connect(tt.opts...), qlock.WithLease(tt.lease), qlock.WithLogger(slog.New(log)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := log.find("not made for locks"); len(got) != 1 || !containsAll(got[0], tt.words...) || strings.Contains(got[0], tt.not) {
+			t.Errorf("want %q and not %q: %q", tt.words, tt.not, got)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }

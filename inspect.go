@@ -265,6 +265,9 @@ func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.
 			}
 		})
 	}
+	if n := len(proto.AppendRequest(nil, &r)); n > l.out.fits() && r.Verb != proto.Evict { // which is shortened
+		return nil, nil, fmt.Errorf("qlock: %s: the question has %d bytes, and the NATS server takes %d (max_payload)", r.Verb, n, l.out.fits())
+	}
 	send(r)
 	after := map[string]uint64{} // of the nodes that are not done
 	for _, n := range nodes {
@@ -316,11 +319,31 @@ func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.
 			if enough() {
 				return answered, missing(after), nil
 			}
-			return nil, nil, fmt.Errorf("%w: asked the nodes on %s: %d of %d answered, no answer from %s: %w", ErrNoQuorum,
-				q.subject, len(answered), len(nodes), strings.Join(missing(after), " "), contextError(ctx))
+			return nil, nil, fmt.Errorf("%w: asked the nodes on %s: %d of %d answered%s: %w", ErrNoQuorum,
+				q.subject, len(answered), len(nodes), unanswered(after), contextError(ctx))
 		}
 	}
 	return answered, nil, nil
+}
+
+// unanswered tells of the nodes that are not done.
+func unanswered(after map[string]uint64) string {
+	var silent, slow []string
+	for _, n := range missing(after) {
+		if after[n] == 0 {
+			silent = append(silent, n)
+		} else {
+			slow = append(slow, n)
+		}
+	}
+	text := ""
+	if len(slow) > 0 {
+		text += ", part of an answer from " + strings.Join(slow, " ") + ", which have more than fits into the time"
+	}
+	if len(silent) > 0 {
+		text += ", no answer from " + strings.Join(silent, " ")
+	}
+	return text
 }
 
 func missing(after map[string]uint64) []string {

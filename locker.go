@@ -67,8 +67,16 @@ type Locker struct {
 // what was asked on which subject, and who answered), ErrClosed for a closed
 // connection, and a lease longer than the nodes allow.
 //
-// A connection that reconnects for ever (nats.MaxReconnects(-1)) and finds a dead
-// server within the lease (nats.PingInterval of a third of it) serves best.
+// Locks are kept as well as their connection is. Make it so that it is never closed by
+// what passes, and leaves a server that falls silent while the lease still stands. For a
+// lease of ten seconds:
+//
+//	nats.MaxReconnects(-1),           // come back, however long it takes
+//	nats.IgnoreAuthErrorAbort(),      // also while credentials are being changed
+//	nats.PingInterval(2*time.Second), // a fifth of the lease
+//	nats.MaxPingsOutstanding(1),      // a server that falls silent is left after two of these
+//
+// New warns (WithLogger) of a connection that cannot keep a lock for its lease.
 func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Locker, error) {
 	if nc == nil {
 		return nil, errors.New("qlock: New: the connection is nil")
@@ -87,7 +95,7 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Locker, error) {
 		found: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	l.out = newOutbox(nc, l.inbox, opt, l.log)
-	l.out.begin, l.out.shut = l.beforePublishing, l.shut
+	l.out.begin, l.out.shut, l.out.other = l.beforePublishing, l.shut, l.fit
 	err = onConnection(ctx, func() error { return l.begin(ctx) }, func() { _ = l.Close() })
 	if errors.Is(err, errStandsStill) {
 		return nil, fmt.Errorf("%w: the nodes of cluster %q could not be asked: %w", ErrNoQuorum, opt.cluster, err)
@@ -104,6 +112,7 @@ func (l *Locker) begin(ctx context.Context) error {
 		return closedError(l.nc)
 	}
 	l.denial = l.nc.LastError()
+	l.out.measure()
 	// A callback, not a channel: the client library's list for callbacks is long,
 	// and a full channel loses answers. One subject for all answers: they carry
 	// their claim in the body.
@@ -120,7 +129,17 @@ func (l *Locker) begin(ctx context.Context) error {
 	status := l.nc.StatusChanged(nats.CONNECTED, nats.CLOSED)
 	l.loop.Go(func() { l.run(status) })
 	l.loop.Go(func() { l.out.run(l.stop) })
+	advise(l.nc, l.opt.lease, l.log, "locks")
 	return nil
+}
+
+// fit keeps what is sent to what the connection takes.
+func (l *Locker) fit(most int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.core != nil {
+		l.core.Fit(most)
+	}
 }
 
 // Name is the client's name.

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -23,6 +24,8 @@ type outbox struct {
 	log   *limited
 	begin func(acquired uint64) // before messages are published; the highest claim number that they ask for, or 0
 	shut  func()                // the connection is closed
+	most  atomic.Int64          // bytes of a message that the connection takes, 0: not known yet
+	other func(most int)        // it takes another number now
 
 	mu    sync.Mutex
 	load  load // what is to be published
@@ -108,7 +111,15 @@ func (o *outbox) requests(cluster string, all []proto.Request, crowd bool) {
 		}
 		l := &o.load
 		l.subjects = appendRequestSubject(l.subjects, cluster, string(r.Verb), r.Client, r.Resource)
+		begin := len(l.bodies)
 		l.bodies = proto.AppendRequest(l.bodies, r)
+		if len(l.bodies)-begin > o.fits() { // a lock matters more than what is said of it
+			r.Note = ""
+			if r.Verb == proto.Evict {
+				r.Query = ""
+			}
+			l.bodies = proto.AppendRequest(l.bodies[:begin], r)
+		}
 		l.end(r.Verb, len(r.Resource), r.Verb != proto.Release && r.Verb != proto.Yield)
 		if r.Verb == proto.Acquire {
 			l.acquired = max(l.acquired, r.Claim.Seq)
@@ -127,7 +138,11 @@ func (o *outbox) event(cluster, kind, client, encodedResource string, e *Event) 
 	}
 	l := &o.load
 	l.subjects = appendEventSubject(l.subjects, cluster, kind, client, encodedResource)
-	l.bodies = e.appendJSON(l.bodies)
+	begin := len(l.bodies)
+	if l.bodies = e.appendJSON(l.bodies); len(l.bodies)-begin > o.fits() {
+		e.Note = ""
+		l.bodies = e.appendJSON(l.bodies[:begin])
+	}
 	l.end("", 0, false)
 	if !o.timed {
 		o.timed = true
@@ -188,7 +203,23 @@ func (o *outbox) run(stop <-chan struct{}) {
 	}
 }
 
+// fits is how many bytes of a message the connection takes, as far as known.
+func (o *outbox) fits() int {
+	if most := o.most.Load(); most > 0 {
+		return int(most)
+	}
+	return proto.MaxBody
+}
+
+// measure asks the connection how long messages may be: another server may take less.
+func (o *outbox) measure() {
+	if most := o.nc.MaxPayload(); most > 0 && most != o.most.Swap(most) {
+		o.other(int(most))
+	}
+}
+
 func (o *outbox) publish() {
+	o.measure()
 	l, full := o.take()
 	o.begin(l.acquired)
 	switch err := o.send(l); {
@@ -229,7 +260,7 @@ func (o *outbox) send(l load) (failed error) {
 		}
 	}
 	if l.loose > 1 && o.batching.may(o.nc, o.inbox) {
-		p.most = int(min(proto.MaxBatchBody, o.nc.MaxPayload()))
+		p.most = min(proto.MaxBatchBody, o.fits())
 	} else {
 		p.most = 0 // nothing fits
 	}

@@ -184,7 +184,8 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 		if nc.IsClosed() {
 			return closedError(nc)
 		}
-		most = maxRuns(nc)
+		most = int(nc.MaxPayload())
+		advise(nc, cfg.MaxLease, n.log, "this node's votes")
 		return nil
 	}, func() {})
 	if err != nil {
@@ -204,7 +205,7 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 	}
 	n.core = node.New(node.Config{
 		Name: cfg.Name, Config: cfg.proto(), Incarnation: run, ProbeWait: cfg.ProbeWait,
-		MaxClaims: cfg.MaxClaims, MaxQueue: cfg.MaxQueue, MaxRuns: most, Version: Version,
+		MaxClaims: cfg.MaxClaims, MaxQueue: cfg.MaxQueue, MaxRuns: proto.RunsIn(most), MaxBody: most, Version: Version,
 		FloorKey: newFloorKey(), Past: mem.past,
 	}, now, mem.saved, mem.longest)
 	n.runs = append(mem.past, run)
@@ -474,7 +475,17 @@ func (n *Node) receive(subject, reply string, body []byte) {
 		n.ignore(subject, err)
 		return
 	}
-	n.step("", func(now proto.Now, out *node.Out) { n.core.Handle(now, r, reply, out) })
+	most := 0
+	switch r.Verb {
+	case proto.Refresh, proto.List, proto.Inspect: // whose answers may be long: another server may take less
+		most = int(n.nc.MaxPayload())
+	}
+	n.step("", func(now proto.Now, out *node.Out) {
+		if most > 0 {
+			n.core.Fit(most)
+		}
+		n.core.Handle(now, r, reply, out)
+	})
 }
 
 // receiveBatch takes several requests of one client at once.
@@ -554,7 +565,13 @@ func (n *Node) step(list string, f func(now proto.Now, out *node.Out)) {
 		s := &out.Answers[i]
 		if s.To != list {
 			*buf = proto.AppendAnswer((*buf)[:0], &s.Answer)
-			n.publish(s.To, *buf)
+			err := n.nc.Publish(s.To, *buf)
+			if s.Answer.Text != "" && errors.Is(err, nats.ErrMaxPayload) { // what it means counts, not what it says
+				s.Answer.Text = ""
+				*buf = proto.AppendAnswer((*buf)[:0], &s.Answer)
+				err = n.nc.Publish(s.To, *buf)
+			}
+			n.sent(s.To, *buf, err)
 		}
 	}
 	if list != "" {
@@ -580,30 +597,44 @@ func (n *Node) step(list string, f func(now proto.Now, out *node.Out)) {
 	}
 }
 
-func (n *Node) publish(to string, body []byte) {
-	if err := n.nc.Publish(to, body); err != nil {
-		n.log.line(slog.LevelWarn, "answer not sent", "to", to, "error", err)
+// sent says what could not be published.
+func (n *Node) sent(to string, body []byte, err error) {
+	if err != nil {
+		n.log.line(slog.LevelWarn, "answer not sent", "to", to, "bytes", len(body), "error", err)
 	}
 }
 
 // publishList sends what of the answers goes to one inbox, in one message or, should
 // they be long, in several.
 func (n *Node) publishList(to string, answers []node.Send, buf *[]byte) {
-	long := int(min(proto.MaxBatchBody, n.nc.MaxPayload())) / 2 // with one more it fits yet
-	*buf = (*buf)[:0]
+	most := int(min(proto.MaxBatchBody, n.nc.MaxPayload()))
+	ship := func(list []byte) {
+		list = append(list, ']')
+		n.sent(to, list, n.nc.Publish(to, list))
+	}
+	b := (*buf)[:0]
 	for i := range answers {
 		if answers[i].To != to {
 			continue
 		}
-		if len(*buf) > long {
-			n.publish(to, append(*buf, ']'))
-			*buf = (*buf)[:0]
+		end := len(b)
+		if b = proto.AppendAnswer(proto.AppendSeparator(b), &answers[i].Answer); len(b) < most {
+			continue
 		}
-		*buf = proto.AppendAnswer(proto.AppendSeparator(*buf), &answers[i].Answer)
+		if end > 0 { // those before go without it
+			ship(b[:end:end])
+			b = b[:copy(b, b[end:])]
+			b[0] = '['
+		}
+		if len(b) >= most && answers[i].Answer.Text != "" {
+			answers[i].Answer.Text = ""
+			b = proto.AppendAnswer(proto.AppendSeparator(b[:0]), &answers[i].Answer)
+		}
 	}
-	if len(*buf) > 0 {
-		n.publish(to, append(*buf, ']'))
+	if len(b) > 0 {
+		ship(b)
 	}
+	*buf = b
 }
 
 // wait is how long the loop may sleep. Call with n.mu held.

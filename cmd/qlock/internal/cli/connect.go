@@ -146,7 +146,7 @@ func (c *connection) connect(role string, lease time.Duration, more ...nats.Opti
 		// It never ends by itself: credentials may be refused for a while, when they are
 		// changed here and there.
 		nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(),
-		nats.PingInterval(max(lease/3, 100*time.Millisecond)), nats.MaxPingsOutstanding(1),
+		nats.PingInterval(max(lease/5, 100*time.Millisecond)), nats.MaxPingsOutstanding(1),
 		nats.CustomReconnectDelay(reconnectDelay),
 		nats.Timeout(c.timeout))
 	opts = append(opts, more...)
