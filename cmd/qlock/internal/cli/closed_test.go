@@ -20,9 +20,12 @@ type natsServer struct {
 	opts *server.Options
 }
 
-func startNATS(t *testing.T, users ...*server.User) *natsServer {
+func startNATS(t *testing.T, change ...func(*server.Options)) *natsServer {
 	t.Helper()
-	s := &natsServer{opts: &server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true, Users: users}}
+	s := &natsServer{opts: &server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true}}
+	for _, f := range change {
+		f(s.opts)
+	}
 	var err error
 	if s.Server, err = server.NewServer(s.opts.Clone()); err != nil {
 		t.Fatal(err)
@@ -56,7 +59,7 @@ func TestCredentialsChange(t *testing.T) {
 	t.Parallel()
 	node := func(password string) *server.User { return &server.User{Username: "node", Password: password} }
 	user := func(password string) *server.User { return &server.User{Username: "cli", Password: password} }
-	s := startNATS(t, node("right"), user("right"), &server.User{Username: "other", Password: "right"})
+	s := startNATS(t, func(o *server.Options) { o.Users = []*server.User{node("right"), user("right")} })
 	addr := freeAddress(t)
 	n := launch(t, "node", "--server", s.ClientURL(), "--user", "node", "--password", "right", "--name", "n1", "--nodes", "n1", "--max-lease", "300ms", "--http", addr)
 	n.says(n.err, "ready: this node votes")
@@ -70,7 +73,7 @@ func TestCredentialsChange(t *testing.T) {
 	looks := launch(t, append([]string{"ls", "--watch", "--json", "--interval", "100ms"}, as...)...)
 	looks.says(looks.out, `"name":"x"`)
 
-	s.users(t, node("wrong"), user("wrong"), &server.User{Username: "other", Password: "right"})
+	s.users(t, node("wrong"), user("wrong"))
 	for _, p := range []*process{n, waits, watches} {
 		p.says(p.err, "authorization violation")
 	}
@@ -91,7 +94,7 @@ func TestCredentialsChange(t *testing.T) {
 	if status, body := mustGet(t, "http://"+addr+"/readyz"); status != 503 {
 		t.Errorf("readyz of a node that NATS refuses: %d %s", status, body)
 	}
-	s.users(t, node("right"), user("right"), &server.User{Username: "other", Password: "right"})
+	s.users(t, node("right"), user("right"))
 	waits.wait().want(t, 0, "NATS connection lost")
 	eventually(t, func() error {
 		status, body := mustGet(t, "http://"+addr+"/readyz")
@@ -244,4 +247,23 @@ func freeAddress(t *testing.T) string {
 	}
 	defer func() { _ = l.Close() }()
 	return l.Addr().String()
+}
+
+// check finds out what the other commands would fail at.
+func TestCheckLooks(t *testing.T) {
+	t.Parallel()
+	s := startNATS(t, func(o *server.Options) { o.MaxPayload = 4 << 10 })
+	n := launch(t, "node", "--server", s.ClientURL(), "--name", "n1", "--nodes", "n1", "--max-lease", "300ms")
+	n.says(n.err, "ready: this node votes")
+	n.says(n.err, "the NATS connection was not made for locks")
+	note := strings.Repeat("<", 256)
+	for i := range 5 {
+		h := launch(t, "lock", fmt.Sprint("x.", i), "--lease", "300ms", "-s", s.ClientURL(), "--note", note)
+		h.says(h.out, "\n")
+	}
+	qlockCmd(t, "check", "-s", s.ClientURL()).want(t, 0, "takes 4096 bytes in a message", "6 locks shown", "a lock was taken")
+	ls := qlockCmd(t, "ls", "--json", "-s", s.ClientURL())
+	if r := decode[lookReport](t, ls); len(r.Locks) != 5 || r.Locks[0].Holders[0].Note != note {
+		t.Errorf("%s", ls.out)
+	}
 }
