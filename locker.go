@@ -41,6 +41,7 @@ type Locker struct {
 	surveys   int
 	asked     time.Time // of the last survey
 	counts    counts
+	leaps     leaps
 	losses    atomic.Uint64 // as counts.lost, to be read without mu
 	burst     int           // how many got their locks by the last message that gave any
 
@@ -198,7 +199,8 @@ func (l *Locker) tryLock(ctx context.Context, op, name string, mode quorum.Mode)
 // Do calls f while it holds the exclusive lock on name. f's context ends with ctx
 // and when the lock is lost, and qlock.Token gives the token from it. Do returns
 // f's error, joined with ErrLost if the lock was lost before f returned; the lock
-// is given back also if f panics.
+// is given back also if f panics. As after Unlock, call Close before the program ends,
+// or the lock may stay held for its lease.
 func (l *Locker) Do(ctx context.Context, name string, f func(ctx context.Context) error) (err error) {
 	// The end of a lock's context takes it from its parent, which may be of any make, and
 	// what that does is to stand in nobody's way: this one is taken from it here.
@@ -472,8 +474,11 @@ func (l *Locker) became(now proto.Now, e local.Event) {
 		if k.state != lockHeld {
 			break // its owner was about to give it back, and has ended its context
 		}
-		if k.lost = ErrLost; e.Eviction != nil {
+		k.lost = ErrLost
+		if e.Eviction != nil {
 			k.lost = &evictedError{client.Eviction{By: e.Eviction.By, Why: printable(e.Eviction.Why)}}
+		} else if l.leaps.read(now); l.leaps.explain(now, l.opt.lease) != "" {
+			k.lost = &leaptError{l.leaps.explain(now, l.opt.lease)}
 		}
 		l.counts.turn(k, lockLost)
 		l.losses.Add(1)
@@ -489,7 +494,7 @@ func (l *Locker) became(now proto.Now, e local.Event) {
 func (l *Locker) report(now proto.Now, op string, k *Lock, cause error) *LockError {
 	if mode, since, ours := l.table.Ours(now, k.use); ours {
 		return &LockError{Op: op, Name: k.name, Reason: ErrHeld, Cause: cause, Holder: &Holder{
-			Client: l.opt.name, Shared: mode == shared, Held: true, For: since,
+			Client: l.opt.name, Shared: mode == shared, Held: true, For: since, Own: true,
 		}}
 	}
 	return lockError(op, k.name, l.table.Report(now, k.use), nil, cause)

@@ -21,6 +21,7 @@ func (l *Locker) run(status chan nats.Status) {
 	for {
 		l.mu.Lock()
 		t := time.Now()
+		l.leaps.read(l.at(t))
 		wait := l.wait(l.at(t))
 		l.wakeAt = t.Add(wait)
 		l.mu.Unlock()
