@@ -84,7 +84,7 @@ func (l *Lock) Context() context.Context { return l.ctx }
 // lease.
 //
 // A program that ends right after Unlock, by os.Exit or by the end of main, or that
-// closes or drains its NATS connection, takes the message with it, and the lock stays
+// closes or drains its NATS connection, may take the message with it, and the lock stays
 // held for its lease: call Locker.Close before, or Locker.Flush, which both wait until
 // it has left.
 //
