@@ -316,11 +316,11 @@ func checkOffsets(off map[string]time.Duration, maxLease, skew time.Duration, r 
 }
 
 // checkLock does what all is for.
-func (l *link) checkLock(ctx context.Context, name string, r *findings) {
+func (l *link) checkLock(parent context.Context, name string, r *findings) {
 	if name == "" {
 		name = "qlock.check." + nuid.Next()
 	}
-	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	ctx, cancel := context.WithTimeout(parent, l.timeout)
 	defer cancel()
 	locker, err := l.locker(ctx, 0, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -344,7 +344,7 @@ func (l *link) checkLock(ctx context.Context, name string, r *findings) {
 		r.add(problem, "lock", plain(err), "")
 		return
 	}
-	checkLook(ctx, locker, name, r)
+	l.checkLook(parent, locker, name, r)
 	err = lock.Unlock(ctx)
 	_ = l.FlushTimeout(l.timeout) // so that what NATS denies is known
 	// To look is a permission of its own, which few have.
@@ -360,7 +360,10 @@ func (l *link) checkLock(ctx context.Context, name string, r *findings) {
 }
 
 // checkLook does what those commands need that show locks.
-func checkLook(ctx context.Context, locker *qlock.Locker, name string, r *findings) {
+func (l *link) checkLook(ctx context.Context, locker *qlock.Locker, name string, r *findings) {
+	// Nodes that are silent are waited for twice.
+	ctx, cancel := context.WithTimeout(ctx, max(l.timeout, 3*time.Second))
+	defer cancel()
 	began := time.Now()
 	all, err := locker.Locks(ctx, "")
 	what := "qlock ls"
