@@ -243,6 +243,24 @@ func TestConnectionClosedUnderLocker(t *testing.T) {
 			}
 		}
 		wantIs(t, a.Do(t.Context(), "y", func(context.Context) error { return nil }), qlock.ErrClosed)
+		// Nor are the nodes asked anything for as long as a context lasts.
+		for _, ask := range []func() error{
+			func() error { _, err := a.Locks(t.Context(), ""); return err },
+			func() error { _, err := a.Inspect(t.Context(), "x"); return err },
+			func() error { return a.Flush(t.Context()) },
+			func() error {
+				return a.Evict(t.Context(), "x", qlock.ClaimInfo{ID: "a6fb4a1b-2b45-4c7e-9d2e-0a4b6b6a4c11/1", Client: "b"}, "")
+			},
+		} {
+			start := time.Now()
+			wantIs(t, ask(), qlock.ErrClosed, nats.ErrConnectionClosed)
+			if d := time.Since(start); d != 0 {
+				t.Errorf("found out that the connection is closed after %v", d)
+			}
+		}
+		if got := w.log.find("ERROR", "the NATS connection is closed and does not come back", "held=1"); len(got) != 1 {
+			t.Errorf("logged %q", got)
+		}
 
 		if _, cause := died(t, k.Context()); cause != qlock.ErrLost {
 			t.Errorf("the held lock ended with %v", cause)
@@ -495,6 +513,67 @@ func TestConnectionIsLent(t *testing.T) {
 			t.Errorf("message %v, %v", m, err)
 		}
 		mustUnlock(t, mustLock(t, w.locker(nc.Conn, "a2"), "x"))
+		w.noClaims()
+	})
+}
+
+// A question that is under way when the connection closes ends with it.
+func TestConnectionClosedUnderQuestion(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, nc := w.clientOn("a")
+		for _, tn := range w.nodes {
+			tn.crash() // nobody answers
+		}
+		time.AfterFunc(time.Second, nc.Close)
+		start := time.Now()
+		_, err := a.Locks(timeout(t, time.Minute), "")
+		wantIs(t, err, qlock.ErrClosed, nats.ErrConnectionClosed)
+		if d := time.Since(start); d != time.Second {
+			t.Errorf("it ended after %v, the connection was closed after 1s", d)
+		}
+	})
+}
+
+// A node whose connection is closed for ever serves no more, and says so wherever one
+// may look. What it knows it saves all the same, and votes at once when it starts
+// again.
+func TestNodeEndsWithItsConnection(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		tn := w.nodes[0]
+		select {
+		case <-tn.Done():
+			t.Fatal("Done is closed while the node serves")
+		default:
+		}
+		if err := tn.Err(); err != nil {
+			t.Errorf("Err of a node that serves: %v", err)
+		}
+		k := mustLock(t, w.client("a"), "x")
+		tn.link.Close()
+		settle()
+		select {
+		case <-tn.Done():
+		default:
+			t.Error("Done is not closed")
+		}
+		wantIs(t, tn.Err(), qlock.ErrClosed, nats.ErrConnectionClosed)
+		wantIs(t, tn.WaitReady(t.Context()), qlock.ErrClosed, nats.ErrConnectionClosed)
+		if tn.Ready() || tn.Stats().State != "stopped" {
+			t.Errorf("a node without a connection is ready: %v, and %s", tn.Ready(), tn.Stats().State)
+		}
+		time.Sleep(time.Hour)
+		if got := w.log.find("node=n1"); len(w.log.find("ERROR", "this node serves no more", "connection closed")) != 1 || len(w.log.find("node=n1", "not sent")) > 0 {
+			t.Errorf("logged in an hour: %q", got)
+		}
+		tn.stop()
+		tn.link = w.connect()
+		tn.start()
+		if !tn.Ready() {
+			t.Errorf("the node is %s after a clean stop", tn.Stats().State)
+		}
+		mustUnlock(t, k)
 		w.noClaims()
 	})
 }

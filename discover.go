@@ -72,11 +72,6 @@ const surveyTime = 250 * time.Millisecond
 
 // discover asks until a quorum of nodes has given the same configuration.
 func (l *Locker) discover(ctx context.Context) error {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-	}
 	l.mu.Lock()
 	l.survey = l.newSurvey()
 	l.mu.Unlock()
@@ -92,7 +87,7 @@ func (l *Locker) discover(ctx context.Context) error {
 		if err := l.publishInfo(); err != nil {
 			last = err
 			if errors.Is(err, nats.ErrConnectionClosed) {
-				return fmt.Errorf("%w: %w", ErrClosed, err)
+				return closedError(l.nc)
 			}
 		}
 		select {
@@ -113,6 +108,7 @@ func (l *Locker) discover(ctx context.Context) error {
 }
 
 func (l *Locker) notFound(cause, last error) error {
+	status := l.nc.Status()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	text := fmt.Sprintf("asked the nodes of cluster %q on %s: %s", l.opt.cluster, l.infoSubject(), l.survey)
@@ -124,8 +120,8 @@ func (l *Locker) notFound(cause, last error) error {
 	if last != nil {
 		text += fmt.Sprintf(" (last error of publishing: %v)", last)
 	}
-	if !l.nc.IsConnected() {
-		text += fmt.Sprintf(" (the NATS connection is %v)", l.nc.Status())
+	if status != nats.CONNECTED {
+		text += fmt.Sprintf(" (the NATS connection is %v)", status)
 	}
 	return fmt.Errorf("%w: %s: %w", ErrNoQuorum, text, cause)
 }
@@ -206,7 +202,7 @@ func (l *Locker) conclude(now proto.Now, out *local.Out) {
 		instance := newInstance()
 		l.core = client.New(client.Config{
 			Name: l.opt.name, Instance: instance, TTL: l.opt.lease,
-			MaxRuns: maxRuns(l.nc), Seed: binary.BigEndian.Uint64(instance[8:]), Trips: l.survey.took, Cluster: cfg,
+			MaxRuns: proto.RunsIn(l.out.fits()), Seed: binary.BigEndian.Uint64(instance[8:]), Trips: l.survey.took, Cluster: cfg,
 		}, now)
 		l.table = local.New(l.core, l.opt.retention)
 		l.table.PassOn(l.opt.passMost, l.opt.passWithin)
@@ -215,11 +211,4 @@ func (l *Locker) conclude(now proto.Now, out *local.Out) {
 		out.Notes = append(out.Notes, "the nodes have another configuration now: locks held are lost, waiting goes on")
 		l.table.SetCluster(now, cfg, out)
 	}
-}
-
-// maxRuns is how many runs of claims fit into one refresh, or its answer, on nc.
-func maxRuns(nc *nats.Conn) int {
-	const perRun, rest = 2*16 + 4, 1024 // two numbers below 2^53, and the other fields
-	most := int(min(nc.MaxPayload(), proto.MaxBody))
-	return max(2, min((most-rest)/perRun, proto.MaxRuns))
 }

@@ -57,7 +57,11 @@ func (l *Locker) endLost(lost []*Lock) {
 			l.log.line(slog.LevelError, "lock lost: it was evicted", "name", k.name, "token", k.token, "by", e.By, "why", e.Why)
 			continue
 		}
-		l.log.line(slog.LevelError, "lock lost: too few nodes confirmed it in time", "name", k.name, "token", k.token)
+		args := []any{"name", k.name, "token", k.token}
+		if leapt, ok := k.lost.(*leaptError); ok {
+			args = append(args, "why", leapt.why)
+		}
+		l.log.line(slog.LevelError, "lock lost: too few nodes confirmed it in time", args...)
 	}
 }
 

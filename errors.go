@@ -21,7 +21,8 @@ var (
 	// ErrNoQuorum: too few nodes could give their vote.
 	ErrNoQuorum = errors.New("qlock: no quorum")
 	// ErrLost: the lock was held and is no more, though it was not unlocked: too
-	// few nodes confirmed it in time.
+	// few nodes confirmed it in time. The text says if the reason was that the wall
+	// clock was set, or that the machine slept.
 	ErrLost = errors.New("qlock: lock lost")
 	// ErrEvicted: somebody ended the claim (Locker.Evict). Of a lock that was held
 	// errors.Is finds ErrLost as well.
@@ -85,6 +86,7 @@ type Holder struct {
 	Shared bool          // a reader
 	Held   bool          // it has the nodes' votes; otherwise it waits ahead
 	For    time.Duration // since when
+	Own    bool          // it is the very Locker that was asked: locks are not reentrant
 }
 
 func (h *Holder) String() string {
@@ -95,7 +97,11 @@ func (h *Holder) String() string {
 	if !h.Held {
 		verb = "awaited, ahead of this claim,"
 	}
-	return fmt.Sprintf("%s by %s (%s) for %v", verb, h.Client, mode, h.For.Round(time.Millisecond))
+	text := fmt.Sprintf("%s by %s (%s) for %v", verb, h.Client, mode, h.For.Round(time.Millisecond))
+	if h.Own {
+		text += ", by this very Locker: locks are not reentrant"
+	}
+	return text
 }
 
 // Votes is the number of nodes that had given their vote.

@@ -100,6 +100,27 @@ func ExampleNew() {
 	// Output: billing locks with [n1 n2 n3]
 }
 
+// A connection that is never closed by what passes, and that leaves a silent server
+// while a lease of ten seconds still stands.
+func ExampleNew_connection() {
+	ctx, url := context.Background(), "nats://a.example.com:4222,nats://b.example.com:4222"
+	nc, err := nats.Connect(url,
+		nats.MaxReconnects(-1),           // come back, however long it takes
+		nats.IgnoreAuthErrorAbort(),      // also while credentials are being changed
+		nats.PingInterval(2*time.Second), // a fifth of the lease
+		nats.MaxPingsOutstanding(1),      // a server that falls silent is left after two of these
+	)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer nc.Close()
+	locker, err := qlock.New(ctx, nc, qlock.WithLease(10*time.Second))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer func() { _ = locker.Close() }() // before the connection
+}
+
 // A deadline bounds the wait, and only the wait: the lock lasts until it is
 // unlocked or lost.
 func ExampleLocker_Lock() {
@@ -491,7 +512,7 @@ func ExampleStartNode_cluster() {
 		}
 		return
 	}
-	nc, err := nats.Connect("nats://localhost:4222", nats.MaxReconnects(-1))
+	nc, err := nats.Connect("nats://localhost:4222", nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort())
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -502,7 +523,8 @@ func ExampleStartNode_cluster() {
 	}
 	select {
 	case <-ctx.Done():
-	case <-node.Done(): // another n1 was there before
+	case <-node.Done(): // another n1 was there before, or the connection is closed for ever
+		log.Print(node.Err())
 	}
 	if err := node.Close(); err != nil { // a clean stop keeps the votes
 		log.Fatal(err)

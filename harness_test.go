@@ -222,7 +222,7 @@ type link struct {
 
 	mu    sync.Mutex // guards what follows
 	isCut bool
-	conns []net.Conn
+	conns []*gate
 }
 
 // InProcessConn gives nats.go a way to the server, unless it is cut.
@@ -233,8 +233,12 @@ func (l *link) InProcessConn() (net.Conn, error) {
 		return nil, errors.New("cut by the test")
 	}
 	c, err := l.srv.InProcessConn()
-	l.conns = append(l.conns, c)
-	return c, err
+	if err != nil {
+		return nil, err
+	}
+	g := &gate{Conn: c, closed: make(chan struct{})}
+	l.conns = append(l.conns, g)
+	return g, nil
 }
 
 // cut breaks the connection, and keeps it from being made again.

@@ -72,7 +72,7 @@ type ClaimInfo struct {
 //
 // Errors: ErrNoQuorum with the context's error; ErrRefused if NATS does not let this
 // client ask (the permission for list is one of its own: docs/security.md);
-// ErrClosed.
+// ErrClosed if the Locker or its connection is closed.
 func (l *Locker) Locks(ctx context.Context, pattern string) ([]LockInfo, error) {
 	if pattern != "" && !proto.IsPattern(pattern) {
 		return nil, fmt.Errorf("%w: the pattern %s: use names with * for one token, and > at the end for all that follow; other characters as in subjects",
@@ -210,7 +210,15 @@ type inquiry struct {
 	kind    proto.Kind // of its answers
 	subject string
 	answers chan *proto.Answer
-	denied  chan error
+	failed  chan error
+}
+
+// fail ends an inquiry that no node can hear.
+func (q *inquiry) fail(err error) {
+	select {
+	case q.failed <- err:
+	default:
+	}
 }
 
 // replyTo is what a question is answered with.
@@ -237,7 +245,7 @@ func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.
 	q := &inquiry{
 		kind:    replyTo[r.Verb],
 		subject: requestSubject(l.opt.cluster, string(r.Verb), r.Client, r.Resource),
-		answers: make(chan *proto.Answer, 4*len(nodes)), denied: make(chan error, 1),
+		answers: make(chan *proto.Answer, 4*len(nodes)), failed: make(chan error, 1),
 	}
 	l.mu.Lock()
 	if l.inquiries == nil {
@@ -256,6 +264,9 @@ func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.
 				out.Requests = append(out.Requests, r)
 			}
 		})
+	}
+	if n := len(proto.AppendRequest(nil, &r)); n > l.out.fits() && r.Verb != proto.Evict { // which is shortened
+		return nil, nil, fmt.Errorf("qlock: %s: the question has %d bytes, and the NATS server takes %d (max_payload)", r.Verb, n, l.out.fits())
 	}
 	send(r)
 	after := map[string]uint64{} // of the nodes that are not done
@@ -300,19 +311,39 @@ func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.
 				}
 				send(more)
 			}
-		case err := <-q.denied:
-			return nil, nil, fmt.Errorf("%w: %w", ErrRefused, permissionError(q.subject, err))
+		case err := <-q.failed:
+			return nil, nil, err
 		case <-l.stop:
 			return nil, nil, ErrClosed
 		case <-ctx.Done():
 			if enough() {
 				return answered, missing(after), nil
 			}
-			return nil, nil, fmt.Errorf("%w: asked the nodes on %s: %d of %d answered, no answer from %s: %w", ErrNoQuorum,
-				q.subject, len(answered), len(nodes), strings.Join(missing(after), " "), contextError(ctx))
+			return nil, nil, fmt.Errorf("%w: asked the nodes on %s: %d of %d answered%s: %w", ErrNoQuorum,
+				q.subject, len(answered), len(nodes), unanswered(after), contextError(ctx))
 		}
 	}
 	return answered, nil, nil
+}
+
+// unanswered tells of the nodes that are not done.
+func unanswered(after map[string]uint64) string {
+	var silent, slow []string
+	for _, n := range missing(after) {
+		if after[n] == 0 {
+			silent = append(silent, n)
+		} else {
+			slow = append(slow, n)
+		}
+	}
+	text := ""
+	if len(slow) > 0 {
+		text += ", part of an answer from " + strings.Join(slow, " ") + ", which have more than fits into the time"
+	}
+	if len(silent) > 0 {
+		text += ", no answer from " + strings.Join(silent, " ")
+	}
+	return text
 }
 
 func missing(after map[string]uint64) []string {
@@ -344,10 +375,7 @@ func (l *Locker) deny(subject string, err error) {
 	defer l.mu.Unlock()
 	for _, q := range l.inquiries {
 		if q.subject == subject {
-			select {
-			case q.denied <- err:
-			default:
-			}
+			q.fail(fmt.Errorf("%w: %w", ErrRefused, permissionError(subject, err)))
 		}
 	}
 }

@@ -82,6 +82,12 @@ func (l *Lock) Context() context.Context { return l.ctx }
 // nil otherwise, also when called again. It does not wait for the nodes (Locker.Flush
 // does): should the message be lost, the next refresh tells them, within a third of the
 // lease.
+//
+// A program that ends right after Unlock, by os.Exit or by the end of main, or that
+// closes or drains its NATS connection, may take the message with it, and the lock stays
+// held for its lease: call Locker.Close before, or Locker.Flush, which both wait until
+// it has left.
+//
 // An ended ctx does not keep the lock from being given back.
 func (l *Lock) Unlock(context.Context) error {
 	return l.locker.unlock(l)

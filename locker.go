@@ -37,9 +37,12 @@ type Locker struct {
 	inquiries map[string]*inquiry // by nonce
 	wakeAt    time.Time           // when the loop will look at core next
 	closed    bool
+	gone      bool // it was said that the connection is closed
 	surveys   int
 	asked     time.Time // of the last survey
 	counts    counts
+	leaps     leaps
+	unlocked  time.Duration // when a lock was last unlocked
 	losses    atomic.Uint64 // as counts.lost, to be read without mu
 	burst     int           // how many got their locks by the last message that gave any
 
@@ -66,8 +69,16 @@ type Locker struct {
 // what was asked on which subject, and who answered), ErrClosed for a closed
 // connection, and a lease longer than the nodes allow.
 //
-// A connection that reconnects for ever (nats.MaxReconnects(-1)) and finds a dead
-// server within the lease (nats.PingInterval of a third of it) serves best.
+// Locks are kept as well as their connection is. Make it so that it is never closed by
+// what passes, and leaves a server that falls silent while the lease still stands. For a
+// lease of ten seconds:
+//
+//	nats.MaxReconnects(-1),           // come back, however long it takes
+//	nats.IgnoreAuthErrorAbort(),      // also while credentials are being changed
+//	nats.PingInterval(2*time.Second), // a fifth of the lease
+//	nats.MaxPingsOutstanding(1),      // a server that falls silent is left after two of these
+//
+// New warns (WithLogger) of a connection that cannot keep a lock for its lease.
 func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Locker, error) {
 	if nc == nil {
 		return nil, errors.New("qlock: New: the connection is nil")
@@ -76,33 +87,61 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Locker, error) {
 	if err != nil {
 		return nil, err
 	}
-	if nc.IsClosed() {
-		return nil, fmt.Errorf("%w: the NATS connection is closed", ErrClosed)
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
 	}
 	l := &Locker{
-		nc: nc, opt: opt, log: newLimited(opt.logger), start: time.Now(),
-		inbox: nc.NewInbox(), denial: nc.LastError(),
+		nc: nc, opt: opt, log: newLimited(opt.logger), start: time.Now(), inbox: nc.NewInbox(),
 		found: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	l.out = newOutbox(nc, l.inbox, opt, l.log)
-	l.out.begin, l.out.shut = l.beforePublishing, l.shut
+	l.out.begin, l.out.shut, l.out.other = l.beforePublishing, l.shut, l.fit
+	err = onConnection(ctx, func() error { return l.begin(ctx) }, func() { _ = l.Close() })
+	if errors.Is(err, errStandsStill) {
+		return nil, fmt.Errorf("%w: the nodes of cluster %q could not be asked: %w", ErrNoQuorum, opt.cluster, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// begin does what New has to do with the connection, which may stand still.
+func (l *Locker) begin(ctx context.Context) error {
+	if l.nc.IsClosed() {
+		return closedError(l.nc)
+	}
+	l.denial = l.nc.LastError()
+	l.out.measure()
 	// A callback, not a channel: the client library's list for callbacks is long,
 	// and a full channel loses answers. One subject for all answers: they carry
 	// their claim in the body.
-	l.sub, err = nc.Subscribe(l.inbox, l.receive)
-	if err != nil {
-		return nil, fmt.Errorf("qlock: subscribe to answers: %w", err)
+	var err error
+	if l.sub, err = l.nc.Subscribe(l.inbox, l.receive); err != nil {
+		return fmt.Errorf("qlock: subscribe to answers: %w", err)
 	}
 	if err := l.discover(ctx); err != nil {
 		_ = l.sub.Unsubscribe()
-		return nil, err
+		return err
 	}
-	l.denials = watchDenials(nc)
+	l.denials = watchDenials(l.nc)
 	l.denials.add(l)
-	status := nc.StatusChanged(nats.CONNECTED, nats.CLOSED)
+	status := l.nc.StatusChanged(nats.CONNECTED, nats.CLOSED)
 	l.loop.Go(func() { l.run(status) })
 	l.loop.Go(func() { l.out.run(l.stop) })
-	return l, nil
+	advise(l.nc, l.opt.lease, l.log, "locks")
+	return nil
+}
+
+// fit keeps what is sent to what the connection takes.
+func (l *Locker) fit(most int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.core != nil {
+		l.core.Fit(most)
+	}
 }
 
 // Name is the client's name.
@@ -162,7 +201,8 @@ func (l *Locker) tryLock(ctx context.Context, op, name string, mode quorum.Mode)
 // Do calls f while it holds the exclusive lock on name. f's context ends with ctx
 // and when the lock is lost, and qlock.Token gives the token from it. Do returns
 // f's error, joined with ErrLost if the lock was lost before f returned; the lock
-// is given back also if f panics.
+// is given back also if f panics. As after Unlock, call Close before the program ends,
+// or the lock may stay held for its lease.
 func (l *Locker) Do(ctx context.Context, name string, f func(ctx context.Context) error) (err error) {
 	// The end of a lock's context takes it from its parent, which may be of any make, and
 	// what that does is to stand in nobody's way: this one is taken from it here.
@@ -241,19 +281,29 @@ func (l *Locker) giveUp(k *Lock, op string, cause error) error {
 	return err
 }
 
+// inARow is how soon one Unlock follows another in a program that does not end yet: its
+// releases go with the next requests, which costs less.
+const inARow = 10 * time.Millisecond
+
 func (l *Locker) unlock(k *Lock) error {
 	for {
 		l.mu.Lock()
-		state := k.state
-		held := state == lockHeld && l.table.HeldAt(l.at(time.Now()), k.use)
+		state, last := k.state, false
+		now := l.at(time.Now())
+		held := state == lockHeld && l.table.HeldAt(now, k.use)
 		if held {
 			l.counts.turn(k, lockUnlocked)
+			last = l.counts.held+l.counts.waiting == 0 && (l.unlocked == 0 || now.Mono-l.unlocked > inARow)
+			l.unlocked = now.Mono
 		}
 		l.mu.Unlock()
 		switch {
 		case held:
 			k.cancel(ErrUnlocked) // before anybody can have the lock, here or elsewhere
 			l.step(func(now proto.Now, out *local.Out) { l.table.Unlock(now, k.use, out) })
+			if last {
+				l.out.giveWay()
+			}
 			return nil
 		case state == lockHeld: // a loss that nobody has noticed yet
 			l.step(l.table.Tick)
@@ -282,7 +332,7 @@ func (l *Locker) Close() error {
 	l.giveUpAll(all)
 	close(l.stop)
 	l.denials.remove(l)
-	patience := time.NewTimer(time.Second - logPatience)
+	patience := time.NewTimer(closePatience - logPatience)
 	defer patience.Stop()
 	defer l.log.flush(logPatience)
 	var err error
@@ -436,8 +486,11 @@ func (l *Locker) became(now proto.Now, e local.Event) {
 		if k.state != lockHeld {
 			break // its owner was about to give it back, and has ended its context
 		}
-		if k.lost = ErrLost; e.Eviction != nil {
+		k.lost = ErrLost
+		if e.Eviction != nil {
 			k.lost = &evictedError{client.Eviction{By: e.Eviction.By, Why: printable(e.Eviction.Why)}}
+		} else if l.leaps.read(now); l.leaps.explain(now, l.opt.lease) != "" {
+			k.lost = &leaptError{l.leaps.explain(now, l.opt.lease)}
 		}
 		l.counts.turn(k, lockLost)
 		l.losses.Add(1)
@@ -453,7 +506,7 @@ func (l *Locker) became(now proto.Now, e local.Event) {
 func (l *Locker) report(now proto.Now, op string, k *Lock, cause error) *LockError {
 	if mode, since, ours := l.table.Ours(now, k.use); ours {
 		return &LockError{Op: op, Name: k.name, Reason: ErrHeld, Cause: cause, Holder: &Holder{
-			Client: l.opt.name, Shared: mode == shared, Held: true, For: since,
+			Client: l.opt.name, Shared: mode == shared, Held: true, For: since, Own: true,
 		}}
 	}
 	return lockError(op, k.name, l.table.Report(now, k.use), nil, cause)

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -22,7 +23,9 @@ type outbox struct {
 	inbox string
 	log   *limited
 	begin func(acquired uint64) // before messages are published; the highest claim number that they ask for, or 0
-	shut  func(error)           // the connection is closed
+	shut  func()                // the connection is closed
+	most  atomic.Int64          // bytes of a message that the connection takes, 0: not known yet
+	other func(most int)        // it takes another number now
 
 	mu    sync.Mutex
 	load  load // what is to be published
@@ -36,6 +39,8 @@ type outbox struct {
 	batching batching
 	parcel   parcel
 	hasty    time.Time // until then nobody is waited for
+
+	busy atomic.Int64 // until then (ns since 1970) nobody gives way
 
 	late  *time.Timer // sees to events that nothing else took along
 	timed bool        // it runs
@@ -108,7 +113,15 @@ func (o *outbox) requests(cluster string, all []proto.Request, crowd bool) {
 		}
 		l := &o.load
 		l.subjects = appendRequestSubject(l.subjects, cluster, string(r.Verb), r.Client, r.Resource)
+		begin := len(l.bodies)
 		l.bodies = proto.AppendRequest(l.bodies, r)
+		if len(l.bodies)-begin > o.fits() { // a lock matters more than what is said of it
+			r.Note = ""
+			if r.Verb == proto.Evict {
+				r.Query = ""
+			}
+			l.bodies = proto.AppendRequest(l.bodies[:begin], r)
+		}
 		l.end(r.Verb, len(r.Resource), r.Verb != proto.Release && r.Verb != proto.Yield)
 		if r.Verb == proto.Acquire {
 			l.acquired = max(l.acquired, r.Claim.Seq)
@@ -127,7 +140,11 @@ func (o *outbox) event(cluster, kind, client, encodedResource string, e *Event) 
 	}
 	l := &o.load
 	l.subjects = appendEventSubject(l.subjects, cluster, kind, client, encodedResource)
-	l.bodies = e.appendJSON(l.bodies)
+	begin := len(l.bodies)
+	if l.bodies = e.appendJSON(l.bodies); len(l.bodies)-begin > o.fits() {
+		e.Note = ""
+		l.bodies = e.appendJSON(l.bodies[:begin])
+	}
 	l.end("", 0, false)
 	if !o.timed {
 		o.timed = true
@@ -174,6 +191,20 @@ func (o *outbox) poke() {
 	}
 }
 
+// giveWay lets the outbox publish before its caller goes on, for programs that end, or
+// close their connection, right after their last Unlock. It is no promise; and in a
+// program that computes all the time it is not tried.
+func (o *outbox) giveWay() {
+	before := time.Now()
+	if before.UnixNano() < o.busy.Load() {
+		return
+	}
+	runtime.Gosched()
+	if after := time.Now(); after.Sub(before) > longTurn/10 {
+		o.busy.Store(after.Add(hasteTime).UnixNano())
+	}
+}
+
 // run publishes until stop is closed, and then what there is.
 func (o *outbox) run(stop <-chan struct{}) {
 	defer o.late.Stop()
@@ -188,12 +219,28 @@ func (o *outbox) run(stop <-chan struct{}) {
 	}
 }
 
+// fits is how many bytes of a message the connection takes, as far as known.
+func (o *outbox) fits() int {
+	if most := o.most.Load(); most > 0 {
+		return int(most)
+	}
+	return proto.MaxBody
+}
+
+// measure asks the connection how long messages may be: another server may take less.
+func (o *outbox) measure() {
+	if most := o.nc.MaxPayload(); most > 0 && most != o.most.Swap(most) {
+		o.other(int(most))
+	}
+}
+
 func (o *outbox) publish() {
+	o.measure()
 	l, full := o.take()
 	o.begin(l.acquired)
 	switch err := o.send(l); {
-	case errors.Is(err, nats.ErrConnectionClosed):
-		o.shut(err)
+	case errors.Is(err, nats.ErrConnectionClosed), len(l.messages) == 0 && o.nc.IsClosed():
+		o.shut()
 	case err != nil:
 		o.log.line(slog.LevelWarn, "publish failed, it will be repeated", "error", err)
 	case full:
@@ -229,7 +276,7 @@ func (o *outbox) send(l load) (failed error) {
 		}
 	}
 	if l.loose > 1 && o.batching.may(o.nc, o.inbox) {
-		p.most = int(min(proto.MaxBatchBody, o.nc.MaxPayload()))
+		p.most = min(proto.MaxBatchBody, o.fits())
 	} else {
 		p.most = 0 // nothing fits
 	}

@@ -1,6 +1,8 @@
 package qlock
 
 import (
+	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -19,6 +21,7 @@ func (l *Locker) run(status chan nats.Status) {
 	for {
 		l.mu.Lock()
 		t := time.Now()
+		l.leaps.read(l.at(t))
 		wait := l.wait(l.at(t))
 		l.wakeAt = t.Add(wait)
 		l.mu.Unlock()
@@ -32,7 +35,7 @@ func (l *Locker) run(status chan nats.Status) {
 				break
 			}
 			if now == nats.CLOSED {
-				l.shut(nats.ErrConnectionClosed)
+				l.shut()
 				break
 			}
 			l.out.batching.anew() // permissions may be others now
@@ -80,8 +83,20 @@ func (l *Locker) rearm(t time.Time, now proto.Now) bool {
 }
 
 // shut ends what waits for a connection that is closed for good.
-func (l *Locker) shut(err error) {
-	l.failWaiting(ErrClosed, err, func(*Lock) bool { return true })
+func (l *Locker) shut() {
+	cause := closeCause(l.nc)
+	l.failWaiting(ErrClosed, cause, func(*Lock) bool { return true })
+	l.mu.Lock()
+	told, held := l.gone || l.closed, l.counts.held
+	l.gone = true
+	for _, q := range l.inquiries {
+		q.fail(fmt.Errorf("%w: %w", ErrClosed, cause))
+	}
+	l.mu.Unlock()
+	if !told {
+		l.log.line(slog.LevelError, "the NATS connection is closed and does not come back: this Locker gets no more locks, and those that it holds are lost when their leases end",
+			"held", held, "error", cause)
+	}
 }
 
 // failWaiting ends what waits and is concerned.

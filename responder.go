@@ -140,6 +140,7 @@ type Node struct {
 	mu     sync.Mutex // guards what follows; nothing is published under it
 	core   *node.Node
 	closed bool
+	why    error // why done is closed
 	wakeAt time.Time
 
 	state  atomic.Value  // proto.State
@@ -157,7 +158,8 @@ type Node struct {
 // the connection's handlers for errors and closing; see NodeConfig.NoService.
 //
 // It returns when the node serves and has made sure, for ProbeWait, that no other
-// node has its name; if one has, StartNode fails. A node that may have forgotten
+// node has its name; if one has, StartNode fails. It fails when ctx ends before that,
+// also on a connection that stands still. A node that may have forgotten
 // votes then still waits before it gives any: see WaitReady, and Bootstrap for a
 // new cluster.
 func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error) {
@@ -168,16 +170,30 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 	if err != nil {
 		return nil, err
 	}
-	if nc.IsClosed() {
-		return nil, fmt.Errorf("qlock: StartNode: %w: the NATS connection is closed", ErrClosed)
+	if nc.Opts.NoEcho { // of how the connection was made: it never changes
+		return nil, errors.New("qlock: StartNode: the NATS connection was made with nats.NoEcho, so the node would not hear the requests that it sends to its own name: connect without it")
 	}
 	n := &Node{
 		nc: nc, cfg: cfg, log: newLimited(cfg.Logger, "node", cfg.Name), start: time.Now(), inbox: nc.NewInbox(),
 		change: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 	}
+	// First whether the connection moves at all: what is on disk is not touched for one
+	// that does not.
+	var most int
+	err = onConnection(ctx, func() error {
+		if nc.IsClosed() {
+			return closedError(nc)
+		}
+		most = int(nc.MaxPayload())
+		advise(nc, cfg.MaxLease, n.log, "this node's votes")
+		return nil
+	}, func() {})
+	if err != nil {
+		return nil, fmt.Errorf("qlock: StartNode: %w", err)
+	}
 	run := newInstance()
 	mem := memory{longest: max(cfg.MaxLease, cfg.PreviousMaxLease)}
-	now := n.at(n.start)
+	now := n.at(time.Now())
 	now.Boot = statedir.Uptime()
 	if cfg.StateDir != "" {
 		if n.dir, err = statedir.Open(cfg.StateDir); err != nil {
@@ -189,13 +205,25 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 	}
 	n.core = node.New(node.Config{
 		Name: cfg.Name, Config: cfg.proto(), Incarnation: run, ProbeWait: cfg.ProbeWait,
-		MaxClaims: cfg.MaxClaims, MaxQueue: cfg.MaxQueue, MaxRuns: maxRuns(nc), Version: Version,
+		MaxClaims: cfg.MaxClaims, MaxQueue: cfg.MaxQueue, MaxRuns: proto.RunsIn(most), MaxBody: most, Version: Version,
 		FloorKey: newFloorKey(), Past: mem.past,
 	}, now, mem.saved, mem.longest)
 	n.runs = append(mem.past, run)
 	n.state.Store(n.core.State())
-	if err := n.serve(ctx); err != nil {
-		return nil, errors.Join(err, n.Close())
+	err = onConnection(ctx, func() error {
+		err := n.serve(ctx)
+		if err != nil {
+			_, unsaved := n.quit(true)
+			err = errors.Join(err, unsaved, n.leave(false))
+		}
+		return err
+	}, func() { _ = n.leave(false) })
+	if errors.Is(err, errStandsStill) {
+		_, unsaved := n.quit(true)
+		return nil, errors.Join(fmt.Errorf("qlock: StartNode: %w", err), unsaved)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return n, nil
 }
@@ -221,13 +249,14 @@ func (n *Node) serve(ctx context.Context) error {
 		}
 		n.subs = append(n.subs, sub)
 	}
-	n.loop.Go(n.run)
+	status := n.nc.StatusChanged(nats.CLOSED)
+	n.loop.Go(func() { n.run(status) })
 	for !n.probed() {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("qlock: StartNode: node %s did not hear itself on %s: is it connected, and may it publish and subscribe there? %w", n.cfg.Name, subject, contextError(ctx))
 		case <-n.done:
-			return n.stoppedError()
+			return n.Err()
 		case <-n.changed():
 		}
 	}
@@ -272,9 +301,21 @@ func (n *Node) isDone() bool {
 	}
 }
 
-// Done is closed when the node serves no more: after Close, or when it found that
-// an older node has its name.
+// Done is closed when the node serves no more: after Close, when it found that an
+// older node has its name, or when its NATS connection was closed for ever, be it by
+// the program or by the client library (see nats.IgnoreAuthErrorAbort and
+// nats.MaxReconnects). Err says which. A program that does not end then should start
+// the node anew, on another connection, after Close.
 func (n *Node) Done() <-chan struct{} { return n.done }
+
+// Err is why the node serves no more: ErrClosed after Close, ErrClosed with the
+// connection's error if that is closed for ever, another error if an older node has
+// the name. It is nil until Done is closed.
+func (n *Node) Err() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.why
+}
 
 // WaitReady waits until the node gives votes. It fails when ctx ends, or when the
 // node is closed or stopped before that.
@@ -285,7 +326,7 @@ func (n *Node) WaitReady(ctx context.Context) error {
 		case state == proto.Stopped:
 			return n.stoppedError()
 		case n.isDone():
-			return ErrClosed
+			return n.Err()
 		case state == proto.Voting:
 			return nil
 		}
@@ -300,7 +341,8 @@ func (n *Node) WaitReady(ctx context.Context) error {
 
 // Close stops the node cleanly: it leaves its votes and queues in the state
 // directory, so that it may vote at once when it starts again. The connection
-// stays open. Calling it again does nothing.
+// stays open; should it stand still, Close waits for it for a second at most. Calling
+// it again does nothing.
 func (n *Node) Close() error { return n.close(true) }
 
 // Abort stops the node as a crash would: nothing is left in the state directory,
@@ -309,10 +351,36 @@ func (n *Node) Close() error { return n.close(true) }
 func (n *Node) Abort() error { return n.close(false) }
 
 func (n *Node) close(save bool) error {
+	first, err := n.quit(save)
+	if !first {
+		return nil
+	}
+	// The rest waits for the connection, which may stand still for longer than ours is
+	// to wait.
+	patience := time.NewTimer(closePatience - logPatience)
+	defer patience.Stop()
+	defer n.log.flush(logPatience)
+	left := make(chan error, 1)
+	go func() { left <- n.leave(save) }()
+	select {
+	case gone := <-left:
+		err = errors.Join(err, gone)
+	case <-patience.C:
+		n.log.line(slog.LevelWarn, "the NATS connection stands still; the node's subscriptions end when it moves again")
+	}
+	if err != nil {
+		return fmt.Errorf("qlock: closing node %s: %w", n.cfg.Name, err)
+	}
+	return nil
+}
+
+// quit ends the node, but for what it has of its connection. It reports whether it
+// was not ended before.
+func (n *Node) quit(save bool) (first bool, err error) {
 	n.mu.Lock()
 	if n.closed {
 		n.mu.Unlock()
-		return nil
+		return false, nil
 	}
 	n.closed = true // no message is handled after what is saved now
 	now := n.at(time.Now())
@@ -320,12 +388,27 @@ func (n *Node) close(save bool) error {
 	saved, clean := n.core.Save(now)
 	n.mu.Unlock()
 
-	var errs []error
-	if n.dir != nil && clean && save { // first: what follows may wait for a connection that stands still
-		errs = append(errs, writeMark(n.dir, n.cfg, n.runs, n.cfg.MaxLease, saved))
+	if n.dir != nil {
+		if clean && save {
+			err = writeMark(n.dir, n.cfg, n.runs, n.cfg.MaxLease, saved)
+		}
+		err = errors.Join(err, n.dir.Close())
 	}
 	close(n.stop)
+	n.finish(ErrClosed)
+	return true, err
+}
+
+// leave takes a node that has quit from its connection.
+func (n *Node) leave(save bool) error {
 	n.loop.Wait()
+	var errs []error
+	if save { // should it not get through, who bears the name next waits for longer (N9)
+		n.mu.Lock()
+		p := n.core.Farewell()
+		n.mu.Unlock()
+		_ = n.nc.Publish(requestSubject(n.cfg.Cluster, string(p.Verb), p.Client, ""), proto.AppendRequest(nil, p))
+	}
 	if n.service != nil {
 		errs = append(errs, n.service.Stop())
 	}
@@ -337,23 +420,24 @@ func (n *Node) close(save bool) error {
 			errs[i] = nil
 		}
 	}
-	if n.dir != nil {
-		errs = append(errs, n.dir.Close())
-	}
-	n.finish()
-	n.log.flush(logPatience)
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("qlock: closing node %s: %w", n.cfg.Name, err)
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
-func (n *Node) finish() {
+// finish says why the node serves no more.
+func (n *Node) finish(why error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.isDone() {
+		n.why = why
 		close(n.done)
 	}
+}
+
+// gone ends a node whose connection is closed for ever. Close still saves its votes.
+func (n *Node) gone() {
+	err := closedError(n.nc)
+	n.finish(err)
+	n.log.line(slog.LevelError, "this node serves no more", "error", err)
 }
 
 func (n *Node) at(t time.Time) proto.Now {
@@ -397,7 +481,17 @@ func (n *Node) receive(subject, reply string, body []byte) {
 		n.ignore(subject, err)
 		return
 	}
-	n.step("", func(now proto.Now, out *node.Out) { n.core.Handle(now, r, reply, out) })
+	most := 0
+	switch r.Verb {
+	case proto.Refresh, proto.List, proto.Inspect: // whose answers may be long: another server may take less
+		most = int(n.nc.MaxPayload())
+	}
+	n.step("", func(now proto.Now, out *node.Out) {
+		if most > 0 {
+			n.core.Fit(most)
+		}
+		n.core.Handle(now, r, reply, out)
+	})
 }
 
 // receiveBatch takes several requests of one client at once.
@@ -477,7 +571,13 @@ func (n *Node) step(list string, f func(now proto.Now, out *node.Out)) {
 		s := &out.Answers[i]
 		if s.To != list {
 			*buf = proto.AppendAnswer((*buf)[:0], &s.Answer)
-			n.publish(s.To, *buf)
+			err := n.nc.Publish(s.To, *buf)
+			if s.Answer.Text != "" && errors.Is(err, nats.ErrMaxPayload) { // what it means counts, not what it says
+				s.Answer.Text = ""
+				*buf = proto.AppendAnswer((*buf)[:0], &s.Answer)
+				err = n.nc.Publish(s.To, *buf)
+			}
+			n.sent(s.To, *buf, err)
 		}
 	}
 	if list != "" {
@@ -502,34 +602,48 @@ func (n *Node) step(list string, f func(now proto.Now, out *node.Out)) {
 	out.Reset()
 	nodeOuts.Put(out)
 	if over {
-		n.finish()
+		n.finish(n.stoppedError())
 	}
 }
 
-func (n *Node) publish(to string, body []byte) {
-	if err := n.nc.Publish(to, body); err != nil {
-		n.log.line(slog.LevelWarn, "answer not sent", "to", to, "error", err)
+// sent says what could not be published.
+func (n *Node) sent(to string, body []byte, err error) {
+	if err != nil {
+		n.log.line(slog.LevelWarn, "answer not sent", "to", to, "bytes", len(body), "error", err)
 	}
 }
 
 // publishList sends what of the answers goes to one inbox, in one message or, should
 // they be long, in several.
 func (n *Node) publishList(to string, answers []node.Send, buf *[]byte) {
-	long := int(min(proto.MaxBatchBody, n.nc.MaxPayload())) / 2 // with one more it fits yet
-	*buf = (*buf)[:0]
+	most := int(min(proto.MaxBatchBody, n.nc.MaxPayload()))
+	ship := func(list []byte) {
+		list = append(list, ']')
+		n.sent(to, list, n.nc.Publish(to, list))
+	}
+	b := (*buf)[:0]
 	for i := range answers {
 		if answers[i].To != to {
 			continue
 		}
-		if len(*buf) > long {
-			n.publish(to, append(*buf, ']'))
-			*buf = (*buf)[:0]
+		end := len(b)
+		if b = proto.AppendAnswer(proto.AppendSeparator(b), &answers[i].Answer); len(b) < most {
+			continue
 		}
-		*buf = proto.AppendAnswer(proto.AppendSeparator(*buf), &answers[i].Answer)
+		if end > 0 { // those before go without it
+			ship(b[:end:end])
+			b = b[:copy(b, b[end:])]
+			b[0] = '['
+		}
+		if len(b) >= most && answers[i].Answer.Text != "" {
+			answers[i].Answer.Text = ""
+			b = proto.AppendAnswer(proto.AppendSeparator(b[:0]), &answers[i].Answer)
+		}
 	}
-	if len(*buf) > 0 {
-		n.publish(to, append(*buf, ']'))
+	if len(b) > 0 {
+		ship(b)
 	}
+	*buf = b
 }
 
 // wait is how long the loop may sleep. Call with n.mu held.
@@ -538,10 +652,15 @@ func (n *Node) wait(now proto.Now) time.Duration {
 }
 
 // run does what time alone brings: leases that run out, the end of a quarantine,
-// probes.
-func (n *Node) run() {
+// probes; and it ends with the connection.
+func (n *Node) run(status chan nats.Status) {
+	defer n.nc.RemoveStatusListener(status)
 	alarm := newAlarm()
 	defer alarm.stop()
+	if n.nc.IsClosed() { // before it was listened to
+		n.gone()
+		return
+	}
 	for {
 		n.mu.Lock()
 		t := time.Now()
@@ -551,6 +670,12 @@ func (n *Node) run() {
 		select {
 		case <-n.stop:
 			return
+		case _, ok := <-status:
+			if ok {
+				n.gone()
+				return
+			}
+			status = nil // removed by someone else
 		case <-n.wake:
 		case <-alarm.in(wait):
 			n.step("", func(now proto.Now, out *node.Out) { n.core.Tick(now, out) })

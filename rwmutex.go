@@ -195,7 +195,8 @@ func (m *RWMutex) take(ctx context.Context, lock func(context.Context, string) (
 // Unlock gives the exclusive lock back. It panics if this RWMutex is not locked
 // for writing. A lock that was lost is unlocked like any other. While one has not been yet,
 // and another was locked since, an Unlock ends the one that its own goroutine locked; from a
-// goroutine that locked none, it ends the lost one.
+// goroutine that locked none, it ends the lost one. It does not wait until the nodes know:
+// call Locker.Close before the program ends, or the lock may stay held for its lease.
 func (m *RWMutex) Unlock() { m.unlock(&m.writers, "sync: Unlock of unlocked RWMutex") }
 
 // RUnlock gives one shared lock back. It panics if this RWMutex is not locked for

@@ -232,7 +232,7 @@ func (n *Node) Stats() NodeStats {
 		Granted: c.Granted, Refused: NodeRefusals(c.Refused), Recalls: c.Recalls, LeasesExpired: c.Expired, Evicted: c.Evicted,
 		LogDropped: n.log.queue.Dropped(),
 	}
-	if n.closed {
+	if n.closed || n.isDone() {
 		s.State, s.Recovering = string(proto.Stopped), 0
 	}
 	return s

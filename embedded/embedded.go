@@ -175,7 +175,9 @@ func (s *Server) connect(ctx context.Context, name string) (*nats.Conn, error) {
 	}
 	log := s.cfg.Logger.With("connection", name)
 	opts := []nats.Option{
-		nats.Name(name), nats.InProcessServer(s.server), nats.MaxReconnects(-1), nats.Timeout(limit),
+		nats.Name(name), nats.InProcessServer(s.server), nats.Timeout(limit),
+		// It is open for as long as the server runs, also while credentials are changed.
+		nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(),
 		// Else it prints to standard error.
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			log.Warn("NATS connection", "error", err)
@@ -187,11 +189,30 @@ func (s *Server) connect(ctx context.Context, name string) (*nats.Conn, error) {
 	case s.cfg.Username != "":
 		opts = append(opts, nats.UserInfo(s.cfg.Username, s.cfg.Password))
 	}
-	nc, err := nats.Connect("", append(opts, s.cfg.ConnOptions...)...)
-	if err != nil {
-		return nil, fmt.Errorf("qlock/embedded: connect to the server in this process: %w", err)
+	type made struct {
+		nc  *nats.Conn
+		err error
 	}
-	return nc, nil
+	done := make(chan made, 1)
+	go func() {
+		nc, err := nats.Connect("", append(opts, s.cfg.ConnOptions...)...)
+		done <- made{nc, err}
+	}()
+	var m made
+	select {
+	case m = <-done:
+	case <-ctx.Done(): // the client library knows no context
+		go func() {
+			if m := <-done; m.err == nil {
+				m.nc.Close()
+			}
+		}()
+		m.err = context.Cause(ctx)
+	}
+	if m.err != nil {
+		return nil, fmt.Errorf("qlock/embedded: connect to the server in this process: %w", m.err)
+	}
+	return m.nc, nil
 }
 
 // options are nats-server's own, with what was found to matter for locks.

@@ -58,6 +58,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
@@ -105,7 +106,9 @@ func main() {
 
 // observe prints until ctx ends.
 func observe(ctx context.Context, server, subject string, opts ...nats.Option) error {
-	nc, err := nats.Connect(server, append(opts, nats.Name("observe"), nats.MaxReconnects(-1))...)
+	closed := make(chan struct{})
+	nc, err := nats.Connect(server, append(opts, nats.Name("observe"), nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(),
+		nats.ClosedHandler(func(*nats.Conn) { close(closed) }))...)
 	if err != nil {
 		return fmt.Errorf("connect to %s: %w", server, err)
 	}
@@ -114,8 +117,12 @@ func observe(ctx context.Context, server, subject string, opts ...nats.Option) e
 	if _, err := watch(nc, subject); err != nil {
 		return err
 	}
-	<-ctx.Done()
-	return nil
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-closed: // by the client library: it does not come back
+		return fmt.Errorf("the connection is closed: %w", cmp.Or(nc.LastError(), nats.ErrConnectionClosed))
+	}
 }
 
 // printer counts what it printed, by the verb or the kind of event.

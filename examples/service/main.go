@@ -23,7 +23,7 @@
 //	08:08:10.204  invoices-b  acme: begins, with token 1795248490204186
 //	08:08:10.204  invoices-b  globex: begins, with token 1795248490204349
 //	08:08:10.303  client      asks for acme
-//	08:08:10.304  invoices-b  acme: 409: qlock: try-lock "invoices.acme": held by invoices-b (exclusively) for 99ms
+//	08:08:10.304  invoices-b  acme: 409: qlock: try-lock "invoices.acme": held by invoices-b (exclusively) for 99ms, by this very Locker: locks are not reentrant
 //	08:08:10.304  client      hears: 409 for acme
 //	08:08:10.504  invoices-b  acme: done
 //	08:08:10.504  invoices-b  globex: done
@@ -45,6 +45,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -98,8 +99,12 @@ func serve(ctx context.Context, server, cluster, name string, opts ...nats.Optio
 		return err
 	}
 	say(name, "try: nats req %s acme", subject)
-	<-ctx.Done()
-	return s.close()
+	select {
+	case <-ctx.Done():
+		return s.close()
+	case <-s.gone: // by the client library, for ever: let a supervisor start it anew
+		return errors.Join(fmt.Errorf("the NATS connection is closed: %w", cmp.Or(s.nc.LastError(), nats.ErrConnectionClosed)), s.locker.Close())
+	}
 }
 
 // service writes invoices, each customer's in one place at a time: however many
@@ -121,9 +126,11 @@ func start(ctx context.Context, server, cluster, name string, opts ...nats.Optio
 	s := &service{name: name, gone: make(chan struct{})}
 	var err error
 	s.nc, err = nats.Connect(server, append(opts, nats.Name(name),
-		nats.MaxReconnects(-1),                   // come back, however long it takes
-		nats.PingInterval(qlock.DefaultLease/3),  // find a dead server within the lease
-		nats.ReconnectWait(200*time.Millisecond), // and another one soon
+		nats.MaxReconnects(-1),                  // come back, however long it takes
+		nats.IgnoreAuthErrorAbort(),             // also while credentials are being changed
+		nats.PingInterval(qlock.DefaultLease/5), // leave a server that falls silent
+		nats.MaxPingsOutstanding(1),             // after two of these, while the lease stands
+		nats.ReconnectWait(200*time.Millisecond),
 		nats.ClosedHandler(func(*nats.Conn) { close(s.gone) }))...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", server, err)

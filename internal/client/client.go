@@ -617,6 +617,9 @@ func (c *Client) askAgain(out *Out) {
 	}
 }
 
+// Fit tells the client how many bytes of a request its connection takes from now on.
+func (c *Client) Fit(bytes int) { c.cfg.MaxRuns = proto.RunsIn(bytes) }
+
 // list sends the refresh of the range lo to hi, whose first living claim is from.
 // What it does not name within the range is dropped by the nodes: hi is never
 // above the last number given out, and none is given out meanwhile (C6).

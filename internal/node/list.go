@@ -65,19 +65,27 @@ func (n *Node) list(now proto.Now, r *proto.Request, reply string, out *Out) {
 		return
 	}
 	page := &proto.Page{After: r.After}
-	size, i := 0, n.roll.after(r.After)
+	room, i := n.room(now, r), n.roll.after(r.After)
 	most := min(i+mostLooked, len(n.roll.slots))
-	for ; i < most && size < proto.PageBytes; i++ {
+	for ; i < most; i++ {
 		s := n.roll.slots[i]
-		page.Next = s.born
 		if s.res == nil || r.Query != "" && !proto.Matches(r.Query, s.res.name) {
+			page.Next = s.born
 			continue
 		}
 		rec := s.res.record()
 		for _, c := range s.res.votes[:min(len(s.res.votes), mostShown)] {
 			rec.Claims = append(rec.Claims, c.record(now))
 		}
-		size += rec.PageSize()
+		if len(page.Locks) > 0 && rec.PageSize() > room {
+			break // the next page begins with it
+		}
+		page.Next = s.born
+		if !rec.Shrink(room) {
+			out.Notes = append(out.Notes, "a lock is not listed: its name alone is longer than what the NATS server takes (max_payload)")
+			continue
+		}
+		room -= rec.PageSize()
 		page.Locks = append(page.Locks, rec)
 	}
 	if i == len(n.roll.slots) {
@@ -94,14 +102,24 @@ func (n *Node) inspect(now proto.Now, r *proto.Request, reply string, out *Out) 
 	page := &proto.Page{After: r.After}
 	if res := n.resources[r.Resource]; res != nil {
 		rec := res.record()
+		room := n.room(now, r) - rec.PageSize()
 		all := uint64(len(res.votes) + len(res.queue))
 		i := min(r.After, all)
-		for ; i < all && rec.PageSize() < proto.PageBytes; i++ {
+		for ; i < all; i++ {
+			var c proto.ClaimRecord
 			if votes := uint64(len(res.votes)); i < votes {
-				rec.Claims = append(rec.Claims, res.votes[i].record(now))
+				c = res.votes[i].record(now)
 			} else {
-				rec.Claims = append(rec.Claims, res.queue[i-votes].record(now))
+				c = res.queue[i-votes].record(now)
 			}
+			if c.PageSize() > room {
+				if len(rec.Claims) > 0 {
+					break // the next page begins with it
+				}
+				c.Note = "" // else it fits into none
+			}
+			room -= c.PageSize()
+			rec.Claims = append(rec.Claims, c)
 		}
 		if i < all {
 			page.Next = i
@@ -115,12 +133,22 @@ func (n *Node) isAsked(r *proto.Request, reply string) bool {
 	return reply != "" && (r.Node == "" || r.Node == n.cfg.Name)
 }
 
-// listed says as well how long the node gives no votes: what it may have forgotten, it does
-// not list.
+// room is how many bytes the records of a page may have.
+func (n *Node) room(now proto.Now, r *proto.Request) int {
+	a := n.listing(now, r, &proto.Page{After: r.After, Next: proto.MaxInt})
+	return min(n.cfg.MaxBody, proto.PageBytes) - len(proto.AppendAnswer(nil, &a))
+}
+
 func (n *Node) listed(now proto.Now, r *proto.Request, reply string, page *proto.Page, out *Out) {
+	out.Answers = append(out.Answers, Send{reply, n.listing(now, r, page)})
+}
+
+// listing says as well how long the node gives no votes: what it may have forgotten, it does
+// not list.
+func (n *Node) listing(now proto.Now, r *proto.Request, page *proto.Page) proto.Answer {
 	a := n.answer(proto.Listed)
 	a.Client, a.Nonce, a.List, a.Recovering = r.Client, r.Nonce, page, n.recovering(now)
-	out.Answers = append(out.Answers, Send{reply, a})
+	return a
 }
 
 func (r *resource) record() proto.Record {

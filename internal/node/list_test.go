@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -220,5 +221,89 @@ func TestEviction(t *testing.T) {
 	}
 	if d := c.now.Mono - start.Mono; d != 30*time.Second {
 		t.Errorf("the claim went after %v, its lease is 30 s", d)
+	}
+}
+
+// However little a message may have, and whatever stands in names and notes, each page
+// fits, and what is listed is all that there is. Notes are left out before claims.
+func TestPagesFit(t *testing.T) {
+	notes := []string{"", "plain", strings.Repeat("<", 256), strings.Repeat("\x01", 256), strings.Repeat("\u2028", 85), strings.Repeat("é", 128), strings.Repeat("日", 85)}
+	long := strings.Repeat("*", 1000) // 3,000 bytes in a page
+	for _, most := range []int{1 << 10, 2 << 10, 4 << 10, 8 << 10, 32 << 10, 64 << 10, 1 << 20} {
+		c := newCrowd(10_000)
+		names, bare, seq := 0, 0, uint64(0)
+		ask := func(name string, mode quorum.Mode) {
+			seq++
+			c.node.Handle(c.now, &proto.Request{
+				Verb: proto.Acquire, Client: strings.Repeat("c", 64), Resource: name, Claim: proto.ClaimID{Instance: uuid.UUID{1}, Seq: seq},
+				Note: notes[seq%uint64(len(notes))], Beat: seq, Mode: mode, At: c.now.Wall + int64(seq), TTL: 30 * time.Second, Digest: c.node.digest,
+			}, "_INBOX.orders", &c.out)
+			c.reset()
+		}
+		for i := range 100 {
+			ask(fmt.Sprint("short.", i), quorum.Exclusive)
+			names++
+			if i%10 == 0 && most >= 4<<10 {
+				ask(fmt.Sprint(long, i), quorum.Exclusive)
+				names++
+			}
+			ask("shared", quorum.Shared)
+			ask("short.0", quorum.Exclusive)
+		}
+		names++
+		c.node.Fit(most)
+		for _, r := range []proto.Request{{Verb: proto.List}, {Verb: proto.Inspect, Resource: "shared"}, {Verb: proto.Inspect, Resource: "short.0"}} {
+			r.Client, r.Nonce = "ops", "nonce"
+			seen, claims := map[string]bool{}, 0
+			for {
+				c.node.Handle(c.now, &r, "_INBOX.ops", &c.out)
+				a := c.out.Answers[0].Answer
+				body := proto.AppendAnswer(nil, &a)
+				if len(body) > min(most, proto.PageBytes) {
+					t.Errorf("%s: a page of %d bytes, %d fit", r.Verb, len(body), most)
+				}
+				if _, err := proto.DecodeAnswer(body); err != nil {
+					t.Errorf("page: %v", err)
+				}
+				for _, rec := range a.List.Locks {
+					seen[rec.Name] = true
+					claims += len(rec.Claims)
+					if r.Verb == proto.List && rec.Votes > 0 && len(rec.Claims) == 0 {
+						bare++
+					}
+				}
+				c.reset()
+				if a.List.Next == 0 {
+					break
+				}
+				r.After = a.List.Next
+			}
+			switch {
+			case r.Verb == proto.List && len(seen) != names:
+				t.Errorf("%d bytes: %d names of %d are listed", most, len(seen), names)
+			case r.Verb == proto.Inspect && claims != map[string]int{"shared": 100, "short.0": 101}[r.Resource]:
+				t.Errorf("%d bytes: %s has %d claims", most, r.Resource, claims)
+			}
+		}
+		if bare > 0 {
+			t.Errorf("%d bytes: %d names are listed without a holder", most, bare)
+		}
+	}
+}
+
+// A name that fits into no page is left out, and the rest is listed.
+func TestPageWithoutTheLongestName(t *testing.T) {
+	c := newCrowd(10)
+	for i, name := range []string{"a", strings.Repeat("*", 1000), "b"} {
+		c.node.Handle(c.now, &proto.Request{
+			Verb: proto.Acquire, Client: "orders", Resource: name, Claim: proto.ClaimID{Instance: uuid.UUID{1}, Seq: uint64(i + 1)},
+			Beat: 1, Mode: quorum.Exclusive, At: c.now.Wall, TTL: 30 * time.Second, Digest: c.node.digest,
+		}, "_INBOX.orders", &c.out)
+		c.reset()
+	}
+	c.node.Fit(1024)
+	got, _ := c.pages(t, proto.Request{Verb: proto.List}, func() {})
+	if len(got) != 2 || got[0].Name != "a" || got[1].Name != "b" {
+		t.Errorf("%+v", got)
 	}
 }

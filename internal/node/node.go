@@ -25,6 +25,7 @@ type Config struct {
 	MaxClaims   int           // claims of one client name
 	MaxQueue    int           // claims waiting for one resource
 	MaxRuns     int           // runs of claims that fit into one answer, at least 2
+	MaxBody     int           // bytes of an answer that its connection takes
 	FloorKey    [16]byte      // random, and nobody else's: which names share a floor
 	Floors      int           // how many there are, a power of two; 0: as many as a node should have
 	Version     string
@@ -118,6 +119,9 @@ func New(cfg Config, now proto.Now, saved *Saved, forgot time.Duration) *Node {
 	if cfg.MaxRuns < 2 {
 		cfg.MaxRuns = proto.MaxRuns
 	}
+	if cfg.MaxBody == 0 {
+		cfg.MaxBody = proto.MaxBody
+	}
 	n := &Node{
 		cfg:       cfg,
 		digest:    cfg.Digest(),
@@ -139,6 +143,9 @@ func New(cfg Config, now proto.Now, saved *Saved, forgot time.Duration) *Node {
 	n.probeAt = now.Mono - cfg.ProbeWait // due at once
 	return n
 }
+
+// Fit tells the node how many bytes of an answer its connection takes from now on.
+func (n *Node) Fit(bytes int) { n.cfg.MaxBody, n.cfg.MaxRuns = bytes, proto.RunsIn(bytes) }
 
 // continued is the lives whose memory this one has, as long as votes can stand that
 // they gave: so a client knows that what it hears is no other node of this name (C13).

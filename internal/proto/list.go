@@ -5,17 +5,51 @@ import (
 	"strings"
 )
 
-// PageBytes is about how much a node puts into one page. Asking for a page costs it
+// PageBytes is how much a node puts into one page, or less if its connection takes less. Asking for a page costs it
 // little, and the messages of locks do not wait long behind one.
 const PageBytes = 48 << 10
 
-// PageSize is about how many bytes the record adds to a page.
+// PageSize is how many bytes the record adds to a page, and a few more.
 func (r *Record) PageSize() int {
-	n := 64 + len(r.Name)
+	n := 96 + len(r.Name)
+	for i := range len(r.Name) {
+		if !isPlain(r.Name[i]) {
+			n += 2 // as %XX
+		}
+	}
 	for i := range r.Claims {
-		n += 256 + len(r.Claims[i].Client) + len(r.Claims[i].Note)
+		n += r.Claims[i].PageSize()
 	}
 	return n
+}
+
+// PageSize is how many bytes the claim adds to a record, and a few more.
+func (c *ClaimRecord) PageSize() int {
+	n := 288 + len(c.Client) + len(c.Note)
+	for i := range len(c.Note) {
+		switch b := c.Note[i]; {
+		case b >= 0x80:
+			n++ // at most: of three bytes, two have an escape of six
+		case b < ' ' || b == '"' || b == '\\' || b == '<' || b == '>' || b == '&':
+			n += 5 // as \u00XX
+		}
+	}
+	return n
+}
+
+// Shrink leaves out of a record what goes beyond so many bytes of a page, notes before
+// claims, and reports whether the rest fits.
+func (r *Record) Shrink(most int) bool {
+	if r.PageSize() <= most {
+		return true
+	}
+	for i := range r.Claims {
+		r.Claims[i].Note = ""
+	}
+	for len(r.Claims) > 0 && r.PageSize() > most {
+		r.Claims = r.Claims[:len(r.Claims)-1]
+	}
+	return r.PageSize() <= most
 }
 
 type wireRecord struct {

@@ -83,6 +83,12 @@ func (id ClaimID) Compare(other ClaimID) int {
 // Run is a run of consecutive claims of one instance, both ends included.
 type Run struct{ Lo, Hi uint64 }
 
+// RunsIn is how many runs fit into a refresh, or its answer, of so many bytes.
+func RunsIn(bytes int) int {
+	const perRun, rest = 2*16 + 4, 1024 // two numbers below 2^53, and the other fields
+	return max(2, min((min(bytes, MaxBody)-rest)/perRun, MaxRuns))
+}
+
 // Runs is a sorted list of runs that neither touch nor overlap.
 type Runs []Run
 

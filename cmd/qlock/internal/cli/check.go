@@ -28,8 +28,9 @@ func (a *app) check() *cobra.Command {
 		Use:     "check [flags]",
 		Short:   "Tell what is wrong, in plain words",
 		GroupID: groupSee,
-		Long: `Connect, ask the nodes, compare what they say, measure their clocks, take a lock
-and give it back, and tell what is wrong and what helps.
+		Long: `Connect, ask the nodes, compare what they say, measure their clocks, take a lock,
+look at it as qlock ls and qlock info do, and give it back; and tell what is wrong and
+what helps.
 
 The lock that is taken has a random name under qlock.check; a user who is limited
 to other locks gives one with --lock.
@@ -143,6 +144,7 @@ func (a *app) examine(ctx context.Context, c *connection, name string, r *findin
 	}
 	defer l.Close()
 	r.add(fine, "connection", fmt.Sprintf("connected to NATS at %s as client %s, round trip %s", l.ConnectedUrlRedacted(), l.client, roundTrip(l)), "")
+	checkPayload(l, r)
 	s, err := l.survey(ctx, l.patience())
 	if err != nil {
 		r.add(problem, "permissions", plain(err), "qlock permissions client:"+l.client+" writes those that are needed")
@@ -314,11 +316,11 @@ func checkOffsets(off map[string]time.Duration, maxLease, skew time.Duration, r 
 }
 
 // checkLock does what all is for.
-func (l *link) checkLock(ctx context.Context, name string, r *findings) {
+func (l *link) checkLock(parent context.Context, name string, r *findings) {
 	if name == "" {
 		name = "qlock.check." + nuid.Next()
 	}
-	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	ctx, cancel := context.WithTimeout(parent, l.timeout)
 	defer cancel()
 	locker, err := l.locker(ctx, 0, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -328,7 +330,8 @@ func (l *link) checkLock(ctx context.Context, name string, r *findings) {
 	defer func() { _ = locker.Close() }()
 	before := len(l.denials())
 	began := time.Now()
-	lock, err := locker.TryLock(ctx, name)
+	// With as long a note as there can be.
+	lock, err := locker.TryLock(qlock.ContextWithNote(ctx, strings.Repeat("<", proto.MaxNote)), name)
 	took := time.Since(began)
 	switch {
 	case errors.Is(err, qlock.ErrHeld):
@@ -341,14 +344,50 @@ func (l *link) checkLock(ctx context.Context, name string, r *findings) {
 		r.add(problem, "lock", plain(err), "")
 		return
 	}
+	l.checkLook(parent, locker, name, r)
 	err = lock.Unlock(ctx)
 	_ = l.FlushTimeout(l.timeout) // so that what NATS denies is known
-	switch d := l.denials(); {
+	// To look is a permission of its own, which few have.
+	looking := func(err error) bool { return strings.Contains(err.Error(), ".admin.") }
+	switch d := slices.DeleteFunc(l.denials(), looking); {
 	case err != nil:
 		r.add(problem, "lock", plain(err), "")
 	case len(d) > before:
 		r.add(warning, "permissions", "a lock was taken, but not all could be published: "+plain(d[before]), "qlock permissions client:"+l.client+" writes what is needed")
 	default:
 		r.add(fine, "lock", fmt.Sprintf("a lock was taken in %v and given back", round(took)), "")
+	}
+}
+
+// checkLook does what those commands need that show locks.
+func (l *link) checkLook(ctx context.Context, locker *qlock.Locker, name string, r *findings) {
+	// Nodes that are silent are waited for twice.
+	ctx, cancel := context.WithTimeout(ctx, max(l.timeout, 3*time.Second))
+	defer cancel()
+	began := time.Now()
+	all, err := locker.Locks(ctx, "")
+	what := "qlock ls"
+	if err == nil {
+		what = "qlock info"
+		_, err = locker.Inspect(ctx, name)
+	}
+	switch {
+	case errors.Is(err, qlock.ErrRefused):
+		r.add(fine, "list", "this user may not look at the locks of others", "")
+	case err != nil:
+		r.add(problem, "list", "locks cannot be shown ("+what+"): "+plain(err), "a node's log says why it does not answer; --timeout gives it longer")
+	default:
+		r.add(fine, "list", fmt.Sprintf("%s shown in %v", several(len(all), "lock"), round(time.Since(began))), "")
+	}
+}
+
+// checkPayload looks at how long messages may be here. A node's own server may take less.
+func checkPayload(l *link, r *findings) {
+	const enough, least = 8 << 10, 1 << 10
+	switch most := l.MaxPayload(); {
+	case most < least:
+		r.add(problem, "payload", fmt.Sprintf("the NATS server takes %d bytes in a message, and many of these are longer", most), fmt.Sprintf("set its max_payload to %d or more", enough))
+	case most < enough:
+		r.add(warning, "payload", fmt.Sprintf("the NATS server takes %d bytes in a message: long notes are left out, and long names may not fit", most), fmt.Sprintf("set its max_payload to %d or more", enough))
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -85,8 +86,19 @@ type link struct {
 	cluster, client string
 	timeout         time.Duration
 
+	closed chan struct{} // closed with the connection, for ever
+
 	mu     sync.Mutex // guards what follows
 	denied []error
+}
+
+// lostForEver says what closed the connection, for a command that cannot go on.
+func (l *link) lostForEver() error {
+	err := errors.New("the NATS connection is closed and does not come back")
+	if last := l.LastError(); last != nil {
+		err = fmt.Errorf("%w: %w", err, last)
+	}
+	return &statusError{exitSelf, err}
 }
 
 // name is the client's name. The user's is the one that permissions are given to.
@@ -127,11 +139,15 @@ func (c *connection) connect(role string, lease time.Duration, more ...nats.Opti
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	l := &link{cluster: c.cluster, client: c.name(), timeout: c.timeout}
+	l := &link{cluster: c.cluster, client: c.name(), timeout: c.timeout, closed: make(chan struct{})}
 	opts := append(c.options(l),
+		nats.ClosedHandler(func(*nats.Conn) { close(l.closed) }),
 		nats.Name("qlock "+role+" "+l.client),
-		nats.MaxReconnects(-1), nats.PingInterval(max(lease/3, 100*time.Millisecond)), nats.MaxPingsOutstanding(1),
-		nats.ReconnectWait(100*time.Millisecond), nats.ReconnectJitter(50*time.Millisecond, 200*time.Millisecond),
+		// It never ends by itself: credentials may be refused for a while, when they are
+		// changed here and there.
+		nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(),
+		nats.PingInterval(max(lease/5, 100*time.Millisecond)), nats.MaxPingsOutstanding(1),
+		nats.CustomReconnectDelay(reconnectDelay),
 		nats.Timeout(c.timeout))
 	opts = append(opts, more...)
 	var err error
@@ -154,6 +170,55 @@ func (c *connection) connect(role string, lease time.Duration, more ...nats.Opti
 		return nil, c.notConnected(err)
 	}
 	return l, nil
+}
+
+// reconnectDelay is short while a lock may still be kept, and spares servers that are
+// down, or refuse the credentials, for long.
+func reconnectDelay(attempts int) time.Duration {
+	if attempts <= 30 {
+		return 100*time.Millisecond + rand.N(100*time.Millisecond)
+	}
+	return time.Second + rand.N(500*time.Millisecond)
+}
+
+// connectionLogs tell of a connection that breaks and comes back. What is wrong with
+// it while it is tried again is told once a minute, and when it changes.
+func connectionLogs(log *slog.Logger) []nats.Option {
+	var mu sync.Mutex
+	var last string
+	var at time.Time
+	news := func(text string) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if text == last && time.Since(at) < time.Minute {
+			return false
+		}
+		last, at = text, time.Now()
+		return true
+	}
+	return []nats.Option{
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				log.Warn("NATS connection lost", "error", err)
+			}
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			news("") // the next error is one
+			log.Info("NATS connection is back", "server", nc.ConnectedUrlRedacted())
+		}),
+		func(o *nats.Options) error {
+			before := o.AsyncErrorCB
+			o.AsyncErrorCB = func(nc *nats.Conn, sub *nats.Subscription, err error) {
+				if news(err.Error()) {
+					log.Warn("NATS connection", "error", err)
+				}
+				if before != nil {
+					before(nc, sub, err)
+				}
+			}
+			return nil
+		},
+	}
 }
 
 func (c *connection) notConnected(err error) error {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -89,18 +90,25 @@ func (a *app) runDemo(ctx context.Context, port int, traffic bool, count int) er
 			})
 		}
 	}
-	<-ctx.Done()
+	select {
+	case <-ctx.Done():
+	case <-l.closed:
+		err = l.lostForEver()
+	}
+	cancel()
 	services.Wait()
-	return w.close()
+	return errors.Join(err, w.close())
 }
 
 func demoLink(urls []string, name string) (*link, error) {
+	closed := make(chan struct{})
 	nc, err := nats.Connect(strings.Join(urls, ","), nats.Name("qlock "+name), nats.MaxReconnects(-1),
+		nats.ClosedHandler(func(*nats.Conn) { close(closed) }),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})) // that of package nats writes to standard error, and waits
 	if err != nil {
 		return nil, err
 	}
-	return &link{Conn: nc, cluster: qlock.DefaultCluster, client: name, timeout: 5 * time.Second}, nil
+	return &link{Conn: nc, cluster: qlock.DefaultCluster, client: name, timeout: 5 * time.Second, closed: closed}, nil
 }
 
 // demoService takes a lock now and then, at the pace of a person who reads.
@@ -124,6 +132,9 @@ func demoService(ctx context.Context, urls []string, name string) error {
 		lock, err := ask(ctx, names[rand.IntN(len(names))])
 		if ctx.Err() != nil {
 			return nil
+		}
+		if errors.Is(err, qlock.ErrClosed) {
+			return err
 		}
 		if err == nil {
 			pause(ctx, time.Duration(300+rand.IntN(1200))*time.Millisecond)

@@ -66,7 +66,11 @@ restarted. Else it waits.
 SIGHUP reads the file of --config and the certificates again; of the file, log-level
 is applied, and what needs a restart is logged.
 
---http serves /healthz (the process lives), /readyz (the node votes) and /metrics.
+The node ends with status 1 when it cannot go on by itself: another node has its
+name, or its NATS connection is closed for ever. Let a supervisor restart it.
+
+--http serves /healthz (the node serves, or will), /readyz (the node votes) and
+/metrics.
 
 The file of --config is YAML. Its keys are the names of these flags:
 
@@ -262,7 +266,8 @@ func (a *app) runNode(cmd *cobra.Command, o *nodeOptions) error {
 			}
 			return nil
 		case <-s.qnode().Done():
-			return errors.Join(fmt.Errorf("another node named %q runs in cluster %q: give each node a name of its own", o.node.Name, o.node.Cluster), s.close())
+			// Whoever supervises this process starts it anew.
+			return errors.Join(s.qnode().Err(), s.close())
 		case <-hangups:
 			file = o.reload(file, certs, level, log)
 		}
@@ -305,7 +310,7 @@ func startTime(timeout time.Duration) time.Duration {
 }
 
 func (s *nodeServer) startExternal(ctx context.Context) error {
-	link, err := s.o.connect("node", s.o.node.MaxLease, s.connectionLogs()...)
+	link, err := s.o.connect("node", s.o.node.MaxLease, connectionLogs(s.log)...)
 	if err != nil {
 		return err
 	}
@@ -316,23 +321,6 @@ func (s *nodeServer) startExternal(ctx context.Context) error {
 	}
 	s.started.Store(&running{node: node, nc: link.Conn})
 	return nil
-}
-
-// connectionLogs tell of a connection that breaks and comes back.
-func (s *nodeServer) connectionLogs() []nats.Option {
-	return []nats.Option{
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			if err != nil {
-				s.log.Warn("NATS connection lost", "error", err)
-			}
-		}),
-		nats.ReconnectHandler(func(nc *nats.Conn) {
-			s.log.Info("NATS connection is back", "server", nc.ConnectedUrlRedacted())
-		}),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			s.log.Warn("NATS connection", "error", err)
-		}),
-	}
 }
 
 func (s *nodeServer) startEmbedded(ctx context.Context, certs *certificates) error {

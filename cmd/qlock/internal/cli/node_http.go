@@ -67,13 +67,14 @@ func (w *web) close() {
 	<-w.done
 }
 
-// healthz fails when a restart would help: the node stopped, though its process
-// lives. A node that waits, or has lost NATS, goes on by itself.
+// healthz fails when a restart would help: the node stopped, as another has its name or
+// its connection is closed for ever, though its process lives. A node that waits, or
+// whose connection is to come back, goes on by itself.
 func (s *nodeServer) healthz(w http.ResponseWriter, _ *http.Request) {
 	r := s.started.Load()
 	select {
 	case <-done(r):
-		answer(w, http.StatusServiceUnavailable, "stopped", "another node has this name")
+		answer(w, http.StatusServiceUnavailable, "stopped", plain(r.node.Err()))
 	default:
 		answer(w, http.StatusOK, state(r), "")
 	}

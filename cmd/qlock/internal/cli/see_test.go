@@ -430,9 +430,9 @@ func TestCheck(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
 	r := qlockCmd(t, "check", "-s", c.url())
-	r.want(t, 0, "connected to NATS at nats://", "3 of 3 nodes vote, 2 are needed", "all nodes run version", "clocks agree within", "a lock was taken in", "Nothing is wrong.")
+	r.want(t, 0, "connected to NATS at nats://", "3 of 3 nodes vote, 2 are needed", "all nodes run version", "clocks agree within", " shown in ", "a lock was taken in", "Nothing is wrong.")
 	report := decode[checkReport](t, qlockCmd(t, "check", "-s", c.url(), "--json"))
-	if report.Problems != 0 || report.Warnings != 0 || len(report.Findings) != 5 {
+	if report.Problems != 0 || report.Warnings != 0 || len(report.Findings) != 6 {
 		t.Errorf("%+v", report)
 	}
 	qlockCmd(t, "check", "-s", c.url(), "--cluster", "nobody").want(t, exitFailed, "problem", `no node of cluster "nobody" answered`)

@@ -81,7 +81,8 @@ func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs
 	if lease == 0 {
 		lease = qlock.DefaultLease
 	}
-	l, err := c.connect(role, lease)
+	logger, _ := log.logger(a.err)
+	l, err := c.connect(role, lease, connectionLogs(logger)...)
 	if err != nil {
 		if exitOf(err) == exitUsage {
 			return nil, err
@@ -100,7 +101,6 @@ func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs
 		return fail(err)
 	}
 	defer func() { _ = sub.Unsubscribe() }()
-	logger, _ := log.logger(a.err)
 	opts := []qlock.Option{qlock.WithNote(o.note)}
 	if o.lease != 0 {
 		opts = append(opts, qlock.WithLease(o.lease))

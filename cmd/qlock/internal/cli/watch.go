@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -50,7 +51,10 @@ auditor; with those of an observer there are no lines of these.`,
 			ctx, stop := interrupted(cmd.Context())
 			defer stop()
 			context.AfterFunc(ctx, stop) // a second signal ends a program that waits for who reads its output
-			l, err := c.connect("watch", 10*time.Second)
+			// What goes on while there is no connection is not seen, and whoever watches
+			// must know.
+			log, _ := (&logs{level: "info", format: "text"}).logger(a.err)
+			l, err := c.connect("watch", 10*time.Second, connectionLogs(log)...)
 			if err != nil {
 				return err
 			}
@@ -63,7 +67,11 @@ auditor; with those of an observer there are no lines of these.`,
 				return err
 			}
 			fmt.Fprintf(a.err, "Locks of cluster %s on %s, Ctrl-C ends it.\n", c.cluster, l.ConnectedUrlRedacted())
-			<-ctx.Done()
+			select {
+			case <-ctx.Done():
+			case <-l.closed:
+				return errors.Join(l.lostForEver(), w.close())
+			}
 			return w.close()
 		},
 	}

@@ -1,0 +1,269 @@
+//go:build unix
+
+package cli
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// natsServer is a NATS of somebody else's, whose users may be changed.
+type natsServer struct {
+	*server.Server
+	opts *server.Options
+}
+
+func startNATS(t *testing.T, change ...func(*server.Options)) *natsServer {
+	t.Helper()
+	s := &natsServer{opts: &server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true}}
+	for _, f := range change {
+		f(s.opts)
+	}
+	var err error
+	if s.Server, err = server.NewServer(s.opts.Clone()); err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() {
+		s.Shutdown()
+		s.WaitForShutdown()
+	})
+	if !s.ReadyForConnections(patience) {
+		t.Fatal("the server is not ready")
+	}
+	return s
+}
+
+// users changes who may connect. Whose password is another now is disconnected.
+func (s *natsServer) users(t *testing.T, users ...*server.User) {
+	t.Helper()
+	opts := s.opts.Clone()
+	opts.Port = s.Addr().(*net.TCPAddr).Port
+	opts.Users = users
+	if err := s.ReloadOptions(opts); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Credentials that are changed at the server first are refused for a while, and more
+// than twice. Nothing ends by that: a node votes again, and who waited for a lock, or
+// watched, goes on.
+func TestCredentialsChange(t *testing.T) {
+	t.Parallel()
+	node := func(password string) *server.User { return &server.User{Username: "node", Password: password} }
+	user := func(password string) *server.User { return &server.User{Username: "cli", Password: password} }
+	s := startNATS(t, func(o *server.Options) { o.Users = []*server.User{node("right"), user("right")} })
+	addr := freeAddress(t)
+	n := launch(t, "node", "--server", s.ClientURL(), "--user", "node", "--password", "right", "--name", "n1", "--nodes", "n1", "--max-lease", "300ms", "--http", addr)
+	n.says(n.err, "ready: this node votes")
+	as := []string{"-s", s.ClientURL(), "--user", "cli", "--password", "right"}
+	h := launch(t, append([]string{"lock", "x"}, as...)...)
+	h.says(h.out, "\n")
+	waits := launch(t, append([]string{"run", "x"}, append(as, "--", "true")...)...)
+	waits.says(waits.err, "waiting for x")
+	watches := launch(t, append([]string{"watch"}, as...)...)
+	watches.says(watches.err, "Ctrl-C ends it")
+	looks := launch(t, append([]string{"ls", "--watch", "--json", "--interval", "100ms"}, as...)...)
+	looks.says(looks.out, `"name":"x"`)
+
+	s.users(t, node("wrong"), user("wrong"))
+	for _, p := range []*process{n, waits, watches} {
+		p.says(p.err, "authorization violation")
+	}
+	eventually(t, func() error { // several attempts were refused
+		v, err := s.Varz(nil)
+		if err == nil && v.TotalConnections < 30 {
+			err = fmt.Errorf("%d connections until now", v.TotalConnections)
+		}
+		return err
+	})
+	for what, p := range map[string]*process{"the node": n, "who waits": waits, "who watches": watches, "who looks": looks} {
+		select {
+		case <-p.done:
+			t.Errorf("%s ended with %d\n%s", what, p.status, p.err)
+		default:
+		}
+	}
+	if status, body := mustGet(t, "http://"+addr+"/readyz"); status != 503 {
+		t.Errorf("readyz of a node that NATS refuses: %d %s", status, body)
+	}
+	s.users(t, node("right"), user("right"))
+	waits.wait().want(t, 0, "NATS connection lost")
+	eventually(t, func() error {
+		status, body := mustGet(t, "http://"+addr+"/readyz")
+		if status != 200 {
+			return fmt.Errorf("readyz: %d %s", status, body)
+		}
+		return nil
+	})
+	watches.says(watches.err, "NATS connection is back")
+	qlockCmd(t, append([]string{"run", "y"}, append(as, "--", "true")...)...).want(t, 0)
+	watches.says(watches.out, " y ")
+	if lines := strings.Count(n.err.String(), "authorization violation"); lines > 3 {
+		t.Errorf("the node said %d times that it was refused:\n%s", lines, n.err)
+	}
+}
+
+// injector is a way to a server that can make it say something that it never says.
+type injector struct {
+	net.Listener
+	mu    sync.Mutex // guards what follows
+	conns []*injected
+}
+
+// injected is a connection; its lock is held while something is written to the client.
+type injected struct {
+	sync.Mutex
+	client net.Conn
+}
+
+func newInjector(t *testing.T, to string) *injector {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := &injector{Listener: l}
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", to)
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			c := &injected{client: client}
+			i.mu.Lock()
+			i.conns = append(i.conns, c)
+			i.mu.Unlock()
+			all.Go(func() {
+				_, _ = io.Copy(server, client)
+				_ = server.Close()
+			})
+			all.Go(func() {
+				c.copy(server)
+				_ = client.Close()
+			})
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		i.mu.Lock()
+		for _, c := range i.conns {
+			_ = c.client.Close()
+		}
+		i.mu.Unlock()
+		all.Wait()
+	})
+	return i
+}
+
+// copy hands on whole lines only, so that something can be put between.
+func (c *injected) copy(from io.Reader) {
+	buf, have := make([]byte, 64<<10), 0
+	for {
+		n, err := from.Read(buf[have:])
+		have += n
+		if end := strings.LastIndex(string(buf[:have]), "\r\n") + 2; end > 1 {
+			c.Lock()
+			_, _ = c.client.Write(buf[:end])
+			c.Unlock()
+			have = copy(buf, buf[end:have])
+		}
+		if err != nil || have == len(buf) {
+			return
+		}
+	}
+}
+
+// say makes the server say a line on all connections.
+func (i *injector) say(line string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, c := range i.conns {
+		c.Lock()
+		_, _ = c.client.Write([]byte(line + "\r\n"))
+		c.Unlock()
+	}
+}
+
+// An error that the client library does not know closes a connection for ever. Whatever
+// runs on it ends with an error, so that a supervisor starts it anew; nothing lives on
+// as if it served.
+func TestConnectionClosedForEver(t *testing.T) {
+	t.Parallel()
+	s := startNATS(t)
+	own := launch(t, "node", "--server", s.ClientURL(), "--name", "n1", "--nodes", "n1", "--max-lease", "10s")
+	own.says(own.err, "node serves")
+	eventually(t, func() error {
+		if r := qlockCmd(t, "check", "-s", s.ClientURL()); !strings.Contains(r.out, "1 of 1 nodes vote") {
+			return fmt.Errorf("%s", r.out)
+		}
+		return nil
+	})
+	i := newInjector(t, s.Addr().String())
+	at := []string{"-s", "nats://" + i.Addr().String()}
+	addr := freeAddress(t)
+	n := launch(t, append([]string{"node", "--name", "a", "--nodes", "a", "--cluster", "other", "--max-lease", "300ms", "--http", addr, "--log-format", "json"}, at...)...)
+	n.says(n.err, "node serves")
+	h := launch(t, "lock", "x", "-s", s.ClientURL())
+	h.says(h.out, "\n")
+	waits := launch(t, append([]string{"run", "x"}, append(at, "--", "true")...)...)
+	waits.says(waits.err, "waiting for x")
+	watches := launch(t, append([]string{"watch"}, at...)...)
+	watches.says(watches.err, "Ctrl-C ends it")
+	looks := launch(t, append([]string{"ls", "--watch", "--json", "--interval", "100ms"}, at...)...)
+	looks.says(looks.out, `"name":"x"`)
+	informs := launch(t, append([]string{"info", "x", "--watch", "--json", "--interval", "100ms"}, at...)...)
+	informs.says(informs.out, `"name":"x"`)
+
+	i.say("-ERR 'Nobody Knows This'")
+	n.wait().want(t, exitFailed, "Nobody Knows This", "connection closed", "this node serves no more")
+	waits.wait().want(t, exitSelf, "Nobody Knows This", "closed")
+	watches.wait().want(t, exitSelf, "Nobody Knows This", "closed")
+	looks.wait().want(t, exitFailed, "Nobody Knows This", "closed")
+	informs.wait().want(t, exitFailed, "Nobody Knows This", "closed")
+	own.signal(syscall.SIGTERM)
+	own.wait().want(t, 0)
+}
+
+// freeAddress is one that was free a moment ago.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
+
+// check finds out what the other commands would fail at.
+func TestCheckLooks(t *testing.T) {
+	t.Parallel()
+	s := startNATS(t, func(o *server.Options) { o.MaxPayload = 4 << 10 })
+	n := launch(t, "node", "--server", s.ClientURL(), "--name", "n1", "--nodes", "n1", "--max-lease", "300ms")
+	n.says(n.err, "ready: this node votes")
+	n.says(n.err, "the NATS connection was not made for locks")
+	note := strings.Repeat("<", 256)
+	for i := range 5 {
+		h := launch(t, "lock", fmt.Sprint("x.", i), "--lease", "300ms", "-s", s.ClientURL(), "--note", note)
+		h.says(h.out, "\n")
+	}
+	qlockCmd(t, "check", "-s", s.ClientURL()).want(t, 0, "takes 4096 bytes in a message", "6 locks shown", "a lock was taken")
+	ls := qlockCmd(t, "ls", "--json", "-s", s.ClientURL())
+	if r := decode[lookReport](t, ls); len(r.Locks) != 5 || r.Locks[0].Holders[0].Note != note {
+		t.Errorf("%s", ls.out)
+	}
+}
