@@ -536,8 +536,8 @@ func TestConnectionClosedUnderQuestion(t *testing.T) {
 }
 
 // A node whose connection is closed for ever serves no more, and says so wherever one
-// may look. What it knows it saves all the same, and votes at once when it starts
-// again.
+// may look. What it knows it saves all the same when it is closed soon, and votes at once
+// when it starts again.
 func TestNodeEndsWithItsConnection(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, 3)
@@ -568,10 +568,19 @@ func TestNodeEndsWithItsConnection(t *testing.T) {
 			t.Errorf("logged in an hour: %q", got)
 		}
 		tn.stop()
+
+		// One that is closed soon after has been away for no time.
+		tn = w.nodes[1]
+		tn.link.Close()
+		settle()
+		tn.stop()
 		tn.link = w.connect()
 		tn.start()
 		if !tn.Ready() {
 			t.Errorf("the node is %s after a clean stop", tn.Stats().State)
+		}
+		if err := context.Cause(k.Context()); err != nil {
+			t.Errorf("the lock is lost: %v", err)
 		}
 		mustUnlock(t, k)
 		w.noClaims()

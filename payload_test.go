@@ -101,9 +101,8 @@ func TestPayloadOfAnotherServer(t *testing.T) {
 		}
 		// Who is connected is not told, and would be disconnected for what is longer.
 		for _, l := range []*link{nc, w.nodes[0].link, w.nodes[1].link, w.nodes[2].link} {
-			if err := l.ForceReconnect(); err != nil {
-				t.Fatal(err)
-			}
+			l.cut()
+			l.mend()
 		}
 		time.Sleep(3 * testLease)
 		for i := 1; i < 600; i += 2 {
