@@ -8,7 +8,7 @@ import (
 )
 
 // A node that did not hear a release learns of it from one that did, when who waits has
-// that one's vote (N11, C13): nobody waits for the lease of a lock that was given back.
+// that one's vote (N11, C14): nobody waits for the lease of a lock that was given back.
 func TestReleaseThatOneNodeDidNotHear(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, 3)

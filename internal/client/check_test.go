@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
 )
@@ -14,7 +16,11 @@ func TestNodesThatContradictAreToldToCheck(t *testing.T) {
 	k := newTalk(t, 10*time.Second, nil)
 	cl := k.Claim(k.now, Want{Resource: "r", Mode: quorum.Exclusive}, &k.out)
 	answer := func(node string, kind proto.Kind) {
-		k.Handle(k.now, answerOf(node, oneConfig, kind, cl.beat), &k.out)
+		a := answerOf(node, oneConfig, kind, cl.beat)
+		if kind == proto.Queued {
+			a.Blocker = &proto.Blocker{Claim: proto.ClaimID{Instance: uuid.UUID{2}, Seq: 1}, Client: "b", Voted: true}
+		}
+		k.Handle(k.now, a, &k.out)
 	}
 	if k.out.Requests[0].Check {
 		t.Error("the first acquire says check")
@@ -44,6 +50,19 @@ func TestNodesThatContradictAreToldToCheck(t *testing.T) {
 	answer("n3", proto.Queued)
 	if n := count(k.wait(30*time.Second), proto.Acquire); n > 1 {
 		t.Errorf("a claim that waits everywhere sends %d acquires", n)
+	}
+
+	// A node that does not vote has nothing to check: who waits for it does not ask.
+	k = newTalk(t, 10*time.Second, nil)
+	cl = k.Claim(k.now, Want{Resource: "r", Mode: quorum.Exclusive}, &k.out)
+	for _, node := range []string{"n1", "n2"} {
+		a := answerOf(node, oneConfig, proto.Queued, cl.beat)
+		a.Recovering = time.Minute
+		k.Handle(k.now, a, &k.out)
+	}
+	answer("n3", proto.Granted)
+	if n := count(k.wait(5*time.Second), proto.Acquire); n > 1 {
+		t.Errorf("a claim that waits for nodes that do not vote sends %d acquires", n)
 	}
 
 	// A holder has nothing to check, though a node has it queued.

@@ -782,7 +782,7 @@ func (c *Client) settled(cl *Claim) bool {
 			answered++
 		}
 	}
-	if standing >= c.need(cl) || standing > 0 && waits > 0 {
+	if standing >= c.need(cl) || c.torn(cl) {
 		return false // different fences, or one node knows more than another (C14): it must ask
 	}
 	return waits > len(cl.votes)-c.need(cl) || answered == len(cl.votes)
@@ -792,16 +792,15 @@ func (c *Client) settled(cl *Claim) bool {
 // vote, and another has somebody before it, who may be over and was not heard to be
 // (C14).
 func (c *Client) torn(cl *Claim) bool {
-	waits, standing := 0, 0
+	blocked, standing := false, 0
 	for i := range cl.votes {
-		switch v := &cl.votes[i]; {
-		case v.until > c.now:
+		if v := &cl.votes[i]; v.until > c.now {
 			standing++
-		case v.heard == queued:
-			waits++
+		} else {
+			blocked = blocked || v.blocker() != nil // not only that the node does not vote
 		}
 	}
-	return cl.state == Waiting && waits > 0 && standing > 0 && standing < c.need(cl)
+	return cl.state == Waiting && blocked && standing > 0 && standing < c.need(cl)
 }
 
 // Handle takes an answer of a node.

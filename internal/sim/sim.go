@@ -228,7 +228,7 @@ func emptySim(opt Options) *Sim {
 }
 
 func newSim(opt Options) *Sim {
-	if opt.Seed%20 == 7 {
+	if opt.Seed%20 == 14 { // none of those that have an operator, or anything else of their own
 		return newOneLink(opt)
 	}
 	s := emptySim(opt)
