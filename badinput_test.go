@@ -429,6 +429,46 @@ func TestClientsIgnoreBadAnswers(t *testing.T) {
 	})
 }
 
+// One message may grant a claim, and end it, in any order and more than once: whoever
+// asked for it gets it, and learns that it is lost.
+func TestContradictingAnswersInOneMessage(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage(t)
+		inbox, _ := s.answers("b")
+		wait := s.answer(t, "b")
+		of := func(kind proto.Kind, node string) string {
+			a := *wait
+			a.Kind, a.Node, a.Fence, a.By, a.Text = kind, node, uint64(time.Now().UnixMicro()), "ops", "because"
+			a.Blocker, a.Reason = nil, proto.ReasonLease
+			a.Incarnation = uuid.UUID{}
+			if kind == proto.Refreshed {
+				a.Lo, a.Hi, a.Unknown = 1, 1, proto.Runs{{Lo: 1, Hi: 1}}
+			}
+			return string(proto.AppendAnswer(nil, &a))
+		}
+		granted := []string{of(proto.Granted, "n1"), of(proto.Granted, "n2"), of(proto.Granted, "n3")}
+		list := slices.Concat(granted, []string{
+			of(proto.Recall, "n1"), of(proto.Queued, "n2"), of(proto.Refreshed, "n3"), of(proto.Refused, "n1"),
+			of(proto.Evicted, "n3"), of(proto.Evicted, "n2"),
+		}, granted)
+		s.publish(t, inbox, "", []byte("["+strings.Join(list, ",")+"]"))
+		settle()
+		_, cause := died(t, s.next.held(t).Context())
+		wantIs(t, cause, qlock.ErrLost)
+		wantIs(t, cause, qlock.ErrEvicted)
+		if err := context.Cause(s.lock.Context()); err != nil {
+			t.Errorf("the other client's lock has ended: %v", err)
+		}
+		if got := s.b.Stats(); got.Granted != 1 || got.Lost != 1 || got.Held != 0 || got.Waiting != 0 {
+			t.Errorf("%+v", got)
+		}
+		mustUnlock(t, s.lock)
+		mustUnlock(t, mustLock(t, s.b, "x"))
+		time.Sleep(testLease + time.Second)
+		s.noClaims()
+	})
+}
+
 // A node that answers with two incarnations by turns counts for neither (N9); the
 // other two keep the lock. And however many incarnations there are, the log has
 // few lines of them.

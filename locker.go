@@ -431,7 +431,7 @@ func (l *Locker) became(now proto.Now, e local.Event) {
 	case local.Held:
 		k.token, k.since = e.Use.Token(), l.start.Add(now.Mono)
 		l.counts.hold(k, e.First)
-		k.votes, k.nodes = l.table.Votes(e.Use), len(l.core.Cluster().Nodes)
+		k.votes, k.nodes = e.Votes, len(l.core.Cluster().Nodes)
 	case local.Lost:
 		if k.state != lockHeld {
 			break // its owner was about to give it back, and has ended its context
