@@ -164,11 +164,13 @@ func (d *Dice) Grants(w *World, client string, claim proto.ClaimID, beat uint64)
 
 // Answer is any answer that a decoder lets through.
 func (d *Dice) Answer(w *World) proto.Answer {
-	a := proto.Answer{
-		Kind: Of(d, proto.Granted, proto.Granted, proto.Granted, proto.Queued, proto.Refused, proto.Recall,
-			proto.Refreshed, proto.Evicted, proto.Informed, proto.Listed, proto.Evicting),
-		Node: Of(d, w.Nodes...), Digest: d.digest(w), Client: Of(d, w.Clients...),
-	}
+	return d.AnswerOf(w, Of(d, proto.Granted, proto.Granted, proto.Granted, proto.Queued, proto.Refused, proto.Recall,
+		proto.Refreshed, proto.Evicted, proto.Informed, proto.Listed, proto.Evicting))
+}
+
+// AnswerOf is any such answer of one kind.
+func (d *Dice) AnswerOf(w *World, kind proto.Kind) proto.Answer {
+	a := proto.Answer{Kind: kind, Node: Of(d, w.Nodes...), Digest: d.digest(w), Client: Of(d, w.Clients...)}
 	if a.Incarnation = (uuid.UUID{1}); d.Odds(32) {
 		a.Incarnation = uuid.UUID{byte(2 + d.N(2))}
 	}
