@@ -117,7 +117,7 @@ func (s *stage) publish(t *testing.T, subject, reply string, body []byte) {
 
 const (
 	someID  = `"instance":"11111111-2222-4333-8444-555555555555"`
-	maxInt  = proto.MaxInt
+	maxInt  = uint64(proto.MaxInt) // an int may have 32 bits
 	acquire = "lock.default.node.acquire."
 	batch   = "lock.default.node.s"
 )

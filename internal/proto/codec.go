@@ -740,7 +740,7 @@ var hexValues = func() (t [256]byte) {
 
 func (d *decoder) number(key string, v uint64) uint64 {
 	if v > MaxInt {
-		d.fail("%s is above %d", key, MaxInt)
+		d.fail("%s is above %d", key, uint64(MaxInt))
 	}
 	return v
 }
@@ -771,7 +771,7 @@ func (d *decoder) count(key string, v int64) int {
 
 func (d *decoder) micros(key string, v int64) int64 {
 	if v < 0 || v > MaxInt {
-		d.fail("%s is not within 0 and %d microseconds", key, MaxInt)
+		d.fail("%s is not within 0 and %d microseconds", key, uint64(MaxInt))
 	}
 	return v
 }

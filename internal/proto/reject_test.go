@@ -503,7 +503,7 @@ func TestTooManyRuns(t *testing.T) {
 	list := func(n int) Runs {
 		var runs Runs
 		for i := range n {
-			seq := uint64(MaxInt - 2*n + 2*i + 1)
+			seq := MaxInt - 2*uint64(n-i) + 1
 			runs = append(runs, Run{seq, seq})
 		}
 		return runs
