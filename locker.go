@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -368,6 +369,9 @@ func (l *Locker) step(f func(now proto.Now, out *local.Out)) {
 	t := time.Now()
 	now := l.at(t)
 	f(now, out)
+	if out.Renew {
+		l.table.Renew(now, freshInstance(t), out)
+	}
 	held := 0
 	var lost []*Lock
 	for _, e := range out.Uses {
@@ -536,3 +540,9 @@ var answerLists = sync.Pool{New: func() any { return new([]proto.Answer) }}
 var answers = sync.Pool{New: func() any { return new(proto.Answer) }}
 
 func newInstance() uuid.UUID { return uuid.New() }
+
+// freshInstance is one for a client that may have copies. A machine's random numbers may
+// have been copied with it, but not the moment at which each reads its clock.
+func freshInstance(t time.Time) uuid.UUID {
+	return uuid.NewSHA1(newInstance(), strconv.AppendInt(nil, t.UnixNano(), 10))
+}

@@ -44,9 +44,14 @@ func (t *Table) check(all []*Use) error {
 		}
 	}
 	idle := 0
-	for s := t.first; s != nil; s = s.next {
-		if idle++; s.idle == 0 || len(s.holders)+len(s.queue) > 0 || !s.isHeld() || s.next == nil && t.last != s {
+	for s := t.idle.first; s != nil; s = s.next {
+		if idle++; s.idle == 0 || len(s.holders)+len(s.queue) > 0 || !s.isHeld() || s.next == nil && t.idle.last != s {
 			return fmt.Errorf("%q is among the idle, and is not", s.resource)
+		}
+	}
+	for s := t.passing.first; s != nil; s = s.next {
+		if !s.timed || s.passUntil == 0 || s.idle > 0 || !s.isHeld() || s.next == nil && t.passing.last != s {
+			return fmt.Errorf("%q is among those that are passed on, and is not", s.resource)
 		}
 	}
 	claims := 0
@@ -100,6 +105,7 @@ func FuzzTables(f *testing.F) {
 			p := &party{name: name, id: w.Instances[i]}
 			p.core = client.New(client.Config{Name: name, Instance: p.id, TTL: lease, MaxRuns: 4, Cluster: cfg}, now)
 			p.table = New(p.core, retention)
+			p.table.PassOn(dice.Of(d, 0, 3), dice.Of(d, 0, time.Second))
 			parties = append(parties, p)
 		}
 		var nodes []*node.Node
@@ -197,7 +203,7 @@ func FuzzTables(f *testing.F) {
 				did = "reconnected"
 				p.table.Reconnected(now, &p.out)
 				if d.Odds(4) {
-					p.table.Rest(now, &p.out)
+					p.table.Rest(now, 3, &p.out)
 				}
 			}
 			if err := p.table.check(p.uses); err != nil {

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
@@ -540,6 +542,12 @@ func (t *Table) Reconnected(now proto.Now, out *Out) {
 // SetCluster takes another configuration.
 func (t *Table) SetCluster(now proto.Now, cluster proto.Config, out *Out) {
 	t.core.SetCluster(now, cluster, &out.Out)
+	t.drain(now, out)
+}
+
+// Renew gives the client another instance: see client.Client.Renew.
+func (t *Table) Renew(now proto.Now, instance uuid.UUID, out *Out) {
+	t.core.Renew(now, instance, &out.Out)
 	t.drain(now, out)
 }
 
