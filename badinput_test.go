@@ -117,7 +117,7 @@ func (s *stage) publish(t *testing.T, subject, reply string, body []byte) {
 
 const (
 	someID  = `"instance":"11111111-2222-4333-8444-555555555555"`
-	maxInt  = proto.MaxInt
+	maxInt  = uint64(proto.MaxInt) // an int may have 32 bits
 	acquire = "lock.default.node.acquire."
 	batch   = "lock.default.node.s"
 )
@@ -172,6 +172,14 @@ func TestNodesIgnoreBadRequests(t *testing.T) {
 			{"a batch of nobody", "lock.default.node.s$", inbox, inBatch("acquire", "y")},
 			{"a batch of a verb unknown", batch, inbox, inBatch("steal", "y")},
 			{"a batch of another's verb", batch, inbox, inBatch("evict", "y")},
+			{"a batch that breaks off", batch, inbox, strings.TrimSuffix(inBatch("acquire", "y"), "]") + ","},
+			{"a batch with rubbish at its end", batch, inbox, strings.TrimSuffix(inBatch("acquire", "y"), "]") + ",x]"},
+			{"a field in capitals", acquire + "s.y", inbox, with(`"seq"`, `"SEQ"`)},
+			{"a field that folds", acquire + "s.y", inbox, with(`"seq"`, `"\u017feq"`)},
+			{"a field twice", acquire + "s.y", inbox, with(`"seq":1`, `"seq":1,"seq":1`)},
+			{"a field of nothing", acquire + "s.y", inbox, with(`"seq":1`, `"seq":1,"want":null`)},
+			{"text that is none", acquire + "s.y", inbox, with(`"seq":1`, `"seq":1,"note":"`+"\xff"+`"`)},
+			{"half a character", acquire + "s.y", inbox, with(`"seq":1`, `"seq":1,"note":"\ud800"`)},
 			{"a batch of half an escape", batch, inbox, inBatch("acquire", "%4")},
 			{"a batch of no name", batch, inbox, inBatch("acquire", "")},
 			{"a batch of a refresh", batch, inbox, "[" + string(proto.AppendToBatch(nil, proto.Refresh, "", []byte(refresh(1, 1, "")))) + "]"},
@@ -386,8 +394,9 @@ func TestClientsIgnoreBadAnswers(t *testing.T) {
 					{"another client's claim", func(a *proto.Answer) { a.Claim.Instance = uuid.UUID{1} }},
 					{"a claim to come", func(a *proto.Answer) { a.Claim.Seq, a.Lo, a.Hi = 1000, 1000, 2000 }},
 					{"a claim at the end of the range", func(a *proto.Answer) { a.Claim.Seq, a.Lo, a.Hi = maxInt, maxInt, maxInt }},
-					{"a beat to come", func(a *proto.Answer) { a.Beat += uint64(time.Hour / time.Microsecond) }},
-					{"a beat at the end of the range", func(a *proto.Answer) { a.Beat = maxInt }},
+					{"a beat to come, of a node unknown", func(a *proto.Answer) { a.Node, a.Beat = "n9", maxInt }},
+					{"a beat to come, of another configuration", func(a *proto.Answer) { a.Digest, a.Beat = "0123456789abcdef", maxInt }},
+					{"a beat to come, to another client", func(a *proto.Answer) { a.Client, a.Beat = "other", maxInt }},
 					{"a beat long gone", func(a *proto.Answer) { a.Beat = 1 }},
 				} {
 					if kind == proto.Recall && forge.what == "a beat long gone" {
@@ -427,6 +436,108 @@ func TestClientsIgnoreBadAnswers(t *testing.T) {
 		}
 		s.exit(t)
 	})
+}
+
+// One message may grant a claim, and end it, in any order and more than once: whoever
+// asked for it gets it, and learns that it is lost.
+func TestContradictingAnswersInOneMessage(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage(t)
+		inbox, _ := s.answers("b")
+		wait := s.answer(t, "b")
+		of := func(kind proto.Kind, node string) string {
+			a := *wait
+			a.Kind, a.Node, a.Fence, a.By, a.Text = kind, node, uint64(time.Now().UnixMicro()), "ops", "because"
+			a.Blocker, a.Reason = nil, proto.ReasonLease
+			a.Incarnation = uuid.UUID{}
+			if kind == proto.Refreshed {
+				a.Lo, a.Hi, a.Unknown = 1, 1, proto.Runs{{Lo: 1, Hi: 1}}
+			}
+			return string(proto.AppendAnswer(nil, &a))
+		}
+		granted := []string{of(proto.Granted, "n1"), of(proto.Granted, "n2"), of(proto.Granted, "n3")}
+		list := slices.Concat(granted, []string{
+			of(proto.Recall, "n1"), of(proto.Queued, "n2"), of(proto.Refreshed, "n3"), of(proto.Refused, "n1"),
+			of(proto.Evicted, "n3"), of(proto.Evicted, "n2"),
+		}, granted)
+		s.publish(t, inbox, "", []byte("["+strings.Join(list, ",")+"]"))
+		settle()
+		_, cause := died(t, s.next.held(t).Context())
+		wantIs(t, cause, qlock.ErrLost)
+		wantIs(t, cause, qlock.ErrEvicted)
+		if err := context.Cause(s.lock.Context()); err != nil {
+			t.Errorf("the other client's lock has ended: %v", err)
+		}
+		if got := s.b.Stats(); got.Granted != 1 || got.Lost != 1 || got.Held != 0 || got.Waiting != 0 {
+			t.Errorf("%+v", got)
+		}
+		mustUnlock(t, s.lock)
+		mustUnlock(t, mustLock(t, s.b, "x"))
+		time.Sleep(testLease + time.Second)
+		s.noClaims()
+	})
+}
+
+// A copy of a's process, which was a snapshot, asks for what they both have. Its
+// messages tell a, by the nodes' answers, that there are two (C15): what is held is lost,
+// but not given back, since the other may hold it; what waits goes on under an instance
+// of its own.
+func TestCopyOfALocker(t *testing.T) {
+	for name, say := range map[string]func(instance string, beat uint64) (verb, body string){
+		"a refresh": func(instance string, beat uint64) (string, string) {
+			return "refresh.a", fmt.Sprintf(`{"instance":%q,"beat":%d,"lo":1,"hi":1,"live":[[1,1]]}`, instance, beat)
+		},
+		"an acquire of its own": func(instance string, beat uint64) (string, string) { // a's second claim is on another name
+			return "acquire.a.other", fmt.Sprintf(`{"instance":%q,"seq":2,"beat":%d,"mode":"exclusive","at":7,"ttl_ms":10000,"digest":"00"}`, instance, beat)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				s := newStage(t)
+				other := mustLock(t, s.b, "y")
+				waits := waitFor(t.Context(), s.a.Lock, "y")
+				inbox, _ := s.answers("a")
+				sent := s.seen.messages("lock.default.node.acquire.a.y")
+				var mine struct {
+					Instance string
+					Beat     uint64
+				}
+				if err := json.Unmarshal(sent[len(sent)-1].Data, &mine); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Second)
+				start := time.Now()
+				verb, body := say(mine.Instance, mine.Beat+1_500_000)
+				s.publish(t, "lock.default.node."+verb, inbox, []byte(body))
+				settle()
+				if _, cause := died(t, s.lock.Context()); cause != qlock.ErrLost || time.Since(start) > 0 {
+					t.Errorf("the lock ends after %v: %v", time.Since(start), cause)
+				}
+				if lines := s.log.find("ERROR", "another process sends as this very client instance"); len(lines) != 1 {
+					t.Errorf("the log has %q", lines)
+				}
+				if got := s.a.Stats(); got.Copies != 1 || got.Lost != 1 || got.Waiting != 1 {
+					t.Errorf("%+v", got)
+				}
+				for _, m := range s.seen.messages("lock.default.node.release.a") {
+					t.Errorf("it gives back what may be the other's: %s", m.Data)
+				}
+				if s.next.over() {
+					t.Error("the next has what the other copy may hold")
+				}
+				mustUnlock(t, other)
+				mustUnlock(t, waits.held(t))
+				sent = s.seen.messages("lock.default.node.acquire.a.y")
+				if last := sent[len(sent)-1]; strings.Contains(string(last.Data), mine.Instance) {
+					t.Errorf("it goes on under the old instance: %s", last.Data)
+				}
+				time.Sleep(testLease + time.Second)
+				mustUnlock(t, s.next.held(t))
+				time.Sleep(testLease + time.Second)
+				s.noClaims()
+			})
+		})
+	}
 }
 
 // A node that answers with two incarnations by turns counts for neither (N9); the

@@ -2,6 +2,7 @@ package qlock
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -53,20 +54,22 @@ func ParseEvent(subject string, body []byte) (*Event, error) {
 	if len(part) < 6 || part[0] != "lock" || part[2] != "event" {
 		return nil, fmt.Errorf("qlock: %s is no subject of an event", quote(subject))
 	}
-	e := &Event{}
-	if err := json.Unmarshal(body, e); err != nil {
-		return nil, fmt.Errorf("qlock: event on %s: %.200w", quote(subject), err)
+	b, err := proto.DecodeEvent(body)
+	if err != nil {
+		return nil, fmt.Errorf("qlock: event on %s: %w", quote(subject), err)
 	}
-	var err error
-	e.Cluster, e.Kind, e.Client = part[1], part[3], part[4]
+	e := &Event{
+		Cluster: part[1], Kind: part[3], Client: part[4], Mode: b.Mode, Token: b.Token, Votes: b.Votes, Nodes: b.Nodes,
+		Waited: b.WaitedMS, Held: b.HeldMS, Note: b.Note, EvictedBy: b.EvictedBy,
+	}
+	if err := errors.Join(checkToken("cluster", e.Cluster), checkToken("client", e.Client)); err != nil {
+		return nil, fmt.Errorf("event on %s: %w", quote(subject), err)
+	}
 	if e.Name, err = proto.DecodeName(part[5]); err != nil {
 		return nil, fmt.Errorf("event on %s: %w", quote(subject), err)
 	}
 	if e.Kind != "acquired" && e.Kind != "released" && e.Kind != "lost" {
 		return nil, fmt.Errorf("qlock: event on %s: %s is none that is known", quote(subject), quote(e.Kind))
-	}
-	if e.Mode != exclusive.String() && e.Mode != shared.String() {
-		return nil, fmt.Errorf("qlock: event on %s: the mode %s is neither exclusive nor shared", quote(subject), quote(e.Mode))
 	}
 	return e, nil
 }

@@ -161,15 +161,23 @@ func TestParseEvent(t *testing.T) {
 		}
 	})
 	for subject, body := range map[string]string{
-		"lock.default.event.acquired.a":         `{"mode":"shared"}`,
-		"lock.default.node.acquired.a.x":        `{"mode":"shared"}`,
-		"lick.default.event.acquired.a.x":       `{"mode":"shared"}`,
-		"lock.default.event.stolen.a.x":         `{"mode":"shared"}`,
-		"lock.default.event.acquired.a.%61":     `{"mode":"shared"}`,
-		"lock.default.event.acquired.a.y":       `{"mode":"sideways"}`,
-		"lock.default.event.acquired.a.x.y":     `{"mode":"shared"`,
-		"lock.default.event.acquired.a.x.y.z":   `[]`,
-		"lock.default.event.acquired.a.x.y.z.0": `{"mode":"shared","token":-1}`,
+		"lock.default.event.acquired.a":          `{"mode":"shared"}`,
+		"lock.default.node.acquired.a.x":         `{"mode":"shared"}`,
+		"lick.default.event.acquired.a.x":        `{"mode":"shared"}`,
+		"lock.default.event.stolen.a.x":          `{"mode":"shared"}`,
+		"lock.default.event.acquired.a.%61":      `{"mode":"shared"}`,
+		"lock.default.event.acquired.a.y":        `{"mode":"sideways"}`,
+		"lock.default.event.acquired.a.x.y":      `{"mode":"shared"`,
+		"lock.default.event.acquired.a.x.y.z":    `[]`,
+		"lock.default.event.acquired.a.x.y.z.0":  `{"mode":"shared","token":-1}`,
+		"lock.default.event.acquired.a\x1b[2J.x": `{"mode":"shared"}`,
+		"lock.def\x1bault.event.acquired.a.x":    `{"mode":"shared"}`,
+		"lock.default.event.acquired.a.b":        `{"MODE":"shared"}`,
+		"lock.default.event.acquired.a.c":        `{"mode":"shared","mode":"shared"}`,
+		"lock.default.event.acquired.a.d":        `{"mode":"shared","waited_ms":-1}`,
+		"lock.default.event.acquired.a.e":        `{"mode":"shared","note":"` + "\xff" + `"}`,
+		"lock.default.event.acquired.a.f":        `{"mode":"shared","evicted_by":"a b"}`,
+		"lock.default.event.acquired.a.g":        `{"mode":"shared","votes":99999999999}`,
 	} {
 		if e, err := qlock.ParseEvent(subject, []byte(body)); err == nil {
 			t.Errorf("%s %s is taken for %+v", subject, body, e)

@@ -462,6 +462,9 @@ func (v *views) add(node string, recovering bool, r *proto.Record) {
 		w.info.For = max(w.info.For, c.For)
 		w.info.Lease = max(w.info.Lease, c.Lease)
 		w.token = max(w.token, c.Token)
+		if slices.Contains(w.info.Voted, node) || slices.Contains(w.info.Queued, node) {
+			continue // it moved while the node was asked page by page: one node has one word
+		}
 		if c.Voted {
 			w.info.Voted = append(w.info.Voted, node)
 		} else {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -418,6 +419,9 @@ func (l *Locker) step(f func(now proto.Now, out *local.Out)) {
 	t := time.Now()
 	now := l.at(t)
 	f(now, out)
+	if out.Renew {
+		l.table.Renew(now, freshInstance(t), out)
+	}
 	held := 0
 	var lost []*Lock
 	for _, e := range out.Uses {
@@ -481,7 +485,7 @@ func (l *Locker) became(now proto.Now, e local.Event) {
 	case local.Held:
 		k.token, k.since = e.Use.Token(), l.start.Add(now.Mono)
 		l.counts.hold(k, e.First)
-		k.votes, k.nodes = l.table.Votes(e.Use), len(l.core.Cluster().Nodes)
+		k.votes, k.nodes = e.Votes, len(l.core.Cluster().Nodes)
 	case local.Lost:
 		if k.state != lockHeld {
 			break // its owner was about to give it back, and has ended its context
@@ -589,3 +593,9 @@ var answerLists = sync.Pool{New: func() any { return new([]proto.Answer) }}
 var answers = sync.Pool{New: func() any { return new(proto.Answer) }}
 
 func newInstance() uuid.UUID { return uuid.New() }
+
+// freshInstance is one for a client that may have copies. A machine's random numbers may
+// have been copied with it, but not the moment at which each reads its clock.
+func freshInstance(t time.Time) uuid.UUID {
+	return uuid.NewSHA1(newInstance(), strconv.AppendInt(nil, t.UnixNano(), 10))
+}

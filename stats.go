@@ -30,6 +30,10 @@ type LockerStats struct {
 	Recalls uint64 `json:"recalls"`
 	Yields  uint64 `json:"yields"`
 
+	// Copies is how often another process was found to send as this very Locker: a
+	// snapshot of one that was started beside the other. What was held was lost then.
+	Copies uint64 `json:"copies"`
+
 	LogDropped uint64 `json:"log_dropped"` // log lines that the logger did not take in time
 
 	Wait  WaitTimes       `json:"wait"`  // of the locks granted
@@ -109,6 +113,7 @@ type NodeRefusals struct {
 	Fence  uint64 `json:"fence"`  // a token was wanted further ahead than clocks within bounds explain
 	Claims uint64 `json:"claims"` // the client has MaxClaims
 	Queue  uint64 `json:"queue"`  // MaxQueue wait for the name
+	Copy   uint64 `json:"copy"`   // two clients send as one instance: see LockerStats.Copies
 }
 
 // waitBounds are the upper bounds of a histogram's buckets.
@@ -201,7 +206,7 @@ func (l *Locker) Stats() LockerStats {
 	s := LockerStats{
 		Held: c.held, Waiting: c.waiting, Claims: claims,
 		Granted: c.granted, PassedOn: c.passedOn, Failed: c.failed, Lost: c.lost, Unlocked: c.unlocked,
-		Recalls: core.Recalls, Yields: core.Yields, LogDropped: l.log.queue.Dropped(),
+		Recalls: core.Recalls, Yields: core.Yields, Copies: core.Copies, LogDropped: l.log.queue.Dropped(),
 		Wait: WaitTimes{Count: c.granted, Sum: c.waited, Buckets: make([]WaitBucket, len(waitBounds))},
 	}
 	n := uint64(0)

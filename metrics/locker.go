@@ -11,7 +11,7 @@ type locker struct {
 
 	held, waiting, claims                     *prometheus.Desc
 	granted, passedOn, failed, unlocked, lost *prometheus.Desc
-	recalls, yields, dropped                  *prometheus.Desc
+	recalls, yields, copies, dropped          *prometheus.Desc
 	wait, roundTrip, heard                    *prometheus.Desc
 }
 
@@ -34,6 +34,7 @@ func NewLocker(l *qlock.Locker) prometheus.Collector {
 		lost:      desc("qlock_client_locks_lost_total", "Locks that were lost."),
 		recalls:   desc("qlock_client_recalls_total", "Messages of nodes that others wait."),
 		yields:    desc("qlock_client_yields_total", "Votes given back to older claims."),
+		copies:    desc("qlock_client_copies_total", "Times that another process was found to send as the same client instance."),
 		dropped:   desc("qlock_client_log_lines_dropped_total", "Log lines that the logger did not take in time."),
 		wait:      desc("qlock_client_wait_seconds", "From asking for a lock to holding it."),
 		roundTrip: desc("qlock_client_node_round_trip_seconds", "From a request to the node's answer, smoothed.", "node"),
@@ -44,7 +45,7 @@ func NewLocker(l *qlock.Locker) prometheus.Collector {
 func (c *locker) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.held, c.waiting, c.claims, c.granted, c.passedOn, c.failed, c.unlocked, c.lost,
-		c.recalls, c.yields, c.dropped, c.wait, c.roundTrip, c.heard,
+		c.recalls, c.yields, c.copies, c.dropped, c.wait, c.roundTrip, c.heard,
 	} {
 		ch <- d
 	}
@@ -67,6 +68,7 @@ func (c *locker) Collect(ch chan<- prometheus.Metric) {
 	counter(c.lost, s.Lost)
 	counter(c.recalls, s.Recalls)
 	counter(c.yields, s.Yields)
+	counter(c.copies, s.Copies)
 	counter(c.dropped, s.LogDropped)
 	buckets := make(map[float64]uint64, len(s.Wait.Buckets))
 	for _, b := range s.Wait.Buckets {

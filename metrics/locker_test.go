@@ -57,6 +57,9 @@ func TestLocker(t *testing.T) {
 # HELP qlock_client_claims Claims at the nodes now: held, waiting and kept.
 # TYPE qlock_client_claims gauge
 qlock_client_claims{client="test",cluster="default"} 1
+# HELP qlock_client_copies_total Times that another process was found to send as the same client instance.
+# TYPE qlock_client_copies_total counter
+qlock_client_copies_total{client="test",cluster="default"} 0
 # HELP qlock_client_locks_failed_total Calls that got no lock.
 # TYPE qlock_client_locks_failed_total counter
 qlock_client_locks_failed_total{client="test",cluster="default",reason="closed"} 0
@@ -96,6 +99,7 @@ qlock_node_claims_evicted_total{cluster="default",node="n1"} 0
 qlock_node_claims_refused_total{cluster="default",node="n1",reason="age"} 0
 qlock_node_claims_refused_total{cluster="default",node="n1",reason="claims"} 0
 qlock_node_claims_refused_total{cluster="default",node="n1",reason="config"} 0
+qlock_node_claims_refused_total{cluster="default",node="n1",reason="copy"} 0
 qlock_node_claims_refused_total{cluster="default",node="n1",reason="fence"} 0
 qlock_node_claims_refused_total{cluster="default",node="n1",reason="lease"} 0
 qlock_node_claims_refused_total{cluster="default",node="n1",reason="queue"} 0

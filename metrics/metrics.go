@@ -100,6 +100,7 @@ func (c *node) Collect(ch chan<- prometheus.Metric) {
 	counter(c.refused, s.Refused.Fence, "fence")
 	counter(c.refused, s.Refused.Claims, "claims")
 	counter(c.refused, s.Refused.Queue, "queue")
+	counter(c.refused, s.Refused.Copy, "copy")
 	counter(c.recalls, s.Recalls)
 	counter(c.expired, s.LeasesExpired)
 	counter(c.evicted, s.Evicted)

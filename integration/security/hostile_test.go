@@ -66,7 +66,7 @@ func (h *hostile) flush() {
 }
 
 // acquire is the body of a request for a lock; more is put at its end.
-func (h *hostile) acquire(instance uuid.UUID, seq, beat int, at int64, more string) string {
+func (h *hostile) acquire(instance uuid.UUID, seq int, beat any, at int64, more string) string {
 	return fmt.Sprintf(`{"instance":"%s","seq":%d,"beat":%d,"mode":"exclusive","at":%d,"ttl_ms":500,"digest":"%s"%s}`,
 		instance, seq, beat, at, h.digest, more)
 }
@@ -139,7 +139,7 @@ var attacks = []attack{
 			wants := []string{"9007199254740991", "9007199254740992", "18446744073709551615", "-1", "1e300", fmt.Sprint(h.now() + 29_000_000), fmt.Sprint(h.now() + 31_000_000)}
 			for seq, want := range wants {
 				h.publish("acquire.svc-a.orders.1", h.inbox, h.acquire(id, seq+1, 1, h.now(), `,"want":`+want))
-				h.publish("acquire.svc-a.orders.1", h.inbox, h.acquire(id, seq+1, 1<<53-1, h.now(), `,"want":`+want))
+				h.publish("acquire.svc-a.orders.1", h.inbox, h.acquire(id, seq+1, int64(1<<53-1), h.now(), `,"want":`+want))
 				h.publish("acquire.svc-a.orders.2", h.inbox, h.acquire(id, seq+100, 1, h.now(), `,"want":`+want+`,"node":"n1"`))
 			}
 			for seq := range wants {

@@ -54,13 +54,14 @@ type Out struct {
 	Events   []Event
 	Notes    []string // what an operator should read
 	AskInfo  bool     // a node showed another configuration: ask who is there
+	Renew    bool     // somebody else may be this instance: call Client.Renew before anything here is sent (C15)
 }
 
 // Reset empties o and keeps its memory.
 func (o *Out) Reset() {
 	clear(o.Requests)
 	clear(o.Events)
-	o.Requests, o.Events, o.Notes, o.AskInfo = o.Requests[:0], o.Events[:0], o.Notes[:0], false
+	o.Requests, o.Events, o.Notes, o.AskInfo, o.Renew = o.Requests[:0], o.Events[:0], o.Notes[:0], false, false
 }
 
 // Client is all claims of one client instance. It is not safe for concurrent
@@ -72,6 +73,9 @@ type Client struct {
 	clock  leaseClock
 	now    time.Duration // lease clock at this step
 	wall   int64
+	leapt  bool // by more than a lease since the reading before: see step
+
+	parting bool // another was found to be this instance: Renew tells all that are
 
 	seq         uint64
 	beat        uint64 // highest ever sent
@@ -282,7 +286,14 @@ func (c *Client) standsFrom(beat uint64) time.Duration {
 // step reads the clocks and does what has become due, before anything else can
 // count a vote that has run out.
 func (c *Client) step(now proto.Now, out *Out) {
-	c.now, c.wall = c.clock.read(now), now.Wall
+	c.read(now)
+	if c.leapt {
+		// It was not there for a whole lease: asleep, stopped, or a snapshot that is
+		// brought to life while what it was taken of goes on. Nothing it had stands any
+		// more, and what it would give back in the name of this instance may be the other's.
+		c.leapt = false
+		out.Renew = out.Renew || c.seq > 0
+	}
 	for len(c.due) > 0 && c.due[0].key <= c.now {
 		cl := c.due[0]
 		if d := c.deadline(cl); d > c.now {
@@ -295,6 +306,13 @@ func (c *Client) step(now proto.Now, out *Out) {
 		}
 		c.act(cl, out)
 	}
+}
+
+// read takes a reading of the clocks, and remembers if it is far from the one before.
+func (c *Client) read(now proto.Now) {
+	before := c.now
+	c.now, c.wall = c.clock.read(now), now.Wall
+	c.leapt = c.leapt || c.now-before > c.cfg.TTL
 }
 
 // few is how many deadlines that moved are always looked at one by one.
@@ -459,6 +477,12 @@ func (c *Client) Release(now proto.Now, cl *Claim, out *Out) {
 // end forgets the claim and tells the nodes so. Should the message be lost, the
 // next refresh does not list the claim; there is one even if no claim is left.
 func (c *Client) end(cl *Claim, out *Out) {
+	c.forget(cl)
+	c.releaseMsg(cl.seq, cl.resource, out)
+}
+
+// forget is the end of a claim without a word to the nodes.
+func (c *Client) forget(cl *Claim) {
 	cl.state = Over
 	delete(c.claims, cl.seq)
 	c.claims = shrink.Map(c.claims, &c.peak)
@@ -476,7 +500,6 @@ func (c *Client) end(cl *Claim, out *Out) {
 		c.last = cl.prev
 	}
 	cl.prev, cl.next = nil, nil
-	c.releaseMsg(cl.seq, cl.resource, out)
 }
 
 func (c *Client) releaseMsg(seq uint64, resource string, out *Out) {
@@ -809,10 +832,16 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	if a.Client != c.cfg.Name {
 		return // a node answers where a request says: another's may say it is here
 	}
-	if a.Claim.Instance != c.cfg.Instance || a.Beat > c.beat {
-		return // not ours, or of a message that was never sent
+	if a.Claim.Instance != c.cfg.Instance {
+		return // not ours
 	}
 	i, ok := slices.BinarySearchFunc(c.nodes, a.Node, func(n node, name string) int { return cmp.Compare(n.name, name) })
+	if a.Beat > c.beat { // of a message that was never sent, or not from here
+		if ok && a.Digest == c.digest {
+			c.noteCopy(out)
+		}
+		return
+	}
 	if !ok {
 		out.AskInfo = out.AskInfo || a.Digest != c.digest
 		return
@@ -825,6 +854,10 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	}
 	n.otherDigest = ""
 	if !c.sole(i, a, out) {
+		return
+	}
+	if a.Kind == proto.Refused && a.Reason == proto.ReasonCopy {
+		c.noteCopy(out)
 		return
 	}
 	n.trip.hear(c.now, a)

@@ -48,7 +48,7 @@ func (c *Client) Votes(cl *Claim) int {
 
 // Report tells how the claim stands, or stood when it ended.
 func (c *Client) Report(now proto.Now, cl *Claim) Report {
-	c.now = c.clock.read(now)
+	c.read(now)
 	r := Report{Mode: cl.mode, Need: c.need(cl), Hushed: cl.hushed}
 	if len(cl.votes) != len(c.nodes) {
 		return r // it ended under another configuration

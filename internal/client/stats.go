@@ -10,6 +10,7 @@ import (
 type Counts struct {
 	Recalls uint64 // heard, of claims that were not over
 	Yields  uint64 // sent: votes given back to older claims
+	Copies  uint64 // how often another was found to be the same instance
 }
 
 // Counts tells what the client counted.

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
@@ -33,6 +35,7 @@ type Event struct {
 	Kind  EventKind
 	Use   *Use
 	First bool // Held: of all that its claim serves
+	Votes int  // Held: those that its claim stood by; what follows in the same step may end it
 
 	Eviction *client.Eviction // Lost, Failed: who wanted it, nil if nobody did
 }
@@ -323,7 +326,7 @@ func (t *Table) serve(now proto.Now, s *share, out *Out) {
 		if !s.fresh && s.claim.Wanted() {
 			s.passed++
 		}
-		out.Uses = append(out.Uses, Event{Kind: Held, Use: u, First: s.fresh})
+		out.Uses = append(out.Uses, Event{Kind: Held, Use: u, First: s.fresh, Votes: t.core.Votes(s.claim)})
 		s.fresh, s.last, s.latest = false, token, u
 		s.queue = remove(s.queue, u)
 		s.holders = append(s.holders, u)
@@ -542,6 +545,12 @@ func (t *Table) SetCluster(now proto.Now, cluster proto.Config, out *Out) {
 	t.drain(now, out)
 }
 
+// Renew gives the client another instance: see client.Client.Renew.
+func (t *Table) Renew(now proto.Now, instance uuid.UUID, out *Out) {
+	t.core.Renew(now, instance, &out.Out)
+	t.drain(now, out)
+}
+
 // Claims is the number of claims, used or kept.
 func (t *Table) Claims() int { return t.core.Claims() }
 
@@ -563,9 +572,6 @@ func (t *Table) Rest(now proto.Now, most int, out *Out) (more bool) {
 	t.drain(now, out)
 	return t.idle.first != nil
 }
-
-// Votes is the number of votes of the use's claim that stand now.
-func (t *Table) Votes(u *Use) int { return t.core.Votes(u.share.claim) }
 
 // Ours tells who of this client's own keeps u from its hold: its mode and since
 // when it holds; or false if that is not the reason.

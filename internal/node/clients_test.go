@@ -47,3 +47,37 @@ func TestIDsOfOthersAreOthers(t *testing.T) {
 		t.Fatal("a's release ended b's claim, not its own")
 	}
 }
+
+// A number names one claim. That it is used for two shows two clients of one instance,
+// and whoever comes second is told (N2).
+func TestNumberOfTwoClaims(t *testing.T) {
+	cfg := proto.Config{Nodes: []string{"n1"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second}
+	now := proto.Now{Mono: time.Second, Wall: 1_000_000}
+	n := New(Config{Name: "n1", Config: cfg, Incarnation: uuid.UUID{9}, MaxClaims: 100, MaxQueue: 100}, now, &Saved{}, 0)
+	var out Out
+	first := proto.Request{
+		Verb: proto.Acquire, Client: "a", Resource: "r", Claim: proto.ClaimID{Instance: uuid.UUID{1}, Seq: 1}, Beat: 5, Mode: quorum.Exclusive,
+		At: now.Wall, TTL: time.Second * 10, Digest: cfg.Digest(),
+	}
+	n.Handle(now, &first, "inbox.a", &out)
+	for what, change := range map[string]func(r *proto.Request){
+		"another name": func(r *proto.Request) { r.Resource = "s" },
+		"another mode": func(r *proto.Request) { r.Mode = quorum.Shared },
+		"nothing":      func(*proto.Request) {},
+	} {
+		for _, beat := range []uint64{4, 6} {
+			out.Reset()
+			r := first
+			r.Beat = beat
+			change(&r)
+			n.Handle(now, &r, "inbox.a", &out)
+			refused := len(out.Answers) == 1 && out.Answers[0].Answer.Kind == proto.Refused && out.Answers[0].Answer.Reason == proto.ReasonCopy
+			if want := what != "nothing"; refused != want || len(out.Notes) == 1 != want {
+				t.Errorf("%s, beat %d: %+v", what, beat, out)
+			}
+		}
+	}
+	if n.Claims() != 1 || n.Counts().Refused.Copy != 4 {
+		t.Errorf("%d claims, %+v", n.Claims(), n.Counts())
+	}
+}

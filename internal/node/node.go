@@ -287,7 +287,7 @@ func (n *Node) raiseFloors(now proto.Now) {
 	n.floors.forgot, n.floors.forgotAt = max(n.forgotten(now), uint64(max(now.Wall, 0))), now.Mono
 	for _, res := range n.resources {
 		for _, c := range res.votes {
-			floor := n.floorOf(now, res)
+			floor := max(n.floorOf(now, res), 1) // a fence of 0 is none
 			if c.mode == quorum.Exclusive {
 				floor++
 			}

@@ -17,7 +17,7 @@ type Counts struct {
 }
 
 // Refusals are of claims, by proto.Reason.
-type Refusals struct{ Config, Lease, Age, Fence, Claims, Queue uint64 }
+type Refusals struct{ Config, Lease, Age, Fence, Claims, Queue, Copy uint64 }
 
 func (r *Refusals) count(why proto.Reason) {
 	switch why {
@@ -33,6 +33,8 @@ func (r *Refusals) count(why proto.Reason) {
 		r.Claims++
 	case proto.ReasonQueue:
 		r.Queue++
+	case proto.ReasonCopy:
+		r.Copy++
 	}
 }
 

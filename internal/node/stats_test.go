@@ -71,7 +71,7 @@ func TestCounts(t *testing.T) {
 	ask("d", 2, func(r *proto.Request) { r.Resource = "e" })
 	ask("d", 3, func(r *proto.Request) { r.Resource = "f" })
 	want.Granted += 2
-	want.Refused = Refusals{1, 1, 1, 1, 1, 1}
+	want.Refused = Refusals{1, 1, 1, 1, 1, 1, 0}
 	check("refusals", want, 4, 1, 3)
 
 	saved, ok := n.Save(c.now)

@@ -39,9 +39,15 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 		n.acquireUnknown(now, r, reply, out)
 		return
 	}
-	// A claim is for one resource in one mode; a client that says otherwise is
-	// broken. A beat not above the claim's is a message from the past (N1).
-	if r.Beat <= c.beat || c.res.name != r.Resource || c.mode != r.Mode {
+	// A claim is for one resource in one mode; one that is said to be otherwise, late or
+	// not, is another's under the same number (N2).
+	if c.res.name != r.Resource || c.mode != r.Mode {
+		out.Notes = append(out.Notes, fmt.Sprintf(
+			"two clients send as one instance, one is a copy of the other (client %s, claim %s): neither keeps what both have", r.Client, r.Claim.Text()))
+		n.refuse(r, reply, proto.ReasonCopy, true, out, "another has claim %d of this instance, on %q: one client is a copy of the other", r.Claim.Seq, c.res.name)
+		return
+	}
+	if r.Beat <= c.beat { // a message from the past (N1)
 		return
 	}
 	c.session.hear(reply)
@@ -99,15 +105,7 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 		res = n.newResource(r.Resource)
 	}
 	refuse := func(why proto.Reason, passes bool, text string, args ...any) {
-		n.counts.Refused.count(why)
-		if reply == "" {
-			return
-		}
-		a := n.answer(proto.Refused)
-		a.Client = r.Client
-		a.Claim, a.Beat, a.Reason, a.Passes = r.Claim, r.Beat, why, passes
-		a.Text = clip(fmt.Sprintf(text, args...))
-		out.Answers = append(out.Answers, Send{reply, a})
+		n.refuse(r, reply, why, passes, out, text, args...)
 	}
 	ahead := sat.Micros(r.At - now.Wall)
 	switch {
@@ -181,6 +179,18 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	}
 }
 
+func (n *Node) refuse(r *proto.Request, reply string, why proto.Reason, passes bool, out *Out, text string, args ...any) {
+	n.counts.Refused.count(why)
+	if reply == "" {
+		return
+	}
+	a := n.answer(proto.Refused)
+	a.Client = r.Client
+	a.Claim, a.Beat, a.Reason, a.Passes = r.Claim, r.Beat, why, passes
+	a.Text = clip(fmt.Sprintf(text, args...))
+	out.Answers = append(out.Answers, Send{reply, a})
+}
+
 // clip keeps a text to what its reader takes: a long name in it, or many, must not
 // cost the whole answer.
 func clip(text string) string {
@@ -245,7 +255,7 @@ func (n *Node) vote(now proto.Now, c *claim, hint int64) {
 	if c.mode == quorum.Exclusive {
 		least++
 	}
-	c.fence = max(least, uint64(c.at), uint64(hint), c.want)
+	c.fence = max(least, uint64(c.at), uint64(hint), c.want, 1) // 0 is none
 	n.reserve(now, c)
 	c.voted, c.since = true, now.Mono
 	n.votes++

@@ -1,10 +1,6 @@
 package proto
 
-import (
-	"encoding/json"
-	"strings"
-	"unsafe"
-)
+import "strings"
 
 // A batch is several requests of one client in one message, and the answers to them
 // in one message back: JSON lists of what else would be a body each. Each counts as if
@@ -40,7 +36,11 @@ func AppendToBatch(b []byte, verb Verb, encodedName string, body []byte) []byte 
 }
 
 // IsList reports whether a body is a batch or the answers to one: they begin with [.
-func IsList(body []byte) bool { return len(body) > 0 && body[0] == '[' }
+func IsList(body []byte) bool {
+	p := newScanner(body)
+	p.space()
+	return p.i < len(p.s) && p.s[p.i] == '['
+}
 
 // AppendSeparator appends what stands before the next of a list. Its end, ], is the
 // caller's.
@@ -53,16 +53,25 @@ func AppendSeparator(b []byte) []byte {
 
 // DecodeBatch appends the requests of a batch to list. What is wrong with one of them
 // concerns no other: it is left out, and the first such complaint is returned beside
-// the rest. Strings are parts of body, as Request.Decode has it, but for what is kept
-// for longer.
+// the rest. But of a body that is no JSON, too long, or of too many requests, nothing
+// counts: how far a reader comes before it notices must not matter. Strings are parts
+// of body, as Request.Decode has it, but for what is kept for longer.
 func DecodeBatch(list []Request, client string, body []byte) ([]Request, error) {
 	var w wire
-	in := readList(body, MaxBatchBody, MaxBatch, MaxShort)
+	before := len(list)
+	in := readList(body, MaxBatchBody, MaxShort)
 	for in.next(&w) {
+		if in.done > MaxBatch {
+			in.over = malformed("more than %d requests", MaxBatch)
+			break
+		}
 		list = append(list, Request{})
 		if last := len(list) - 1; !in.passes(list[last].fromBatch(&w, client)) {
 			list = list[:last]
 		}
+	}
+	if in.over != nil {
+		return list[:before], in.over
 	}
 	return list, in.wrong
 }
@@ -88,40 +97,35 @@ func (r *Request) fromBatch(w *wire, client string) error {
 // DecodeBatch.
 func DecodeAnswers(list []Answer, body []byte) ([]Answer, error) {
 	var w wire
-	in := readList(body, MaxBody, MaxBody, MaxBody)
+	before := len(list)
+	in := readList(body, MaxBody, MaxBody)
 	for in.next(&w) {
 		list = append(list, Answer{})
 		if last := len(list) - 1; !in.passes(list[last].fill(&w)) {
 			list = list[:last]
 		}
 	}
+	if in.over != nil {
+		return list[:before], in.over
+	}
 	return list, in.wrong
 }
 
-// listReader reads what a list has, one by one: as far as scan does, and by
-// encoding/json from there on.
+// listReader reads what a list has, one by one.
 type listReader struct {
-	body  []byte
-	count int   // most that it may have
-	each  int   // most bytes of one
-	wrong error // the first complaint
-	over  bool
-
 	scanner scanner
-	done    int // read until now
-	slow    bool
-	rest    []json.RawMessage
+	each    int   // most bytes of one
+	done    int   // read until now
+	over    error // the list is none, or breaks a rule of lists: nothing in it counts
+	wrong   error // the first complaint about one of its parts
 }
 
 // readList begins to read a body of at most so many bytes.
-func readList(body []byte, most, count, each int) listReader {
-	l := listReader{body: body, count: count, each: each}
-	l.scanner.s = unsafe.String(unsafe.SliceData(body), len(body)) // nobody changes it: see Decode
-	l.wrong = tooLong(len(body), most)
-	if l.wrong == nil && !IsList(body) {
-		l.wrong = malformed("it is no list")
+func readList(body []byte, most, each int) listReader {
+	l := listReader{scanner: newScanner(body), each: each}
+	if l.over = tooLong(len(body), most); l.over == nil && !IsList(body) {
+		l.over = malformed("it is no list")
 	}
-	l.over = l.wrong != nil
 	return l
 }
 
@@ -133,47 +137,37 @@ func (l *listReader) passes(err error) bool {
 	return err == nil
 }
 
-// next reads the next one that can be read into w.
+// next reads the next part that can be read into w.
 func (l *listReader) next(w *wire) bool {
-	for !l.over {
-		more, err := l.read(w)
-		if more && l.done == l.count {
-			more, err = false, malformed("more than %d in a list", l.count)
+	p := &l.scanner
+	for l.over == nil {
+		switch p.element(l.done == 0) {
+		case lost:
+			l.over = p.err()
+			continue
+		case after:
+			if p.end() {
+				return false
+			}
+			l.over = p.err()
+			continue
 		}
 		l.done++
-		l.over = !more
-		if l.passes(err) && more {
-			return true
+		*w = wire{}
+		from, depth := p.i, p.depth
+		if w.object(p) {
+			if l.passes(tooLong(len(strings.TrimRight(p.s[from:p.i], whiteSpace)), l.each)) {
+				return true
+			}
+			continue
 		}
+		err := p.err()
+		p.i, p.depth, p.wrong = from, depth, ""
+		if !p.skip() { // it is not that part alone that is wrong
+			l.over = p.err()
+			continue
+		}
+		l.passes(err)
 	}
 	return false
-}
-
-// read reads the next one, and reports whether there was one.
-func (l *listReader) read(w *wire) (more bool, err error) {
-	*w = wire{}
-	if !l.slow {
-		p := &l.scanner
-		at := p.element(l.done == 0)
-		if at == after && p.i == len(p.s) {
-			return false, nil
-		}
-		from := p.i
-		if at == inside && w.object(p) {
-			return true, tooLong(p.i-from, l.each)
-		}
-		l.slow = true
-		*w = wire{}
-		var all []json.RawMessage // not l.rest: l would have to live on the heap
-		if err := json.Unmarshal(l.body, &all); err != nil {
-			return false, malformed("%.200v", err)
-		}
-		l.rest = all[l.done:]
-	}
-	if len(l.rest) == 0 {
-		return false, nil
-	}
-	one := l.rest[0]
-	l.rest = l.rest[1:]
-	return true, w.parse(one, l.each)
 }

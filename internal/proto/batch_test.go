@@ -81,8 +81,7 @@ func TestGoldenBatches(t *testing.T) {
 	}
 }
 
-// What is wrong with one request concerns no other, wherever it stands and whoever
-// reads it: our own decoder, or encoding/json from there on.
+// What is wrong with one request concerns no other, wherever it stands.
 func TestWrongRequestInBatch(t *testing.T) {
 	good := goldenBatches()["batch"]
 	wrong := map[string]string{
@@ -119,6 +118,36 @@ func TestWrongRequestInBatch(t *testing.T) {
 			}
 			if !reflect.DeepEqual(got, good) {
 				t.Errorf("%s at %d: the rest is %+v", what, at, got)
+			}
+		}
+	}
+}
+
+// A body that is no JSON is ignored as a whole, wherever that shows and however the rest
+// is spelled.
+func TestBrokenBatch(t *testing.T) {
+	one := batchOf(t, goldenBatches()["batch"][:1])
+	good := string(one[1 : len(one)-1])
+	answer := string(answersOf(goldenAnswerLists()["batch-answers"][:1]))
+	answer = answer[1 : len(answer)-1]
+	for _, broken := range []string{
+		"x", "", "nul", `{"verb"}`, `{"verb":"info"`, `{"a":"` + "\xff" + `"}`, `{"a":"\ud800"}`, `"` + "\n" + `"`, "01", strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth),
+		`{"a":1}]`, `{} {}`,
+	} {
+		for _, spelled := range []func(string) string{
+			func(s string) string { return s },
+			func(s string) string { return strings.Replace(s, `"verb"`, `"v\u0065rb"`, 1) },
+			func(s string) string { return strings.Replace(s, "{", `{"unknown":null,`, 1) },
+			func(s string) string { return " " + s + "\n" },
+		} {
+			for _, list := range []string{spelled(good) + "," + broken, broken + "," + spelled(good), spelled(good) + "," + broken + "," + spelled(good)} {
+				if got, err := DecodeBatch(nil, "svc-a", []byte("["+list+"]")); !errors.Is(err, ErrMalformed) || len(got) > 0 {
+					t.Errorf("[%s] is taken for %+v, %v", list, got, err)
+				}
+				list = strings.ReplaceAll(list, good, answer)
+				if got, err := DecodeAnswers(nil, []byte("["+list+"]")); !errors.Is(err, ErrMalformed) || len(got) > 0 {
+					t.Errorf("[%s] is taken for %+v, %v", list, got, err)
+				}
 			}
 		}
 	}
@@ -162,7 +191,7 @@ func TestTooLargeABatch(t *testing.T) {
 		t.Errorf("%d requests: %d, %v", MaxBatch, len(got), err)
 	}
 	got, err := DecodeBatch(nil, "svc-a", batchOf(t, list))
-	if !errors.Is(err, ErrMalformed) || !reflect.DeepEqual(got, list[:MaxBatch]) {
+	if !errors.Is(err, ErrMalformed) || len(got) != 0 {
 		t.Errorf("%d requests: %d, %v", MaxBatch+1, len(got), err)
 	}
 	body := batchOf(t, list[:2])
@@ -187,7 +216,7 @@ func TestNoBatch(t *testing.T) {
 			t.Errorf("%.20q is taken for %+v, %.300v", body, got, err)
 		}
 	}
-	for _, body := range []string{"[]", "[ ]", "[]\n"} {
+	for _, body := range []string{"[]", "[ ]", "[]\n", " []"} {
 		if got, err := DecodeBatch(nil, "svc-a", []byte(body)); err != nil || len(got) != 0 {
 			t.Errorf("%q: %+v, %v", body, got, err)
 		}
@@ -251,9 +280,9 @@ func FuzzDecodeBatch(f *testing.F) {
 			t.Fatal(err)
 		}
 		var parts []json.RawMessage
-		if json.Unmarshal(body, &parts) != nil || len(body) > MaxBatchBody || !IsList(body) || len(parts) > MaxBatch {
-			if err == nil {
-				t.Fatalf("%s is taken for %+v", body, got)
+		if isText(body) != nil || json.Unmarshal(body, &parts) != nil || parts == nil || len(body) > MaxBatchBody || len(parts) > MaxBatch {
+			if err == nil || len(got) > 0 {
+				t.Fatalf("%s is taken for %+v, %v", body, got, err)
 			}
 			return
 		}
@@ -276,7 +305,7 @@ func FuzzDecodeBatch(f *testing.F) {
 // alone reads a part of a batch as if it had come alone.
 func alone(part []byte) (*Request, error) {
 	var w wire
-	if err := w.parse(part, MaxShort); err != nil {
+	if err := twin(part, &w); err != nil {
 		return nil, err
 	}
 	verb, resource := Verb(w.Verb), ""
@@ -310,9 +339,9 @@ func FuzzDecodeAnswers(f *testing.F) {
 			t.Fatal(err)
 		}
 		var parts []json.RawMessage
-		if json.Unmarshal(body, &parts) != nil || !IsList(body) {
-			if err == nil {
-				t.Fatalf("%s is taken for %+v", body, got)
+		if isText(body) != nil || json.Unmarshal(body, &parts) != nil || parts == nil {
+			if err == nil || len(got) > 0 {
+				t.Fatalf("%s is taken for %+v, %v", body, got, err)
 			}
 			return
 		}

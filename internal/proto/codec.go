@@ -15,9 +15,8 @@ import (
 )
 
 // The encoders are written out: they run once or more per lock and node, and
-// append to a caller's buffer without allocating. The decoders read with scan or
-// encoding/json, and then check every field, because what they read may come from
-// anybody.
+// append to a caller's buffer without allocating. The decoders read with scan, and then
+// check every field, because what they read may come from anybody.
 
 // AppendRequest appends the body of r. The verb, client and resource belong to
 // the subject and are not in it.
@@ -348,8 +347,9 @@ func appendQuoted(b []byte, s string) []byte {
 	return append(b, q...)
 }
 
-// wire is the union of all bodies. Unknown fields are ignored, so that later
-// versions can add some.
+// wire is the union of all bodies: a field that some message has is of one type in all.
+// Unknown fields are ignored, so that later versions can add some. The tags are for the
+// tests, which know the fields by them.
 type wire struct {
 	Answer      string       `json:"answer"`
 	Verb        string       `json:"verb"` // this and the name only in a batch
@@ -410,6 +410,8 @@ type wire struct {
 	Known       bool         `json:"known"`
 	Locks       []wireRecord `json:"locks"`
 	Over        []wireClaim  `json:"over"`
+
+	seen uint64 // which of them were read
 }
 
 type wireClaim struct {
@@ -448,15 +450,7 @@ func (w *wire) parse(body []byte, most int) error {
 	if err := tooLong(len(body), most); err != nil {
 		return err
 	}
-	if w.scan(body) {
-		return nil
-	}
-	other := new(wire) // what encoding/json is given escapes to the heap
-	if err := json.Unmarshal(body, other); err != nil {
-		return malformed("%.200v", err) // it may quote a whole number
-	}
-	*w = *other
-	return nil
+	return w.scan(body)
 }
 
 // DecodeRequest reads the body of a request whose verb, client and resource the
@@ -533,7 +527,7 @@ func (r *Request) fill(w *wire, verb Verb, client, resource string) error {
 	case Evict:
 		r.Nonce = d.text("nonce", w.Nonce, MaxText)
 		r.Holder, r.Claim = d.token("holder", w.Holder), d.claim(w)
-		r.Query = d.text("text", w.Text, MaxText)
+		r.Query = strings.Clone(d.text("text", w.Text, MaxText)) // it is kept for longer than the message
 	default:
 		return malformed("unknown verb %.20q", verb)
 	}
@@ -633,7 +627,7 @@ func (a *Answer) fill(w *wire) error {
 		}
 		a.Info = i
 	case Evicted:
-		a.By, a.Text = d.token("by", w.By), d.text("text", w.Text, MaxText)
+		a.By, a.Text = strings.Clone(d.token("by", w.By)), strings.Clone(d.text("text", w.Text, MaxText)) // kept
 	case Evicting:
 		a.Nonce, a.Known = d.text("nonce", w.Nonce, MaxText), w.Known
 		a.Recovering = d.millis("recovering_ms", w.Recovering)
@@ -746,7 +740,7 @@ var hexValues = func() (t [256]byte) {
 
 func (d *decoder) number(key string, v uint64) uint64 {
 	if v > MaxInt {
-		d.fail("%s is above %d", key, MaxInt)
+		d.fail("%s is above %d", key, uint64(MaxInt))
 	}
 	return v
 }
@@ -777,7 +771,7 @@ func (d *decoder) count(key string, v int64) int {
 
 func (d *decoder) micros(key string, v int64) int64 {
 	if v < 0 || v > MaxInt {
-		d.fail("%s is not within 0 and %d microseconds", key, MaxInt)
+		d.fail("%s is not within 0 and %d microseconds", key, uint64(MaxInt))
 	}
 	return v
 }

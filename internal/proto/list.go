@@ -139,7 +139,7 @@ func (d *decoder) page(w *wire) *Page {
 		if err != nil {
 			d.fail("%v", err)
 		}
-		rec := Record{Name: name, Votes: d.count("votes", r.Votes), Waiting: d.count("waiting", r.Waiting)}
+		rec := Record{Name: strings.Clone(name), Votes: d.count("votes", r.Votes), Waiting: d.count("waiting", r.Waiting)}
 		for k := range r.Claims {
 			rec.Claims = append(rec.Claims, d.claimRecord(&r.Claims[k]))
 		}
@@ -151,10 +151,10 @@ func (d *decoder) page(w *wire) *Page {
 func (d *decoder) claimRecord(c *wireClaimRecord) ClaimRecord {
 	return ClaimRecord{
 		Claim:  ClaimID{Instance: d.uuid("claims.instance", c.Instance), Seq: d.positive("claims.seq", c.Seq)},
-		Client: d.token("claims.client", c.Client),
+		Client: strings.Clone(d.token("claims.client", c.Client)), // a page is large, and what it tells of may be kept
 		Mode:   d.mode(c.Mode),
 		At:     d.micros("claims.at", c.At),
-		Note:   d.text("claims.note", c.Note, MaxNote),
+		Note:   strings.Clone(d.text("claims.note", c.Note, MaxNote)),
 		Voted:  c.Fence > 0, Fence: d.number("claims.fence", c.Fence),
 		Token: d.number("claims.token", c.Token),
 		Kept:  c.Kept, Evicted: c.Evicted,

@@ -305,6 +305,7 @@ const (
 	ReasonFence  Reason = "fence"  // fence wanted is beyond what any clock within bounds explains
 	ReasonClaims Reason = "claims" // too many claims of this client
 	ReasonQueue  Reason = "queue"  // too many claims wait for this resource
+	ReasonCopy   Reason = "copy"   // another client sends as the same instance
 )
 
 // Blocker is the claim that keeps another from a node's vote.

@@ -29,8 +29,9 @@
 //
 //	nodes NAME... [max-ttl=12s] [skew=5s] [max-claims=N] [max-queue=N]
 //	                           the cluster, from now on voting
-//	client NAME... [ttl=12s] [clock=+1s] [nodes=n1,n2] [max-ttl=12s]
-//	                           clients; the last two: another configuration
+//	client NAME... [ttl=12s] [clock=+1s] [nodes=n1,n2] [max-ttl=12s] [of=CLIENT]
+//	                           clients; nodes and max-ttl: another configuration; of: it
+//	                           is a copy of that one, from before its first claim
 //	acquire CLIENT RESOURCE exclusive|shared [try]
 //	release CLAIM              give back, or give up waiting
 //	deliver                    all messages, and those that they cause, oldest first

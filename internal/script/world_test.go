@@ -59,7 +59,9 @@ type host struct {
 	marked string        // digest in the mark
 	ttl    time.Duration // longest that it may have granted
 
-	client *client.Client
+	client   *client.Client
+	of       string    // the client that it is a copy of, or itself: its name at the nodes, and its inbox
+	instance uuid.UUID // now
 }
 
 type claim struct {
@@ -104,10 +106,8 @@ func id(name string, life byte) uuid.UUID {
 }
 
 func (w *world) nameOf(id proto.ClaimID) string {
-	for _, h := range w.hosts {
-		if h.client != nil && id.Instance == clientID(h.name) {
-			return fmt.Sprintf("%s%d", h.name, id.Seq)
-		}
+	if name := w.nameOfInstance(id.Instance); name != "" {
+		return fmt.Sprintf("%s%d", name, id.Seq)
 	}
 	return id.String()
 }
@@ -119,7 +119,28 @@ func (w *world) list(all []proto.ClaimOf) (text string) {
 	return text
 }
 
+// nameOfInstance is the name of the client that began with it, and a stroke for each
+// time that it began anew (C15).
+func (w *world) nameOfInstance(instance uuid.UUID) string {
+	for _, h := range w.hosts {
+		for life := byte(0); h.client != nil && life <= h.lives; life++ {
+			if instance == id(h.name, life) {
+				return h.name + strings.Repeat("'", int(life))
+			}
+		}
+	}
+	return ""
+}
+
 func clientID(name string) uuid.UUID { return id(name, 0) }
+
+// inbox is what answers to a host are sent to; copies of a client have one.
+func (h *host) inbox() string {
+	if h.client != nil {
+		return h.of
+	}
+	return h.name
+}
 
 func beat(b uint64) string { return "@" + (time.Duration(b)*time.Microsecond - time.Second).String() }
 
@@ -167,11 +188,12 @@ func (w *world) publish(from *host, r proto.Request) error {
 		m.claim = w.nameOf(r.Claim)
 		m.text = fmt.Sprintf("yield %s %s %s", m.claim, r.Resource, beat(r.Beat))
 	case proto.Refresh:
-		list := w.runs(from.name, r.Live)
+		name := w.nameOfInstance(r.Claim.Instance)
+		list := w.runs(name, r.Live)
 		if list == "" {
 			list = "nothing"
 		}
-		m.text = fmt.Sprintf("refresh %s of %s%d..%s%d %s", list, from.name, r.Lo, from.name, r.Hi, beat(r.Beat))
+		m.text = fmt.Sprintf("refresh %s of %s%d..%s%d %s", list, name, r.Lo, name, r.Hi, beat(r.Beat))
 	case proto.Info:
 		m.text = "info: who is " + r.Node + "?"
 		if r.Stopped {
@@ -192,7 +214,7 @@ func (w *world) publish(from *host, r proto.Request) error {
 		m.to = name
 		m.deliver = func(h *host) {
 			var out node.Out
-			h.node.Handle(w.read(h), back, from.name, &out)
+			h.node.Handle(w.read(h), back, from.inbox(), &out)
 			w.nodeDid(h, out)
 		}
 		w.flight = append(w.flight, &m)
@@ -202,6 +224,17 @@ func (w *world) publish(from *host, r proto.Request) error {
 }
 
 func (w *world) answer(from *host, to string, a proto.Answer) error {
+	for _, name := range w.order {
+		if w.hosts[name].inbox() == to {
+			if err := w.answerTo(from, name, a); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (w *world) answerTo(from *host, to string, a proto.Answer) error {
 	body := proto.AppendAnswer(nil, &a)
 	back, err := proto.DecodeAnswer(body)
 	if err != nil {
@@ -242,12 +275,13 @@ func (w *world) answer(from *host, to string, a proto.Answer) error {
 	case proto.Over:
 		m.text = "over:" + w.list(a.Over)
 	case proto.Refreshed:
-		m.text = fmt.Sprintf("refreshed %s%d..%s%d %s", to, a.Lo, to, a.Hi, beat(a.Beat))
+		name := w.nameOfInstance(a.Claim.Instance)
+		m.text = fmt.Sprintf("refreshed %s%d..%s%d %s", name, a.Lo, name, a.Hi, beat(a.Beat))
 		if len(a.Waiting) > 0 {
-			m.text += ", waiting: " + w.runs(to, a.Waiting)
+			m.text += ", waiting: " + w.runs(name, a.Waiting)
 		}
 		if len(a.Unknown) > 0 {
-			m.text += ", unknown: " + w.runs(to, a.Unknown)
+			m.text += ", unknown: " + w.runs(name, a.Unknown)
 		}
 	case proto.Informed:
 		m.text = fmt.Sprintf("info: I am, %s, since %v, voted %v", a.Info.State, time.Duration(a.Info.Started)*time.Microsecond, a.Info.Voted)
@@ -328,6 +362,12 @@ func (w *world) namesakes(id string) (n int) {
 }
 
 func (w *world) clientDid(h *host, out client.Out) {
+	if out.Renew { // before anything is sent
+		h.lives++
+		h.instance = id(h.name, h.lives)
+		h.client.Renew(w.read(h), h.instance, &out)
+		w.printf("%s begins anew as %s", h.name, w.nameOfInstance(h.instance))
+	}
 	for _, note := range out.Notes {
 		w.printf("%s says: %s", h.name, note)
 	}
@@ -708,7 +748,11 @@ func (w *world) command(line string) (err error) {
 					return err
 				}
 			}
-			h := &host{name: name}
+			h := &host{name: name, of: name}
+			if v, ok := opts["of"]; ok {
+				h.of = v
+			}
+			h.instance = clientID(h.of)
 			if v, ok := opts["clock"]; ok {
 				if h.wall, err = time.ParseDuration(v); err != nil {
 					return err
@@ -718,7 +762,7 @@ func (w *world) command(line string) (err error) {
 				return err
 			}
 			h.client = client.New(client.Config{
-				Name: name, Instance: clientID(name), TTL: ttl, MaxRuns: 10, Cluster: cfg,
+				Name: h.of, Instance: h.instance, TTL: ttl, MaxRuns: 10, Cluster: cfg,
 			}, w.read(h))
 			h.due = w.now + time.Second
 		}
@@ -779,8 +823,8 @@ func (w *world) command(line string) (err error) {
 			}
 			var out node.Out
 			h.node.Handle(w.read(h), &proto.Request{
-				Verb: proto.Evict, Client: "ops", Resource: c.core.Resource(), Holder: c.host.name,
-				Claim: proto.ClaimID{Instance: clientID(c.host.name), Seq: c.core.Seq()},
+				Verb: proto.Evict, Client: "ops", Resource: c.core.Resource(), Holder: c.host.of,
+				Claim: proto.ClaimID{Instance: c.host.instance, Seq: c.core.Seq()},
 			}, "", &out)
 			w.nodeDid(h, out)
 		}

@@ -417,9 +417,15 @@ func (x *explorer) step(l *xLocal, in xInput) *xStep {
 		if mc.core != nil {
 			to.token, to.state, to.failed = mc.claim.Token(), mc.claim.State(), mc.lost
 			// The client is asked, as a holder would.
-			to.until = in.now + time.Duration(sort.Search(int(10*xTTL), func(d int) bool {
-				return !mc.core.HeldAt(x.clock(l.machine, in.now+time.Duration(d)), mc.claim)
-			}))
+			low, high := in.now, in.now+10*xTTL // not sort.Search: an int may have 32 bits
+			for low < high {
+				if mid := low + (high-low)/2; mc.core.HeldAt(x.clock(l.machine, mid), mc.claim) {
+					low = mid + 1
+				} else {
+					high = mid
+				}
+			}
+			to.until = low
 		}
 		x.locals[key] = to
 	}

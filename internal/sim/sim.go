@@ -30,18 +30,19 @@ import (
 type Options struct {
 	Seed  uint64
 	Trace io.Writer // nil: none
+	Copy  bool      // machines are well, but for one snapshot of a client that comes to life within a lease
 }
 
 // Result counts what a run did.
 type Result struct {
-	Events, Held, Lost, GaveUp, TryFailed      int
-	Crashes, Restarts, Pauses, Cuts, Suspends  int
-	Dropped, Duplicated, Late                  int
-	Nodes, Clients, Resources                  int
-	Overtaken                                  [worlds]int // the most that one waiter was, by the kind of world
-	WaitedLongest, TriedLongest                time.Duration
-	Twins, WrongConfig, ClientCrashes, Refused int
-	Evicted, Departed, TriedFree, PassedOn     int
+	Events, Held, Lost, GaveUp, TryFailed          int
+	Crashes, Restarts, Pauses, Cuts, Suspends      int
+	Dropped, Duplicated, Late                      int
+	Nodes, Clients, Resources                      int
+	Overtaken                                      [worlds]int // the most that one waiter was, by the kind of world
+	WaitedLongest, TriedLongest                    time.Duration
+	Twins, WrongConfig, ClientCrashes, Refused     int
+	Evicted, Departed, TriedFree, PassedOn, Copies int
 }
 
 // Worlds differ in what may come between a waiter and its turn.
@@ -147,7 +148,9 @@ type simClient struct {
 	backlog  []func()
 	instance uuid.UUID
 
-	evictions int // how often one of its claims was to be evicted
+	evictions int           // how often one of its claims was to be evicted
+	copied    bool          // it had or has a copy
+	slack     time.Duration // of its timers
 }
 
 // job is what one goroutine of a client does: wants, waits, holds, releases.
@@ -207,6 +210,7 @@ type Sim struct {
 	working         bool
 	world           int
 	patience        time.Duration // nobody waits for longer, and nobody holds for long; 0: any time
+	lenient         time.Duration // until then two may hold: see copyWithinLease
 }
 
 type tokens struct{ exclusive, any uint64 }
@@ -311,12 +315,17 @@ func newSim(opt Options) *Sim {
 		s.at(5*time.Second, s.evict)
 	}
 	switch {
+	case opt.Copy:
+		s.copyWithinLease(resources)
 	case s.names != nil:
 		s.at(s.between(0, 5*time.Second), s.names.play)
 	case opt.Seed%16 == 8:
 		s.newForeign()
 	case s.world == rough:
 		s.at(s.between(0, 10*time.Second), s.fault)
+	}
+	if opt.Seed%4 == 1 && !opt.Copy { // by dice of its own
+		s.copyLater(resources)
 	}
 	return s
 }
@@ -637,14 +646,18 @@ func (c *simClient) start(cfg proto.Config) {
 		c.table.PassOn(s.passOn.most, s.passOn.within)
 	}
 	c.inbox = fmt.Sprintf("%s.%s", c.name, c.instance)
-	core := c.core
-	s.inboxes[c.inbox] = func(a *proto.Answer) {
+	s.inboxes[c.inbox] = c.hear(c.core)
+}
+
+// hear is what answers come to, for as long as the process lives whose core that is.
+func (c *simClient) hear(core *client.Client) func(*proto.Answer) {
+	return func(a *proto.Answer) {
 		c.do(func() {
 			if c.core == core {
-				if c.table != nil {
-					c.table.Handle(c.clock.read(s.now), a, &c.out)
+				if now := c.clock.read(c.sim.now); c.table != nil {
+					c.table.Handle(now, a, &c.out)
 				} else {
-					c.core.Handle(c.clock.read(s.now), a, &c.out.Out)
+					c.core.Handle(now, a, &c.out.Out)
 				}
 				c.flush()
 			}
@@ -663,6 +676,15 @@ func (c *simClient) do(f func()) {
 
 func (c *simClient) flush() {
 	s := c.sim
+	if c.out.Renew { // before anything is sent (C15)
+		c.instance = c.nextInstance()
+		s.tracef("%s begins anew as %v", c.name, c.instance)
+		if now := c.clock.read(s.now); c.table != nil {
+			c.table.Renew(now, c.instance, &c.out)
+		} else {
+			c.core.Renew(now, c.instance, &c.out.Out)
+		}
+	}
 	requests, events, uses := c.out.Requests, c.out.Events, c.out.Uses
 	for _, note := range c.out.Notes {
 		s.tracef("%s: %s", c.name, note)
@@ -696,7 +718,7 @@ func (c *simClient) flush() {
 	s.cancel(c.timer)
 	if wait, ok := c.wait(); ok {
 		core := c.core
-		d := min(time.Duration(float64(wait)/c.clock.rate)+time.Microsecond, time.Second)
+		d := min(time.Duration(float64(wait)/c.clock.rate)+time.Microsecond, time.Second) + c.slack
 		c.timer = s.at(d, func() {
 			c.do(func() {
 				if c.core == core {
@@ -800,6 +822,17 @@ func (j *job) giveUp() {
 	c.flush()
 }
 
+func (j *job) release() {
+	if j.ended {
+		return
+	}
+	c := j.client
+	c.sim.tracef("%s releases %s #%d", c.name, j.res, j.id())
+	c.end(j)
+	j.endIfNot()
+	c.flush()
+}
+
 func (j *job) end() {
 	j.ended = true
 	s := j.client.sim
@@ -840,17 +873,7 @@ func (j *job) event(k local.EventKind) {
 		if s.working && s.patience == 0 && (s.rng.IntN(10) == 0 || s.names != nil && s.rng.IntN(2) == 0) {
 			hold = s.between(0, 3*ttl)
 		}
-		j.timer = s.at(hold, func() {
-			c.do(func() {
-				if j.ended {
-					return
-				}
-				s.tracef("%s releases %s #%d", c.name, j.res, j.id())
-				c.end(j)
-				j.endIfNot()
-				c.flush()
-			})
-		})
+		j.timer = s.at(hold, func() { c.do(j.release) })
 	case local.Lost:
 		s.res.Lost++
 		if !j.held {
@@ -892,7 +915,9 @@ func (c *simClient) crash() {
 	s := c.sim
 	s.res.ClientCrashes++
 	s.tracef("%s crashes", c.name)
-	delete(s.inboxes, c.inbox)
+	if !c.copied { // else another hears there
+		delete(s.inboxes, c.inbox)
+	}
 	s.cancel(c.timer)
 	for _, list := range s.jobs {
 		for _, j := range append([]*job(nil), list...) {
@@ -1224,7 +1249,7 @@ func (s *Sim) departed(e *eviction) {
 		if o.use != nil {
 			of = o.use.Claim()
 		}
-		if e.held && of == e.claim && o.holds() {
+		if e.held && of == e.claim && o.holds() && s.now >= s.lenient {
 			s.fail("%v of %s still holds %s, though its eviction is reported as done", e.id, o.client.name, o.res)
 		}
 	}
@@ -1252,6 +1277,9 @@ func (s *Sim) checkEvicted(nd *simNode, resource string, id proto.ClaimID) {
 // ---- promises
 
 func (s *Sim) check() {
+	if s.now < s.lenient {
+		return
+	}
 	for res, list := range s.jobs {
 		for i, a := range list {
 			if !a.holds() {
@@ -1301,6 +1329,10 @@ func (s *Sim) checkToken(j *job) {
 	}
 	token := j.token()
 	if s.sides != nil { // of two clusters, each has tokens of its own
+		return
+	}
+	if s.now < s.lenient {
+		t.any = max(t.any, token)
 		return
 	}
 	if j.mode == quorum.Exclusive {
@@ -1362,6 +1394,7 @@ func (r *Result) add(o Result) {
 	r.TriedFree += o.TriedFree
 	r.PassedOn += o.PassedOn
 	r.Departed += o.Departed
+	r.Copies += o.Copies
 	for i, n := range o.Overtaken {
 		r.Overtaken[i] = max(r.Overtaken[i], n)
 	}

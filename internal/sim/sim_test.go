@@ -94,3 +94,22 @@ func keptSeeds(t *testing.T) (list []uint64) {
 	}
 	return list
 }
+
+// A snapshot of a client that comes to life within its lease is noticed, and after some
+// more than a lease nobody is the worse for it (C15).
+func TestCopyWithinLease(t *testing.T) {
+	var sum Result
+	from, to, opt := uint64(1), uint64(*seeds)/3, Options{Copy: true}
+	if *one > 0 {
+		from, to, opt.Trace = *one, *one, os.Stdout
+	}
+	for seed := from; seed <= to; seed++ {
+		opt.Seed = seed
+		res, err := Run(opt)
+		if err != nil {
+			t.Fatalf("seed %d: %v\nreplay: go test ./internal/sim -run TestCopyWithinLease -sim.seed=%[1]d", seed, err)
+		}
+		sum.add(res)
+	}
+	t.Logf("%+v", sum)
+}

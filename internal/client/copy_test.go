@@ -1,0 +1,134 @@
+package client
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// copied is a client that holds r, and waits for s.
+func copied(t *testing.T) (*Client, *Claim, *Claim, proto.Now) {
+	t.Helper()
+	now := proto.Now{Mono: time.Second, Wall: 1_750_000_000_000_000}
+	c := New(Config{
+		Name: "a", Instance: uuid.UUID{1}, TTL: 10 * time.Second, MaxRuns: 9,
+		Cluster: proto.Config{Nodes: []string{"n1"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second},
+	}, now)
+	var out Out
+	held := c.Claim(now, Want{Resource: "r", Mode: quorum.Exclusive}, &out)
+	waits := c.Claim(now, Want{Resource: "s", Mode: quorum.Exclusive}, &out)
+	c.Handle(now, answerTo(c, held, proto.Granted, held.beat), &out)
+	if held.State() != Holding || out.Renew {
+		t.Fatalf("%+v", out)
+	}
+	return c, held, waits, now
+}
+
+func answerTo(c *Client, cl *Claim, kind proto.Kind, beat uint64) *proto.Answer {
+	return &proto.Answer{
+		Kind: kind, Node: "n1", Incarnation: uuid.UUID{9}, Digest: c.digest, Client: "a", Claim: c.id(cl), Beat: beat, Fence: 7,
+	}
+}
+
+// renewed checks what becomes of such a client when it begins anew.
+func renewed(t *testing.T, c *Client, held, waits *Claim, now proto.Now, out *Out, lastWord bool) {
+	t.Helper()
+	if !out.Renew {
+		t.Fatal("it does not want another instance")
+	}
+	old, other := uuid.UUID{1}, uuid.UUID{2}
+	c.Renew(now, other, out)
+	lost, asked, word := 0, 0, 0
+	for _, e := range out.Events {
+		if e.Kind == Lost && e.Claim == held {
+			lost++
+		}
+	}
+	for _, r := range out.Requests {
+		switch {
+		case r.Verb == proto.Acquire && r.Claim == proto.ClaimID{Instance: other, Seq: waits.seq} && r.At == waits.at:
+			asked++
+		case r.Verb == proto.Refresh && r.Claim.Instance == old && r.Beat == proto.MaxInt && r.Hi == 0 && r.Live == nil:
+			word++
+		default:
+			t.Errorf("it sends %+v", r)
+		}
+	}
+	if lost != 1 || asked != 1 || (word == 1) != lastWord || held.State() != Over || waits.State() != Waiting || out.Renew {
+		t.Errorf("lost %d times, asked anew %d times, said so %d times: %+v", lost, asked, word, out)
+	}
+	if err := c.check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// An answer repeats a beat that this client did not send (C15).
+func TestBeatOfACopy(t *testing.T) {
+	c, held, waits, now := copied(t)
+	var out Out
+	c.Handle(now, answerTo(c, waits, proto.Queued, c.beat), &out)
+	c.Handle(now, answerTo(c, held, proto.Recall, c.beat), &out)
+	if out.Renew {
+		t.Fatal("its own beats are taken for another's")
+	}
+	out.Reset()
+	c.Handle(now, answerTo(c, waits, proto.Queued, c.beat+1), &out)
+	renewed(t, c, held, waits, now, &out, true)
+	if c.Counts().Copies != 1 || len(out.Notes) != 1 {
+		t.Errorf("%+v, %q", c.Counts(), out.Notes)
+	}
+	// What still comes for the old instance concerns nobody.
+	out.Reset()
+	late := answerTo(c, waits, proto.Granted, proto.MaxInt)
+	late.Claim.Instance = uuid.UUID{1}
+	c.Handle(now, late, &out)
+	if out.Renew || len(out.Events) > 0 || len(out.Requests) > 0 {
+		t.Errorf("%+v", out)
+	}
+}
+
+// A node has the number for something else (N2).
+func TestNumberOfACopy(t *testing.T) {
+	c, held, waits, now := copied(t)
+	var out Out
+	a := answerTo(c, waits, proto.Refused, c.beat)
+	a.Reason = proto.ReasonCopy
+	c.Handle(now, a, &out)
+	renewed(t, c, held, waits, now, &out, true)
+}
+
+// A client that was not there for a lease may be a snapshot: it gives nothing back. It
+// need not tell others of that, who may have every right to go on.
+func TestLeapOfAClock(t *testing.T) {
+	for _, leap := range []struct{ mono, wall time.Duration }{{11 * time.Second, 11 * time.Second}, {0, 11 * time.Second}} {
+		for name, step := range map[string]func(c *Client, held *Claim, now proto.Now, out *Out){
+			"tick":    func(c *Client, _ *Claim, now proto.Now, out *Out) { c.Tick(now, out) },
+			"release": func(c *Client, held *Claim, now proto.Now, out *Out) { c.Release(now, held, out) },
+			"report and tick": func(c *Client, held *Claim, now proto.Now, out *Out) {
+				c.Report(now, held)
+				c.Tick(now, out)
+			},
+		} {
+			c, held, waits, now := copied(t)
+			now.Mono += leap.mono
+			now.Wall += leap.wall.Microseconds()
+			var out Out
+			step(c, held, now, &out)
+			t.Run(name, func(t *testing.T) { renewed(t, c, held, waits, now, &out, false) })
+		}
+	}
+	c, _, _, now := copied(t)
+	var out Out
+	for range 9 { // no leap, but a time of a lease and more
+		now.Mono += 9 * time.Second
+		now.Wall += (9 * time.Second).Microseconds()
+		c.Tick(now, &out)
+	}
+	if out.Renew {
+		t.Error("a client that looks at its clocks takes another instance")
+	}
+}

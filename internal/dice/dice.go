@@ -1,0 +1,226 @@
+// Package dice turns the bytes of a fuzz test into choices, and into messages that are
+// well formed and otherwise anything: what a machine may be told by a network that
+// repeats, reorders and delays, by other versions, and by whoever may publish.
+package dice
+
+import (
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+)
+
+// Dice are bytes that are used up one by one. When none is left every choice is the
+// first.
+type Dice struct{ bytes []byte }
+
+// New makes dice of the input of a fuzz test.
+func New(bytes []byte) *Dice { return &Dice{bytes} }
+
+// Left reports whether a choice is left.
+func (d *Dice) Left() bool { return len(d.bytes) > 0 }
+
+// N chooses from 0 to n-1; n is at most 256.
+func (d *Dice) N(n int) int {
+	if len(d.bytes) == 0 {
+		return 0
+	}
+	b := d.bytes[0]
+	d.bytes = d.bytes[1:]
+	return int(b) % n
+}
+
+// Odds is true once in n times.
+func (d *Dice) Odds(n int) bool { return d.N(n) == n-1 }
+
+// Of chooses one of several.
+func Of[T any](d *Dice, all ...T) T { return all[d.N(len(all))] }
+
+// Pass is how far time goes on: mostly by little, now and then by a lease or more.
+func (d *Dice) Pass(lease time.Duration) time.Duration {
+	if d.N(8) > 0 {
+		return Of(d, 0, time.Microsecond, time.Millisecond, 30*time.Millisecond)
+	}
+	return Of(d, lease/12, lease/3, lease/2, lease, 4*lease)
+}
+
+// World is who and what messages are about.
+type World struct {
+	Cluster   proto.Config
+	Nodes     []string // that answer: some may be no nodes
+	Clients   []string
+	Instances []uuid.UUID
+	Resources []string
+	Lease     time.Duration
+	Beat      uint64 // about the highest that was sent
+	Seq       uint64 // about the highest that was given out
+	Wall      int64
+}
+
+func (d *Dice) beat(w *World) uint64 {
+	step := uint64(time.Second / time.Microsecond)
+	return min(max(Of(d, w.Beat, w.Beat, w.Beat-1, w.Beat+1, 1, w.Beat+step, w.Beat-min(step, w.Beat), proto.MaxInt), 1), proto.MaxInt)
+}
+
+func (d *Dice) seq(w *World) uint64 {
+	return min(max(uint64(1+d.N(int(min(w.Seq, 200))+1)), 1), proto.MaxInt)
+}
+
+func (d *Dice) mode() quorum.Mode { return Of(d, quorum.Exclusive, quorum.Shared) }
+
+func (d *Dice) fence(w *World) uint64 {
+	wall := uint64(max(w.Wall, 1))
+	return Of(d, wall, wall+1, wall+2, 1, wall+uint64(w.Lease.Microseconds()), proto.MaxInt-1)
+}
+
+func (d *Dice) digest(w *World) string {
+	if d.Odds(32) {
+		return "0123456789abcdef"
+	}
+	return w.Cluster.Digest()
+}
+
+// runs are some of the numbers from lo to hi.
+func (d *Dice) runs(lo, hi uint64) proto.Runs {
+	var out proto.Runs
+	at := lo
+	for range 6 {
+		if at > hi {
+			break
+		}
+		to := min(at+uint64(d.N(4)), hi)
+		if d.N(3) > 0 {
+			out = append(out, proto.Run{Lo: at, Hi: to})
+		}
+		at = to + 1 + uint64(d.N(3))
+	}
+	return out
+}
+
+func (d *Dice) span(w *World) (lo, hi uint64) {
+	return Of(d, 1, d.seq(w)), Of(d, w.Seq, d.seq(w), w.Seq+3, proto.MaxInt)
+}
+
+// Request is any request that a decoder lets through.
+func (d *Dice) Request(w *World) proto.Request {
+	r := proto.Request{
+		Verb:   Of(d, proto.Acquire, proto.Acquire, proto.Acquire, proto.Release, proto.Yield, proto.Refresh, proto.Info, proto.List, proto.Inspect, proto.Evict),
+		Client: Of(d, w.Clients...),
+	}
+	claim := proto.ClaimID{Instance: Of(d, w.Instances...), Seq: d.seq(w)}
+	switch r.Verb {
+	case proto.Acquire, proto.Release, proto.Yield, proto.Inspect, proto.Evict:
+		r.Resource = Of(d, w.Resources...)
+	}
+	switch r.Verb {
+	case proto.Acquire:
+		r.Claim, r.Beat, r.Mode, r.TTL, r.Digest = claim, d.beat(w), d.mode(), w.Lease, d.digest(w)
+		r.At = Of(d, w.Wall, w.Wall-1, w.Wall+1, 0, w.Wall+time.Hour.Microseconds(), proto.MaxInt)
+		if d.Odds(3) {
+			r.Want = d.fence(w)
+		}
+		r.Held, r.Try, r.Quiet = d.Odds(4), d.Odds(4), d.Odds(4)
+		if r.Keep = d.Odds(3); r.Keep {
+			r.Span = Of(d, uint64(0), 1, 64, proto.MaxSpan)
+		}
+		r.Node = Of(d, append([]string{"", "", ""}, w.Nodes...)...)
+	case proto.Release:
+		r.Claim, r.Now = claim, Of(d, w.Wall, 0, w.Wall+time.Hour.Microseconds(), proto.MaxInt)
+	case proto.Yield:
+		r.Claim, r.Beat, r.Node = claim, d.beat(w), Of(d, w.Nodes...)
+	case proto.Refresh:
+		r.Claim.Instance, r.Beat = claim.Instance, d.beat(w)
+		r.Lo, r.Hi = d.span(w)
+		r.Live = d.runs(r.Lo, r.Hi)
+	case proto.Info:
+		if r.Nonce = "n"; d.Odds(2) {
+			r.Node = Of(d, w.Nodes...)
+			r.Client = Of(d, r.Node, r.Client)
+			r.Incarnation, r.Started, r.Voted = uuid.UUID{byte(d.N(4))}, Of(d, 0, w.Wall, proto.MaxInt), d.Odds(2)
+		}
+	case proto.List, proto.Inspect:
+		r.After, r.Node = Of(d, 0, 1, w.Seq, proto.MaxInt), Of(d, append([]string{""}, w.Nodes...)...)
+	case proto.Evict:
+		r.Claim, r.Holder, r.Query = claim, Of(d, w.Clients...), "why"
+	}
+	return r
+}
+
+// Grants are votes of all nodes of the cluster for one claim, as honest nodes give them.
+func (d *Dice) Grants(w *World, client string, claim proto.ClaimID, beat uint64) []proto.Answer {
+	var all []proto.Answer
+	fence := uint64(max(w.Wall, 1)) + uint64(d.N(3))
+	span := Of(d, uint64(0), 64, 4096)
+	for _, name := range w.Cluster.Nodes {
+		all = append(all, proto.Answer{
+			Kind: proto.Granted, Node: name, Incarnation: uuid.UUID{1}, Digest: w.Cluster.Digest(), Client: client,
+			Claim: claim, Beat: beat, Fence: fence, Span: span,
+		})
+	}
+	return all
+}
+
+// Answer is any answer that a decoder lets through.
+func (d *Dice) Answer(w *World) proto.Answer {
+	return d.AnswerOf(w, Of(d, proto.Granted, proto.Granted, proto.Granted, proto.Queued, proto.Refused, proto.Recall,
+		proto.Refreshed, proto.Evicted, proto.Informed, proto.Listed, proto.Evicting))
+}
+
+// AnswerOf is any such answer of one kind.
+func (d *Dice) AnswerOf(w *World, kind proto.Kind) proto.Answer {
+	a := proto.Answer{Kind: kind, Node: Of(d, w.Nodes...), Digest: d.digest(w), Client: Of(d, w.Clients...)}
+	if a.Incarnation = (uuid.UUID{1}); d.Odds(32) {
+		a.Incarnation = uuid.UUID{byte(2 + d.N(2))}
+	}
+	claim := proto.ClaimID{Instance: Of(d, w.Instances...), Seq: d.seq(w)}
+	switch a.Kind {
+	case proto.Granted, proto.Queued, proto.Refused, proto.Recall, proto.Evicted:
+		a.Claim, a.Beat = claim, d.beat(w)
+	}
+	switch a.Kind {
+	case proto.Granted:
+		a.Fence, a.Span, a.Behind, a.Late = d.fence(w), Of(d, uint64(0), 2, 64), d.Odds(4), d.Odds(4)
+	case proto.Queued:
+		a.Place, a.Recovering = d.N(4), Of(d, 0, w.Lease)
+		if d.Odds(2) {
+			a.Blocker = &proto.Blocker{
+				Claim: proto.ClaimID{Instance: uuid.UUID{9}, Seq: 1}, Client: "other", Mode: d.mode(),
+				Voted: d.Odds(2), Ahead: d.Odds(2), For: time.Second,
+			}
+		}
+	case proto.Refused:
+		a.Reason, a.Text, a.Passes = Of(d, proto.ReasonAge, proto.ReasonClaims, "later"), "no", d.Odds(2)
+	case proto.Recall:
+		a.Behind = d.Odds(2)
+	case proto.Evicted:
+		a.By, a.Text = "ops", "why"
+	case proto.Refreshed:
+		a.Claim.Instance, a.Beat = claim.Instance, d.beat(w)
+		a.Lo, a.Hi = d.span(w)
+		a.Waiting, a.Unknown = d.runs(a.Lo, a.Hi), d.runs(a.Lo, a.Hi)
+	case proto.Informed:
+		a.Info = &proto.NodeInfo{
+			Nonce: "n", Nodes: w.Cluster.Nodes, MaxTTL: w.Cluster.MaxTTL, Skew: w.Cluster.Skew, State: proto.Voting,
+			Started: Of(d, 0, w.Wall, proto.MaxInt), Voted: d.Odds(2),
+		}
+	case proto.Listed:
+		a.Nonce, a.List = "n", &proto.Page{After: Of(d, uint64(0), 1, proto.MaxInt), Next: Of(d, uint64(0), 1, proto.MaxInt)}
+		for range d.N(3) {
+			rec := proto.Record{Name: Of(d, w.Resources...), Votes: d.N(3), Waiting: d.N(3)}
+			for range d.N(3) {
+				voted := d.Odds(2)
+				c := proto.ClaimRecord{Claim: claim, Client: a.Client, Mode: d.mode(), At: max(w.Wall, 0), Voted: voted, Evicted: d.Odds(4)}
+				if voted {
+					c.Fence = d.fence(w)
+				}
+				rec.Claims = append(rec.Claims, c)
+			}
+			a.List.Locks = append(a.List.Locks, rec)
+		}
+	case proto.Evicting:
+		a.Nonce, a.Known = "n", d.Odds(2)
+	}
+	return a
+}
