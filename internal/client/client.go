@@ -292,7 +292,7 @@ func (c *Client) step(now proto.Now, out *Out) {
 		// brought to life while what it was taken of goes on. Nothing it had stands any
 		// more, and what it would give back in the name of this instance may be the other's.
 		c.leapt = false
-		out.Renew = out.Renew || c.seq > 0
+		out.Renew = true // also if it never asked for anything: its numbers may be given out by the other
 	}
 	for len(c.due) > 0 && c.due[0].key <= c.now {
 		cl := c.due[0]
@@ -924,7 +924,7 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 			c.confirmed(cl, a.Beat)
 		}
 	case proto.Queued:
-		if b := a.Blocker; cl.try && b != nil && c.over(b.Claim) {
+		if b := a.Blocker; cl.try && b != nil && c.over(b) {
 			c.sweepSoon(b.Claim.Seq) // should its release be lost (C9)
 		}
 		v.heard = queued
@@ -1075,7 +1075,7 @@ func (c *Client) hopeless(cl *Claim) bool {
 		v := &cl.votes[i]
 		if v.heard == refused {
 			against++
-		} else if b := v.blocker(); cl.try && b != nil && b.Ahead && !c.over(b.Claim) {
+		} else if b := v.blocker(); cl.try && b != nil && b.Ahead && !c.over(b) {
 			against++
 		}
 	}
@@ -1083,9 +1083,11 @@ func (c *Client) hopeless(cl *Claim) bool {
 }
 
 // over reports whether a claim was this client's, and is no more: its release is on
-// its way to the node that still has it.
-func (c *Client) over(id proto.ClaimID) bool {
-	return id.Instance == c.cfg.Instance && id.Seq <= c.seq && c.claims[id.Seq] == nil
+// its way to the node that still has it. What another client calls by such an id is
+// another's claim.
+func (c *Client) over(b *proto.Blocker) bool {
+	id := b.Claim
+	return b.Client == c.cfg.Name && id.Instance == c.cfg.Instance && id.Seq <= c.seq && c.claims[id.Seq] == nil
 }
 
 func (v *vote) blocker() *proto.Blocker {
