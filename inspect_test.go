@@ -380,12 +380,12 @@ func TestEvictNeedsNodesThatVote(t *testing.T) {
 			tn.crash()
 			tn.start()
 		}
-		evict := func(d time.Duration) (error, time.Duration) {
+		evict := func(d time.Duration) (time.Duration, error) {
 			start := time.Now()
 			err := ops.Evict(timeout(t, d), "x", claim, "")
-			return err, time.Since(start)
+			return time.Since(start), err
 		}
-		err, _ := evict(time.Second)
+		_, err := evict(time.Second)
 		wantIs(t, err, qlock.ErrHeld, context.DeadlineExceeded)
 		wantText(t, err, "says n3")
 		if k.Context().Err() != nil {
@@ -393,17 +393,17 @@ func TestEvictNeedsNodesThatVote(t *testing.T) {
 		}
 		w.nodes[2].crash()
 		w.nodes[2].start()
-		err, _ = evict(time.Second)
+		_, err = evict(time.Second)
 		wantIs(t, err, qlock.ErrNoQuorum, context.DeadlineExceeded)
 		wantText(t, err, "whether a has given up", "n1 n2 n3 may have forgotten the claim")
 		if k.Context().Err() != nil {
 			t.Fatal("it is not held: this tests nothing")
 		}
 		w.nodes[2].stop()
-		err, _ = evict(3 * time.Second)
+		_, err = evict(3 * time.Second)
 		wantIs(t, err, qlock.ErrNoQuorum, context.DeadlineExceeded)
 		wantText(t, err, "n1 n2 may have forgotten", "no answer from n3")
-		err, d := evict(time.Minute)
+		d, err := evict(time.Minute)
 		if err != nil || d < quarantine-10*time.Second || d > quarantine {
 			t.Errorf("%v after %v, want when a quorum votes again", err, d)
 		}

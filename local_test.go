@@ -209,6 +209,7 @@ func TestTryBesideRetained(t *testing.T) {
 		}
 		m := a.RWMutex("m")
 		m.RLock()
+		//lint:ignore SA2001 it is about what is kept afterwards
 		m.RUnlock()
 		if !m.TryLock() {
 			t.Fatal("RWMutex.TryLock fails on a mutex that nobody has")

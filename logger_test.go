@@ -88,7 +88,6 @@ func TestNodeWhoseLoggerStandsStill(t *testing.T) {
 		if d := time.Since(start); d > 2*time.Second {
 			t.Errorf("the stop took %v", d)
 		}
-		start = time.Now()
 		tn.start() // by its clean mark, at once
 		if err := tn.WaitReady(timeout(t, time.Second)); err != nil {
 			t.Error(err)

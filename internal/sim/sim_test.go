@@ -70,7 +70,7 @@ func TestSeeds(t *testing.T) {
 	wg.Wait()
 	t.Logf("%d seeds: %+v", *seeds, sum)
 	idle := sum.Held < 10*(*seeds) || sum.Lost == 0 || sum.Crashes == 0 || sum.TryFailed == 0 || sum.TriedFree == 0 || sum.PassedOn == 0
-	if !failed.Load() && *seeds >= 100 && idle {
+	if !failed.Load() && *kind == "" && *seeds >= 100 && idle {
 		t.Errorf("the runs did too little to prove anything: %+v", sum)
 	}
 }

@@ -194,8 +194,8 @@ func TestPlaceOfLinux(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("not every system tells")
 	}
-	if bootID() == "" || bootID() != bootID() {
-		t.Errorf("boot id %q, and then %q", bootID(), bootID())
+	if first, then := bootID(), bootID(); first == "" || first != then {
+		t.Errorf("boot id %q, and then %q", first, then)
 	}
 	if up := Uptime(); up <= 0 || Uptime() < up {
 		t.Errorf("the machine is up for %v", up)
