@@ -29,7 +29,8 @@ type NodeConfig struct {
 	Nodes   []string // names of all nodes, 1 to 64; fixed for the cluster's life
 
 	// StateDir is where the node leaves, at a clean stop, what it must not forget.
-	// Empty: nowhere, and the node gives no votes for MaxLease after each start.
+	// Empty: nowhere, and the node gives no votes for MaxLease and 16 % more after each
+	// start.
 	StateDir string
 
 	MaxLease time.Duration // longest lease that clients may have; default 30 s

@@ -107,7 +107,7 @@ func ExampleStartCluster() {
 		log.Fatal(err)
 	}
 	try("with two:")
-	// Its votes may be forgotten, so it gives none for MaxLease after this:
+	// Its votes may be forgotten, so it gives none for MaxLease and 16 % more after this:
 	// n2.Node().WaitReady waits for that.
 	if err := n2.Restart(ctx); err != nil {
 		log.Fatal(err)

@@ -29,7 +29,7 @@ var namesDepth = flag.Int("node.names", 0, "how many events are explored in Test
 const (
 	namesTTL   = 6000 * time.Millisecond
 	namesStep  = namesTTL / 6 // between two events at the least
-	namesProbe = namesTTL / 60
+	namesProbe = namesTTL / 100
 )
 
 // bearer is one machine.

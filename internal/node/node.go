@@ -164,8 +164,9 @@ func (n *Node) enterQuarantine(now proto.Now) {
 }
 
 // listen is how long a node of this name that does not hear this one may take to ask
-// the next time, and be heard. It may have voted until then (N9).
-func (n *Node) listen() time.Duration { return n.cfg.MaxTTL/askEvery + n.cfg.MaxTTL/askWaiting }
+// the next time, and be heard. It may have voted until then (N9). It may also have the
+// configuration of before, and ask as seldom as that says.
+func (n *Node) listen() time.Duration { return n.longest/askEvery + n.longest/askWaiting }
 
 func (n *Node) runOut() time.Duration { return n.longest + proto.Margin(n.longest) }
 

@@ -56,12 +56,12 @@ runs.
 
 --bootstrap writes into the empty state directory that there is nothing to forget,
 and ends. Do it once for each node of a new cluster, by hand, at most an hour before
-the node's first start: a node without it waits for --max-lease before its first
-votes, and is right to do so whenever its state was lost.
+the node's first start: a node without it waits for --max-lease and 16 % more
+before its first votes, and is right to do so whenever its state was lost.
 
 SIGTERM stops the node cleanly: its votes are saved. It votes at once when it starts
-again within --max-lease, with the same directory, on a machine that was not
-restarted. Else it waits.
+again within 85 % of --max-lease, with the same directory, on a machine that was
+not restarted. Else it waits.
 
 SIGHUP reads the file of --config and the certificates again; of the file, log-level
 is applied, and what needs a restart is logged.
