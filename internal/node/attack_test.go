@@ -32,7 +32,9 @@ func attacked(t *testing.T) (*Node, *proto.Now) {
 	return n, now
 }
 
-func pass(now *proto.Now, d time.Duration) { now.Mono, now.Wall = now.Mono+d, now.Wall+d.Microseconds() }
+func pass(now *proto.Now, d time.Duration) {
+	now.Mono, now.Wall = now.Mono+d, now.Wall+d.Microseconds()
+}
 
 // hear has the node handle a question, and its own answer to it.
 func hear(n *Node, now proto.Now, q *proto.Request, client string, out *Out) {
