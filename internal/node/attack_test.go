@@ -95,3 +95,34 @@ func TestAttackVotesAfterASleep(t *testing.T) {
 		}
 	}
 }
+
+// A client that may use one name fills it with readers that keep their locks, and a
+// writer that waits. What it says then of these costs the node as much as before: all
+// others wait for it meanwhile.
+func TestAttackCostOfOneName(t *testing.T) {
+	cost := func(readers int) time.Duration {
+		n, now := attacked(t)
+		var out Out
+		ask := func(seq, beat uint64, mode quorum.Mode, at int64) {
+			n.Handle(*now, &proto.Request{
+				Verb: proto.Acquire, Client: "h", Resource: "x", Claim: proto.ClaimID{Instance: uuid.UUID{1}, Seq: seq}, Beat: beat, Mode: mode,
+				At: at, TTL: 30 * time.Second, Digest: n.digest, Keep: mode == quorum.Shared,
+			}, "h's inbox", &out)
+			out.Reset()
+		}
+		for i := range readers {
+			ask(uint64(i+2), 1, quorum.Shared, now.Wall+int64(i))
+		}
+		ask(1, 1, quorum.Exclusive, now.Wall-1)
+		start := time.Now()
+		for beat := range uint64(proto.MaxBatch) { // as many as go in one message
+			ask(1, beat+2, quorum.Exclusive, now.Wall-1)
+		}
+		return time.Since(start)
+	}
+	few, many := cost(100), cost(60_000)
+	t.Logf("%d requests about a name with 100 readers take %v, with 60,000 readers %v", proto.MaxBatch, few, many)
+	if many > 20*time.Millisecond {
+		t.Errorf("one message stops the node for %v", many)
+	}
+}
