@@ -384,6 +384,7 @@ func (l *Locker) giveUpAll(all []*local.Use) {
 	for more := true; more; {
 		l.step(func(now proto.Now, out *local.Out) { more = l.table.Rest(now, mostInStep, out) })
 	}
+	l.ending.Wait() // should one have been lost since: what is held back is not published at the end
 }
 
 // leave takes a Locker that does nothing any more from its connection.
