@@ -129,7 +129,7 @@ func (l *Locker) begin(ctx context.Context) error {
 	}
 	l.denials = watchDenials(l.nc)
 	l.denials.add(l)
-	status := l.nc.StatusChanged(nats.CONNECTED, nats.CLOSED)
+	status := l.nc.StatusChanged(nats.RECONNECTING, nats.CONNECTED, nats.CLOSED)
 	l.loop.Go(func() { l.run(status) })
 	l.loop.Go(func() { l.out.run(l.stop) })
 	advise(l.nc, l.opt.lease, l.log, "locks")
@@ -384,6 +384,7 @@ func (l *Locker) giveUpAll(all []*local.Use) {
 	for more := true; more; {
 		l.step(func(now proto.Now, out *local.Out) { more = l.table.Rest(now, mostInStep, out) })
 	}
+	l.ending.Wait() // should one have been lost since: what is held back is not published at the end
 }
 
 // leave takes a Locker that does nothing any more from its connection.
@@ -423,7 +424,7 @@ func (l *Locker) step(f func(now proto.Now, out *local.Out)) {
 		l.table.Renew(now, freshInstance(t), out)
 	}
 	held := 0
-	var lost []*Lock
+	var lost, unlocking []*Lock
 	for _, e := range out.Uses {
 		k := e.Use.User.(*Lock)
 		l.became(now, e)
@@ -432,13 +433,23 @@ func (l *Locker) step(f func(now proto.Now, out *local.Out)) {
 			held++
 		case e.Kind == local.Lost && k.state == lockLost:
 			lost = append(lost, k)
-		case e.Kind == local.Returned, e.Kind == local.Lost: // before the release, and so before the next one has it
+		case e.Kind == local.Lost: // while its owner ends its context, which may take long yet
+			unlocking = append(unlocking, k)
+			l.event("released", k)
+		case e.Kind == local.Returned: // before the release, and so before the next one has it
 			l.event("released", k)
 		}
 	}
 	if len(lost) > 0 {
 		l.out.hold()
 		l.ending.Go(func() { l.endLost(lost) })
+	}
+	if len(unlocking) > 0 { // what the machine says of them is not said before
+		l.out.hold()
+		l.ending.Go(func() {
+			endAll(unlocking, func(*Lock) error { return ErrUnlocked })
+			l.out.letGo()
+		})
 	}
 	if held > 0 {
 		l.burst = held
@@ -488,7 +499,7 @@ func (l *Locker) became(now proto.Now, e local.Event) {
 		k.votes, k.nodes = e.Votes, len(l.core.Cluster().Nodes)
 	case local.Lost:
 		if k.state != lockHeld {
-			break // its owner was about to give it back, and has ended its context
+			break // its owner is about to give it back, and ends its context
 		}
 		k.lost = ErrLost
 		if e.Eviction != nil {

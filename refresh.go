@@ -38,6 +38,10 @@ func (l *Locker) run(status chan nats.Status) {
 				l.shut()
 				break
 			}
+			if now == nats.RECONNECTING { // perhaps to another cluster of this name (C13)
+				l.step(func(now proto.Now, out *local.Out) { l.table.Disconnected(now, out) })
+				break
+			}
 			l.out.batching.anew() // permissions may be others now
 			l.step(func(now proto.Now, out *local.Out) { l.table.Reconnected(now, out) })
 		case <-alarm.in(wait):

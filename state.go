@@ -29,7 +29,8 @@ const bootstrapped = time.Hour
 // mark is void after that, and in a copy of the directory. A node whose mark is
 // void starts all the same, and waits.
 //
-// It is an act of its own, to be done for each node once in a cluster's life, and
+// It is an act of its own, to be done for each node once in a cluster's life, in the one
+// directory that the node then uses: a second one would let it forget votes, and
 // never by a script that starts nodes: in front of a start whose state was lost
 // it would be the permission to forget votes. It fails if the directory already
 // holds a node's state.

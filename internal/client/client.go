@@ -509,24 +509,37 @@ func (c *Client) releaseMsg(seq uint64, resource string, out *Out) {
 	})
 }
 
+// Disconnected tells the client that its connection is away. It may come back to
+// another cluster of the same names: votes from there and from here must not add up,
+// so a claim that is not held yet counts from zero (C13).
+func (c *Client) Disconnected(now proto.Now, out *Out) {
+	c.step(now, out)
+	for cl := c.first; cl != nil; cl = cl.next {
+		c.fromZero(cl)
+	}
+}
+
+// fromZero forgets the votes of a claim that is not held, and of one that is held those
+// that do not count yet.
+func (c *Client) fromZero(cl *Claim) {
+	for i := range cl.votes {
+		v := &cl.votes[i]
+		v.fresh = nil
+		if cl.state == Waiting {
+			// Nothing counts that answers what was sent before: it may be read only now.
+			v.yielded, v.until = cl.beat+1, 0
+		}
+	}
+}
+
 // Reconnected makes good at once what was lost while the connection was away
-// (C6). It may lead to another cluster of the same names: votes from there and from
-// here must not add up, so a claim that is not held yet counts from zero (C13).
+// (C6). A driver calls Disconnected too, when the connection goes away: answers to
+// what was buffered meanwhile may be read before it hears that it is back.
 func (c *Client) Reconnected(now proto.Now, out *Out) {
 	c.step(now, out)
 	for cl := c.first; cl != nil; cl = cl.next {
-		for i := range cl.votes {
-			cl.votes[i].fresh = nil
-		}
-		if cl.state != Waiting {
-			continue
-		}
-		ask := cl.anyVote(c.now) || !c.settled(cl)
-		for i := range cl.votes {
-			// Nothing counts that answers what was sent before: it may be read only now.
-			cl.votes[i].yielded, cl.votes[i].until = cl.beat+1, 0
-		}
-		if ask {
+		ask := cl.state == Waiting && (cl.anyVote(c.now) || !c.settled(cl))
+		if c.fromZero(cl); ask {
 			cl.quiet = false
 			c.ask(cl, "", out)
 		}

@@ -533,6 +533,12 @@ func (t *Table) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	t.drain(now, out)
 }
 
+// Disconnected tells the client that its connection is away.
+func (t *Table) Disconnected(now proto.Now, out *Out) {
+	t.core.Disconnected(now, &out.Out)
+	t.drain(now, out)
+}
+
 // Reconnected makes good at once what was lost while the connection was away.
 func (t *Table) Reconnected(now proto.Now, out *Out) {
 	t.core.Reconnected(now, &out.Out)

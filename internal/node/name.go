@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -59,6 +60,7 @@ func (n *Node) checkAlone(now proto.Now, out *Out) {
 	n.asks = firstAsks
 	n.enterQuarantine(now)
 	n.probed = false
+	n.probe++                                                  // an answer to what it asked before is none
 	n.probeAt, n.probeEchoed = now.Mono-n.cfg.ProbeWait, false // due at once
 	out.Notes = append(out.Notes, fmt.Sprintf(
 		"this node did not hear itself for %v, and another may have had its name meanwhile: it gives no votes until those of another have run out", away.Round(time.Millisecond)))
@@ -72,15 +74,24 @@ func (n *Node) ask(now proto.Now, out *Out) {
 	out.Probe = n.probeRequest()
 }
 
-func (n *Node) nonce() string { return fmt.Sprintf("%s/%d", n.cfg.Incarnation, n.probe) }
+// nonce is of the probe that is out. Nobody can guess it before he has heard that: whoever
+// asks under a name of his own may have the answer sent here, and what is heard so is no
+// sign that the probe was.
+func (n *Node) nonce() string {
+	return fmt.Sprintf("%s/%d/%016x", n.cfg.Incarnation, n.probe, sipHash(n.secret, strconv.Itoa(n.probe)))
+}
 
 // HandleAnswer takes an answer to the node's own probe (N9).
 func (n *Node) HandleAnswer(now proto.Now, a *proto.Answer, out *Out) {
-	if a.Kind == proto.Over && !n.stopped {
+	if n.stopped {
+		return
+	}
+	n.checkAlone(now, out)
+	if a.Kind == proto.Over {
 		n.over(now, a, out)
 		return
 	}
-	if n.stopped || a.Kind != proto.Informed {
+	if a.Kind != proto.Informed {
 		return
 	}
 	if a.Info.Nonce != n.nonce() {

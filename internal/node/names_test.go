@@ -272,7 +272,7 @@ func (w *namesWorld) step() error {
 }
 
 func TestNames(t *testing.T) {
-	depth := 3
+	depth := 2
 	if *namesDepth > 0 {
 		depth = *namesDepth
 	}

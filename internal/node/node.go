@@ -26,7 +26,7 @@ type Config struct {
 	MaxQueue    int           // claims waiting for one resource
 	MaxRuns     int           // runs of claims that fit into one answer, at least 2
 	MaxBody     int           // bytes of an answer that its connection takes
-	FloorKey    [16]byte      // random, and nobody else's: which names share a floor
+	FloorKey    [16]byte      // random, and nobody else's: which names share a floor, and what its nonces are
 	Floors      int           // how many there are, a power of two; 0: as many as a node should have
 	Version     string
 
@@ -82,6 +82,7 @@ type Node struct {
 	asks       int  // questions that it must hear itself ask before its wait begins (N9)
 	voted      bool // a vote was given, or may have been
 
+	secret      [2]uint64     // of this life, for its nonces
 	probe       int           // number of the probe that is out (N9)
 	probeAt     time.Duration // when it was sent
 	probeWall   int64         // the same by the wall clock, µs
@@ -131,6 +132,7 @@ func New(cfg Config, now proto.Now, saved *Saved, forgot time.Duration) *Node {
 		perClient: map[string]int{},
 		floors:    newFloors(cfg.FloorKey, cfg.Floors),
 	}
+	n.secret = n.floors.key // before a mark gives its floors another
 	n.longest, n.since = max(cfg.MaxTTL, forgot), now.Mono
 	n.heardAt, n.heardWall = now.Mono, now.Wall
 	if saved == nil {
@@ -183,7 +185,7 @@ func (n *Node) longerLease(ttl time.Duration, who string, out *Out) {
 	n.longest = ttl
 	n.quarantine = max(n.quarantine, n.since+n.listen()+n.runOut())
 	out.Notes = append(out.Notes, fmt.Sprintf(
-		"%s has, or allows, leases of %v, longer than the %v of this node's configuration: it gives no votes until those have run out", who, n.longest, n.cfg.MaxTTL))
+		"there may be longer leases than this node's configuration allows (%s has, or allows, leases of %v): it gives no votes until those have run out", who, n.longest))
 }
 
 // State is what the node can do now.

@@ -52,7 +52,20 @@ func (s *Sim) lead() {
 
 func (s *Sim) reconnect(c *simClient, side int) {
 	s.tracef("%s reconnects, to cluster %d", c.name, side)
+	c.do(func() {
+		now := c.clock.read(s.now)
+		if c.table != nil {
+			c.table.Disconnected(now, &c.out)
+		} else {
+			c.core.Disconnected(now, &c.out.Out)
+		}
+		c.flush()
+	})
 	s.sides[c.name], s.sides[c.inbox] = side, side
+	s.at(s.between(0, 20*time.Millisecond), func() { s.isBack(c) }) // its driver hears of it later
+}
+
+func (s *Sim) isBack(c *simClient) {
 	c.do(func() {
 		now := c.clock.read(s.now)
 		if c.table != nil {

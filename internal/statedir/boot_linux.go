@@ -2,9 +2,10 @@ package statedir
 
 import (
 	"os"
-	"strconv"
 	"strings"
+	"syscall"
 	"time"
+	"unsafe"
 )
 
 // bootID names the machine's life since its last start.
@@ -17,16 +18,13 @@ func bootID() string {
 }
 
 // Uptime is how long ago the machine was started, with the time in which it slept;
-// 0 where that is not known. Nobody can set this clock.
+// 0 where that is not known. Nobody can set this clock, and reading it does not block:
+// /proc/uptime is a file of a FUSE server in some containers.
 func Uptime() time.Duration {
-	b, err := os.ReadFile("/proc/uptime")
-	if err != nil {
+	const boottime = 7 // CLOCK_BOOTTIME
+	var t syscall.Timespec
+	if _, _, errno := syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, boottime, uintptr(unsafe.Pointer(&t)), 0); errno != 0 {
 		return 0
 	}
-	text, _, _ := strings.Cut(string(b), " ")
-	seconds, err := strconv.ParseFloat(text, 64)
-	if err != nil || seconds < 0 || seconds > 1e9 {
-		return 0
-	}
-	return time.Duration(seconds * float64(time.Second))
+	return time.Duration(t.Nano())
 }
