@@ -34,3 +34,42 @@ func TestVotesOfTwoClustersBeforeReconnected(t *testing.T) {
 		t.Error("held by a vote of each of two clusters")
 	}
 }
+
+// A new vote for a held claim waits for a node that knew the claim to confirm it. It
+// does not wait beyond a reconnect: the node that confirms may be of the first cluster
+// again, and the vote of the second (C13).
+func TestNewVoteEndsWithItsConnection(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		c, cl, now, asked := waitingClient()
+		var out Out
+		for _, node := range oneConfig.Nodes[:2] {
+			c.Handle(now, answerOf(node, oneConfig, proto.Granted, asked), &out)
+		}
+		if cl.State() != Holding {
+			t.Fatal("not held")
+		}
+		later := func(d time.Duration) { now.Mono, now.Wall = now.Mono+d, now.Wall+d.Microseconds() }
+		later(time.Second)
+		c.ask(cl, "", &out)
+		other := answerOf("n3", oneConfig, proto.Granted, cl.beat)
+		other.Incarnation = uuid.UUID{99}
+		c.Handle(now, other, &out)
+		if n := c.Votes(cl); n != 2 {
+			t.Fatalf("%d votes count, want the first two", n)
+		}
+		later(time.Second)
+		if again {
+			c.Disconnected(now, &out)
+			c.Reconnected(now, &out)
+		}
+		c.ask(cl, "", &out)
+		c.Handle(now, answerOf("n1", oneConfig, proto.Granted, cl.beat), &out)
+		want := 3
+		if again {
+			want = 2
+		}
+		if n := c.Votes(cl); n != want {
+			t.Errorf("reconnected %v: %d votes count, want %d", again, n, want)
+		}
+	}
+}
