@@ -193,7 +193,8 @@ func similar(cmd *cobra.Command, word string) string {
 func flagError(err error) error {
 	var invalid *pflag.InvalidValueError
 	if errors.As(err, &invalid) {
-		return usage("--%s %q: %w", invalid.GetFlag().Name, invalid.GetValue(), invalid.Unwrap())
+		name := invalid.GetFlag().Name
+		return usage("--%s%s: %w", name, quoted(name, invalid.GetValue()), cause(err))
 	}
 	return usage("%w", err)
 }

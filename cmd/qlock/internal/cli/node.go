@@ -17,6 +17,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/embedded"
+	"github.com/qlock/qlock/internal/redact"
 	"github.com/qlock/qlock/internal/sat"
 )
 
@@ -185,8 +186,8 @@ func (o *nodeOptions) checkNode() error {
 		}
 	}
 	for _, r := range o.routes {
-		if !strings.Contains(r, "://") {
-			return usage("--routes %q: use an address such as nats://n1.example.com:6222", r)
+		if _, err := parseServer(r); err != nil || !strings.Contains(r, "://") {
+			return usage("--routes %q: use an address such as nats://n1.example.com:6222; in a user name and a password write %%2F for /, %%40 for @, and likewise what is not a letter or digit", redact.URL(r))
 		}
 	}
 	// A node that listens for another of its name for longer than leases last would
@@ -357,7 +358,7 @@ func (s *nodeServer) startEmbedded(ctx context.Context, certs *certificates) err
 // where is what the log says of a node that serves.
 func (s *nodeServer) where() []any {
 	if s.embedded == nil {
-		return []any{"nats", s.link.ConnectedUrlRedacted()}
+		return []any{"nats", serverURL(s.link.Conn)}
 	}
 	args := []any{"clients", s.embedded.ClientURL()}
 	if r := s.embedded.RouteURL(); r != "" {

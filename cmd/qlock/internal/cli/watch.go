@@ -66,7 +66,7 @@ auditor; with those of an observer there are no lines of these.`,
 			if err := w.listen(l, pattern, !events); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.err, "Locks of cluster %s on %s, Ctrl-C ends it.\n", c.cluster, l.ConnectedUrlRedacted())
+			fmt.Fprintf(a.err, "Locks of cluster %s on %s, Ctrl-C ends it.\n", c.cluster, serverURL(l.Conn))
 			select {
 			case <-ctx.Done():
 			case <-l.closed:
