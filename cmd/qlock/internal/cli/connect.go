@@ -6,8 +6,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -239,6 +241,55 @@ func (c *connection) connect(role string, lease time.Duration, more ...nats.Opti
 		return nil, c.notConnected(err)
 	}
 	return l, nil
+}
+
+// connectWaiting is connect that ends with ctx, whatever the connection does. If it is
+// told whom to tell, it waits for a server as well: it tries again what may be otherwise
+// a little later.
+func (c *connection) connectWaiting(ctx context.Context, role string, lease time.Duration, failed func(), more ...nats.Option) (*link, error) {
+	type made struct {
+		l   *link
+		err error
+	}
+	var last error
+	for attempt := 1; ; attempt++ {
+		done := make(chan made, 1)
+		go func() {
+			l, err := c.connect(role, lease, more...)
+			done <- made{l, err}
+		}()
+		select {
+		case m := <-done:
+			if m.err == nil || failed == nil || !passes(m.err) {
+				return m.l, m.err
+			}
+			last = m.err
+			failed()
+			pause(ctx, reconnectDelay(attempt))
+		case <-ctx.Done():
+			go func() { // the client library knows no context
+				if m := <-done; m.err == nil {
+					m.l.Close()
+				}
+			}()
+		}
+		if ctx.Err() != nil {
+			if last == nil {
+				last = c.notConnected(errors.New("no server has answered"))
+			}
+			return nil, fmt.Errorf("%w: %w", context.Cause(ctx), last)
+		}
+	}
+}
+
+// passes reports whether an error of connect is of a server that is not there, rather
+// than of what this program was told.
+func passes(err error) bool {
+	if exitOf(err) == exitUsage || strings.Contains(err.Error(), "x509") || strings.Contains(err.Error(), "tls:") {
+		return false
+	}
+	var network net.Error
+	return errors.As(err, &network) || errors.Is(err, nats.ErrNoServers) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, io.EOF)
 }
 
 // reconnectDelay is short while a lock may still be kept, and spares servers that are

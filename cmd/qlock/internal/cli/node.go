@@ -173,7 +173,7 @@ func (o *nodeOptions) checkNode() error {
 		return usage("--bootstrap needs --state-dir: there is nowhere to write to")
 	case o.external() && (o.meshAddr != "" || len(o.routes) > 0):
 		return usage("--server is for a NATS that runs already, --cluster-listen and --routes are for a server in this process: give one or the other")
-	case !o.external() && len(o.node.Nodes) > 1 && o.meshAddr == "" && len(o.routes) == 0:
+	case !o.bootstrap && !o.external() && len(o.node.Nodes) > 1 && o.meshAddr == "" && len(o.routes) == 0:
 		return usage("this node would be alone: --nodes names %d, so give --cluster-listen and --routes, or --server", len(o.node.Nodes))
 	case (o.routeTLSCert == "") != (o.routeKey == "") || (o.routeTLSCert == "") != (o.routeTLSCA == ""):
 		return usage("--route-tlscert, --route-tlskey and --route-tlsca belong together, some of them are missing")
