@@ -157,7 +157,7 @@ func (l *Locker) checkLease() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if longest := l.core.Cluster().MaxTTL; l.opt.lease > longest {
-		return fmt.Errorf("qlock: New: the lease of %v is longer than the %v that cluster %q allows (NodeConfig.MaxLease)", l.opt.lease, longest, l.opt.cluster)
+		return fmt.Errorf("%w: the lease of %v is longer than the %v that cluster %q allows (NodeConfig.MaxLease)", ErrInvalidLease, l.opt.lease, longest, l.opt.cluster)
 	}
 	return nil
 }

@@ -34,6 +34,9 @@ var (
 	// ErrInvalidName: a name of a resource, client, cluster or node that cannot be
 	// one.
 	ErrInvalidName = proto.ErrInvalidName
+	// ErrInvalidLease: a lease (WithLease) that no client may have, or one that is longer
+	// than the nodes allow.
+	ErrInvalidLease = errors.New("qlock: invalid lease")
 	// ErrRefused: so many nodes refused the claim that no quorum is left, or NATS
 	// did not let it be published.
 	ErrRefused = errors.New("qlock: refused")

@@ -68,7 +68,7 @@ type Locker struct {
 //
 // Errors: ErrInvalidName, ErrNoQuorum with the context's error (the text says
 // what was asked on which subject, and who answered), ErrClosed for a closed
-// connection, and a lease longer than the nodes allow.
+// connection, and a lease longer than the nodes allow (ErrInvalidLease).
 //
 // Locks are kept as well as their connection is. Make it so that it is never closed by
 // what passes, and leaves a server that falls silent while the lease still stands. For a

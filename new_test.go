@@ -219,6 +219,7 @@ func TestLeaseMustFitTheCluster(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, 3)
 		_, err := qlock.New(t.Context(), w.connect().Conn, qlock.WithLease(40*time.Second))
+		wantIs(t, err, qlock.ErrInvalidLease)
 		wantText(t, err, "the lease of 40s is longer than the 30s", `cluster "default"`, "NodeConfig.MaxLease")
 	})
 }
@@ -266,14 +267,14 @@ func TestOptions(t *testing.T) {
 			{"client a wildcard", qlock.WithName(">"), qlock.ErrInvalidName, []string{`client name ">"`}},
 			{"client with a space", qlock.WithName("a b"), qlock.ErrInvalidName, []string{`"a b"`}},
 			{"client with unicode", qlock.WithName("größe"), qlock.ErrInvalidName, []string{"größe", "A-Z a-z 0-9 _ -"}},
-			{"lease zero", qlock.WithLease(0), nil, []string{"lease 0s", "10ms", "24h0m0s"}},
-			{"lease too short", qlock.WithLease(9 * time.Millisecond), nil, []string{"lease 9ms", "10ms"}},
-			{"lease too long", qlock.WithLease(25 * time.Hour), nil, []string{"lease 25h0m0s", "24h0m0s"}},
-			{"lease negative", qlock.WithLease(-time.Second), nil, []string{"lease -1s"}},
+			{"lease zero", qlock.WithLease(0), qlock.ErrInvalidLease, []string{"lease: 0s", "10ms", "24h0m0s"}},
+			{"lease too short", qlock.WithLease(9 * time.Millisecond), qlock.ErrInvalidLease, []string{"lease: 9ms", "10ms"}},
+			{"lease too long", qlock.WithLease(25 * time.Hour), qlock.ErrInvalidLease, []string{"lease: 25h0m0s", "24h0m0s"}},
+			{"lease negative", qlock.WithLease(-time.Second), qlock.ErrInvalidLease, []string{"lease: -1s"}},
 			{"pass on nothing", qlock.WithPassOn(0, 0), nil, []string{"WithPassOn(0, 0s)", "above zero"}},
 			{"pass on negative", qlock.WithPassOn(-1, time.Second), nil, []string{"WithPassOn(-1, 1s)"}},
 			{"retention negative", qlock.WithRetention(-1), nil, []string{"retention -1ns"}},
-			{"lease with microseconds", qlock.WithLease(time.Second + time.Microsecond), nil, []string{"lease 1.000001s", "whole milliseconds"}},
+			{"lease with microseconds", qlock.WithLease(time.Second + time.Microsecond), qlock.ErrInvalidLease, []string{"lease: 1.000001s", "whole milliseconds"}},
 		}
 		for _, tt := range tests {
 			start := time.Now()

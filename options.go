@@ -73,10 +73,10 @@ func WithName(name string) Option {
 func WithLease(d time.Duration) Option {
 	return func(o *options) error {
 		if d < proto.MinLease || d > proto.MaxLease {
-			return fmt.Errorf("qlock: lease %v: it must be within %v and %v", d, proto.MinLease, proto.MaxLease)
+			return fmt.Errorf("%w: %v: it must be within %v and %v", ErrInvalidLease, d, proto.MinLease, proto.MaxLease)
 		}
 		if d%time.Millisecond != 0 {
-			return fmt.Errorf("qlock: lease %v is not in whole milliseconds", d)
+			return fmt.Errorf("%w: %v is not in whole milliseconds", ErrInvalidLease, d)
 		}
 		o.lease = d
 		return nil

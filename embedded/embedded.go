@@ -19,6 +19,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/logqueue"
+	"github.com/qlock/qlock/internal/redact"
 )
 
 // Config configures a nats-server and the node in it.
@@ -127,10 +128,10 @@ func (s *Server) startServer(ctx context.Context) error {
 	}
 	srv, err := server.NewServer(opts)
 	if err != nil {
-		return fmt.Errorf("qlock/embedded: nats-server: %w", err)
+		return fmt.Errorf("qlock/embedded: nats-server: %w", redact.Error(err))
 	}
 	failed := make(chan error, 1)
-	srv.SetLogger(&logger{s.cfg.Logger.With("server", opts.ServerName), failed}, false, false)
+	srv.SetLogger(newLogger(s.cfg.Logger.With("server", opts.ServerName), failed), false, false)
 	s.server = srv
 	srv.Start()
 	for !srv.ReadyForConnections(50 * time.Millisecond) {
@@ -252,7 +253,7 @@ func (c *Config) options() (*server.Options, error) {
 		for _, r := range c.Routes {
 			u, err := url.Parse(r)
 			if err != nil || u.Host == "" {
-				return nil, fmt.Errorf("qlock/embedded: Config.Routes: %q is not an address like nats-route://host:6222", r)
+				return nil, fmt.Errorf("qlock/embedded: Config.Routes: %q is not an address like nats-route://host:6222", redact.URL(r))
 			}
 			if u.User == nil && c.RouteUser != "" {
 				u.User = url.UserPassword(c.RouteUser, c.RoutePassword)
@@ -375,24 +376,4 @@ func (s *Server) shut() error {
 		q.Flush(giveUp.C)
 	}
 	return err
-}
-
-// logger hands the server's lines on. A fatal one must not end the process: the
-// server is a guest in it.
-type logger struct {
-	log    *slog.Logger
-	failed chan error
-}
-
-func (l *logger) Noticef(f string, v ...any) { l.log.Debug(fmt.Sprintf(f, v...)) }
-func (l *logger) Warnf(f string, v ...any)   { l.log.Warn(fmt.Sprintf(f, v...)) }
-func (l *logger) Errorf(f string, v ...any)  { l.log.Error(fmt.Sprintf(f, v...)) }
-func (l *logger) Debugf(string, ...any)      {}
-func (l *logger) Tracef(string, ...any)      {}
-func (l *logger) Fatalf(f string, v ...any) {
-	l.log.Error(fmt.Sprintf(f, v...))
-	select {
-	case l.failed <- fmt.Errorf(f, v...):
-	default:
-	}
 }

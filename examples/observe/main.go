@@ -110,10 +110,10 @@ func observe(ctx context.Context, server, subject string, opts ...nats.Option) e
 	nc, err := nats.Connect(server, append(opts, nats.Name("observe"), nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(),
 		nats.ClosedHandler(func(*nats.Conn) { close(closed) }))...)
 	if err != nil {
-		return fmt.Errorf("connect to %s: %w", server, err)
+		return fmt.Errorf("connect to NATS: %w", err)
 	}
 	defer nc.Close()
-	fmt.Printf("%s on %s: Ctrl-C ends it.\n\n", subject, nc.ConnectedUrl())
+	fmt.Printf("%s on %s: Ctrl-C ends it.\n\n", subject, nc.ConnectedAddr())
 	if _, err := watch(nc, subject); err != nil {
 		return err
 	}

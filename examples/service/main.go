@@ -133,7 +133,7 @@ func start(ctx context.Context, server, cluster, name string, opts ...nats.Optio
 		nats.ReconnectWait(200*time.Millisecond),
 		nats.ClosedHandler(func(*nats.Conn) { close(s.gone) }))...)
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", server, err)
+		return nil, fmt.Errorf("connect to NATS: %w", err)
 	}
 	s.locker, err = qlock.New(ctx, s.nc, qlock.WithCluster(cluster), qlock.WithName(name),
 		qlock.WithLogger(slog.New(slog.NewTextHandler(os.Stderr, nil))))
@@ -148,7 +148,7 @@ func start(ctx context.Context, server, cluster, name string, opts ...nats.Optio
 	if err != nil {
 		return nil, errors.Join(err, s.locker.Close(), s.drain())
 	}
-	say(name, "serves %s on %s, and locks with nodes %s", subject, s.nc.ConnectedUrl(), strings.Join(s.locker.Nodes(), " "))
+	say(name, "serves %s on %s, and locks with nodes %s", subject, s.nc.ConnectedAddr(), strings.Join(s.locker.Nodes(), " "))
 	return s, nil
 }
 

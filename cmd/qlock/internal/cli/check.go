@@ -143,7 +143,7 @@ func (a *app) examine(ctx context.Context, c *connection, name string, r *findin
 		return
 	}
 	defer l.Close()
-	r.add(fine, "connection", fmt.Sprintf("connected to NATS at %s as client %s, round trip %s", l.ConnectedUrlRedacted(), l.client, roundTrip(l)), "")
+	r.add(fine, "connection", fmt.Sprintf("connected to NATS at %s as client %s, round trip %s", serverURL(l.Conn), l.client, roundTrip(l)), "")
 	checkPayload(l, r)
 	s, err := l.survey(ctx, l.patience())
 	if err != nil {

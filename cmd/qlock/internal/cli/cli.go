@@ -94,7 +94,7 @@ or the NATS context that is selected.`,
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return flagError(err) })
+	root.SetFlagErrorFunc(flagError)
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { help(cmd.OutOrStdout(), cmd) })
 	root.AddGroup(
 		&cobra.Group{ID: groupNodes, Title: "Nodes:"},
@@ -190,12 +190,25 @@ func similar(cmd *cobra.Command, word string) string {
 }
 
 // flagError names the flag, and what it takes.
-func flagError(err error) error {
+func flagError(cmd *cobra.Command, err error) error {
 	var invalid *pflag.InvalidValueError
 	if errors.As(err, &invalid) {
-		return usage("--%s %q: %w", invalid.GetFlag().Name, invalid.GetValue(), invalid.Unwrap())
+		name := invalid.GetFlag().Name
+		return usage("--%s%s: %w", name, quoted(name, invalid.GetValue()), cause(err))
+	}
+	var unknown *pflag.NotExistError
+	if errors.As(err, &unknown) && (strings.HasPrefix(cmd.Use, cmd.Name()+" NAME") || strings.HasPrefix(cmd.Use, cmd.Name()+" [PATTERN]")) {
+		return usage("%w; a name that begins with - goes after --: %s", err, dashedName(cmd))
 	}
 	return usage("%w", err)
+}
+
+// dashedName is how a command is told a name that looks like a flag.
+func dashedName(cmd *cobra.Command) string {
+	if cmd.Name() == "run" {
+		return cmd.CommandPath() + " [flags] -- -name -- COMMAND"
+	}
+	return cmd.CommandPath() + " [flags] -- -name"
 }
 
 // interrupted is a context that ends with the signals that end a program.
@@ -281,7 +294,7 @@ func lockStatus(err error) int {
 		return exitRefused
 	case errors.Is(err, qlock.ErrNoQuorum):
 		return exitNoQuorum
-	case errors.Is(err, qlock.ErrInvalidName):
+	case errors.Is(err, qlock.ErrInvalidName), errors.Is(err, qlock.ErrInvalidLease):
 		return exitUsage
 	}
 	return exitSelf

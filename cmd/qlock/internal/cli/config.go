@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 	"github.com/spf13/pflag"
@@ -41,7 +42,8 @@ func readConfig(path string) (*configFile, error) {
 	}
 	tree, err := parser.ParseBytes(text, 0)
 	if err != nil {
-		return nil, usage("--config %s: not YAML: %w", path, err)
+		// Without the lines around the fault, which may be those of passwords.
+		return nil, usage("--config %s: not YAML: %s", path, yaml.FormatError(err, false, false))
 	}
 	if len(tree.Docs) > 1 {
 		return nil, usage("--config %s: it has several documents, one is allowed", path)
@@ -119,7 +121,7 @@ func (f *configFile) apply(fs *pflag.FlagSet) error {
 		case flag.Changed && !seen[s.key]:
 		default:
 			if err := fs.Set(s.key, s.text()); err != nil {
-				fault("%q: %w", s.text(), cause(err))
+				fault("%s%w", strings.TrimPrefix(quoted(s.key, s.text())+": ", " "), cause(err))
 			}
 		}
 		seen[s.key] = true

@@ -6,8 +6,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +24,7 @@ import (
 	"github.com/synadia-io/orbit.go/natscontext"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/redact"
 )
 
 // connection is how to reach NATS, as the nats command has it: the same flags, the
@@ -42,7 +46,7 @@ func (c *connection) flags(fs *pflag.FlagSet) {
 	var own pflag.FlagSet
 	own.StringVar(&c.cluster, "cluster", qlock.DefaultCluster, "name of the lock cluster")
 	env(&own, "cluster", "QLOCK_CLUSTER")
-	own.StringVar(&c.client, "client", "", "this client's name in subjects, events and permissions; default: the user, else host and program")
+	own.StringVar(&c.client, "client", "", "this client's name in subjects, events and permissions; default: the user of --user, of the address or of the context, else host and program")
 	env(&own, "client", "QLOCK_CLIENT")
 	c.natsFlags(&own)
 	own.VisitAll(func(f *pflag.Flag) {
@@ -96,25 +100,85 @@ type link struct {
 func (l *link) lostForEver() error {
 	err := errors.New("the NATS connection is closed and does not come back")
 	if last := l.LastError(); last != nil {
-		err = fmt.Errorf("%w: %w", err, last)
+		err = fmt.Errorf("%w: %w", err, redact.Error(last))
 	}
 	return &statusError{exitSelf, err}
 }
 
-// name is the client's name. The user's is the one that permissions are given to.
-func (c *connection) name() string {
-	switch {
-	case c.client != "":
+// name is the client's name. The user's is the one that permissions are given to,
+// wherever it comes from: an address, whose user goes before others, a flag, a context.
+func (c *connection) name(o *nats.Options) string {
+	if c.client != "" {
 		return c.client
-	case c.password != "" && validToken(c.user): // without a password it is a token: a secret
-		return c.user
 	}
+	for _, s := range o.Servers {
+		u, err := parseServer(s)
+		if err != nil || u.User == nil {
+			continue
+		}
+		if _, ok := u.User.Password(); !ok { // without a password it is a token: a secret
+			return hostAndProgram()
+		}
+		if validToken(u.User.Username()) {
+			return u.User.Username()
+		}
+		break
+	}
+	switch {
+	case c.password != "" && validToken(c.user):
+		return c.user
+	case o.Password != "" && validToken(o.User):
+		return o.User
+	}
+	return hostAndProgram()
+}
+
+func hostAndProgram() string {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "host"
 	}
 	return tokenFrom(host + "-" + filepath.Base(os.Args[0]))
 }
+
+// parseServer reads the address of a server as the client library does. Its error
+// quotes nothing: a password that is not encoded makes an address wrong.
+func parseServer(s string) (*url.URL, error) {
+	s = strings.TrimSpace(s)
+	if !strings.Contains(s, "://") {
+		s = "nats://" + s
+	}
+	u, err := url.Parse(s)
+	if err != nil || u.Hostname() == "" {
+		return nil, errors.New("use addresses such as nats://n1.example.com:4222; in a user name and a password write %2F for /, %40 for @, and likewise what is not a letter or digit")
+	}
+	return u, nil
+}
+
+// addresses are those of a list, taken apart as the client library does it.
+func addresses(list string) []string {
+	var out []string
+	for _, s := range strings.Split(list, ",") {
+		if s = strings.TrimSpace(s); s != "" {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// checkServers refuses addresses of which the client library's error would quote a
+// password.
+func checkServers(list []string) error {
+	for i, s := range list {
+		if _, err := parseServer(s); err != nil {
+			return fmt.Errorf("address %d of %d cannot be read: %w", i+1, len(list), err)
+		}
+	}
+	return nil
+}
+
+// serverURL is the server that nc is connected to, for people to read.
+func serverURL(nc *nats.Conn) string { return redact.URL(nc.ConnectedUrl()) }
 
 func validToken(s string) bool { return s != "" && s == tokenFrom(s) }
 
@@ -139,10 +203,9 @@ func (c *connection) connect(role string, lease time.Duration, more ...nats.Opti
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	l := &link{cluster: c.cluster, client: c.name(), timeout: c.timeout, closed: make(chan struct{})}
+	l := &link{cluster: c.cluster, timeout: c.timeout, closed: make(chan struct{})}
 	opts := append(c.options(l),
 		nats.ClosedHandler(func(*nats.Conn) { close(l.closed) }),
-		nats.Name("qlock "+role+" "+l.client),
 		// It never ends by itself: credentials may be refused for a while, when they are
 		// changed here and there.
 		nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(),
@@ -150,26 +213,83 @@ func (c *connection) connect(role string, lease time.Duration, more ...nats.Opti
 		nats.CustomReconnectDelay(reconnectDelay),
 		nats.Timeout(c.timeout))
 	opts = append(opts, more...)
+	opts = append(opts, func(o *nats.Options) error {
+		// The servers of a flag go before those of a context, and a context without
+		// any means the one next door.
+		if c.server != "" {
+			o.Servers = addresses(c.server)
+		} else if len(o.Servers) == 1 && o.Servers[0] == "" {
+			o.Servers = []string{nats.DefaultURL}
+		}
+		if err := checkServers(o.Servers); err != nil {
+			return err
+		}
+		l.client = c.name(o)
+		o.Name = "qlock " + role + " " + l.client
+		// Of this connection alone, so that one subscription to all its inboxes sees
+		// nothing that is meant for others of its name (wait.go).
+		o.InboxPrefix = orElse(c.inboxPrefix, orElse(o.InboxPrefix, "_INBOX."+l.client)) + "." + nuid.Next()
+		return nil
+	})
 	var err error
 	if c.server != "" && c.context == "" {
 		l.Conn, err = nats.Connect(c.server, opts...)
 	} else {
-		// The servers of a flag go before those of a context, and a context without
-		// any means the one next door.
-		opts = append(opts, func(o *nats.Options) error {
-			if c.server != "" {
-				o.Servers = strings.Split(c.server, ",")
-			} else if len(o.Servers) == 1 && o.Servers[0] == "" {
-				o.Servers = []string{nats.DefaultURL}
-			}
-			return nil
-		})
 		l.Conn, _, err = natscontext.Connect(c.context, opts...)
 	}
 	if err != nil {
 		return nil, c.notConnected(err)
 	}
 	return l, nil
+}
+
+// connectWaiting is connect that ends with ctx, whatever the connection does. If it is
+// told whom to tell, it waits for a server as well: it tries again what may be otherwise
+// a little later.
+func (c *connection) connectWaiting(ctx context.Context, role string, lease time.Duration, failed func(), more ...nats.Option) (*link, error) {
+	type made struct {
+		l   *link
+		err error
+	}
+	var last error
+	for attempt := 1; ; attempt++ {
+		done := make(chan made, 1)
+		go func() {
+			l, err := c.connect(role, lease, more...)
+			done <- made{l, err}
+		}()
+		select {
+		case m := <-done:
+			if m.err == nil || failed == nil || !passes(m.err) {
+				return m.l, m.err
+			}
+			last = m.err
+			failed()
+			pause(ctx, reconnectDelay(attempt))
+		case <-ctx.Done():
+			go func() { // the client library knows no context
+				if m := <-done; m.err == nil {
+					m.l.Close()
+				}
+			}()
+		}
+		if ctx.Err() != nil {
+			if last == nil {
+				last = c.notConnected(errors.New("no server has answered"))
+			}
+			return nil, fmt.Errorf("%w: %w", context.Cause(ctx), last)
+		}
+	}
+}
+
+// passes reports whether an error of connect is of a server that is not there, rather
+// than of what this program was told.
+func passes(err error) bool {
+	if exitOf(err) == exitUsage || strings.Contains(err.Error(), "x509") || strings.Contains(err.Error(), "tls:") {
+		return false
+	}
+	var network net.Error
+	return errors.As(err, &network) || errors.Is(err, nats.ErrNoServers) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, io.EOF)
 }
 
 // reconnectDelay is short while a lock may still be kept, and spares servers that are
@@ -199,18 +319,18 @@ func connectionLogs(log *slog.Logger) []nats.Option {
 	return []nats.Option{
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
-				log.Warn("NATS connection lost", "error", err)
+				log.Warn("NATS connection lost", "error", redact.Error(err))
 			}
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
 			news("") // the next error is one
-			log.Info("NATS connection is back", "server", nc.ConnectedUrlRedacted())
+			log.Info("NATS connection is back", "server", serverURL(nc))
 		}),
 		func(o *nats.Options) error {
 			before := o.AsyncErrorCB
 			o.AsyncErrorCB = func(nc *nats.Conn, sub *nats.Subscription, err error) {
 				if news(err.Error()) {
-					log.Warn("NATS connection", "error", err)
+					log.Warn("NATS connection", "error", redact.Error(err))
 				}
 				if before != nil {
 					before(nc, sub, err)
@@ -222,7 +342,8 @@ func connectionLogs(log *slog.Logger) []nats.Option {
 }
 
 func (c *connection) notConnected(err error) error {
-	where := orElse(c.server, nats.DefaultURL)
+	err = redact.Error(err)
+	where := redact.URLs(orElse(c.server, nats.DefaultURL))
 	if c.context != "" {
 		where = fmt.Sprintf("the servers of context %q", c.context)
 	}
@@ -250,6 +371,11 @@ func (c *connection) check() error {
 	case c.client != "" && !validToken(c.client):
 		return usage("--client %q: use 1 to 64 of the characters A-Z a-z 0-9 _ -", c.client)
 	}
+	if c.server != "" {
+		if err := checkServers(addresses(c.server)); err != nil {
+			return usage("--server: %w", err)
+		}
+	}
 	for _, f := range []struct{ flag, path string }{
 		{"creds", c.creds}, {"nkey", c.nkey}, {"tlscert", c.tlsCert}, {"tlskey", c.tlsKey}, {"tlsca", c.tlsCA},
 	} {
@@ -272,12 +398,6 @@ func (c *connection) options(l *link) []nats.Option {
 				l.mu.Unlock()
 			}
 		}),
-		// Of this connection alone, so that one subscription to all its inboxes sees
-		// nothing that is meant for others of its name (wait.go).
-		func(o *nats.Options) error {
-			o.InboxPrefix = orElse(c.inboxPrefix, orElse(o.InboxPrefix, "_INBOX."+l.client)) + "." + nuid.Next()
-			return nil
-		},
 	}
 	switch {
 	case c.token != "":

@@ -69,7 +69,7 @@ func checkPage(t *testing.T, shell, file string, least int) {
 	}
 }
 
-var endOfCommand = regexp.MustCompile(` #| 2?>|; do|; done`)
+var endOfCommand = regexp.MustCompile(` #| 2?>|; do|; done|\)`)
 
 // The page explains every line that this program logs.
 func TestOperationsLogLines(t *testing.T) {

@@ -41,13 +41,23 @@ func fromEnvironment(fs *pflag.FlagSet) error {
 			return
 		}
 		if err := fs.Set(f.Name, value); err != nil {
-			errs = append(errs, fmt.Errorf("environment variable %s (--%s) %q: %w", variables[0], f.Name, value, cause(err)))
+			errs = append(errs, fmt.Errorf("environment variable %s (--%s)%s: %w", variables[0], f.Name, quoted(f.Name, value), cause(err)))
 		}
 	})
 	if err := errors.Join(errs...); err != nil {
 		return usage("%w", err)
 	}
 	return nil
+}
+
+// quoted is a value that a flag does not take, for the error that says so; nothing of
+// one that may be a secret, or have one in it.
+func quoted(flag, value string) string {
+	switch flag {
+	case "server", "routes", "user", "password", "token", "route-user", "route-password":
+		return ""
+	}
+	return fmt.Sprintf(" %q", value)
 }
 
 // cause takes pflag's own words off an error about a value.

@@ -1,15 +1,27 @@
 package cli
 
 import (
+	"context"
 	"fmt"
-	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
+)
+
+// What a lock is held for.
+const (
+	untilInput  = "input"
+	untilParent = "parent"
+	untilSignal = "signal"
 )
 
 func (a *app) lock() *cobra.Command {
 	c, o, l := &connection{}, &lockOptions{}, &logs{}
 	var asJSON bool
+	var until string
 	cmd := &cobra.Command{
 		Use:     "lock NAME [flags]",
 		Short:   "Hold a lock until standard input closes",
@@ -19,12 +31,23 @@ closes or a signal comes. It is for scripts that cannot put their work into one
 command for qlock run; who can should: a script is not told when the lock is lost,
 but by the end of this program.
 
+A shell gives /dev/null to what a script starts with &, and so do cron and systemd:
+there the lock is given back at once. --until parent holds it until the script has
+ended, or whatever else started this program; --until signal until a signal comes,
+and until then only. In the background of an interactive shell the lock is held; fg and
+Ctrl-D give it back, and kill %1. While it is stopped (Ctrl-Z) it is not refreshed, and
+may be lost.
+
 Exit status: 0 when the lock was given back; 120 held by another (--try, or --wait
 is over), 121 no quorum, 122 the lock was lost, or somebody evicted it, 123 refused, or
 evicted while it waited, 125 another failure, 2 bad flags.`,
 		Example: `  # bash: the lock is held while the file descriptor is open
   coproc qlock lock nightly
   read -r token <&"${COPROC[0]}"
+
+  # bash: the lock is held until the script has ended
+  exec {lock}< <(exec qlock lock nightly --until parent)
+  read -r token <&"$lock" || exit
 
   qlock lock nightly --try --json`,
 		Args: oneName,
@@ -34,29 +57,45 @@ evicted while it waited, 125 another failure, 2 bad flags.`,
 			}
 			o.noteOf("qlock lock", cmd.Flags())
 			a.supervise() // a token that nobody reads ends it, but not before the lock is given back
+			stayAwake()
 			ctx, stop := interrupted(cmd.Context())
 			defer stop()
+			if !signal.Ignored(syscall.SIGHUP) { // as under nohup
+				var hungUp context.CancelFunc
+				ctx, hungUp = signal.NotifyContext(ctx, syscall.SIGHUP)
+				defer hungUp()
+			}
+			if until == untilParent {
+				var noParent context.CancelFunc
+				var err error
+				if ctx, noParent, err = withParent(ctx); err != nil {
+					return err
+				}
+				defer noParent()
+			}
 			h, err := a.take(ctx, c, o, l, "lock", args[0])
 			if err != nil {
 				return err
 			}
 			defer h.close()
 			if asJSON {
-				err = a.json(map[string]any{"name": args[0], "token": h.Token(), "shared": h.Shared()})
+				err = a.json(map[string]any{"name": args[0], "encoded": encoded(args[0]), "token": h.Token(), "shared": h.Shared()})
 			} else {
 				_, err = fmt.Fprintln(a.out, h.Token())
 			}
 			if err != nil {
 				return &statusError{exitSelf, err}
 			}
-			if terminal(a.in) && !o.quiet {
-				fmt.Fprintf(a.err, "qlock: holding %s, Ctrl-D or Ctrl-C gives it back\n", lockNamed(args[0]))
+			if says := a.howLong(args[0], until); says != "" && !o.quiet {
+				fmt.Fprintf(a.err, "qlock: %s\n", says)
 			}
 			closed := make(chan struct{})
-			go func() { // it ends with the process if nobody closes the input
-				defer close(closed)
-				_, _ = io.Copy(io.Discard, a.in)
-			}()
+			if until == untilInput {
+				go func() { // it ends with the process if nobody closes the input
+					defer close(closed)
+					a.readAll()
+				}()
+			}
 			select {
 			case <-closed:
 			case <-ctx.Done():
@@ -69,10 +108,49 @@ evicted while it waited, 125 another failure, 2 bad flags.`,
 		},
 	}
 	cmd.Flags().BoolVarP(&asJSON, "json", "j", false, "write JSON")
+	choiceFlag(cmd.Flags(), &until, "until", untilInput, []string{untilInput, untilParent, untilSignal}, "what the lock is held until: standard input closes, the process that started this one has ended, or only a signal")
 	o.flags(cmd.Flags())
 	l.flags(cmd.Flags(), "warn")
 	c.flags(cmd.Flags())
 	return cmd
+}
+
+// howLong says what gives the lock back, where that may be otherwise than expected.
+func (a *app) howLong(name, until string) string {
+	switch {
+	case until != untilInput:
+		return ""
+	case inBackground(a.in):
+		return fmt.Sprintf("holding %s in the background: kill %d gives it back, or fg and Ctrl-D", lockNamed(name), os.Getpid())
+	case terminal(a.in):
+		return fmt.Sprintf("holding %s, Ctrl-D or Ctrl-C gives it back", lockNamed(name))
+	}
+	in, err := a.in.Stat()
+	if err != nil {
+		return ""
+	}
+	if null, err := os.Stat(os.DevNull); err == nil && os.SameFile(in, null) {
+		return fmt.Sprintf("%s is given back at once, as standard input is %s: --until parent or --until signal holds it", lockNamed(name), os.DevNull)
+	}
+	return ""
+}
+
+// lookAgain is when to see whether what cannot be waited for has come.
+const lookAgain = 200 * time.Millisecond
+
+// readAll returns when standard input is at its end. One that is the terminal of other
+// jobs for now is not.
+func (a *app) readAll() {
+	buf := make([]byte, 4096)
+	for {
+		if _, err := a.in.Read(buf); err == nil {
+			continue
+		}
+		if !inBackground(a.in) {
+			return
+		}
+		time.Sleep(lookAgain)
+	}
 }
 
 func oneName(cmd *cobra.Command, args []string) error {

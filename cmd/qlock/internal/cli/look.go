@@ -225,9 +225,8 @@ func claimReports(claims []qlock.ClaimInfo) []claimReport {
 }
 
 func reportOf(i *qlock.LockInfo) lockReport {
-	encoded, _ := proto.EncodeName(i.Name) // of what was decoded
 	return lockReport{
-		Name: i.Name, Encoded: encoded, Holding: i.Holding, Waiting: i.Waiting,
+		Name: i.Name, Encoded: encoded(i.Name), Holding: i.Holding, Waiting: i.Waiting,
 		Holders: claimReports(i.Holders), Queue: claimReports(i.Queue),
 		Answered: append([]string{}, i.Answered...), Silent: append([]string{}, i.Silent...),
 		Waits: append([]string{}, i.Recovering...),

@@ -17,6 +17,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/embedded"
+	"github.com/qlock/qlock/internal/redact"
 	"github.com/qlock/qlock/internal/sat"
 )
 
@@ -172,7 +173,7 @@ func (o *nodeOptions) checkNode() error {
 		return usage("--bootstrap needs --state-dir: there is nowhere to write to")
 	case o.external() && (o.meshAddr != "" || len(o.routes) > 0):
 		return usage("--server is for a NATS that runs already, --cluster-listen and --routes are for a server in this process: give one or the other")
-	case !o.external() && len(o.node.Nodes) > 1 && o.meshAddr == "" && len(o.routes) == 0:
+	case !o.bootstrap && !o.external() && len(o.node.Nodes) > 1 && o.meshAddr == "" && len(o.routes) == 0:
 		return usage("this node would be alone: --nodes names %d, so give --cluster-listen and --routes, or --server", len(o.node.Nodes))
 	case (o.routeTLSCert == "") != (o.routeKey == "") || (o.routeTLSCert == "") != (o.routeTLSCA == ""):
 		return usage("--route-tlscert, --route-tlskey and --route-tlsca belong together, some of them are missing")
@@ -185,8 +186,8 @@ func (o *nodeOptions) checkNode() error {
 		}
 	}
 	for _, r := range o.routes {
-		if !strings.Contains(r, "://") {
-			return usage("--routes %q: use an address such as nats://n1.example.com:6222", r)
+		if _, err := parseServer(r); err != nil || !strings.Contains(r, "://") {
+			return usage("--routes %q: use an address such as nats://n1.example.com:6222; in a user name and a password write %%2F for /, %%40 for @, and likewise what is not a letter or digit", redact.URL(r))
 		}
 	}
 	// A node that listens for another of its name for longer than leases last would
@@ -357,7 +358,7 @@ func (s *nodeServer) startEmbedded(ctx context.Context, certs *certificates) err
 // where is what the log says of a node that serves.
 func (s *nodeServer) where() []any {
 	if s.embedded == nil {
-		return []any{"nats", s.link.ConnectedUrlRedacted()}
+		return []any{"nats", serverURL(s.link.Conn)}
 	}
 	args := []any{"clients", s.embedded.ClientURL()}
 	if r := s.embedded.RouteURL(); r != "" {

@@ -61,7 +61,7 @@ Exit status: 0 if any node answered, 1 if none did, 2 for bad flags.`,
 
 func nobody(l *link) error {
 	return fmt.Errorf("no node of cluster %q answered on %s: is one running with this cluster name (--cluster), on this NATS, in this account?",
-		l.cluster, l.ConnectedUrlRedacted())
+		l.cluster, serverURL(l.Conn))
 }
 
 func (a *app) showNodes(c *census) {
@@ -87,7 +87,7 @@ func (a *app) showNodes(c *census) {
 			if m.other {
 				config = fmt.Sprintf("%s: %s, lease %s, skew %s", m.digest, strings.Join(m.info.Nodes, " "), short(m.info.MaxTTL), short(m.info.Skew))
 			}
-			copy(row[2:], []string{printable(m.info.Version), fmt.Sprint(m.info.Claims), age(time.Since(time.UnixMicro(m.info.Started))), round(m.roundTrip).String(), printable(config)})
+			copy(row[2:], []string{printable(m.info.Version), fmt.Sprint(m.info.Claims), age(max(time.Since(time.UnixMicro(m.info.Started)), 0)), round(m.roundTrip).String(), printable(config)})
 		}
 		g.rows = append(g.rows, row)
 	}

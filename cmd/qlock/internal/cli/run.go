@@ -56,6 +56,8 @@ what becomes of the command: term sends it SIGTERM, and SIGKILL after --grace; k
 sends SIGKILL at once; ignore lets it run, and qlock ends with its status. Another
 may have the lock from that moment on.
 
+A name that begins with - goes after a -- of its own: qlock run -- -name -- COMMAND.
+
 What others see beside the lock is --note; without one it is the user, the host, the
 process and the command's name, without its arguments, which may be secret.
 
@@ -88,8 +90,12 @@ says so.
 			if err := o.lockOptions.check(); err != nil {
 				return err
 			}
-			o.noteOf(args[1], cmd.Flags())
-			return a.runCommand(cmd.Context(), o, args[0], args[1:])
+			name, argv := args[0], args[1:]
+			if cmd.ArgsLenAtDash() == 0 {
+				argv = args[2:] // after the second --
+			}
+			o.noteOf(argv[0], cmd.Flags())
+			return a.runCommand(cmd.Context(), o, name, argv)
 		},
 	}
 	fs := cmd.Flags()
@@ -105,6 +111,10 @@ says so.
 func runArgs(cmd *cobra.Command, args []string) error {
 	dash := cmd.ArgsLenAtDash()
 	switch {
+	case dash == 0 && len(args) > 2 && args[1] == "--": // a name that begins with -
+		return nil
+	case dash == 0 && len(args) > 1 && args[1] == "--":
+		return usage("the command after the second -- is missing: qlock run -- %s -- COMMAND", args[0])
 	case len(args) == 0 || dash == 0:
 		return usage("the name of the lock is missing: %s", cmd.UseLine())
 	case dash < 0:

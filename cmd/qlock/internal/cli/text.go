@@ -16,6 +16,8 @@ import (
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
 	"golang.org/x/term"
+
+	"github.com/qlock/qlock/internal/proto"
 )
 
 // Names of locks are any bytes, and notes, reasons and errors are what others wrote.
@@ -49,6 +51,13 @@ func printableLines(s string) string {
 		lines[i] = printable(lines[i])
 	}
 	return strings.Join(lines, "\n")
+}
+
+// encoded is a lock's name as in subjects and permissions: what no encoding of text
+// changes, as names are any bytes and JSON has none but those of UTF-8.
+func encoded(name string) string {
+	s, _ := proto.EncodeName(name) // of a name that is one
+	return s
 }
 
 // lockNamed is a lock's name: as it is, or where that could not be seen between $' and

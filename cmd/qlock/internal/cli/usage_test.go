@@ -89,11 +89,14 @@ func TestExamples(t *testing.T) {
 		if c.Example == "" {
 			t.Errorf("%s has no example", c.CommandPath())
 		}
-		text := strings.ReplaceAll(c.Example, "\\\n", " ")
+		text := continued.ReplaceAllString(c.Example, " ")
 		for _, line := range strings.Split(text, "\n") {
-			_, line, ok := strings.Cut(line, "qlock ")
+			before, line, ok := strings.Cut(line, "qlock ")
 			if !ok {
 				continue
+			}
+			if strings.Contains(before, "(") {
+				line, _, _ = strings.Cut(line, ")")
 			}
 			if i := strings.Index(line, "   "); i >= 0 {
 				line = line[:i] // what follows is for the reader
@@ -127,6 +130,11 @@ func TestBadUsage(t *testing.T) {
 		{"run a --try --wait 1s -- true", "", []string{"--try", "--wait"}},
 		{"run a --nonsense -- true", "", []string{"--nonsense"}},
 		{"run a --wait", "", []string{"--wait"}},
+		{"run -- a --", "", []string{"the command after the second -- is missing"}},
+		{"run -name -- true", "", []string{"a name that begins with - goes after --", "qlock run [flags] -- -name -- COMMAND"}},
+		{"watch -name", "", []string{"a name that begins with - goes after --", "qlock watch [flags] -- -name"}},
+		{"lock -name", "", []string{"a name that begins with - goes after --", "qlock lock [flags] -- -name"}},
+		{"lock a --until then", "", []string{`--until "then"`, "input, parent, signal"}},
 		{"run a -- true", "QLOCK_LEASE=long", []string{"QLOCK_LEASE", "--lease", `"long"`, "500ms, 10s or 2m"}},
 		{"run a --client no.dots -- true", "", []string{"--client", "A-Z a-z 0-9 _ -"}},
 		{"run a --password x -- true", "", []string{"--password", "--user"}},

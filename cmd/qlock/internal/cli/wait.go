@@ -31,7 +31,7 @@ type lockOptions struct {
 func (o *lockOptions) flags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.shared, "shared", false, "take a shared lock: others may share it, none may have it alone")
 	fs.BoolVar(&o.try, "try", false, "do not wait if another is in the way")
-	durationFlag(fs, &o.wait, "wait", 0, time.Millisecond, "wait for so long at most; default: for ever")
+	durationFlag(fs, &o.wait, "wait", 0, time.Millisecond, "wait for so long at most, for a NATS server as well; default: for the lock for ever, for a server not at all")
 	durationFlag(fs, &o.lease, "lease", 0, 10*time.Millisecond, "how long the lock outlives this program, should it die; default 10s, or less if the nodes allow less")
 	env(fs, "lease", "QLOCK_LEASE")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "say nothing but errors")
@@ -82,19 +82,38 @@ func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs
 		lease = qlock.DefaultLease
 	}
 	logger, _ := log.logger(a.err)
-	l, err := c.connect(role, lease, connectionLogs(logger)...)
+	began := time.Now()
+	p := a.progress(name, o.quiet)
+	defer p.close()
+	if !o.try {
+		p.start(began)
+	}
+	var waiting func() // for a server, which the wait is for as well
+	if o.wait > 0 {
+		limited, cancel := context.WithDeadlineCause(ctx, began.Add(o.wait), fmt.Errorf("--wait %v is over", o.wait))
+		defer cancel()
+		ctx, waiting = limited, p.noServer
+	}
+	l, err := c.connectWaiting(ctx, role, lease, waiting, connectionLogs(logger)...)
+	if err == nil && o.lease == 0 {
+		// A connection that fits the lease finds out in time that its server is silent.
+		if most := l.maxLease(ctx, lease); most < lease {
+			lease = most
+			l.Close()
+			l, err = c.connectWaiting(ctx, role, lease, waiting, connectionLogs(logger)...)
+		}
+	}
 	if err != nil {
 		if exitOf(err) == exitUsage {
 			return nil, err
 		}
 		return nil, &statusError{exitSelf, err}
 	}
+	p.hasServer()
 	fail := func(err error) (*heldLock, error) {
 		l.Close()
 		return nil, &statusError{lockStatus(err), err}
 	}
-	p := a.progress(name, o.quiet)
-	defer p.close()
 	// Before there is a Locker, so that no answer is missed.
 	sub, err := l.Subscribe(l.Opts.InboxPrefix+".*", p.answer)
 	if err != nil {
@@ -105,18 +124,9 @@ func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs
 	if o.lease != 0 {
 		opts = append(opts, qlock.WithLease(o.lease))
 	}
-	began := time.Now()
-	if !o.try {
-		p.start(began)
-	}
 	locker, err := l.locker(ctx, o.wait, logger, opts...)
 	if err != nil {
 		return fail(err)
-	}
-	if o.wait > 0 {
-		limited, cancel := context.WithDeadlineCause(ctx, began.Add(o.wait), fmt.Errorf("--wait %v is over", o.wait))
-		defer cancel()
-		ctx = limited
 	}
 	ask := locker.Lock
 	switch {
@@ -131,9 +141,6 @@ func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs
 	if err != nil {
 		_ = locker.Close()
 		return fail(err)
-	}
-	if o.lease == 0 {
-		lease = min(lease, l.maxLease(ctx, lease))
 	}
 	return &heldLock{lock, locker, l, lease}, nil
 }
@@ -160,6 +167,7 @@ type progress struct {
 	mu      sync.Mutex // guards what follows
 	answers map[string]*heard
 	present map[string]bool // nodes that have said who they are
+	server  bool            // a server has answered, or is not waited for
 	drawn   bool
 
 	stop chan struct{}
@@ -178,7 +186,7 @@ const (
 )
 
 func (a *app) progress(name string, quiet bool) *progress {
-	return &progress{out: a.err, name: name, quiet: quiet, answers: map[string]*heard{}, present: map[string]bool{}, stop: make(chan struct{})}
+	return &progress{out: a.err, name: name, quiet: quiet, answers: map[string]*heard{}, present: map[string]bool{}, server: true, stop: make(chan struct{})}
 }
 
 func (p *progress) answer(m *nats.Msg) {
@@ -194,6 +202,17 @@ func (p *progress) answer(m *nats.Msg) {
 	case proto.Informed:
 		p.present[a.Node] = true
 	}
+}
+
+// noServer says that there is no server yet.
+func (p *progress) noServer() { p.setServer(false) }
+
+func (p *progress) hasServer() { p.setServer(true) }
+
+func (p *progress) setServer(is bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.server = is
 }
 
 func (p *progress) start(began time.Time) {
@@ -273,6 +292,8 @@ func (p *progress) text(waited time.Duration) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "waiting for %s for %v", lockNamed(p.name), waited.Round(100*time.Millisecond))
 	switch {
+	case !p.server:
+		b.WriteString(": no NATS server can be reached")
 	case holder != nil:
 		verb, mode := "held by", ""
 		if !holder.Blocker.Voted {

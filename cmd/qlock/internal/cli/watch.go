@@ -66,7 +66,7 @@ auditor; with those of an observer there are no lines of these.`,
 			if err := w.listen(l, pattern, !events); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.err, "Locks of cluster %s on %s, Ctrl-C ends it.\n", c.cluster, l.ConnectedUrlRedacted())
+			fmt.Fprintf(a.err, "Locks of cluster %s on %s, Ctrl-C ends it.\n", c.cluster, serverURL(l.Conn))
 			select {
 			case <-ctx.Done():
 			case <-l.closed:
@@ -128,6 +128,7 @@ type sight struct {
 	Cluster  string    `json:"cluster"`
 	Client   string    `json:"client"`
 	Name     string    `json:"name"`
+	Encoded  string    `json:"encoded"` // what no encoding of text changes
 	Mode     string    `json:"mode,omitempty"`
 	Token    uint64    `json:"token,omitempty"`
 	Votes    int       `json:"votes,omitempty"`
@@ -174,7 +175,7 @@ func (w *watcher) hear(subject string, body []byte) {
 		list, _ := proto.DecodeBatch(nil, part[3], body) // what could not be read is not shown
 		for _, r := range list {
 			if proto.Matches(w.pattern, r.Resource) {
-				w.request(sight{Time: time.Now(), Cluster: part[1], Client: part[3], Name: r.Resource}, &r)
+				w.request(sight{Time: time.Now(), Cluster: part[1], Client: part[3], Name: r.Resource, Encoded: encoded(r.Resource)}, &r)
 			}
 		}
 		return
@@ -182,7 +183,7 @@ func (w *watcher) hear(subject string, body []byte) {
 	if len(part) < 6 {
 		return
 	}
-	s := sight{Time: time.Now(), Cluster: part[1], Client: part[4], Name: part[5]}
+	s := sight{Time: time.Now(), Cluster: part[1], Client: part[4], Name: part[5], Encoded: part[5]}
 	if name, err := proto.DecodeName(part[5]); err == nil { // else it is none of package qlock's, and stays as it is
 		s.Name = name
 	}
