@@ -607,9 +607,10 @@ func (n *Node) step(list string, f func(now proto.Now, out *node.Out)) {
 	}
 }
 
-// sent says what could not be published.
+// sent says what could not be published. A connection that is closed ends the node,
+// which says so itself.
 func (n *Node) sent(to string, body []byte, err error) {
-	if err != nil {
+	if err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
 		n.log.line(slog.LevelWarn, "answer not sent", "to", to, "bytes", len(body), "error", err)
 	}
 }
