@@ -252,7 +252,7 @@ func (c *Config) options() (*server.Options, error) {
 		}
 		for _, r := range c.Routes {
 			u, err := url.Parse(r)
-			if err != nil || u.Host == "" {
+			if err != nil || u.Host == "" || redact.Misread(u) {
 				return nil, fmt.Errorf("qlock/embedded: Config.Routes: %q is not an address like nats-route://host:6222", redact.URL(r))
 			}
 			if u.User == nil && c.RouteUser != "" {

@@ -61,3 +61,12 @@ func TestServerLogHasNoPasswords(t *testing.T) {
 		t.Errorf("%v\n%s", err, b.String())
 	}
 }
+
+func TestRouteErrorsHaveNoPasswords(t *testing.T) {
+	for _, r := range []string{"route:S3cret@10.0.0.2:6222", "nats://route:S3cret/x@10.0.0.2:6222", "nats://route:S3cret%zz@10.0.0.2:6222", "nats://route:S3cret@", "nats://route:12/S3cret@10.0.0.2:6222", "nats://route:x@S3cret#x@10.0.0.2:6222"} {
+		_, err := (&Config{Routes: []string{r}}).options()
+		if err == nil || strings.Contains(err.Error(), "S3cret") {
+			t.Errorf("%s: %v", r, err)
+		}
+	}
+}

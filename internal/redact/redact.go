@@ -39,6 +39,13 @@ func URLs(s string) string {
 	return strings.Join(list, ",")
 }
 
+// Misread reports whether what was read of an address has a part of a password outside
+// of its userinfo: one with a character that ends it, as / and # do, of which another
+// part is taken for the host, and asked of the network.
+func Misread(u *url.URL) bool {
+	return strings.Contains(u.Path+u.RawQuery+u.Fragment, "@")
+}
+
 var userinfo = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)\S*@`)
 
 // Text is a text without the userinfo of the addresses in it.

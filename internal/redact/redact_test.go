@@ -28,6 +28,18 @@ func TestURLs(t *testing.T) {
 	}
 }
 
+func TestMisread(t *testing.T) {
+	for address, want := range map[string]bool{
+		"nats://h:4222": false, "nats://u:p@h": false, "wss://u:p@h/path?x=y#z": false, "nats://u:p%40%23w@h": false,
+		"nats://u:p@w#x@h": true, "nats://u:12/x@h": true, "nats://u:12?x@h": true, "nats://u:p@w/x@h": true,
+	} {
+		u, err := url.Parse(address)
+		if err != nil || Misread(u) != want {
+			t.Errorf("%s: %v, want %v; %v", address, !want, want, err)
+		}
+	}
+}
+
 func TestText(t *testing.T) {
 	for in, want := range map[string]string{
 		"dial tcp 127.0.0.1:6222: refused":             "dial tcp 127.0.0.1:6222: refused",

@@ -149,7 +149,7 @@ func parseServer(s string) (*url.URL, error) {
 		s = "nats://" + s
 	}
 	u, err := url.Parse(s)
-	if err != nil || u.Hostname() == "" {
+	if err != nil || u.Hostname() == "" || redact.Misread(u) {
 		return nil, errors.New("use addresses such as nats://n1.example.com:4222; in a user name and a password write %2F for /, %40 for @, and likewise what is not a letter or digit")
 	}
 	return u, nil

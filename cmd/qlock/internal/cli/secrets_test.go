@@ -51,6 +51,9 @@ func TestSecretsOfAddresses(t *testing.T) {
 		"nats://billing:" + secret + "/@" + where,
 		"nats://billing:" + secret + "%zz@" + where,
 		"nats://billing:" + secret + ",@" + where,
+		"nats://billing:x@" + secret + "#x@" + where,
+		"nats://billing:x@" + secret + "/x@" + where,
+		"nats://billing:12?" + secret + "@" + where,
 	} {
 		for _, c := range connecting {
 			if strings.HasPrefix(c, "node ") {
@@ -80,7 +83,7 @@ func TestSecretsOfAddresses(t *testing.T) {
 // Routes have passwords as well.
 func TestSecretsOfRoutes(t *testing.T) {
 	for _, route := range []string{
-		"billing:" + secret + "@n2:6222", "nats://billing:" + secret + "@", "nats://billing:" + secret + "/x@n2:6222", `nats://billing:` + secret + `"@n2:6222`,
+		"billing:" + secret + "@n2:6222", "nats://billing:" + secret + "@", "nats://billing:" + secret + "/x@n2:6222", `nats://billing:` + secret + `"@n2:6222`, "nats://billing:x@" + secret + "#x@n2:6222",
 	} {
 		args := []string{"node", "--name", "n1", "--nodes", "n1,n2", "--cluster-listen", "127.0.0.1:0"}
 		r := call(t, append(args, "--routes", route)...)
