@@ -10,9 +10,9 @@ import (
 // mostTry bounds how long a try may take where every message arrives within 5 ms: it
 // asks; what is younger than it and not held is asked to yield, or says that it is
 // held; and each change of what is in its way is told (N5, C10). That is some delays one
-// after the other, and far less than the time after which a try asks again, which would
-// make good what was not told.
-const mostTry = 50 * time.Millisecond
+// after the other, and one round trip more if a refresh overtook the acquire. It is less
+// than the time after which a try asks again, which would make good what was not told.
+const mostTry = 100 * time.Millisecond
 
 // quiet is how long a name must have been left alone to count as free: all messages
 // have arrived, and what came after its release was swept (C9).
