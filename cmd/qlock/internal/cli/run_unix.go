@@ -362,6 +362,9 @@ func (j *job) stop(sig syscall.Signal) {
 	if sig == syscall.SIGSTOP {
 		others = syscall.SIGTSTP
 	}
+	if (sig == syscall.SIGTTIN || sig == syscall.SIGTTOU) && j.foreground() {
+		return // the shell has brought the job to the front meanwhile
+	}
 	signal.Ignore(syscall.SIGTSTP, syscall.SIGTTIN)
 	_ = syscall.Kill(0, others)
 	stopSelf()
