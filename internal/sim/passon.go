@@ -35,11 +35,11 @@ func newPassOn(seed uint64) passOn {
 }
 
 // overtaken is by how much the bounds raise that for being overtaken.
-func (p *passOn) overtaken() int {
+func (p *passOn) overtaken() int64 {
 	if p.most == 0 && p.within > 0 {
 		return 1000 // as many as fit into that time
 	}
-	return 1 + p.most
+	return 1 + int64(p.most)
 }
 
 // check counts who has a part in a claim after its first holder though others wait, of

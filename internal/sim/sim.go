@@ -57,7 +57,7 @@ const (
 // whose requests were on their way before its own, and whom no vote was recalled
 // from in time. Who is cut off from nodes, as in the rough worlds, is passed by all
 // who are not.
-var mostOvertaken = [worlds]int{sound: 30, lossy: 60, rough: 1 << 30}
+var mostOvertaken = [worlds]int64{sound: 30, lossy: 60, rough: 1 << 30}
 
 const (
 	ttl      = 10 * time.Second
@@ -899,7 +899,7 @@ func (j *job) event(k local.EventKind) {
 func (s *Sim) overtaken(o *job) {
 	o.over++
 	s.res.Overtaken[s.world] = max(s.res.Overtaken[s.world], o.over)
-	if o.over > mostOvertaken[s.world]*s.passOn.overtaken() {
+	if int64(o.over) > mostOvertaken[s.world]*s.passOn.overtaken() {
 		s.fail("%s #%d on %s was overtaken %d times", o.client.name, o.id(), o.res, o.over)
 	}
 }
