@@ -13,6 +13,7 @@ import (
 
 	"github.com/qlock/qlock/internal/local"
 	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // A NATS server tells what a user may not publish by an error on the connection,
@@ -98,32 +99,31 @@ func (l *Locker) denied(err error) bool {
 	known := err == l.denial
 	l.denial = err // the connection remembers it until the next
 	l.mu.Unlock()
-	subject, ok := deniedSubject(err)
-	if ok && subject == l.out.batching.subject {
+	on, ok := deniedSubject(err)
+	if ok && on == l.out.batching.subject {
 		if l.out.batching.deny() { // what was in them is lost
 			l.step(func(now proto.Now, out *local.Out) { l.table.Reconnected(now, out) })
 		}
 		return true
 	}
-	if known || !ok || !l.concerns(subject) {
+	if known || !ok || !l.concerns(on) {
 		return false
 	}
-	l.deny(subject, err)
+	l.deny(on, err)
 	published := l.published.Load()
-	l.failWaiting(ErrRefused, permissionError(subject, err), func(k *Lock) bool {
+	l.failWaiting(ErrRefused, permissionError(on, err), func(k *Lock) bool {
 		claim := k.use.Claim()
-		return claim != nil && claim.Seq() <= published && subject == requestSubject(l.opt.cluster, string(proto.Acquire), l.opt.name, k.resource)
+		return claim != nil && claim.Seq() <= published && on == subject.Request(l.opt.cluster, subject.Acquire, l.opt.name, k.resource)
 	})
-	l.log.line(slog.LevelError, "NATS permissions are missing", "subject", subject, "error", err)
+	l.log.line(slog.LevelError, "NATS permissions are missing", "subject", on, "error", err)
 	return false
 }
 
-// concerns reports whether this Locker publishes or subscribes to subject; others
-// may share its connection.
-func (l *Locker) concerns(subject string) bool {
-	tokens := strings.SplitN(subject, ".", 6)
-	return subject == l.inbox ||
-		len(tokens) > 4 && tokens[0] == "lock" && tokens[1] == l.opt.cluster && tokens[4] == l.opt.name
+// concerns reports whether this Locker publishes or subscribes to it; others may share
+// its connection.
+func (l *Locker) concerns(on string) bool {
+	p, ok := subject.Split(on)
+	return on == l.inbox || ok && p.Cluster == l.opt.cluster && p.Client == l.opt.name
 }
 
 // deniedSubject takes the subject out of the server's words: Permissions

@@ -15,6 +15,7 @@ import (
 	"github.com/qlock/qlock/internal/local"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // survey collects what the nodes say of themselves.
@@ -127,7 +128,7 @@ func (l *Locker) notFound(cause, last error) error {
 }
 
 func (l *Locker) infoSubject() string {
-	return requestSubject(l.opt.cluster, string(proto.Info), l.opt.name, "")
+	return subject.Request(l.opt.cluster, subject.Info, l.opt.name, "")
 }
 
 func (l *Locker) newSurvey() *survey {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/qlock/qlock/internal/local"
 	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // Wherever a lock is given up, its context ends first, and the nodes are told afterwards
@@ -49,7 +50,7 @@ func endAll(locks []*Lock, cause func(*Lock) error) {
 func (l *Locker) endLost(lost []*Lock) {
 	endAll(lost, func(k *Lock) error { return k.lost })
 	for _, k := range lost {
-		l.event("lost", k)
+		l.event(subject.Lost, k)
 	}
 	l.out.letGo()
 	for _, k := range lost {

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/qlock/qlock/internal/client"
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // What errors.Is finds in the errors of this package. Where a context's end cut
@@ -33,7 +33,7 @@ var (
 	ErrClosed = errors.New("qlock: closed")
 	// ErrInvalidName: a name of a resource, client, cluster or node that cannot be
 	// one.
-	ErrInvalidName = proto.ErrInvalidName
+	ErrInvalidName = subject.ErrInvalidName
 	// ErrInvalidLease: a lease (WithLease) that no client may have, or one that is longer
 	// than the nodes allow.
 	ErrInvalidLease = errors.New("qlock: invalid lease")

@@ -11,8 +11,10 @@ import (
 
 	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/local"
+	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // LockInfo is a lock as the nodes have it, put together from what each of them
@@ -74,7 +76,7 @@ type ClaimInfo struct {
 // client ask (the permission for list is one of its own: docs/security.md);
 // ErrClosed if the Locker or its connection is closed.
 func (l *Locker) Locks(ctx context.Context, pattern string) ([]LockInfo, error) {
-	if pattern != "" && !proto.IsPattern(pattern) {
+	if pattern != "" && !subject.IsPattern(pattern) {
 		return nil, fmt.Errorf("%w: the pattern %s: use names with * for one token, and > at the end for all that follow; other characters as in subjects",
 			ErrInvalidName, quote(pattern))
 	}
@@ -85,7 +87,7 @@ func (l *Locker) Locks(ctx context.Context, pattern string) ([]LockInfo, error) 
 // it, the info has no claims. Errors and time are those of Locks; the permission is
 // that for inspect.
 func (l *Locker) Inspect(ctx context.Context, name string) (*LockInfo, error) {
-	resource, err := proto.EncodeName(name)
+	resource, err := subject.EncodeName(name)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +119,7 @@ func (l *Locker) Inspect(ctx context.Context, name string) (*LockInfo, error) {
 // claim is still there, and ErrNoQuorum if too few nodes vote to tell; the permission is
 // that for evict.
 func (l *Locker) Evict(ctx context.Context, name string, claim ClaimInfo, why string) error {
-	resource, err := proto.EncodeName(name)
+	resource, err := subject.EncodeName(name)
 	if err != nil {
 		return err
 	}
@@ -125,7 +127,7 @@ func (l *Locker) Evict(ctx context.Context, name string, claim ClaimInfo, why st
 	if err != nil {
 		return fmt.Errorf("qlock: evict %s: %w", quote(name), err)
 	}
-	if err := checkToken("client", claim.Client); err != nil {
+	if err := subject.CheckToken("client", claim.Client); err != nil {
 		return fmt.Errorf("qlock: evict %s: %w", quote(name), err)
 	}
 	if _, ok := ctx.Deadline(); !ok {
@@ -244,7 +246,7 @@ func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.
 	r.Client, r.Nonce = l.opt.name, cmp.Or(r.Nonce, newInstance().String())
 	q := &inquiry{
 		kind:    replyTo[r.Verb],
-		subject: requestSubject(l.opt.cluster, string(r.Verb), r.Client, r.Resource),
+		subject: subject.Request(l.opt.cluster, string(r.Verb), r.Client, r.Resource),
 		answers: make(chan *proto.Answer, 4*len(nodes)), failed: make(chan error, 1),
 	}
 	l.mu.Lock()
@@ -403,7 +405,7 @@ func (l *Locker) inspect(ctx context.Context, r proto.Request) ([]LockInfo, erro
 		return nil, err
 	}
 	if r.Verb == proto.Inspect && len(names) == 0 {
-		name, err := proto.DecodeName(r.Resource)
+		name, err := subject.DecodeName(r.Resource)
 		if err != nil {
 			return nil, err
 		}
@@ -456,7 +458,7 @@ func (v *views) add(node string, recovering bool, r *proto.Record) {
 			}}
 			v.claims[key] = w
 		}
-		w.info.Note = cmp.Or(w.info.Note, printable(c.Note))
+		w.info.Note = cmp.Or(w.info.Note, printable.Text(c.Note))
 		w.info.Kept = w.info.Kept || c.Kept
 		w.info.Evicted = w.info.Evicted || c.Evicted
 		w.info.For = max(w.info.For, c.For)

@@ -53,7 +53,7 @@ func TestInspect(t *testing.T) {
 			t.Fatalf("%+v", info)
 		}
 		h := info.Holders[0]
-		if !h.Held || h.Shared || h.Token != k.Token() || h.Note != "host7: nightly" || h.For != 2*time.Second || h.Lease != testLease-2*time.Second ||
+		if !h.Held || h.Shared || h.Token != k.Token() || h.Note != `host7:\tnightly` || h.For != 2*time.Second || h.Lease != testLease-2*time.Second ||
 			!slices.Equal(h.Voted, []string{"n1", "n2", "n3"}) || len(h.Queued) != 0 {
 			t.Errorf("holder: %+v", h)
 		}
@@ -215,7 +215,7 @@ func TestEvictWhoWaits(t *testing.T) {
 			t.Fatalf("b is over: %v, c is over: %v", b.over(), c.over())
 		}
 		wantIs(t, b.err, qlock.ErrEvicted)
-		wantText(t, b.err, `lock "x"`, "by ops", "no [2J")
+		wantText(t, b.err, `lock "x"`, "by ops", `no\x1b[2J`)
 		mustUnlock(t, k)
 		mustUnlock(t, c.held(t))
 		w.noClaims()

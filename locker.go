@@ -16,8 +16,10 @@ import (
 
 	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/local"
+	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // Locker takes locks for one client. All its methods may be called from several
@@ -224,7 +226,7 @@ func (l *Locker) Do(ctx context.Context, name string, f func(ctx context.Context
 // lock asks, waits, and undoes what comes too late. The lock's context has the
 // values of ctx, and unless it is detached ends with it.
 func (l *Locker) lock(ctx context.Context, detached bool, op, name string, mode quorum.Mode) (*Lock, error) {
-	resource, err := proto.EncodeName(name)
+	resource, err := subject.EncodeName(name)
 	if err != nil {
 		return nil, err
 	}
@@ -435,9 +437,9 @@ func (l *Locker) step(f func(now proto.Now, out *local.Out)) {
 			lost = append(lost, k)
 		case e.Kind == local.Lost: // while its owner ends its context, which may take long yet
 			unlocking = append(unlocking, k)
-			l.event("released", k)
+			l.event(subject.Released, k)
 		case e.Kind == local.Returned: // before the release, and so before the next one has it
-			l.event("released", k)
+			l.event(subject.Released, k)
 		}
 	}
 	if len(lost) > 0 {
@@ -474,7 +476,7 @@ func (l *Locker) step(f func(now proto.Now, out *local.Out)) {
 		switch e.Kind {
 		case local.Held:
 			if e.First {
-				l.event("acquired", k) // before its owner can cause the next
+				l.event(subject.Acquired, k) // before its owner can cause the next
 			}
 			close(k.ready)
 		case local.Failed:
@@ -503,7 +505,7 @@ func (l *Locker) became(now proto.Now, e local.Event) {
 		}
 		k.lost = ErrLost
 		if e.Eviction != nil {
-			k.lost = &evictedError{client.Eviction{By: e.Eviction.By, Why: printable(e.Eviction.Why)}}
+			k.lost = &evictedError{client.Eviction{By: e.Eviction.By, Why: printable.Text(e.Eviction.Why)}}
 		} else if l.leaps.read(now); l.leaps.explain(now, l.opt.lease) != "" {
 			k.lost = &leaptError{l.leaps.explain(now, l.opt.lease)}
 		}
@@ -511,7 +513,7 @@ func (l *Locker) became(now proto.Now, e local.Event) {
 		l.losses.Add(1)
 	case local.Failed:
 		if k.err = l.report(now, "lock", k, nil); e.Eviction != nil {
-			k.err.Reason, k.err.Cause = ErrEvicted, &client.Eviction{By: e.Eviction.By, Why: printable(e.Eviction.Why)}
+			k.err.Reason, k.err.Cause = ErrEvicted, &client.Eviction{By: e.Eviction.By, Why: printable.Text(e.Eviction.Why)}
 		}
 		l.counts.fail(k, k.err)
 	}

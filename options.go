@@ -5,12 +5,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
-	"strings"
 	"time"
-	"unicode"
 
+	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // Version of this module, as nodes tell it.
@@ -50,7 +49,7 @@ type options struct {
 func WithCluster(name string) Option {
 	return func(o *options) error {
 		o.cluster = name
-		return checkToken("cluster", name)
+		return subject.CheckToken("cluster", name)
 	}
 }
 
@@ -61,7 +60,7 @@ func WithCluster(name string) Option {
 func WithName(name string) Option {
 	return func(o *options) error {
 		o.name = name
-		return checkToken("client", name)
+		return subject.CheckToken("client", name)
 	}
 }
 
@@ -127,11 +126,12 @@ func WithPassOn(holders int, within time.Duration) Option {
 }
 
 // WithNote says something of this client's locks, for people: it stands beside them
-// in Locks and Inspect, and in events. At most 256 bytes are kept of it, and control
-// characters become spaces. Default: none. ContextWithNote is for a single lock.
+// in Locks and Inspect, and in events. What a terminal would not show as it is, such as
+// a tab, is escaped as in Go; at most 256 bytes are kept. Default: none.
+// ContextWithNote is for a single lock.
 func WithNote(note string) Option {
 	return func(o *options) error {
-		o.note = printable(clip(note, proto.MaxNote))
+		o.note = shownNote(note)
 		return nil
 	}
 }
@@ -140,20 +140,14 @@ func WithNote(note string) Option {
 // own, in place of the Locker's; see WithNote. Of goroutines that share a claim, the
 // first one's is shown.
 func ContextWithNote(ctx context.Context, note string) context.Context {
-	return context.WithValue(ctx, noteKey{}, printable(clip(note, proto.MaxNote)))
+	return context.WithValue(ctx, noteKey{}, shownNote(note))
 }
 
 type noteKey struct{}
 
-// printable makes spaces of control characters: what others wrote, a terminal is not to
-// obey.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, s)
+// shownNote is as much of a note as is kept, with nothing in it that a terminal would obey.
+func shownNote(note string) string {
+	return clip(printable.Text(clip(note, proto.MaxNote)), proto.MaxNote)
 }
 
 // WithLogger lets the Locker say what an operator should know: lost locks,
@@ -202,11 +196,8 @@ func buildOptions(opts []Option) (options, error) {
 		}
 	}
 	if o.name == "" {
-		host, err := os.Hostname()
-		if err != nil {
-			host = "host"
-		}
-		o.name = tokenFrom(host + "-" + filepath.Base(os.Args[0]))
+		host, _ := os.Hostname()
+		o.name = subject.ClientName(host, os.Args[0])
 	}
 	return o, nil
 }

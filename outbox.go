@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // outbox publishes for a Locker, in order, from a goroutine of its own. Publishing
@@ -84,7 +85,7 @@ const (
 
 func newOutbox(nc *nats.Conn, inbox string, opt options, log *limited) *outbox {
 	o := &outbox{nc: nc, inbox: inbox, log: log, wake: make(chan struct{}, 1)}
-	o.batching.subject = batchSubject(opt.cluster, opt.name)
+	o.batching.subject = subject.Batch(opt.cluster, opt.name)
 	if !opt.batches {
 		o.batching.state.Store(batchesUnwanted)
 	}
@@ -112,7 +113,7 @@ func (o *outbox) requests(cluster string, all []proto.Request, crowd bool) {
 			break
 		}
 		l := &o.load
-		l.subjects = appendRequestSubject(l.subjects, cluster, string(r.Verb), r.Client, r.Resource)
+		l.subjects = subject.AppendRequest(l.subjects, cluster, string(r.Verb), r.Client, r.Resource)
 		begin := len(l.bodies)
 		l.bodies = proto.AppendRequest(l.bodies, r)
 		if len(l.bodies)-begin > o.fits() { // a lock matters more than what is said of it
@@ -139,7 +140,7 @@ func (o *outbox) event(cluster, kind, client, encodedResource string, e *Event) 
 		return
 	}
 	l := &o.load
-	l.subjects = appendEventSubject(l.subjects, cluster, kind, client, encodedResource)
+	l.subjects = subject.AppendEvent(l.subjects, cluster, kind, client, encodedResource)
 	begin := len(l.bodies)
 	if l.bodies = e.appendJSON(l.bodies); len(l.bodies)-begin > o.fits() {
 		e.Note = ""

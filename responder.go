@@ -18,6 +18,7 @@ import (
 	"github.com/qlock/qlock/internal/node"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/statedir"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // NodeConfig configures a node. Cluster, Nodes, MaxLease and MaxSkew must be the
@@ -86,14 +87,14 @@ func (c NodeConfig) withDefaults() (NodeConfig, error) {
 }
 
 func (c NodeConfig) check() error {
-	if err := checkToken("cluster", c.Cluster); err != nil {
+	if err := subject.CheckToken("cluster", c.Cluster); err != nil {
 		return err
 	}
-	if err := checkToken("node", c.Name); err != nil {
+	if err := subject.CheckToken("node", c.Name); err != nil {
 		return err
 	}
 	for _, n := range c.Nodes {
-		if err := checkToken("node", n); err != nil {
+		if err := subject.CheckToken("node", n); err != nil {
 			return err
 		}
 	}
@@ -236,11 +237,11 @@ func (n *Node) serve(ctx context.Context) error {
 		return fmt.Errorf("qlock: StartNode: %w", err)
 	}
 	n.subs = append(n.subs, sub)
-	subject := nodeSubject(n.cfg.Cluster)
-	subjects := []string{adminSubject(n.cfg.Cluster)}
+	claims := subject.Family(n.cfg.Cluster, subject.FamilyNode)
+	subjects := []string{subject.Family(n.cfg.Cluster, subject.FamilyAdmin)}
 	if n.cfg.NoService {
-		subjects = append(subjects, subject)
-	} else if err := n.addService(subject); err != nil {
+		subjects = append(subjects, claims)
+	} else if err := n.addService(claims); err != nil {
 		return fmt.Errorf("qlock: StartNode: %w", err)
 	}
 	for _, s := range subjects {
@@ -255,7 +256,7 @@ func (n *Node) serve(ctx context.Context) error {
 	for !n.probed() {
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("qlock: StartNode: node %s did not hear itself on %s: is it connected, and may it publish and subscribe there? %w", n.cfg.Name, subject, contextError(ctx))
+			return fmt.Errorf("qlock: StartNode: node %s did not hear itself on %s: is it connected, and may it publish and subscribe there? %w", n.cfg.Name, claims, contextError(ctx))
 		case <-n.done:
 			return n.Err()
 		case <-n.changed():
@@ -408,7 +409,7 @@ func (n *Node) leave(save bool) error {
 		n.mu.Lock()
 		p := n.core.Farewell()
 		n.mu.Unlock()
-		_ = n.nc.Publish(requestSubject(n.cfg.Cluster, string(p.Verb), p.Client, ""), proto.AppendRequest(nil, p))
+		_ = n.nc.Publish(subject.Request(n.cfg.Cluster, string(p.Verb), p.Client, ""), proto.AppendRequest(nil, p))
 	}
 	if n.service != nil {
 		errs = append(errs, n.service.Stop())
@@ -459,27 +460,25 @@ func (n *Node) probed() bool {
 
 // receive takes a request. It runs on the goroutine of a subscription; those for
 // claims come one at a time.
-func (n *Node) receive(subject, reply string, body []byte) {
+func (n *Node) receive(on, reply string, body []byte) {
 	n.requests.Add(1)
-	verb, client, resource, err := parseRequestSubject(n.cfg.Cluster, subject)
+	verb, client, resource, err := subject.ParseRequest(n.cfg.Cluster, on)
 	if err != nil {
-		n.ignore(subject, err)
+		n.ignore(on, err)
 		return
 	}
-	// An answer must not be made into a request, or an API call, in this node's
-	// name.
-	if strings.HasPrefix(reply, "lock.") || strings.HasPrefix(reply, "$") {
-		n.ignore(subject, fmt.Errorf("the reply subject %s is not an inbox", quote(reply)))
+	if subject.IsReserved(reply) {
+		n.ignore(on, fmt.Errorf("the reply subject %s is not an inbox", quote(reply)))
 		return
 	}
-	if verb == batchVerb {
-		n.receiveBatch(client, subject, reply, body)
+	if verb == subject.BatchVerb {
+		n.receiveBatch(client, on, reply, body)
 		return
 	}
 	r := requests.Get().(*proto.Request)
 	defer requests.Put(r) // the machine keeps nothing of it but its strings
 	if err := r.Decode(proto.Verb(verb), client, resource, body); err != nil {
-		n.ignore(subject, err)
+		n.ignore(on, err)
 		return
 	}
 	most := 0
@@ -589,7 +588,7 @@ func (n *Node) step(list string, f func(now proto.Now, out *node.Out)) {
 			continue
 		}
 		*buf = proto.AppendRequest((*buf)[:0], p)
-		if err := n.nc.PublishRequest(requestSubject(n.cfg.Cluster, string(p.Verb), p.Client, ""), n.inbox, *buf); err != nil {
+		if err := n.nc.PublishRequest(subject.Request(n.cfg.Cluster, string(p.Verb), p.Client, ""), n.inbox, *buf); err != nil {
 			n.log.line(slog.LevelWarn, "question to other nodes not sent", "error", err)
 		}
 	}

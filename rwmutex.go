@@ -13,7 +13,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // RWMutex is a lock on one name with the methods of sync.RWMutex, for programs
@@ -127,7 +127,7 @@ func goroutineID() uint64 {
 // other, be it in one process or in two. It panics with an error that is
 // ErrInvalidName if name cannot be one.
 func (l *Locker) RWMutex(name string) *RWMutex {
-	if _, err := proto.EncodeName(name); err != nil {
+	if _, err := subject.EncodeName(name); err != nil {
 		panic(err)
 	}
 	return &RWMutex{locker: l, name: name}

@@ -16,6 +16,7 @@ import (
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/loopback"
 	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // Cluster is several servers in one process, for demonstrations and tests.
@@ -147,10 +148,10 @@ func waitVotes(ctx context.Context, s *Server, want int) error {
 		return fmt.Errorf("qlock/embedded: %w", err)
 	}
 	defer func() { _ = sub.Unsubscribe() }()
-	subject := "lock." + or(s.cfg.Node.Cluster, qlock.DefaultCluster) + ".node.info." + s.cfg.Node.Name
+	ask := subject.Request(or(s.cfg.Node.Cluster, qlock.DefaultCluster), subject.Info, s.cfg.Node.Name, "")
 	voting := map[string]bool{}
 	for len(voting) < want {
-		if err := nc.PublishRequest(subject, inbox, []byte(`{"nonce":"ready"}`)); err != nil {
+		if err := nc.PublishRequest(ask, inbox, []byte(`{"nonce":"ready"}`)); err != nil {
 			return fmt.Errorf("qlock/embedded: %w", err)
 		}
 		if err := collectVotes(ctx, sub, voting, want); err != nil {

@@ -52,8 +52,11 @@ func NewEvents(nc *nats.Conn, cluster string) (*Events, error) {
 		e.held.WithLabelValues(mode)
 	}
 	e.group = group{e.acquired, e.released, e.lost, e.waited, e.held, e.malformed}
-	var err error
-	if e.sub, err = nc.Subscribe("lock."+cluster+".event.>", func(m *nats.Msg) { e.hear(m.Subject, m.Data) }); err != nil {
+	subject, err := qlock.EventSubject(cluster, "")
+	if err != nil {
+		return nil, fmt.Errorf("metrics: %w", err)
+	}
+	if e.sub, err = nc.Subscribe(subject, func(m *nats.Msg) { e.hear(m.Subject, m.Data) }); err != nil {
 		return nil, fmt.Errorf("metrics: listen to the events of cluster %s: %w", cluster, err)
 	}
 	return e, nil

@@ -82,9 +82,13 @@ func main() {
 	events := flag.Bool("events", false, "show no requests, only what became of them")
 	flag.Parse()
 
-	subject := "lock." + *cluster + ".>"
+	subject, err := qlock.ClusterSubject(*cluster)
 	if *events {
-		subject = "lock." + *cluster + ".event.>"
+		subject, err = qlock.EventSubject(*cluster, "")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "observe:", err)
+		os.Exit(2)
 	}
 	var opts []nats.Option
 	if *creds != "" {
@@ -92,7 +96,6 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	var err error
 	if *server == "" {
 		err = demonstrate(ctx, subject)
 	} else {
@@ -147,21 +150,22 @@ func (p *printer) count(what string) int {
 	return p.seen[what]
 }
 
-// print writes one message of lock.<cluster>.<node|event>.<what>.<client>.<resource>.
-// Events are in capitals.
+// print writes one message. Events are in capitals.
 func (p *printer) print(subject string, body []byte) {
-	part := strings.SplitN(subject, ".", 6)
-	if len(part) == 4 {
-		p.printBatch(part, body)
-		return
+	s, err := qlock.ParseSubject(subject)
+	switch {
+	case err != nil: // it is none of qlock's
+	case s.Verb == "":
+		p.printBatch(s, body)
+	default:
+		p.printOne(s, body)
 	}
-	if len(part) < 5 {
-		return
-	}
-	part = append(part, "") // refresh and info concern no single resource
-	cluster, kind, what, client, resource := part[1], part[2], part[3], part[4], part[5]
+}
+
+func (p *printer) printOne(s qlock.Subject, body []byte) {
+	what, client := s.Verb, s.Client
 	details, err := "", error(nil)
-	if kind == "event" {
+	if s.Family == "event" {
 		details, err = eventDetails(what, body)
 	} else {
 		details, err = requestDetails(what, body)
@@ -172,25 +176,26 @@ func (p *printer) print(subject string, body []byte) {
 	p.mu.Lock()
 	p.seen[what]++
 	p.mu.Unlock()
-	if kind == "event" {
+	if s.Family == "event" {
 		what = strings.ToUpper(what)
 	}
-	if cluster != qlock.DefaultCluster {
-		client = cluster + "/" + client
+	if s.Cluster != qlock.DefaultCluster {
+		client = s.Cluster + "/" + client
 	}
-	line := fmt.Sprintf("%s  %-10s  %-8s  %-12s  %s", time.Now().Format("15:04:05.000"), client, what, resource, details)
+	line := fmt.Sprintf("%s  %-10s  %-8s  %-12s  %s", time.Now().Format("15:04:05.000"), client, what, s.Encoded, details)
 	fmt.Println(strings.TrimRight(line, " "))
 }
 
-// printBatch writes several requests that came in one message: a list on
-// lock.<cluster>.node.<client>, with verb and name in each.
-func (p *printer) printBatch(part []string, body []byte) {
+// printBatch writes several requests that came in one message: a list, with verb and
+// name in each, which is encoded as in subjects.
+func (p *printer) printBatch(s qlock.Subject, body []byte) {
 	var list []json.RawMessage
 	_ = json.Unmarshal(body, &list) // what is no list has nothing to be shown
 	for _, one := range list {
 		var r struct{ Verb, Name string }
 		if json.Unmarshal(one, &r) == nil && r.Verb != "" {
-			p.print(strings.TrimSuffix(strings.Join([]string{part[0], part[1], part[2], r.Verb, part[3], r.Name}, "."), "."), one)
+			s.Verb, s.Encoded = r.Verb, r.Name
+			p.printOne(s, one)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // roll has the resources in the order in which they came, for lists in pages: a page
@@ -69,7 +70,7 @@ func (n *Node) list(now proto.Now, r *proto.Request, reply string, out *Out) {
 	most := min(i+mostLooked, len(n.roll.slots))
 	for ; i < most; i++ {
 		s := n.roll.slots[i]
-		if s.res == nil || r.Query != "" && !proto.Matches(r.Query, s.res.name) {
+		if s.res == nil || r.Query != "" && !subject.Matches(r.Query, s.res.name) {
 			page.Next = s.born
 			continue
 		}

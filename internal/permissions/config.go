@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // Users writes a server's authorization block for users with passwords.
@@ -152,13 +154,13 @@ func (a Account) services() []string {
 	for _, u := range a.Users {
 		switch u.Role {
 		case RoleClient:
-			out = append(append(out, clientVerbs.subjects(u.Cluster, u.Name, ">")...), batches(u.Cluster, u.Name))
+			out = append(append(out, clientVerbs.subjects(u.Cluster, u.Name, ">")...), subject.Batch(u.Cluster, u.Name))
 		case RoleInspector:
 			out = append(out, inspectorVerbs.subjects(u.Cluster, u.Name, ">")...)
 		case RoleOperator:
 			out = append(out, operatorVerbs.subjects(u.Cluster, u.Name, ">")...)
 		case RoleMonitor:
-			out = append(out, verbs{plain: []string{"info"}}.subjects(u.Cluster, u.Name)...)
+			out = append(out, monitorVerbs.subjects(u.Cluster, u.Name)...)
 		}
 	}
 	return out
@@ -169,7 +171,7 @@ func (a Account) events() []string {
 	var out []string
 	for _, u := range a.Users {
 		if u.Role == RoleClient {
-			out = append(out, "lock."+u.Cluster+".event.*."+u.Name+".>")
+			out = append(out, subject.Event(u.Cluster, subject.Any, u.Name, subject.Rest))
 		}
 	}
 	return out

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // Template stands for a user's name in the permissions of a scoped signing key:
@@ -46,44 +48,30 @@ type User struct {
 	Publish, Subscribe []string
 }
 
-// What roles ask for. The subjects of a resource's verbs end in it.
+// What roles ask for.
 var (
-	clientVerbs    = verbs{of: []string{"acquire", "release", "yield"}, plain: []string{"refresh", "info"}}
-	inspectorVerbs = verbs{of: []string{"inspect"}, plain: []string{"list", "info"}}
-	operatorVerbs  = verbs{of: []string{"inspect", "evict"}, plain: []string{"list", "info"}}
+	clientVerbs    = verbs{subject.Acquire, subject.Release, subject.Yield, subject.Refresh, subject.Info}
+	inspectorVerbs = verbs{subject.Inspect, subject.List, subject.Info}
+	operatorVerbs  = verbs{subject.Inspect, subject.Evict, subject.List, subject.Info}
+	monitorVerbs   = verbs{subject.Info}
 )
 
-type verbs struct {
-	of    []string // a resource
-	plain []string
-}
+type verbs []string
 
 // subjects are where the client name asks, for these resources.
 func (v verbs) subjects(cluster, name string, resources ...string) []string {
 	var out []string
-	for _, verb := range v.of {
-		for _, r := range resources {
-			out = append(out, subject(cluster, verb, name)+"."+r)
+	for _, verb := range v {
+		if !subject.HasResource(verb) {
+			out = append(out, subject.Request(cluster, verb, name, ""))
+			continue
 		}
-	}
-	for _, verb := range v.plain {
-		out = append(out, subject(cluster, verb, name))
+		for _, r := range resources {
+			out = append(out, subject.Request(cluster, verb, name, r))
+		}
 	}
 	return out
 }
-
-// subject is where name asks with this verb.
-func subject(cluster, verb, name string) string {
-	family := "node"
-	switch verb {
-	case "list", "inspect", "evict":
-		family = "admin"
-	}
-	return "lock." + cluster + "." + family + "." + verb + "." + name
-}
-
-// batches is where a client sends several requests in one message.
-func batches(cluster, name string) string { return "lock." + cluster + ".node." + name }
 
 // NewClient is a user that takes locks as the client of its name, and as no
 // other. resources limit what it may lock: patterns such as orders.>, written as
@@ -95,10 +83,10 @@ func batches(cluster, name string) string { return "lock." + cluster + ".node." 
 func NewClient(cluster, name string, resources ...string) (User, error) {
 	u, resources, err := newLimited(RoleClient, clientVerbs, cluster, name, resources)
 	if err == nil && slices.Contains(resources, ">") {
-		u.Publish = append(u.Publish, batches(cluster, name))
+		u.Publish = append(u.Publish, subject.Batch(cluster, name))
 	}
 	for _, r := range resources {
-		u.Publish = append(u.Publish, "lock."+cluster+".event.*."+name+"."+r)
+		u.Publish = append(u.Publish, subject.Event(cluster, subject.Any, name, r))
 	}
 	return u, err
 }
@@ -126,7 +114,7 @@ func newLimited(role Role, v verbs, cluster, name string, resources []string) (U
 // which tokens. It can publish nothing.
 func NewObserver(cluster, name string) (User, error) {
 	u, err := newUser(RoleObserver, cluster, name)
-	u.Subscribe = []string{"lock." + cluster + ".event.>"}
+	u.Subscribe = []string{subject.Family(cluster, subject.FamilyEvent)}
 	return u, err
 }
 
@@ -134,7 +122,7 @@ func NewObserver(cluster, name string) (User, error) {
 // cannot see the answers.
 func NewAuditor(cluster, name string) (User, error) {
 	u, err := newUser(RoleAuditor, cluster, name)
-	u.Subscribe = []string{"lock." + cluster + ".event.>", "lock." + cluster + ".node.>", "lock." + cluster + ".admin.>"}
+	u.Subscribe = []string{subject.Family(cluster, subject.FamilyEvent), subject.Family(cluster, subject.FamilyNode), subject.Family(cluster, subject.FamilyAdmin)}
 	return u, err
 }
 
@@ -142,8 +130,8 @@ func NewAuditor(cluster, name string) (User, error) {
 // with --inbox-prefix, and the request info. It cannot take locks.
 func NewMonitor(cluster, name string) (User, error) {
 	u, err := newUser(RoleMonitor, cluster, name)
-	u.Publish = append([]string{"lock." + cluster + ".node.info." + name}, service...)
-	u.Subscribe = []string{u.inbox() + ".>", "lock." + cluster + ".event.>"}
+	u.Publish = append(monitorVerbs.subjects(cluster, name), service...)
+	u.Subscribe = []string{u.inbox() + ".>", subject.Family(cluster, subject.FamilyEvent)}
 	return u, err
 }
 
@@ -163,7 +151,7 @@ func NewOperator(cluster, name string, resources ...string) (User, error) {
 func newInspector(role Role, v verbs, cluster, name string, resources []string) (User, error) {
 	u, _, err := newLimited(role, v, cluster, name, resources)
 	if err == nil {
-		u.Subscribe = append(u.Subscribe, "lock."+cluster+".event.>")
+		u.Subscribe = append(u.Subscribe, subject.Family(cluster, subject.FamilyEvent))
 	}
 	return u, err
 }
@@ -177,8 +165,8 @@ var service = []string{"$SRV.*", "$SRV.*.qlock", "$SRV.*.qlock.*"}
 // inbox, and ask after its own name (rule N9).
 func NewNode(cluster, name string) (User, error) {
 	u, err := newUser(RoleNode, cluster, name)
-	u.Publish = []string{"_INBOX.>", "lock." + cluster + ".node.info." + name}
-	u.Subscribe = append([]string{"lock." + cluster + ".node.>", "lock." + cluster + ".admin.>", u.inbox() + ".>"}, service...)
+	u.Publish = []string{subject.AllInboxes, subject.Request(cluster, subject.Info, name, "")}
+	u.Subscribe = append([]string{subject.Family(cluster, subject.FamilyNode), subject.Family(cluster, subject.FamilyAdmin), u.inbox() + ".>"}, service...)
 	return u, err
 }
 
@@ -198,7 +186,7 @@ func newUser(role Role, cluster, name string) (User, error) {
 // inboxes under it are its own, and it can listen on no other.
 func (u User) InboxPrefix() string { return u.inbox() }
 
-func (u User) inbox() string { return "_INBOX." + u.Name }
+func (u User) inbox() string { return subject.InboxPrefix(u.Name) }
 
 // Permissions is what a server embedded in a program takes. A list that is empty
 // allows nothing.
@@ -214,13 +202,8 @@ func (u User) Permissions() *server.Permissions {
 
 // checkToken is what package qlock demands of these names.
 func checkToken(kind, s string) error {
-	ok := len(s) > 0 && len(s) <= 64
-	for i := 0; ok && i < len(s); i++ {
-		c := s[i]
-		ok = 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-'
-	}
-	if !ok {
-		return fmt.Errorf("permissions: the %s name %.100q: use 1 to 64 of the characters A-Z a-z 0-9 _ -", kind, s)
+	if err := subject.CheckToken(kind, s); err != nil {
+		return fmt.Errorf("permissions: %w", err)
 	}
 	return nil
 }

@@ -1,6 +1,10 @@
 package proto
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/qlock/qlock/internal/subject"
+)
 
 // A batch is several requests of one client in one message, and the answers to them
 // in one message back: JSON lists of what else would be a body each. Each counts as if
@@ -83,7 +87,7 @@ func (r *Request) fromBatch(w *wire, client string) error {
 		return malformed("verb %.20q in a batch", w.Verb)
 	case verb != Info:
 		var err error
-		if resource, err = DecodeName(w.Name); err != nil {
+		if resource, err = subject.DecodeName(w.Name); err != nil {
 			return malformed("%w", err)
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/qlock/qlock/internal/subject"
 )
 
 func goldenBatches() map[string][]Request {
@@ -39,7 +41,7 @@ func batchOf(t testing.TB, list []Request) []byte {
 		name := ""
 		if r.Resource != "" {
 			var err error
-			if name, err = EncodeName(r.Resource); err != nil {
+			if name, err = subject.EncodeName(r.Resource); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -314,7 +316,7 @@ func alone(part []byte) (*Request, error) {
 	}
 	if verb != Info {
 		var err error
-		if resource, err = DecodeName(w.Name); err != nil {
+		if resource, err = subject.DecodeName(w.Name); err != nil {
 			return nil, err
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // The encoders are written out: they run once or more per lock and node, and
@@ -50,7 +51,7 @@ func AppendRequest(b []byte, r *Request) []byte {
 		}
 		if r.Note != "" {
 			b = append(b, `,"note":`...)
-			b = appendQuoted(b, r.Note)
+			b = AppendQuoted(b, r.Note)
 		}
 		if r.Node != "" {
 			b = appendStr(b, "node", r.Node)
@@ -71,7 +72,7 @@ func AppendRequest(b []byte, r *Request) []byte {
 		b = appendRuns(b, "live", r.Live)
 	case Info:
 		b = append(b, `"nonce":`...)
-		b = appendQuoted(b, r.Nonce)
+		b = AppendQuoted(b, r.Nonce)
 		if r.Node != "" {
 			b = appendStr(b, "node", r.Node)
 			b = append(b, `,"incarnation":"`...)
@@ -90,10 +91,10 @@ func AppendRequest(b []byte, r *Request) []byte {
 		}
 	case List, Inspect:
 		b = append(b, `"nonce":`...)
-		b = appendQuoted(b, r.Nonce)
+		b = AppendQuoted(b, r.Nonce)
 		if r.Query != "" {
 			b = append(b, `,"pattern":`...)
-			b = appendQuoted(b, r.Query)
+			b = AppendQuoted(b, r.Query)
 		}
 		if r.After > 0 {
 			b = appendUint(b, "after", r.After)
@@ -103,13 +104,13 @@ func AppendRequest(b []byte, r *Request) []byte {
 		}
 	case Evict:
 		b = append(b, `"nonce":`...)
-		b = appendQuoted(b, r.Nonce)
+		b = AppendQuoted(b, r.Nonce)
 		b = appendStr(b, "holder", r.Holder)
 		b = append(b, ',')
 		b = appendID(b, r.Claim)
 		if r.Query != "" {
 			b = append(b, `,"text":`...)
-			b = appendQuoted(b, r.Query)
+			b = AppendQuoted(b, r.Query)
 		}
 	}
 	return append(b, '}')
@@ -186,13 +187,13 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 	case Refused:
 		b = appendStr(b, "reason", string(a.Reason))
 		b = append(b, `,"text":`...)
-		b = appendQuoted(b, a.Text)
+		b = AppendQuoted(b, a.Text)
 		b = append(b, `,"passes":`...)
 		b = strconv.AppendBool(b, a.Passes)
 	case Informed:
 		i := a.Info
 		b = append(b, `,"nonce":`...)
-		b = appendQuoted(b, i.Nonce)
+		b = AppendQuoted(b, i.Nonce)
 		b = append(b, `,"nodes":[`...)
 		for k, n := range i.Nodes {
 			if k > 0 {
@@ -221,14 +222,14 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 			b = appendInt(b, "ahead_ms", ceilMS(i.Ahead))
 		}
 		b = append(b, `,"version":`...)
-		b = appendQuoted(b, i.Version)
+		b = AppendQuoted(b, i.Version)
 	case Evicted:
 		b = appendStr(b, "by", a.By)
 		b = append(b, `,"text":`...)
-		b = appendQuoted(b, a.Text)
+		b = AppendQuoted(b, a.Text)
 	case Evicting:
 		b = append(b, `,"nonce":`...)
-		b = appendQuoted(b, a.Nonce)
+		b = AppendQuoted(b, a.Nonce)
 		b = append(b, `,"known":`...)
 		b = strconv.AppendBool(b, a.Known)
 		if a.Recovering > 0 {
@@ -236,7 +237,7 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		}
 	case Listed:
 		b = append(b, `,"nonce":`...)
-		b = appendQuoted(b, a.Nonce)
+		b = AppendQuoted(b, a.Nonce)
 		if a.Recovering > 0 {
 			b = appendInt(b, "recovering_ms", ceilMS(a.Recovering))
 		}
@@ -328,8 +329,9 @@ func appendUUID(b []byte, id uuid.UUID) []byte {
 	return append(b, text[:]...)
 }
 
-// appendQuoted is for values that may need escaping, and mostly do not.
-func appendQuoted(b []byte, s string) []byte {
+// AppendQuoted appends s as encoding/json writes it. It is for values that may need
+// escaping, and mostly do not.
+func AppendQuoted(b []byte, s string) []byte {
 	plain := true
 	for i := range len(s) {
 		switch c := s[i]; {
@@ -818,15 +820,9 @@ func (d *decoder) optionalToken(key, s string) string {
 	return d.token(key, s)
 }
 
-// token checks a client's or node's name as package qlock does for subjects: it
-// will be written back unescaped.
+// token checks a client's or node's name: it will be written back unescaped.
 func (d *decoder) token(key, s string) string {
-	ok := len(s) > 0 && len(s) <= MaxToken
-	for i := 0; ok && i < len(s); i++ {
-		c := s[i]
-		ok = c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_'
-	}
-	if !ok {
+	if !subject.IsToken(s) {
 		d.fail("%s is not a name of 1 to %d letters, digits, - and _", key, MaxToken)
 		return ""
 	}

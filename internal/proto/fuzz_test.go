@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/qlock/qlock/internal/subject"
 )
 
 var verbs = []Verb{Acquire, Release, Yield, Refresh, Info, List, Inspect, Evict, "other"}
@@ -140,7 +142,7 @@ func checkRequest(t *testing.T, r *Request) {
 			t.Error("nobody is evicted")
 		}
 	case List:
-		if r.Query != "" && !IsPattern(r.Query) {
+		if r.Query != "" && !subject.IsPattern(r.Query) {
 			t.Errorf("pattern %q", r.Query)
 		}
 	case Refresh:
@@ -220,7 +222,7 @@ func checkAnswer(t *testing.T, a *Answer) {
 		l.number("after", p.After, 0)
 		l.number("next", p.Next, 0)
 		for _, r := range p.Locks {
-			if _, err := EncodeName(r.Name); err != nil || r.Votes < 0 || r.Waiting < 0 {
+			if _, err := subject.EncodeName(r.Name); err != nil || r.Votes < 0 || r.Waiting < 0 {
 				t.Errorf("%+v, %v", r, err)
 			}
 			for _, c := range r.Claims {

@@ -3,6 +3,9 @@ package proto
 import (
 	"strconv"
 	"strings"
+
+	"github.com/qlock/qlock/internal/printable"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // PageBytes is how much a node puts into one page, or less if its connection takes less. Asking for a page costs it
@@ -11,12 +14,7 @@ const PageBytes = 48 << 10
 
 // PageSize is how many bytes the record adds to a page, and a few more.
 func (r *Record) PageSize() int {
-	n := 96 + len(r.Name)
-	for i := range len(r.Name) {
-		if !isPlain(r.Name[i]) {
-			n += 2 // as %XX
-		}
-	}
+	n := 96 + subject.EncodedSize(r.Name)
 	for i := range r.Claims {
 		n += r.Claims[i].PageSize()
 	}
@@ -85,7 +83,7 @@ func appendPage(b []byte, p *Page) []byte {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		name, err := EncodeName(r.Name)
+		name, err := subject.EncodeName(r.Name)
 		if err != nil { // no node has a claim on such a name
 			name = "%"
 		}
@@ -111,7 +109,7 @@ func appendClaimRecord(b []byte, c *ClaimRecord) []byte {
 	b = appendInt(b, "at", c.At)
 	if c.Note != "" {
 		b = append(b, `,"note":`...)
-		b = appendQuoted(b, c.Note)
+		b = AppendQuoted(b, c.Note)
 	}
 	if c.Voted {
 		b = appendUint(b, "fence", c.Fence)
@@ -135,7 +133,7 @@ func (d *decoder) page(w *wire) *Page {
 	p := &Page{After: d.number("after", w.After), Next: d.number("next", w.Next)}
 	for i := range w.Locks {
 		r := &w.Locks[i]
-		name, err := DecodeName(r.Name)
+		name, err := subject.DecodeName(r.Name)
 		if err != nil {
 			d.fail("%v", err)
 		}
@@ -164,59 +162,9 @@ func (d *decoder) claimRecord(c *wireClaimRecord) ClaimRecord {
 
 // pattern checks what List may ask for; empty is all.
 func (d *decoder) pattern(s string) string {
-	if s != "" && !IsPattern(s) {
-		d.fail("%s is no pattern of names", Quote(s))
+	if s != "" && !subject.IsPattern(s) {
+		d.fail("%s is no pattern of names", printable.Quote(s))
 		return ""
 	}
 	return s
-}
-
-// IsPattern reports whether s can be matched with names: tokens as names have them
-// in subjects, of which * stands for any one, and > at the end for one or more.
-func IsPattern(s string) bool {
-	if s == "" || len(s) > 3*MaxName {
-		return false
-	}
-	for more := true; more; {
-		var token string
-		token, s, more = strings.Cut(s, ".")
-		switch token {
-		case "", ">":
-			if token == "" || more {
-				return false
-			}
-		case "*":
-		default:
-			if strings.ContainsAny(token, "*>") {
-				return false
-			}
-			for i := range len(token) {
-				if c := token[i]; !isPlain(c) && c != '%' {
-					return false
-				}
-			}
-		}
-	}
-	return true
-}
-
-// Matches reports whether a name matches a pattern, as NATS matches subjects.
-func Matches(pattern, name string) bool {
-	subject, err := EncodeName(name)
-	if err != nil {
-		return false
-	}
-	for {
-		p, restP, moreP := strings.Cut(pattern, ".")
-		t, restT, moreT := strings.Cut(subject, ".")
-		switch {
-		case p == ">":
-			return true
-		case p != "*" && p != t:
-			return false
-		case !moreP || !moreT:
-			return moreP == moreT
-		}
-		pattern, subject = restP, restT
-	}
 }

@@ -17,7 +17,9 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // Limits that every reader of a message may rely on after decoding.
@@ -28,12 +30,12 @@ const (
 	MaxBody  = 1 << 20   // bytes of a refresh or an answer
 	MaxShort = 8 << 10   // bytes of any other request, so that refusing a large one costs a node nothing
 	MaxText  = 512       // bytes of a refusal's text, a nonce or a version
-	MaxToken = 64        // bytes of a name of a client or node
 	MaxNote  = 256       // bytes of a note
 	MaxSpan  = 1 << 16   // fences of one claim at a time
 	MaxOver  = 32        // claims in a question whether they are over
 	MinLease = 10 * time.Millisecond
 	MaxLease = 24 * time.Hour
+	MaxToken = subject.MaxToken // bytes of a name of a client or node
 )
 
 // Now is one reading of a machine's two clocks. The core never reads a clock
@@ -67,7 +69,7 @@ func ParseClaimID(s string) (ClaimID, error) {
 	id.Instance, err1 = uuid.Parse(instance)
 	id.Seq, err2 = strconv.ParseUint(seq, 10, 64)
 	if err1 != nil || err2 != nil || id.Seq == 0 || id.Seq > MaxInt || id.Text() != s {
-		return ClaimID{}, fmt.Errorf("%s is no id of a claim: it is a UUID, a slash and a number", Quote(s))
+		return ClaimID{}, fmt.Errorf("%s is no id of a claim: it is a UUID, a slash and a number", printable.Quote(s))
 	}
 	return id, nil
 }
@@ -141,14 +143,14 @@ func (r Runs) Len() uint64 {
 type Verb string
 
 const (
-	Acquire Verb = "acquire"
-	Release Verb = "release"
-	Yield   Verb = "yield"
-	Refresh Verb = "refresh"
-	Info    Verb = "info"
-	List    Verb = "list"
-	Inspect Verb = "inspect"
-	Evict   Verb = "evict"
+	Acquire Verb = subject.Acquire
+	Release Verb = subject.Release
+	Yield   Verb = subject.Yield
+	Refresh Verb = subject.Refresh
+	Info    Verb = subject.Info
+	List    Verb = subject.List
+	Inspect Verb = subject.Inspect
+	Evict   Verb = subject.Evict
 )
 
 // Request is a message to the nodes. Client and Resource come from the subject,

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // Every field of every message, wrong in every way that the decoder knows of.
@@ -218,8 +220,8 @@ var messages = []message{
 	{"list-more", List, []field{
 		{name: "nonce", kind: "text"},
 		{
-			name: "pattern", kind: "", fail: []string{`"."`, `"a..b"`, `"a."`, `".a"`, `">.a"`, `"a>"`, `"a*.b"`, `"a b"`, `"\u00fc"`, `7`, `"` + strings.Repeat("x", 3*MaxName+1) + `"`},
-			pass: []string{`""`, `">"`, `"*"`, `"*.>"`, `"%20.%"`, `"` + strings.Repeat("x", 3*MaxName) + `"`},
+			name: "pattern", kind: "", fail: []string{`"."`, `"a..b"`, `"a."`, `".a"`, `">.a"`, `"a>"`, `"a*.b"`, `"a b"`, `"\u00fc"`, `7`, `"` + strings.Repeat("x", 3*subject.MaxName+1) + `"`},
+			pass: []string{`""`, `">"`, `"*"`, `"*.>"`, `"%20.%"`, `"` + strings.Repeat("x", 3*subject.MaxName) + `"`},
 		},
 		{name: "after", kind: "number"},
 		{name: "node", kind: "optional token"},

@@ -24,6 +24,7 @@ import (
 	"github.com/qlock/qlock/internal/node"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // Options choose a run. Everything else follows from the seed.
@@ -457,7 +458,7 @@ func (s *Sim) checkCodec(list []proto.Request) {
 		if err != nil || !reflect.DeepEqual(*back, r) {
 			s.fail("the codec changes %+v to %+v (%v)", r, back, err)
 		}
-		name, err := proto.EncodeName(r.Resource)
+		name, err := subject.EncodeName(r.Resource)
 		if r.Verb == proto.Refresh || r.Verb == proto.Info {
 			continue
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 func (a *app) check() *cobra.Command {
@@ -348,7 +349,8 @@ func (l *link) checkLock(parent context.Context, name string, r *findings) {
 	err = lock.Unlock(ctx)
 	_ = l.FlushTimeout(l.timeout) // so that what NATS denies is known
 	// To look is a permission of its own, which few have.
-	looking := func(err error) bool { return strings.Contains(err.Error(), ".admin.") }
+	admin := strings.TrimSuffix(subject.Family(l.cluster, subject.FamilyAdmin), subject.Rest)
+	looking := func(err error) bool { return strings.Contains(err.Error(), `"`+admin) }
 	switch d := slices.DeleteFunc(l.denials(), looking); {
 	case err != nil:
 		r.add(problem, "lock", plain(err), "")

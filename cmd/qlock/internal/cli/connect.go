@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +24,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/redact"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // connection is how to reach NATS, as the nats command has it: the same flags, the
@@ -119,26 +119,23 @@ func (c *connection) name(o *nats.Options) string {
 		if _, ok := u.User.Password(); !ok { // without a password it is a token: a secret
 			return hostAndProgram()
 		}
-		if validToken(u.User.Username()) {
+		if subject.IsToken(u.User.Username()) {
 			return u.User.Username()
 		}
 		break
 	}
 	switch {
-	case c.password != "" && validToken(c.user):
+	case c.password != "" && subject.IsToken(c.user):
 		return c.user
-	case o.Password != "" && validToken(o.User):
+	case o.Password != "" && subject.IsToken(o.User):
 		return o.User
 	}
 	return hostAndProgram()
 }
 
 func hostAndProgram() string {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "host"
-	}
-	return tokenFrom(host + "-" + filepath.Base(os.Args[0]))
+	host, _ := os.Hostname()
+	return subject.ClientName(host, os.Args[0])
 }
 
 // parseServer reads the address of a server as the client library does. Its error
@@ -180,23 +177,6 @@ func checkServers(list []string) error {
 // serverURL is the server that nc is connected to, for people to read.
 func serverURL(nc *nats.Conn) string { return redact.URL(nc.ConnectedUrl()) }
 
-func validToken(s string) bool { return s != "" && s == tokenFrom(s) }
-
-// tokenFrom makes a name out of any string, as package qlock does where it is given
-// none. The command needs it before there is a Locker, for its inbox.
-func tokenFrom(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '_' || r == '-' {
-			return r
-		}
-		return '-'
-	}, s)
-	if len(s) > 64 {
-		s = s[:64]
-	}
-	return orElse(strings.Trim(s, "-"), "client")
-}
-
 // connect makes a connection for a lease of the given length: a dead server is
 // found, and another taken, while locks still stand.
 func (c *connection) connect(role string, lease time.Duration, more ...nats.Option) (*link, error) {
@@ -228,7 +208,7 @@ func (c *connection) connect(role string, lease time.Duration, more ...nats.Opti
 		o.Name = "qlock " + role + " " + l.client
 		// Of this connection alone, so that one subscription to all its inboxes sees
 		// nothing that is meant for others of its name (wait.go).
-		o.InboxPrefix = orElse(c.inboxPrefix, orElse(o.InboxPrefix, "_INBOX."+l.client)) + "." + nuid.Next()
+		o.InboxPrefix = orElse(c.inboxPrefix, orElse(o.InboxPrefix, subject.InboxPrefix(l.client))) + "." + nuid.Next()
 		return nil
 	})
 	var err error
@@ -362,14 +342,14 @@ func (c *connection) notConnected(err error) error {
 // check refuses what would be ignored in silence, or fail later with less to say.
 func (c *connection) check() error {
 	switch {
-	case !validToken(c.cluster) && !(c.anyCluster && c.cluster == "*"):
-		return usage("--cluster %q: use 1 to 64 of the characters A-Z a-z 0-9 _ -", c.cluster)
+	case !subject.IsToken(c.cluster) && !(c.anyCluster && c.cluster == subject.Any):
+		return usage("--cluster %q: %s", c.cluster, subject.TokenRule)
 	case c.password != "" && c.user == "":
 		return usage("--password is given without --user")
 	case (c.tlsCert == "") != (c.tlsKey == ""):
 		return usage("--tlscert and --tlskey belong together, only one of them is given")
-	case c.client != "" && !validToken(c.client):
-		return usage("--client %q: use 1 to 64 of the characters A-Z a-z 0-9 _ -", c.client)
+	case c.client != "" && !subject.IsToken(c.client):
+		return usage("--client %q: %s", c.client, subject.TokenRule)
 	}
 	if c.server != "" {
 		if err := checkServers(addresses(c.server)); err != nil {

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+
+	"github.com/qlock/qlock/internal/printable"
 )
 
 func (p proc) dead() bool    { return p.state == 'Z' || p.state == 'X' }
@@ -44,7 +46,7 @@ func deaf(group, guard, command int) error {
 			if p.name == "" {
 				who = append(who, fmt.Sprint(p.pid))
 			} else {
-				who = append(who, fmt.Sprintf("%d (%s)", p.pid, printable(p.name)))
+				who = append(who, fmt.Sprintf("%d (%s)", p.pid, printable.Text(p.name)))
 			}
 		}
 	}

@@ -16,8 +16,9 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/qlock/qlock"
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // look is how a command looks at locks: once, or again and again.
@@ -323,7 +324,7 @@ func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string 
 		}
 		for k := range info.Holders {
 			h := &info.Holders[k]
-			g.rows = append(g.rows, []string{name, modeOf(h), a.holder(h), age(h.For), age(h.Lease), wait, votes(len(h.Voted)), fmt.Sprint(h.Token), printable(h.Note)})
+			g.rows = append(g.rows, []string{name, modeOf(h), a.holder(h), age(h.For), age(h.Lease), wait, votes(len(h.Voted)), fmt.Sprint(h.Token), printable.Text(h.Note)})
 			name, wait = "", "" // one lock, several holders
 		}
 		if more := info.Holding - len(info.Holders); more > 0 {
@@ -361,9 +362,9 @@ func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string 
 // holder is a client, with what is the matter with its claim.
 func (a *app) holder(c *qlock.ClaimInfo) string {
 	if c.Evicted {
-		return printable(c.Client) + paint(a.out, " evicted", text.FgRed)
+		return printable.Text(c.Client) + paint(a.out, " evicted", text.FgRed)
 	}
-	return printable(c.Client)
+	return printable.Text(c.Client)
 }
 
 func (a *app) info() *cobra.Command {
@@ -383,7 +384,7 @@ for a screen.
   qlock info nightly --watch`,
 		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if _, err := proto.EncodeName(args[0]); err != nil {
+			if _, err := subject.EncodeName(args[0]); err != nil {
 				return usage("NAME: %w", err)
 			}
 			return o.run(cmd.Context(), a, "info", func(ctx context.Context, l *qlock.Locker) (*view, error) {
@@ -427,7 +428,7 @@ func (a *app) portrait(cluster string, info *qlock.LockInfo, width int) string {
 		line("Holder", a.holder(h))
 		line("Mode", modeOf(h))
 		if h.Note != "" {
-			line("Note", printable(h.Note))
+			line("Note", printable.Text(h.Note))
 		}
 		line("Token", fmt.Sprint(h.Token))
 		line("Held for", age(h.For))
@@ -483,7 +484,7 @@ func unclear(info *qlock.LockInfo) error {
 	}
 	var why []string
 	if c != nil {
-		why = append(why, fmt.Sprintf("%s %s may hold it", printable(c.Client), shortID(c.ID)))
+		why = append(why, fmt.Sprintf("%s %s may hold it", printable.Text(c.Client), shortID(c.ID)))
 	}
 	if len(info.Silent) > 0 {
 		why = append(why, "no answer from "+strings.Join(info.Silent, ", "))
@@ -523,7 +524,7 @@ func (a *app) queue(info *qlock.LockInfo, width int) string {
 		if len(q.Voted) > 0 {
 			votes = paint(a.out, votes, text.FgYellow)
 		}
-		g.rows = append(g.rows, []string{fmt.Sprint(i + 1), a.holder(q), modeOf(q), age(q.For), votes, shortID(q.ID), printable(q.Note)})
+		g.rows = append(g.rows, []string{fmt.Sprint(i + 1), a.holder(q), modeOf(q), age(q.For), votes, shortID(q.ID), printable.Text(q.Note)})
 	}
 	table, _ := g.render(width)
 	if more := len(info.Queue) - mostShown; more > 0 {
@@ -543,7 +544,7 @@ func (a *app) views(info *qlock.LockInfo, width int) string {
 		var voted []string
 		for _, c := range slices.Concat(info.Holders, info.Queue) {
 			if slices.Contains(c.Voted, n) {
-				voted = append(voted, printable(c.Client)+" "+shortID(c.ID))
+				voted = append(voted, printable.Text(c.Client)+" "+shortID(c.ID))
 			}
 			if slices.Contains(c.Queued, n) {
 				waiting++
@@ -603,7 +604,7 @@ func pick(info *qlock.LockInfo, id, client string) ([]qlock.ClaimInfo, error) {
 	case client != "":
 		found := slices.DeleteFunc(slices.Clone(info.Holders), func(c qlock.ClaimInfo) bool { return c.Client != client })
 		if len(found) == 0 {
-			return nil, fmt.Errorf("%s is not held by %s: qlock info %s shows by whom; who waits is evicted by --claim", name, printable(client), name)
+			return nil, fmt.Errorf("%s is not held by %s: qlock info %s shows by whom; who waits is evicted by --claim", name, printable.Text(client), name)
 		}
 		return found, nil
 	}

@@ -26,6 +26,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/loopback"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // roleVariable makes this test's own program the qlock command.
@@ -504,7 +505,7 @@ func (c *nodeCluster) url() string {
 
 // lockName is one that no other test has.
 func lockName(t testing.TB) string {
-	return "test." + tokenFrom(t.Name()) + "." + strconv.FormatInt(time.Now().UnixNano(), 36)
+	return "test." + subject.TokenFrom(t.Name()) + "." + strconv.FormatInt(time.Now().UnixNano(), 36)
 }
 
 // decode reads JSON that a command wrote.

@@ -19,6 +19,7 @@ import (
 	"github.com/qlock/qlock/embedded"
 	"github.com/qlock/qlock/internal/redact"
 	"github.com/qlock/qlock/internal/sat"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // nodeOptions is what a node is told, by flags, environment and file.
@@ -181,8 +182,8 @@ func (o *nodeOptions) checkNode() error {
 		return usage("--creds and --nkey are for --server: clients of a server of its own show --user and --password, --token, or certificates")
 	}
 	for _, n := range o.node.Nodes {
-		if !validToken(n) {
-			return usage("--nodes: %q: use 1 to 64 of the characters A-Z a-z 0-9 _ -", n)
+		if !subject.IsToken(n) {
+			return usage("--nodes: %q: %s", n, subject.TokenRule)
 		}
 	}
 	for _, r := range o.routes {

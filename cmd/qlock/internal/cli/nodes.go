@@ -9,6 +9,7 @@ import (
 	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/spf13/cobra"
 
+	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
 )
@@ -81,13 +82,13 @@ func (a *app) showNodes(c *census) {
 		case !m.votes():
 			color = text.FgRed
 		}
-		row := []string{printable(m.name), paint(a.out, printable(m.state()), color), "", "", "", "", ""}
+		row := []string{printable.Text(m.name), paint(a.out, printable.Text(m.state()), color), "", "", "", "", ""}
 		if m.heard {
 			config := m.digest
 			if m.other {
 				config = fmt.Sprintf("%s: %s, lease %s, skew %s", m.digest, strings.Join(m.info.Nodes, " "), short(m.info.MaxTTL), short(m.info.Skew))
 			}
-			copy(row[2:], []string{printable(m.info.Version), fmt.Sprint(m.info.Claims), age(max(time.Since(time.UnixMicro(m.info.Started)), 0)), round(m.roundTrip).String(), printable(config)})
+			copy(row[2:], []string{printable.Text(m.info.Version), fmt.Sprint(m.info.Claims), age(max(time.Since(time.UnixMicro(m.info.Started)), 0)), round(m.roundTrip).String(), printable.Text(config)})
 		}
 		g.rows = append(g.rows, row)
 	}
@@ -97,7 +98,7 @@ func (a *app) showNodes(c *census) {
 		c.voting(), len(c.config.Nodes), c.need(quorum.Exclusive), c.need(quorum.Shared), short(c.config.MaxTTL), short(c.config.Skew)), width), "\n")
 	for _, m := range c.members {
 		if c.farAhead(m) {
-			fmt.Fprint(a.out, wrapped(fmt.Sprintf("Tokens of node %s lie %s ahead of its clock; qlock check says what that means.", printable(m.name), short(m.info.Ahead.Round(time.Second))), width), "\n")
+			fmt.Fprint(a.out, wrapped(fmt.Sprintf("Tokens of node %s lie %s ahead of its clock; qlock check says what that means.", printable.Text(m.name), short(m.info.Ahead.Round(time.Second))), width), "\n")
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/printable"
 )
 
 const (
@@ -315,7 +316,7 @@ func (w *attendance) lose() {
 	w.lost = nil
 	why := ""
 	if cause := context.Cause(w.lock.Context()); errors.Is(cause, qlock.ErrEvicted) {
-		why = " (" + printable(strings.TrimPrefix(plain(cause), "lock lost: ")) + ")"
+		why = " (" + printable.Text(strings.TrimPrefix(plain(cause), "lock lost: ")) + ")"
 	}
 	what := fmt.Sprintf("lock %q is lost%s, the command", w.lock.Name(), why)
 	switch w.o.onLoss {

@@ -13,6 +13,7 @@ import (
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // member is a node of a cluster as it was found: by its answer, or by its silence
@@ -75,6 +76,11 @@ func (c *census) voting() int {
 	return n
 }
 
+// infoSubject is where this client asks nodes who they are.
+func (l *link) infoSubject() string {
+	return subject.Request(l.cluster, subject.Info, l.client, "")
+}
+
 // survey asks all nodes who they are. It waits for those that others list, for the
 // time that it has, and when all have answered a moment more: a second node of the
 // same name is heard by a second answer only.
@@ -89,7 +95,7 @@ func (l *link) survey(ctx context.Context, patience time.Duration) (*census, err
 	defer func() { _ = sub.Unsubscribe() }()
 
 	ask := proto.Request{Verb: proto.Info, Client: l.client, Nonce: nuid.Next()}
-	subject := "lock." + l.cluster + ".node.info." + l.client
+	subject := l.infoSubject()
 	began := time.Now()
 	if err := l.PublishRequest(subject, inbox, proto.AppendRequest(nil, &ask)); err != nil {
 		return nil, fmt.Errorf("ask the nodes on %s: %w", subject, err)
@@ -183,7 +189,7 @@ func (l *link) maxLease(ctx context.Context, otherwise time.Duration) time.Durat
 	ctx, cancel := context.WithTimeout(ctx, l.patience())
 	defer cancel()
 	ask := proto.Request{Verb: proto.Info, Client: l.client, Nonce: nuid.Next()}
-	m, err := l.RequestWithContext(ctx, "lock."+l.cluster+".node.info."+l.client, proto.AppendRequest(nil, &ask))
+	m, err := l.RequestWithContext(ctx, l.infoSubject(), proto.AppendRequest(nil, &ask))
 	if err != nil {
 		return otherwise
 	}

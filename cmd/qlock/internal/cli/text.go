@@ -17,38 +17,15 @@ import (
 	"github.com/jedib0t/go-pretty/v6/text"
 	"golang.org/x/term"
 
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/printable"
+	"github.com/qlock/qlock/internal/subject"
 )
-
-// Names of locks are any bytes, and notes, reasons and errors are what others wrote.
-// To a terminal some of that is an order, or a disguise: an escape sequence, a
-// carriage return, letters that run the other way. Nothing of it gets there.
-
-// printable is s with all that is not to be seen as it is escaped, as in Go.
-func printable(s string) string { return escape(s, "") }
-
-func escape(s, also string) string {
-	var b []byte
-	for i, r := range s {
-		switch {
-		case r == utf8.RuneError && !strings.HasPrefix(s[i:], string(utf8.RuneError)):
-			b = fmt.Appendf(b, `\x%02x`, s[i])
-		case strings.ContainsRune(also, r):
-			b = append(b, '\\', byte(r))
-		case strconv.IsPrint(r):
-			b = utf8.AppendRune(b, r)
-		default:
-			b = append(b, strings.Trim(strconv.QuoteRune(r), "'")...)
-		}
-	}
-	return string(b)
-}
 
 // printableLines is printable for what has lines of its own.
 func printableLines(s string) string {
 	lines := strings.Split(s, "\n")
 	for i := range lines {
-		lines[i] = printable(lines[i])
+		lines[i] = printable.Text(lines[i])
 	}
 	return strings.Join(lines, "\n")
 }
@@ -56,17 +33,17 @@ func printableLines(s string) string {
 // encoded is a lock's name as in subjects and permissions: what no encoding of text
 // changes, as names are any bytes and JSON has none but those of UTF-8.
 func encoded(name string) string {
-	s, _ := proto.EncodeName(name) // of a name that is one
+	s, _ := subject.EncodeName(name) // of a name that is one
 	return s
 }
 
 // lockNamed is a lock's name: as it is, or where that could not be seen between $' and
 // ', where bash and zsh take it from.
 func lockNamed(name string) string {
-	if printable(name) == name && strings.TrimSpace(name) == name {
+	if printable.Text(name) == name && strings.TrimSpace(name) == name {
 		return name
 	}
-	return "$'" + escape(name, `\'`) + "'"
+	return "$'" + printable.Escape(name, `\'`) + "'"
 }
 
 // jsonLine is v in one line of JSON, or indented in several. What a terminal would not

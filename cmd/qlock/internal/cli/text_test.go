@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/jedib0t/go-pretty/v6/text"
+
+	"github.com/qlock/qlock/internal/printable"
 )
 
 // hostile is what others may call a lock, or write into a note.
@@ -35,7 +37,7 @@ func harmless(s string) bool {
 func TestHostileText(t *testing.T) {
 	shell, _ := exec.LookPath("bash")
 	for _, s := range hostile {
-		if p := printable(s); !harmless(p) {
+		if p := printable.Text(s); !harmless(p) {
 			t.Errorf("%q is shown as %q", s, p)
 		}
 		name := lockNamed(s)
@@ -57,8 +59,8 @@ func TestHostileText(t *testing.T) {
 		}
 	}
 	for _, s := range []string{"orders.42", "price list", "Größe", "注文", "100%", "it's"} {
-		if printable(s) != s || lockNamed(s) != s {
-			t.Errorf("%q is shown as %s and %s", s, printable(s), lockNamed(s))
+		if printable.Text(s) != s || lockNamed(s) != s {
+			t.Errorf("%q is shown as %s and %s", s, printable.Text(s), lockNamed(s))
 		}
 	}
 	if got := printableLines("a\nb\x1b"); got != "a\nb\\x1b" {

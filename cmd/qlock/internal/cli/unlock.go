@@ -13,7 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/qlock/qlock"
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/printable"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 type unlockOptions struct {
@@ -57,7 +58,7 @@ nodes that vote to know who holds it; 123 refused by NATS permissions
 			if !o.force {
 				return usage("a lock belongs to the process that holds it, and is given back by that: close the input of qlock lock, or end what qlock run runs (qlock info %s shows whose it is); --force evicts whoever holds it", name)
 			}
-			if _, err := proto.EncodeName(args[0]); err != nil {
+			if _, err := subject.EncodeName(args[0]); err != nil {
 				return usage("NAME: %w", err)
 			}
 			if o.claim != "" && o.holder != "" {
@@ -139,7 +140,7 @@ func (a *app) evict(ctx context.Context, o *unlockOptions, name string) error {
 		if errs[i] != nil {
 			still = has(info, c)
 		}
-		who := fmt.Sprintf("%s %s", printable(c.Client), shortID(c.ID))
+		who := fmt.Sprintf("%s %s", printable.Text(c.Client), shortID(c.ID))
 		switch {
 		case still == nil && errs[i] != nil && !sure(info):
 			fmt.Fprintf(a.out, "Not known whether %s has given up %s: of the nodes that answered too few give votes, and the others may have forgotten the claim. Try again.\n", who, lockNamed(name))
@@ -184,9 +185,9 @@ func (a *app) confirm(name string, claims []qlock.ClaimInfo) bool {
 		if c.Held {
 			what = "holding it"
 		}
-		fmt.Fprintf(a.err, "  %s %s, %s, %s for %s", printable(c.Client), shortID(c.ID), modeOf(c), what, age(c.For))
+		fmt.Fprintf(a.err, "  %s %s, %s, %s for %s", printable.Text(c.Client), shortID(c.ID), modeOf(c), what, age(c.For))
 		if c.Note != "" {
-			fmt.Fprintf(a.err, ": %s", printable(c.Note))
+			fmt.Fprintf(a.err, ": %s", printable.Text(c.Note))
 		}
 		fmt.Fprintln(a.err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/proto"
 )
 
@@ -303,7 +304,7 @@ func (p *progress) text(waited time.Duration) string {
 			mode = " (shared)"
 		}
 		since := holder.Blocker.For + time.Since(holder.at)
-		fmt.Fprintf(&b, ": %s %s%s for %v, ", verb, printable(holder.Blocker.Client), mode, since.Round(100*time.Millisecond))
+		fmt.Fprintf(&b, ": %s %s%s for %v, ", verb, printable.Text(holder.Blocker.Client), mode, since.Round(100*time.Millisecond))
 		if place == 0 {
 			b.WriteString("first in the queue")
 		} else {

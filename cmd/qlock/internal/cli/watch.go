@@ -15,7 +15,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 func (a *app) watch() *cobra.Command {
@@ -87,7 +89,7 @@ func onePattern(_ *cobra.Command, args []string) error {
 	switch {
 	case len(args) > 1:
 		return usage("one pattern is wanted, but there are %d: quote * and > for the shell", len(args))
-	case len(args) == 1 && !proto.IsPattern(args[0]):
+	case len(args) == 1 && !subject.IsPattern(args[0]):
 		return usage("PATTERN %q: write it as in NATS subjects, such as orders.> or stock.*.count, with %%20 for a blank", args[0])
 	}
 	return nil
@@ -147,11 +149,12 @@ func newWatcher(out *os.File, asJSON bool, cluster string) *watcher {
 
 // listen subscribes, and returns when it is in force.
 func (w *watcher) listen(l *link, pattern string, requests bool) error {
-	subjects := []string{"lock." + l.cluster + ".event.*.*." + pattern}
+	subjects := []string{subject.Event(l.cluster, subject.Any, subject.Any, pattern)}
 	if requests {
-		subjects = append(subjects, "lock."+l.cluster+".node.acquire.*."+pattern,
-			"lock."+l.cluster+".node.release.*."+pattern, "lock."+l.cluster+".node.yield.*."+pattern,
-			"lock."+l.cluster+".node.*") // several at once, whose names are inside
+		for _, verb := range []string{subject.Acquire, subject.Release, subject.Yield} {
+			subjects = append(subjects, subject.Request(l.cluster, verb, subject.Any, pattern))
+		}
+		subjects = append(subjects, subject.Batch(l.cluster, subject.Any)) // several at once, whose names are inside
 	}
 	w.pattern = pattern
 	for i, s := range subjects {
@@ -169,38 +172,38 @@ func (w *watcher) listen(l *link, pattern string, requests bool) error {
 	return nil
 }
 
-func (w *watcher) hear(subject string, body []byte) {
-	part := strings.SplitN(subject, ".", 6) // lock.<cluster>.<event|node>.<what>.<client>.<name>
-	if len(part) == 4 {                     // lock.<cluster>.node.<client>
-		list, _ := proto.DecodeBatch(nil, part[3], body) // what could not be read is not shown
+func (w *watcher) hear(on string, body []byte) {
+	p, ok := subject.Split(on)
+	if ok && p.IsBatch() {
+		list, _ := proto.DecodeBatch(nil, p.Client, body) // what could not be read is not shown
 		for _, r := range list {
-			if proto.Matches(w.pattern, r.Resource) {
-				w.request(sight{Time: time.Now(), Cluster: part[1], Client: part[3], Name: r.Resource, Encoded: encoded(r.Resource)}, &r)
+			if subject.Matches(w.pattern, r.Resource) {
+				w.request(sight{Time: time.Now(), Cluster: p.Cluster, Client: p.Client, Name: r.Resource, Encoded: encoded(r.Resource)}, &r)
 			}
 		}
 		return
 	}
-	if len(part) < 6 {
+	if !ok || p.Resource == "" {
 		return
 	}
-	s := sight{Time: time.Now(), Cluster: part[1], Client: part[4], Name: part[5], Encoded: part[5]}
-	if name, err := proto.DecodeName(part[5]); err == nil { // else it is none of package qlock's, and stays as it is
+	s := sight{Time: time.Now(), Cluster: p.Cluster, Client: p.Client, Name: p.Resource, Encoded: p.Resource}
+	if name, err := subject.DecodeName(p.Resource); err == nil { // else it is none of package qlock's, and stays as it is
 		s.Name = name
 	}
-	if part[2] == "event" {
+	if p.Family == subject.FamilyEvent {
 		var e qlock.Event
 		if json.Unmarshal(body, &e) != nil {
 			return
 		}
-		s.What, s.Mode, s.Token, s.Votes, s.Nodes, s.WaitedMS, s.HeldMS = part[3], e.Mode, e.Token, e.Votes, e.Nodes, e.Waited, e.Held
+		s.What, s.Mode, s.Token, s.Votes, s.Nodes, s.WaitedMS, s.HeldMS = p.Verb, e.Mode, e.Token, e.Votes, e.Nodes, e.Waited, e.Held
 		s.Note, s.EvictedBy = e.Note, e.EvictedBy
-		if s.What == "acquired" {
+		if s.What == subject.Acquired {
 			w.served(s)
 		}
 		w.show(s)
 		return
 	}
-	r, err := proto.DecodeRequest(proto.Verb(part[3]), part[4], part[5], body)
+	r, err := proto.DecodeRequest(proto.Verb(p.Verb), p.Client, p.Resource, body)
 	if err != nil {
 		return
 	}
@@ -301,8 +304,8 @@ func (w *watcher) served(s sight) {
 }
 
 var colorOf = map[string]text.Colors{
-	"acquired": {text.FgGreen}, "waiting": {text.FgYellow}, "recalled": {text.FgMagenta},
-	"released": {text.Faint}, "lost": {text.FgRed, text.Bold},
+	subject.Acquired: {text.FgGreen}, "waiting": {text.FgYellow}, "recalled": {text.FgMagenta},
+	subject.Released: {text.Faint}, subject.Lost: {text.FgRed, text.Bold},
 }
 
 func (w *watcher) show(s sight) {
@@ -333,9 +336,9 @@ func (w *watcher) line(s sight) string {
 	waited, held := round(time.Duration(s.WaitedMS*1e6)), round(time.Duration(s.HeldMS*1e6))
 	details := ""
 	switch s.What {
-	case "acquired":
+	case subject.Acquired:
 		details = fmt.Sprintf("%s, token %d, %d of %d votes, waited %v", s.Mode, s.Token, s.Votes, s.Nodes, waited)
-	case "released", "lost":
+	case subject.Released, subject.Lost:
 		details = fmt.Sprintf("%s, token %d, held %v", s.Mode, s.Token, held)
 	case "waiting":
 		details = fmt.Sprintf("%s, for %v", s.Mode, waited)
@@ -348,8 +351,8 @@ func (w *watcher) line(s sight) string {
 	if s.Note != "" {
 		details += ": " + s.Note
 	}
-	what := paint(w.out, fmt.Sprintf("%-8s", printable(s.What)), colorOf[s.What]...)
-	stamp, who, details := s.Time.Format("15:04:05.000"), fmt.Sprintf("%-14s  %-20s", printable(client), lockNamed(s.Name)), printable(details)
+	what := paint(w.out, fmt.Sprintf("%-8s", printable.Text(s.What)), colorOf[s.What]...)
+	stamp, who, details := s.Time.Format("15:04:05.000"), fmt.Sprintf("%-14s  %-20s", printable.Text(client), lockNamed(s.Name)), printable.Text(details)
 	// What does not fit goes below the client, where it does not hide the next line.
 	const indent = len("15:04:05.000  acquired  ")
 	if width, _ := size(w.out); width > 2*indent && indent+text.StringWidthWithoutEscSequences(who+"  "+details) > width {

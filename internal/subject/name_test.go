@@ -1,9 +1,11 @@
-package proto
+package subject
 
 import (
 	"errors"
 	"strings"
 	"testing"
+
+	"github.com/qlock/qlock/internal/printable"
 )
 
 func TestEncodeName(t *testing.T) {
@@ -105,7 +107,7 @@ func TestDecodeNameRefuses(t *testing.T) {
 	for _, tt := range tests {
 		name, err := DecodeName(tt.s)
 		if !errors.Is(err, ErrInvalidName) || name != "" {
-			t.Errorf("%s: DecodeName(%s) = %s, %v, want ErrInvalidName", tt.what, Quote(tt.s), Quote(name), err)
+			t.Errorf("%s: DecodeName(%s) = %s, %v, want ErrInvalidName", tt.what, printable.Quote(tt.s), printable.Quote(name), err)
 		}
 	}
 }

@@ -1,9 +1,11 @@
-package proto
+package subject
 
 import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/qlock/qlock/internal/printable"
 )
 
 // The name of a resource stands in subjects, and in bodies as it does there. Two
@@ -57,7 +59,7 @@ func EncodeName(name string) (string, error) {
 	}
 	if len(name) > MaxName {
 		return "", fmt.Errorf("%w: the resource name %s has %d bytes, the limit is %d: shorten it, or lock a hash of it",
-			ErrInvalidName, Quote(name), len(name), MaxName)
+			ErrInvalidName, printable.Quote(name), len(name), MaxName)
 	}
 	if isVerbatim(name) {
 		return name, nil
@@ -90,22 +92,22 @@ func DecodeName(s string) (string, error) {
 	// Before anything is built: s may come from anyone.
 	if len(s) > 3*MaxName {
 		return "", fmt.Errorf("%w: the encoded resource %s has %d bytes, more than any name of at most %d bytes can have",
-			ErrInvalidName, Quote(s), len(s), MaxName)
+			ErrInvalidName, printable.Quote(s), len(s), MaxName)
 	}
 	name := s
 	if !isVerbatim(s) {
 		b, err := unescape(s)
 		if err != nil {
-			return "", fmt.Errorf("%w: the encoded resource %s: %w", ErrInvalidName, Quote(s), err)
+			return "", fmt.Errorf("%w: the encoded resource %s: %w", ErrInvalidName, printable.Quote(s), err)
 		}
 		name = string(b)
 	}
 	if name == "" {
-		return "", fmt.Errorf("%w: the encoded resource %s stands for the empty name", ErrInvalidName, Quote(s))
+		return "", fmt.Errorf("%w: the encoded resource %s stands for the empty name", ErrInvalidName, printable.Quote(s))
 	}
 	if len(name) > MaxName {
 		return "", fmt.Errorf("%w: the encoded resource %s stands for %d bytes, the limit is %d",
-			ErrInvalidName, Quote(s), len(name), MaxName)
+			ErrInvalidName, printable.Quote(s), len(name), MaxName)
 	}
 	return name, nil
 }
@@ -156,12 +158,13 @@ func unhex(c byte) byte {
 	return c - 'A' + 10
 }
 
-// Quote quotes s for an error, cut short: what is wrong with a name may be that
-// it fills a page.
-func Quote(s string) string {
-	const most = 128
-	if len(s) > most {
-		return fmt.Sprintf("%q...", s[:most])
+// EncodedSize is how many bytes EncodeName makes of name, or a few more.
+func EncodedSize(name string) int {
+	n := len(name)
+	for i := range len(name) {
+		if !isPlain(name[i]) {
+			n += 2 // as %XX
+		}
 	}
-	return fmt.Sprintf("%q", s)
+	return n
 }
