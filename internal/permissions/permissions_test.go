@@ -9,6 +9,8 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"go.uber.org/goleak"
+
+	"github.com/qlock/qlock/internal/subject"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -203,6 +205,23 @@ func TestTextMeansTheSame(t *testing.T) {
 		} {
 			if !slices.Equal(l.got.Allow, l.want.Allow) || !slices.Equal(l.got.Deny, l.want.Deny) {
 				t.Errorf("%s: %v, want %v", got.Username, l.got, l.want)
+			}
+		}
+	}
+}
+
+// Families of subjects that are reserved for services are nobody's by accident.
+func TestReservedFamiliesAreNobodys(t *testing.T) {
+	user := mustUser(t)
+	for _, u := range []User{
+		user(NewClient("prod", "a")), user(NewClient("prod", "api", "api.>")), user(NewObserver("prod", "a")), user(NewAuditor("prod", "a")),
+		user(NewMonitor("prod", "a")), user(NewInspector("prod", "a")), user(NewOperator("prod", "a")), user(NewNode("prod", "a")),
+	} {
+		for _, family := range []string{subject.FamilyAPI, subject.FamilyGateway} {
+			for _, allowed := range slices.Concat(u.Publish, u.Subscribe) {
+				if server.SubjectsCollide(allowed, subject.Family("prod", family)) {
+					t.Errorf("the %s may use %s, which has subjects of %s", u.Role, allowed, family)
+				}
 			}
 		}
 	}

@@ -70,41 +70,36 @@ const (
 	Rest = ">"
 )
 
-// verb is what a verb's subjects look like.
-type verb struct {
-	family   string
-	resource bool
-}
-
-// A switch, and not a map: it is asked for every message.
-func lookUp(name string) (verb, bool) {
-	switch name {
+// lookUp gives what a verb's subjects look like; the family of no verb is empty. It is a
+// switch, and not a map, since it is asked for every message.
+func lookUp(verb string) (family string, resource bool) {
+	switch verb {
 	case Acquire, Release, Yield:
-		return verb{FamilyNode, true}, true
+		return FamilyNode, true
 	case Refresh, Info:
-		return verb{FamilyNode, false}, true
+		return FamilyNode, false
 	case Inspect, Evict:
-		return verb{FamilyAdmin, true}, true
+		return FamilyAdmin, true
 	case List:
-		return verb{FamilyAdmin, false}, true
+		return FamilyAdmin, false
 	}
-	return verb{}, false
+	return "", false
 }
 
 // FamilyOf is the family of a verb's requests. Verbs that look at the claims of others,
 // or end them, are apart from those for one's own claims: a permission for
 // lock.prod.node.*.svc-a.> allows none of the former.
 func FamilyOf(verb string) string {
-	if v, ok := lookUp(verb); ok {
-		return v.family
+	if family, _ := lookUp(verb); family != "" {
+		return family
 	}
 	return FamilyNode
 }
 
 // HasResource reports whether a verb's requests concern a single resource.
 func HasResource(verb string) bool {
-	v, _ := lookUp(verb)
-	return v.resource
+	_, resource := lookUp(verb)
+	return resource
 }
 
 // The builders below check nothing: whoever calls them has checked the names, once,
@@ -118,7 +113,13 @@ func Request(cluster, verb, client, resource string) string {
 
 // AppendRequest appends what Request returns.
 func AppendRequest(b []byte, cluster, verb, client, resource string) []byte {
-	b = appendFamily(b, cluster, FamilyOf(verb))
+	b = append(append(b, root...), cluster...)
+	switch verb {
+	case List, Inspect, Evict: // as FamilyOf has it
+		b = append(b, "."+FamilyAdmin+"."...)
+	default:
+		b = append(b, "."+FamilyNode+"."...)
+	}
 	b = append(append(append(b, verb...), '.'), client...)
 	if resource != "" {
 		b = append(append(b, '.'), resource...)
@@ -220,30 +221,42 @@ func (s Subject) String() string {
 
 // Split takes apart what has the form of a subject of qlock, whatever it says. For
 // those who show what they hear: Parse refuses what is none.
-func Split(s string) (Subject, bool) {
-	rest, ok := strings.CutPrefix(s, root)
-	if !ok {
-		return Subject{}, false
-	}
-	var p Subject
-	p.Cluster, rest, _ = strings.Cut(rest, ".")
-	p.Family, rest, _ = strings.Cut(rest, ".")
-	first, rest, more := strings.Cut(rest, ".")
-	if p.Cluster == "" || p.Family == "" || first == "" {
-		return Subject{}, false
-	}
-	if p.Family == FamilyNode && !more {
-		p.Client = first
-		return p, true
-	}
-	p.Verb = first
-	if !more {
-		return p, true
-	}
-	if p.Client, p.Resource, more = strings.Cut(rest, "."); p.Client == "" || more && p.Resource == "" {
+func Split(s string) (p Subject, ok bool) {
+	if !p.split(s) {
 		return Subject{}, false
 	}
 	return p, true
+}
+
+func (s *Subject) split(text string) bool {
+	rest, ok := strings.CutPrefix(text, root)
+	if !ok {
+		return false
+	}
+	s.Cluster, rest, _ = strings.Cut(rest, ".")
+	s.Family, rest, _ = strings.Cut(rest, ".")
+	return s.Cluster != "" && s.Family != "" && s.splitAfterFamily(rest)
+}
+
+func (s *Subject) splitAfterFamily(rest string) bool {
+	i := strings.IndexByte(rest, '.')
+	switch {
+	case rest == "" || i == 0:
+		return false
+	case i < 0 && s.Family == FamilyNode:
+		s.Client = rest
+		return true
+	case i < 0:
+		s.Verb = rest
+		return true
+	}
+	s.Verb, rest = rest[:i], rest[i+1:]
+	if i = strings.IndexByte(rest, '.'); i < 0 {
+		s.Client = rest
+		return rest != ""
+	}
+	s.Client, s.Resource = rest[:i], rest[i+1:]
+	return s.Client != "" && s.Resource != ""
 }
 
 // IsBatch reports whether it is the subject of several requests in one message.
@@ -252,8 +265,7 @@ func (s Subject) IsBatch() bool { return s.Family == FamilyNode && s.Verb == Bat
 // Parse takes a subject apart, with the resource decoded beside it, and accepts nothing
 // but what the builders make of names that are ones.
 func Parse(s string) (p Subject, resource string, err error) {
-	p, ok := Split(s)
-	if !ok {
+	if !p.split(s) {
 		return Subject{}, "", fmt.Errorf("subject %s: %w", printable.Quote(s), errForm)
 	}
 	if err = CheckToken("cluster", p.Cluster); err == nil {
@@ -270,14 +282,24 @@ func Parse(s string) (p Subject, resource string, err error) {
 // trusts nothing. That the client is who it says is for the NATS permissions to
 // enforce, on this very token.
 func ParseRequest(cluster, s string) (verb, client, resource string, err error) {
-	p, ok := Split(s)
+	var p Subject
+	// In pieces, since a joined prefix would be an allocation for every message.
+	rest, ok := strings.CutPrefix(s, root)
+	if ok {
+		rest, ok = strings.CutPrefix(rest, cluster)
+	}
 	switch {
-	case ok && p.Cluster == cluster && (p.Family == FamilyNode || p.Family == FamilyAdmin):
-		resource, err = p.check()
-	case strings.HasPrefix(s, root+cluster+"."+FamilyNode+"."), strings.HasPrefix(s, root+cluster+"."+FamilyAdmin+"."):
-		err = errForm
+	case ok && strings.HasPrefix(rest, "."+FamilyNode+"."):
+		p.Family, rest = FamilyNode, rest[len("."+FamilyNode+"."):]
+	case ok && strings.HasPrefix(rest, "."+FamilyAdmin+"."):
+		p.Family, rest = FamilyAdmin, rest[len("."+FamilyAdmin+"."):]
 	default:
-		err = fmt.Errorf("neither under %s%s.%s nor %[1]s%[2]s.%s", root, cluster, FamilyNode, FamilyAdmin)
+		return "", "", "", fmt.Errorf("subject %s: neither under %s%s.%s nor %[2]s%[3]s.%[5]s", printable.Quote(s), root, cluster, FamilyNode, FamilyAdmin)
+	}
+	if !p.splitAfterFamily(rest) {
+		err = errForm
+	} else {
+		resource, err = p.check()
 	}
 	if err != nil {
 		return "", "", "", fmt.Errorf("subject %s: %w", printable.Quote(s), err)
@@ -294,24 +316,24 @@ var ErrUnknownVerb = errors.New("unknown verb")
 
 // check decodes the resource of a subject all of whose parts are what they must be but
 // for the cluster's name.
-func (s Subject) check() (string, error) {
+func (s *Subject) check() (string, error) {
 	hasResource := s.Resource != ""
 	switch s.Family {
 	case FamilyNode, FamilyAdmin:
 		if s.IsBatch() {
 			return "", CheckToken("client", s.Client)
 		}
-		v, ok := lookUp(s.Verb)
-		if !ok || v.family != s.Family {
+		family, wantsResource := lookUp(s.Verb)
+		if family != s.Family {
 			return "", fmt.Errorf("%w %s there", ErrUnknownVerb, printable.Quote(s.Verb))
 		}
 		if err := CheckToken("client", s.Client); err != nil {
 			return "", err
 		}
 		switch {
-		case v.resource && !hasResource:
+		case wantsResource && !hasResource:
 			return "", fmt.Errorf("%s needs a resource after the client", s.Verb)
-		case !v.resource && hasResource:
+		case !wantsResource && hasResource:
 			return "", fmt.Errorf("%s has no resource, but something follows the client", s.Verb)
 		}
 	case FamilyEvent:

@@ -151,3 +151,239 @@ func TestPlainNamesDoNotAllocate(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// natsMatches is how a NATS server compares a subscription or a permission with a subject.
+func natsMatches(pattern, subject string) bool {
+	p, s := strings.Split(pattern, "."), strings.Split(subject, ".")
+	for i := range p {
+		switch {
+		case p[i] == ">":
+			return len(s) > i
+		case i >= len(s) || p[i] != "*" && p[i] != s[i]:
+			return false
+		}
+	}
+	return len(p) == len(s)
+}
+
+// everySubject calls yield with every subject that the builders make of names that look
+// as much as possible like something else.
+func everySubject(yield func(built string, want Subject, resource string)) {
+	words := append(append(append([]string{"lock", "a", "-", "prod"}, families...), verbs...), kinds...)
+	resources := []string{"a", "a.b", ".", "*", ">", "%", "lock.prod.node.acquire", "api", "node.>", "é ", strings.Repeat("\xff", MaxName)}
+	encode := func(resource string) string {
+		if resource == "" {
+			return ""
+		}
+		encoded, err := EncodeName(resource)
+		if err != nil {
+			panic(err)
+		}
+		return encoded
+	}
+	for _, cluster := range words {
+		for _, client := range words {
+			yield(Batch(cluster, client), Subject{cluster, FamilyNode, BatchVerb, client, ""}, "")
+			for _, verb := range verbs {
+				if !HasResource(verb) {
+					yield(Request(cluster, verb, client, ""), Subject{cluster, FamilyOf(verb), verb, client, ""}, "")
+					continue
+				}
+				for _, r := range resources {
+					yield(Request(cluster, verb, client, encode(r)), Subject{cluster, FamilyOf(verb), verb, client, encode(r)}, r)
+				}
+			}
+			for _, r := range resources {
+				for _, kind := range kinds {
+					yield(Event(cluster, kind, client, encode(r)), Subject{cluster, FamilyEvent, kind, client, encode(r)}, r)
+				}
+			}
+			for _, verb := range words {
+				for _, r := range append([]string{""}, resources[:5]...) {
+					yield(Call(cluster, verb, client, encode(r)), Subject{cluster, FamilyAPI, verb, client, encode(r)}, r)
+				}
+			}
+		}
+		for _, verb := range words {
+			yield(Call(cluster, verb, "", ""), Subject{cluster, FamilyAPI, verb, "", ""}, "")
+		}
+	}
+}
+
+// TestEverySubject holds the grammar to what permissions rely on: each subject is read
+// as what it was built of, no two are the same, and the wildcard of a family has its own
+// subjects and no others, so that no traffic of a cluster gets to those of the API.
+func TestEverySubject(t *testing.T) {
+	seen := map[string]bool{}
+	everySubject(func(built string, want Subject, resource string) {
+		if seen[built] {
+			t.Fatalf("%q is built of different parts", built)
+		}
+		seen[built] = true
+		p, name, err := Parse(built)
+		if err != nil || p != want || name != resource {
+			t.Fatalf("%q is read as %+v of %q (%v), and was built of %+v of %q", built, p, name, err, want, resource)
+		}
+		if p.String() != built {
+			t.Fatalf("%q is written as %q", built, p)
+		}
+		if s, ok := Split(built); !ok || s != want {
+			t.Fatalf("%q is taken apart as %+v, %v", built, s, ok)
+		}
+		if !natsMatches(Cluster(want.Cluster), built) || !IsReserved(built) {
+			t.Fatalf("%q is not of cluster %s", built, want.Cluster)
+		}
+		for _, family := range families {
+			if natsMatches(Family(want.Cluster, family), built) != (family == want.Family) {
+				t.Fatalf("%q and the wildcard of %s", built, family)
+			}
+		}
+		verb, client, name, err := ParseRequest(want.Cluster, built)
+		if request := want.Family == FamilyNode || want.Family == FamilyAdmin; request != (err == nil) {
+			t.Fatalf("%q as a request: %v", built, err)
+		} else if request && (verb != want.Verb || client != want.Client || name != resource) {
+			t.Fatalf("%q as a request: %s, %s, %q", built, verb, client, name)
+		}
+		if _, _, _, err := ParseRequest(want.Cluster+"x", built); err == nil {
+			t.Fatalf("%q is taken for a request of another cluster", built)
+		}
+	})
+	if len(seen) < 10_000 {
+		t.Errorf("only %d subjects", len(seen))
+	}
+}
+
+// TestEveryWord reads every subject of up to six tokens out of a few, most of which make
+// no sense: what is read is written again as it was.
+func TestEveryWord(t *testing.T) {
+	tokens := []string{"", "lock", "c", "node", "admin", "event", "api", "gw", "acquire", "list", "lost", "*", ">", "%", "%2A"}
+	read := 0
+	var extend func(s string, left int)
+	extend = func(s string, left int) {
+		p, name, err := Parse(s)
+		if err == nil {
+			read++
+			if p.String() != s {
+				t.Fatalf("%q is read as %+v, which is written %q", s, p, p)
+			}
+			if enc := p.Resource; enc != "" {
+				if again, err := EncodeName(name); err != nil || again != enc {
+					t.Fatalf("%q has the resource %q, which is written %q, %v", s, name, again, err)
+				}
+			}
+		} else if p != (Subject{}) || name != "" {
+			t.Fatalf("%q: %+v, %q beside the error", s, p, name)
+		}
+		if q, ok := Split(s); ok && q.String() != s {
+			t.Fatalf("%q is taken apart as %+v, which is written %q", s, q, q)
+		} else if !ok && err == nil {
+			t.Fatalf("%q is read, but not taken apart", s)
+		}
+		for _, token := range tokens {
+			if left > 0 {
+				extend(s+"."+token, left-1)
+			}
+		}
+	}
+	extend("lock", 5)
+	if read < 100 {
+		t.Errorf("only %d were read", read)
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for _, s := range []string{
+		"", "lock", "lock.", "lock.c", "lock.c.", "lock.c.node", "lock..node.a", "lock.c..a", "lock.c.gw.where", "lock.c.other.a.b.c",
+		"lock.c%20.node.a", "lock.c.event.lost", "lock.c.event.lost.a", "lock.c.event.stolen.a.b", "lock.c.event.lost.a%20.b", "lock.c.event.lost.a.b.",
+		"lock.c.api.", "lock.c.api.a b", "lock.c.api.a.b c", "lock.c.api.a.b.%61", "lock.c.api.a..b", "$KV.b.k", "lock.c.node.acquire.a\x1b.b",
+	} {
+		if p, name, err := Parse(s); err == nil {
+			t.Errorf("%q is read as %+v of %q", s, p, name)
+		} else if strings.ContainsAny(err.Error(), "\x1b\n") {
+			t.Errorf("%q: the error is %q", s, err)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{"lock.prod.node.acquire.svc-a.a%20b", "lock.c.event.lost.a.b", "lock.c.api.acquire", "lock.c.api.acquire.a.b.c", "lock.c.node.a", "lock.c.gw.to.g.poll"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		q, ok := Split(s)
+		if ok && q.String() != s {
+			t.Fatalf("%q is taken apart as %+v, which is written %q", s, q, q)
+		}
+		p, name, err := Parse(s)
+		if err != nil {
+			return
+		}
+		if !ok || p != q || p.String() != s {
+			t.Fatalf("%q is read as %+v, taken apart as %+v", s, p, q)
+		}
+		if p.Resource != "" {
+			if enc, err := EncodeName(name); err != nil || enc != p.Resource {
+				t.Fatalf("%q has the resource %q, which is written %q, %v", s, name, enc, err)
+			}
+		}
+	})
+}
+
+func TestIsReserved(t *testing.T) {
+	for s, want := range map[string]bool{
+		"": false, "_INBOX.a.b": false, "_R_.x.y": false, "lock": false, "locks.a": false, "reply.lock.a": false,
+		"lock.c.node.a": true, "lock.": true, "$JS.API.STREAM.LIST": true, "$SRV.PING": true,
+	} {
+		if IsReserved(s) != want {
+			t.Errorf("%q: %v", s, !want)
+		}
+	}
+	for _, s := range []string{InboxPrefix("svc-a") + ".x"} {
+		if IsReserved(s) || !natsMatches(AllInboxes, s) {
+			t.Errorf("%s is no inbox", s)
+		}
+	}
+}
+
+func BenchmarkAppendRequest(b *testing.B) {
+	b.ReportAllocs()
+	buf := make([]byte, 0, 128)
+	for b.Loop() {
+		buf = AppendRequest(buf[:0], "default", Acquire, "host-program", "orders.eu-west.42")
+	}
+}
+
+func BenchmarkAppendEvent(b *testing.B) {
+	b.ReportAllocs()
+	buf := make([]byte, 0, 128)
+	for b.Loop() {
+		buf = AppendEvent(buf[:0], "default", Acquired, "host-program", "orders.eu-west.42")
+	}
+}
+
+func BenchmarkParseRequest(b *testing.B) {
+	for _, bench := range []struct{ what, subject string }{
+		{"acquire", Request("default", Acquire, "host-program", "orders.eu-west.42")},
+		{"refresh", Request("default", Refresh, "host-program", "")},
+		{"batch", Batch("default", "host-program")},
+	} {
+		b.Run(bench.what, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, _, _, err := ParseRequest("default", bench.subject); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkParseEvent(b *testing.B) {
+	s := Event("default", Acquired, "host-program", "orders.eu-west.42")
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, _, err := Parse(s); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

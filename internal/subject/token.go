@@ -22,16 +22,20 @@ func IsToken(s string) bool {
 		return false
 	}
 	for i := range len(s) {
-		if !isTokenByte(s[i]) {
+		if !tokenBytes[s[i]] {
 			return false
 		}
 	}
 	return true
 }
 
-func isTokenByte(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-'
-}
+// tokenBytes is a table since every message has names to be checked.
+var tokenBytes = func() (is [256]bool) {
+	for _, c := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-") {
+		is[c] = true
+	}
+	return is
+}()
 
 // CheckToken says what keeps IsToken from being true. kind says what the name is of.
 func CheckToken(kind, s string) error {
@@ -56,9 +60,9 @@ func TokenFrom(s string) string {
 	var b []byte
 	for i := range len(s) {
 		switch {
-		case isTokenByte(s[i]):
+		case tokenBytes[s[i]]:
 			b = append(b, s[i])
-		case i == 0 || isTokenByte(s[i-1]):
+		case i == 0 || tokenBytes[s[i-1]]:
 			b = append(b, '-')
 		}
 	}

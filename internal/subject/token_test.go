@@ -63,3 +63,17 @@ func FuzzTokenFrom(f *testing.F) {
 		}
 	})
 }
+
+func TestClientName(t *testing.T) {
+	for _, tt := range []struct{ host, program, want string }{
+		{"web-1.example.org", "/usr/local/bin/billing", "web-1-example-org-billing"},
+		{"a..b", "x y", "a-b-x-y"},
+		{"", "prog", "host-prog"},
+		{"-", "-", "client"},
+		{strings.Repeat("h", 63), "prog", strings.Repeat("h", 63)},
+	} {
+		if got := ClientName(tt.host, tt.program); got != tt.want {
+			t.Errorf("ClientName(%q, %q) = %q, want %q", tt.host, tt.program, got, tt.want)
+		}
+	}
+}
