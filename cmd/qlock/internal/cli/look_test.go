@@ -280,7 +280,7 @@ func TestUnlock(t *testing.T) {
 		for _, answer := range []string{"\n", "n\n", "nonsense\n"} {
 			s := onTerminal(t, unlock(name)...)
 			out := s.says(s.out, "Go on? [y/N]")
-			if !strings.Contains(out, "To be evicted from "+name) || !strings.Contains(out, "holder ") || !strings.Contains(out, ": ask  Ada") {
+			if !strings.Contains(out, "To be evicted from "+name) || !strings.Contains(out, "holder ") || !strings.Contains(out, `: ask \x1bAda`) {
 				t.Errorf("%q", out)
 			}
 			s.key(answer)
