@@ -181,7 +181,7 @@ func everySubject(yield func(built string, want Subject, resource string)) {
 		}
 		return encoded
 	}
-	for _, cluster := range words {
+	for _, cluster := range []string{"prod", "lock", FamilyNode, FamilyAPI, Acquire} {
 		for _, client := range words {
 			yield(Batch(cluster, client), Subject{cluster, FamilyNode, BatchVerb, client, ""}, "")
 			for _, verb := range verbs {
@@ -256,7 +256,7 @@ func TestEverySubject(t *testing.T) {
 // TestEveryWord reads every subject of up to six tokens out of a few, most of which make
 // no sense: what is read is written again as it was.
 func TestEveryWord(t *testing.T) {
-	tokens := []string{"", "lock", "c", "node", "admin", "event", "api", "gw", "acquire", "list", "lost", "*", ">", "%", "%2A"}
+	tokens := []string{"", "c", "node", "admin", "event", "api", "acquire", "list", "lost", "*", "%2A"}
 	read := 0
 	var extend func(s string, left int)
 	extend = func(s string, left int) {
