@@ -89,7 +89,7 @@ type Edit struct {
 	Point, Op, Code string
 }
 
-// needsCode says of each operation whether it has code: always, never, or as one likes.
+// needsCode says of each operation whether it has code; that of return is optional.
 var needsCode = map[string]string{
 	"drop": "never", "true": "never", "false": "never", "only": "never", "later": "never", "return": "maybe",
 	"as": "always", "before": "always", "after": "always", "inside": "always", "instead": "always",
@@ -127,8 +127,10 @@ func ParseFault(name, text string) (Fault, error) {
 		switch need := needsCode[e.Op]; {
 		case need == "":
 			return Fault{}, fmt.Errorf("fault %s, point %s: there is no operation %q; there are %q", name, e.Point, e.Op, slices.Sorted(maps.Keys(needsCode)))
-		case need == "always" && e.Code == "", need == "never" && e.Code != "":
-			return Fault{}, fmt.Errorf("fault %s, point %s: %s has code %s", name, e.Point, e.Op, need)
+		case need == "always" && e.Code == "":
+			return Fault{}, fmt.Errorf("fault %s, point %s: %s needs code", name, e.Point, e.Op)
+		case need == "never" && e.Code != "":
+			return Fault{}, fmt.Errorf("fault %s, point %s: %s takes no code, and there is %q", name, e.Point, e.Op, e.Code)
 		}
 	}
 	return f, nil
@@ -212,7 +214,7 @@ func (t *Tree) add(name string, src []byte) error {
 	for _, group := range f.syntax.Comments {
 		for _, c := range group.List {
 			p := &point{path: name, file: f, line: f.fset.Position(c.Pos()).Line}
-			if m := lineMark.FindStringSubmatch(c.Text); m != nil && f.hasCode(c) {
+			if m := lineMark.FindStringSubmatch(c.Text); m != nil && (f.hasCode(c) || m[0] == c.Text) {
 				p.name, p.node = m[1], f.atLine(nodes, p.line)
 			} else if m := blockMark.FindStringSubmatch(c.Text); m != nil {
 				p.name, p.node = m[1], f.before(nodes, c)
@@ -232,8 +234,8 @@ func (t *Tree) add(name string, src []byte) error {
 	return nil
 }
 
-// hasCode reports whether the comment's line has something before it: a comment on a
-// line of its own is text, such as this package's.
+// hasCode reports whether the comment's line has something before it. Else what looks
+// like a point is part of a text, such as this package's.
 func (f *file) hasCode(c *ast.Comment) bool {
 	at := f.offset(c.Pos())
 	start := strings.LastIndexByte(string(f.src[:at]), '\n') + 1
@@ -553,7 +555,7 @@ func (f *file) neutral(op token.Token, e ast.Expr) []change {
 func (p *point) only() ([]change, error) {
 	e, _ := p.node.(ast.Expr)
 	top, _ := p.file.parent[p.node].(*ast.BinaryExpr)
-	if e == nil || !isChain(top) {
+	if e == nil || top == nil || !isChain(top) {
 		return nil, errors.New("the point is no operand of && or ||")
 	}
 	op := top.Op
