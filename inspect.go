@@ -497,7 +497,7 @@ func (v *views) info(answered, recovering, silent []string) LockInfo {
 		slices.Sort(w.info.Voted)
 		slices.Sort(w.info.Queued)
 		need := quorum.Size(nodes, w.mode)
-		outcome, token := quorum.Held(w.fences, need, w.token)
+		outcome, token := quorum.Held(w.fences, need, w.token /*plant:seen-token*/)
 		if outcome != quorum.Won && len(w.fences) > 0 {
 			more := slices.DeleteFunc(slices.Clone(missing), func(n string) bool { return slices.Contains(w.nodes, n) })
 			w.info.MayHold = len(more) > 0 && len(w.fences)+len(more) >= need

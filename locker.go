@@ -302,7 +302,7 @@ func (l *Locker) unlock(k *Lock) error {
 		l.mu.Unlock()
 		switch {
 		case held:
-			k.cancel(ErrUnlocked) // before anybody can have the lock, here or elsewhere
+			k.cancel(ErrUnlocked) // before anybody can have the lock, here or elsewhere //plant:unlock
 			l.step(func(now proto.Now, out *local.Out) { l.table.Unlock(now, k.use, out) })
 			if last {
 				l.out.giveWay()

@@ -323,7 +323,7 @@ func (o *outbox) take() (l load, full bool) {
 		}
 		o.mu.Lock()
 	}
-	if o.held > 0 {
+	if o.held > 0 { //plant:ends-awaited
 		return load{}, false
 	}
 	l, full = o.load, o.full

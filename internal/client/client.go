@@ -280,7 +280,7 @@ func (c *Client) need(cl *Claim) int { return quorum.Size(len(c.nodes), cl.mode)
 
 // margin of drift between this clock and the nodes' (C1).
 func (c *Client) standsFrom(beat uint64) time.Duration {
-	return time.Duration(beat)*time.Microsecond + c.cfg.TTL - proto.Margin(c.cfg.TTL)
+	return time.Duration(beat)*time.Microsecond + c.cfg.TTL - proto.Margin(c.cfg.TTL) //plant:stands-until
 }
 
 // step reads the clocks and does what has become due, before anything else can
@@ -292,7 +292,7 @@ func (c *Client) step(now proto.Now, out *Out) {
 		// brought to life while what it was taken of goes on. Nothing it had stands any
 		// more, and what it would give back in the name of this instance may be the other's.
 		c.leapt = false
-		out.Renew = true // also if it never asked for anything: its numbers may be given out by the other
+		out.Renew = true // also if it never asked for anything: its numbers may be given out by the other //plant:leapt
 	}
 	for len(c.due) > 0 && c.due[0].key <= c.now {
 		cl := c.due[0]
@@ -412,7 +412,7 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 	r := proto.Request{
 		Verb: proto.Acquire, Client: c.cfg.Name, Resource: cl.resource,
 		Claim: c.id(cl), Beat: c.nextBeat(cl), Mode: cl.mode, At: cl.at, TTL: c.cfg.TTL,
-		Want: cl.want, Try: cl.try, Quiet: cl.quiet, Check: c.torn(cl), Digest: c.digest, Note: cl.note, Node: only,
+		Want: cl.want, Try: cl.try, Quiet: cl.quiet, Check: c.torn(cl) /*plant:torn-said*/, Digest: c.digest, Note: cl.note, Node: only,
 	}
 	if cl.keep {
 		r.Keep = true
@@ -444,9 +444,9 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 	}
 	cl.hushed, cl.quiet = cl.quiet, false
 	if cl.hushed {
-		cl.askAt = c.now + c.quietTime(cl)
+		cl.askAt = c.now + c.quietTime(cl) //plant:ask-quiet
 	} else {
-		cl.askAt = c.now + cl.askDelay
+		cl.askAt = c.now + cl.askDelay //plant:ask-again
 		cl.askDelay = min(2*cl.askDelay, c.cfg.TTL/3)
 	}
 	c.schedule(cl)
@@ -524,10 +524,10 @@ func (c *Client) Disconnected(now proto.Now, out *Out) {
 func (c *Client) fromZero(cl *Claim) {
 	for i := range cl.votes {
 		v := &cl.votes[i]
-		v.fresh = nil
+		v.fresh = nil //plant:new-vote-dropped
 		if cl.state == Waiting {
 			// Nothing counts that answers what was sent before: it may be read only now.
-			v.yielded, v.until = cl.beat+1, 0
+			v.yielded, v.until = cl.beat+1, 0 //plant:from-zero
 		}
 	}
 }
@@ -560,11 +560,11 @@ func (c *Client) refresh(out *Out) {
 	if c.first != nil {
 		c.refreshAt = c.nextRefresh()
 	}
-	c.list(c.first, 1, c.seq, out)
+	c.list(c.first, 1, c.seq /*plant:last-number*/, out)
 	for cl := c.first; cl != nil; cl = cl.next {
 		// Held by votes that do not agree, as it may be when nodes went and came back: from
 		// outside that looks like one that is not held yet, and with a token that nobody knows.
-		if cl.state == Holding && !cl.told && c.carried(cl, cl.token) < c.need(cl) {
+		if cl.state == Holding && !cl.told && c.carried(cl, cl.token) < c.need(cl) { //plant:held-told
 			c.ask(cl, "", out)
 		}
 	}
@@ -575,7 +575,7 @@ func (c *Client) refresh(out *Out) {
 // after a few leases. It is never later, so a claim is kept as well as without (C6).
 func (c *Client) nextRefresh() time.Duration {
 	at := c.now + c.cfg.TTL/3
-	if c.cfg.Seed == 0 {
+	if c.cfg.Seed == 0 { //plant:jitter
 		return at
 	}
 	// The mixing of splitmix64; the beat differs each time.
@@ -697,7 +697,7 @@ func (c *Client) deadline(cl *Claim) time.Duration {
 		if cl.askAt > 0 {
 			early = min(early, cl.askAt)
 		}
-		return min(lost, early)
+		return min(lost, early) //plant:hold-deadline
 	}
 	return never
 }
@@ -739,7 +739,7 @@ func (c *Client) act(cl *Claim, out *Out) {
 		}
 		c.ask(cl, "", out)
 	case Holding:
-		if c.lostAt(cl) <= c.now {
+		if c.lostAt(cl) <= c.now { //plant:votes-over
 			c.lose(cl, out)
 			return
 		}
@@ -818,7 +818,7 @@ func (c *Client) settled(cl *Claim) bool {
 			answered++
 		}
 	}
-	if standing >= c.need(cl) || c.torn(cl) {
+	if standing >= c.need(cl) || c.torn(cl) /*plant:torn-asks*/ {
 		return false // different fences, or one node knows more than another (C14): it must ask
 	}
 	return waits > len(cl.votes)-c.need(cl) || answered == len(cl.votes)
@@ -842,7 +842,7 @@ func (c *Client) torn(cl *Claim) bool {
 // Handle takes an answer of a node.
 func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	c.step(now, out)
-	if a.Client != c.cfg.Name {
+	if a.Client != c.cfg.Name { //plant:answer-client
 		return // a node answers where a request says: another's may say it is here
 	}
 	if a.Claim.Instance != c.cfg.Instance {
@@ -851,7 +851,7 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	i, ok := slices.BinarySearchFunc(c.nodes, a.Node, func(n node, name string) int { return cmp.Compare(n.name, name) })
 	if a.Beat > c.beat { // of a message that was never sent, or not from here
 		if ok && a.Digest == c.digest {
-			c.noteCopy(out)
+			c.noteCopy(out) //plant:copy-noticed
 		}
 		return
 	}
@@ -860,7 +860,7 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 		return
 	}
 	n := &c.nodes[i]
-	if a.Digest != c.digest {
+	if a.Digest != c.digest { //plant:answer-digest
 		n.otherDigest = a.Digest
 		out.AskInfo = true
 		return
@@ -884,7 +884,7 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	cl := c.claims[a.Claim.Seq]
 	if cl == nil {
 		if a.Kind != proto.Refused {
-			c.sweepSoon(a.Claim.Seq) // over is over: undo what came too late (C9)
+			c.sweepSoon(a.Claim.Seq) // over is over: undo what came too late (C9) //plant:sweep
 		}
 		return
 	}
@@ -905,7 +905,7 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 		c.evict(cl, a, out)
 		return
 	}
-	if a.Beat > cl.beat || a.Beat < v.yielded || a.Beat < v.beat ||
+	if a.Beat > cl.beat /*plant:beat-unsent*/ || a.Beat < v.yielded || a.Beat < v.beat ||
 		a.Beat == v.beat && v.heard == voted && a.Kind != proto.Granted {
 		return // from before the yield, or older than what this node said since (C2)
 	}
@@ -915,7 +915,7 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	v.beat = a.Beat
 	switch a.Kind {
 	case proto.Granted:
-		if cl.state == Holding && a.Beat > cl.wonBeat && !v.continues(a) {
+		if cl.state == Holding && a.Beat > cl.wonBeat && !v.continues(a) { //plant:new-life
 			first := a.Beat
 			if f := v.fresh; f != nil && f.life == a.Incarnation {
 				first = f.beat
@@ -959,7 +959,7 @@ func (c *Client) queuedDetail(a *proto.Answer) *detail {
 // it told again, unasked, the beat is the same.
 func (v *vote) knows(a *proto.Answer) bool {
 	d := v.detail
-	return d != nil && (a.Beat < d.beat || a.Beat == d.beat && a.Again < d.again)
+	return d != nil && (a.Beat < d.beat || a.Beat == d.beat /*plant:told-before*/ && a.Again < d.again)
 }
 
 // refreshSoon has the next refresh within moments, once for all that ask.
@@ -1017,7 +1017,7 @@ func (c *Client) clashTime() time.Duration {
 func (c *Client) judge(cl *Claim, out *Out) {
 	switch cl.state {
 	case Holding:
-		if outcome, _ := c.tally(cl); outcome != quorum.Won {
+		if outcome, _ := c.tally(cl); outcome != quorum.Won { //plant:votes-missing
 			c.lose(cl, out)
 			return
 		}
@@ -1036,7 +1036,7 @@ func (c *Client) judge(cl *Claim, out *Out) {
 				out.Events = append(out.Events, Event{Wanted, cl})
 			}
 			for i := range cl.votes {
-				if cl.votes[i].wanted {
+				if cl.votes[i].wanted { //plant:recall-owed
 					c.ask(cl, c.nodes[i].name, out) // as an answer to the recall (C5)
 				}
 			}
@@ -1046,18 +1046,18 @@ func (c *Client) judge(cl *Claim, out *Out) {
 				c.ask(cl, "", out)
 				return
 			}
-			if cl.askAt == 0 {
+			if cl.askAt == 0 { //plant:split-asks
 				cl.askAt = c.now + cl.askDelay
 			}
 			if wait > 0 { // as it said; but it may go on to say so
-				cl.askAt = min(cl.askAt, c.now+max(wait, cl.askDelay/64))
+				cl.askAt = min(cl.askAt, c.now+max(wait, cl.askDelay/64)) //plant:split-waits
 			}
 			c.schedule(cl)
 		case quorum.Pending:
 			if c.hopeless(cl) {
 				c.end(cl, out)
 				out.Events = append(out.Events, Event{Failed, cl})
-			} else if cl.askAt == 0 && !c.settled(cl) {
+			} else if cl.askAt == 0 && !c.settled(cl) { //plant:pending-asks
 				cl.askAt = c.now + cl.askDelay
 				c.schedule(cl)
 			}
@@ -1088,11 +1088,11 @@ func (c *Client) hopeless(cl *Claim) bool {
 		v := &cl.votes[i]
 		if v.heard == refused {
 			against++
-		} else if b := v.blocker(); cl.try && b != nil && b.Ahead && !c.over(b) {
+		} else if b := v.blocker(); cl.try && b != nil && b.Ahead /*plant:blocker-ahead*/ && !c.over(b) /*plant:blocker-over*/ {
 			against++
 		}
 	}
-	return len(cl.votes)-against < c.need(cl)
+	return len(cl.votes)-against < c.need(cl) //plant:hopeless
 }
 
 // over reports whether a claim was this client's, and is no more: its release is on
@@ -1115,7 +1115,7 @@ func (v *vote) blocker() *proto.Blocker {
 // claim never heard of it; and again at every recall, since the yield may have
 // been lost.
 func (c *Client) recall(cl *Claim, i int, behind bool, out *Out) {
-	if cl.state == Holding {
+	if cl.state == Holding { //plant:holder-recalled
 		if cl.keep {
 			c.behind(cl, out)
 		}
@@ -1129,14 +1129,15 @@ func (c *Client) recall(cl *Claim, i int, behind bool, out *Out) {
 		return
 	}
 	v := &cl.votes[i]
-	if outcome, _ := c.tally(cl); outcome != quorum.Pending {
+	if outcome, _ := c.tally(cl); outcome != quorum.Pending { //plant:quorum-recalled
 		v.wanted = true
 		return
 	}
 	c.counts.Yields++
 	beat := c.nextBeat(cl)
-	v.yielded = beat // what the node said before does not count any more (C2)
-	v.until, v.heard, v.detail = 0, queued, &detail{beat: beat, at: c.now}
+	// What the node said before does not count any more (C2).
+	v.yielded = beat
+	v.until, v.heard, v.detail = 0, queued, &detail{beat: beat, at: c.now} //plant:yielded
 	v.wanted = false
 	out.Requests = append(out.Requests, proto.Request{
 		Verb: proto.Yield, Client: c.cfg.Name, Resource: cl.resource,
@@ -1185,7 +1186,7 @@ func (c *Client) refreshed(i int, a *proto.Answer, out *Out) {
 				c.unvoted(cl, v)
 				c.judge(cl, out)
 				if cl.state != Over && a.Beat > v.asked { // else an acquire that it had not seen is on its way
-					c.askSoon(cl, i)
+					c.askSoon(cl, i) //plant:forgotten
 				}
 			}
 		case a.Waiting.Has(cl.seq):
@@ -1198,7 +1199,7 @@ func (c *Client) refreshed(i int, a *proto.Answer, out *Out) {
 				c.unvoted(cl, v)
 				c.judge(cl, out)
 			}
-		case v.until > c.now && (cl.state != Holding || v.continues(a)):
+		case v.until > c.now /*plant:vote-stands*/ && (cl.state != Holding || v.continues(a)):
 			v.beat, v.life = a.Beat, a.Incarnation
 			v.until = max(v.until, until)
 			c.confirmed(cl, a.Beat)

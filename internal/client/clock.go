@@ -11,7 +11,7 @@ import (
 // readings it goes on by the larger of what the monotonic and the wall clock
 // went on: a sleeping machine's monotonic clock stands still while its votes run
 // out, and a wall clock may be set back. It errs towards losing a lock early.
-type leaseClock struct {
+type leaseClock struct { //plant:clock-fields
 	last   proto.Now
 	now    time.Duration
 	behind time.Duration // the wall clock, by its rounding
@@ -23,12 +23,12 @@ const rounding = time.Microsecond
 // startAt keeps the first beats, which are readings of this clock, above zero.
 const startAt = time.Second
 
-func newLeaseClock(now proto.Now) leaseClock { return leaseClock{last: now, now: startAt} }
+func newLeaseClock(now proto.Now) leaseClock { return leaseClock{last: now, now: startAt} } //plant:clock-start
 
 func (c *leaseClock) read(now proto.Now) time.Duration {
 	mono := now.Mono - c.last.Mono
 	wall := sat.Micros(now.Wall - c.last.Wall)
-	c.now = sat.Add(c.now, max(mono, wall, 0))
+	c.now = sat.Add(c.now, max(mono, wall, 0)) //plant:lease-clock
 	// The wall clock comes rounded. What it makes up for after a reading in which it was
 	// behind is no leap, else a clock that is read often would run ahead.
 	if ahead := wall - mono; ahead > rounding {

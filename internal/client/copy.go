@@ -55,7 +55,7 @@ func (c *Client) Renew(now proto.Now, instance uuid.UUID, out *Out) {
 	out.Requests = slices.DeleteFunc(out.Requests, func(r proto.Request) bool {
 		return r.Claim.Instance == old && r.Verb != proto.Evict // that is to end another's claim, or one of its own
 	})
-	if c.parting {
+	if c.parting { //plant:parting
 		// The last word under the old instance. It drops nothing, and its answers repeat a
 		// beat that nobody sent, for all copies to see: one that went on with a claim that is
 		// kept would give out tokens that another has given out.

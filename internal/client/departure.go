@@ -36,7 +36,7 @@ func (d *Departure) Hear(a *proto.Answer) {
 	switch {
 	case a.Known:
 		d.Having = sorted(d.Having, a.Node)
-	case a.Recovering > 0:
+	case a.Recovering > 0: //plant:unsure
 		d.Unsure = sorted(d.Unsure, a.Node)
 	default:
 		d.Gone = sorted(d.Gone, a.Node)

@@ -38,7 +38,7 @@ func (c *Client) attainable(cl *Claim, highest uint64) (fence uint64, wait time.
 	}
 	need := c.need(cl)
 	for i := range cl.votes {
-		if v := &cl.votes[i]; v.until > c.now && v.fence > fence && c.able(cl, v.fence) >= need {
+		if v := &cl.votes[i]; v.until > c.now && v.fence > fence && c.able(cl, v.fence) >= need /*plant:able*/ {
 			fence = v.fence
 		}
 	}

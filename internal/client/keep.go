@@ -47,9 +47,9 @@ func (c *Client) Next(now proto.Now, cl *Claim, out *Out) (uint64, bool) {
 	}
 	token, ok := cl.fresh, cl.fresh < cl.stock
 	if ok {
-		cl.fresh++
+		cl.fresh++ //plant:next-token
 	}
-	if cl.more == 0 && cl.stock-cl.fresh < cl.span/2 {
+	if cl.more == 0 && cl.stock-cl.fresh < cl.span/2 { //plant:span-next
 		if ok && cl.stock > cl.token+1 { // it has been through one
 			cl.span = min(2*cl.span, mostSpan)
 		}
@@ -67,7 +67,7 @@ func (c *Client) stocked(cl *Claim, out *Out) {
 	if !known && !more {
 		// A node that began anew has a fence of its own: all must set aside from the
 		// highest on, as all must give the highest (C3).
-		if cl.more > 0 {
+		if cl.more > 0 { //plant:span-highest
 			highest, _ := c.attainable(cl, c.highest(cl))
 			if cl.wants(&cl.more, max(highest, cl.stock)) {
 				c.ask(cl, "", out)
@@ -132,7 +132,7 @@ func (c *Client) keepers(cl *Claim) int {
 
 // behind notes that others wait.
 func (c *Client) behind(cl *Claim, out *Out) {
-	if cl.wanted {
+	if cl.wanted { //plant:heed
 		return
 	}
 	cl.wanted = true

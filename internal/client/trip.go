@@ -58,7 +58,7 @@ func (c *Client) quietTime(cl *Claim) time.Duration {
 // that count, and so short that a lost message is hardly noticed.
 func (c *Client) firstDelay(cl *Claim) time.Duration {
 	trip, _ := c.trip(c.need(cl))
-	return max(min(max(c.cfg.TTL/50, leastDelay), mostDelay), min(3*trip, c.cfg.TTL/3))
+	return max(min(max(c.cfg.TTL/50, leastDelay), mostDelay), min(3*trip /*plant:round-trips*/, c.cfg.TTL/3))
 }
 
 // earlyPause is how long after a refresh another is sent before it is due, because a

@@ -182,7 +182,7 @@ func (t *Table) Lock(now proto.Now, w Want, out *Out) *Use {
 	u := &Use{User: w.User, mode: mode, try: try, note: w.Note, hasty: w.Hasty, at: max(now.Wall, 0)}
 	s := t.shares[resource]
 	if try && !t.mayTry(now, s, u) {
-		if s != nil && s.idle > 0 { // a claim that nobody uses is in nobody's way
+		if s != nil && s.idle > 0 { // a claim that nobody uses is in nobody's way //plant:idle-for-try
 			t.end(now, s, out)
 			s = nil
 		}
@@ -221,7 +221,7 @@ func (t *Table) mayTry(now proto.Now, s *share, u *Use) bool {
 		(len(s.holders) == 0 || u.mode == quorum.Shared && s.holders[0].mode == quorum.Shared)
 }
 
-func (s *share) isHeld() bool { return s.claim != nil && s.claim.State() == client.Holding }
+func (s *share) isHeld() bool { return s.claim != nil && s.claim.State() == client.Holding } //plant:is-held
 
 // suits reports whether u can be served under the share's claim: a writer's claim
 // serves readers too.
@@ -232,12 +232,12 @@ func (t *Table) suits(s *share, u *Use) bool {
 // mayPass reports whether the claim may serve one more: its first, or when nobody
 // waits for it elsewhere as far as the nodes know, or within the bounds for that.
 func (t *Table) mayPass(now proto.Now, s *share) bool {
-	return s.fresh || s.claim.Kept() && (!s.claim.Wanted() || t.inBounds(now, s))
+	return s.fresh || s.claim.Kept() /*plant:known-kept*/ && (!s.claim.Wanted() || t.inBounds(now, s))
 }
 
 // inBounds reports whether a claim that others wait for may be passed on once more.
 func (t *Table) inBounds(now proto.Now, s *share) bool {
-	return now.Mono < s.passUntil && (t.passMost == 0 || s.passed < t.passMost)
+	return now.Mono < s.passUntil && (t.passMost == 0 || s.passed < t.passMost) //plant:in-bounds
 }
 
 // isDue reports whether others who wait for the claim are to have it next. While it has
@@ -318,7 +318,7 @@ func (t *Table) serve(now proto.Now, s *share, out *Out) {
 			token = s.claim.Token()
 		case u.mode == quorum.Exclusive:
 			var ok bool
-			if token, ok = t.core.Next(now, s.claim, &out.Out); !ok {
+			if token, ok = t.core.Next(now, s.claim, &out.Out); !ok { //plant:no-token
 				t.core.Keep(now, s.claim, &out.Out)
 				return // some are on their way, or the claim has just been lost
 			}
@@ -327,7 +327,7 @@ func (t *Table) serve(now proto.Now, s *share, out *Out) {
 			s.passed++
 		}
 		out.Uses = append(out.Uses, Event{Kind: Held, Use: u, First: s.fresh, Votes: t.core.Votes(s.claim)})
-		s.fresh, s.last, s.latest = false, token, u
+		s.fresh, s.last, s.latest = false, token, u //plant:served
 		s.queue = remove(s.queue, u)
 		s.holders = append(s.holders, u)
 		u.state, u.token, u.since = Holding, token, now.Mono
@@ -441,7 +441,7 @@ func (t *Table) drain(now proto.Now, out *Out) {
 			t.proceed(now, s, out)
 			t.keep(now, s, out)
 		case client.Lost:
-			s.claim, s.fresh = nil, false
+			s.claim, s.fresh = nil, false //plant:lost
 			t.unheed(s)
 			if len(s.holders) > 0 {
 				s.latest = nil // what becomes of them is told

@@ -42,7 +42,7 @@ func newFloors(key [16]byte, size int) floors {
 	if size <= 0 {
 		size = manyFloors
 	}
-	size = 1 << bits.Len(uint(min(size, mostFloors)-1)) // rounded up
+	size = 1 << bits.Len(uint(min(size, mostFloors)-1)) // rounded up //plant:floors
 	return floors{
 		key:   [2]uint64{binary.LittleEndian.Uint64(key[:8]), binary.LittleEndian.Uint64(key[8:])},
 		pages: make([][]uint64, (size+pageFloors-1)/pageFloors),
@@ -54,7 +54,7 @@ func newFloors(key [16]byte, size int) floors {
 type places [2]uint32
 
 func (f *floors) of(name string) places {
-	h, mask := sipHash(f.key, name), uint32(f.size-1)
+	h, mask := sipHash(f.key /*plant:floor-key*/, name), uint32(f.size-1)
 	return places{uint32(h) & mask, uint32(h>>32) & mask}
 }
 
@@ -72,7 +72,7 @@ func (f *floors) at(place uint32) uint64 {
 
 func (f *floors) raise(p places, floor uint64) {
 	for _, place := range p {
-		f.raiseAt(place, floor)
+		f.raiseAt(place, floor) //plant:floor-places
 	}
 }
 

@@ -183,7 +183,7 @@ func (n *Node) evict(now proto.Now, r *proto.Request, reply string, out *Out) {
 			n.counts.Evicted++
 			c.evicted = &Eviction{r.Client, r.Query}
 		}
-		n.send(c, n.isEvicted(c), out)
+		n.send(c, n.isEvicted(c), out) //plant:evict
 	}
 	if reply == "" {
 		return

@@ -45,7 +45,7 @@ func (n *Node) probeDue() time.Duration {
 // away is for how long the node has not heard itself. It was paused, asleep, or
 // cut off; which of the clocks shows it is the same to us (N9).
 func (n *Node) away(now proto.Now) time.Duration {
-	return max(now.Mono-n.heardAt, time.Duration(now.Wall-n.heardWall)*time.Microsecond)
+	return max(now.Mono-n.heardAt, time.Duration(now.Wall-n.heardWall)*time.Microsecond /*plant:away-wall*/)
 }
 
 // checkAlone notices that the node has not heard itself for so long that another
@@ -54,11 +54,11 @@ func (n *Node) away(now proto.Now) time.Duration {
 // waits as one that forgot (N9).
 func (n *Node) checkAlone(now proto.Now, out *Out) {
 	away := n.away(now)
-	if n.asks > 0 || away <= n.cfg.MaxTTL {
+	if n.asks > 0 || away <= n.cfg.MaxTTL { //plant:heard-itself
 		return
 	}
-	n.asks = firstAsks
-	n.enterQuarantine(now)
+	n.asks = firstAsks     //plant:absent-asks
+	n.enterQuarantine(now) //plant:absent-waits
 	n.probed = false
 	n.probe++                                                  // an answer to what it asked before is none
 	n.probeAt, n.probeEchoed = now.Mono-n.cfg.ProbeWait, false // due at once
@@ -94,7 +94,7 @@ func (n *Node) HandleAnswer(now proto.Now, a *proto.Answer, out *Out) {
 	if a.Kind != proto.Informed {
 		return
 	}
-	if a.Info.Nonce != n.nonce() {
+	if a.Info.Nonce != n.nonce() { //plant:nonce
 		return // of an earlier probe, or of an earlier life: who answered may be long gone
 	}
 	if a.Node != n.cfg.Name {
@@ -112,14 +112,14 @@ func (n *Node) HandleAnswer(now proto.Now, a *proto.Answer, out *Out) {
 	n.heardAt, n.heardWall = n.probeAt, n.probeWall
 	if n.asks > 0 {
 		n.asks--
-		n.quarantine = max(n.quarantine, n.probeAt+n.runOut())
+		n.quarantine = max(n.quarantine, n.probeAt+n.runOut()) //plant:wait-when-heard
 	}
 }
 
 // clash settles that another node has this node's name and is alive: the one that
 // started later stops (N9).
 func (n *Node) clash(now proto.Now, a *proto.Answer, out *Out) {
-	later := n.started > a.Info.Started
+	later := n.started > a.Info.Started //plant:clash
 	if n.started == a.Info.Started {
 		later = slices.Compare(n.cfg.Incarnation[:], a.Incarnation[:]) > 0
 	}
@@ -128,7 +128,7 @@ func (n *Node) clash(now proto.Now, a *proto.Answer, out *Out) {
 		return
 	}
 	n.stopped = true
-	n.farewells = farewells
+	n.farewells = farewells                //plant:farewells
 	n.probeAt = now.Mono - n.cfg.ProbeWait // due at once
 	out.Notes = append(out.Notes, fmt.Sprintf(
 		"another node named %q is running (incarnation %s): this one started later and stops; give each node a name of its own", n.cfg.Name, a.Incarnation))
@@ -139,7 +139,7 @@ func (n *Node) clash(now proto.Now, a *proto.Answer, out *Out) {
 // and until the votes that it may have given have run out. The other may not hear
 // what this one says, so each further question of it counts anew (N9).
 func (n *Node) contest(now proto.Now, other uuid.UUID, voted, stopped bool, out *Out) {
-	if slices.Contains(n.gone, other) {
+	if slices.Contains(n.gone, other) { //plant:gone
 		return // what it asked before it stopped, late
 	}
 	i := slices.IndexFunc(n.rivals, func(r rival) bool { return r.incarnation == other })
@@ -168,7 +168,7 @@ func (n *Node) contest(now proto.Now, other uuid.UUID, voted, stopped bool, out 
 		out.Notes = append(out.Notes, fmt.Sprintf(
 			"another node named %q (incarnation %s) is running: this one gives no votes until that has stopped, and its votes have run out", n.cfg.Name, other))
 	}
-	n.setRival(i, rival{other, voted || i >= 0 && n.rivals[i].voted, now.Mono + 2*n.runOut()}, now)
+	n.setRival(i, rival{other, voted || i >= 0 && n.rivals[i].voted, now.Mono + 2*n.runOut()}, now) //plant:rival
 }
 
 func (n *Node) setRival(i int, r rival, now proto.Now) {
@@ -220,14 +220,14 @@ func (n *Node) info(now proto.Now, r *proto.Request, reply string, out *Out) {
 		}
 		out.Answers = append(out.Answers, Send{reply, a})
 	}
-	if n.stopped || !mine || r.Incarnation == n.cfg.Incarnation || slices.Contains(n.cfg.Past, r.Incarnation) {
+	if n.stopped || !mine || r.Incarnation == n.cfg.Incarnation || slices.Contains(n.cfg.Past, r.Incarnation) /*plant:past-life*/ {
 		return
 	}
 	// Another node asks after this one's name. Where nothing was kept of it, it may
 	// also be this node's own life before the last restart, in a message that was
 	// late: so this alone does not make it stop. But it gives no votes meanwhile,
 	// since the other may not hear its answers (N9).
-	n.asked = true
+	n.asked = true //plant:namesake-asks
 	n.contest(now, r.Incarnation, r.Voted, r.Stopped, out)
 	// One question at a time: two nodes that ask each other would never hear an
 	// answer in time.

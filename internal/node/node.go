@@ -114,7 +114,7 @@ type Node struct {
 // that it can have granted is over: forgot, or the configuration's if that is
 // longer (N8).
 func New(cfg Config, now proto.Now, saved *Saved, forgot time.Duration) *Node {
-	if saved != nil && saved.Stale(now, cfg.MaxTTL) {
+	if saved != nil && saved.Stale(now, cfg.MaxTTL) { //plant:stale-mark
 		saved = nil
 	}
 	if cfg.MaxRuns < 2 {
@@ -139,10 +139,10 @@ func New(cfg Config, now proto.Now, saved *Saved, forgot time.Duration) *Node {
 		n.enterQuarantine(now)
 		n.asks = firstAsks
 	} else {
-		n.restore(now, saved)
+		n.restore(now, saved) //plant:restored
 		n.lives = saved.Lives
 	}
-	n.probeAt = now.Mono - cfg.ProbeWait // due at once
+	n.probeAt = now.Mono - cfg.ProbeWait // due at once //plant:started
 	return n
 }
 
@@ -168,9 +168,9 @@ func (n *Node) enterQuarantine(now proto.Now) {
 // listen is how long a node of this name that does not hear this one may take to ask
 // the next time, and be heard. It may have voted until then (N9). It may also have the
 // configuration of before, and ask as seldom as that says.
-func (n *Node) listen() time.Duration { return n.longest/askEvery + n.longest/askWaiting }
+func (n *Node) listen() time.Duration { return n.longest/askEvery + n.longest/askWaiting } //plant:listen
 
-func (n *Node) runOut() time.Duration { return n.longest + proto.Margin(n.longest) }
+func (n *Node) runOut() time.Duration { return n.longest + proto.Margin(n.longest) } //plant:run-out
 
 // mostBelieved is the longest lease that a node believes others about. A client that
 // lies can delay the first vote of a node that forgot, and by no more than that.
@@ -270,7 +270,7 @@ func (n *Node) Tick(now proto.Now, out *Out) {
 	// Who has not yet been heard to ask so often as it must goes on asking.
 	if n.inQuarant && now.Mono >= n.quarantine && n.asks == 0 {
 		n.inQuarant = false
-		n.raiseFloors(now)
+		n.raiseFloors(now) //plant:wait-over
 		n.noteState(now, out)
 	}
 	n.tellTries(now, out)
@@ -295,7 +295,7 @@ func (n *Node) raiseFloors(now proto.Now) {
 				floor++
 			}
 			n.raise(res, floor)
-			c.fence, c.given = floor, 1
+			c.fence, c.given = floor, 1 //plant:fences-anew
 		}
 	}
 }
@@ -307,8 +307,8 @@ func (n *Node) raiseFloors(now proto.Now) {
 // names (N8).
 func (n *Node) forgotten(now proto.Now) uint64 {
 	forgot, then := int64(n.floors.forgot), now.Wall-(now.Mono-n.floors.forgotAt).Microseconds()
-	if forgot-then > n.cfg.MaxTTL.Microseconds() {
-		forgot = max(then, 0)
+	if forgot-then > n.cfg.MaxTTL.Microseconds() { //plant:clock-set-back
+		forgot = max(then, 0) //plant:forgot
 	}
 	return uint64(forgot)
 }

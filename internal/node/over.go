@@ -97,12 +97,12 @@ func (n *Node) askOthers(now proto.Now, out *Out) {
 		return
 	}
 	n.overAt = now.Mono + overPause
-	out.Ask = &proto.Request{Verb: proto.Info, Client: n.cfg.Name, Digest: n.digest, Over: over}
+	out.Ask = &proto.Request{Verb: proto.Info, Client: n.cfg.Name, Digest: n.digest, Over: over} //plant:ask-others
 }
 
 // isPeer reports whether a name is another node's of this configuration.
 func (n *Node) isPeer(name, digest string) bool {
-	return name != n.cfg.Name && digest == n.digest && slices.Contains(n.cfg.Nodes, name)
+	return name != n.cfg.Name /*plant:peer*/ && digest == n.digest && slices.Contains(n.cfg.Nodes, name)
 }
 
 // vouch tells another node which of the claims that it asks about are over.

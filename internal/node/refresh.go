@@ -15,7 +15,7 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 	a.Client, a.Continues = r.Client, n.continued(now)
 	a.Claim.Instance, a.Beat, a.Lo, a.Hi = r.Claim.Instance, r.Beat, r.Lo, r.Hi
 	known := uint64(0)
-	voting := n.voting() // else what has the vote must wait for it to be confirmed
+	voting := n.voting() // else what has the vote must wait for it to be confirmed //plant:refresh-voting
 	s := n.sessions[sessionKey{r.Client, r.Claim.Instance}]
 	if s != nil {
 		s.hear(reply)
@@ -26,7 +26,7 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 				gone = append(gone, seq)
 			default:
 				known++
-				if r.Beat > c.beat { // N1
+				if r.Beat > c.beat { // N1 //plant:refresh-beat
 					c.beat = r.Beat
 					n.extend(now, c)
 				}
@@ -41,7 +41,7 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 		for _, seq := range waiting {
 			a.Waiting = a.Waiting.Add(seq)
 			c := s.claims[seq]
-			n.recall(c.res)
+			n.recall(c.res) //plant:recall-at-refresh
 			if c.evicted != nil {
 				n.send(c, n.isEvicted(c), out) // should it not have heard
 			}
@@ -89,4 +89,6 @@ func (n *Node) refresh(now proto.Now, r *proto.Request, reply string, out *Out) 
 }
 
 // confirmed reports whether refreshed says that the claim has the node's vote.
-func (c *claim) confirmed(voting bool) bool { return c.voted && voting && c.evicted == nil }
+func (c *claim) confirmed(voting bool) bool {
+	return c.voted && voting && c.evicted == nil /*plant:confirm-evicted*/
+}

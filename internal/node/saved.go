@@ -46,7 +46,7 @@ func (s *Saved) age(now proto.Now) time.Duration {
 	if boot < 0 {
 		return math.MaxInt64
 	}
-	return s.Away + max(wall, boot)
+	return s.Away /*plant:away-before*/ + max(wall, boot)
 }
 
 // Stale reports whether a node that starts now cannot rely on s: another may have
@@ -92,10 +92,10 @@ type Eviction struct {
 func (n *Node) Save(now proto.Now) (*Saved, bool) {
 	var out Out
 	n.expire(now, &out)
-	if n.stopped || n.inQuarant || len(n.rivals) > 0 || n.away(now) > n.cfg.MaxTTL-proto.Margin(n.cfg.MaxTTL) {
+	if n.stopped || n.inQuarant /*plant:mark-in-wait*/ || len(n.rivals) > 0 || n.away(now) > n.cfg.MaxTTL-proto.Margin(n.cfg.MaxTTL) /*plant:mark-away*/ {
 		return nil, false
 	}
-	s := &Saved{Away: max(n.away(now), 0), Wall: now.Wall, Boot: now.Boot, Table: n.floors.save(), Forgot: n.forgotten(now), Floors: map[string]uint64{}}
+	s := &Saved{Away: max(n.away(now), 0) /*plant:mark-age*/, Wall: now.Wall, Boot: now.Boot, Table: n.floors.save(), Forgot: n.forgotten(now), Floors: map[string]uint64{}}
 	s.Floor = max(s.Table.highest(), s.Forgot)
 	s.Lives = append(slices.Clone(n.lives), n.cfg.Incarnation)
 	s.Lives = s.Lives[max(0, len(s.Lives)-proto.MaxLives):]
@@ -123,7 +123,7 @@ func hexName(name string) string { return fmt.Sprintf("%x", name) }
 
 func (n *Node) restore(now proto.Now, s *Saved) {
 	if s.Table != nil {
-		n.floors.restore(s.Table)
+		n.floors.restore(s.Table) //plant:restore-floors
 	} else {
 		n.floors.least, n.floors.highest = s.Floor, s.Floor
 	}
@@ -152,7 +152,7 @@ func (n *Node) restore(now proto.Now, s *Saved) {
 		if sc.Shared {
 			c.mode = quorum.Shared
 		}
-		n.add(now, c)
+		n.add(now, c) //plant:restored-claim
 		list := &res.queue
 		if c.voted {
 			n.voted = true

@@ -74,7 +74,7 @@ func (t *told) again(now, ttl time.Duration, behind bool) bool {
 	case t.pause == 0 || t.behind != behind:
 		t.pause = max(ttl/500, time.Microsecond)
 	case now < t.next:
-		return false
+		return false //plant:recall-paced
 	default:
 		t.pause = min(2*t.pause, max(ttl/3, time.Microsecond))
 	}
@@ -124,7 +124,7 @@ func order(a, b *claim) int {
 	return cmp.Compare(a.session.key.client, b.session.key.client)
 }
 
-func (n *Node) find(client string, id proto.ClaimID) *claim {
+func (n *Node) find(client string, id proto.ClaimID) *claim { //plant:find
 	if s := n.sessions[sessionKey{client, id.Instance}]; s != nil {
 		return s.claims[id.Seq]
 	}
@@ -247,7 +247,7 @@ func (n *Node) newClaim(c claim) *claim {
 // forget is for a resource that nobody wants; its floor lives on in the table. Its
 // record keeps its serial: it may be among those of this step.
 func (n *Node) forget(res *resource) {
-	n.floors.raise(res.places, res.floor)
+	n.floors.raise(res.places, res.floor) //plant:floor-kept
 	delete(n.resources, res.name)
 	n.roll.remove(res)
 	n.resources = shrink.Map(n.resources, &n.peaks.resources)
@@ -261,7 +261,7 @@ func (n *Node) forget(res *resource) {
 // extend begins the claim's lease anew, by this node's clock, from now (N7); not that
 // of a claim that is evicted (N10).
 func (n *Node) extend(now proto.Now, c *claim) {
-	if c.evicted == nil {
+	if c.evicted == nil { //plant:extend-evicted
 		c.deadline = now.Mono + c.ttl
 	}
 }
@@ -292,7 +292,7 @@ func (n *Node) expire(now proto.Now, out *Out) {
 			}
 			continue
 		}
-		n.drop(now, c, 0, out)
+		n.drop(now, c, 0, out) //plant:expired
 		n.counts.Expired++
 	}
 }

@@ -41,19 +41,19 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 	}
 	// A claim is for one resource in one mode; one that is said to be otherwise, late or
 	// not, is another's under the same number (N2).
-	if c.res.name != r.Resource || c.mode != r.Mode {
+	if c.res.name != r.Resource || c.mode != r.Mode { //plant:number-twice
 		out.Notes = append(out.Notes, fmt.Sprintf(
 			"two clients send as one instance, one is a copy of the other (client %s, claim %s): neither keeps what both have", r.Client, r.Claim.Text()))
 		n.refuse(r, reply, proto.ReasonCopy, true, out, "another has claim %d of this instance, on %q: one client is a copy of the other", r.Claim.Seq, c.res.name)
 		return
 	}
-	if r.Beat <= c.beat { // a message from the past (N1)
+	if r.Beat <= c.beat { // a message from the past (N1) //plant:acquire-beat
 		return
 	}
 	c.session.hear(reply)
 	c.told.pause = 0 // its client may yield now what it kept before
 	c.beat = r.Beat
-	n.extend(now, c) // N2
+	n.extend(now, c) // N2 //plant:acquire-extends
 	n.wants(now, c, r.Want)
 	if r.Keep {
 		if c.voted && !c.keep {
@@ -64,7 +64,7 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 	if c.voted {
 		if c.want > c.fence { // N3
 			c.fence = c.want
-			n.reserve(now, c)
+			n.reserve(now, c) //plant:wanted-fence-kept
 		}
 		n.grantedOrNot(now, c, out)
 		if r.Held && !c.held {
@@ -78,7 +78,7 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 		n.enqueue(now, c)
 	}
 	n.queued(now, c, out)
-	n.recall(c.res)
+	n.recall(c.res) //plant:recall-at-acquire
 	if r.Check {
 		n.doubt(c)
 	}
@@ -109,7 +109,7 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	}
 	ahead := sat.Micros(r.At - now.Wall)
 	switch {
-	case r.Digest != n.digest:
+	case r.Digest != n.digest: //plant:acquire-digest
 		if r.Held {
 			n.longerLease(r.TTL, "client "+r.Client, out)
 		}
@@ -137,10 +137,10 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 		s = n.newSession(sessionKey{r.Client, r.Claim.Instance})
 	}
 	c := n.newClaim(claim{
-		session: s, seq: r.Claim.Seq, res: res, mode: r.Mode, at: r.At, ttl: r.TTL,
+		session: s, seq: r.Claim.Seq, res: res, mode: r.Mode, at: r.At /*plant:claim-age*/, ttl: r.TTL,
 		beat: r.Beat, held: r.Held, try: r.Try, keep: r.Keep, span: r.Span, note: r.Note,
 	})
-	free := n.voting() && n.free(c)
+	free := n.voting() && n.free(c) //plant:free
 	// Votes count as well, all but one: what many claims of one name cost, all
 	// others wait for.
 	// What is held elsewhere has twice the room, to find its place in a full queue.
@@ -161,7 +161,7 @@ func (n *Node) acquireUnknown(now proto.Now, r *proto.Request, reply string, out
 	if c.held {
 		n.raise(res, c.want) // its token was given out: N6
 	}
-	n.add(now, c)
+	n.add(now, c) //plant:new-claim
 	if free {
 		n.vote(now, c, 0)
 		n.granted(now, c, out)
@@ -236,7 +236,7 @@ func (n *Node) blocker(c *claim) *claim {
 		if order(w, c) >= 0 {
 			break
 		}
-		if quorum.Conflicts(w.mode, c.mode) {
+		if quorum.Conflicts(w.mode, c.mode) { //plant:queue-conflict
 			return w
 		}
 	}
@@ -255,7 +255,7 @@ func (n *Node) vote(now proto.Now, c *claim, hint int64) {
 	if c.mode == quorum.Exclusive {
 		least++
 	}
-	c.fence = max(least, uint64(c.at), uint64(hint), c.want, 1) // 0 is none
+	c.fence = max(least, uint64(c.at), uint64(hint), c.want, 1) // 0 is none //plant:fence
 	n.reserve(now, c)
 	c.voted, c.since = true, now.Mono
 	n.votes++
@@ -273,9 +273,9 @@ func (n *Node) vote(now proto.Now, c *claim, hint int64) {
 func (n *Node) reserve(now proto.Now, c *claim) {
 	c.given = 1
 	if reach := uint64(max(now.Wall+n.cfg.MaxTTL.Microseconds(), 0)); c.span > 1 && c.mode == quorum.Exclusive && reach > c.fence {
-		c.given = min(c.span, reach-c.fence)
+		c.given = min(c.span, reach-c.fence /*plant:span-reach*/)
 	}
-	n.raise(c.res, c.fence+c.given-1)
+	n.raise(c.res, c.fence+c.given-1) //plant:span-kept
 }
 
 // keeper counts c among those that are kept.
@@ -296,7 +296,7 @@ func (c *claim) isWaitedFor() bool {
 // none either: another of its name may have given it to somebody else since. It is
 // granted again when the node votes.
 func (n *Node) grantedOrNot(now proto.Now, c *claim, out *Out) {
-	if n.voting() {
+	if n.voting() { //plant:confirm-voting
 		n.granted(now, c, out)
 		return
 	}
@@ -307,7 +307,7 @@ func (n *Node) grantedOrNot(now proto.Now, c *claim, out *Out) {
 }
 
 func (n *Node) granted(now proto.Now, c *claim, out *Out) {
-	a := n.about(c, proto.Granted)
+	a := n.about(c, proto.Granted) //plant:granted
 	a.Fence, a.Behind, a.Late = c.fence, c.isWaitedFor(), c.quiet
 	if c.held {
 		a.Continues = n.continued(now)
@@ -319,7 +319,7 @@ func (n *Node) granted(now proto.Now, c *claim, out *Out) {
 	if c.given > 1 {
 		a.Span = c.given
 	}
-	if c.short > c.fence {
+	if c.short > c.fence { //plant:fence-short
 		a.Most = c.short
 	}
 	n.send(c, a, out)
@@ -330,7 +330,7 @@ func (n *Node) queued(now proto.Now, c *claim, out *Out) { n.tell(now, c, 0, out
 
 // tell says that the claim waits, and for whom; again counts how often since it asked.
 func (n *Node) tell(now proto.Now, c *claim, again int, out *Out) {
-	c.quiet = false
+	c.quiet = false //plant:told
 	a := n.about(c, proto.Queued)
 	a.Place, _ = slices.BinarySearchFunc(c.res.queue, c, order)
 	a.Recovering = n.recovering(now)
@@ -387,7 +387,7 @@ func (n *Node) tellTries(now proto.Now, out *Out) {
 					continue
 				}
 			}
-			n.tell(now, c, again, out)
+			n.tell(now, c, again, out) //plant:tell-try
 		}
 	}
 	clear(n.changed)
@@ -450,14 +450,14 @@ func (n *Node) promote(now proto.Now, res *resource, hint int64, out *Out) {
 	if n.voting() {
 		for len(res.queue) > 0 {
 			head := res.queue[0]
-			if len(res.votes) > 0 && quorum.Conflicts(res.votes[0].mode, head.mode) {
+			if len(res.votes) > 0 && quorum.Conflicts(res.votes[0].mode, head.mode) { //plant:next-conflict
 				break
 			}
 			n.dequeue(head)
 			n.vote(now, head, hint)
 			n.granted(now, head, out)
 		}
-		n.recall(res)
+		n.recall(res) //plant:recall-at-promote
 	}
 	if len(res.votes) == 0 && len(res.queue) == 0 {
 		n.forget(res)
@@ -488,14 +488,14 @@ func (n *Node) release(now proto.Now, r *proto.Request, out *Out) {
 	n.ended.add(c.session.key.client, r.Claim)
 	hint := r.Now
 	if sat.Micros(hint-now.Wall) > n.cfg.Skew {
-		hint = 0 // as an age would be refused; equal fences are a convenience
+		hint = 0 // as an age would be refused; equal fences are a convenience //plant:release-hint
 	}
 	n.drop(now, c, hint, out)
 }
 
 func (n *Node) yield(now proto.Now, r *proto.Request, out *Out) {
 	c := n.find(r.Client, r.Claim)
-	if c == nil || r.Node != n.cfg.Name || r.Beat <= c.beat || c.res.name != r.Resource {
+	if c == nil || r.Node != n.cfg.Name || r.Beat <= c.beat /*plant:yield-beat*/ || c.res.name != r.Resource {
 		return
 	}
 	c.beat = r.Beat
@@ -505,7 +505,7 @@ func (n *Node) yield(now proto.Now, r *proto.Request, out *Out) {
 		n.enqueue(now, c)
 		n.promote(now, c.res, 0, out)
 	}
-	if !c.voted {
+	if !c.voted { //plant:yield-answer
 		n.queued(now, c, out) // behind whom: a try must know (C10)
 	}
 }

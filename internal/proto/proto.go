@@ -368,4 +368,4 @@ func (c Config) Digest() string {
 // Margin is what a client subtracts from a lease, and a recovering node adds to
 // the longest one, for clocks that do not run at the same rate (C1, N8): two
 // per cent, so that two rates may each be off by one.
-func Margin(lease time.Duration) time.Duration { return lease / 50 }
+func Margin(lease time.Duration) time.Duration { return lease / 50 } //plant:margin

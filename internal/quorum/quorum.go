@@ -31,7 +31,7 @@ func Conflicts(a, b Mode) bool { return a == Exclusive || b == Exclusive }
 func Size(n int, m Mode) int {
 	q := n/2 + 1
 	if m == Shared {
-		return n + 1 - q
+		return n + 1 - q //plant:shared-size
 	}
 	return q
 }
@@ -100,5 +100,5 @@ func Tally(fences []uint64, need int) (Outcome, uint64) {
 	if won {
 		return Won, best
 	}
-	return Split, highest
+	return Split, highest //plant:split
 }

@@ -5,13 +5,20 @@ import (
 	"context"
 	"encoding/json"
 	"flag"
+	"go/importer"
+	"go/token"
+	"go/types"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/qlock/qlock/internal/plant"
 )
 
 var (
@@ -19,69 +26,89 @@ var (
 	only   = flag.String("sim.fault", "", "with -sim.faults: this one alone")
 )
 
-// plant is one deliberately broken variant of the core, as text: the file says
-// what it breaks, what must catch it, and what to replace by what. Broken code
-// stays out of the code that people run, and a reader sees each fault whole.
-type plant struct {
-	why, by string
-	files   map[string]string // path from the module's root to broken source
-}
-
 const root = "../.."
 
-func readPlant(t *testing.T, path string) plant {
+// readFaults reads all planted faults (package plant says what they look like), and
+// plants each.
+func readFaults(t *testing.T) ([]plant.Fault, map[string]*plant.Broken) {
 	t.Helper()
-	text, err := os.ReadFile(path)
+	tree, err := plant.Load(os.DirFS(root))
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := plant{files: map[string]string{}}
-	file, rest := "", string(text)
-	for rest != "" {
-		line, after, _ := strings.Cut(rest, "\n")
-		rest = after
-		switch {
-		case strings.HasPrefix(line, "# "):
-			p.why += line[2:] + "\n"
-		case strings.HasPrefix(line, "caught-by: "):
-			p.by = line[len("caught-by: "):]
-		case strings.HasPrefix(line, "file: "):
-			file = line[len("file: "):]
-		case line == "<<<<":
-			hunk, after, ok := strings.Cut(rest, "\n>>>>\n")
-			old, broken, ok2 := strings.Cut(hunk, "\n====\n")
-			if !ok || !ok2 {
-				t.Fatalf("%s: a hunk is not closed", path)
-			}
-			rest = after
-			src, found := p.files[file]
-			if !found {
-				b, err := os.ReadFile(filepath.Join(root, file))
-				if err != nil {
-					t.Fatal(err)
-				}
-				src = string(b)
-			}
-			if n := strings.Count(src, old); n != 1 {
-				t.Fatalf("%s: this stands in %s %d times, not once; the fault must follow the code:\n%s", path, file, n, old)
-			}
-			p.files[file] = strings.Replace(src, old, broken, 1)
-		case line != "":
-			t.Fatalf("%s: not understood: %s", path, line)
+	paths, err := filepath.Glob("testdata/faults/*.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(paths) < 25 {
+		t.Fatalf("only %d planted faults", len(paths))
+	}
+	var all []plant.Fault
+	broken, used := map[string]*plant.Broken{}, map[string]bool{}
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := plant.ParseFault(strings.TrimSuffix(filepath.Base(path), ".txt"), string(text))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		for _, e := range f.Edits {
+			used[e.Point] = true
+		}
+		b, err := tree.Break(f)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		all = append(all, f)
+		broken[f.Name] = b
+	}
+	for _, p := range tree.Points() {
+		if !used[p] {
+			t.Errorf("%s: no fault uses the point %s", tree.Where(p), p)
 		}
 	}
-	if p.why == "" || p.by == "" || len(p.files) == 0 {
-		t.Fatalf("%s: it must say why, caught-by, and at least one file", path)
+	return all, broken
+}
+
+// imports knows what the broken packages import, as the go command has compiled it.
+func imports(t *testing.T, broken map[string]*plant.Broken) types.Importer {
+	t.Helper()
+	args := []string{"list", "-export", "-deps", "-f", "{{.ImportPath}}\t{{.Export}}"}
+	for _, b := range broken {
+		for _, dir := range b.Packages() {
+			if dir = "./" + dir; !slices.Contains(args, dir) {
+				args = append(args, dir)
+			}
+		}
 	}
-	return p
+	cmd := exec.CommandContext(t.Context(), "go", args...)
+	cmd.Dir = root
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("the code without faults does not compile: %v\n%s", err, stderr.Bytes())
+	}
+	compiled := map[string]string{}
+	for line := range strings.Lines(string(out)) {
+		pkg, file, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
+		compiled[pkg] = file
+	}
+	return importer.ForCompiler(token.NewFileSet(), "gc", func(pkg string) (io.ReadCloser, error) {
+		return os.Open(compiled[pkg])
+	})
 }
 
 // build compiles the tests of pkg with the fault in, by go's overlay.
-func (p plant) build(t *testing.T, pkg string) string {
+func build(t *testing.T, b *plant.Broken, pkg string) string {
 	t.Helper()
 	dir := t.TempDir()
 	replace := map[string]string{}
-	for file, src := range p.files {
+	for file, src := range b.Files {
 		abs, err := filepath.Abs(filepath.Join(root, file))
 		if err != nil {
 			t.Fatal(err)
@@ -112,49 +139,47 @@ func (p plant) build(t *testing.T, pkg string) string {
 var failedSeed = regexp.MustCompile(`seed (\d+): (.*)`)
 
 // A checker that was never seen to fail is not a checker: each planted fault must
-// be caught. Without -sim.faults it is only checked that every fault still fits
-// the code; .ci/run builds and runs them all.
+// be caught. Without -sim.faults it is only checked that every fault finds its points
+// and compiles, and that every point has a fault; .ci/run builds and runs them all.
 func TestPlantedFaults(t *testing.T) {
-	paths, err := filepath.Glob("testdata/faults/*.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(paths) < 25 {
-		t.Fatalf("only %d planted faults", len(paths))
-	}
-	for _, path := range paths {
-		name := strings.TrimSuffix(filepath.Base(path), ".txt")
+	all, broken := readFaults(t)
+	compiled := imports(t, broken)
+	for _, f := range all {
+		name := f.Name
 		t.Run(name, func(t *testing.T) {
-			p := readPlant(t, path)
+			b := broken[name]
+			if err := b.Check(compiled); err != nil {
+				t.Fatal(err)
+			}
 			if !*faults || *only != "" && *only != name {
 				return
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 			defer cancel()
 			var cmd *exec.Cmd
-			if seeds, ok := strings.CutPrefix(p.by, "seeds "); ok {
-				cmd = exec.CommandContext(ctx, p.build(t, "./internal/sim"), "-test.run", "^TestSeeds$", "-sim.seeds", seeds)
+			if seeds, ok := strings.CutPrefix(f.CaughtBy, "seeds "); ok {
+				cmd = exec.CommandContext(ctx, build(t, b, "./internal/sim"), "-test.run", "^TestSeeds$", "-sim.seeds", seeds)
 				cmd.Dir = "."
-			} else if by := strings.Fields(p.by); len(by) == 2 && (by[0] == "names" || by[0] == "foreign") {
-				cmd = exec.CommandContext(ctx, p.build(t, "./internal/sim"), "-test.run", "^TestSeeds$", "-sim.kind", by[0], "-sim.seeds", by[1])
+			} else if by := strings.Fields(f.CaughtBy); len(by) == 2 && (by[0] == "names" || by[0] == "foreign") {
+				cmd = exec.CommandContext(ctx, build(t, b, "./internal/sim"), "-test.run", "^TestSeeds$", "-sim.kind", by[0], "-sim.seeds", by[1])
 				cmd.Dir = "."
-			} else if depth, ok := strings.CutPrefix(p.by, "model "); ok {
-				cmd = exec.CommandContext(ctx, p.build(t, "./internal/node"), "-test.run", "^TestNames$", "-node.names", depth)
+			} else if depth, ok := strings.CutPrefix(f.CaughtBy, "model "); ok {
+				cmd = exec.CommandContext(ctx, build(t, b, "./internal/node"), "-test.run", "^TestNames$", "-node.names", depth)
 				cmd.Dir = filepath.Join(root, "internal/node")
-			} else if pkg, ok := strings.CutPrefix(p.by, "tests "); ok {
-				cmd = exec.CommandContext(ctx, p.build(t, pkg))
+			} else if pkg, ok := strings.CutPrefix(f.CaughtBy, "tests "); ok {
+				cmd = exec.CommandContext(ctx, build(t, b, pkg))
 				cmd.Dir = filepath.Join(root, pkg)
 			} else {
-				t.Fatalf("caught-by: %q is none of \"seeds N\", \"names N\", \"foreign N\", \"model EVENTS\" and \"tests PACKAGE\"", p.by)
+				t.Fatalf("caught-by: %q is none of \"seeds N\", \"names N\", \"foreign N\", \"model EVENTS\" and \"tests PACKAGE\"", f.CaughtBy)
 			}
 			out, err := cmd.CombinedOutput()
 			if err == nil {
-				t.Fatalf("not caught by %s\n%s", p.by, p.why)
+				t.Fatalf("not caught by %s\n%s", f.CaughtBy, f.Why)
 			}
 			if m := failedSeed.FindSubmatch(out); m != nil {
 				t.Logf("caught by seed %s: %s", m[1], m[2])
-			} else if i := bytes.Index(out, []byte("--- FAIL")); i >= 0 && (strings.HasPrefix(p.by, "tests") || strings.HasPrefix(p.by, "model")) {
-				t.Logf("caught by %s: %.300s", p.by, out[i:])
+			} else if i := bytes.Index(out, []byte("--- FAIL")); i >= 0 && (strings.HasPrefix(f.CaughtBy, "tests") || strings.HasPrefix(f.CaughtBy, "model")) {
+				t.Logf("caught by %s: %.300s", f.CaughtBy, out[i:])
 			} else {
 				t.Fatalf("the broken variant failed, but not by a broken promise:\n%.2000s", out)
 			}

@@ -24,5 +24,5 @@ type identity struct {
 
 // placeOf is the place of a file of the directory.
 func (d *Dir) placeOf(f identity) Place {
-	return Place{Boot: bootID(), Device: f.device, Inode: f.inode, Born: f.born, Path: d.path}
+	return Place{Boot: bootID(), Device: f.device, Inode: f.inode, Born: f.born /*plant:born*/, Path: d.path}
 }

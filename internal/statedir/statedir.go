@@ -142,7 +142,7 @@ func (d *Dir) Read() (m Mark, found, here bool, err error) {
 			d.name, markFile, err)
 	}
 	// A second link to the file is a copy that would come back with the same inode.
-	return m, true, m.Place == d.placeOf(id) && id.links <= 1, nil
+	return m, true, m.Place == d.placeOf(id) /*plant:mark-place*/ && id.links <= 1 /*plant:mark-links*/, nil
 }
 
 // Write replaces the mark, and returns without error only when the new one is
@@ -185,7 +185,7 @@ func (d *Dir) replace(m Mark) (err error) {
 			_, err = f.Write(b)
 		}
 	}
-	if err == nil {
+	if err == nil { //plant:file-sync
 		// Before the rename: a name may reach the disk before the bytes do.
 		err = f.Sync()
 	}
@@ -200,7 +200,7 @@ func (d *Dir) replace(m Mark) (err error) {
 	}
 	// The rename itself is durable only now. Without this a clean mark that was
 	// replaced before the first vote could be back after a power cut.
-	return d.files.sync()
+	return d.files.sync() //plant:dir-sync
 }
 
 // Close lets others have the directory. Further calls do nothing.
