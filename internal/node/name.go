@@ -194,7 +194,7 @@ func (n *Node) checkRivals(now proto.Now, out *Out) {
 }
 
 func (n *Node) info(now proto.Now, r *proto.Request, reply string, out *Out) {
-	if len(r.Over) > 0 {
+	if len(r.Over)+len(r.Recalled) > 0 {
 		if !n.stopped {
 			n.vouch(r, reply, out)
 		}

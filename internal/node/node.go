@@ -102,9 +102,9 @@ type Node struct {
 	recalls []*resource // whose heads recall at the end of this step
 	changed []*resource // whose tries learn at its end what is before them now
 
-	ended  ended           // claims that are over for good (N11)
-	doubts []proto.ClaimOf // that others are to be asked about
-	overAt time.Duration   // not before that
+	ended  ended         // claims that are over for good (N11)
+	doubts []doubt       // that others are to be asked about
+	overAt time.Duration // not before that
 
 	counts Counts
 }

@@ -46,6 +46,7 @@ type claim struct {
 	span    uint64    // fences that it wants at a time
 	note    string    // for people
 	evicted *Eviction // it is to end
+	askers  []asker   // nodes that want their votes for it back, and do not reach its client
 
 	voted bool
 	fence uint64

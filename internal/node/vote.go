@@ -495,10 +495,22 @@ func (n *Node) release(now proto.Now, r *proto.Request, out *Out) {
 
 func (n *Node) yield(now proto.Now, r *proto.Request, out *Out) {
 	c := n.find(r.Client, r.Claim)
-	if c == nil || r.Node != n.cfg.Name || r.Beat <= c.beat /*plant:yield-beat*/ || c.res.name != r.Resource {
+	if c == nil || c.res.name != r.Resource {
 		return
 	}
-	c.beat = r.Beat
+	if r.Node != n.cfg.Name {
+		n.passOn(c, r, out)
+		return
+	}
+	n.giveBack(now, c, r.Beat, out)
+}
+
+// giveBack puts a claim that yields into the queue.
+func (n *Node) giveBack(now proto.Now, c *claim, beat uint64, out *Out) {
+	if beat <= c.beat { //plant:yield-beat
+		return
+	}
+	c.beat = beat
 	n.extend(now, c)
 	if c.voted {
 		n.unvote(c)

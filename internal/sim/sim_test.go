@@ -16,7 +16,7 @@ var (
 	seeds = flag.Int("sim.seeds", 300, "how many seeds TestSeeds runs")
 	first = flag.Uint64("sim.first", 1, "the first of them")
 	one   = flag.Uint64("sim.seed", 0, "run this seed alone, with a trace")
-	kind  = flag.String("sim.kind", "", "run the seeds of one kind of world alone: names or foreign")
+	kind  = flag.String("sim.kind", "", "run the seeds of one kind of world alone: names, foreign or onelink")
 )
 
 func TestSeeds(t *testing.T) {
@@ -55,6 +55,8 @@ func TestSeeds(t *testing.T) {
 					seed = 4*seed + 3
 				case "foreign":
 					seed = 16*seed + 8
+				case "onelink":
+					seed = 20*seed + 14
 				}
 				res, err := Run(Options{Seed: seed})
 				if err != nil {
