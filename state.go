@@ -12,6 +12,7 @@ import (
 
 	"github.com/qlock/qlock/internal/node"
 	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/sat"
 	"github.com/qlock/qlock/internal/statedir"
 )
 
@@ -90,7 +91,7 @@ type memory struct {
 // anything else happens: a clean mark serves once (N8).
 func takeMark(dir *statedir.Dir, cfg NodeConfig, now proto.Now, run uuid.UUID, log *slog.Logger) (memory, error) {
 	m, found, here, err := dir.Read()
-	mem := memory{longest: max(cfg.MaxLease, cfg.PreviousMaxLease, time.Duration(m.MaxTTL)*time.Millisecond)}
+	mem := memory{longest: max(cfg.MaxLease, cfg.PreviousMaxLease, sat.Mul(time.Duration(m.MaxTTL), time.Millisecond))}
 	why := ""
 	switch {
 	case err != nil:
@@ -113,7 +114,7 @@ func takeMark(dir *statedir.Dir, cfg NodeConfig, now proto.Now, run uuid.UUID, l
 			why = err.Error()
 			break
 		}
-		if stopped := time.Duration(now.Wall-m.Written) * time.Microsecond; saved.Wall == 0 && (stopped < 0 || stopped > bootstrapped) {
+		if stopped := sat.Micros(now.Wall - m.Written); saved.Wall == 0 && (stopped < 0 || stopped > bootstrapped) {
 			why = fmt.Sprintf("it was bootstrapped %v ago, which counts for %v", stopped.Round(time.Second), bootstrapped)
 			break
 		}

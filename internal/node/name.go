@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/sat"
 )
 
 const (
@@ -45,7 +46,7 @@ func (n *Node) probeDue() time.Duration {
 // away is for how long the node has not heard itself. It was paused, asleep, or
 // cut off; which of the clocks shows it is the same to us (N9).
 func (n *Node) away(now proto.Now) time.Duration {
-	return max(now.Mono-n.heardAt, time.Duration(now.Wall-n.heardWall)*time.Microsecond /*plant:away-wall*/)
+	return max(now.Mono-n.heardAt, sat.Micros(now.Wall-n.heardWall) /*plant:away-wall*/)
 }
 
 // checkAlone notices that the node has not heard itself for so long that another
@@ -112,6 +113,7 @@ func (n *Node) HandleAnswer(now proto.Now, a *proto.Answer, out *Out) {
 	n.heardAt, n.heardWall = n.probeAt, n.probeWall
 	if n.asks > 0 {
 		n.asks--
+		n.soughtAt = n.probeAt
 		n.quarantine = max(n.quarantine, n.probeAt+n.runOut()) //plant:wait-when-heard
 	}
 }

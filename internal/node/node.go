@@ -79,8 +79,10 @@ type Node struct {
 	since      time.Duration // it was started, monotonic
 	quarantine time.Duration // no votes before this moment (N8)
 	inQuarant  bool
-	asks       int  // questions that it must hear itself ask before its wait begins (N9)
-	voted      bool // a vote was given, or may have been
+	waitAt     time.Duration // its last wait began
+	soughtAt   time.Duration // when the last question was sent that counted in asks
+	asks       int           // questions that it must hear itself ask before its wait begins (N9)
+	voted      bool          // a vote was given, or may have been
 
 	secret      [2]uint64     // of this life, for its nonces
 	probe       int           // number of the probe that is out (N9)
@@ -132,8 +134,8 @@ func New(cfg Config, now proto.Now, saved *Saved, forgot time.Duration) *Node {
 		perClient: map[string]int{},
 		floors:    newFloors(cfg.FloorKey, cfg.Floors),
 	}
-	n.secret = n.floors.key // before a mark gives its floors another
-	n.longest, n.since = max(cfg.MaxTTL, forgot), now.Mono
+	n.secret = n.floors.key                                                     // before a mark gives its floors another
+	n.longest, n.since = max(cfg.MaxTTL, min(forgot, proto.MaxLease)), now.Mono // no message has a longer one
 	n.heardAt, n.heardWall = now.Mono, now.Wall
 	if saved == nil {
 		n.enterQuarantine(now)
@@ -161,7 +163,7 @@ func (n *Node) continued(now proto.Now) []uuid.UUID {
 // enterQuarantine has the node give no votes until all have run out that it, or
 // another of its name, can have given until now (N8).
 func (n *Node) enterQuarantine(now proto.Now) {
-	n.inQuarant = true
+	n.inQuarant, n.waitAt = true, now.Mono
 	n.quarantine = max(n.quarantine, now.Mono+n.listen()+n.runOut())
 }
 
@@ -183,7 +185,7 @@ func (n *Node) longerLease(ttl time.Duration, who string, out *Out) {
 		return
 	}
 	n.longest = ttl
-	n.quarantine = max(n.quarantine, n.since+n.listen()+n.runOut())
+	n.quarantine = max(n.quarantine, n.waitAt+n.listen()+n.runOut(), n.soughtAt+n.runOut())
 	out.Notes = append(out.Notes, fmt.Sprintf(
 		"there may be longer leases than this node's configuration allows (%s has, or allows, leases of %v): it gives no votes until those have run out", who, n.longest))
 }
