@@ -102,6 +102,10 @@ type Node struct {
 
 	serial  uint64      // counts steps, to do once a step what many claims ask for
 	recalls []*resource // whose heads recall at the end of this step
+	crowded []*resource // more of whose votes are looked at later
+	looked  []*resource // the room of that list, in turn
+	lookAt  time.Duration
+	looks   uint64      // votes that were looked at, for tests
 	changed []*resource // whose tries learn at its end what is before them now
 
 	ended  ended         // claims that are over for good (N11)
@@ -240,6 +244,9 @@ func (n *Node) Deadline() time.Duration {
 	}
 	if len(n.doubts) > 0 {
 		d = min(d, n.overAt)
+	}
+	if len(n.crowded) > 0 {
+		d = min(d, n.lookAt)
 	}
 	return d
 }
