@@ -56,9 +56,9 @@ const (
 
 // mostOvertaken is how often younger claims may hold what a waiter waits for: those
 // whose requests were on their way before its own, and whom no vote was recalled
-// from in time. Who is cut off from nodes, as in the rough worlds, is passed by all
-// who are not.
-var mostOvertaken = [worlds]int64{sound: 30, lossy: 60, rough: 1 << 30}
+// from in time. To these come those that clients pass their claims on to (passOn). Who
+// is cut off from nodes, as in the rough worlds, is passed by all who are not.
+var mostOvertaken = [worlds]int64{sound: 15, lossy: 30, rough: 1 << 30}
 
 const (
 	ttl      = 10 * time.Second
@@ -865,7 +865,6 @@ func (j *job) event(k local.EventKind) {
 		s.checkToken(j)
 		for _, o := range s.jobs[j.res] {
 			if o != j && !o.held && o.made < j.made && quorum.Conflicts(o.mode, j.mode) {
-				o.over++
 				s.overtaken(o)
 			}
 		}
@@ -900,7 +899,7 @@ func (j *job) event(k local.EventKind) {
 func (s *Sim) overtaken(o *job) {
 	o.over++
 	s.res.Overtaken[s.world] = max(s.res.Overtaken[s.world], o.over)
-	if int64(o.over) > mostOvertaken[s.world]*s.passOn.overtaken() {
+	if int64(o.over) > mostOvertaken[s.world]+s.passOn.overtaken(len(s.clients)) {
 		s.fail("%s #%d on %s was overtaken %d times", o.client.name, o.id(), o.res, o.over)
 	}
 }
