@@ -47,7 +47,10 @@ type NodeConfig struct {
 
 	// ProbeWait is how long the node listens for another node of its name before
 	// its first vote; default 300 ms or, if that is less, a quarter of MaxLease. At
-	// most a third of that.
+	// most a third of that. If the node was down, or stood still, for so long that
+	// another may have started in its place, it listens for longer first: for a
+	// thirtieth of MaxLease, or two ProbeWaits if that is more. All nodes that may
+	// bear one name need the same ProbeWait.
 	ProbeWait time.Duration
 
 	// NoService keeps the node out of `nats micro ls`; it needs no permission for
@@ -159,8 +162,8 @@ type Node struct {
 // closed. It is entered as a service named qlock, for `nats micro`, which wraps
 // the connection's handlers for errors and closing; see NodeConfig.NoService.
 //
-// It returns when the node serves and has made sure, for ProbeWait, that no other
-// node has its name; if one has, StartNode fails. It fails when ctx ends before that,
+// It returns when the node serves and has made sure, for [NodeConfig.ProbeWait],
+// that no other node has its name; if one has, StartNode fails. It fails when ctx ends before that,
 // also on a connection that stands still. A node that may have forgotten
 // votes then still waits before it gives any: see WaitReady, and Bootstrap for a
 // new cluster.

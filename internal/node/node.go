@@ -89,8 +89,13 @@ type Node struct {
 	probeAt     time.Duration // when it was sent
 	probeWall   int64         // the same by the wall clock, µs
 	probeEchoed bool          // its answer by this very node came back: it was heard
-	heardAt     time.Duration // when the last probe was sent that was heard
+	echoAt      time.Duration // when the last probe was sent that was heard
+	echoWall    int64         // the same by the wall clock, µs
+	heardAt     time.Duration // the same of the last that shows that the node was not away
 	heardWall   int64         // the same by the wall clock, µs
+	back        bool          // it was away, and has not listened for long enough since (N9)
+	hears       bool          // while back: it has heard itself, without a pause, and listens
+	listenEnd   time.Duration // while it hears: a probe from then on ends it
 	asked       bool          // another asked for this node's name since
 	probed      bool          // full probes, as many as it takes, found no other node
 	rivals      []rival       // others of its name that may come to vote
@@ -171,10 +176,11 @@ func (n *Node) enterQuarantine(now proto.Now) {
 	n.quarantine = max(n.quarantine, now.Mono+n.listen()+n.runOut())
 }
 
-// listen is how long a node of this name that does not hear this one may take to ask
-// the next time, and be heard. It may have voted until then (N9). It may also have the
-// configuration of before, and ask as seldom as that says.
-func (n *Node) listen() time.Duration { return n.longest/askEvery + n.longest/askWaiting } //plant:listen
+// listen is for how long after this node began to wait another of its name may vote:
+// until it is heard to ask, if it does not hear this one; until it hears this one's next
+// question, if it is the other way round, and it was away when the wait began (N9). It
+// may also have the configuration of before, and ask as seldom as that says.
+func (n *Node) listen() time.Duration { return n.present(n.longest) + 2*n.pause(n.longest) } //plant:listen
 
 func (n *Node) runOut() time.Duration { return n.longest + proto.Margin(n.longest) } //plant:run-out
 
@@ -262,15 +268,16 @@ func (n *Node) Tick(now proto.Now, out *Out) {
 		return
 	}
 	n.serial++
+	n.checkAlone(now, out) //plant:absence-first
 	n.expire(now, out)
-	n.checkAlone(now, out)
 	n.checkAhead(now, out)
 	if now.Mono >= n.probeDue() {
 		// Only a probe that this node heard itself was heard by others (N9). The
 		// answers had ProbeWait to come.
 		// Who asked meanwhile may not have listened yet when this was sent.
-		if n.probeEchoed && !n.probed && !n.asked {
-			n.probed = true
+		if n.probeEchoed && !n.probed && !n.asked && (!n.back || n.hears && n.probeAt >= n.listenEnd) {
+			n.probed, n.back, n.hears = true, false, false
+			n.heardAt, n.heardWall = n.echoAt, n.echoWall
 			n.noteState(now, out)
 		}
 		n.ask(now, out)
@@ -361,8 +368,8 @@ func (n *Node) Handle(now proto.Now, r *proto.Request, reply string, out *Out) {
 		return
 	}
 	n.serial++
-	n.expire(now, out)
 	n.checkAlone(now, out)
+	n.expire(now, out)
 	switch r.Verb {
 	case proto.Acquire:
 		n.acquire(now, r, reply, out)
@@ -396,6 +403,12 @@ func (n *Node) recovering(now proto.Now) time.Duration {
 	}
 	if !n.probed {
 		wait = max(wait, n.cfg.ProbeWait)
+	}
+	switch {
+	case n.hears:
+		wait = max(wait, n.listenEnd-now.Mono+n.cfg.ProbeWait)
+	case n.back:
+		wait = max(wait, 2*n.pause(n.longest)+n.cfg.ProbeWait)
 	}
 	return wait
 }
