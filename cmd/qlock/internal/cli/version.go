@@ -42,11 +42,14 @@ func (a *app) version() *cobra.Command {
 			}
 			fmt.Fprintf(a.out, "qlock %s", v.Version)
 			var origin []string
-			if v.Version == version.Devel || v.Modified {
+			if v.Version == version.Devel {
 				origin = append(origin, "built from a working copy")
 			}
 			if v.Revision != "" {
-				origin = append(origin, fmt.Sprintf("%.12s", v.Revision))
+				origin = append(origin, fmt.Sprintf("commit %.12s", v.Revision))
+			}
+			if v.Modified {
+				origin = append(origin, "with changes")
 			}
 			if len(origin) > 0 {
 				fmt.Fprintf(a.out, " (%s)", strings.Join(origin, ", "))
