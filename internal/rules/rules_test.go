@@ -27,8 +27,9 @@ const (
 // very code that runs in production, and repeat each run. Time and random numbers are
 // arguments; connections, files, logs and goroutines are the driver's.
 var core = []string{
-	"internal/client", "internal/local", "internal/node", "internal/proto",
-	"internal/quorum", "internal/sat", "internal/shrink",
+	"internal/client", "internal/local", "internal/node", "internal/printable",
+	"internal/proto", "internal/quorum", "internal/sat", "internal/shrink",
+	"internal/subject",
 }
 
 // coreImports are the packages from elsewhere that the core may import, each with
@@ -48,6 +49,7 @@ var coreImports = map[string]string{
 	"maps":                   "pure; its order is random, which the simulator would show as runs that differ",
 	"math":                   "pure",
 	"math/bits":              "pure",
+	"path/filepath":          "Base, which is pure; what reads files is forbidden below",
 	"slices":                 "pure",
 	"strconv":                "pure",
 	"strings":                "pure",
@@ -60,6 +62,7 @@ var coreImports = map[string]string{
 var coreNames = map[string]*regexp.Regexp{
 	"time":                   regexp.MustCompile(`^(Now|Since|Until|Sleep|After|AfterFunc|Tick|NewTimer|NewTicker|Timer|Ticker|Local|LoadLocation)$`),
 	"fmt":                    regexp.MustCompile(`^(Print|Scan)(f|ln)?$`),
+	"path/filepath":          regexp.MustCompile(`^(Abs|EvalSymlinks|Glob|Walk|WalkDir)$`),
 	"github.com/google/uuid": regexp.MustCompile(`^(New|NewString|NewRandom\w*|NewUUID|NewV6|NewV7\w*|NewDCE\w*|SetRand|EnableRandPool|NodeID|GetTime)$`),
 }
 
@@ -67,8 +70,9 @@ var coreNames = map[string]*regexp.Regexp{
 // internal ones that know nothing of messages and of the protocol.
 var api = []string{
 	base, base + "/embedded", base + "/metrics", base + "/cmd/qlock/internal/cli",
-	base + "/internal/loopback", base + "/internal/permissions", base + "/internal/redact",
-	base + "/internal/sat", base + "/internal/version",
+	base + "/internal/loopback", base + "/internal/permissions", base + "/internal/printable",
+	base + "/internal/redact", base + "/internal/sat", base + "/internal/subject",
+	base + "/internal/version",
 }
 
 // apiExceptions are imports by the command beyond that: file and package, with the
@@ -77,15 +81,12 @@ var api = []string{
 var apiExceptions = map[string]string{
 	"cmd/qlock/internal/cli/check.go internal/proto":     "compares what the nodes say of their configurations and states; the API lacks a list of members",
 	"cmd/qlock/internal/cli/check.go internal/quorum":    "tells how many more nodes may fail; the API lacks a list of members",
-	"cmd/qlock/internal/cli/look.go internal/proto":      "checks a name before it asks; the API checks names only when a lock is asked for",
 	"cmd/qlock/internal/cli/look.go internal/quorum":     "tells whether enough nodes answered; the API tells who answered, not how many are needed",
 	"cmd/qlock/internal/cli/node_http.go internal/proto": "reads the states of the other nodes; the API lacks a list of members",
 	"cmd/qlock/internal/cli/nodes.go internal/proto":     "shows the nodes' configurations and states; the API lacks a list of members",
 	"cmd/qlock/internal/cli/nodes.go internal/quorum":    "tells whether enough nodes vote; the API lacks a list of members",
 	"cmd/qlock/internal/cli/survey.go internal/proto":    "asks the nodes; the API lacks a list of members",
 	"cmd/qlock/internal/cli/survey.go internal/quorum":   "tells which configuration has a majority; the API lacks a list of members",
-	"cmd/qlock/internal/cli/text.go internal/proto":      "shows names as subjects spell them; the API lacks it",
-	"cmd/qlock/internal/cli/unlock.go internal/proto":    "checks a name before it asks; the API checks names only when a lock is asked for",
 	"cmd/qlock/internal/cli/wait.go internal/proto":      "shows whom a waiting call waits for; the API does not tell while it waits",
 	"cmd/qlock/internal/cli/watch.go internal/proto":     "decodes requests and answers that it overhears; the API has events alone",
 }
