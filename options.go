@@ -10,10 +10,13 @@ import (
 	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/subject"
+	"github.com/qlock/qlock/internal/version"
 )
 
-// Version of this module, as nodes tell it.
-const Version = "0.1.0"
+// Version is the version of qlock that this program was built from, such as 0.2.0,
+// as build information has it. It is 0.0.0-devel in builds of a working copy. Nodes
+// tell it to whoever asks.
+func Version() string { return version.String() }
 
 const (
 	// DefaultCluster is the cluster's name where none is given.

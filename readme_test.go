@@ -37,7 +37,7 @@ func readme(t *testing.T) (text string, blocks []block) {
 
 func TestReadmeBeginsWithTwoCommands(t *testing.T) {
 	_, blocks := readme(t)
-	for i, want := range []string{"go run ./examples/quickstart\n", "go test ./...\n"} {
+	for i, want := range []string{"go run ./examples/quickstart\n", "go test work\n"} {
 		if blocks[i].text != want {
 			t.Errorf("block %d is %q, not %q", i+1, blocks[i].text, want)
 		}

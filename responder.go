@@ -210,7 +210,7 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 	}
 	n.core = node.New(node.Config{
 		Name: cfg.Name, Config: cfg.proto(), Incarnation: run, ProbeWait: cfg.ProbeWait,
-		MaxClaims: cfg.MaxClaims, MaxQueue: cfg.MaxQueue, MaxRuns: proto.RunsIn(most), MaxBody: most, Version: Version,
+		MaxClaims: cfg.MaxClaims, MaxQueue: cfg.MaxQueue, MaxRuns: proto.RunsIn(most), MaxBody: most, Version: Version(),
 		FloorKey: newFloorKey(), Past: mem.past,
 	}, now, mem.saved, mem.longest)
 	n.runs = append(mem.past, run)
@@ -275,7 +275,7 @@ func (n *Node) stoppedError() error {
 func (n *Node) addService(subject string) error {
 	var err error
 	n.service, err = micro.AddService(n.nc, micro.Config{
-		Name: "qlock", Version: Version, Description: "distributed locks",
+		Name: "qlock", Version: Version(), Description: "distributed locks",
 		Metadata: map[string]string{"cluster": n.cfg.Cluster, "node": n.cfg.Name, "nodes": strings.Join(n.cfg.Nodes, " ")},
 		StatsHandler: func(*micro.Endpoint) any {
 			return n.Stats()

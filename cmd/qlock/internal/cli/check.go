@@ -210,27 +210,37 @@ func checkMembers(c *census, r *findings) {
 		}
 		versions[m.info.Version] = append(versions[m.info.Version], m.name)
 	}
-	checkVersions(versions, r)
+	checkVersions(versions, qlock.Version(), r)
 }
 
-func checkVersions(versions map[string][]string, r *findings) {
-	old := false
+func checkVersions(versions map[string][]string, mine string, r *findings) {
+	same := true
 	for _, v := range slices.Sorted(maps.Keys(versions)) {
+		if v == mine {
+			continue
+		}
 		names := versions[v]
-		switch compareVersions(v, qlock.Version) {
-		case -1:
-			old = true
-			r.add(warning, "version", fmt.Sprintf("%s %s version %s, this program is %s", strings.Join(names, ", "), verb(len(names), "runs", "run"), v, qlock.Version),
-				"upgrade the nodes one after the other, see docs/operations.md")
-		case 1:
-			old = true
-			r.add(warning, "version", fmt.Sprintf("%s %s version %s, this program is only %s", strings.Join(names, ", "), verb(len(names), "runs", "run"), v, qlock.Version), "upgrade this program")
+		runs := fmt.Sprintf("%s %s version %s, this program is ", strings.Join(names, ", "), verb(len(names), "runs", "run"), v)
+		switch {
+		case unreleased(v) || unreleased(mine):
+			same = false
+			r.add(warning, "version", runs+mine+"; which of them is newer cannot be told, as one is no release", "run the same release everywhere")
+		case compareVersions(v, mine) < 0:
+			same = false
+			r.add(warning, "version", runs+mine, "upgrade the nodes one after the other, see docs/operations.md")
+		case compareVersions(v, mine) > 0:
+			same = false
+			r.add(warning, "version", runs+"only "+mine, "upgrade this program")
 		}
 	}
-	if !old {
-		r.add(fine, "version", "all nodes run version "+qlock.Version, "")
+	if same {
+		r.add(fine, "version", "all nodes run version "+mine, "")
 	}
 }
+
+// unreleased is true for builds of a working copy that does not know the last
+// release: Go numbers them v0.0.0 and a commit, qlock without one.
+func unreleased(v string) bool { return strings.HasPrefix(strings.TrimPrefix(v, "v"), "0.0.0-") }
 
 func verb(n int, one, more string) string {
 	if n == 1 {
@@ -239,11 +249,13 @@ func verb(n int, one, more string) string {
 	return more
 }
 
-// compareVersions compares 1.2.3 with 1.2.4, and takes what follows a - for
-// nothing.
+// compareVersions compares 1.2.3 with 1.2.4, and ignores what follows a - or +.
 func compareVersions(a, b string) int {
 	numbers := func(s string) []int {
-		s, _, _ = strings.Cut(strings.TrimPrefix(s, "v"), "-")
+		s = strings.TrimPrefix(s, "v")
+		if i := strings.IndexAny(s, "-+"); i >= 0 {
+			s = s[:i]
+		}
 		var out []int
 		for _, p := range strings.Split(s, ".") {
 			n, _ := strconv.Atoi(p)
