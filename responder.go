@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 
+	"github.com/qlock/qlock/internal/natsio"
 	"github.com/qlock/qlock/internal/node"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/statedir"
@@ -134,7 +135,7 @@ func (c NodeConfig) proto() proto.Config {
 type Node struct {
 	nc      *nats.Conn
 	cfg     NodeConfig
-	log     *limited
+	log     *natsio.Log
 	start   time.Time
 	inbox   string
 	dir     *statedir.Dir // nil: none
@@ -179,24 +180,24 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 		return nil, errors.New("qlock: StartNode: the NATS connection was made with nats.NoEcho, so the node would not hear the requests that it sends to its own name: connect without it")
 	}
 	n := &Node{
-		nc: nc, cfg: cfg, log: newLimited(cfg.Logger, "node", cfg.Name), start: time.Now(), inbox: nc.NewInbox(),
+		nc: nc, cfg: cfg, log: natsio.NewLog(cfg.Logger, "node", cfg.Name), start: time.Now(), inbox: nc.NewInbox(),
 		change: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	// First whether the connection moves at all: what is on disk is not touched for one
 	// that does not.
 	var most int
-	err = onConnection(ctx, func() error {
+	err = natsio.Call(ctx, func() error {
 		if nc.IsClosed() {
-			return closedError(nc)
+			return fmt.Errorf("%w: %w", ErrClosed, natsio.CloseCause(nc))
 		}
 		most = int(nc.MaxPayload())
-		advise(nc, cfg.MaxLease, n.log, "this node's votes")
+		natsio.Advise(nc, cfg.MaxLease, n.log, "this node's votes")
 		return nil
 	}, func() {})
 	if err != nil {
 		return nil, fmt.Errorf("qlock: StartNode: %w", err)
 	}
-	run := newInstance()
+	run := uuid.New()
 	mem := memory{longest: max(cfg.MaxLease, cfg.PreviousMaxLease)}
 	now := n.at(time.Now())
 	now.Boot = statedir.Uptime()
@@ -204,7 +205,7 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 		if n.dir, err = statedir.Open(cfg.StateDir); err != nil {
 			return nil, fmt.Errorf("qlock: StartNode: %w", err)
 		}
-		if mem, err = takeMark(n.dir, cfg, now, run, n.log.log); err != nil {
+		if mem, err = takeMark(n.dir, cfg, now, run, n.log.Logger()); err != nil {
 			return nil, errors.Join(fmt.Errorf("qlock: StartNode: %w", err), n.dir.Close())
 		}
 	}
@@ -215,7 +216,7 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 	}, now, mem.saved, mem.longest)
 	n.runs = append(mem.past, run)
 	n.state.Store(n.core.State())
-	err = onConnection(ctx, func() error {
+	err = natsio.Call(ctx, func() error {
 		err := n.serve(ctx)
 		if err != nil {
 			_, unsaved := n.quit(true)
@@ -223,7 +224,7 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 		}
 		return err
 	}, func() { _ = n.leave(false) })
-	if errors.Is(err, errStandsStill) {
+	if errors.Is(err, natsio.ErrStandsStill) {
 		_, unsaved := n.quit(true)
 		return nil, errors.Join(fmt.Errorf("qlock: StartNode: %w", err), unsaved)
 	}
@@ -259,7 +260,7 @@ func (n *Node) serve(ctx context.Context) error {
 	for !n.probed() {
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("qlock: StartNode: node %s did not hear itself on %s: is it connected, and may it publish and subscribe there? %w", n.cfg.Name, claims, contextError(ctx))
+			return fmt.Errorf("qlock: StartNode: node %s did not hear itself on %s: is it connected, and may it publish and subscribe there? %w", n.cfg.Name, claims, natsio.ContextError(ctx))
 		case <-n.done:
 			return n.Err()
 		case <-n.changed():
@@ -339,7 +340,7 @@ func (n *Node) WaitReady(ctx context.Context) error {
 		case <-changed:
 		case <-n.done:
 		case <-ctx.Done():
-			return fmt.Errorf("qlock: node %s is %s and gives no votes yet: %w", n.cfg.Name, n.state.Load(), contextError(ctx))
+			return fmt.Errorf("qlock: node %s is %s and gives no votes yet: %w", n.cfg.Name, n.state.Load(), natsio.ContextError(ctx))
 		}
 	}
 }
@@ -362,16 +363,16 @@ func (n *Node) close(save bool) error {
 	}
 	// The rest waits for the connection, which may stand still for longer than ours is
 	// to wait.
-	patience := time.NewTimer(closePatience - logPatience)
+	patience := time.NewTimer(natsio.ClosePatience - natsio.LogPatience)
 	defer patience.Stop()
-	defer n.log.flush(logPatience)
+	defer n.log.Flush(natsio.LogPatience)
 	left := make(chan error, 1)
 	go func() { left <- n.leave(save) }()
 	select {
 	case gone := <-left:
 		err = errors.Join(err, gone)
 	case <-patience.C:
-		n.log.line(slog.LevelWarn, "the NATS connection stands still; the node's subscriptions end when it moves again")
+		n.log.Line(slog.LevelWarn, "the NATS connection stands still; the node's subscriptions end when it moves again")
 	}
 	if err != nil {
 		return fmt.Errorf("qlock: closing node %s: %w", n.cfg.Name, err)
@@ -440,9 +441,9 @@ func (n *Node) finish(why error) {
 
 // gone ends a node whose connection is closed for ever. Close still saves its votes.
 func (n *Node) gone() {
-	err := closedError(n.nc)
+	err := fmt.Errorf("%w: %w", ErrClosed, natsio.CloseCause(n.nc))
 	n.finish(err)
-	n.log.line(slog.LevelError, "this node serves no more", "error", err)
+	n.log.Line(slog.LevelError, "this node serves no more", "error", err)
 }
 
 func (n *Node) at(t time.Time) proto.Now {
@@ -517,7 +518,7 @@ func (n *Node) receiveBatch(client, subject, reply string, body []byte) {
 
 func (n *Node) ignore(subject string, err error) {
 	n.malformed.Add(1)
-	n.log.line(slog.LevelWarn, "request ignored", "subject", quote(subject), "error", err)
+	n.log.Line(slog.LevelWarn, "request ignored", "subject", quote(subject), "error", err)
 }
 
 // receiveAnswer takes answers to the node's probes.
@@ -592,15 +593,15 @@ func (n *Node) step(list string, f func(now proto.Now, out *node.Out)) {
 		}
 		*buf = proto.AppendRequest((*buf)[:0], p)
 		if err := n.nc.PublishRequest(subject.Request(n.cfg.Cluster, string(p.Verb), p.Client, ""), n.inbox, *buf); err != nil {
-			n.log.line(slog.LevelWarn, "question to other nodes not sent", "error", err)
+			n.log.Line(slog.LevelWarn, "question to other nodes not sent", "error", err)
 		}
 	}
 	buffers.Put(buf)
 	for _, note := range out.Notes {
-		n.log.line(slog.LevelWarn, note)
+		n.log.Line(slog.LevelWarn, note)
 	}
 	if out.Ready {
-		n.log.line(slog.LevelInfo, "ready: this node votes")
+		n.log.Line(slog.LevelInfo, "ready: this node votes")
 	}
 	out.Reset()
 	nodeOuts.Put(out)
@@ -613,7 +614,7 @@ func (n *Node) step(list string, f func(now proto.Now, out *node.Out)) {
 // which says so itself.
 func (n *Node) sent(to string, body []byte, err error) {
 	if err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
-		n.log.line(slog.LevelWarn, "answer not sent", "to", to, "bytes", len(body), "error", err)
+		n.log.Line(slog.LevelWarn, "answer not sent", "to", to, "bytes", len(body), "error", err)
 	}
 }
 
@@ -652,15 +653,15 @@ func (n *Node) publishList(to string, answers []node.Send, buf *[]byte) {
 
 // wait is how long the loop may sleep. Call with n.mu held.
 func (n *Node) wait(now proto.Now) time.Duration {
-	return min(max(n.core.Deadline()-now.Mono, 0), idle)
+	return min(max(n.core.Deadline()-now.Mono, 0), natsio.Idle)
 }
 
 // run does what time alone brings: leases that run out, the end of a quarantine,
 // probes; and it ends with the connection.
 func (n *Node) run(status chan nats.Status) {
 	defer n.nc.RemoveStatusListener(status)
-	alarm := newAlarm()
-	defer alarm.stop()
+	alarm := natsio.NewAlarm()
+	defer alarm.Stop()
 	if n.nc.IsClosed() { // before it was listened to
 		n.gone()
 		return
@@ -681,8 +682,10 @@ func (n *Node) run(status chan nats.Status) {
 			}
 			status = nil // removed by someone else
 		case <-n.wake:
-		case <-alarm.in(wait):
+		case <-alarm.In(wait):
 			n.step("", func(now proto.Now, out *node.Out) { n.core.Tick(now, out) })
 		}
 	}
 }
+
+var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }}

@@ -1,4 +1,4 @@
-package qlock
+package natsio
 
 import (
 	"context"
@@ -11,24 +11,34 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
+// Conn is what is used of a connection while a client runs. *nats.Conn is one. Each
+// of its methods may block for as long as the connection stands still.
+type Conn interface {
+	Publish(subject string, data []byte) error
+	PublishRequest(subject, reply string, data []byte) error
+	MaxPayload() int64
+	LastError() error
+	IsClosed() bool
+}
+
 // A NATS connection may stand still: while it flushes into a black hole, every call on
 // it waits for its mutex, for up to a minute. What has a context must come back
 // meanwhile, so calls on the connection are made by a goroutine that can be left behind.
 
-// errStandsStill: a context ended while a call on the connection did not come back.
-var errStandsStill = errors.New("the NATS connection stands still: a call on it has not come back")
+// ErrStandsStill: a context ended while a call on the connection did not come back.
+var ErrStandsStill = errors.New("the NATS connection stands still: a call on it has not come back")
 
 // standsStill is how long a call may take to come back when its context has ended,
 // before the connection is said to stand still. What it says itself tells more.
 const standsStill = 100 * time.Millisecond
 
-// closePatience is how long Close waits for a connection that stands still.
-const closePatience = time.Second
+// ClosePatience is how long Close waits for a connection that stands still.
+const ClosePatience = time.Second
 
-// onConnection calls do, which ends with ctx unless the connection stands still. If
-// it does, onConnection returns errStandsStill with the context's error, and undo is
+// Call calls do, which ends with ctx unless the connection stands still. If
+// it does, Call returns ErrStandsStill with the context's error, and undo is
 // called should do come back without an error.
-func onConnection(ctx context.Context, do func() error, undo func()) error {
+func Call(ctx context.Context, do func() error, undo func()) error {
 	done := make(chan error, 1)
 	go func() { done <- do() }()
 	select {
@@ -48,26 +58,34 @@ func onConnection(ctx context.Context, do func() error, undo func()) error {
 			undo()
 		}
 	}()
-	return fmt.Errorf("%w: %w", errStandsStill, contextError(ctx))
+	return fmt.Errorf("%w: %w", ErrStandsStill, ContextError(ctx))
 }
 
-// closeCause is what is known of why a connection is closed for ever.
-func closeCause(nc *nats.Conn) error {
+// CloseCause is what is known of why a connection is closed for ever.
+func CloseCause(nc Conn) error {
 	if last := nc.LastError(); last != nil && !errors.Is(last, nats.ErrConnectionClosed) {
 		return fmt.Errorf("%w, its last error was: %w", nats.ErrConnectionClosed, last)
 	}
 	return nats.ErrConnectionClosed
 }
 
-func closedError(nc *nats.Conn) error { return fmt.Errorf("%w: %w", ErrClosed, closeCause(nc)) }
+// ContextError is why ctx ended, nil if it has not: its error, and its cause where that
+// says something else.
+func ContextError(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if err == nil || errors.Is(cause, err) {
+		return cause
+	}
+	return fmt.Errorf("%w: %w", err, cause)
+}
 
 // enoughPayload is a max_payload with which nothing has to be left out.
 const enoughPayload = 8 << 10
 
-// advise warns of what will cost locks some day: a connection that is closed for ever by
+// Advise warns of what will cost locks some day: a connection that is closed for ever by
 // what passes, or that finds a silent server too late for another. lease is how long
 // one may be silent.
-func advise(nc *nats.Conn, lease time.Duration, log *limited, about string) {
+func Advise(nc *nats.Conn, lease time.Duration, log *Log, about string) {
 	o := &nc.Opts // of how the connection was made: these never change
 	var faults []string
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
@@ -91,7 +109,7 @@ func advise(nc *nats.Conn, lease time.Duration, log *limited, about string) {
 		fault("its server takes %d bytes in a message: long names and notes may not fit (max_payload, %d are enough)", most, enoughPayload)
 	}
 	if len(faults) > 0 {
-		log.line(slog.LevelWarn, "the NATS connection was not made for locks", "may cost", about, "because", strings.Join(faults, "; "))
+		log.Line(slog.LevelWarn, "the NATS connection was not made for locks", "may cost", about, "because", strings.Join(faults, "; "))
 	}
 }
 

@@ -1,4 +1,4 @@
-package qlock
+package natsio
 
 import (
 	"fmt"
@@ -8,9 +8,10 @@ import (
 	"github.com/qlock/qlock/internal/statedir"
 )
 
-// leaps notes when the wall clock went ahead of the monotonic one. Locks are lost by that
-// (C8), since it may mean that the machine slept; whoever lost one should know.
-type leaps struct {
+// Leaps notes when the wall clock went ahead of the monotonic one. Locks are lost by that
+// (C8), since it may mean that the machine slept; whoever lost one should know. It has no
+// lock of its own: its owner's guards it.
+type Leaps struct {
 	known  bool
 	offset time.Duration // of the wall clock from the monotonic one
 	by     time.Duration // the last leap
@@ -23,8 +24,8 @@ type leaps struct {
 // leap is more than clocks are slewed by in a second.
 const leap = 50 * time.Millisecond
 
-// read takes a reading of the clocks.
-func (w *leaps) read(now proto.Now) {
+// Read takes a reading of the clocks.
+func (w *Leaps) Read(now proto.Now) {
 	offset := time.Duration(now.Wall)*time.Microsecond - now.Mono
 	if ahead := offset - w.offset; !w.known || ahead > leap {
 		// Both go on evenly, but that one stands still while the machine sleeps.
@@ -39,8 +40,8 @@ func (w *leaps) read(now proto.Now) {
 	w.offset = offset
 }
 
-// explain is why locks were lost, as far as a leap within the lease explains it.
-func (w *leaps) explain(now proto.Now, lease time.Duration) string {
+// Explain says why locks were lost, if a leap within the lease explains it; else "".
+func (w *Leaps) Explain(now proto.Now, lease time.Duration) string {
 	by := w.by.Round(time.Millisecond)
 	switch {
 	case w.by < lease/2 || now.Mono-w.at > lease:
@@ -52,10 +53,3 @@ func (w *leaps) explain(now proto.Now, lease time.Duration) string {
 	}
 	return fmt.Sprintf("this machine's wall clock was set ahead by %v", by)
 }
-
-// leaptError is why a lock is lost where the wall clock explains it.
-type leaptError struct{ why string }
-
-func (e *leaptError) Error() string { return "qlock: lock lost: " + e.why }
-
-func (e *leaptError) Is(target error) bool { return target == ErrLost }
