@@ -4,7 +4,7 @@ import (
 	"time"
 
 	"github.com/qlock/qlock/internal/driver"
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/natsio"
 )
 
 // LockerStats is what a Locker has and counted. Of the calls that asked for a lock
@@ -80,9 +80,19 @@ type NodeRoundTrip struct {
 	LastHeard time.Time `json:"last_heard,omitzero"`
 }
 
+// NodeState is where a node is in its life.
+type NodeState string
+
+const (
+	NodeProbing    NodeState = "probing"    // it listens for another node of its name
+	NodeRecovering NodeState = "recovering" // it may have forgotten votes, and gives none yet
+	NodeVoting     NodeState = "voting"
+	NodeStopped    NodeState = "stopped"
+)
+
 // NodeStats is what a node has and counted.
 type NodeStats struct {
-	State      string        `json:"state"`         // "probing", "recovering", "voting" or "stopped"
+	State      NodeState     `json:"state"`
 	Started    time.Time     `json:"started"`       // when StartNode was called, by this node's clock
 	Recovering time.Duration `json:"recovering_ns"` // how long it will still give no votes
 
@@ -144,20 +154,14 @@ func (l *Locker) Stats() LockerStats {
 }
 
 // Stats tells what the node has and counted.
-func (n *Node) Stats() NodeStats {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	c := n.core.Counts()
-	s := NodeStats{
-		State: string(n.core.State()), Started: n.start.Round(0), Recovering: n.core.Recovering(n.at(time.Now())),
-		Claims: n.core.Claims(), Waiting: n.core.Waiting(), Resources: n.core.Resources(), Clients: n.core.Clients(),
-		TokensAhead: n.core.Ahead(n.at(time.Now())),
-		Requests:    n.requests.Load(), Malformed: n.malformed.Load(),
-		Granted: c.Granted, Refused: NodeRefusals(c.Refused), Recalls: c.Recalls, LeasesExpired: c.Expired, Evicted: c.Evicted,
-		LogDropped: n.log.Dropped(),
+func (n *Node) Stats() NodeStats { return nodeStats(n.node.Stats(), n.log) }
+
+func nodeStats(s driver.NodeStats, log *natsio.Log) NodeStats {
+	return NodeStats{
+		State: NodeState(s.State), Started: s.Started.Round(0), Recovering: s.Recovering,
+		Claims: s.Claims, Waiting: s.Waiting, Resources: s.Resources, Clients: s.Clients,
+		TokensAhead: s.Ahead, Requests: s.Requests, Malformed: s.Malformed,
+		Granted: s.Counts.Granted, Refused: NodeRefusals(s.Counts.Refused), Recalls: s.Counts.Recalls,
+		LeasesExpired: s.Counts.Expired, Evicted: s.Counts.Evicted, LogDropped: log.Dropped(),
 	}
-	if n.closed || n.isDone() {
-		s.State, s.Recovering = string(proto.Stopped), 0
-	}
-	return s
 }

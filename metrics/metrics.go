@@ -18,7 +18,7 @@ import (
 )
 
 // states that a node can be in, so that each has a series from the start.
-var states = []string{"probing", "recovering", "voting", "stopped"}
+var states = []qlock.NodeState{qlock.NodeProbing, qlock.NodeRecovering, qlock.NodeVoting, qlock.NodeStopped}
 
 type node struct {
 	node *qlock.Node
@@ -82,7 +82,7 @@ func (c *node) Collect(ch chan<- prometheus.Metric) {
 	gauge(c.info, 1, qlock.Version())
 	gauge(c.started, float64(s.Started.UnixMilli())/1000)
 	for _, state := range states {
-		gauge(c.state, truth(s.State == state), state)
+		gauge(c.state, truth(s.State == state), string(state))
 	}
 	gauge(c.recovering, s.Recovering.Seconds())
 	gauge(c.claims, float64(s.Claims))

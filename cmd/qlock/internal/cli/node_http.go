@@ -104,7 +104,7 @@ func state(r *running) string {
 	if r == nil {
 		return "starting"
 	}
-	return r.node.Stats().State
+	return string(r.node.Stats().State)
 }
 
 func answer(w http.ResponseWriter, status int, state, why string) {
