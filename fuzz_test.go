@@ -133,6 +133,7 @@ func fuzzLocker(t *testing.T, d *dice.Dice) {
 	for d.Left() {
 		if pass := d.Pass(lease); pass > 0 {
 			time.Sleep(pass)
+			synctest.Wait() // for those who slept as long
 		}
 		w.Wall = time.Now().UnixMicro()
 		switch what := d.N(16); what {
