@@ -5,152 +5,86 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/local"
+	"github.com/qlock/qlock/internal/members"
 	"github.com/qlock/qlock/internal/proto"
-	"github.com/qlock/qlock/internal/quorum"
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// survey collects what the nodes say of themselves.
-type survey struct {
-	nonce   string
-	answers map[string]*proto.Answer // by node
-	began   time.Time
-	took    map[string]time.Duration // from then to the first answer, by node
-}
+// Which nodes there are, and which configuration counts, is decided by internal/members
+// (M1 to M5). Here it is given the clock and the connection.
 
-// agreed returns the configuration that a quorum of its own nodes gave, and more
-// nodes than gave any other: one node that was told a list of its own must not
-// draw clients to it. everybody reports that no node is left, of all that anybody
-// named, who might still object.
-func (s *survey) agreed() (cfg proto.Config, found, everybody bool) {
-	count := map[string]int{}
-	of := map[string]*proto.NodeInfo{}
-	named := map[string]bool{}
-	for name, a := range s.answers {
-		for _, n := range a.Info.Nodes {
-			named[n] = true
-		}
-		if slices.Contains(a.Info.Nodes, name) {
-			count[a.Digest]++
-			of[a.Digest] = a.Info
-		}
-	}
-	for digest, n := range count {
-		i := of[digest]
-		c := proto.Config{Nodes: i.Nodes, MaxTTL: i.MaxTTL, Skew: i.Skew}
-		// A digest is counted only if it is the configuration's: a node that tells
-		// one and shows another is broken.
-		if 2*n > len(s.answers) && n >= quorum.Size(len(i.Nodes), quorum.Exclusive) && c.Digest() == digest {
-			cfg, found = c, true
-		}
-	}
-	return cfg, found, len(s.answers) >= len(named)
-}
-
-func (s *survey) String() string {
-	if len(s.answers) == 0 {
-		return "nobody answered"
-	}
-	var parts []string
-	for name, a := range s.answers {
-		parts = append(parts, fmt.Sprintf("%s (%s, configuration %s with nodes %s)", name, a.Info.State, a.Digest, strings.Join(a.Info.Nodes, " ")))
-	}
-	slices.Sort(parts)
-	return "answers came from " + strings.Join(parts, ", ")
-}
-
-// surveyTime is how long all nodes may take to say who they are before a quorum
-// of answers is enough.
-const surveyTime = 250 * time.Millisecond
-
-// discover asks until a quorum of nodes has given the same configuration.
+// discover asks until the machine has found the configuration to begin with.
 func (l *Locker) discover(ctx context.Context) error {
-	l.mu.Lock()
-	l.survey = l.newSurvey()
-	l.mu.Unlock()
-	again := time.NewTicker(surveyTime)
-	defer again.Stop()
 	var last error
+	f := l.members.Query
 	for {
-		select {
-		case <-l.found:
-			return l.checkLease()
-		default:
-		}
-		if err := l.publishInfo(); err != nil {
-			last = err
-			if errors.Is(err, nats.ErrConnectionClosed) {
-				return closedError(l.nc)
+		var out members.Out
+		var wait time.Duration
+		l.step(func(now proto.Now, lo *local.Out) {
+			f(now, &out)
+			l.found(now, &out, lo)
+			wait, _ = l.members.Wait(now)
+		})
+		f = l.members.Tick
+		if out.Ask != "" { // before there is an outbox that runs: New has nothing to lose
+			r := l.infoRequest(out.Ask)
+			if err := l.nc.PublishRequest(l.infoSubject(), l.inbox, proto.AppendRequest(nil, &r)); err != nil {
+				last = err
+				if errors.Is(err, nats.ErrConnectionClosed) {
+					return closedError(l.nc)
+				}
 			}
 		}
-		select {
-		case <-l.found:
-			continue
-		case <-again.C:
-			// Who has not answered by now is not waited for, if a quorum has.
-			l.step(l.conclude)
-		case <-ctx.Done():
-			return l.notFound(contextError(ctx), last)
-		}
-		if err := l.nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) && err != l.denial {
-			if s, ok := deniedSubject(err); ok && (s == l.infoSubject() || s == l.inbox) {
-				return fmt.Errorf("%w: %w", ErrRefused, permissionError(s, err))
-			}
+		if err := l.discovered(ctx, wait, last); !errors.Is(err, errLook) {
+			return err
 		}
 	}
+}
+
+// errLook: the machine must be looked at again.
+var errLook = errors.New("time has passed, or a node has answered")
+
+// discovered waits for the machine to find something, for a time at most.
+func (l *Locker) discovered(ctx context.Context, wait time.Duration, last error) error {
+	due := time.NewTimer(wait)
+	defer due.Stop()
+	select {
+	case <-l.ready:
+		return l.checkLease()
+	case <-l.wake:
+	case <-due.C:
+	case <-ctx.Done():
+		return l.notFound(contextError(ctx), last)
+	}
+	if err := l.nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) && err != l.denial {
+		if s, ok := deniedSubject(err); ok && (s == l.infoSubject() || s == l.inbox) {
+			return fmt.Errorf("%w: %w", ErrRefused, permissionError(s, err))
+		}
+	}
+	return errLook
 }
 
 func (l *Locker) notFound(cause, last error) error {
-	status := l.nc.Status()
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	text := fmt.Sprintf("asked the nodes of cluster %q on %s: %s", l.opt.cluster, l.infoSubject(), l.survey)
-	if len(l.survey.answers) > 0 {
-		text += "; a quorum of one list is needed"
-	} else {
-		text += "; is a node running with this cluster name, on this NATS, in this account?"
-	}
-	if last != nil {
-		text += fmt.Sprintf(" (last error of publishing: %v)", last)
-	}
-	if status != nats.CONNECTED {
-		text += fmt.Sprintf(" (the NATS connection is %v)", status)
-	}
-	return fmt.Errorf("%w: %s: %w", ErrNoQuorum, text, cause)
-}
-
-func (l *Locker) infoSubject() string {
-	return subject.Request(l.opt.cluster, subject.Info, l.opt.name, "")
-}
-
-func (l *Locker) newSurvey() *survey {
-	l.surveys++
-	return &survey{nonce: fmt.Sprintf("%s/%d", l.inbox, l.surveys), answers: map[string]*proto.Answer{}, began: time.Now(), took: map[string]time.Duration{}}
-}
-
-// infoRequest asks the nodes who they are. Call with l.mu held, during a survey.
-func (l *Locker) infoRequest() proto.Request {
-	return proto.Request{Verb: proto.Info, Client: l.opt.name, Nonce: l.survey.nonce}
-}
-
-// publishInfo asks before there is an outbox that runs: New has nothing to lose.
-func (l *Locker) publishInfo() error {
-	l.mu.Lock()
-	if l.survey == nil { // it is over already
-		l.mu.Unlock()
-		return nil
-	}
-	r := l.infoRequest()
+	m := newMembers(l.opt.cluster, l.members.Membership(l.at(time.Now())))
 	l.mu.Unlock()
-	return l.nc.PublishRequest(l.infoSubject(), l.inbox, proto.AppendRequest(nil, &r))
+	return noMembers(m, l.infoSubject(), l.nc.Status, last, cause)
+}
+
+func (l *Locker) infoSubject() string { return infoSubject(l.opt) }
+
+func infoSubject(opt options) string {
+	return subject.Request(opt.cluster, subject.Info, opt.name, "")
+}
+
+func (l *Locker) infoRequest(nonce string) proto.Request {
+	return proto.Request{Verb: proto.Info, Client: l.opt.name, Nonce: nonce}
 }
 
 // checkLease fits the lease to what the nodes allow.
@@ -163,53 +97,54 @@ func (l *Locker) checkLease() error {
 	return nil
 }
 
-// askAgain starts a survey because a node showed another configuration, at most
-// one a second. Call with l.mu held.
-func (l *Locker) askAgain() bool {
-	if l.closed || time.Since(l.asked) < time.Second {
-		return false
+// learn lets f work on the machine that knows the nodes, and does what comes of it. Call
+// with l.mu held, when the outbox runs.
+func (l *Locker) learn(now proto.Now, out *local.Out, f func(proto.Now, *members.Out)) {
+	if l.closed {
+		return
 	}
-	l.asked = time.Now()
-	l.survey = l.newSurvey()
-	return true
+	var m members.Out
+	f(now, &m)
+	l.found(now, &m, out)
+	if m.Ask != "" {
+		out.Requests = append(out.Requests, l.infoRequest(m.Ask))
+	}
 }
 
 // informed takes a node's answer to info.
 func (l *Locker) informed(a *proto.Answer) {
+	begins := false
 	l.step(func(now proto.Now, out *local.Out) {
-		if l.closed || l.survey == nil || a.Info.Nonce != l.survey.nonce {
-			return
-		}
-		l.survey.answers[a.Node] = a
-		if _, ok := l.survey.took[a.Node]; !ok {
-			l.survey.took[a.Node] = time.Since(l.survey.began)
-		}
-		if _, _, everybody := l.survey.agreed(); everybody {
-			l.conclude(now, out)
-		}
+		l.learn(now, out, func(now proto.Now, m *members.Out) { l.members.Hear(now, a, m) })
+		begins = l.core == nil
 	})
+	if begins { // the machine may have something to do sooner
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
+	}
 }
 
-// conclude takes the configuration that the survey found, if it found one. Call
-// with l.mu held.
-func (l *Locker) conclude(now proto.Now, out *local.Out) {
-	cfg, found, _ := l.survey.agreed()
+// found has the client count by the configuration that the machine found, if it found
+// one. Call with l.mu held.
+func (l *Locker) found(now proto.Now, m *members.Out, out *local.Out) {
 	switch {
-	case !found:
+	case m.Found == nil:
 	case l.core == nil:
 		if l.opt.lease == 0 {
-			l.opt.lease = min(DefaultLease, cfg.MaxTTL)
+			l.opt.lease = min(DefaultLease, m.Found.MaxTTL)
 		}
 		instance := newInstance()
 		l.core = client.New(client.Config{
 			Name: l.opt.name, Instance: instance, TTL: l.opt.lease,
-			MaxRuns: proto.RunsIn(l.out.fits()), Seed: binary.BigEndian.Uint64(instance[8:]), Trips: l.survey.took, Cluster: cfg,
+			MaxRuns: proto.RunsIn(l.out.fits()), Seed: binary.BigEndian.Uint64(instance[8:]), Trips: m.Trips, Cluster: *m.Found,
 		}, now)
 		l.table = local.New(l.core, l.opt.retention)
 		l.table.PassOn(l.opt.passMost, l.opt.passWithin)
-		close(l.found)
-	case cfg.Digest() != l.core.Digest():
+		close(l.ready)
+	default:
 		out.Notes = append(out.Notes, "the nodes have another configuration now: locks held are lost, waiting goes on")
-		l.table.SetCluster(now, cfg, out)
+		l.table.SetCluster(now, *m.Found, out)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/dice"
 	"github.com/qlock/qlock/internal/local"
+	"github.com/qlock/qlock/internal/members"
 	"github.com/qlock/qlock/internal/proto"
 )
 
@@ -47,7 +48,7 @@ func fuzzLocker(t *testing.T, d *dice.Dice) {
 	opt.retention = dice.Of(d, 0, time.Second)
 	l := &Locker{
 		nc: new(nats.Conn), opt: opt, log: newLimited(slog.New(slog.DiscardHandler)), start: time.Now(), inbox: "inbox",
-		wake: make(chan struct{}, 1), stop: make(chan struct{}), asked: time.Now(),
+		wake: make(chan struct{}, 1), stop: make(chan struct{}), members: members.New("inbox"),
 	}
 	l.out = newOutbox(nil, l.inbox, opt, l.log)
 	defer l.out.late.Stop()
@@ -100,7 +101,8 @@ func fuzzLocker(t *testing.T, d *dice.Dice) {
 				l.shut()
 			}
 		case 8, 9:
-			if d.Odds(4) && l.askAgain() {
+			if d.Odds(4) {
+				l.step(func(now proto.Now, out *local.Out) { l.learn(now, out, l.members.Query) })
 				break
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), dice.Of(d, time.Second, time.Minute, time.Millisecond))
@@ -144,9 +146,7 @@ func fuzzLocker(t *testing.T, d *dice.Dice) {
 			}
 			l.mu.Lock()
 			nonces := slices.Sorted(maps.Keys(l.inquiries))
-			if l.survey != nil {
-				nonces = append(nonces, l.survey.nonce)
-			}
+			nonces = append(nonces, fmt.Sprintf("%s/%d/%d", l.inbox, 1+d.N(3), 1+d.N(3)))
 			l.mu.Unlock()
 			for _, nonce := range nonces {
 				kind := dice.Of(d, proto.Listed, proto.Evicting, proto.Informed)

@@ -41,6 +41,12 @@ type LockInfo struct {
 	Silent     []string // nodes that did not answer: what only these know is missing
 }
 
+// Complete reports whether nobody but the claims in it can hold the lock: of the nodes that
+// vote a quorum has answered.
+func (i *LockInfo) Complete() bool {
+	return len(i.Answered)-len(i.Recovering) >= quorum.Size(len(i.Answered)+len(i.Silent), exclusive)
+}
+
 // ClaimInfo is a claim as the nodes have it: a lock held, kept (WithRetention), or
 // waited for. Goroutines of one Locker may share a claim.
 type ClaimInfo struct {
@@ -377,6 +383,11 @@ func (l *Locker) deny(subject string, err error) {
 	defer l.mu.Unlock()
 	for _, q := range l.inquiries {
 		if q.subject == subject {
+			q.fail(fmt.Errorf("%w: %w", ErrRefused, permissionError(subject, err)))
+		}
+	}
+	for q := range l.queries {
+		if subject == l.infoSubject() {
 			q.fail(fmt.Errorf("%w: %w", ErrRefused, permissionError(subject, err)))
 		}
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/local"
+	"github.com/qlock/qlock/internal/members"
 	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
@@ -36,13 +37,12 @@ type Locker struct {
 	mu        sync.Mutex // guards what follows; nothing is published and no caller's code is run under it
 	core      *client.Client
 	table     *local.Table        // what is held and waited for, on core
-	survey    *survey             // of the nodes' configurations, while one is under way
+	members   *members.Machine    // which nodes there are
 	inquiries map[string]*inquiry // by nonce
-	wakeAt    time.Time           // when the loop will look at core next
+	queries   map[*membersQuery]struct{}
+	wakeAt    time.Time // when the loop will look at core next
 	closed    bool
 	gone      bool // it was said that the connection is closed
-	surveys   int
-	asked     time.Time // of the last survey
 	counts    counts
 	leaps     leaps
 	unlocked  time.Duration // when a lock was last unlocked
@@ -55,7 +55,7 @@ type Locker struct {
 
 	out *outbox // taken under mu, so that messages are in the order of the steps
 
-	found chan struct{} // closed when New knows the nodes
+	ready chan struct{} // closed when New knows the nodes
 	wake  chan struct{} // tells the loop to look at core now
 	stop  chan struct{}
 	loop  sync.WaitGroup
@@ -97,8 +97,9 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Locker, error) {
 	}
 	l := &Locker{
 		nc: nc, opt: opt, log: newLimited(opt.logger), start: time.Now(), inbox: nc.NewInbox(),
-		found: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}),
+		ready: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
+	l.members = members.New(l.inbox)
 	l.out = newOutbox(nc, l.inbox, opt, l.log)
 	l.out.begin, l.out.shut, l.out.other = l.beforePublishing, l.shut, l.fit
 	err = onConnection(ctx, func() error { return l.begin(ctx) }, func() { _ = l.Close() })
@@ -456,8 +457,8 @@ func (l *Locker) step(f func(now proto.Now, out *local.Out)) {
 	if held > 0 {
 		l.burst = held
 	}
-	if out.AskInfo && l.askAgain() {
-		out.Requests = append(out.Requests, l.infoRequest())
+	if out.AskInfo {
+		l.learn(now, out, l.members.Query)
 	}
 	wake := l.rearm(t, now)
 	if len(out.Requests) > 0 {
@@ -567,6 +568,7 @@ func (l *Locker) receiveReply(a proto.Answer) {
 	if a.Kind == proto.Informed {
 		a.Nonce = a.Info.Nonce
 		l.informed(&a)
+		l.answerQueries(&a)
 	}
 	l.replied(&a)
 }

@@ -48,10 +48,7 @@ func (l *Locker) run(status chan nats.Status) {
 			l.out.poke() // to look at the connection, which this loop must not do
 			l.step(func(now proto.Now, out *local.Out) {
 				l.table.Tick(now, out)
-				if l.survey != nil && time.Since(l.asked) >= surveyTime {
-					l.conclude(now, out)
-					l.survey = nil
-				}
+				l.learn(now, out, l.members.Tick)
 			})
 		}
 	}
@@ -63,7 +60,10 @@ func (l *Locker) run(status chan nats.Status) {
 func (l *Locker) wait(now proto.Now) time.Duration {
 	d, ok := l.table.Wait(now)
 	if !ok {
-		return idle
+		d = idle
+	}
+	if due, ok := l.members.Wait(now); ok {
+		d = min(d, due)
 	}
 	if l.core.Claims() > 0 {
 		d = min(d, time.Second)
@@ -94,6 +94,9 @@ func (l *Locker) shut() {
 	told, held := l.gone || l.closed, l.counts.held
 	l.gone = true
 	for _, q := range l.inquiries {
+		q.fail(fmt.Errorf("%w: %w", ErrClosed, cause))
+	}
+	for q := range l.queries {
 		q.fail(fmt.Errorf("%w: %w", ErrClosed, cause))
 	}
 	l.mu.Unlock()
