@@ -119,7 +119,7 @@ func fuzzLocker(t *testing.T, d *dice.Dice) {
 	opt.retention = dice.Of(d, 0, time.Second)
 	conn := &fuzzConn{t: t, beats: map[uint64]uint64{}}
 	log := natsio.NewLog(slog.New(slog.DiscardHandler))
-	l := &Locker{opt: opt, log: log, client: driver.NewClient(conn, "inbox", nil, opt.driver(log), driver.NewMembership("a", "inbox", cluster))}
+	l := &Locker{opt: opt, log: log, client: driver.NewClient(conn, "inbox", nil, opt.driver(log), driver.NewMembership("inbox", cluster))}
 	status := make(chan nats.Status, 1)
 	l.client.Run(status, func() error { return nil })
 	id := uuid.UUID{1} // of claims that are not the Locker's

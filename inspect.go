@@ -43,6 +43,12 @@ type LockInfo struct {
 	Silent     []string // nodes that did not answer: what only these know is missing
 }
 
+// Complete reports whether nobody but the claims in it can hold the lock: of the nodes that
+// vote a quorum has answered.
+func (i *LockInfo) Complete() bool {
+	return len(i.Answered)-len(i.Recovering) >= quorum.Size(len(i.Answered)+len(i.Silent), exclusive)
+}
+
 // ClaimInfo is a claim as the nodes have it: a lock held, kept (WithRetention), or
 // waited for. Goroutines of one Locker may share a claim.
 type ClaimInfo struct {

@@ -339,6 +339,7 @@ func (c *Client) receiveReply(a proto.Answer) {
 	if a.Kind == proto.Informed {
 		a.Nonce = a.Info.Nonce
 		c.machine.informed(&a)
+		c.queries.informed(&a)
 	}
 	if c.isOurs(&a) {
 		c.queries.reply(&a)
@@ -402,7 +403,11 @@ func (c *Client) denied(err error, known bool) (expected bool) {
 		return false
 	}
 	cause := natsio.PermissionError(on, err)
-	c.queries.fail(on, fmt.Errorf("%w: %w", ErrRefused, cause))
+	refused := fmt.Errorf("%w: %w", ErrRefused, cause)
+	c.queries.fail(on, refused)
+	if on == infoSubject(c.cfg.Cluster, c.cfg.Name) {
+		c.queries.failMembers(refused)
+	}
 	published := c.published.Load()
 	c.machine.failWaiting(ErrRefused, cause, func(h *Hold) bool {
 		claim := h.use.Claim()

@@ -41,7 +41,7 @@ func newTestClient(conn *silentConn) (*Client, chan nats.Status) {
 	cluster := proto.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second}
 	c := NewClient(conn, "inbox", nil, Config{
 		Cluster: "default", Name: "a", Lease: 10 * time.Second, Log: natsio.NewLog(slog.New(slog.DiscardHandler)),
-	}, NewMembership("a", "inbox", cluster))
+	}, NewMembership("inbox", cluster))
 	status := make(chan nats.Status, 8)
 	c.Run(status, func() error { return nil })
 	return c, status

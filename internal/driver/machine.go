@@ -13,6 +13,7 @@ import (
 
 	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/local"
+	"github.com/qlock/qlock/internal/members"
 	"github.com/qlock/qlock/internal/natsio"
 	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/proto"
@@ -39,9 +40,9 @@ type machine struct {
 
 	mu         sync.Mutex // guards what follows; nothing is published and no caller's code is run under it
 	core       *client.Client
-	table      *local.Table // what is held and waited for, on core
-	membership *Membership
-	wakeAt     time.Time // when the loop will look next
+	table      *local.Table     // what is held and waited for, on core
+	members    *members.Machine // which nodes there are
+	wakeAt     time.Time        // when the loop will look next
 	closed     bool
 	counts     Counts
 	leaps      natsio.Leaps
@@ -50,21 +51,19 @@ type machine struct {
 }
 
 func newMachine(cfg *Config, pub *natsio.Publisher, m *Membership) *machine {
-	c := &machine{cfg: cfg, log: cfg.Log, pub: pub, start: time.Now(), wake: make(chan struct{}, 1), membership: m}
+	c := &machine{cfg: cfg, log: cfg.Log, pub: pub, start: m.start, wake: make(chan struct{}, 1), members: m.members}
 	instance := newInstance()
 	c.core = client.New(client.Config{
 		Name: cfg.Name, Instance: instance, TTL: cfg.Lease,
-		MaxRuns: proto.RunsIn(pub.MaxBody()), Seed: binary.BigEndian.Uint64(instance[8:]), Trips: m.trips(), Cluster: m.config,
-	}, c.at(c.start))
+		MaxRuns: proto.RunsIn(pub.MaxBody()), Seed: binary.BigEndian.Uint64(instance[8:]), Trips: m.trips, Cluster: m.config,
+	}, c.at(time.Now()))
 	c.table = local.New(c.core, cfg.Retention)
 	c.table.PassOn(cfg.PassMost, cfg.PassWithin)
 	return c
 }
 
 // at is a reading of the clocks.
-func (m *machine) at(t time.Time) proto.Now {
-	return proto.Now{Mono: t.Sub(m.start), Wall: t.UnixMicro()}
-}
+func (m *machine) at(t time.Time) proto.Now { return clocks(m.start, t) }
 
 // step is what a step of the machine works with.
 type step struct {
@@ -100,8 +99,8 @@ func (m *machine) finish(s *step) {
 	if s.held > 0 {
 		m.burst = s.held
 	}
-	if s.AskInfo && !m.closed && m.membership.ask(s.t) {
-		s.Requests = append(s.Requests, m.membership.request())
+	if s.AskInfo {
+		m.learn(s, m.members.Query)
 	}
 	wake := m.rearm(s)
 	if len(s.Requests) > 0 {
@@ -289,7 +288,7 @@ func (m *machine) release(h *Hold) {
 func (m *machine) tick() {
 	s := m.begin()
 	m.table.Tick(s.now, &s.Out)
-	m.membershipFound(s, m.membership.due(s.t))
+	m.learn(s, m.members.Tick)
 	m.finish(s)
 }
 
@@ -319,18 +318,24 @@ func (m *machine) handleOne(a *proto.Answer) {
 // informed takes a node's answer to info.
 func (m *machine) informed(a *proto.Answer) {
 	s := m.begin()
-	if !m.closed {
-		m.membershipFound(s, m.membership.hear(s.t, a))
-	}
+	m.learn(s, func(now proto.Now, out *members.Out) { m.members.Hear(now, a, out) })
 	m.finish(s)
 }
 
-// membershipFound takes the configuration that a query found, if it found one. Call with
-// m.mu held.
-func (m *machine) membershipFound(s *step, found bool) {
-	if cfg := m.membership.config; found && cfg.Digest() != m.core.Digest() {
+// learn lets f work on the machine that knows the nodes, and does what comes of it. Call
+// with m.mu held.
+func (m *machine) learn(s *step, f func(proto.Now, *members.Out)) {
+	if m.closed {
+		return
+	}
+	var out members.Out
+	f(s.now, &out)
+	if out.Found != nil {
 		s.Notes = append(s.Notes, "the nodes have another configuration now: locks held are lost, waiting goes on")
-		m.table.SetCluster(s.now, cfg, &s.Out)
+		m.table.SetCluster(s.now, *out.Found, &s.Out)
+	}
+	if out.Ask != "" {
+		s.Requests = append(s.Requests, infoRequest(m.cfg.Name, out.Ask))
 	}
 }
 
@@ -384,7 +389,10 @@ func (m *machine) sleep() time.Duration {
 func (m *machine) wait(now proto.Now) time.Duration {
 	d, ok := m.table.Wait(now)
 	if !ok {
-		return natsio.Idle
+		d = natsio.Idle
+	}
+	if due, ok := m.members.Wait(now); ok {
+		d = min(d, due)
 	}
 	if m.core.Claims() > 0 {
 		d = min(d, time.Second)

@@ -19,8 +19,9 @@ import (
 // and remove them; those of the subscription, of the connection's callbacks, of the
 // publisher and of the loop answer and fail them. None of the methods blocks.
 type queries struct {
-	mu  sync.Mutex        // guards all
-	all map[string]*query // by nonce
+	mu      sync.Mutex        // guards what follows
+	all     map[string]*query // by nonce
+	members map[*membersQuery]struct{}
 }
 
 // query is a question to all nodes that waits for answers.
@@ -44,6 +45,39 @@ func (q *queries) remove(nonce string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	delete(q.all, nonce)
+}
+
+func (q *queries) addMembers(one *membersQuery) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.members == nil {
+		q.members = map[*membersQuery]struct{}{}
+	}
+	q.members[one] = struct{}{}
+}
+
+func (q *queries) removeMembers(one *membersQuery) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.members, one)
+}
+
+// informed gives a node's answer to info to whoever asks for the members.
+func (q *queries) informed(a *proto.Answer) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for one := range q.members {
+		one.hear(a)
+	}
+}
+
+// failMembers ends what asks for the members, which NATS does not let through.
+func (q *queries) failMembers(err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for one := range q.members {
+		one.fail(err)
+	}
 }
 
 // reply gives a node's answer to the query that asked for it.
@@ -76,6 +110,9 @@ func (q *queries) failAll(err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, one := range q.all {
+		one.fail(err)
+	}
+	for one := range q.members {
 		one.fail(err)
 	}
 }

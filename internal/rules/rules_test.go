@@ -27,7 +27,7 @@ const (
 // very code that runs in production, and repeat each run. Time and random numbers are
 // arguments; connections, files, logs and goroutines are the driver's.
 var core = []string{
-	"internal/client", "internal/local", "internal/node", "internal/printable",
+	"internal/client", "internal/local", "internal/members", "internal/node", "internal/printable",
 	"internal/proto", "internal/quorum", "internal/sat", "internal/shrink",
 	"internal/subject",
 }
@@ -79,16 +79,8 @@ var api = []string{
 // reason. It may only become shorter: the command is to stand on the public API, so
 // that other programs can do what it does.
 var apiExceptions = map[string]string{
-	"cmd/qlock/internal/cli/check.go internal/proto":     "compares what the nodes say of their configurations and states; the API lacks a list of members",
-	"cmd/qlock/internal/cli/check.go internal/quorum":    "tells how many more nodes may fail; the API lacks a list of members",
-	"cmd/qlock/internal/cli/look.go internal/quorum":     "tells whether enough nodes answered; the API tells who answered, not how many are needed",
-	"cmd/qlock/internal/cli/node_http.go internal/proto": "reads the states of the other nodes; the API lacks a list of members",
-	"cmd/qlock/internal/cli/nodes.go internal/proto":     "shows the nodes' configurations and states; the API lacks a list of members",
-	"cmd/qlock/internal/cli/nodes.go internal/quorum":    "tells whether enough nodes vote; the API lacks a list of members",
-	"cmd/qlock/internal/cli/survey.go internal/proto":    "asks the nodes; the API lacks a list of members",
-	"cmd/qlock/internal/cli/survey.go internal/quorum":   "tells which configuration has a majority; the API lacks a list of members",
-	"cmd/qlock/internal/cli/wait.go internal/proto":      "shows whom a waiting call waits for; the API does not tell while it waits",
-	"cmd/qlock/internal/cli/watch.go internal/proto":     "decodes requests and answers that it overhears; the API has events alone",
+	"cmd/qlock/internal/cli/wait.go internal/proto":  "shows whom a waiting call waits for; the API does not tell while it waits",
+	"cmd/qlock/internal/cli/watch.go internal/proto": "decodes requests and answers that it overhears; the API has events alone",
 }
 
 type source struct {

@@ -142,7 +142,7 @@ func (a *app) evict(ctx context.Context, o *unlockOptions, name string) error {
 		}
 		who := fmt.Sprintf("%s %s", printable.Text(c.Client), shortID(c.ID))
 		switch {
-		case still == nil && errs[i] != nil && !sure(info):
+		case still == nil && errs[i] != nil && !info.Complete():
 			fmt.Fprintf(a.out, "Not known whether %s has given up %s: of the nodes that answered too few give votes, and the others may have forgotten the claim. Try again.\n", who, lockNamed(name))
 			unsure++
 			continue
