@@ -371,6 +371,30 @@ func ExampleLockError() {
 
 // A node on a NATS that runs already. Each of a cluster's nodes has a name and a
 // state directory of its own; the list of names is the same for all and fixed.
+func ExampleLocker_Members() {
+	locker, stop := newLocker("ops")
+	defer stop()
+
+	m, err := locker.Members(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, n := range m.Nodes {
+		switch {
+		case !n.Answered:
+			fmt.Println(n.Name, "does not answer")
+		case n.Conflict != "":
+			fmt.Println(n.Name, "contradicts the others:", n.Conflict)
+		default:
+			fmt.Println(n.Name, n.State)
+		}
+	}
+	fmt.Printf("%d vote, %d are needed\n", m.Voting(), m.Config.WriteQuorum())
+	// Output:
+	// n1 voting
+	// 1 vote, 1 are needed
+}
+
 func ExampleLocker_Inspect() {
 	ctx := context.Background()
 	backup, stop := newLocker("backup")
