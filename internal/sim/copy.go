@@ -76,6 +76,7 @@ func (s *Sim) revive(snap *snapshot, frozen bool, resources int, r *rand.Rand) {
 		}
 	}
 	for _, j := range snap.jobs {
+		j.asked = s.now // it was not there meanwhile, to be answered
 		s.jobs[j.res] = append(s.jobs[j.res], j)
 		if j.held {
 			j.timer = s.at(time.Duration(r.Int64N(int64(ttl))), func() { c.do(j.release) })
