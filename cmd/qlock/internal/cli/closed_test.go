@@ -103,7 +103,7 @@ func TestCredentialsChange(t *testing.T) {
 		}
 		return nil
 	})
-	watches.says(watches.err, "NATS connection is back")
+	watches.says(watches.err, "NATS connection restored")
 	qlockCmd(t, append([]string{"run", "y"}, append(as, "--", "true")...)...).want(t, 0)
 	watches.says(watches.out, " y ")
 	if lines := strings.Count(n.err.String(), "authorization violation"); lines > 3 {
@@ -261,7 +261,7 @@ func TestCheckLooks(t *testing.T) {
 		h := launch(t, "lock", fmt.Sprint("x.", i), "--lease", "300ms", "-s", s.ClientURL(), "--note", note)
 		h.says(h.out, "\n")
 	}
-	qlockCmd(t, "check", "-s", s.ClientURL()).want(t, 0, "takes 4096 bytes in a message", "6 locks shown", "a lock was taken")
+	qlockCmd(t, "check", "-s", s.ClientURL()).want(t, 0, "accepts messages of 4096 bytes", "6 locks shown", "a lock was acquired")
 	ls := qlockCmd(t, "ls", "--json", "-s", s.ClientURL())
 	if r := decode[lookReport](t, ls); len(r.Locks) != 5 || r.Locks[0].Holders[0].Note != note {
 		t.Errorf("%s", ls.out)

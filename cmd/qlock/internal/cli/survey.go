@@ -125,7 +125,7 @@ func (l *link) survey(ctx context.Context, patience time.Duration) (*census, err
 		}
 	}
 	for _, err := range l.denials() {
-		return nil, fmt.Errorf("%w: the user of this connection may not ask on %s, or not hear the answer: %w", qlock.ErrRefused, subject, err)
+		return nil, fmt.Errorf("%w: the user of this connection may not publish on %s, or not receive the answer: %w", qlock.ErrRefused, subject, err)
 	}
 	return newCensus(l.cluster, found), nil
 }
