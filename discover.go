@@ -209,7 +209,7 @@ func (l *Locker) conclude(now proto.Now, out *local.Out) {
 		l.table.PassOn(l.opt.passMost, l.opt.passWithin)
 		close(l.found)
 	case cfg.Digest() != l.core.Digest():
-		out.Notes = append(out.Notes, "the nodes have another configuration now: locks held are lost, waiting goes on")
+		out.Notes = append(out.Notes, "the configuration of the nodes has changed: held locks are lost, waiting claims continue")
 		l.table.SetCluster(now, cfg, out)
 	}
 }

@@ -102,7 +102,7 @@ func (h *Holder) String() string {
 	}
 	text := fmt.Sprintf("%s by %s (%s) for %v", verb, h.Client, mode, h.For.Round(time.Millisecond))
 	if h.Own {
-		text += ", by this very Locker: locks are not reentrant"
+		text += ", by this same Locker: locks are not reentrant"
 	}
 	return text
 }
@@ -194,7 +194,7 @@ func lockError(op, name string, r client.Report, reason, cause error) *LockError
 		default:
 			a.Answer = "silent"
 			if r.Hushed {
-				a.Detail = "for the first moments it tells only of a vote"
+				a.Detail = "at first it answers only if it votes"
 			}
 			silent++
 		}

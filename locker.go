@@ -351,7 +351,7 @@ func (l *Locker) Close() error {
 	case <-left:
 		return err
 	case <-patience.C:
-		l.log.line(slog.LevelWarn, "the NATS connection stands still; the last releases may not reach the nodes, and the leases will end")
+		l.log.line(slog.LevelWarn, "the NATS connection is blocked; the last releases may not reach the nodes, and the leases will expire")
 		return nil
 	}
 }
@@ -398,7 +398,7 @@ func (l *Locker) leave() error {
 	}
 	err := l.sub.Unsubscribe()
 	if flushErr := l.nc.FlushWithContext(ctx); flushErr != nil && err == nil && !errors.Is(flushErr, nats.ErrConnectionClosed) {
-		l.log.line(slog.LevelWarn, "the last releases may not have reached the nodes; the leases will end", "error", flushErr)
+		l.log.line(slog.LevelWarn, "the last releases may not have reached the nodes; the leases will expire", "error", flushErr)
 	}
 	if err != nil && !errors.Is(err, nats.ErrConnectionClosed) && !errors.Is(err, nats.ErrBadSubscription) {
 		return fmt.Errorf("qlock: close: %w", err)

@@ -245,7 +245,7 @@ func (o *outbox) publish() {
 	case err != nil:
 		o.log.line(slog.LevelWarn, "publish failed, it will be repeated", "error", err)
 	case full:
-		o.log.line(slog.LevelWarn, "the NATS connection stands still, messages were dropped and will be repeated")
+		o.log.line(slog.LevelWarn, "the NATS connection is blocked; messages were dropped and will be repeated")
 	}
 
 	if cap(l.bodies) > mostWaiting/4 {

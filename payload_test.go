@@ -73,7 +73,7 @@ func TestQuestionLongerThanThePayload(t *testing.T) {
 		w := newWorld(t, 1, setup{server: func(o *server.Options) { o.MaxPayload = 1 << 10 }})
 		start := time.Now()
 		_, err := w.client("a").Locks(t.Context(), strings.Repeat("a.", 700)+">")
-		wantText(t, err, "the NATS server takes 1024 (max_payload)")
+		wantText(t, err, "the NATS server accepts 1024 (max_payload)")
 		if d := time.Since(start); d != 0 {
 			t.Errorf("it failed after %v", d)
 		}

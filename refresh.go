@@ -98,7 +98,7 @@ func (l *Locker) shut() {
 	}
 	l.mu.Unlock()
 	if !told {
-		l.log.line(slog.LevelError, "the NATS connection is closed and does not come back: this Locker gets no more locks, and those that it holds are lost when their leases end",
+		l.log.line(slog.LevelError, "the NATS connection is closed permanently: this Locker gets no more locks, and locks that it holds are lost when their leases end",
 			"held", held, "error", cause)
 	}
 }

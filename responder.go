@@ -368,7 +368,7 @@ func (n *Node) close(save bool) error {
 	case gone := <-left:
 		err = errors.Join(err, gone)
 	case <-patience.C:
-		n.log.line(slog.LevelWarn, "the NATS connection stands still; the node's subscriptions end when it moves again")
+		n.log.line(slog.LevelWarn, "the NATS connection is blocked; the node's subscriptions end when it recovers")
 	}
 	if err != nil {
 		return fmt.Errorf("qlock: closing node %s: %w", n.cfg.Name, err)
@@ -439,7 +439,7 @@ func (n *Node) finish(why error) {
 func (n *Node) gone() {
 	err := closedError(n.nc)
 	n.finish(err)
-	n.log.line(slog.LevelError, "this node serves no more", "error", err)
+	n.log.line(slog.LevelError, "this node has stopped serving", "error", err)
 }
 
 func (n *Node) at(t time.Time) proto.Now {

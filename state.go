@@ -40,7 +40,7 @@ func Bootstrap(cfg NodeConfig) error {
 		return err
 	}
 	if cfg.StateDir == "" {
-		return errors.New("qlock: Bootstrap: NodeConfig.StateDir is empty: there is nowhere to write the mark")
+		return errors.New("qlock: Bootstrap: NodeConfig.StateDir is empty: Bootstrap needs a directory to write to")
 	}
 	dir, err := statedir.Open(cfg.StateDir)
 	if err != nil {
@@ -118,7 +118,7 @@ func takeMark(dir *statedir.Dir, cfg NodeConfig, now proto.Now, run uuid.UUID, l
 			break
 		}
 		if saved.Stale(now, cfg.MaxLease) {
-			why = fmt.Sprintf("it was not heard for longer than the longest lease, %v, and another may have had its name", cfg.MaxLease)
+			why = fmt.Sprintf("it was not heard for longer than the longest lease, %v, and another node may have used its name", cfg.MaxLease)
 			break
 		}
 		mem.saved = saved
@@ -135,7 +135,7 @@ func takeMark(dir *statedir.Dir, cfg NodeConfig, now proto.Now, run uuid.UUID, l
 		return memory{}, err
 	}
 	if mem.saved == nil {
-		log.Warn("this node may have forgotten votes and gives none until they have run out", "why", why, "wait", mem.longest)
+		log.Warn("this node may have forgotten votes and gives none until they have expired", "why", why, "wait", mem.longest)
 	}
 	return mem, nil
 }

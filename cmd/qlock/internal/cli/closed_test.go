@@ -229,7 +229,7 @@ func TestConnectionClosedForEver(t *testing.T) {
 	informs.says(informs.out, `"name":"x"`)
 
 	i.say("-ERR 'Nobody Knows This'")
-	n.wait().want(t, exitFailed, "Nobody Knows This", "connection closed", "this node serves no more")
+	n.wait().want(t, exitFailed, "Nobody Knows This", "connection closed", "this node has stopped serving")
 	waits.wait().want(t, exitSelf, "Nobody Knows This", "closed")
 	watches.wait().want(t, exitSelf, "Nobody Knows This", "closed")
 	looks.wait().want(t, exitFailed, "Nobody Knows This", "closed")
@@ -255,7 +255,7 @@ func TestCheckLooks(t *testing.T) {
 	s := startNATS(t, func(o *server.Options) { o.MaxPayload = 4 << 10 })
 	n := launch(t, "node", "--server", s.ClientURL(), "--name", "n1", "--nodes", "n1", "--max-lease", "300ms")
 	n.says(n.err, "ready: this node votes")
-	n.says(n.err, "the NATS connection was not made for locks")
+	n.says(n.err, "the NATS connection is not suited for locks")
 	note := strings.Repeat("<", 256)
 	for i := range 5 {
 		h := launch(t, "lock", fmt.Sprint("x.", i), "--lease", "300ms", "-s", s.ClientURL(), "--note", note)

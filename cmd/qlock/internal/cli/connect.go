@@ -98,7 +98,7 @@ type link struct {
 
 // lostForEver says what closed the connection, for a command that cannot go on.
 func (l *link) lostForEver() error {
-	err := errors.New("the NATS connection is closed and does not come back")
+	err := errors.New("the NATS connection is closed permanently")
 	if last := l.LastError(); last != nil {
 		err = fmt.Errorf("%w: %w", err, redact.Error(last))
 	}

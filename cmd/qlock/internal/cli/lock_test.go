@@ -54,7 +54,7 @@ func TestShortLeases(t *testing.T) {
 	for _, args := range [][]string{{"run", "x", "--", "true"}, {"lock", "x", "--try"}} {
 		r := qlockCmd(t, append([]string{args[0], "-s", c.url()}, args[1:]...)...)
 		r.want(t, 0)
-		if strings.Contains(r.err, "was not made for locks") {
+		if strings.Contains(r.err, "is not suited for locks") {
 			t.Errorf("qlock %s: %s", args[0], r.err)
 		}
 	}
