@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -42,6 +43,48 @@ func TestReadmeBeginsWithTwoCommands(t *testing.T) {
 		if blocks[i].text != want {
 			t.Errorf("block %d is %q, not %q", i+1, blocks[i].text, want)
 		}
+	}
+}
+
+// The picture is one that GitHub draws: each message goes between participants, and no
+// text has a character that ends it.
+func TestReadmePicture(t *testing.T) {
+	_, blocks := readPage(t, "README.md")
+	i := slices.IndexFunc(blocks, func(b block) bool { return b.lang == "mermaid" })
+	if i < 0 {
+		t.Fatal("README.md has no picture")
+	}
+	lines := strings.Split(strings.TrimSpace(blocks[i].text), "\n")
+	if lines[0] != "sequenceDiagram" {
+		t.Errorf("the picture begins with %q", lines[0])
+	}
+	who, loops := []string{}, 0
+	for _, line := range lines[1:] {
+		line = strings.TrimSpace(line)
+		if m := regexp.MustCompile(`^participant (\w+) as [\w ]+$`).FindStringSubmatch(line); m != nil {
+			who = append(who, m[1])
+			continue
+		}
+		var names []string
+		if m := regexp.MustCompile(`^(\w+)-?->>(\w+): [^;#]+$`).FindStringSubmatch(line); m != nil {
+			names = m[1:]
+		} else if m := regexp.MustCompile(`^Note over ([\w,]+): [^;#]+$`).FindStringSubmatch(line); m != nil {
+			names = strings.Split(m[1], ",")
+		} else if strings.HasPrefix(line, "loop ") {
+			loops++
+		} else if line == "end" {
+			loops--
+		} else {
+			t.Errorf("the picture has a line that this test does not know: %s", line)
+		}
+		for _, n := range names {
+			if !slices.Contains(who, n) {
+				t.Errorf("the picture names %s, which is no participant: %s", n, line)
+			}
+		}
+	}
+	if len(who) < 3 || loops != 0 {
+		t.Errorf("the picture has participants %v, and %d loops that do not end", who, loops)
 	}
 }
 
