@@ -79,7 +79,7 @@ func TestReadmePicture(t *testing.T) {
 		}
 		for _, n := range names {
 			if !slices.Contains(who, n) {
-				t.Errorf("the picture names %s, which is no participant: %s", n, line)
+				t.Errorf("the picture names %s, which is not a participant: %s", n, line)
 			}
 		}
 	}
