@@ -452,7 +452,7 @@ func TestCloseWithoutConnection(t *testing.T) {
 }
 
 // A connection is lent: its handlers are the caller's and work. That for errors is
-// wrapped, once, however many Lockers come and go.
+// wrapped while there are Lockers, and given back by the last.
 func TestConnectionIsLent(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, 3)
@@ -463,14 +463,17 @@ func TestConnectionIsLent(t *testing.T) {
 			nats.ReconnectHandler(func(*nats.Conn) { reconnects.Add(1) }),
 			nats.ClosedHandler(func(*nats.Conn) { closes.Add(1) }),
 		)
+		of := func(f any) uintptr { return reflect.ValueOf(f).Pointer() }
 		handlers := func() [3]uintptr {
-			of := func(f any) uintptr { return reflect.ValueOf(f).Pointer() }
 			return [3]uintptr{of(nc.DisconnectErrHandler()), of(nc.ReconnectHandler()), of(nc.ClosedHandler())}
 		}
-		before := handlers()
+		before, errorHandler := handlers(), of(nc.ErrorHandler())
 		for range 3 {
 			if err := w.locker(nc.Conn, "before").Close(); err != nil {
 				t.Error(err)
+			}
+			if of(nc.ErrorHandler()) != errorHandler {
+				t.Error("Close left another error handler on the connection")
 			}
 		}
 		a := w.locker(nc.Conn, "a")
@@ -486,14 +489,17 @@ func TestConnectionIsLent(t *testing.T) {
 		if err := a.Close(); err != nil {
 			t.Error(err)
 		}
-		if handlers() != before {
+		if handlers() != before || of(nc.ErrorHandler()) != errorHandler {
 			t.Error("Close left other handlers on the connection")
 		}
 		if nc.IsClosed() || nc.NumSubscriptions() != 0 {
 			t.Errorf("after Close the connection is %v with %d subscriptions", nc.Status(), nc.NumSubscriptions())
 		}
-		already := errs.Load()
+		second, already := w.locker(nc.Conn, "second"), errs.Load()
 		nc.ErrorHandler()(nc.Conn, nil, nats.ErrPermissionViolation)
+		if err := second.Close(); err != nil {
+			t.Error(err)
+		}
 		if got := errs.Load() - already; got != 1 {
 			t.Errorf("the caller's error handler heard of one error %d times", got)
 		}

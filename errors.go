@@ -1,14 +1,12 @@
 package qlock
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/qlock/qlock/internal/client"
+	"github.com/qlock/qlock/internal/driver"
 	"github.com/qlock/qlock/internal/subject"
 )
 
@@ -17,47 +15,30 @@ import (
 var (
 	// ErrHeld: another claim is in the way. TryLock and TryRLock fail with it, and
 	// so do Lock and RLock when their context ends while another holds the lock.
-	ErrHeld = errors.New("qlock: held by another")
+	ErrHeld = driver.ErrHeld
 	// ErrNoQuorum: too few nodes could give their vote.
-	ErrNoQuorum = errors.New("qlock: no quorum")
+	ErrNoQuorum = driver.ErrNoQuorum
 	// ErrLost: the lock was held and is no more, though it was not unlocked: too
 	// few nodes confirmed it in time. The text says if the reason was that the wall
 	// clock was set, or that the machine slept.
-	ErrLost = errors.New("qlock: lock lost")
+	ErrLost = driver.ErrLost
 	// ErrEvicted: somebody ended the claim (Locker.Evict). Of a lock that was held
 	// errors.Is finds ErrLost as well.
-	ErrEvicted = errors.New("qlock: evicted")
+	ErrEvicted = driver.ErrEvicted
 	// ErrUnlocked is the cause with which a lock's context ends after Unlock.
-	ErrUnlocked = errors.New("qlock: unlocked")
+	ErrUnlocked = driver.ErrUnlocked
 	// ErrClosed: the Locker, the Node or the NATS connection was closed.
-	ErrClosed = errors.New("qlock: closed")
+	ErrClosed = driver.ErrClosed
 	// ErrInvalidName: a name of a resource, client, cluster or node that cannot be
 	// one.
 	ErrInvalidName = subject.ErrInvalidName
 	// ErrInvalidLease: a lease (WithLease) that no client may have, or one that is longer
 	// than the nodes allow.
-	ErrInvalidLease = errors.New("qlock: invalid lease")
+	ErrInvalidLease = driver.ErrInvalidLease
 	// ErrRefused: so many nodes refused the claim that no quorum is left, or NATS
 	// did not let it be published.
-	ErrRefused = errors.New("qlock: refused")
+	ErrRefused = driver.ErrRefused
 )
-
-// contextError is why ctx ended, nil if it has not: its error, and its cause where
-// that says something else.
-func contextError(ctx context.Context) error {
-	err, cause := ctx.Err(), context.Cause(ctx)
-	if err == nil || errors.Is(cause, err) {
-		return cause
-	}
-	return fmt.Errorf("%w: %w", err, cause)
-}
-
-// evictedError is why a lock is lost that was evicted.
-type evictedError struct{ client.Eviction }
-
-func (e *evictedError) Error() string { return "qlock: lock lost: evicted " + e.Eviction.Error() }
-
-func (e *evictedError) Is(target error) bool { return target == ErrLost || target == ErrEvicted }
 
 // LockError says why a lock was not had. Use errors.As for its details, and
 // errors.Is for the reason.
@@ -75,10 +56,21 @@ type LockError struct {
 	Holder *Holder      // who is in the way, if known
 }
 
+// Answer is what a node said of a claim, in a word.
+type Answer string
+
+const (
+	AnswerVoted      Answer = "voted"      // the node gave its vote
+	AnswerQueued     Answer = "queued"     // other claims come first
+	AnswerRefused    Answer = "refused"    // the node does not accept the claim, or its answers do not count
+	AnswerRecovering Answer = "recovering" // the node gives no votes yet
+	AnswerSilent     Answer = "silent"     // the node never answered
+)
+
 // NodeAnswer is what a node said of a claim.
 type NodeAnswer struct {
 	Node    string
-	Answer  string        // "voted", "queued", "refused", "recovering", "silent"
+	Answer  Answer
 	Detail  string        // for a person
 	Waiting time.Duration // recovering: how long it will still give no votes
 }
@@ -111,7 +103,7 @@ func (h *Holder) String() string {
 func (e *LockError) Votes() int {
 	n := 0
 	for _, a := range e.Nodes {
-		if a.Answer == "voted" {
+		if a.Answer == AnswerVoted {
 			n++
 		}
 	}
@@ -122,7 +114,7 @@ func (e *LockError) Votes() int {
 func (e *LockError) Silent() []string {
 	var out []string
 	for _, a := range e.Nodes {
-		if a.Answer == "silent" {
+		if a.Answer == AnswerSilent {
 			out = append(out, a.Node)
 		}
 	}
@@ -166,56 +158,66 @@ func (e *LockError) Error() string {
 	return b.String()
 }
 
-// lockError writes the error from how the claim stood when its wait ended. reason
-// nil: to be found out.
-func lockError(op, name string, r client.Report, reason, cause error) *LockError {
-	e := &LockError{Op: op, Name: name, Reason: reason, Cause: cause, Need: r.Need}
-	refused, silent := 0, 0
-	for _, n := range r.Nodes {
-		a := NodeAnswer{Node: n.Name}
-		switch {
-		case n.Clash:
-			a.Answer, a.Detail = "refused", "two nodes answer under this name"
-		case n.OtherConfig:
-			a.Answer, a.Detail = "refused", "it has another configuration"
-		case n.Voted:
-			a.Answer = "voted"
-			if n.Short > 0 {
-				a.Detail = fmt.Sprintf("its tokens cannot follow those of %s for %v: the clock of one of them is wrong, or was; see qlock check", n.Highest, max(n.Short.Round(time.Second), time.Second))
-			}
-		case n.Refused:
-			a.Answer, a.Detail = "refused", n.Text
-			refused++
-		case n.Recovering > 0:
-			a.Answer, a.Waiting = "recovering", n.Recovering
-			a.Detail = fmt.Sprintf("votes again in %v", n.Recovering.Round(100*time.Millisecond))
-		case n.Queued:
-			a.Answer = "queued"
-		default:
-			a.Answer = "silent"
-			if r.Hushed {
-				a.Detail = "at first it answers only if it votes"
-			}
-			silent++
-		}
-		e.Nodes = append(e.Nodes, a)
-	}
-	if b := r.Blocker; b != nil {
-		e.Holder = &Holder{Client: b.Client, Shared: b.Mode == shared, Held: b.Voted, For: r.BlockerFor}
-	}
-	if e.Reason == nil {
-		able := slices.ContainsFunc(e.Nodes, func(a NodeAnswer) bool { return a.Answer == "voted" || a.Answer == "queued" })
-		heard := len(r.Nodes) - silent - refused
-		switch {
-		case len(r.Nodes)-refused < r.Need:
-			e.Reason = ErrRefused
-		case cause == nil: // a try that failed by itself: another is in the way (C10)
-			e.Reason = ErrHeld
-		case e.Holder != nil && able && heard >= r.Need:
-			e.Reason = ErrHeld
-		default:
-			e.Reason = ErrNoQuorum
-		}
+// lockError writes the error from how the wish stood when its wait ended.
+func (l *Locker) lockError(r *driver.Request, f *driver.Failure) *LockError {
+	e := newLockError(operation(r), r.Name, f)
+	if e.Holder != nil && f.IsOwn {
+		e.Holder.Client = l.opt.name
 	}
 	return e
+}
+
+func newLockError(op, name string, f *driver.Failure) *LockError {
+	r := &f.Report
+	made := &struct { // tries fail often: one allocation for both
+		LockError
+		holder Holder
+	}{LockError: LockError{Op: op, Name: name, Reason: f.Reason, Cause: f.Cause, Need: r.Need}}
+	e := &made.LockError
+	if len(r.Nodes) > 0 {
+		e.Nodes = make([]NodeAnswer, len(r.Nodes))
+	}
+	for i := range r.Nodes {
+		e.Nodes[i] = nodeAnswer(&r.Nodes[i], r.Hushed)
+	}
+	switch b := r.Blocker; {
+	case f.IsOwn:
+		made.holder = Holder{Shared: f.Own.Mode == shared, Held: true, For: f.Own.For, Own: true}
+		e.Holder = &made.holder
+	case b != nil:
+		made.holder = Holder{Client: b.Client, Shared: b.Mode == shared, Held: b.Voted, For: r.BlockerFor}
+		e.Holder = &made.holder
+	}
+	return e
+}
+
+// nodeAnswer is what a node said of a claim; hushed says that the nodes were asked to tell
+// only of votes.
+func nodeAnswer(n *client.NodeReport, hushed bool) NodeAnswer {
+	a := NodeAnswer{Node: n.Name}
+	switch driver.AnswerOf(n) {
+	case driver.Discounted:
+		a.Answer, a.Detail = AnswerRefused, "it has another configuration"
+		if n.Clash {
+			a.Detail = "two nodes answer under this name"
+		}
+	case driver.Voted:
+		a.Answer = AnswerVoted
+		if n.Short > 0 {
+			a.Detail = fmt.Sprintf("its tokens cannot follow those of %s for %v: the clock of one of them is wrong, or was; see qlock check", n.Highest, max(n.Short.Round(time.Second), time.Second))
+		}
+	case driver.Refused:
+		a.Answer, a.Detail = AnswerRefused, n.Text
+	case driver.Recovering:
+		a.Answer, a.Waiting = AnswerRecovering, n.Recovering
+		a.Detail = fmt.Sprintf("votes again in %v", n.Recovering.Round(100*time.Millisecond))
+	case driver.Queued:
+		a.Answer = AnswerQueued
+	default:
+		a.Answer = AnswerSilent
+		if hushed {
+			a.Detail = "at first it answers only if it votes"
+		}
+	}
+	return a
 }

@@ -8,16 +8,20 @@ import (
 	"time"
 
 	"github.com/qlock/qlock/internal/client"
+	"github.com/qlock/qlock/internal/driver"
 )
 
 // A quorum of votes that cannot agree on a token is none, and the error says whose
 // clock to look at.
 func TestErrorOfVotesThatCannotAgree(t *testing.T) {
-	err := lockError("lock", "orders.42", client.Report{Need: 2, Nodes: []client.NodeReport{
+	report := client.Report{Need: 2, Nodes: []client.NodeReport{
 		{Name: "n1", Voted: true},
 		{Name: "n2", Voted: true, Short: 2*time.Hour - 3*time.Second, Highest: "n1"},
 		{Name: "n3"},
-	}}, nil, context.DeadlineExceeded)
+	}}
+	err := newLockError("lock", "orders.42", &driver.Failure{
+		Reason: ErrNoQuorum, Cause: context.DeadlineExceeded, Report: report,
+	})
 	if !errors.Is(err, ErrNoQuorum) {
 		t.Errorf("%v is not ErrNoQuorum", err)
 	}

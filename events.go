@@ -2,11 +2,18 @@ package qlock
 
 import (
 	"fmt"
-	"strconv"
-	"time"
 
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/subject"
+)
+
+// EventKind is what became of a lock.
+type EventKind string
+
+const (
+	EventAcquired EventKind = subject.Acquired
+	EventReleased EventKind = subject.Released
+	EventLost     EventKind = subject.Lost
 )
 
 // Event is what a Locker publishes for observers on
@@ -16,8 +23,11 @@ import (
 // holder, and released once, by its last. Subscribe to EventSubject, and read what
 // comes with ParseEvent.
 type Event struct {
-	// From the subject; Kind is "acquired", "released" or "lost".
-	Cluster, Kind, Client, Name string `json:"-"`
+	// From the subject.
+	Cluster string    `json:"-"`
+	Kind    EventKind `json:"-"`
+	Client  string    `json:"-"`
+	Name    string    `json:"-"`
 
 	Mode      string  `json:"mode"` // "exclusive" or "shared"
 	Token     uint64  `json:"token"`
@@ -44,48 +54,7 @@ func ParseEvent(subject string, body []byte) (*Event, error) {
 		return nil, fmt.Errorf("qlock: event on %s: %w", quote(subject), err)
 	}
 	return &Event{
-		Cluster: s.Cluster, Kind: s.Verb, Client: s.Client, Name: s.Name, Mode: b.Mode, Token: b.Token, Votes: b.Votes, Nodes: b.Nodes,
+		Cluster: s.Cluster, Kind: EventKind(s.Verb), Client: s.Client, Name: s.Name, Mode: b.Mode, Token: b.Token, Votes: b.Votes, Nodes: b.Nodes,
 		Waited: b.WaitedMS, Held: b.HeldMS, Note: b.Note, EvictedBy: b.EvictedBy,
 	}, nil
 }
-
-func (l *Locker) event(kind string, k *Lock) {
-	if !l.opt.events {
-		return
-	}
-	e := Event{Mode: k.mode.String(), Token: k.token, Waited: ms(k.since.Sub(k.asked))}
-	if kind == subject.Acquired {
-		e.Votes, e.Nodes, e.Note = k.votes, k.nodes, k.note
-	} else {
-		e.Held = ms(time.Since(k.since))
-	}
-	if by, ok := k.lost.(*evictedError); ok {
-		e.EvictedBy = by.By
-	}
-	l.out.event(l.opt.cluster, kind, l.opt.name, k.resource, &e)
-}
-
-// appendJSON does what encoding/json does, for two events with each lock.
-func (e *Event) appendJSON(b []byte) []byte {
-	b = append(append(append(b, `{"mode":"`...), e.Mode...), `","token":`...)
-	b = strconv.AppendUint(b, e.Token, 10)
-	if e.Votes != 0 {
-		b = strconv.AppendInt(append(b, `,"votes":`...), int64(e.Votes), 10)
-	}
-	if e.Nodes != 0 {
-		b = strconv.AppendInt(append(b, `,"nodes":`...), int64(e.Nodes), 10)
-	}
-	b = strconv.AppendFloat(append(b, `,"waited_ms":`...), e.Waited, 'f', -1, 64)
-	if e.Held != 0 {
-		b = strconv.AppendFloat(append(b, `,"held_ms":`...), e.Held, 'f', -1, 64)
-	}
-	if e.Note != "" {
-		b = proto.AppendQuoted(append(b, `,"note":`...), e.Note)
-	}
-	if e.EvictedBy != "" {
-		b = proto.AppendQuoted(append(b, `,"evicted_by":`...), e.EvictedBy)
-	}
-	return append(b, '}')
-}
-
-func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

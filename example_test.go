@@ -368,7 +368,31 @@ func ExampleLockError() {
 	// qlock: lock "orders.42": no quorum: 1 of 3 nodes voted, 2 are needed: n1 voted, n2 silent, n3 silent: context deadline exceeded
 }
 
-// Inspect shows who holds a lock, with note and token, and how many clients wait.
+// Members lists the nodes of the cluster, their states, and what they disagree on.
+func ExampleLocker_Members() {
+	locker, stop := newLocker("ops")
+	defer stop()
+
+	m, err := locker.Members(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, n := range m.Nodes {
+		switch {
+		case !n.Answered:
+			fmt.Println(n.Name, "does not answer")
+		case n.Conflict != "":
+			fmt.Println(n.Name, "contradicts the others:", n.Conflict)
+		default:
+			fmt.Println(n.Name, n.State)
+		}
+	}
+	fmt.Printf("%d vote, %d are needed\n", m.Voting(), m.Config.WriteQuorum())
+	// Output:
+	// n1 voting
+	// 1 vote, 1 are needed
+}
+
 func ExampleLocker_Inspect() {
 	ctx := context.Background()
 	backup, stop := newLocker("backup")

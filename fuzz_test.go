@@ -15,15 +15,16 @@ import (
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 
-	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/dice"
-	"github.com/qlock/qlock/internal/local"
+	"github.com/qlock/qlock/internal/driver"
+	"github.com/qlock/qlock/internal/natsio"
 	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/subject"
 )
 
 // Whatever comes to a Locker's inbox, in messages of one answer or of many, while its
 // callers lock, give up, unlock and ask: it does not panic, its counts add up, and
-// every call returns. There is no connection: what it would publish is dropped.
+// every call returns. In place of a connection there is one that reads what is published.
 func FuzzLocker(f *testing.F) {
 	for seed := range uint64(32) {
 		rng, script := rand.New(rand.NewPCG(seed, 4)), make([]byte, 1500)
@@ -37,6 +38,77 @@ func FuzzLocker(f *testing.F) {
 	})
 }
 
+// fuzzConn is a connection that keeps what a hostile network wants to know of what is
+// published.
+type fuzzConn struct {
+	t *testing.T
+
+	mu       sync.Mutex // guards what follows
+	denial   error
+	closed   bool
+	beats    map[uint64]uint64 // highest sent, by claim
+	beat     uint64
+	instance uuid.UUID // the Locker's
+	nonces   []string
+}
+
+func (c *fuzzConn) Publish(subject string, body []byte) error {
+	return c.PublishRequest(subject, "", body)
+}
+
+func (c *fuzzConn) PublishRequest(on, _ string, body []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nats.ErrConnectionClosed
+	}
+	p, resource, err := subject.Parse(on)
+	if err != nil {
+		c.t.Errorf("it publishes on %s: %v", on, err)
+		return nil
+	}
+	if p.Family == subject.FamilyEvent {
+		return nil
+	}
+	list := make([]proto.Request, 1)
+	if p.IsBatch() {
+		list, err = proto.DecodeBatch(nil, p.Client, body)
+	} else {
+		err = list[0].Decode(proto.Verb(p.Verb), p.Client, resource, body)
+	}
+	if err != nil {
+		c.t.Errorf("it sends %s on %s, which cannot be read: %v", body, on, err)
+	}
+	for i := range list {
+		r := &list[i]
+		if r.Claim.Seq > 0 && r.Verb != proto.Evict {
+			c.beats[r.Claim.Seq] = max(c.beats[r.Claim.Seq], r.Beat)
+		}
+		c.beat = max(c.beat, r.Beat)
+		if r.Verb == proto.Acquire {
+			c.instance = r.Claim.Instance
+		}
+		if r.Nonce != "" {
+			c.nonces = append(c.nonces, r.Nonce)
+		}
+	}
+	return nil
+}
+
+func (c *fuzzConn) MaxPayload() int64 { return 1 << 20 }
+
+func (c *fuzzConn) LastError() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.denial
+}
+
+func (c *fuzzConn) IsClosed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed
+}
+
 func fuzzLocker(t *testing.T, d *dice.Dice) {
 	const lease = 10 * time.Second
 	cluster := proto.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second}
@@ -45,32 +117,26 @@ func fuzzLocker(t *testing.T, d *dice.Dice) {
 		t.Fatal(err)
 	}
 	opt.retention = dice.Of(d, 0, time.Second)
-	l := &Locker{
-		nc: new(nats.Conn), opt: opt, log: newLimited(slog.New(slog.DiscardHandler)), start: time.Now(), inbox: "inbox",
-		wake: make(chan struct{}, 1), stop: make(chan struct{}), asked: time.Now(),
-	}
-	l.out = newOutbox(nil, l.inbox, opt, l.log)
-	defer l.out.late.Stop()
-	id := uuid.UUID{1}
-	l.core = client.New(client.Config{Name: "a", Instance: id, TTL: lease, MaxRuns: 4, Cluster: cluster}, l.at(time.Now()))
-	l.table = local.New(l.core, opt.retention)
-
+	conn := &fuzzConn{t: t, beats: map[uint64]uint64{}}
+	log := natsio.NewLog(slog.New(slog.DiscardHandler))
+	l := &Locker{opt: opt, log: log, client: driver.NewClient(conn, "inbox", nil, opt.driver(log), driver.NewMembership("inbox", cluster))}
+	status := make(chan nats.Status, 1)
+	l.client.Run(status, func() error { return nil })
+	id := uuid.UUID{1} // of claims that are not the Locker's
 	w := &dice.World{
 		Cluster: cluster, Nodes: cluster.Nodes, Clients: []string{"a", "a", "b"}, Instances: []uuid.UUID{id}, Resources: []string{"r", "s"}, Lease: lease,
 	}
 	var calls sync.WaitGroup
-	var mu sync.Mutex // guards held
-	var held []*Lock
+	var mu sync.Mutex // guards holding
+	var holding []*Lock
 	var cancels []context.CancelFunc
-	beats := map[uint64]uint64{} // highest sent, by claim
 	for d.Left() {
 		if pass := d.Pass(lease); pass > 0 {
 			time.Sleep(pass)
+			synctest.Wait() // for those who slept as long
 		}
 		w.Wall = time.Now().UnixMicro()
 		switch what := d.N(16); what {
-		case 0:
-			l.step(func(now proto.Now, out *local.Out) { l.table.Tick(now, out) })
 		case 1, 2, 3:
 			ctx, cancel := context.WithTimeout(context.Background(), dice.Of(d, time.Millisecond, time.Second, time.Minute))
 			cancels = append(cancels, cancel)
@@ -80,29 +146,30 @@ func fuzzLocker(t *testing.T, d *dice.Dice) {
 				if k, err := lock(ctx, name); err == nil {
 					mu.Lock()
 					defer mu.Unlock()
-					held = append(held, k)
+					holding = append(holding, k)
 				}
 			})
 		case 4:
-			if len(held) > 0 {
-				_ = held[d.N(min(len(held), 200))].Unlock(context.Background()) // it may be lost
+			if len(holding) > 0 {
+				_ = holding[d.N(min(len(holding), 200))].Unlock(context.Background()) // it may be lost
 			}
 		case 5:
 			if len(cancels) > 0 {
 				cancels[d.N(min(len(cancels), 200))]()
 			}
 		case 6:
-			l.step(func(now proto.Now, out *local.Out) { l.table.Reconnected(now, out) })
+			status <- dice.Of(d, nats.RECONNECTING, nats.CONNECTED)
 		case 7: // NATS says no
-			subject := dice.Of(d, "lock.default.node.acquire.a.r", "lock.default.node.a", "lock.default.admin.list.a", "inbox", "", "x")
-			l.denied(fmt.Errorf("%w: %s", nats.ErrPermissionViolation, dice.Of(d, `Permissions Violation for Publish to "`+subject+`"`, `Subscription to "`+subject, "")))
-			if d.Odds(8) {
-				l.shut()
+			on := dice.Of(d, "lock.default.node.acquire.a.r", "lock.default.node.a", "lock.default.admin.list.a", "inbox", "", "x")
+			denial := fmt.Errorf("%w: %s", nats.ErrPermissionViolation, dice.Of(d, `Permissions Violation for Publish to "`+on+`"`, `Subscription to "`+on, ""))
+			gone := d.Odds(8)
+			conn.mu.Lock()
+			conn.denial, conn.closed = denial, conn.closed || gone
+			conn.mu.Unlock()
+			if gone {
+				status <- nats.CLOSED
 			}
 		case 8, 9:
-			if d.Odds(4) && l.askAgain() {
-				break
-			}
 			ctx, cancel := context.WithTimeout(context.Background(), dice.Of(d, time.Second, time.Minute, time.Millisecond))
 			cancels = append(cancels, cancel)
 			ask := d.N(4)
@@ -124,30 +191,29 @@ func fuzzLocker(t *testing.T, d *dice.Dice) {
 				}
 			})
 		default:
+			conn.mu.Lock()
+			w.Beat = max(w.Beat, conn.beat)
 			var answers []proto.Answer
 			for range d.N(8) {
 				answers = append(answers, d.Answer(w))
 			}
 			if d.Odds(2) {
-				l.mu.Lock()
-				for _, cl := range l.core.All() {
-					claim := proto.ClaimID{Instance: id, Seq: cl.Seq()}
-					answers = append(answers, d.Grants(w, "a", claim, beats[cl.Seq()])...)
+				for _, seq := range slices.Sorted(maps.Keys(conn.beats)) {
+					if seq+8 < w.Seq {
+						continue // most are over
+					}
+					claim, beat := proto.ClaimID{Instance: conn.instance, Seq: seq}, conn.beats[seq]
+					answers = append(answers, d.Grants(w, "a", claim, beat)...)
 					if d.Odds(3) {
 						answers = append(answers, proto.Answer{
 							Kind: dice.Of(d, proto.Evicted, proto.Recall), Node: "n1", Incarnation: uuid.UUID{1}, Digest: cluster.Digest(),
-							Client: "a", Claim: claim, Beat: beats[cl.Seq()], By: "ops",
+							Client: "a", Claim: claim, Beat: beat, By: "ops",
 						})
 					}
 				}
-				l.mu.Unlock()
 			}
-			l.mu.Lock()
-			nonces := slices.Sorted(maps.Keys(l.inquiries))
-			if l.survey != nil {
-				nonces = append(nonces, l.survey.nonce)
-			}
-			l.mu.Unlock()
+			nonces := conn.nonces[max(0, len(conn.nonces)-4):]
+			conn.mu.Unlock()
 			for _, nonce := range nonces {
 				kind := dice.Of(d, proto.Listed, proto.Evicting, proto.Informed)
 				for d.N(4) > 0 {
@@ -163,31 +229,16 @@ func fuzzLocker(t *testing.T, d *dice.Dice) {
 			}
 			body := []byte(nil)
 			for i := range answers {
-				a := &answers[i]
-				body = proto.AppendAnswer(proto.AppendSeparator(body), a)
+				body = proto.AppendAnswer(proto.AppendSeparator(body), &answers[i])
 			}
 			if len(body) > 0 && d.N(8) > 0 {
-				l.receive(&nats.Msg{Data: append(body, ']')})
+				l.client.Receive(&nats.Msg{Data: append(body, ']')})
 			}
 			if len(answers) > 0 {
-				l.receive(&nats.Msg{Data: proto.AppendAnswer(nil, &answers[0])})
+				l.client.Receive(&nats.Msg{Data: proto.AppendAnswer(nil, &answers[0])})
 			}
 		}
 		synctest.Wait()
-		load, _ := l.out.take()
-		from := 0
-		for _, m := range load.messages {
-			var r proto.Request
-			switch body := load.bodies[from:m.body]; m.verb {
-			case proto.Acquire, proto.Refresh, proto.Yield:
-				if err := r.Decode(m.verb, "a", "r", body); err != nil {
-					t.Fatalf("it sends %s, which cannot be read: %v", body, err)
-				}
-				beats[r.Claim.Seq] = max(beats[r.Claim.Seq], r.Beat)
-				w.Beat = max(w.Beat, r.Beat)
-			}
-			from = m.body
-		}
 		s := l.Stats()
 		if s.Held < 0 || s.Waiting < 0 || s.Granted != uint64(s.Held)+s.Lost+s.Unlocked {
 			t.Fatalf("%+v", s)
@@ -197,11 +248,14 @@ func fuzzLocker(t *testing.T, d *dice.Dice) {
 		cancel()
 	}
 	calls.Wait()
-	for _, k := range held {
+	for _, k := range holding {
 		_ = k.Unlock(context.Background())
 	}
 	if s := l.Stats(); s.Held != 0 || s.Waiting != 0 {
 		t.Errorf("at the end: %+v", s)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

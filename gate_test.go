@@ -161,6 +161,14 @@ func TestConnectionStandsStill(t *testing.T) {
 		_, err := l.Inspect(soon(t), "x")
 		return err
 	}, qlock.ErrNoQuorum, context.DeadlineExceeded)
+	returns("Members", func() error {
+		_, err := l.Members(soon(t))
+		return err
+	}, qlock.ErrNoQuorum, context.DeadlineExceeded)
+	returns("QueryMembers", func() error {
+		_, err := qlock.QueryMembers(soon(t), nc.Conn)
+		return err
+	}, qlock.ErrNoQuorum, context.DeadlineExceeded)
 	returns("Flush", func() error { return l.Flush(soon(t)) }, qlock.ErrNoQuorum, context.DeadlineExceeded)
 	returns("Lock", func() error {
 		_, err := l.Lock(soon(t), "y")

@@ -9,8 +9,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/qlock/qlock/internal/client"
-	"github.com/qlock/qlock/internal/local"
+	"github.com/qlock/qlock/internal/natsio"
 	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
@@ -39,6 +41,12 @@ type LockInfo struct {
 	Answered   []string // nodes
 	Recovering []string // of these, those that give no votes yet: they may have forgotten some
 	Silent     []string // nodes that did not answer: what only these know is missing
+}
+
+// Complete reports whether nobody but the claims in it can hold the lock: of the nodes that
+// vote a quorum has answered.
+func (i *LockInfo) Complete() bool {
+	return len(i.Answered)-len(i.Recovering) >= quorum.Size(len(i.Answered)+len(i.Silent), exclusive)
 }
 
 // ClaimInfo is a claim as the nodes have it: a lock held, kept (WithRetention), or
@@ -132,7 +140,7 @@ func (l *Locker) Evict(ctx context.Context, name string, claim ClaimInfo, why st
 	}
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, l.cluster().MaxTTL+5*time.Second)
+		ctx, cancel = context.WithTimeout(ctx, l.client.Cluster().MaxTTL+5*time.Second)
 		defer cancel()
 	}
 	r := proto.Request{Verb: proto.Evict, Resource: resource, Holder: claim.Client, Claim: id, Query: clip(why, proto.MaxText)}
@@ -144,7 +152,7 @@ func (l *Locker) Evict(ctx context.Context, name string, claim ClaimInfo, why st
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return departureError(name, claim.Client, d, contextError(ctx))
+			return departureError(name, claim.Client, d, natsio.ContextError(ctx))
 		}
 	}
 }
@@ -158,9 +166,9 @@ const departureRound = time.Second
 func (l *Locker) askDeparture(ctx context.Context, r proto.Request) (*client.Departure, error) {
 	round, cancel := context.WithTimeout(ctx, departureRound)
 	defer cancel()
-	r.Nonce = newInstance().String()
-	d := client.NewDeparture(l.cluster(), r.Nonce)
-	_, _, err := l.inquire(round, r, func(a *proto.Answer) (next uint64, enough bool) {
+	r.Nonce = uuid.NewString()
+	d := client.NewDeparture(l.client.Cluster(), r.Nonce)
+	_, _, err := l.client.Query(round, r, func(a *proto.Answer) (next uint64, enough bool) {
 		d.Hear(a)
 		return 0, d.Decided()
 	})
@@ -200,192 +208,17 @@ func clip(s string, most int) string {
 // permission of its own.
 func (l *Locker) Flush(ctx context.Context) error {
 	heard, need := 0, quorum.Size(len(l.Nodes()), exclusive)
-	_, _, err := l.inquire(ctx, proto.Request{Verb: proto.Info}, func(*proto.Answer) (next uint64, done bool) {
+	_, _, err := l.client.Query(ctx, proto.Request{Verb: proto.Info}, func(*proto.Answer) (next uint64, done bool) {
 		heard++
 		return 0, heard >= need
 	})
 	return err
 }
 
-// inquiry is a question to all nodes that waits for answers.
-type inquiry struct {
-	kind    proto.Kind // of its answers
-	subject string
-	answers chan *proto.Answer
-	failed  chan error
-}
-
-// fail ends an inquiry that no node can hear.
-func (q *inquiry) fail(err error) {
-	select {
-	case q.failed <- err:
-	default:
-	}
-}
-
-// replyTo is what a question is answered with.
-var replyTo = map[proto.Verb]proto.Kind{
-	proto.Info: proto.Informed, proto.List: proto.Listed, proto.Inspect: proto.Listed, proto.Evict: proto.Evicting,
-}
-
-const (
-	askAgain = 250 * time.Millisecond // how long an answer may take before it is asked for again
-	silence  = 500 * time.Millisecond // how long a quorum waits for the rest
-)
-
-// inquire asks all nodes and gives take each page of each once, which tells where to
-// go on, 0 at the end, and whether it has heard enough. It tells who answered to the
-// end, and who did not.
-func (l *Locker) inquire(ctx context.Context, r proto.Request, take func(*proto.Answer) (next uint64, done bool)) (answered, silent []string, err error) {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-	}
-	nodes := l.Nodes()
-	r.Client, r.Nonce = l.opt.name, cmp.Or(r.Nonce, newInstance().String())
-	q := &inquiry{
-		kind:    replyTo[r.Verb],
-		subject: subject.Request(l.opt.cluster, string(r.Verb), r.Client, r.Resource),
-		answers: make(chan *proto.Answer, 4*len(nodes)), failed: make(chan error, 1),
-	}
-	l.mu.Lock()
-	if l.inquiries == nil {
-		l.inquiries = map[string]*inquiry{}
-	}
-	l.inquiries[r.Nonce] = q
-	l.mu.Unlock()
-	defer func() {
-		l.mu.Lock()
-		delete(l.inquiries, r.Nonce)
-		l.mu.Unlock()
-	}()
-	send := func(r proto.Request) {
-		l.step(func(_ proto.Now, out *local.Out) {
-			if !l.closed {
-				out.Requests = append(out.Requests, r)
-			}
-		})
-	}
-	if n := len(proto.AppendRequest(nil, &r)); n > l.out.fits() && r.Verb != proto.Evict { // which is shortened
-		return nil, nil, fmt.Errorf("qlock: %s: the request has %d bytes, and the NATS server accepts %d (max_payload)", r.Verb, n, l.out.fits())
-	}
-	send(r)
-	after := map[string]uint64{} // of the nodes that are not done
-	for _, n := range nodes {
-		after[n] = 0
-	}
-	again := time.NewTicker(askAgain)
-	defer again.Stop()
-	heard := time.Now()
-	enough := func() bool { return len(answered) >= quorum.Size(len(nodes), quorum.Exclusive) }
-	for len(after) > 0 {
-		select {
-		case a := <-q.answers:
-			at, asked := after[a.Node]
-			if !asked || a.List != nil && a.List.After != at {
-				continue // it came twice
-			}
-			heard = time.Now()
-			next, done := take(a)
-			if next <= at {
-				delete(after, a.Node)
-				answered = append(answered, a.Node)
-				slices.Sort(answered)
-				if done {
-					return answered, missing(after), nil
-				}
-				continue
-			}
-			after[a.Node] = next
-			more := r
-			more.Node, more.After = a.Node, next
-			send(more)
-		case <-again.C:
-			if time.Since(heard) >= silence && enough() {
-				return answered, missing(after), nil
-			}
-			for _, n := range missing(after) {
-				more := r
-				more.Node, more.After = n, after[n]
-				if r.Verb != proto.List && r.Verb != proto.Inspect {
-					more.Node = "" // to evict has no such field, and in info it is a node's
-				}
-				send(more)
-			}
-		case err := <-q.failed:
-			return nil, nil, err
-		case <-l.stop:
-			return nil, nil, ErrClosed
-		case <-ctx.Done():
-			if enough() {
-				return answered, missing(after), nil
-			}
-			return nil, nil, fmt.Errorf("%w: asked the nodes on %s: %d of %d answered%s: %w", ErrNoQuorum,
-				q.subject, len(answered), len(nodes), unanswered(after), contextError(ctx))
-		}
-	}
-	return answered, nil, nil
-}
-
-// unanswered tells of the nodes that are not done.
-func unanswered(after map[string]uint64) string {
-	var silent, slow []string
-	for _, n := range missing(after) {
-		if after[n] == 0 {
-			silent = append(silent, n)
-		} else {
-			slow = append(slow, n)
-		}
-	}
-	text := ""
-	if len(slow) > 0 {
-		text += ", part of an answer from " + strings.Join(slow, " ") + ", which have more than fits into the time"
-	}
-	if len(silent) > 0 {
-		text += ", no answer from " + strings.Join(silent, " ")
-	}
-	return text
-}
-
-func missing(after map[string]uint64) []string {
-	var names []string
-	for n := range after {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	return names
-}
-
-// replied takes a node's answer to an inquiry.
-func (l *Locker) replied(a *proto.Answer) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	q := l.inquiries[a.Nonce]
-	if q == nil || a.Kind != q.kind || a.Client != l.opt.name && a.Kind != proto.Informed || a.Digest != l.core.Digest() {
-		return // info is asked for by nobody in particular
-	}
-	select {
-	case q.answers <- a:
-	default: // it is asked for again
-	}
-}
-
-// deny ends inquiries on subject, which NATS does not let through.
-func (l *Locker) deny(subject string, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, q := range l.inquiries {
-		if q.subject == subject {
-			q.fail(fmt.Errorf("%w: %w", ErrRefused, permissionError(subject, err)))
-		}
-	}
-}
-
 // inspect puts together what the nodes have.
 func (l *Locker) inspect(ctx context.Context, r proto.Request) ([]LockInfo, error) {
 	names, waiting := map[string]*views{}, map[string]bool{}
-	answered, silent, err := l.inquire(ctx, r, func(a *proto.Answer) (next uint64, enough bool) {
+	answered, silent, err := l.client.Query(ctx, r, func(a *proto.Answer) (next uint64, enough bool) {
 		if a.List == nil {
 			return 0, false
 		}

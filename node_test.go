@@ -418,10 +418,10 @@ func TestChangedConfigurationVoidsTheMark(t *testing.T) {
 		want   time.Duration
 	}{
 		{"shorter lease", func(c *qlock.NodeConfig) { c.MaxLease = 10 * time.Second }, otherConfig, quarantine},
-		{"longer lease", func(c *qlock.NodeConfig) { c.MaxLease = 100 * time.Second }, otherConfig, 100*time.Second/10 + 100*time.Second/30 + 102*time.Second},
+		{"longer lease", func(c *qlock.NodeConfig) { c.MaxLease = 100 * time.Second }, otherConfig, 100*time.Second/20 + 5*(100*time.Second/60) + 102*time.Second},
 		{"longer lease before that", func(c *qlock.NodeConfig) {
 			c.MaxLease, c.PreviousMaxLease = 10*time.Second, 100*time.Second
-		}, otherConfig, 100*time.Second/10 + 100*time.Second/30 + 102*time.Second},
+		}, otherConfig, 100*time.Second/20 + 5*(100*time.Second/60) + 102*time.Second},
 		{"another skew", func(c *qlock.NodeConfig) { c.MaxSkew = time.Second }, otherConfig, quarantine},
 		{"another list", func(c *qlock.NodeConfig) { c.Nodes = []string{"n1", "n2"} }, otherConfig, quarantine},
 		{"another name", func(c *qlock.NodeConfig) { c.Name = "n2" }, `the state directory is that of node "n1"`, quarantine},

@@ -2,18 +2,22 @@ package qlock
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
 	"time"
 
+	"github.com/qlock/qlock/internal/driver"
+	"github.com/qlock/qlock/internal/natsio"
 	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/subject"
+	"github.com/qlock/qlock/internal/version"
 )
 
-// Version of this module, as nodes tell it.
-const Version = "0.1.0"
+// Version is the version of qlock that this program was built from, such as 0.2.0,
+// as build information has it. It is 0.0.0-devel in builds of a working copy. Nodes
+// tell it to whoever asks.
+func Version() string { return version.String() }
 
 const (
 	// DefaultCluster is the cluster's name where none is given.
@@ -33,8 +37,8 @@ type options struct {
 	name    string
 	lease   time.Duration // 0: the default, or the cluster's longest if that is shorter
 	logger  *slog.Logger
-	events  bool
-	batches bool
+	events  driver.Events
+	batches driver.Batches
 
 	retention time.Duration
 
@@ -61,67 +65,6 @@ func WithName(name string) Option {
 	return func(o *options) error {
 		o.name = name
 		return subject.CheckToken("client", name)
-	}
-}
-
-// WithLease sets how long locks outlive a holder that falls silent: a crashed
-// holder blocks others for that long at most, and a holder that is cut off from
-// the nodes learns of its loss after a little less. It is refreshed every third
-// of it. At least 10 ms, at most the cluster's longest lease; whole milliseconds.
-// Below a second, ordinary pauses of a busy machine begin to cost locks.
-func WithLease(d time.Duration) Option {
-	return func(o *options) error {
-		if d < proto.MinLease || d > proto.MaxLease {
-			return fmt.Errorf("%w: %v: it must be within %v and %v", ErrInvalidLease, d, proto.MinLease, proto.MaxLease)
-		}
-		if d%time.Millisecond != 0 {
-			return fmt.Errorf("%w: %v is not in whole milliseconds", ErrInvalidLease, d)
-		}
-		o.lease = d
-		return nil
-	}
-}
-
-// WithRetention lets the Locker keep a lock for up to d after its last holder here
-// has unlocked it, or until another client waits for it: who locks it again
-// meanwhile has it without asking the nodes, in about a microsecond. Others get it
-// within the time of two more messages than without. From the outside the lock
-// looks held meanwhile: TryLock elsewhere may fail, and a crash leaves it held for
-// the lease. Default: 0, nothing is kept.
-//
-// With or without it, goroutines that wait here for a lock that is held here get it
-// from one another.
-func WithRetention(d time.Duration) Option {
-	return func(o *options) error {
-		if d < 0 {
-			return fmt.Errorf("qlock: retention %v is negative", d)
-		}
-		o.retention = d
-		return nil
-	}
-}
-
-// WithPassOn lets the Locker go on passing a lock among its own goroutines when other
-// clients wait for it: to at most holders more of them, and to none that would begin
-// later than within after the Locker heard that others wait. Zero sets no bound of that
-// kind; one of the two must be above zero. Then, as without the option, the lock goes to
-// whoever has waited longest anywhere. The next time that this Locker's turn comes, the
-// bounds begin anew.
-//
-// Between goroutines of one Locker a lock passes in about a microsecond, between clients
-// in the time of two messages. A crowd of goroutines in several clients that want the
-// same name for moments is served many times faster with a bound of some tens of holders.
-// The price is the order: a goroutine here may go before others elsewhere that have waited
-// longer. Nobody starves, but each claim before a waiter may take the time of so many
-// holders more, or so much time and one holder. Readers that join others count as
-// holders. Default: off, which keeps the order of age among all clients.
-func WithPassOn(holders int, within time.Duration) Option {
-	return func(o *options) error {
-		if holders < 0 || within < 0 || holders == 0 && within == 0 {
-			return fmt.Errorf("qlock: WithPassOn(%d, %v): neither may be negative, and one must be above zero", holders, within)
-		}
-		o.passMost, o.passWithin = holders, within
-		return nil
 	}
 }
 
@@ -169,7 +112,7 @@ func WithLogger(l *slog.Logger) Option {
 // lock taken and one for each given back.
 func WithoutEvents() Option {
 	return func(o *options) error {
-		o.events = false
+		o.events = driver.WithoutEvents
 		return nil
 	}
 }
@@ -180,13 +123,13 @@ func WithoutEvents() Option {
 // if the NATS user may publish there.
 func WithoutBatches() Option {
 	return func(o *options) error {
-		o.batches = false
+		o.batches = driver.WithoutBatches
 		return nil
 	}
 }
 
 func buildOptions(opts []Option) (options, error) {
-	o := options{cluster: DefaultCluster, logger: slog.New(slog.DiscardHandler), events: true, batches: true}
+	o := options{cluster: DefaultCluster, logger: slog.New(slog.DiscardHandler)}
 	for _, opt := range opts {
 		if opt == nil {
 			continue
@@ -200,4 +143,13 @@ func buildOptions(opts []Option) (options, error) {
 		o.name = subject.ClientName(host, os.Args[0])
 	}
 	return o, nil
+}
+
+// driver is what the options say to the driver.
+func (o *options) driver(log *natsio.Log) driver.Config {
+	return driver.Config{
+		Cluster: o.cluster, Name: o.name, Log: log,
+		Lease: o.lease, DefaultLease: DefaultLease, Retention: o.retention, PassMost: o.passMost, PassWithin: o.passWithin,
+		Events: o.events, Batches: o.batches,
+	}
 }

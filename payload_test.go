@@ -71,8 +71,9 @@ func TestSmallPayload(t *testing.T) {
 func TestQuestionLongerThanThePayload(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, 1, setup{server: func(o *server.Options) { o.MaxPayload = 1 << 10 }})
+		a := w.client("a")
 		start := time.Now()
-		_, err := w.client("a").Locks(t.Context(), strings.Repeat("a.", 700)+">")
+		_, err := a.Locks(t.Context(), strings.Repeat("a.", 700)+">")
 		wantText(t, err, "the NATS server accepts 1024 (max_payload)")
 		if d := time.Since(start); d != 0 {
 			t.Errorf("it failed after %v", d)

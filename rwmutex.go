@@ -52,9 +52,9 @@ type unlocker struct {
 	goroutine uint64 // that locked it; 0: not known, and not that of any other in the list
 }
 
-// add takes in a lock; losses is the number of the Locker's before it was asked for.
-func (u *unlockers) add(k *Lock, losses uint64) {
-	now := k.locker.losses.Load()
+// add takes in a lock; losses is the number of the Locker's before it was asked for, and
+// now that after it was held.
+func (u *unlockers) add(k *Lock, losses, now uint64) {
 	if len(u.list) == 0 {
 		u.losses = losses
 	}
@@ -74,7 +74,7 @@ func (u *unlockers) take(l *Locker) *Lock {
 		return nil
 	}
 	i := 0
-	if len(u.list) > 1 && u.losses != l.losses.Load() {
+	if len(u.list) > 1 && u.losses != l.client.Losses() {
 		i = u.find()
 	}
 	k := u.list[i].lock
@@ -94,7 +94,7 @@ func (u *unlockers) find() int {
 	id, best, rank := goroutineID(), 0, -1
 	for i := range u.list {
 		e, r := &u.list[i], 0
-		if e.lock.ctx.Err() != nil {
+		if e.lock.hold.Context().Err() != nil {
 			r++
 		}
 		switch {
@@ -150,10 +150,10 @@ func (m *RWMutex) wait(lock func(context.Context) error) {
 		if errors.Is(err, ErrClosed) {
 			panic(fmt.Errorf("qlock: RWMutex %s: %w", quote(m.name), err))
 		}
-		m.locker.log.line(slog.LevelWarn, "RWMutex cannot be locked, will go on trying", "name", m.name, "error", err)
+		m.locker.log.Line(slog.LevelWarn, "RWMutex cannot be locked, will go on trying", "name", m.name, "error", err)
 		select {
-		case <-time.After(m.locker.opt.lease / 10):
-		case <-m.locker.stop:
+		case <-time.After(m.locker.client.Lease() / 10):
+		case <-m.locker.client.Closed():
 		}
 	}
 }
@@ -181,14 +181,14 @@ func (m *RWMutex) TryRLock() bool {
 }
 
 func (m *RWMutex) take(ctx context.Context, lock func(context.Context, string) (*Lock, error), list *unlockers) error {
-	losses := m.locker.losses.Load()
+	losses := m.locker.client.Losses()
 	k, err := lock(ctx, m.name)
 	if err != nil {
 		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	list.add(k, losses)
+	list.add(k, losses, m.locker.client.Losses())
 	return nil
 }
 

@@ -68,7 +68,7 @@ func TestNodesAreServices(t *testing.T) {
 		if err := json.Unmarshal(m.Data, &info); err != nil {
 			t.Fatal(err)
 		}
-		if info.Name != "qlock" || info.Version != qlock.Version || info.Metadata["cluster"] != "default" || info.Metadata["nodes"] != "n1 n2 n3" {
+		if info.Name != "qlock" || info.Version != qlock.Version() || info.Metadata["cluster"] != "default" || info.Metadata["nodes"] != "n1 n2 n3" {
 			t.Errorf("info %+v", info)
 		}
 		// No queue group: every node hears every request.

@@ -3,7 +3,8 @@ package qlock
 import (
 	"time"
 
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/driver"
+	"github.com/qlock/qlock/internal/natsio"
 )
 
 // LockerStats is what a Locker has and counted. Of the calls that asked for a lock
@@ -79,9 +80,19 @@ type NodeRoundTrip struct {
 	LastHeard time.Time `json:"last_heard,omitzero"`
 }
 
+// NodeState is where a node is in its life.
+type NodeState string
+
+const (
+	NodeProbing    NodeState = "probing"    // it listens for another node of its name
+	NodeRecovering NodeState = "recovering" // it may have forgotten votes, and gives none yet
+	NodeVoting     NodeState = "voting"
+	NodeStopped    NodeState = "stopped"
+)
+
 // NodeStats is what a node has and counted.
 type NodeStats struct {
-	State      string        `json:"state"`         // "probing", "recovering", "voting" or "stopped"
+	State      NodeState     `json:"state"`
 	Started    time.Time     `json:"started"`       // when StartNode was called, by this node's clock
 	Recovering time.Duration `json:"recovering_ns"` // how long it will still give no votes
 
@@ -116,108 +127,26 @@ type NodeRefusals struct {
 	Copy   uint64 `json:"copy"`   // two clients send as one instance: see LockerStats.Copies
 }
 
-// waitBounds are the upper bounds of a histogram's buckets.
-var waitBounds = [...]time.Duration{
-	100 * time.Microsecond, 250 * time.Microsecond, 500 * time.Microsecond,
-	time.Millisecond, 2500 * time.Microsecond, 5 * time.Millisecond,
-	10 * time.Millisecond, 25 * time.Millisecond, 50 * time.Millisecond,
-	100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond,
-	time.Second, 2500 * time.Millisecond, 5 * time.Second,
-	10 * time.Second, 30 * time.Second, 60 * time.Second,
-}
-
-// counts is what a Locker counts itself. Locker.mu guards it.
-type counts struct {
-	held, waiting                     int
-	granted, passedOn, lost, unlocked uint64
-	failed                            LockerFailures
-	waited                            time.Duration
-	waits                             [len(waitBounds) + 1]uint64 // not cumulative
-}
-
-// turn moves a lock to another state, which is the one place where that changes:
-// what it was before decides what is counted. Call with Locker.mu held, as what
-// follows.
-func (c *counts) turn(k *Lock, to lockState) {
-	from := k.state
-	k.state = to
-	switch from {
-	case lockWaiting:
-		c.waiting--
-	case lockHeld:
-		c.held--
-	default:
-		return // it was given up, and in the same step lost as well
-	}
-	switch {
-	case to == lockHeld:
-		c.held++
-		c.granted++
-	case to == lockLost:
-		c.lost++
-	case from == lockHeld: // unlocked, or given back since its caller has gone
-		c.unlocked++
-	}
-}
-
-// hold notes that k is held from k.since on, as the first of its claim or not.
-func (c *counts) hold(k *Lock, first bool) {
-	c.turn(k, lockHeld)
-	if !first {
-		c.passedOn++
-	}
-	d, i := k.since.Sub(k.asked), 0
-	for i < len(waitBounds) && d > waitBounds[i] { // most waits are short, and found at once
-		i++
-	}
-	c.waited += d
-	c.waits[i]++
-}
-
-// fail notes that k will not be held, and why.
-func (c *counts) fail(k *Lock, err *LockError) {
-	if k.state == lockWaiting {
-		switch err.Reason {
-		case ErrHeld:
-			c.failed.Held++
-		case ErrNoQuorum:
-			c.failed.NoQuorum++
-		case ErrRefused:
-			c.failed.Refused++
-		case ErrEvicted:
-			c.failed.Evicted++
-		case ErrClosed:
-			c.failed.Closed++
-		}
-	}
-	c.turn(k, lockFailed)
-}
-
 // Stats tells what the Locker has and counted. It takes the Locker's lock for about
 // a microsecond, and may be called as often as one likes, also after Close: then
 // the counts stay as they are.
 func (l *Locker) Stats() LockerStats {
-	l.mu.Lock()
-	now := time.Now()
-	c := l.counts
-	claims, core, trips := l.core.Claims(), l.core.Counts(), l.core.Trips(l.at(now))
-	l.mu.Unlock()
-
+	c := l.client.Stats()
 	s := LockerStats{
-		Held: c.held, Waiting: c.waiting, Claims: claims,
-		Granted: c.granted, PassedOn: c.passedOn, Failed: c.failed, Lost: c.lost, Unlocked: c.unlocked,
-		Recalls: core.Recalls, Yields: core.Yields, Copies: core.Copies, LogDropped: l.log.queue.Dropped(),
-		Wait: WaitTimes{Count: c.granted, Sum: c.waited, Buckets: make([]WaitBucket, len(waitBounds))},
+		Held: c.Held, Waiting: c.Waiting, Claims: c.Claims,
+		Granted: c.Granted, PassedOn: c.PassedOn, Failed: LockerFailures(c.Failed), Lost: c.Lost, Unlocked: c.Unlocked,
+		Recalls: c.Machine.Recalls, Yields: c.Machine.Yields, Copies: c.Machine.Copies, LogDropped: l.log.Dropped(),
+		Wait: WaitTimes{Count: c.Granted, Sum: c.Waited, Buckets: make([]WaitBucket, len(driver.WaitBounds))},
 	}
 	n := uint64(0)
-	for i, bound := range waitBounds {
-		n += c.waits[i]
+	for i, bound := range driver.WaitBounds {
+		n += c.Waits[i]
 		s.Wait.Buckets[i] = WaitBucket{bound, n}
 	}
-	for _, t := range trips {
+	for _, t := range c.Trips {
 		r := NodeRoundTrip{Node: t.Name, RoundTrip: t.RoundTrip}
 		if t.Heard {
-			r.LastHeard = now.Add(-t.Since).Round(0)
+			r.LastHeard = c.At.Add(-t.Since).Round(0)
 		}
 		s.Nodes = append(s.Nodes, r)
 	}
@@ -225,20 +154,14 @@ func (l *Locker) Stats() LockerStats {
 }
 
 // Stats tells what the node has and counted.
-func (n *Node) Stats() NodeStats {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	c := n.core.Counts()
-	s := NodeStats{
-		State: string(n.core.State()), Started: n.start.Round(0), Recovering: n.core.Recovering(n.at(time.Now())),
-		Claims: n.core.Claims(), Waiting: n.core.Waiting(), Resources: n.core.Resources(), Clients: n.core.Clients(),
-		TokensAhead: n.core.Ahead(n.at(time.Now())),
-		Requests:    n.requests.Load(), Malformed: n.malformed.Load(),
-		Granted: c.Granted, Refused: NodeRefusals(c.Refused), Recalls: c.Recalls, LeasesExpired: c.Expired, Evicted: c.Evicted,
-		LogDropped: n.log.queue.Dropped(),
+func (n *Node) Stats() NodeStats { return nodeStats(n.node.Stats(), n.log) }
+
+func nodeStats(s driver.NodeStats, log *natsio.Log) NodeStats {
+	return NodeStats{
+		State: NodeState(s.State), Started: s.Started.Round(0), Recovering: s.Recovering,
+		Claims: s.Claims, Waiting: s.Waiting, Resources: s.Resources, Clients: s.Clients,
+		TokensAhead: s.Ahead, Requests: s.Requests, Malformed: s.Malformed,
+		Granted: s.Counts.Granted, Refused: NodeRefusals(s.Counts.Refused), Recalls: s.Counts.Recalls,
+		LeasesExpired: s.Counts.Expired, Evicted: s.Counts.Evicted, LogDropped: log.Dropped(),
 	}
-	if n.closed || n.isDone() {
-		s.State, s.Recovering = string(proto.Stopped), 0
-	}
-	return s
 }

@@ -6,7 +6,7 @@ require (
 	github.com/go-redsync/redsync/v4 v4.15.0
 	github.com/nats-io/nats-server/v2 v2.15.2
 	github.com/nats-io/nats.go v1.55.0
-	github.com/qlock/qlock v0.0.0
+	github.com/qlock/qlock v0.2.0
 	github.com/redis/go-redis/v9 v9.23.0
 	go.etcd.io/etcd/client/v3 v3.7.3
 	go.etcd.io/etcd/server/v3 v3.7.3

@@ -262,6 +262,72 @@ func TestSystemd(t *testing.T) {
 	}
 }
 
+// buildContext copies what the build of the image gets to see: it must suffice.
+func buildContext(t *testing.T) string {
+	t.Helper()
+	context := t.TempDir()
+	var in, out []string
+	for i, line := range strings.Split(strings.TrimSpace(read(t, "Dockerfile.dockerignore")), "\n") {
+		name, wanted := strings.CutPrefix(line, "!")
+		pattern, anywhere := strings.CutPrefix(line, "**/")
+		switch {
+		case i == 0 && line == "*":
+		case wanted:
+			in = append(in, name)
+		case anywhere:
+			out = append(out, pattern)
+		default:
+			t.Fatalf("this test does not understand %q in Dockerfile.dockerignore", line)
+		}
+	}
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range in {
+		paths, err := filepath.Glob(filepath.Join(root, name))
+		if err != nil || len(paths) == 0 && name != "vendor" {
+			t.Fatalf("Dockerfile.dockerignore lets in %s, which is not there: %v", name, err)
+		}
+		for _, top := range paths {
+			err := filepath.WalkDir(top, func(path string, d os.DirEntry, err error) error {
+				if err != nil {
+					return err
+				}
+				for _, pattern := range out {
+					if ignored, err := filepath.Match(pattern, d.Name()); err != nil {
+						return err
+					} else if ignored && d.IsDir() {
+						return filepath.SkipDir
+					} else if ignored {
+						return nil
+					}
+				}
+				if d.IsDir() {
+					return nil
+				}
+				rel, err := filepath.Rel(root, path)
+				if err != nil {
+					return err
+				}
+				b, err := os.ReadFile(path)
+				if err != nil {
+					return err
+				}
+				to := filepath.Join(context, rel)
+				if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+					return err
+				}
+				return os.WriteFile(to, b, 0o600)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return context
+}
+
 // The image has nothing but the binary, so that must need nothing.
 func TestImage(t *testing.T) {
 	text := read(t, "Dockerfile")
@@ -285,8 +351,12 @@ func TestImage(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "qlock")
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, build[3])
-	cmd.Dir, cmd.Env = "..", append(os.Environ(), build[1])
+	flags := regexp.MustCompile(`-ldflags="([^"]*)"`).FindStringSubmatch(build[2])
+	if flags == nil {
+		t.Fatal("the flags of the linker are not found")
+	}
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags="+strings.ReplaceAll(flags[1], "${VERSION}", "1.2.3-test"), "-o", out, build[3])
+	cmd.Dir, cmd.Env = buildContext(t), append(os.Environ(), build[1])
 	if b, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, b)
 	}
@@ -306,7 +376,7 @@ func TestImage(t *testing.T) {
 	// As in the image: no home, no user, no settings.
 	version := exec.Command(out, "version")
 	version.Env = []string{}
-	if b, err := version.CombinedOutput(); err != nil || !bytes.HasPrefix(b, []byte("qlock ")) {
+	if b, err := version.CombinedOutput(); err != nil || !bytes.HasPrefix(b, []byte("qlock 1.2.3-test, ")) {
 		t.Errorf("%v\n%s", err, b)
 	}
 	nodes := exec.Command(out, "nodes", "--server", "nats://127.0.0.1:1")

@@ -16,7 +16,6 @@ import (
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/loopback"
 	"github.com/qlock/qlock/internal/proto"
-	"github.com/qlock/qlock/internal/subject"
 )
 
 // Cluster is several servers in one process, for demonstrations and tests.
@@ -135,52 +134,40 @@ func (c *Cluster) WaitReady(ctx context.Context) error {
 	return nil
 }
 
-// waitVotes asks the nodes who they are until as many as wanted answer that they
-// vote.
+// waitVotes asks the nodes who they are until as many as wanted answer that they vote.
 func waitVotes(ctx context.Context, s *Server, want int) error {
 	nc := s.Conn()
 	if nc == nil {
 		return fmt.Errorf("qlock/embedded: %s was stopped while it was waited for", s.Name())
 	}
-	inbox := nc.NewInbox()
-	sub, err := nc.SubscribeSync(inbox)
-	if err != nil {
-		return fmt.Errorf("qlock/embedded: %w", err)
-	}
-	defer func() { _ = sub.Unsubscribe() }()
-	ask := subject.Request(or(s.cfg.Node.Cluster, qlock.DefaultCluster), subject.Info, s.cfg.Node.Name, "")
-	voting := map[string]bool{}
-	for len(voting) < want {
-		if err := nc.PublishRequest(ask, inbox, []byte(`{"nonce":"ready"}`)); err != nil {
-			return fmt.Errorf("qlock/embedded: %w", err)
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for {
+		voting, err := countVotes(ctx, nc, s.cfg.Node)
+		switch {
+		case voting >= want:
+			return nil
+		case errors.Is(err, qlock.ErrClosed), errors.Is(err, qlock.ErrRefused):
+			return fmt.Errorf("qlock/embedded: %s: %w", s.Name(), err)
 		}
-		if err := collectVotes(ctx, sub, voting, want); err != nil {
-			return fmt.Errorf("qlock/embedded: %s hears the votes of %d of %d nodes: %w", s.Name(), len(voting), want, err)
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return fmt.Errorf("qlock/embedded: %s hears the votes of %d of %d nodes: %w", s.Name(), voting, want, context.Cause(ctx))
 		}
 	}
-	return nil
 }
 
-// collectVotes notes who answers that it votes, until enough have or it is time
-// to ask again.
-func collectVotes(ctx context.Context, sub *nats.Subscription, voting map[string]bool, want int) error {
-	again, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+// countVotes counts the nodes that say they vote. It does not wait for long for others: one
+// that is down is listed by the rest.
+func countVotes(ctx context.Context, nc *nats.Conn, cfg qlock.NodeConfig) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 	defer cancel()
-	for len(voting) < want {
-		m, err := sub.NextMsgWithContext(again)
-		switch {
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case again.Err() != nil:
-			return nil
-		case err != nil:
-			return err
-		}
-		if a, err := proto.DecodeAnswer(m.Data); err == nil && a.Info != nil && a.Info.State == proto.Voting {
-			voting[a.Node] = true
-		}
+	m, err := qlock.QueryMembers(ctx, nc, qlock.WithCluster(or(cfg.Cluster, qlock.DefaultCluster)), qlock.WithName(cfg.Name))
+	if err != nil {
+		return 0, err
 	}
-	return nil
+	return m.Voting(), nil
 }
 
 // Servers are the cluster's servers in the order of their names, n1 first. Stop

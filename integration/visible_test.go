@@ -65,7 +65,7 @@ func TestMicroDiscovery(t *testing.T) {
 				var s service
 				must(t, json.Unmarshal(m.Data, &s))
 				node := s.Metadata["node"]
-				if s.Name != "qlock" || s.Version != qlock.Version || s.ID == "" || s.Metadata["cluster"] != "default" || s.Metadata["nodes"] != "n1 n2 n3" {
+				if s.Name != "qlock" || s.Version != qlock.Version() || s.ID == "" || s.Metadata["cluster"] != "default" || s.Metadata["nodes"] != "n1 n2 n3" {
 					t.Errorf("%s: %s", subject, m.Data)
 				}
 				if want := "io.nats.micro.v1." + strings.ToLower(what) + "_response"; s.Type != want {

@@ -69,13 +69,13 @@ func (e *Events) hear(subject string, body []byte) {
 		return
 	}
 	switch ev.Kind {
-	case "acquired":
+	case qlock.EventAcquired:
 		e.acquired.WithLabelValues(ev.Mode).Inc()
 		e.waited.WithLabelValues(ev.Mode).Observe(ev.Waited / 1000)
-	case "released":
+	case qlock.EventReleased:
 		e.released.WithLabelValues(ev.Mode).Inc()
 		e.held.WithLabelValues(ev.Mode).Observe(ev.Held / 1000)
-	case "lost":
+	case qlock.EventLost:
 		e.lost.WithLabelValues(ev.Mode).Inc()
 		e.held.WithLabelValues(ev.Mode).Observe(ev.Held / 1000)
 	}

@@ -11,7 +11,6 @@ package metrics
 import (
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -19,7 +18,7 @@ import (
 )
 
 // states that a node can be in, so that each has a series from the start.
-var states = []string{"probing", "recovering", "voting", "stopped"}
+var states = []qlock.NodeState{qlock.NodeProbing, qlock.NodeRecovering, qlock.NodeVoting, qlock.NodeStopped}
 
 type node struct {
 	node *qlock.Node
@@ -80,10 +79,10 @@ func to(ch chan<- prometheus.Metric) (gauge func(*prometheus.Desc, float64, ...s
 func (c *node) Collect(ch chan<- prometheus.Metric) {
 	s := c.node.Stats()
 	gauge, counter := to(ch)
-	gauge(c.info, 1, qlock.Version)
+	gauge(c.info, 1, qlock.Version())
 	gauge(c.started, float64(s.Started.UnixMilli())/1000)
 	for _, state := range states {
-		gauge(c.state, truth(s.State == state), state)
+		gauge(c.state, truth(s.State == state), string(state))
 	}
 	gauge(c.recovering, s.Recovering.Seconds())
 	gauge(c.claims, float64(s.Claims))
@@ -175,8 +174,17 @@ func NewConnection(nc *nats.Conn) prometheus.Collector {
 	}
 }
 
-// NewServer collects how a nats-server in this process fares.
-func NewServer(s *server.Server) prometheus.Collector {
+// Server is what NewServer reads of a nats-server in this process. A *server.Server
+// of the nats-server module has these methods, and embedded.Server.NATS returns one.
+// It is an interface so that a program that only exports metrics links no server.
+type Server interface {
+	NumClients() int
+	NumRoutes() int
+	NumSlowConsumers() int64
+}
+
+// NewServer collects the counters of a nats-server in this process.
+func NewServer(s Server) prometheus.Collector {
 	return group{
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "qlock_server_clients", Help: "Clients connected to this server."},
 			func() float64 { return float64(s.NumClients()) }),

@@ -899,6 +899,10 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 		}
 	case proto.Recall:
 		c.counts.Recalls++
+		if a.For != "" { //plant:recall-for-another
+			c.recallFor(cl, a.For, out)
+			return
+		}
 		c.recall(cl, i, a.Behind, out)
 		return
 	case proto.Evicted:
@@ -1144,6 +1148,23 @@ func (c *Client) recall(cl *Claim, i int, behind bool, out *Out) {
 		Claim: c.id(cl), Beat: beat, Node: c.nodes[i].name,
 	})
 	c.judge(cl, out)
+}
+
+// recallFor is a recall by a node that is not heard, which another passes on (N12). All
+// that were asked to may do so: one answer is enough.
+func (c *Client) recallFor(cl *Claim, name string, out *Out) {
+	i, ok := slices.BinarySearchFunc(c.nodes, name, func(n node, name string) int { return cmp.Compare(n.name, name) })
+	if !ok {
+		return
+	}
+	said := cl.votes[i].yielded
+	if cl.state == Holding {
+		said = cl.votes[i].asked
+	}
+	if said > 0 && c.now < time.Duration(said)*time.Microsecond+leastDelay {
+		return
+	}
+	c.recall(cl, i, false, out)
 }
 
 // confirmed counts the new votes for a held claim that were asked for before a node that

@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -30,5 +31,22 @@ func BenchmarkLock(b *testing.B) {
 		}, "_INBOX.orders", &c.out)
 		c.node.Handle(c.now, &proto.Request{Verb: proto.Release, Client: "orders", Resource: name, Claim: id}, "", &c.out)
 		c.out.Reset()
+	}
+}
+
+// A name that many readers keep, and a writer that waits and is heard of all the time: what
+// one message of the writer's costs.
+func BenchmarkCrowdedName(b *testing.B) {
+	c := newReaders(60_000)
+	c.write(1, 1)
+	for len(c.node.crowded) > 0 { // all are told for the first time
+		c.now.Mono += lookPause
+		c.tick()
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	for i := range b.N {
+		c.now.Mono += 10 * time.Microsecond
+		c.write(1, uint64(i+2))
 	}
 }

@@ -57,7 +57,7 @@ func (r *roll) after(born uint64) int {
 // What one page may cost, whatever is asked for.
 const (
 	mostLooked = 10_000 // names looked at
-	mostShown  = 8      // claims with votes that are shown of each name in a list
+	mostShown  = 8      // claims that are shown of each name in a list
 )
 
 // list answers with a page of what is locked and waited for here.
@@ -68,6 +68,7 @@ func (n *Node) list(now proto.Now, r *proto.Request, reply string, out *Out) {
 	page := &proto.Page{After: r.After}
 	room, i := n.room(now, r), n.roll.after(r.After)
 	most := min(i+mostLooked, len(n.roll.slots))
+	waits := n.recovering(now) > 0
 	for ; i < most; i++ {
 		s := n.roll.slots[i]
 		if s.res == nil || r.Query != "" && !subject.Matches(r.Query, s.res.name) {
@@ -77,6 +78,11 @@ func (n *Node) list(now proto.Now, r *proto.Request, reply string, out *Out) {
 		rec := s.res.record()
 		for _, c := range s.res.votes[:min(len(s.res.votes), mostShown)] {
 			rec.Claims = append(rec.Claims, c.record(now))
+		}
+		// Of a claim that its client holds the vote from before stands, which a node that
+		// waits has forgotten: whoever reads counts it. Such claims are first in the queue.
+		for i := 0; waits && i < len(s.res.queue) && s.res.queue[i].held && len(rec.Claims) < mostShown; i++ {
+			rec.Claims = append(rec.Claims, s.res.queue[i].record(now))
 		}
 		if len(page.Locks) > 0 && rec.PageSize() > room {
 			break // the next page begins with it

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/sat"
 )
 
 const (
@@ -16,7 +17,7 @@ const (
 	firstAsks = 5
 
 	// A node asks for its name so many times in maxTTL, and more often while it waits.
-	askEvery, askWaiting = 10, 30
+	askEvery, askWaiting = 20, 60
 
 	// A node that gives its name up says so as often: a message or two may be lost.
 	farewells = 10
@@ -34,10 +35,12 @@ type rival struct {
 
 func (n *Node) probeDue() time.Duration {
 	switch {
+	case n.hears && !n.stopped && n.probeEchoed && n.probeAt < n.listenEnd:
+		return min(n.probeAt+n.cfg.ProbeWait, n.listenEnd) // the question that ends it is not later than it must be
 	case n.stopped || !n.probed || !n.probeEchoed || n.asks > 0:
 		return n.probeAt + n.cfg.ProbeWait
 	case n.inQuarant || len(n.rivals) > 0:
-		return n.probeAt + max(n.cfg.ProbeWait, n.cfg.MaxTTL/askWaiting)
+		return n.probeAt + n.pause(n.cfg.MaxTTL)
 	}
 	return n.probeAt + n.cfg.MaxTTL/askEvery
 }
@@ -45,23 +48,47 @@ func (n *Node) probeDue() time.Duration {
 // away is for how long the node has not heard itself. It was paused, asleep, or
 // cut off; which of the clocks shows it is the same to us (N9).
 func (n *Node) away(now proto.Now) time.Duration {
-	return max(now.Mono-n.heardAt, time.Duration(now.Wall-n.heardWall)*time.Microsecond /*plant:away-wall*/)
+	return max(now.Mono-n.heardAt, sat.Micros(now.Wall-n.heardWall) /*plant:away-wall*/)
+}
+
+// pause is how long a node that waits lets pass between two questions: an answer has
+// ProbeWait to come.
+func (n *Node) pause(maxTTL time.Duration) time.Duration {
+	return max(n.cfg.ProbeWait, maxTTL/askWaiting)
+}
+
+// present is for how long a node that votes may not have heard itself: it asks every
+// maxTTL/askEvery, and what stands still for less than three pauses was not away (N9).
+func (n *Node) present(maxTTL time.Duration) time.Duration {
+	return maxTTL/askEvery + 3*n.pause(maxTTL)
 }
 
 // checkAlone notices that the node has not heard itself for so long that another
-// may have been started in its place, have waited as it must, and vote, or have
-// voted and be gone again. That nobody answers when it asks proves nothing: it
-// waits as one that forgot (N9).
+// may have been started in its place, and wait: it listens for that one's questions
+// before it votes again. Or for so long that another may have waited as it must, and
+// vote, or have voted and be gone again. Then that nobody is heard proves nothing:
+// the node waits as one that forgot (N9).
 func (n *Node) checkAlone(now proto.Now, out *Out) {
-	away := n.away(now)
-	if n.asks > 0 || away <= n.cfg.MaxTTL { //plant:heard-itself
+	if n.asks > 0 {
 		return
 	}
-	n.asks = firstAsks     //plant:absent-asks
-	n.enterQuarantine(now) //plant:absent-waits
-	n.probed = false
+	if n.hears && max(now.Mono-n.echoAt, sat.Micros(now.Wall-n.echoWall)) > n.cfg.ProbeWait+n.pause(n.cfg.MaxTTL) {
+		n.hears = false // what was asked meanwhile it may have missed: it listens anew //plant:listens-anew
+	}
+	away := n.away(now)
+	forgot := away > n.cfg.MaxTTL && !n.hears                                     //plant:absence-forgets
+	if !forgot && (n.back || away <= n.present(n.cfg.MaxTTL) /*plant:present*/) { //plant:heard-itself
+		return
+	}
+	n.back, n.probed = true, false
 	n.probe++                                                  // an answer to what it asked before is none
 	n.probeAt, n.probeEchoed = now.Mono-n.cfg.ProbeWait, false // due at once
+	if !forgot {
+		return
+	}
+	n.back = false
+	n.asks = firstAsks
+	n.enterQuarantine(now)
 	out.Notes = append(out.Notes, fmt.Sprintf(
 		"this node did not hear itself for %v, and another node may have used its name meanwhile: it gives no votes until those of the other have expired", away.Round(time.Millisecond)))
 }
@@ -109,9 +136,17 @@ func (n *Node) HandleAnswer(now proto.Now, a *proto.Answer, out *Out) {
 		return
 	}
 	n.probeEchoed = true
-	n.heardAt, n.heardWall = n.probeAt, n.probeWall
+	n.echoAt, n.echoWall = n.probeAt, n.probeWall
+	if !n.back { //plant:heard-when-back
+		n.heardAt, n.heardWall = n.probeAt, n.probeWall
+	}
+	if n.back && !n.hears {
+		n.hears = true
+		n.listenEnd = now.Mono + 2*n.pause(n.longest) // two questions of another: one may be lost //plant:listens
+	}
 	if n.asks > 0 {
 		n.asks--
+		n.soughtAt = n.probeAt
 		n.quarantine = max(n.quarantine, n.probeAt+n.runOut()) //plant:wait-when-heard
 	}
 }
@@ -162,7 +197,7 @@ func (n *Node) contest(now proto.Now, other uuid.UUID, voted, stopped bool, out 
 			"another node named %q (incarnation %s) tried to start and was told to stop", n.cfg.Name, other))
 		return
 	}
-	// It asks every tenth of maxTTL, and may have given votes until it asked again. So
+	// It asks often in maxTTL, and may have given votes until it asked again. So
 	// twice the time, in which some questions may be lost.
 	if i < 0 || voted && !n.rivals[i].voted {
 		out.Notes = append(out.Notes, fmt.Sprintf(
@@ -194,7 +229,7 @@ func (n *Node) checkRivals(now proto.Now, out *Out) {
 }
 
 func (n *Node) info(now proto.Now, r *proto.Request, reply string, out *Out) {
-	if len(r.Over) > 0 {
+	if len(r.Over)+len(r.Recalled) > 0 {
 		if !n.stopped {
 			n.vouch(r, reply, out)
 		}

@@ -79,16 +79,23 @@ type Node struct {
 	since      time.Duration // it was started, monotonic
 	quarantine time.Duration // no votes before this moment (N8)
 	inQuarant  bool
-	asks       int  // questions that it must hear itself ask before its wait begins (N9)
-	voted      bool // a vote was given, or may have been
+	waitAt     time.Duration // its last wait began
+	soughtAt   time.Duration // when the last question was sent that counted in asks
+	asks       int           // questions that it must hear itself ask before its wait begins (N9)
+	voted      bool          // a vote was given, or may have been
 
 	secret      [2]uint64     // of this life, for its nonces
 	probe       int           // number of the probe that is out (N9)
 	probeAt     time.Duration // when it was sent
 	probeWall   int64         // the same by the wall clock, µs
 	probeEchoed bool          // its answer by this very node came back: it was heard
-	heardAt     time.Duration // when the last probe was sent that was heard
+	echoAt      time.Duration // when the last probe was sent that was heard
+	echoWall    int64         // the same by the wall clock, µs
+	heardAt     time.Duration // the same of the last that shows that the node was not away
 	heardWall   int64         // the same by the wall clock, µs
+	back        bool          // it was away, and has not listened for long enough since (N9)
+	hears       bool          // while back: it has heard itself, without a pause, and listens
+	listenEnd   time.Duration // while it hears: a probe from then on ends it
 	asked       bool          // another asked for this node's name since
 	probed      bool          // full probes, as many as it takes, found no other node
 	rivals      []rival       // others of its name that may come to vote
@@ -100,11 +107,15 @@ type Node struct {
 
 	serial  uint64      // counts steps, to do once a step what many claims ask for
 	recalls []*resource // whose heads recall at the end of this step
+	crowded []*resource // more of whose votes are looked at later
+	looked  []*resource // the room of that list, in turn
+	lookAt  time.Duration
+	looks   uint64      // votes that were looked at, for tests
 	changed []*resource // whose tries learn at its end what is before them now
 
-	ended  ended           // claims that are over for good (N11)
-	doubts []proto.ClaimOf // that others are to be asked about
-	overAt time.Duration   // not before that
+	ended  ended         // claims that are over for good (N11)
+	doubts []doubt       // that others are to be asked about
+	overAt time.Duration // not before that
 
 	counts Counts
 }
@@ -132,8 +143,8 @@ func New(cfg Config, now proto.Now, saved *Saved, forgot time.Duration) *Node {
 		perClient: map[string]int{},
 		floors:    newFloors(cfg.FloorKey, cfg.Floors),
 	}
-	n.secret = n.floors.key // before a mark gives its floors another
-	n.longest, n.since = max(cfg.MaxTTL, forgot), now.Mono
+	n.secret = n.floors.key                                                     // before a mark gives its floors another
+	n.longest, n.since = max(cfg.MaxTTL, min(forgot, proto.MaxLease)), now.Mono // no message has a longer one
 	n.heardAt, n.heardWall = now.Mono, now.Wall
 	if saved == nil {
 		n.enterQuarantine(now)
@@ -161,14 +172,15 @@ func (n *Node) continued(now proto.Now) []uuid.UUID {
 // enterQuarantine has the node give no votes until all have run out that it, or
 // another of its name, can have given until now (N8).
 func (n *Node) enterQuarantine(now proto.Now) {
-	n.inQuarant = true
+	n.inQuarant, n.waitAt = true, now.Mono
 	n.quarantine = max(n.quarantine, now.Mono+n.listen()+n.runOut())
 }
 
-// listen is how long a node of this name that does not hear this one may take to ask
-// the next time, and be heard. It may have voted until then (N9). It may also have the
-// configuration of before, and ask as seldom as that says.
-func (n *Node) listen() time.Duration { return n.longest/askEvery + n.longest/askWaiting } //plant:listen
+// listen is for how long after this node began to wait another of its name may vote:
+// until it is heard to ask, if it does not hear this one; until it hears this one's next
+// question, if it is the other way round, and it was away when the wait began (N9). It
+// may also have the configuration of before, and ask as seldom as that says.
+func (n *Node) listen() time.Duration { return n.present(n.longest) + 2*n.pause(n.longest) } //plant:listen
 
 func (n *Node) runOut() time.Duration { return n.longest + proto.Margin(n.longest) } //plant:run-out
 
@@ -183,7 +195,7 @@ func (n *Node) longerLease(ttl time.Duration, who string, out *Out) {
 		return
 	}
 	n.longest = ttl
-	n.quarantine = max(n.quarantine, n.since+n.listen()+n.runOut())
+	n.quarantine = max(n.quarantine, n.waitAt+n.listen()+n.runOut(), n.soughtAt+n.runOut())
 	out.Notes = append(out.Notes, fmt.Sprintf(
 		"there may be longer leases than this node's configuration allows (%s has, or allows, leases of %v): it gives no votes until those have expired", who, n.longest))
 }
@@ -239,6 +251,9 @@ func (n *Node) Deadline() time.Duration {
 	if len(n.doubts) > 0 {
 		d = min(d, n.overAt)
 	}
+	if len(n.crowded) > 0 {
+		d = min(d, n.lookAt)
+	}
 	return d
 }
 
@@ -253,15 +268,16 @@ func (n *Node) Tick(now proto.Now, out *Out) {
 		return
 	}
 	n.serial++
+	n.checkAlone(now, out) //plant:absence-first
 	n.expire(now, out)
-	n.checkAlone(now, out)
 	n.checkAhead(now, out)
 	if now.Mono >= n.probeDue() {
 		// Only a probe that this node heard itself was heard by others (N9). The
 		// answers had ProbeWait to come.
 		// Who asked meanwhile may not have listened yet when this was sent.
-		if n.probeEchoed && !n.probed && !n.asked {
-			n.probed = true
+		if n.probeEchoed && !n.probed && !n.asked && (!n.back || n.hears && n.probeAt >= n.listenEnd) {
+			n.probed, n.back, n.hears = true, false, false
+			n.heardAt, n.heardWall = n.echoAt, n.echoWall
 			n.noteState(now, out)
 		}
 		n.ask(now, out)
@@ -352,8 +368,8 @@ func (n *Node) Handle(now proto.Now, r *proto.Request, reply string, out *Out) {
 		return
 	}
 	n.serial++
-	n.expire(now, out)
 	n.checkAlone(now, out)
+	n.expire(now, out)
 	switch r.Verb {
 	case proto.Acquire:
 		n.acquire(now, r, reply, out)
@@ -387,6 +403,12 @@ func (n *Node) recovering(now proto.Now) time.Duration {
 	}
 	if !n.probed {
 		wait = max(wait, n.cfg.ProbeWait)
+	}
+	switch {
+	case n.hears:
+		wait = max(wait, n.listenEnd-now.Mono+n.cfg.ProbeWait)
+	case n.back:
+		wait = max(wait, 2*n.pause(n.longest)+n.cfg.ProbeWait)
 	}
 	return wait
 }

@@ -11,7 +11,8 @@ import (
 )
 
 // A release is final, whoever hears it. So a node that did not hear one, because a link
-// is cut that others do without, may take it from a node that did (N11).
+// is cut that others do without, may take it from a node that did (N11). For what is not
+// over, such a node passes on a recall, and the yield that answers it (N12).
 
 // overPause is the least time between two questions.
 const overPause = 10 * time.Millisecond
@@ -64,6 +65,13 @@ func (e *ended) has(c proto.ClaimOf) bool {
 	return e.pages[page] != nil && slices.Contains(e.pages[page][at][:], c)
 }
 
+// doubt is a claim of which other nodes may know that it is over, or may reach its
+// client, which has not answered this node's recall.
+type doubt struct {
+	of       proto.ClaimOf
+	recalled bool
+}
+
 // doubt notes what is in the way of a claim that other nodes would have served: they
 // are asked about it, all that such claims noted in one question.
 func (n *Node) doubt(c *claim) {
@@ -72,8 +80,14 @@ func (n *Node) doubt(c *claim) {
 			if len(n.doubts) == proto.MaxOver || o.voted == c.voted && order(o, c) >= 0 {
 				return
 			}
-			if d := (proto.ClaimOf{Client: o.session.key.client, Claim: o.id()}); quorum.Conflicts(o.mode, c.mode) && !slices.Contains(n.doubts, d) {
+			if !quorum.Conflicts(o.mode, c.mode) {
+				continue
+			}
+			d := doubt{proto.ClaimOf{Client: o.session.key.client, Claim: o.id()}, o.voted && !o.held && order(c, o) < 0}
+			if i := slices.IndexFunc(n.doubts, func(have doubt) bool { return have.of == d.of }); i < 0 {
 				n.doubts = append(n.doubts, d)
+			} else if d.recalled {
+				n.doubts[i].recalled = true
 			}
 		}
 	}
@@ -86,18 +100,22 @@ func (n *Node) askOthers(now proto.Now, out *Out) {
 	if len(n.doubts) == 0 || now.Mono < n.overAt || out.Ask != nil {
 		return
 	}
-	var over []proto.ClaimOf
+	var over, recalled []proto.ClaimOf
 	for _, d := range n.doubts {
-		if n.find(d.Client, d.Claim) != nil {
-			over = append(over, d)
+		switch c := n.find(d.of.Client, d.of.Claim); {
+		case c == nil:
+		case d.recalled && c.voted && !c.held:
+			recalled = append(recalled, d.of)
+		default:
+			over = append(over, d.of)
 		}
 	}
 	n.doubts = n.doubts[:0]
-	if len(over) == 0 || len(n.cfg.Nodes) == 1 {
+	if len(over)+len(recalled) == 0 || len(n.cfg.Nodes) == 1 {
 		return
 	}
 	n.overAt = now.Mono + overPause
-	out.Ask = &proto.Request{Verb: proto.Info, Client: n.cfg.Name, Digest: n.digest, Over: over} //plant:ask-others
+	out.Ask = &proto.Request{Verb: proto.Info, Client: n.cfg.Name, Digest: n.digest, Over: over, Recalled: recalled} //plant:ask-others
 }
 
 // isPeer reports whether a name is another node's of this configuration.
@@ -105,7 +123,8 @@ func (n *Node) isPeer(name, digest string) bool {
 	return name != n.cfg.Name /*plant:peer*/ && digest == n.digest && slices.Contains(n.cfg.Nodes, name)
 }
 
-// vouch tells another node which of the claims that it asks about are over.
+// vouch tells another node which of the claims that it asks about are over, and the
+// clients of those that are not that it recalls them.
 func (n *Node) vouch(r *proto.Request, reply string, out *Out) {
 	if reply == "" || !n.isPeer(r.Client, r.Digest) {
 		return // NATS lets nobody else ask under a node's name
@@ -116,13 +135,48 @@ func (n *Node) vouch(r *proto.Request, reply string, out *Out) {
 			a.Over = append(a.Over, c)
 		}
 	}
+	for _, c := range r.Recalled {
+		if n.ended.has(c) {
+			a.Over = append(a.Over, c)
+		} else if c := n.find(c.Client, c.Claim); c != nil {
+			n.recallFor(c, r.Client, reply, out)
+		}
+	}
 	if len(a.Over) > 0 {
 		a.Client = r.Client
 		out.Answers = append(out.Answers, Send{reply, a})
 	}
 }
 
+// asker is a node for which a claim was recalled, and where it hears of the yield.
+type asker struct{ node, reply string }
+
+// recallFor tells a claim's client that another node wants its vote back.
+func (n *Node) recallFor(c *claim, node, reply string, out *Out) {
+	c.askers = slices.DeleteFunc(c.askers, func(a asker) bool { return a.node == node })
+	c.askers = append(c.askers, asker{strings.Clone(node), reply})
+	a := n.about(c, proto.Recall)
+	a.For = node
+	n.counts.Recalls++
+	n.send(c, a, out) //plant:recall-for
+}
+
+// passOn tells a node for which a claim was recalled that it yields: no more than the
+// client's own message says, which that node may not hear (N12).
+func (n *Node) passOn(c *claim, r *proto.Request, out *Out) {
+	i := slices.IndexFunc(c.askers, func(a asker) bool { return a.node == r.Node })
+	if i < 0 {
+		return
+	}
+	a := n.answer(proto.Over)
+	a.Client = r.Node
+	a.Yielded = []proto.YieldOf{{ClaimOf: proto.ClaimOf{Client: r.Client, Claim: r.Claim}, Beat: r.Beat}}
+	out.Answers = append(out.Answers, Send{c.askers[i].reply, a})
+	c.askers = slices.Delete(c.askers, i, i+1)
+}
+
 // over takes another node's word that claims are over: they are dropped as by release.
+// Yields that it passes on are as good as if they had come from the client.
 func (n *Node) over(now proto.Now, a *proto.Answer, out *Out) {
 	if a.Client != n.cfg.Name || !n.isPeer(a.Node, a.Digest) {
 		return
@@ -138,6 +192,12 @@ func (n *Node) over(now proto.Now, a *proto.Answer, out *Out) {
 			}
 		}
 	}
+	for _, y := range a.Yielded {
+		if c := n.find(y.Client, y.Claim); c != nil {
+			n.giveBack(now, c, y.Beat /*plant:passed-beat*/, out)
+		}
+	}
+	n.tellTries(now, out)
 	n.sendRecalls(now, out)
 	n.askOthers(now, out)
 }

@@ -271,3 +271,115 @@ func TestLastEndingsAreKnown(t *testing.T) {
 		}
 	}
 }
+
+// cutOff has n1 keep a vote for a, which waits, and whose client does not hear it. b is
+// older, and waits for that vote: what n1 asks. n2 knows both.
+func (p *peers) cutOff() *proto.Request {
+	p.t.Helper()
+	p.say("n1", "a", proto.Request{Verb: proto.Acquire, Claim: proto.ClaimID{Seq: 1}})
+	older := proto.Request{Verb: proto.Acquire, Claim: proto.ClaimID{Seq: 1}, At: p.now.Wall - 1000}
+	p.say("n2", "b", older)
+	p.acquire("n2", "a", 1, false)
+	p.say("n1", "b", older)
+	older.Check = true
+	q := p.say("n1", "b", older)
+	if q == nil || len(q.Over) > 0 || !slices.Equal(q.Recalled, []proto.ClaimOf{idOf("a", 1)}) {
+		p.t.Fatalf("it asks %+v, want that a's vote is recalled", q)
+	}
+	return q
+}
+
+// yields lets n2 hear that a gives n1's vote back, and returns what it passes on.
+func (p *peers) yields(client, node string) *proto.Answer {
+	p.t.Helper()
+	p.say("n2", client, proto.Request{Verb: proto.Yield, Claim: proto.ClaimID{Seq: 1}, Node: node})
+	for _, a := range p.out.Answers {
+		if a.Answer.Kind == proto.Over {
+			return &a.Answer
+		}
+	}
+	return nil
+}
+
+// A node that hears a claim's client passes on that another node recalls its vote, and
+// that the client gives it back (N12).
+func TestRecallPassedOn(t *testing.T) {
+	p := newPeers(t)
+	q := p.cutOff()
+	if a := p.yields("a", "n1"); a != nil {
+		t.Errorf("n2 says %+v, and nobody wanted to know", a)
+	}
+	p.say("n2", "n1", *q)
+	if len(p.out.Answers) != 1 {
+		t.Fatalf("n2 says %+v, want a recall", p.out.Answers)
+	}
+	if a := p.out.Answers[0].Answer; a.Kind != proto.Recall || a.For != "n1" || a.Client != "a" || a.Claim != idOf("a", 1).Claim {
+		t.Errorf("n2 says %+v, want that n1 recalls a's claim", a)
+	}
+	if a := p.yields("a", "n3"); a != nil {
+		t.Errorf("n2 tells n1 that a yields to n3: %+v", a)
+	}
+	a := p.yields("a", "n1")
+	if want := []proto.YieldOf{{ClaimOf: idOf("a", 1), Beat: p.beat}}; a == nil || a.Client != "n1" || !slices.Equal(a.Yielded, want) {
+		t.Fatalf("n2 says %+v, want %v", a, want)
+	}
+	if again := p.yields("a", "n1"); again != nil {
+		t.Errorf("n2 goes on to say %+v", again)
+	}
+	p.tell(*a)
+	if c := p.has("n1", "a", 1); c == nil || c.voted || c.beat != a.Yielded[0].Beat || !p.has("n1", "b", 1).voted {
+		t.Error("n1 does not take its vote back and give it to who waited")
+	}
+}
+
+// What is passed on late is late: a vote that was given, or confirmed, since stays.
+func TestLateYieldPassedOn(t *testing.T) {
+	p := newPeers(t)
+	p.say("n2", "n1", *p.cutOff())
+	a := p.yields("a", "n1")
+	p.acquire("n1", "a", 1, false)
+	p.tell(*a)
+	if c := p.has("n1", "a", 1); !c.voted {
+		t.Error("n1 takes a vote back that its client counts")
+	}
+}
+
+// A recall is passed on for nodes of the list alone, and a yield is taken from them alone.
+func TestWhoMayPassOn(t *testing.T) {
+	p := newPeers(t)
+	q := p.cutOff()
+	for _, as := range []string{"a", "b", "n2", "n4"} {
+		if p.say("n2", as, *q); len(p.out.Answers) > 0 {
+			t.Errorf("%s has a claim recalled: %+v", as, p.out.Answers)
+		}
+	}
+	p.say("n2", "n1", *q)
+	if a := p.yields("x", "n1"); a != nil {
+		t.Errorf("n2 passes on as a's what another client says: %+v", a)
+	}
+	a := p.yields("a", "n1")
+	for _, change := range []func(*proto.Answer){
+		func(a *proto.Answer) { a.Node = "n4" },
+		func(a *proto.Answer) { a.Node = "n1" },
+		func(a *proto.Answer) { a.Digest = "other" },
+		func(a *proto.Answer) { a.Client = "n3" },
+		func(a *proto.Answer) { a.Yielded = []proto.YieldOf{{ClaimOf: idOf("c", 1), Beat: 1 << 40}} },
+	} {
+		changed := *a
+		change(&changed)
+		p.tell(changed)
+		if !p.has("n1", "a", 1).voted {
+			t.Fatalf("n1 takes its vote back on %+v", changed)
+		}
+	}
+}
+
+// Of a claim that is over, that is said, and nothing recalled.
+func TestRecalledIsOver(t *testing.T) {
+	p := newPeers(t)
+	q := p.cutOff()
+	p.release("n2", "a", 1)
+	if a := p.ask("n1", q); a == nil || !slices.Equal(a.Over, q.Recalled) {
+		t.Fatalf("n2 says %+v, want that %v are over", a, q.Recalled)
+	}
+}

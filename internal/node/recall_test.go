@@ -116,6 +116,119 @@ func TestNewVoteIsRecalledAtOnce(t *testing.T) {
 	}
 }
 
+// readers is a node with one name that many readers keep.
+type readers struct {
+	*crowd
+	recalls map[uint64]int // by claim
+}
+
+func newReaders(many int) *readers {
+	r := &readers{newCrowd(many + 10), map[uint64]int{}}
+	r.node.cfg.MaxQueue = many + 10
+	for i := range many {
+		r.say("a", proto.Request{Verb: proto.Acquire, Claim: proto.ClaimID{Seq: uint64(i + 1)}, Beat: 1, At: r.now.Wall + int64(i), Mode: quorum.Shared, Keep: true})
+	}
+	return r
+}
+
+func (r *readers) write(seq, beat uint64) {
+	r.say("b", proto.Request{Verb: proto.Acquire, Claim: proto.ClaimID{Seq: seq}, Beat: beat, At: r.now.Wall, Mode: quorum.Exclusive})
+}
+
+func (r *readers) say(client string, q proto.Request) {
+	q.Client, q.Claim.Instance, q.Resource, q.TTL, q.Digest = client, uuid.UUID{client[0]}, "r", r.cfg.MaxTTL, r.node.digest
+	r.node.Handle(r.now, &q, "inbox", &r.out)
+	r.count()
+}
+
+func (r *readers) tick() {
+	r.node.Tick(r.now, &r.out)
+	r.count()
+}
+
+func (r *readers) count() {
+	for _, s := range r.out.Answers {
+		if s.Answer.Kind == proto.Recall {
+			r.recalls[s.Answer.Claim.Seq]++
+		}
+	}
+	r.reset()
+}
+
+// However many have votes on a name, a message looks at some of them, and time brings the
+// rest (N4): so it is of no use to others to make a name crowded.
+func TestCrowdedNameIsLookedAtInParts(t *testing.T) {
+	const many = 20*lookMost + 7
+	c := newReaders(many)
+	looked := func(step func()) {
+		t.Helper()
+		before := c.node.looks
+		if step(); c.node.looks-before > 2*lookMost {
+			t.Fatalf("one step looks at %d votes", c.node.looks-before)
+		}
+	}
+	began := c.now.Mono
+	looked(func() { c.write(1, 1) })
+	if len(c.recalls) != lookMost {
+		t.Fatalf("%d readers are told at once, want %d", len(c.recalls), lookMost)
+	}
+	for len(c.recalls) < many {
+		if c.now.Mono = c.node.Deadline(); c.now.Mono > began+many/lookMost*lookPause {
+			t.Fatalf("%d of %d readers are told after %v", len(c.recalls), many, c.now.Mono-began)
+		}
+		looked(c.tick)
+	}
+	// Some go and some come meanwhile; who stays is not passed over.
+	c = newReaders(many)
+	looked(func() { c.write(1, 1) })
+	beat := uint64(1)
+	for seq := uint64(1); seq < many; seq += 3 {
+		looked(func() {
+			c.say("a", proto.Request{Verb: proto.Release, Claim: proto.ClaimID{Seq: seq}})
+			beat++
+			c.say("a", proto.Request{Verb: proto.Acquire, Claim: proto.ClaimID{Seq: seq + 1}, Beat: beat, Mode: quorum.Shared, Held: true, Want: 1})
+		})
+		if seq%100 == 1 {
+			c.now.Mono += lookPause
+			looked(c.tick)
+		}
+	}
+	for range 2 * many / lookMost {
+		c.now.Mono += lookPause
+		looked(c.tick)
+	}
+	for seq := uint64(3); seq < many; seq += 3 {
+		if c.recalls[seq] == 0 {
+			t.Fatalf("reader %d is not told that a writer waits", seq)
+		}
+	}
+	c.now.Mono += c.cfg.MaxTTL / 30 // all are told again
+	looked(func() { c.write(1, 2) })
+	for len(c.node.crowded) > 0 {
+		c.now.Mono += lookPause
+		looked(c.tick)
+	}
+	before := c.node.looks
+	c.write(1, 3)
+	c.now.Mono += lookPause
+	c.tick()
+	if c.node.looks != before || len(c.node.crowded) > 0 {
+		t.Error("it goes on looking though all have been told, and it is too early to say it again")
+	}
+	// Of a name that nobody wants any more nothing is left to be looked at.
+	c.now.Mono += c.cfg.MaxTTL / 30
+	looked(func() { c.write(1, 4) })
+	for seq := range uint64(many) {
+		c.say("a", proto.Request{Verb: proto.Release, Claim: proto.ClaimID{Seq: seq + 1}})
+	}
+	c.say("b", proto.Request{Verb: proto.Release, Claim: proto.ClaimID{Seq: 1}})
+	c.now.Mono += lookPause
+	c.tick()
+	if len(c.node.crowded) > 0 || len(c.node.resources) > 0 {
+		t.Errorf("%d names are left", len(c.node.resources))
+	}
+}
+
 // voter starts a node that votes.
 func voter(t *testing.T, cfg Config, now *proto.Now) *Node {
 	t.Helper()

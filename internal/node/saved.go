@@ -12,6 +12,7 @@ import (
 
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/sat"
 )
 
 // Saved is what a node leaves at a clean stop: all that it must not forget (N8).
@@ -39,14 +40,17 @@ func (s *Saved) age(now proto.Now) time.Duration {
 	if s.Wall == 0 {
 		return 0
 	}
-	wall, boot := time.Duration(now.Wall-s.Wall)*time.Microsecond, now.Boot-s.Boot
+	if s.Boot < 0 || s.Away < 0 {
+		return math.MaxInt64 // no node writes that
+	}
+	wall, boot := sat.Micros(sat.Add(now.Wall, -max(s.Wall, -math.MaxInt64))), now.Boot-s.Boot
 	if s.Boot == 0 || now.Boot == 0 {
 		boot = wall
 	}
 	if boot < 0 {
 		return math.MaxInt64
 	}
-	return s.Away /*plant:away-before*/ + max(wall, boot)
+	return sat.Add(s.Away /*plant:away-before*/, max(wall, boot))
 }
 
 // Stale reports whether a node that starts now cannot rely on s: another may have

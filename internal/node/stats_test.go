@@ -79,6 +79,7 @@ func TestCounts(t *testing.T) {
 		t.Fatal("nothing is saved")
 	}
 	c.now.Mono += 9 * time.Second
+	n.heardAt = c.now.Mono // nobody delivers its questions here
 	ask("d", 1, func(r *proto.Request) { r.Verb, r.Resource = proto.Release, "d" })
 	ask("d", 2, func(r *proto.Request) { r.Resource = "e" }) // extends its lease
 	c.now.Mono += time.Second

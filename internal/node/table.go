@@ -5,6 +5,7 @@ import (
 	"container/heap"
 	"iter"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -46,6 +47,7 @@ type claim struct {
 	span    uint64    // fences that it wants at a time
 	note    string    // for people
 	evicted *Eviction // it is to end
+	askers  []asker   // nodes that want their votes for it back, and do not reach its client
 
 	voted bool
 	fence uint64
@@ -100,6 +102,13 @@ type resource struct {
 	moved  uint64   // last step in which what is before its tries may have changed
 
 	keepers int // votes of claims that are kept
+
+	// Votes are looked at whether they are to be recalled, the youngest first (N4).
+	unseen  int           // so many are left
+	anew    bool          // and then all again: something changed meanwhile
+	next    time.Duration // when the first of those that were looked at is to be recalled again
+	due     time.Duration // the same, of all: before that there is nothing to be found, if nothing changes
+	crowded bool          // it is in the node's list of those that are looked at later
 }
 
 // order is the order of queues: what is held elsewhere first, then by age, then
@@ -134,6 +143,9 @@ func (n *Node) find(client string, id proto.ClaimID) *claim { //plant:find
 func (n *Node) enqueue(now proto.Now, c *claim) {
 	i, _ := slices.BinarySearchFunc(c.res.queue, c, order)
 	c.res.queue = slices.Insert(c.res.queue, i, c)
+	if i == 0 {
+		c.res.changed()
+	}
 	c.since = now.Mono
 	if c.try {
 		i, _ := slices.BinarySearchFunc(c.res.tries, c, order)
@@ -151,6 +163,7 @@ func (n *Node) dequeue(c *claim) {
 	n.change(c.res)
 	if i, ok := slices.BinarySearchFunc(c.res.queue, c, order); ok {
 		if i == 0 { // the common case: no move of all that wait behind
+			c.res.changed()
 			c.res.queue[0] = nil
 			c.res.queue = c.res.queue[1:]
 			return
@@ -159,9 +172,34 @@ func (n *Node) dequeue(c *claim) {
 	}
 }
 
+// lookAgain begins to look at all votes.
+func (r *resource) lookAgain() { r.unseen, r.anew, r.next = len(r.votes), false, math.MaxInt64 }
+
+// changed notes that what was found before, looking at the votes, may be so no more.
+func (r *resource) changed() { r.due, r.anew = 0, r.unseen > 0 }
+
+func (r *resource) addVote(c *claim) {
+	i, _ := slices.BinarySearchFunc(r.votes, c, order)
+	r.votes = slices.Insert(r.votes, i, c)
+	if i < r.unseen {
+		r.unseen++
+	}
+	r.changed()
+}
+
+func (r *resource) removeVote(c *claim) bool {
+	i, ok := slices.BinarySearchFunc(r.votes, c, order)
+	if ok {
+		r.votes = slices.Delete(r.votes, i, i+1)
+		if i < r.unseen {
+			r.unseen--
+		}
+	}
+	return ok
+}
+
 func (n *Node) unvote(c *claim) {
-	if i, ok := slices.BinarySearchFunc(c.res.votes, c, order); ok {
-		c.res.votes = slices.Delete(c.res.votes, i, i+1)
+	if c.res.removeVote(c) {
 		c.res.keepers -= keeper(c)
 		n.change(c.res)
 	}
@@ -245,7 +283,8 @@ func (n *Node) newClaim(c claim) *claim {
 }
 
 // forget is for a resource that nobody wants; its floor lives on in the table. Its
-// record keeps its serial: it may be among those of this step.
+// record keeps its serial, and whether it is crowded: it may be among those of this step,
+// or of a later one.
 func (n *Node) forget(res *resource) {
 	n.floors.raise(res.places, res.floor) //plant:floor-kept
 	delete(n.resources, res.name)
@@ -254,7 +293,7 @@ func (n *Node) forget(res *resource) {
 	if res.queue = nil; cap(res.votes) > few {
 		res.votes = nil
 	}
-	res.tries = nil
+	res.tries, res.unseen, res.anew, res.due = nil, 0, false, 0
 	n.old.resources.put(res)
 }
 

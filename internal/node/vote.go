@@ -51,7 +51,9 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 		return
 	}
 	c.session.hear(reply)
-	c.told.pause = 0 // its client may yield now what it kept before
+	if c.told.pause = 0; c.voted { // its client may yield now what it kept before
+		c.res.changed()
+	}
 	c.beat = r.Beat
 	n.extend(now, c) // N2 //plant:acquire-extends
 	n.wants(now, c, r.Want)
@@ -88,13 +90,9 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 // answers to a recall. It is not recalled again, and the tries that it was to
 // yield to learn that it will not (C10).
 func (n *Node) nowHeld(c *claim) {
-	v := c.res.votes
-	if i, ok := slices.BinarySearchFunc(v, c, order); ok {
-		v = slices.Delete(v, i, i+1)
-	}
+	c.res.removeVote(c)
 	c.held = true
-	i, _ := slices.BinarySearchFunc(v, c, order)
-	c.res.votes = slices.Insert(v, i, c)
+	c.res.addVote(c)
 	n.change(c.res)
 }
 
@@ -262,9 +260,7 @@ func (n *Node) vote(now proto.Now, c *claim, hint int64) {
 	n.counts.Granted++
 	c.res.keepers += keeper(c)
 	n.voted = true
-	v := &c.res.votes
-	i, _ := slices.BinarySearchFunc(*v, c, order)
-	*v = slices.Insert(*v, i, c)
+	c.res.addVote(c)
 	n.change(c.res)
 }
 
@@ -415,33 +411,83 @@ func (n *Node) recall(res *resource) {
 
 func (n *Node) sendRecalls(now proto.Now, out *Out) {
 	for _, res := range n.recalls {
-		if len(res.queue) == 0 {
-			continue
+		if res.unseen == 0 {
+			if now.Mono < res.due { //plant:recall-due
+				continue
+			}
+			res.lookAgain()
 		}
-		head := res.queue[0]
-		for _, v := range slices.Backward(res.votes) {
-			if !quorum.Conflicts(v.mode, head.mode) {
-				break
-			}
-			older := order(head, v) < 0
-			if !older && res.keepers == 0 {
-				break
-			}
-			if !v.keep && (!older || v.held) {
-				continue // it goes first, or has said that it will not yield
-			}
-			behind := v.keep && (v.held || !older)
-			if !v.told.again(now.Mono, v.ttl, behind) || behind && v.told.serial == n.serial {
-				continue // not yet, or its granted said so
-			}
-			n.counts.Recalls++
-			a := n.about(v, proto.Recall)
-			a.Behind = behind
-			n.send(v, a, out)
-		}
+		n.look(now, res, out)
 	}
 	clear(n.recalls)
 	n.recalls = n.recalls[:0]
+	if len(n.crowded) == 0 || now.Mono < n.lookAt {
+		return
+	}
+	list := n.crowded
+	n.crowded, n.looked = n.looked[:0], list
+	for _, res := range list {
+		if res.crowded = false; res.unseen > 0 || res.anew { //plant:crowd-looked-at
+			n.look(now, res, out)
+		}
+	}
+	clear(list)
+}
+
+// Of one name, so many votes are looked at in one step, and as many each lookPause after
+// it: a crowd of readers does not make each message about its lock a long one (N4).
+const (
+	lookMost  = 512
+	lookPause = time.Millisecond
+)
+
+// look recalls what is to be recalled of the votes of a name that were not looked at yet,
+// or of the last of them, the youngest first.
+func (n *Node) look(now proto.Now, res *resource, out *Out) {
+	for looked := 0; ; looked++ {
+		if res.unseen == 0 && res.anew {
+			res.lookAgain()
+		}
+		if len(res.queue) == 0 {
+			res.unseen, res.anew, res.due = 0, false, 0
+			return
+		}
+		if res.unseen == 0 {
+			res.due = res.next
+			return
+		}
+		if looked == lookMost {
+			break
+		}
+		res.unseen--
+		n.looks++
+		head, v := res.queue[0], res.votes[res.unseen]
+		older := order(head, v) < 0
+		if !quorum.Conflicts(v.mode, head.mode) || !older && res.keepers == 0 {
+			res.unseen = 0 // as with this one it is with all that are older
+			continue
+		}
+		if !v.keep && (!older || v.held) {
+			continue // it goes first, or has said that it will not yield
+		}
+		behind := v.keep && (v.held || !older)
+		again := v.told.again(now.Mono, v.ttl, behind)
+		res.next = min(res.next, v.told.next)
+		if !again || behind && v.told.serial == n.serial {
+			continue // not yet, or its granted said so
+		}
+		n.counts.Recalls++
+		a := n.about(v, proto.Recall)
+		a.Behind = behind
+		n.send(v, a, out)
+	}
+	if !res.crowded {
+		if len(n.crowded) == 0 {
+			n.lookAt = now.Mono + lookPause
+		}
+		res.crowded = true
+		n.crowded = append(n.crowded, res)
+	}
 }
 
 // promote gives votes from the head of the queue as long as nothing conflicts
@@ -495,10 +541,22 @@ func (n *Node) release(now proto.Now, r *proto.Request, out *Out) {
 
 func (n *Node) yield(now proto.Now, r *proto.Request, out *Out) {
 	c := n.find(r.Client, r.Claim)
-	if c == nil || r.Node != n.cfg.Name || r.Beat <= c.beat /*plant:yield-beat*/ || c.res.name != r.Resource {
+	if c == nil || c.res.name != r.Resource {
 		return
 	}
-	c.beat = r.Beat
+	if r.Node != n.cfg.Name {
+		n.passOn(c, r, out)
+		return
+	}
+	n.giveBack(now, c, r.Beat, out)
+}
+
+// giveBack puts a claim that yields into the queue.
+func (n *Node) giveBack(now proto.Now, c *claim, beat uint64, out *Out) {
+	if beat <= c.beat { //plant:yield-beat
+		return
+	}
+	c.beat = beat
 	n.extend(now, c)
 	if c.voted {
 		n.unvote(c)

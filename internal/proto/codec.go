@@ -85,9 +85,14 @@ func AppendRequest(b []byte, r *Request) []byte {
 				b = append(b, `,"stopped":true`...)
 			}
 		}
-		if len(r.Over) > 0 {
+		if len(r.Over)+len(r.Recalled) > 0 {
 			b = appendStr(b, "digest", r.Digest)
-			b = appendOver(b, r.Over)
+		}
+		if len(r.Over) > 0 {
+			b = appendOver(b, "over", r.Over)
+		}
+		if len(r.Recalled) > 0 {
+			b = appendOver(b, "recalled", r.Recalled)
 		}
 	case List, Inspect:
 		b = append(b, `"nonce":`...)
@@ -163,6 +168,9 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 	case Recall:
 		if a.Behind {
 			b = append(b, `,"behind":true`...)
+		}
+		if a.For != "" {
+			b = appendStr(b, "for", a.For)
 		}
 	case Queued:
 		b = appendInt(b, "place", int64(a.Place))
@@ -243,21 +251,38 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		}
 		b = appendPage(b, a.List)
 	case Over:
-		b = appendOver(b, a.Over)
+		b = appendOver(b, "over", a.Over)
+		if len(a.Yielded) > 0 {
+			b = appendYielded(b, a.Yielded)
+		}
 	}
 	return append(b, '}')
 }
 
-func appendOver(b []byte, over []ClaimOf) []byte {
-	b = append(b, `,"over":[`...)
+func appendOver(b []byte, key string, over []ClaimOf) []byte {
+	b = append(append(append(b, `,"`...), key...), `":[`...)
 	for i, c := range over {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = appendID(append(b, '{'), c.Claim)
-		b = append(appendStr(b, "client", c.Client), '}')
+		b = append(appendClaimOf(b, c), '}')
 	}
 	return append(b, ']')
+}
+
+func appendYielded(b []byte, yielded []YieldOf) []byte {
+	b = append(b, `,"yielded":[`...)
+	for i, y := range yielded {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(appendUint(appendClaimOf(b, y.ClaimOf), "beat", y.Beat), '}')
+	}
+	return append(b, ']')
+}
+
+func appendClaimOf(b []byte, c ClaimOf) []byte {
+	return appendStr(appendID(append(b, '{'), c.Claim), "client", c.Client)
 }
 
 func ceilMS(d time.Duration) int64 { return int64((d + time.Millisecond - 1) / time.Millisecond) }
@@ -412,6 +437,9 @@ type wire struct {
 	Known       bool         `json:"known"`
 	Locks       []wireRecord `json:"locks"`
 	Over        []wireClaim  `json:"over"`
+	Recalled    []wireClaim  `json:"recalled"`
+	Yielded     []wireClaim  `json:"yielded"`
+	For         string       `json:"for"`
 
 	seen uint64 // which of them were read
 }
@@ -420,6 +448,7 @@ type wireClaim struct {
 	Instance string `json:"instance"`
 	Seq      uint64 `json:"seq"`
 	Client   string `json:"client"`
+	Beat     uint64 `json:"beat"` // in yielded
 }
 
 type wireBlocker struct {
@@ -516,7 +545,10 @@ func (r *Request) fill(w *wire, verb Verb, client, resource string) error {
 			r.Started = d.micros("started", w.Started)
 			r.Voted, r.Stopped = w.Voted, w.Stopped
 		}
-		if r.Over = d.over(w.Over); len(r.Over) > 0 {
+		r.Over, r.Recalled = d.over("over", w.Over), d.over("recalled", w.Recalled)
+		if most := len(r.Over) + len(r.Recalled); most > MaxOver {
+			d.fail("over and recalled have %d claims, at most %d are allowed", most, MaxOver)
+		} else if most > 0 {
 			r.Digest = d.optionalToken("digest", w.Digest)
 		}
 	case List, Inspect:
@@ -594,7 +626,7 @@ func (a *Answer) fill(w *wire) error {
 	case Refused:
 		a.Reason, a.Text, a.Passes = Reason(d.optionalToken("reason", w.Reason)), d.text("text", w.Text, MaxText), w.Passes
 	case Recall:
-		a.Behind = w.Behind
+		a.Behind, a.For = w.Behind, d.optionalToken("for", w.For)
 	case Refreshed:
 		a.Claim.Instance = d.uuid("instance", w.Instance)
 		a.Beat = d.positive("beat", w.Beat)
@@ -638,7 +670,10 @@ func (a *Answer) fill(w *wire) error {
 		a.Nonce = d.text("nonce", w.Nonce, MaxText)
 		a.List = d.page(w)
 	case Over:
-		a.Over = d.over(w.Over)
+		a.Over = d.over("over", w.Over)
+		for i, c := range d.over("yielded", w.Yielded) {
+			a.Yielded = append(a.Yielded, YieldOf{c, d.positive("yielded.beat", w.Yielded[i].Beat)})
+		}
 	default:
 		d.fail("unknown answer %.20q", w.Answer)
 	}
@@ -658,15 +693,15 @@ func (d *decoder) claim(w *wire) ClaimID {
 	return ClaimID{Instance: d.uuid("instance", w.Instance), Seq: d.positive("seq", w.Seq)}
 }
 
-func (d *decoder) over(in []wireClaim) (out []ClaimOf) {
+func (d *decoder) over(key string, in []wireClaim) (out []ClaimOf) {
 	if len(in) > MaxOver {
-		d.fail("over has %d claims, at most %d are allowed", len(in), MaxOver)
+		d.fail("%s has %d claims, at most %d are allowed", key, len(in), MaxOver)
 		return nil
 	}
 	for _, c := range in {
 		out = append(out, ClaimOf{
-			Client: d.token("over.client", c.Client),
-			Claim:  ClaimID{Instance: d.uuid("over.instance", c.Instance), Seq: d.positive("over.seq", c.Seq)},
+			Client: d.token(key+".client", c.Client),
+			Claim:  ClaimID{Instance: d.uuid(key+".instance", c.Instance), Seq: d.positive(key+".seq", c.Seq)},
 		})
 	}
 	return out

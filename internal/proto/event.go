@@ -12,6 +12,30 @@ type EventBody struct {
 	EvictedBy        string
 }
 
+// AppendEvent appends what encoding/json would write for the body, without what is empty:
+// there are two events for each lock.
+func AppendEvent(b []byte, e *EventBody) []byte {
+	b = append(append(append(b, `{"mode":"`...), e.Mode...), `","token":`...)
+	b = strconv.AppendUint(b, e.Token, 10)
+	if e.Votes != 0 {
+		b = appendInt(b, "votes", int64(e.Votes))
+	}
+	if e.Nodes != 0 {
+		b = appendInt(b, "nodes", int64(e.Nodes))
+	}
+	b = strconv.AppendFloat(append(b, `,"waited_ms":`...), e.WaitedMS, 'f', -1, 64)
+	if e.HeldMS != 0 {
+		b = strconv.AppendFloat(append(b, `,"held_ms":`...), e.HeldMS, 'f', -1, 64)
+	}
+	if e.Note != "" {
+		b = AppendQuoted(append(b, `,"note":`...), e.Note)
+	}
+	if e.EvictedBy != "" {
+		b = AppendQuoted(append(b, `,"evicted_by":`...), e.EvictedBy)
+	}
+	return append(b, '}')
+}
+
 type wireEvent struct {
 	Mode      string  `json:"mode"`
 	Token     uint64  `json:"token"`

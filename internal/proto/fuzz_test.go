@@ -164,7 +164,7 @@ func checkRequest(t *testing.T, r *Request) {
 	l.length("digest", r.Digest, MaxToken)
 	l.length("nonce", r.Nonce, MaxText)
 	l.runs("live", r.Live, r.Lo, r.Hi)
-	l.over(r.Over)
+	l.over(append(r.Over[:len(r.Over):len(r.Over)], r.Recalled...))
 }
 
 func (l limits) over(over []ClaimOf) {
@@ -183,6 +183,14 @@ func checkAnswer(t *testing.T, a *Answer) {
 	l.length("digest", a.Digest, MaxToken)
 	l.length("client", a.Client, MaxToken)
 	l.over(a.Over)
+	for _, y := range a.Yielded {
+		l.over([]ClaimOf{y.ClaimOf})
+		l.number("yielded.beat", y.Beat, 1)
+	}
+	if len(a.Yielded) > MaxOver {
+		t.Errorf("%d claims yield", len(a.Yielded))
+	}
+	l.length("for", a.For, MaxToken)
 	l.length("reason", string(a.Reason), MaxToken)
 	l.length("text", a.Text, MaxText)
 	l.number("fence", a.Fence, 0)

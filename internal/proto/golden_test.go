@@ -91,6 +91,10 @@ func goldenRequests() map[string]Request {
 			Verb: Info, Client: "n2", Digest: exampleDigest,
 			Over: []ClaimOf{{"svc-b", ClaimID{exampleOther, 31}}, {"svc-b", ClaimID{exampleOther, 33}}},
 		},
+		"info-recalled": {
+			Verb: Info, Client: "n2", Digest: exampleDigest,
+			Recalled: []ClaimOf{{"svc-b", ClaimID{exampleOther, 35}}},
+		},
 		"list":      {Verb: List, Client: "ops", Nonce: "6f1c52d0", Query: "orders.*"},
 		"list-more": {Verb: List, Client: "ops", Nonce: "6f1c52d0", Query: "orders.*", After: 1744, Node: "n2"},
 		"inspect":   {Verb: Inspect, Client: "ops", Resource: "orders.42", Nonce: "90b3aa17"},
@@ -199,6 +203,14 @@ func goldenAnswers() map[string]Answer {
 	a = n3
 	a.Kind, a.Client, a.Over = Over, "n2", []ClaimOf{{"svc-b", ClaimID{exampleOther, 31}}}
 	all["over"] = a
+
+	a.Over = nil
+	a.Yielded = []YieldOf{{ClaimOf{"svc-b", ClaimID{exampleOther, 35}}, 77_250_000}}
+	all["over-yielded"] = a
+
+	a = all["recall"]
+	a.For = "n1"
+	all["recall-for"] = a
 
 	a = all["granted"]
 	a.Fence, a.Late = exampleAt+1, true

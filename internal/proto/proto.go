@@ -32,7 +32,7 @@ const (
 	MaxText  = 512       // bytes of a refusal's text, a nonce or a version
 	MaxNote  = 256       // bytes of a note
 	MaxSpan  = 1 << 16   // fences of one claim at a time
-	MaxOver  = 32        // claims in a question whether they are over
+	MaxOver  = 32        // claims in a question whether they are over, and in its answer
 	MinLease = 10 * time.Millisecond
 	MaxLease = 24 * time.Hour
 	MaxToken = subject.MaxToken // bytes of a name of a client or node
@@ -196,12 +196,19 @@ type Request struct {
 	Voted       bool
 	Stopped     bool      // it gave the name up, and votes no more
 	Over        []ClaimOf // of a node that asks which of these are over; with Digest
+	Recalled    []ClaimOf // and these too, which have its vote and do not answer its recall
 }
 
 // ClaimOf is a claim of a client. What two clients call by one id are two claims.
 type ClaimOf struct {
 	Client string
 	Claim  ClaimID
+}
+
+// YieldOf is a yield to another node, passed on.
+type YieldOf struct {
+	ClaimOf
+	Beat uint64 // of the yield
 }
 
 // Kind is what an answer says.
@@ -259,7 +266,10 @@ type Answer struct {
 
 	Info *NodeInfo // info
 
-	Over []ClaimOf // over
+	For string // recall: the node that wants its vote back, if not the one that says so
+
+	Over    []ClaimOf // over
+	Yielded []YieldOf // over: these are not, but gave the asking node's vote back
 
 	Nonce string // listed, evicting
 	Known bool   // evicting: the node has the claim yet

@@ -217,6 +217,12 @@ var messages = []message{
 		{name: "digest", kind: "optional token"},
 		{name: "over", kind: "", fail: wrongOver, pass: []string{`[]`, string(raw(manyOver(MaxOver)))}},
 	}},
+	{"info-recalled", Info, []field{
+		{name: "nonce", kind: "text"},
+		{name: "digest", kind: "optional token"},
+		{name: "recalled", kind: "", fail: wrongOver, pass: []string{`[]`, string(raw(manyOver(MaxOver)))}},
+		{name: "over", kind: "", fail: append([]string{string(raw(manyOver(MaxOver)))}, wrongOver...), pass: []string{`[]`, string(raw(manyOver(MaxOver - 1)))}},
+	}},
 	{"list-more", List, []field{
 		{name: "nonce", kind: "text"},
 		{
@@ -260,6 +266,7 @@ var messages = []message{
 		{name: "passes", kind: "bool"},
 	})},
 	{"recall", "", fields(head, claimFields, []field{{name: "behind", kind: "bool"}})},
+	{"recall-for", "", fields(head, claimFields, []field{{name: "for", kind: "optional token"}})},
 	{"refreshed", "", fields(head, []field{
 		{name: "instance", kind: "uuid", required: true},
 		{name: "beat", kind: "positive", required: true},
@@ -297,6 +304,16 @@ var messages = []message{
 		{name: "locks", kind: "", fail: append([]string{`7`, `{}`, `["x"]`, `[{}]`}, wrongRecords()...), pass: []string{`[]`, `[{"name":"a"}]`}},
 	})},
 	{"over", "", fields(head, []field{{name: "over", kind: "", fail: wrongOver, pass: []string{`[]`, string(raw(manyOver(MaxOver)))}}})},
+	{"over-yielded", "", fields(head, []field{{name: "over", kind: "", fail: wrongOver, pass: []string{`[]`}}, {name: "yielded", kind: "", fail: append(wrongYielded(), wrongOver...), pass: []string{`[]`, `[` + yielded + `,"beat":1}]`, `[` + yielded + `,"beat":` + mostInt + `}]`}}})},
+}
+
+const yielded = `{"instance":"0b8f6f5e-3a64-4a53-9f0e-6d1f0c7c2a11","seq":7,"client":"a"`
+
+func wrongYielded() (lists []string) {
+	for _, end := range []string{`}`, `,"beat":0}`, `,"beat":-1}`, `,"beat":"1"}`, `,"beat":` + aboveInt + `}`, `,"beat":1,"beat":1}`} {
+		lists = append(lists, `[`+yielded+end+`]`)
+	}
+	return lists
 }
 
 // wrongOver are lists of claims that may be over, with one thing wrong.

@@ -178,6 +178,12 @@ func (w *wire) field(p *scanner, key string) bool {
 		return once(p, seen, 50) && p.records(&w.Locks)
 	case "over":
 		return once(p, seen, 58) && p.ids(&w.Over)
+	case "recalled":
+		return once(p, seen, 59) && p.ids(&w.Recalled)
+	case "yielded":
+		return once(p, seen, 60) && p.ids(&w.Yielded)
+	case "for":
+		return once(p, seen, 61) && p.text(&w.For)
 	}
 	return p.skip()
 }
@@ -316,6 +322,8 @@ func (c *wireClaim) field(p *scanner, seen *uint64, key string) bool {
 		return once(p, seen, 1) && p.number(&c.Seq)
 	case "client":
 		return once(p, seen, 2) && p.text(&c.Client)
+	case "beat":
+		return once(p, seen, 3) && p.number(&c.Beat)
 	}
 	return p.skip()
 }

@@ -22,7 +22,7 @@
 // know of nothing, and vote. Leases last 12s unless said otherwise, so a vote
 // stands for 11.76s from sending (C1), a refresh is due every 4s (C6), and what a
 // node may have forgotten has run out after 12.24s. A node asks for its name every
-// 1.2s, and every 0.4s while it waits (N9). So one without a clean mark waits for
+// 0.6s, and every 0.2s while it waits (N9). So one without a clean mark waits for
 // 13.84s: for 1.6s it listens for another that does not hear it, and 12.24s follow
 // (N8).
 //

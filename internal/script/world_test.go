@@ -202,11 +202,25 @@ func (w *world) publish(from *host, r proto.Request) error {
 		if len(r.Over) > 0 {
 			m.text = "info: which are over of" + w.list(r.Over) + "?"
 		}
+		if len(r.Recalled) > 0 {
+			m.text = "info: recalled are" + w.list(r.Recalled)
+			if len(r.Over) > 0 {
+				m.text += ", and which are over of" + w.list(r.Over) + "?"
+			}
+		}
+	}
+	// A yield is nothing to the other nodes but where it does not come to the one that is
+	// meant (N12).
+	elsewhere := r.Verb == proto.Yield && slices.ContainsFunc(w.order, func(name string) bool {
+		return w.hosts[name].id == r.Node && w.cuts[[2]string{from.name, name}]
+	})
+	if elsewhere {
+		m.text += ", to " + r.Node
 	}
 	var to []string
 	for _, name := range w.order {
 		h := w.hosts[name]
-		if !h.isNode || r.Node != "" && h.id != r.Node {
+		if !h.isNode || r.Node != "" && h.id != r.Node && !elsewhere {
 			continue // a node that is not meant says how long its leases are, which are the same for all here
 		}
 		to = append(to, name)
@@ -270,10 +284,18 @@ func (w *world) answerTo(from *host, to string, a proto.Answer) error {
 		m.text = fmt.Sprintf("refused %s %s: %s", m.claim, beat(a.Beat), a.Reason)
 	case proto.Recall:
 		m.text = "recall " + m.claim
+		if a.For != "" {
+			m.text += " for " + a.For
+		}
 	case proto.Evicted:
 		m.text = "evicted " + m.claim
 	case proto.Over:
-		m.text = "over:" + w.list(a.Over)
+		if len(a.Over) > 0 || len(a.Yielded) == 0 {
+			m.text = "over:" + w.list(a.Over)
+		}
+		for _, y := range a.Yielded {
+			m.text = strings.TrimPrefix(fmt.Sprintf("%s, %s yields %s", m.text, w.nameOf(y.Claim), beat(y.Beat)), ", ")
+		}
 	case proto.Refreshed:
 		name := w.nameOfInstance(a.Claim.Instance)
 		m.text = fmt.Sprintf("refreshed %s%d..%s%d %s", name, a.Lo, name, a.Hi, beat(a.Beat))

@@ -70,6 +70,11 @@ func (s *Sim) revive(snap *snapshot, frozen bool, resources int, r *rand.Rand) {
 		}
 		second(a)
 	}
+	for _, cl := range c.core.All() {
+		for _, o := range s.jobs[cl.Resource()] {
+			o.free = false // the copy asks for what it had, and may have asked first
+		}
+	}
 	for _, j := range snap.jobs {
 		s.jobs[j.res] = append(s.jobs[j.res], j)
 		if j.held {

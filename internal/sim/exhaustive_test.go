@@ -246,9 +246,11 @@ func (x *explorer) apply(mc *xMachine, m int, in xInput, msg *xMessage) (sends [
 			mc.node = node.New(x.nodeConfig(m, mc.life), now, saved, xMaxTTL)
 			x.settle(mc.node, now, &out)
 		case xDeliver:
+			x.pass(mc.node, m, now, &out)
 			r := *msg.request
 			mc.node.Handle(now, &r, msg.reply, &out)
 		case xTick:
+			x.pass(mc.node, m, now, &out)
 			x.settle(mc.node, now, &out)
 		}
 		mc.due = mc.node.Deadline()
@@ -326,6 +328,13 @@ func (x *explorer) settle(n *node.Node, now proto.Now, out *node.Out) {
 			return
 		}
 		now.Mono += time.Microsecond // it has listened, and nobody else answered
+	}
+}
+
+// pass lets a node do what was due until now, while time leapt: it was not away.
+func (x *explorer) pass(n *node.Node, m int, now proto.Now, out *node.Out) {
+	for n.Deadline() < now.Mono {
+		x.settle(n, x.clock(m, n.Deadline()), out)
 	}
 }
 

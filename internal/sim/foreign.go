@@ -27,6 +27,9 @@ func (s *Sim) newForeign() {
 // sideOf is the cluster that gave the job what it holds. A claim that is kept goes from
 // holder to holder, wherever its client is connected by then.
 func (s *Sim) sideOf(j *job) int {
+	if s.members != nil {
+		return s.members.rights[j.client.core.Digest()]
+	}
 	if s.sides == nil {
 		return 0
 	}

@@ -11,7 +11,7 @@ import (
 // newOneLink is a world in which nothing is wrong but one link: each client and each
 // node is at a server, and two of the servers do not hear each other for longer than a
 // lease, again and again. Every client reaches a quorum all the time. So nobody may
-// wait for a lease (N11, C14).
+// wait for a lease (N11, N12, C14).
 func newOneLink(opt Options) *Sim {
 	s := emptySim(opt)
 	s.world, s.patience = rough, 2*time.Second

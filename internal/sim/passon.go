@@ -34,12 +34,13 @@ func newPassOn(seed uint64) passOn {
 	return p
 }
 
-// overtaken is by how much the bounds raise that for being overtaken.
-func (p *passOn) overtaken() int64 {
+// overtaken is by how much the bounds raise that for being overtaken: each other client
+// may pass on to so many, once before the waiter's turn.
+func (p *passOn) overtaken(clients int) int64 {
 	if p.most == 0 && p.within > 0 {
-		return 1000 // as many as fit into that time
+		return 30_000 // as many as fit into that time
 	}
-	return 1 + int64(p.most)
+	return int64(p.most) * int64(clients-1)
 }
 
 // check counts who has a part in a claim after its first holder though others wait, of

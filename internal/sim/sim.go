@@ -21,6 +21,7 @@ import (
 
 	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/local"
+	"github.com/qlock/qlock/internal/members"
 	"github.com/qlock/qlock/internal/node"
 	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
@@ -32,6 +33,8 @@ type Options struct {
 	Seed  uint64
 	Trace io.Writer // nil: none
 	Copy  bool      // machines are well, but for one snapshot of a client that comes to life within a lease
+
+	Members bool // clients learn from the nodes which nodes there are, while that is made hard
 }
 
 // Result counts what a run did.
@@ -44,6 +47,7 @@ type Result struct {
 	WaitedLongest, TriedLongest                    time.Duration
 	Twins, WrongConfig, ClientCrashes, Refused     int
 	Evicted, Departed, TriedFree, PassedOn, Copies int
+	Found, Moved                                   int // configurations, at the start of a client and later
 }
 
 // Worlds differ in what may come between a waiter and its turn.
@@ -56,9 +60,9 @@ const (
 
 // mostOvertaken is how often younger claims may hold what a waiter waits for: those
 // whose requests were on their way before its own, and whom no vote was recalled
-// from in time. Who is cut off from nodes, as in the rough worlds, is passed by all
-// who are not.
-var mostOvertaken = [worlds]int64{sound: 30, lossy: 60, rough: 1 << 30}
+// from in time. To these come those that clients pass their claims on to (passOn). Who
+// is cut off from nodes, as in the rough worlds, is passed by all who are not.
+var mostOvertaken = [worlds]int64{sound: 15, lossy: 30, rough: 1 << 30}
 
 const (
 	ttl      = 10 * time.Second
@@ -152,6 +156,16 @@ type simClient struct {
 	evictions int           // how often one of its claims was to be evicted
 	copied    bool          // it had or has a copy
 	slack     time.Duration // of its timers
+
+	// where it learns the nodes
+	members    *members.Machine
+	queryInbox string
+	asking     *event
+	began      time.Duration
+	heard      map[string]heardOf       // the last answer of each name
+	heardOwn   map[string]time.Duration // when it last showed the client's configuration, while that was asked
+	lastQuery  string
+	queriedAt  time.Duration
 }
 
 // job is what one goroutine of a client does: wants, waits, holds, releases.
@@ -202,7 +216,8 @@ type Sim struct {
 	ended           map[string]time.Duration // when a job on a name was over, for the last time
 	cluster         proto.Config
 	twins, dirs     int
-	names           *names     // a world of nodes that replace each other, nil in others
+	names           *names // a world of nodes that replace each other, nil in others
+	members         *membership
 	operator        *rand.Rand // of one who evicts claims, nil if there is none
 	rtc             *rand.Rand // of machines that start with their clocks ahead, nil if there are none
 	floors          int        // of each node: few, so that names share them, or as many as a node has
@@ -233,6 +248,9 @@ func emptySim(opt Options) *Sim {
 }
 
 func newSim(opt Options) *Sim {
+	if opt.Members {
+		return newMembership(opt)
+	}
 	if opt.Seed%20 == 14 { // none of those that have an operator, or anything else of their own
 		return newOneLink(opt)
 	}
@@ -687,6 +705,9 @@ func (c *simClient) flush() {
 		}
 	}
 	requests, events, uses := c.out.Requests, c.out.Events, c.out.Uses
+	if c.out.AskInfo && c.members != nil {
+		defer c.learn(c.members.Query)
+	}
 	for _, note := range c.out.Notes {
 		s.tracef("%s: %s", c.name, note)
 	}
@@ -773,6 +794,10 @@ func (c *simClient) want(resources int) {
 		if !s.working {
 			return
 		}
+		if c.core == nil { // it does not know the nodes yet
+			s.at(100*time.Millisecond, func() { c.want(resources) })
+			return
+		}
 		j := &job{client: c, res: fmt.Sprintf("r%d", s.rng.IntN(resources)), asked: s.now, try: s.rng.IntN(6) == 0}
 		if s.rng.IntN(3) == 0 {
 			j.mode = quorum.Shared
@@ -782,14 +807,7 @@ func (c *simClient) want(resources int) {
 		}
 		j.begin()
 		s.jobs[j.res] = append(s.jobs[j.res], j)
-		s.tracef("%s wants %s %v try=%v", c.name, j.res, j.mode, j.try)
-		now := c.clock.read(s.now)
-		j.made = now.Wall
-		if c.table != nil {
-			j.use = c.table.Lock(now, local.Want{Resource: j.res, Mode: j.mode, Try: j.try, User: j}, &c.out)
-		} else {
-			j.claim = c.core.Claim(now, client.Want{Resource: j.res, Mode: j.mode, Try: j.try, User: j}, &c.out.Out)
-		}
+		c.ask(j)
 		c.flush()
 		again := s.between(0, 8*time.Second)
 		if s.rng.IntN(2) == 0 {
@@ -797,6 +815,19 @@ func (c *simClient) want(resources int) {
 		}
 		j.then(func() { s.at(again, func() { c.want(resources) }) })
 	})
+}
+
+// ask has the client want what the job wants.
+func (c *simClient) ask(j *job) {
+	s := c.sim
+	s.tracef("%s wants %s %v try=%v", c.name, j.res, j.mode, j.try)
+	now := c.clock.read(s.now)
+	j.made = now.Wall
+	if c.table != nil {
+		j.use = c.table.Lock(now, local.Want{Resource: j.res, Mode: j.mode, Try: j.try, User: j}, &c.out)
+	} else {
+		j.claim = c.core.Claim(now, client.Want{Resource: j.res, Mode: j.mode, Try: j.try, User: j}, &c.out.Out)
+	}
 }
 
 // then waits for the end of the job by looking again; it draws nothing.
@@ -865,7 +896,6 @@ func (j *job) event(k local.EventKind) {
 		s.checkToken(j)
 		for _, o := range s.jobs[j.res] {
 			if o != j && !o.held && o.made < j.made && quorum.Conflicts(o.mode, j.mode) {
-				o.over++
 				s.overtaken(o)
 			}
 		}
@@ -900,7 +930,7 @@ func (j *job) event(k local.EventKind) {
 func (s *Sim) overtaken(o *job) {
 	o.over++
 	s.res.Overtaken[s.world] = max(s.res.Overtaken[s.world], o.over)
-	if int64(o.over) > mostOvertaken[s.world]*s.passOn.overtaken() {
+	if int64(o.over) > mostOvertaken[s.world]+s.passOn.overtaken(len(s.clients)) {
 		s.fail("%s #%d on %s was overtaken %d times", o.client.name, o.id(), o.res, o.over)
 	}
 }
@@ -930,6 +960,10 @@ func (c *simClient) crash() {
 	c.wake()
 	c.paused, c.backlog = false, nil
 	c.out = local.Out{}
+	if s.members != nil {
+		c.begin()
+		return
+	}
 	side := s.sides[c.name]
 	c.start(s.cluster)
 	if side != 0 {
@@ -959,8 +993,10 @@ func (c *simClient) resume() {
 	for _, f := range backlog {
 		c.do(f)
 	}
-	c.tick()
-	c.flush()
+	if c.core != nil {
+		c.tick()
+		c.flush()
+	}
 }
 
 // ---- faults
@@ -1119,19 +1155,19 @@ func (s *Sim) calmDown() {
 	}
 	for _, nd := range s.nodes {
 		nd.resume()
-		if nd.twin != "" || len(nd.cfg.Nodes) != len(s.cluster.Nodes) || nd.core != nil && nd.core.Stopped() {
+		if nd.twin != "" || nd.cfg.Digest() != s.cluster.Digest() || nd.core != nil && nd.core.Stopped() {
 			nd.stop(false)
 			nd.cfg = s.cluster
 		}
 	}
 	for _, nd := range s.nodes { // when the twins have let go of their directories
-		if nd.twin == "" {
+		if nd.twin == "" && s.members.belongs(nd) {
 			nd.start()
 		}
 	}
 	for _, c := range s.clients {
 		c.resume()
-		if c.core.Digest() != s.cluster.Digest() {
+		if s.members == nil && c.core.Digest() != s.cluster.Digest() {
 			c.crash()
 		}
 	}
@@ -1329,7 +1365,7 @@ func (s *Sim) checkToken(j *job) {
 		s.tokens[j.res] = t
 	}
 	token := j.token()
-	if s.sides != nil { // of two clusters, each has tokens of its own
+	if s.sides != nil || j.side != 0 { // of two clusters, each has tokens of its own
 		return
 	}
 	if s.now < s.lenient {
@@ -1352,6 +1388,9 @@ func (s *Sim) checkEmpty() {
 		for _, j := range list {
 			s.fail("%s still waits for %s #%d (held %v), since %v", j.client.name, res, j.id(), j.held, j.asked)
 		}
+	}
+	if s.members != nil {
+		s.members.checkEnd()
 	}
 	for _, c := range s.clients {
 		if c.core.Claims() > 0 {
@@ -1396,6 +1435,8 @@ func (r *Result) add(o Result) {
 	r.PassedOn += o.PassedOn
 	r.Departed += o.Departed
 	r.Copies += o.Copies
+	r.Found += o.Found
+	r.Moved += o.Moved
 	for i, n := range o.Overtaken {
 		r.Overtaken[i] = max(r.Overtaken[i], n)
 	}

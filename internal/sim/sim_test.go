@@ -16,12 +16,12 @@ var (
 	seeds = flag.Int("sim.seeds", 300, "how many seeds TestSeeds runs")
 	first = flag.Uint64("sim.first", 1, "the first of them")
 	one   = flag.Uint64("sim.seed", 0, "run this seed alone, with a trace")
-	kind  = flag.String("sim.kind", "", "run the seeds of one kind of world alone: names or foreign")
+	kind  = flag.String("sim.kind", "", "run the seeds of one kind of world alone: names, foreign, onelink or members")
 )
 
 func TestSeeds(t *testing.T) {
 	if *one > 0 {
-		res, err := Run(Options{Seed: *one, Trace: os.Stdout})
+		res, err := Run(Options{Seed: *one, Trace: os.Stdout, Members: *kind == "members"})
 		fmt.Printf("%+v\n", res)
 		if err != nil {
 			t.Fatal(err)
@@ -55,11 +55,13 @@ func TestSeeds(t *testing.T) {
 					seed = 4*seed + 3
 				case "foreign":
 					seed = 16*seed + 8
+				case "onelink":
+					seed = 20*seed + 14
 				}
-				res, err := Run(Options{Seed: seed})
+				res, err := Run(Options{Seed: seed, Members: *kind == "members"})
 				if err != nil {
 					failed.Store(true)
-					t.Errorf("seed %d: %v\nreplay: go test ./internal/sim -run TestSeeds -sim.seed=%d", seed, err, seed)
+					t.Errorf("seed %d: %v\nreplay: go test ./internal/sim -run TestSeeds -sim.seed=%d -sim.kind=%s", seed, err, seed, *kind)
 				}
 				mu.Lock()
 				sum.add(res)
@@ -112,4 +114,21 @@ func TestCopyWithinLease(t *testing.T) {
 		sum.add(res)
 	}
 	t.Logf("%+v", sum)
+}
+
+// Clients learn from the nodes which nodes there are, and are drawn away by no few (M1 to
+// M5).
+func TestMembers(t *testing.T) {
+	var sum Result
+	for seed := range uint64(max(*seeds/3, 1)) {
+		res, err := Run(Options{Seed: seed + 1, Members: true})
+		if err != nil {
+			t.Fatalf("seed %d: %v\nreplay: go test ./internal/sim -run TestSeeds -sim.kind=members -sim.seed=%[1]d", seed+1, err)
+		}
+		sum.add(res)
+	}
+	t.Logf("%+v", sum)
+	if *seeds >= 100 && (sum.Held < 10*(*seeds) || sum.Found == 0 || sum.Moved == 0 || sum.WrongConfig == 0) {
+		t.Errorf("the runs did too little to prove anything: %+v", sum)
+	}
 }

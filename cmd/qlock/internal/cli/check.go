@@ -16,8 +16,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/qlock/qlock"
-	"github.com/qlock/qlock/internal/proto"
-	"github.com/qlock/qlock/internal/quorum"
 	"github.com/qlock/qlock/internal/subject"
 )
 
@@ -146,19 +144,19 @@ func (a *app) examine(ctx context.Context, c *connection, name string, r *findin
 	defer l.Close()
 	r.add(fine, "connection", fmt.Sprintf("connected to NATS at %s as client %s, round trip %s", serverURL(l.Conn), l.client, roundTrip(l)), "")
 	checkPayload(l, r)
-	s, err := l.survey(ctx, l.patience())
+	m, err := l.members(ctx, l.patience())
 	if err != nil {
 		r.add(problem, "permissions", plain(err), "qlock permissions client:"+l.client+" writes the permissions that are needed")
 		return
 	}
-	if s.config == nil {
+	if !found(m) {
 		r.add(problem, "nodes", plain(nobody(l)), "start one with qlock node")
 		return
 	}
-	checkMembers(s, r)
-	checkClocks(s, r)
-	checkAhead(s, r)
-	if s.voting() >= s.need(quorum.Exclusive) { // else it is known what comes of it
+	checkMembers(m, r)
+	checkClocks(m, r)
+	checkAhead(m, r)
+	if m.Voting() >= m.Config.WriteQuorum() { // else it is known what comes of it
 		l.checkLock(ctx, name, r)
 	}
 }
@@ -171,66 +169,83 @@ func roundTrip(l *link) string {
 	return round(d).String()
 }
 
-func checkMembers(c *census, r *findings) {
-	need, voting := c.need(quorum.Exclusive), c.voting()
-	summary := fmt.Sprintf("%d of %d nodes vote, %d are needed", voting, len(c.config.Nodes), need)
+func checkMembers(m *qlock.Members, r *findings) {
+	need, voting := m.Config.WriteQuorum(), m.Voting()
+	summary := fmt.Sprintf("%d of %d nodes vote, %d are needed", voting, len(m.Config.Nodes), need)
 	switch {
 	case voting < need:
 		r.add(problem, "quorum", summary+": no lock can be acquired", "")
-	case voting < len(c.config.Nodes) && voting == need:
+	case voting < len(m.Config.Nodes) && voting == need:
 		r.add(warning, "quorum", summary+": no further node may fail", "")
 	default:
 		r.add(fine, "quorum", summary, "")
 	}
 	clashes := map[string]bool{}
 	versions := map[string][]string{}
-	for _, m := range c.members {
-		switch {
-		case !m.heard:
-			r.add(warning, "unreachable", fmt.Sprintf("node %s does not answer", m.name), "check that it runs, and that its server has routes to the others")
+	for i := range m.Nodes {
+		n := &m.Nodes[i]
+		if !n.Answered {
+			r.add(warning, "unreachable", fmt.Sprintf("node %s does not answer", n.Name), "check that it runs, and that its server has routes to the others")
 			continue
-		case m.clash:
-			if !clashes[m.name] {
-				r.add(problem, "name-clash", fmt.Sprintf("two nodes answer as %s, and clients count the votes of neither", m.name), "stop one of them, and give each node a name of its own")
+		}
+		switch n.Conflict {
+		case qlock.ConflictName:
+			if !clashes[n.Name] {
+				r.add(problem, "name-clash", fmt.Sprintf("two nodes answer as %s, and clients count the votes of neither", n.Name), "stop one of them, and give each node a name of its own")
 			}
-			clashes[m.name] = true
-		case m.other:
+			clashes[n.Name] = true
+		case qlock.ConflictConfig:
 			r.add(problem, "configuration", fmt.Sprintf("node %s has nodes %s, longest lease %s and skew %s; most have %s, %s and %s",
-				m.name, strings.Join(m.info.Nodes, " "), short(m.info.MaxTTL), short(m.info.Skew),
-				strings.Join(c.config.Nodes, " "), short(c.config.MaxTTL), short(c.config.Skew)),
+				n.Name, strings.Join(n.Config.Nodes, " "), short(n.Config.MaxLease), short(n.Config.MaxSkew),
+				strings.Join(m.Config.Nodes, " "), short(m.Config.MaxLease), short(m.Config.MaxSkew)),
 				"--nodes, --max-lease and --max-skew must be the same at every node; its votes do not count")
-		case m.info.State == proto.Recovering:
-			r.add(warning, "recovering", fmt.Sprintf("node %s may have forgotten votes, and gives none for %v", m.name, m.recovering.Round(100*time.Millisecond)),
-				"it crashed, or its state is new: it recovers by itself")
-		case m.info.State != proto.Voting:
-			r.add(warning, "state", fmt.Sprintf("node %s is %s", m.name, m.info.State), "")
+		case qlock.ConflictUnlisted:
+			r.add(problem, "configuration", fmt.Sprintf("node %s answers, but is not among the nodes of the cluster", n.Name), "")
+		case qlock.ConflictDigest:
+			r.add(problem, "configuration", fmt.Sprintf("node %s tells a configuration that is not the one by which it counts: its votes do not count", n.Name), "stop it")
+		default:
+			switch n.State {
+			case qlock.NodeVoting:
+			case qlock.NodeRecovering:
+				r.add(warning, "recovering", fmt.Sprintf("node %s may have forgotten votes, and gives none for %v", n.Name, n.Recovering.Round(100*time.Millisecond)),
+					"it crashed, or its state is new: it recovers by itself")
+			default:
+				r.add(warning, "state", fmt.Sprintf("node %s is %s", n.Name, n.State), "")
+			}
 		}
-		if !slices.Contains(c.config.Nodes, m.name) && !m.other {
-			r.add(problem, "configuration", fmt.Sprintf("node %s answers, but is not among the nodes of the cluster", m.name), "")
-		}
-		versions[m.info.Version] = append(versions[m.info.Version], m.name)
+		versions[n.Version] = append(versions[n.Version], n.Name)
 	}
-	checkVersions(versions, r)
+	checkVersions(versions, qlock.Version(), r)
 }
 
-func checkVersions(versions map[string][]string, r *findings) {
-	old := false
+func checkVersions(versions map[string][]string, mine string, r *findings) {
+	same := true
 	for _, v := range slices.Sorted(maps.Keys(versions)) {
+		if v == mine {
+			continue
+		}
 		names := versions[v]
-		switch compareVersions(v, qlock.Version) {
-		case -1:
-			old = true
-			r.add(warning, "version", fmt.Sprintf("%s %s version %s, this program is %s", strings.Join(names, ", "), verb(len(names), "runs", "run"), v, qlock.Version),
-				"upgrade the nodes one after the other, see docs/operations.md")
-		case 1:
-			old = true
-			r.add(warning, "version", fmt.Sprintf("%s %s version %s, this program is only %s", strings.Join(names, ", "), verb(len(names), "runs", "run"), v, qlock.Version), "upgrade this program")
+		runs := fmt.Sprintf("%s %s version %s, this program is ", strings.Join(names, ", "), verb(len(names), "runs", "run"), v)
+		switch {
+		case unreleased(v) || unreleased(mine):
+			same = false
+			r.add(warning, "version", runs+mine+"; which of them is newer cannot be told, as one is no release", "run the same release everywhere")
+		case compareVersions(v, mine) < 0:
+			same = false
+			r.add(warning, "version", runs+mine, "upgrade the nodes one after the other, see docs/operations.md")
+		case compareVersions(v, mine) > 0:
+			same = false
+			r.add(warning, "version", runs+"only "+mine, "upgrade this program")
 		}
 	}
-	if !old {
-		r.add(fine, "version", "all nodes run version "+qlock.Version, "")
+	if same {
+		r.add(fine, "version", "all nodes run version "+mine, "")
 	}
 }
+
+// unreleased is true for builds of a working copy that does not know the last
+// release: Go numbers them v0.0.0 and a commit, qlock without one.
+func unreleased(v string) bool { return strings.HasPrefix(strings.TrimPrefix(v, "v"), "0.0.0-") }
 
 func verb(n int, one, more string) string {
 	if n == 1 {
@@ -239,11 +254,13 @@ func verb(n int, one, more string) string {
 	return more
 }
 
-// compareVersions compares 1.2.3 with 1.2.4, and takes what follows a - for
-// nothing.
+// compareVersions compares 1.2.3 with 1.2.4, and ignores what follows a - or +.
 func compareVersions(a, b string) int {
 	numbers := func(s string) []int {
-		s, _, _ = strings.Cut(strings.TrimPrefix(s, "v"), "-")
+		s = strings.TrimPrefix(s, "v")
+		if i := strings.IndexAny(s, "-+"); i >= 0 {
+			s = s[:i]
+		}
 		var out []int
 		for _, p := range strings.Split(s, ".") {
 			n, _ := strconv.Atoi(p)
@@ -255,14 +272,14 @@ func compareVersions(a, b string) int {
 }
 
 // checkAhead looks at what is left of a node's clock that was ahead.
-func checkAhead(c *census, r *findings) {
-	var far []*member
+func checkAhead(m *qlock.Members, r *findings) {
+	var far []*qlock.Member
 	rest := 0
-	for _, m := range c.members {
-		switch {
-		case c.farAhead(m):
-			far = append(far, m)
-		case m.votes():
+	for i := range m.Nodes {
+		switch n := &m.Nodes[i]; {
+		case farAhead(m, n):
+			far = append(far, n)
+		case n.Votes():
 			rest++
 		}
 	}
@@ -270,23 +287,23 @@ func checkAhead(c *census, r *findings) {
 		return
 	}
 	grade, outcome := warning, "the other nodes that vote are a quorum without it"
-	if need := c.need(quorum.Exclusive); rest < need {
+	if need := m.Config.WriteQuorum(); rest < need {
 		grade, outcome = problem, fmt.Sprintf("only %d of the other nodes vote, %d are needed: names locked while its clock was ahead may not be locked again until then", rest, need)
 	}
-	for _, m := range far {
-		r.add(grade, "tokens", fmt.Sprintf("node %s gave tokens up to %v ahead of its clock, which was set back since; %s", m.name, m.info.Ahead.Round(time.Second), outcome),
+	for _, n := range far {
+		r.add(grade, "tokens", fmt.Sprintf("node %s gave tokens up to %v ahead of its clock, which was set back since; %s", n.Name, n.TokensAhead.Round(time.Second), outcome),
 			"keep the other nodes running until then, or see \"A clock that was ahead\" in docs/operations.md")
 	}
 }
 
-func checkClocks(c *census, r *findings) {
+func checkClocks(m *qlock.Members, r *findings) {
 	off := map[string]time.Duration{}
-	for _, m := range c.members {
-		if m.heard && !m.clash && !m.other {
-			off[m.name] = m.clock
+	for i := range m.Nodes {
+		if n := &m.Nodes[i]; n.Answered && n.Conflict == "" {
+			off[n.Name] = n.ClockOffset
 		}
 	}
-	checkOffsets(off, c.config.MaxTTL, c.config.Skew, r)
+	checkOffsets(off, m.Config.MaxLease, m.Config.MaxSkew, r)
 }
 
 // checkOffsets compares the nodes' clocks with this machine's, and with each other.
@@ -331,8 +348,8 @@ func (l *link) checkLock(parent context.Context, name string, r *findings) {
 	defer func() { _ = locker.Close() }()
 	before := len(l.denials())
 	began := time.Now()
-	// With as long a note as there can be.
-	lock, err := locker.TryLock(qlock.ContextWithNote(ctx, strings.Repeat("<", proto.MaxNote)), name)
+	// With as long a note as there can be: what is longer is cut.
+	lock, err := locker.TryLock(qlock.ContextWithNote(ctx, strings.Repeat("<", 1<<10)), name)
 	took := time.Since(began)
 	switch {
 	case errors.Is(err, qlock.ErrHeld):

@@ -1,6 +1,6 @@
 // Package cli is the qlock command, with one file for each of its commands. What
 // they share: cli.go has the frame and the exit statuses, flags.go the flags with
-// their environment, connect.go the way to NATS, survey.go what nodes say of
+// their environment, connect.go the way to NATS, members.go what nodes say of
 // themselves, text.go what keeps a terminal tidy and safe, look.go how locks are looked
 // at, wait.go what a person sees while a lock is awaited.
 package cli

@@ -17,7 +17,6 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/printable"
-	"github.com/qlock/qlock/internal/quorum"
 	"github.com/qlock/qlock/internal/subject"
 )
 
@@ -478,7 +477,7 @@ func unclear(info *qlock.LockInfo) error {
 		return nil
 	}
 	c := mayHold(info)
-	if c == nil && sure(info) {
+	if c == nil && info.Complete() {
 		return nil
 	}
 	var why []string
@@ -492,12 +491,6 @@ func unclear(info *qlock.LockInfo) error {
 		why = append(why, fmt.Sprintf("%s %s no votes yet, and may have forgotten", strings.Join(info.Recovering, ", "), verb(len(info.Recovering), "gives", "give")))
 	}
 	return errors.New(strings.Join(why, "; "))
-}
-
-// sure reports whether what no node lists is not there: a quorum of nodes that vote has
-// answered.
-func sure(info *qlock.LockInfo) bool {
-	return len(info.Answered)-len(info.Recovering) >= quorum.Size(len(info.Answered)+len(info.Silent), quorum.Exclusive)
 }
 
 func waitingNodes(nodes []string) string {

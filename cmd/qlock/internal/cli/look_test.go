@@ -132,7 +132,7 @@ func TestLsWatch(t *testing.T) {
 			}
 		}
 	})
-	t.Run("no terminal", func(t *testing.T) {
+	t.Run("not a terminal", func(t *testing.T) {
 		t.Parallel()
 		name := lockName(t)
 		p := launch(t, "info", name, "-s", c.url(), "--watch", "--interval", "100ms")

@@ -461,12 +461,12 @@ func (c *nodeCluster) hears(name string, votes int) error {
 	}
 	defer nc.Close()
 	l := &link{Conn: nc, cluster: qlock.DefaultCluster, client: "test", timeout: time.Second}
-	s, err := l.survey(context.Background(), 100*time.Millisecond)
+	m, err := l.members(context.Background(), 100*time.Millisecond)
 	if err != nil {
 		return err
 	}
-	if s.voting() < votes {
-		return fmt.Errorf("%d nodes vote, waiting for %d", s.voting(), votes)
+	if m.Voting() < votes {
+		return fmt.Errorf("%d nodes vote, waiting for %d", m.Voting(), votes)
 	}
 	return nil
 }

@@ -242,7 +242,7 @@ func (a *app) runNode(cmd *cobra.Command, o *nodeOptions) error {
 	hangups, noHangups := hangup()
 	defer noHangups()
 
-	log.Info("node starts", "version", qlock.Version, "cluster", o.node.Cluster, "nodes", o.node.Nodes, "state_dir", o.node.StateDir)
+	log.Info("node starts", "version", qlock.Version(), "cluster", o.node.Cluster, "nodes", o.node.Nodes, "state_dir", o.node.StateDir)
 	if err := s.start(ctx, certs); err != nil {
 		if ctx.Err() != nil {
 			return errors.Join(s.close())

@@ -8,13 +8,14 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/metrics"
 )
 
@@ -104,7 +105,7 @@ func state(r *running) string {
 	if r == nil {
 		return "starting"
 	}
-	return r.node.Stats().State
+	return string(r.node.Stats().State)
 }
 
 func answer(w http.ResponseWriter, status int, state, why string) {
@@ -149,8 +150,12 @@ func (s *nodeServer) enter(reg *prometheus.Registry) {
 // peers asks all nodes, this one too, under this node's name, as its permissions
 // allow.
 func (s *nodeServer) peers(r *running) []metrics.Peer {
-	l := &link{Conn: r.nc, cluster: s.o.node.Cluster, client: s.o.node.Name}
-	c, err := l.survey(context.Background(), 500*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	defer cancel()
+	m, err := qlock.QueryMembers(ctx, r.nc, qlock.WithCluster(s.o.node.Cluster), qlock.WithName(s.o.node.Name))
+	if errors.Is(err, qlock.ErrNoQuorum) {
+		m, err = &qlock.Members{}, nil // none is heard
+	}
 	if err != nil {
 		return nil
 	}
@@ -158,12 +163,12 @@ func (s *nodeServer) peers(r *running) []metrics.Peer {
 	for _, n := range s.o.node.Nodes {
 		byName[n] = &metrics.Peer{Name: n}
 	}
-	digest := proto.Config{Nodes: s.o.node.Nodes, MaxTTL: s.o.node.MaxLease, Skew: s.skew()}.Digest()
-	for _, m := range c.members {
-		if p := byName[m.name]; p != nil && m.heard {
-			p.Heard, p.RoundTrip = true, m.roundTrip
-			p.Votes = !m.clash && m.digest == digest && m.info.State == proto.Voting
-			p.Clash, p.OtherConfig = m.clash, m.digest != digest
+	for i := range m.Nodes {
+		n := &m.Nodes[i]
+		if p := byName[n.Name]; p != nil && n.Answered {
+			p.Heard, p.RoundTrip = true, n.RoundTrip
+			p.Clash, p.OtherConfig = n.Conflict == qlock.ConflictName, !s.isOurs(n.Config)
+			p.Votes = !p.Clash && !p.OtherConfig && n.State == qlock.NodeVoting
 		}
 	}
 	out := make([]metrics.Peer, 0, len(byName))
@@ -171,6 +176,11 @@ func (s *nodeServer) peers(r *running) []metrics.Peer {
 		out = append(out, *byName[n])
 	}
 	return out
+}
+
+// isOurs reports whether a configuration is this node's.
+func (s *nodeServer) isOurs(c qlock.ClusterConfig) bool {
+	return slices.Equal(c.Nodes, slices.Sorted(slices.Values(s.o.node.Nodes))) && c.MaxLease == s.o.node.MaxLease && c.MaxSkew == s.skew()
 }
 
 // skew is the default that package qlock fills in.

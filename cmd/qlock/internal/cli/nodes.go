@@ -9,9 +9,8 @@ import (
 	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/spf13/cobra"
 
+	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/printable"
-	"github.com/qlock/qlock/internal/proto"
-	"github.com/qlock/qlock/internal/quorum"
 )
 
 func (a *app) nodes() *cobra.Command {
@@ -27,7 +26,7 @@ States: voting; recovering (it may have forgotten votes, and gives none until th
 have expired); probing (it has just started); unreachable (other nodes list it, but
 it did not answer); name clash (two nodes answer under one name, and clients count
 neither); other configuration (it disagrees with most nodes, and clients do not
-count it).
+count it); not in its own list, wrong digest (its answer contradicts itself).
 
 Exit status: 0 if any node answered, 1 if none did, 2 for bad flags.`,
 		Example: `  qlock nodes
@@ -39,18 +38,18 @@ Exit status: 0 if any node answered, 1 if none did, 2 for bad flags.`,
 				return err
 			}
 			defer l.Close()
-			found, err := l.survey(cmd.Context(), l.patience())
+			m, err := l.members(cmd.Context(), l.patience())
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				if err := a.json(found.report()); err != nil {
+				if err := a.json(membersReportOf(m)); err != nil {
 					return err
 				}
-			} else if found.config != nil {
-				a.showNodes(found)
+			} else if found(m) {
+				a.showNodes(m)
 			}
-			if found.config == nil {
+			if !found(m) {
 				return nobody(l)
 			}
 			return nil
@@ -66,48 +65,43 @@ func nobody(l *link) error {
 		l.cluster, serverURL(l.Conn))
 }
 
-func (a *app) showNodes(c *census) {
+func (a *app) showNodes(m *qlock.Members) {
 	config := 4 // left out first, unless it says what is wrong
-	if slices.ContainsFunc(c.members, func(m *member) bool { return m.other }) {
+	if slices.ContainsFunc(m.Nodes, func(n qlock.Member) bool { return n.Conflict == qlock.ConflictConfig }) {
 		config = 1
 	}
-	g := &grid{title: "Nodes of cluster " + c.cluster, columns: []column{
+	g := &grid{title: "Nodes of cluster " + m.Cluster, columns: []column{
 		{title: "Node"}, {title: "State"}, {title: "Version", drop: 3}, {title: "Claims", right: true}, {title: "Up", right: true},
 		{title: "Round trip", right: true, drop: 2}, {title: "Configuration", drop: config, least: 16},
 	}}
-	for _, m := range c.members {
+	for i := range m.Nodes {
+		n := &m.Nodes[i]
 		color := text.FgGreen
 		switch {
-		case m.heard && m.info.State == proto.Recovering && !m.clash && !m.other:
+		case n.Answered && n.State == qlock.NodeRecovering && n.Conflict == "":
 			color = text.FgYellow
-		case !m.votes():
+		case !n.Votes():
 			color = text.FgRed
 		}
-		row := []string{printable.Text(m.name), paint(a.out, printable.Text(m.state()), color), "", "", "", "", ""}
-		if m.heard {
-			config := m.digest
-			if m.other {
-				config = fmt.Sprintf("%s: %s, lease %s, skew %s", m.digest, strings.Join(m.info.Nodes, " "), short(m.info.MaxTTL), short(m.info.Skew))
+		row := []string{printable.Text(n.Name), paint(a.out, printable.Text(stateOf(n)), color), "", "", "", "", ""}
+		if n.Answered {
+			config := n.Config.Digest
+			if n.Conflict == qlock.ConflictConfig {
+				config = fmt.Sprintf("%s: %s, lease %s, skew %s", config, strings.Join(n.Config.Nodes, " "), short(n.Config.MaxLease), short(n.Config.MaxSkew))
 			}
-			copy(row[2:], []string{printable.Text(m.info.Version), fmt.Sprint(m.info.Claims), age(max(time.Since(time.UnixMicro(m.info.Started)), 0)), round(m.roundTrip).String(), printable.Text(config)})
+			copy(row[2:], []string{printable.Text(n.Version), fmt.Sprint(n.Claims), age(max(time.Since(n.Started), 0)), round(n.RoundTrip).String(), printable.Text(config)})
 		}
 		g.rows = append(g.rows, row)
 	}
 	width, _ := size(a.out)
 	table, _ := g.render(width) // --json has all
 	fmt.Fprint(a.out, table, wrapped(fmt.Sprintf("%d of %d nodes vote; a writer needs %d votes, a reader %d. Longest lease %s, allowed skew %s.",
-		c.voting(), len(c.config.Nodes), c.need(quorum.Exclusive), c.need(quorum.Shared), short(c.config.MaxTTL), short(c.config.Skew)), width), "\n")
-	for _, m := range c.members {
-		if c.farAhead(m) {
-			fmt.Fprint(a.out, wrapped(fmt.Sprintf("Tokens of node %s are %s ahead of its clock; qlock check explains what that means.", printable.Text(m.name), short(m.info.Ahead.Round(time.Second))), width), "\n")
+		m.Voting(), len(m.Config.Nodes), m.Config.WriteQuorum(), m.Config.ReadQuorum(), short(m.Config.MaxLease), short(m.Config.MaxSkew)), width), "\n")
+	for i := range m.Nodes {
+		if n := &m.Nodes[i]; farAhead(m, n) {
+			fmt.Fprint(a.out, wrapped(fmt.Sprintf("Tokens of node %s are %s ahead of its clock; qlock check explains what that means.", printable.Text(n.Name), short(n.TokensAhead.Round(time.Second))), width), "\n")
 		}
 	}
-}
-
-// farAhead reports whether m gave tokens further ahead of its clock than other nodes
-// follow: that clock was ahead, and is not any more.
-func (c *census) farAhead(m *member) bool {
-	return m.heard && !m.other && m.info.Ahead > c.config.MaxTTL
 }
 
 // round keeps what a person reads of a duration.
@@ -121,8 +115,8 @@ func round(d time.Duration) time.Duration {
 	return d.Round(10 * time.Microsecond)
 }
 
-// censusReport is a census in JSON.
-type censusReport struct {
+// membersReport is what the nodes say, in JSON.
+type membersReport struct {
 	Cluster   string         `json:"cluster"`
 	Voting    int            `json:"voting"`
 	Writer    int            `json:"votes_for_a_writer"`
@@ -138,6 +132,7 @@ type memberReport struct {
 	State      string   `json:"state"`
 	Votes      bool     `json:"votes"`
 	Reachable  bool     `json:"reachable"`
+	Conflict   string   `json:"conflict,omitempty"`
 	Clash      bool     `json:"name_clash,omitempty"`
 	Other      bool     `json:"other_configuration,omitempty"`
 	Recovering float64  `json:"recovering_ms,omitempty"`
@@ -152,20 +147,24 @@ type memberReport struct {
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-func (c *census) report() censusReport {
-	r := censusReport{
-		Cluster: c.cluster, Voting: c.voting(), Writer: c.need(quorum.Exclusive), Reader: c.need(quorum.Shared),
+func membersReportOf(m *qlock.Members) membersReport {
+	r := membersReport{
+		Cluster: m.Cluster, Voting: m.Voting(), Writer: m.Config.WriteQuorum(), Reader: m.Config.ReadQuorum(),
 		NodeNames: []string{}, Nodes: []memberReport{},
 	}
-	if c.config != nil {
-		r.MaxLease, r.MaxSkew, r.NodeNames = c.config.MaxTTL.Milliseconds(), c.config.Skew.Milliseconds(), c.config.Nodes
+	if found(m) {
+		r.MaxLease, r.MaxSkew, r.NodeNames = m.Config.MaxLease.Milliseconds(), m.Config.MaxSkew.Milliseconds(), m.Config.Nodes
 	}
-	for _, m := range c.members {
-		one := memberReport{Name: m.name, State: "unreachable", Votes: m.votes(), Reachable: m.heard, Clash: m.clash, Other: m.other}
-		if m.heard {
-			one.State, one.Version, one.Claims, one.Digest, one.NodeNames = string(m.info.State), m.info.Version, m.info.Claims, m.digest, m.info.Nodes
-			one.Recovering, one.RoundTrip, one.Ahead = ms(m.recovering), ms(m.roundTrip), ms(m.info.Ahead)
-			one.Started = time.UnixMicro(m.info.Started).UTC().Format(time.RFC3339Nano)
+	for i := range m.Nodes {
+		n := &m.Nodes[i]
+		one := memberReport{
+			Name: n.Name, State: "unreachable", Votes: n.Votes(), Reachable: n.Answered, Conflict: string(n.Conflict),
+			Clash: n.Conflict == qlock.ConflictName, Other: n.Conflict == qlock.ConflictConfig,
+		}
+		if n.Answered {
+			one.State, one.Version, one.Claims, one.Digest, one.NodeNames = string(n.State), n.Version, n.Claims, n.Config.Digest, n.Config.Nodes
+			one.Recovering, one.RoundTrip, one.Ahead = ms(n.Recovering), ms(n.RoundTrip), ms(n.TokensAhead)
+			one.Started = n.Started.UTC().Format(time.RFC3339Nano)
 		}
 		r.Nodes = append(r.Nodes, one)
 	}

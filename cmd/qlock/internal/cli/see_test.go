@@ -25,7 +25,6 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/proto"
-	"github.com/qlock/qlock/internal/quorum"
 )
 
 // screen is a terminal with a program on it.
@@ -272,7 +271,7 @@ func TestNodes(t *testing.T) {
 	if strings.Contains(r.out, "\x1b") {
 		t.Errorf("colours, but no terminal: %q", r.out)
 	}
-	report := decode[censusReport](t, qlockCmd(t, "nodes", "-s", c.url(), "--json"))
+	report := decode[membersReport](t, qlockCmd(t, "nodes", "-s", c.url(), "--json"))
 	if report.Voting != 3 || len(report.Nodes) != 3 || report.Nodes[0].Name != "n1" || report.Nodes[2].State != "voting" || report.Nodes[1].RoundTrip <= 0 {
 		t.Errorf("%+v", report)
 	}
@@ -281,49 +280,64 @@ func TestNodes(t *testing.T) {
 	s.wait().want(t, 0, "\x1b[32mvoting\x1b[0m")
 }
 
-func answerOf(name string, nodes string, change func(*member)) *member {
-	m := &member{
-		name: name, heard: true, incarnation: uuid.New(),
-		info: proto.NodeInfo{Nodes: strings.Fields(nodes), MaxTTL: 30 * time.Second, Skew: 5 * time.Second, State: proto.Voting, Version: qlock.Version},
+// memberOf is a node that has these nodes in its list.
+func memberOf(name, nodes string, change func(*qlock.Member)) qlock.Member {
+	m := qlock.Member{
+		Name: name, Answered: true, State: qlock.NodeVoting, Version: qlock.Version(),
+		Config: qlock.ClusterConfig{Nodes: strings.Fields(nodes), MaxLease: 30 * time.Second, MaxSkew: 5 * time.Second, Digest: "one"},
 	}
 	if change != nil {
-		change(m)
+		change(&m)
 	}
-	m.digest = proto.Config{Nodes: m.info.Nodes, MaxTTL: m.info.MaxTTL, Skew: m.info.Skew}.Digest()
 	return m
 }
 
-func censusOf(members ...*member) *census {
-	found := map[uuid.UUID]*member{}
-	for _, m := range members {
-		found[m.incarnation] = m
+// membersOf is a cluster whose configuration is that of the first node.
+func membersOf(nodes ...qlock.Member) *qlock.Members {
+	return &qlock.Members{Cluster: "test", Nodes: nodes, Config: nodes[0].Config, Agreed: true}
+}
+
+func TestVersionFindings(t *testing.T) {
+	for _, c := range []struct{ node, program, want string }{
+		{"0.2.0", "0.2.0", "ok version all nodes run version 0.2.0"},
+		{"0.0.0-devel", "0.0.0-devel", "ok version all nodes run version 0.0.0-devel"},
+		{"0.1.0", "0.2.0", "warning version a runs version 0.1.0, this program is 0.2.0"},
+		{"v9.0.0-rc.1", "0.2.0", "warning version a runs version v9.0.0-rc.1, this program is only 0.2.0"},
+		{"0.2.1-0.20261126235538-d8df91212345+dirty", "0.2.0", "warning version a runs version 0.2.1-0.20261126235538-d8df91212345+dirty, this program is only 0.2.0"},
+		{"0.2.0+dirty", "0.2.0", "ok version all nodes run version 0.2.0"},
+		{"0.1.0", "0.0.0-devel", "warning version a runs version 0.1.0, this program is 0.0.0-devel; which of them is newer cannot be told"},
+		{"0.0.0-20261126235538-d8df91212345", "0.2.0", "warning version a runs version 0.0.0-20261126235538-d8df91212345, this program is 0.2.0; which of them is newer cannot be told"},
+	} {
+		r := &findings{}
+		checkVersions(map[string][]string{c.node: {"a"}}, c.program, r)
+		if len(r.list) != 1 {
+			t.Errorf("node %s, program %s: %+v", c.node, c.program, r.list)
+		} else if f := r.list[0]; !strings.HasPrefix(string(f.Grade)+" "+f.About+" "+f.Text, c.want) {
+			t.Errorf("node %s, program %s: %s %s %s", c.node, c.program, f.Grade, f.About, f.Text)
+		}
 	}
-	return newCensus("test", found)
 }
 
 // What check says of nodes that a test does not get to answer so.
 func TestFindings(t *testing.T) {
+	clash := func(m *qlock.Member) { m.Conflict = qlock.ConflictName }
 	for _, c := range []struct {
-		name    string
-		members []*member
-		want    []string
+		name  string
+		nodes []qlock.Member
+		want  []string
 	}{
-		{"clash", []*member{answerOf("a", "a b c", nil), answerOf("b", "a b c", nil), answerOf("b", "a b c", nil), answerOf("c", "a b c", nil)},
+		{"clash", []qlock.Member{memberOf("a", "a b c", nil), memberOf("b", "a b c", clash), memberOf("b", "a b c", clash), memberOf("c", "a b c", nil)},
 			[]string{"warning quorum 2 of 3 nodes vote, 2 are needed: no further node may fail", "problem name-clash two nodes answer as b"}},
-		{"recovering", []*member{
-			answerOf("a", "a b", func(m *member) { m.info.State, m.recovering = proto.Recovering, 9180*time.Millisecond }), answerOf("b", "a b", nil)},
+		{"recovering", []qlock.Member{
+			memberOf("a", "a b", func(m *qlock.Member) { m.State, m.Recovering = qlock.NodeRecovering, 9180*time.Millisecond }), memberOf("b", "a b", nil)},
 			[]string{"problem quorum 1 of 2 nodes vote, 2 are needed", "warning recovering node a may have forgotten votes, and gives none for 9.2s"}},
-		{"stopped", []*member{answerOf("a", "a", func(m *member) { m.info.State = proto.Stopped })}, []string{"warning state node a is stopped"}},
-		{"old", []*member{answerOf("a", "a", func(m *member) { m.info.Version = "0.0.9" })},
-			[]string{"warning version a runs version 0.0.9, this program is " + qlock.Version}},
-		{"new", []*member{answerOf("a", "a", func(m *member) { m.info.Version = "v9.0.0-rc.1" })},
-			[]string{"warning version a runs version v9.0.0-rc.1, this program is only " + qlock.Version}},
-		{"leases", []*member{answerOf("a", "a b c", nil), answerOf("b", "a b c", nil), answerOf("c", "a b c", func(m *member) { m.info.MaxTTL = time.Minute })},
+		{"stopped", []qlock.Member{memberOf("a", "a", func(m *qlock.Member) { m.State = qlock.NodeStopped })}, []string{"warning state node a is stopped"}},
+		{"leases", []qlock.Member{memberOf("a", "a b c", nil), memberOf("b", "a b c", nil), memberOf("c", "a b c", func(m *qlock.Member) { m.Config.MaxLease, m.Conflict = time.Minute, qlock.ConflictConfig })},
 			[]string{"problem configuration node c has nodes a b c, longest lease 1m and skew 5s; most have a b c, 30s and 5s"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := &findings{}
-			checkMembers(censusOf(c.members...), r)
+			checkMembers(membersOf(c.nodes...), r)
 			var lines []string
 			for _, f := range r.list {
 				lines = append(lines, fmt.Sprintf("%s %s %s", f.Grade, f.About, f.Text))
@@ -368,20 +382,20 @@ func TestClockFindings(t *testing.T) {
 // A node whose clock was ahead when it gave votes is named, and how bad it is depends
 // on the others.
 func TestTokensAhead(t *testing.T) {
-	ahead := func(name string, d time.Duration) *member {
-		return answerOf(name, "a b c", func(m *member) { m.info.Ahead = d })
+	ahead := func(name string, d time.Duration) qlock.Member {
+		return memberOf(name, "a b c", func(m *qlock.Member) { m.TokensAhead = d })
 	}
 	const far = 2 * time.Hour
 	for _, c := range []struct {
-		members []*member
-		want    string
+		nodes []qlock.Member
+		want  string
 	}{
-		{[]*member{ahead("a", 0), ahead("b", 30*time.Second), ahead("c", 0)}, ""},
-		{[]*member{ahead("a", far), ahead("b", 0), ahead("c", 0)}, "warning node a gave tokens up to 2h0m0s ahead of its clock"},
-		{[]*member{ahead("a", far), ahead("b", 0)}, "problem node a gave tokens up to 2h0m0s ahead of its clock, which was set back since; only 1 of the other nodes vote, 2 are needed"},
-		{[]*member{ahead("a", 0), ahead("b", far), ahead("c", far)}, "problem node c gave tokens"},
+		{[]qlock.Member{ahead("a", 0), ahead("b", 30*time.Second), ahead("c", 0)}, ""},
+		{[]qlock.Member{ahead("a", far), ahead("b", 0), ahead("c", 0)}, "warning node a gave tokens up to 2h0m0s ahead of its clock"},
+		{[]qlock.Member{ahead("a", far), ahead("b", 0)}, "problem node a gave tokens up to 2h0m0s ahead of its clock, which was set back since; only 1 of the other nodes vote, 2 are needed"},
+		{[]qlock.Member{ahead("a", 0), ahead("b", far), ahead("c", far)}, "problem node c gave tokens"},
 	} {
-		found := censusOf(c.members...)
+		found := membersOf(c.nodes...)
 		r := &findings{}
 		checkAhead(found, r)
 		all := ""
@@ -404,25 +418,27 @@ func TestTokensAhead(t *testing.T) {
 		if told := strings.Contains(string(shown), "ahead of its clock"); told != (c.want != "") {
 			t.Errorf("nodes shows\n%s", shown)
 		}
-		for _, m := range found.report().Nodes {
-			if m.Name == "b" && m.Ahead != ms(c.members[1].info.Ahead) {
+		for _, m := range membersReportOf(found).Nodes {
+			if m.Name == "b" && m.Ahead != ms(c.nodes[1].TokensAhead) {
 				t.Errorf("JSON has %v for b", m.Ahead)
 			}
 		}
 	}
 }
 
-func TestCensus(t *testing.T) {
-	c := censusOf(answerOf("a", "a b c", nil), answerOf("c", "a b c", nil))
-	if c.voting() != 2 || c.need(quorum.Exclusive) != 2 || len(c.members) != 3 || c.members[1].name != "b" || c.members[1].state() != "unreachable" {
-		t.Errorf("%+v", c.report())
+func TestMembersReport(t *testing.T) {
+	m := membersOf(memberOf("a", "a b c", nil), qlock.Member{Name: "b"}, memberOf("c", "a b c", func(m *qlock.Member) { m.Conflict = qlock.ConflictConfig }))
+	r := membersReportOf(m)
+	if r.Voting != 1 || r.Writer != 2 || len(r.Nodes) != 3 || r.Nodes[1].State != "unreachable" || r.Nodes[1].Started != "" || !r.Nodes[2].Other || r.Nodes[2].Clash {
+		t.Errorf("%+v", r)
 	}
-	c = censusOf(answerOf("a", "a b", nil), answerOf("a", "a b", nil), answerOf("b", "a b", nil))
-	if c.voting() != 1 || c.members[0].state() != "name clash" || c.members[2].state() != "voting" {
-		t.Errorf("%+v", c.report())
+	for i, want := range []string{"voting", "unreachable", "other configuration"} {
+		if got := stateOf(&m.Nodes[i]); got != want {
+			t.Errorf("state %q, want %q", got, want)
+		}
 	}
-	if c := censusOf(); c.config != nil || c.voting() != 0 || c.report().Nodes == nil {
-		t.Errorf("%+v", c.report())
+	if r := membersReportOf(&qlock.Members{}); r.Nodes == nil || r.NodeNames == nil || r.Writer != 0 || r.Reader != 0 {
+		t.Errorf("%+v", r)
 	}
 }
 
@@ -499,7 +515,7 @@ func TestPermissions(t *testing.T) {
 	qlockCmd(t, as("part", "check")...).want(t, exitFailed, "clocks agree within", "lock.default.node.acquire.part.qlock.check", "qlock permissions client:part")
 	qlockCmd(t, as("part", "check", "--lock", "orders.check")...).want(t, 0, "a lock was acquired in")
 	qlockCmd(t, as("mon", "nodes")...).want(t, 0, "1 of 1 nodes vote")
-	qlockCmd(t, as("eye", "nodes")...).want(t, exitFailed, "may not publish on lock.default.node.info.eye")
+	qlockCmd(t, as("eye", "nodes")...).want(t, exitFailed, "lacks a permission for lock.default.node.info.eye")
 	qlockCmd(t, as("svc", "watch")...).want(t, exitFailed, "may not receive events", "observer:NAME")
 	qlockCmd(t, append(as("svc", "run", "x", "--client", "part"), "--", "true")...).want(t, exitRefused, "lock.default.node.info.part")
 	qlockCmd(t, "nodes", "-s", u, "--user", "svc", "--password", "wrong").want(t, exitFailed, "Authorization Violation", "--password")

@@ -143,7 +143,7 @@ func (a *app) evict(ctx context.Context, o *unlockOptions, name string) error {
 		}
 		who := fmt.Sprintf("%s %s", printable.Text(c.Client), shortID(c.ID))
 		switch {
-		case still == nil && errs[i] != nil && !sure(info):
+		case still == nil && errs[i] != nil && !info.Complete():
 			fmt.Fprintf(a.out, "Unknown whether %s has released %s: too few of the nodes that answered vote, and the others may have forgotten the claim. Try again.\n", who, lockNamed(name))
 			unsure++
 			continue

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"github.com/qlock/qlock/internal/version"
 )
 
 func lockThread() { runtime.LockOSThread() }
@@ -269,9 +271,9 @@ func TestPrecedence(t *testing.T) {
 }
 
 func TestVersion(t *testing.T) {
-	call(t, "version").want(t, 0, "qlock 0.", "go1.")
+	call(t, "version").want(t, 0, "qlock "+version.String(), "go1.")
 	v := decode[map[string]any](t, call(t, "version", "--json"))
-	if v["version"] == "" || v["go"] == "" {
+	if v["version"] != version.String() || v["go"] == "" {
 		t.Error(v)
 	}
 }

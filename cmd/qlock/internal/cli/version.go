@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/version"
 )
 
 func (a *app) version() *cobra.Command {
@@ -24,7 +26,7 @@ func (a *app) version() *cobra.Command {
 				Modified bool   `json:"modified,omitempty"`
 				Go       string `json:"go"`
 				Platform string `json:"platform"`
-			}{Version: qlock.Version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+			}{Version: qlock.Version(), Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 			if b, ok := debug.ReadBuildInfo(); ok {
 				for _, s := range b.Settings {
 					switch s.Key {
@@ -39,8 +41,18 @@ func (a *app) version() *cobra.Command {
 				return a.json(v)
 			}
 			fmt.Fprintf(a.out, "qlock %s", v.Version)
+			var origin []string
+			if v.Version == version.Devel {
+				origin = append(origin, "built from a working copy")
+			}
 			if v.Revision != "" {
-				fmt.Fprintf(a.out, " (%.12s)", v.Revision)
+				origin = append(origin, fmt.Sprintf("commit %.12s", v.Revision))
+			}
+			if v.Modified {
+				origin = append(origin, "with changes")
+			}
+			if len(origin) > 0 {
+				fmt.Fprintf(a.out, " (%s)", strings.Join(origin, ", "))
 			}
 			fmt.Fprintf(a.out, ", %s, %s\n", v.Go, v.Platform)
 			return nil

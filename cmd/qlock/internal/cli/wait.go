@@ -2,7 +2,9 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -96,14 +98,6 @@ func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs
 		ctx, waiting = limited, p.noServer
 	}
 	l, err := c.connectWaiting(ctx, role, lease, waiting, connectionLogs(logger)...)
-	if err == nil && o.lease == 0 {
-		// A connection that fits the lease finds out in time that its server is silent.
-		if most := l.maxLease(ctx, lease); most < lease {
-			lease = most
-			l.Close()
-			l, err = c.connectWaiting(ctx, role, lease, waiting, connectionLogs(logger)...)
-		}
-	}
 	if err != nil {
 		if exitOf(err) == exitUsage {
 			return nil, err
@@ -115,20 +109,23 @@ func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs
 		l.Close()
 		return nil, &statusError{lockStatus(err), err}
 	}
-	// Before there is a Locker, so that no answer is missed.
-	sub, err := l.Subscribe(l.Opts.InboxPrefix+".*", p.answer)
+	locker, sub, err := l.lockerFor(ctx, o, p, lease, logger)
+	if errors.Is(err, qlock.ErrInvalidLease) && o.lease == 0 {
+		// The nodes allow less than the default. A connection that fits the lease finds out
+		// in time that its server is silent, so it takes another one.
+		if most := l.maxLease(ctx, lease); most < lease {
+			lease = most
+			l.Close()
+			if l, err = c.connectWaiting(ctx, role, lease, waiting, connectionLogs(logger)...); err != nil {
+				return nil, &statusError{exitSelf, err}
+			}
+			locker, sub, err = l.lockerFor(ctx, o, p, lease, logger)
+		}
+	}
 	if err != nil {
 		return fail(err)
 	}
 	defer func() { _ = sub.Unsubscribe() }()
-	opts := []qlock.Option{qlock.WithNote(o.note)}
-	if o.lease != 0 {
-		opts = append(opts, qlock.WithLease(o.lease))
-	}
-	locker, err := l.locker(ctx, o.wait, logger, opts...)
-	if err != nil {
-		return fail(err)
-	}
 	ask := locker.Lock
 	switch {
 	case o.try && o.shared:
@@ -144,6 +141,21 @@ func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs
 		return fail(err)
 	}
 	return &heldLock{lock, locker, l, lease}, nil
+}
+
+// lockerFor makes a Locker with this lease, and has p hear all that it is answered.
+func (l *link) lockerFor(ctx context.Context, o *lockOptions, p *progress, lease time.Duration, logger *slog.Logger) (*qlock.Locker, *nats.Subscription, error) {
+	// Before there is a Locker, so that no answer is missed.
+	sub, err := l.Subscribe(l.Opts.InboxPrefix+".*", p.answer)
+	if err != nil {
+		return nil, nil, err
+	}
+	locker, err := l.locker(ctx, o.wait, logger, qlock.WithNote(o.note), qlock.WithLease(lease))
+	if err != nil {
+		_ = sub.Unsubscribe()
+		return nil, nil, err
+	}
+	return locker, sub, nil
 }
 
 func exitOf(err error) int {

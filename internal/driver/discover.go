@@ -1,0 +1,170 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/qlock/qlock/internal/members"
+	"github.com/qlock/qlock/internal/natsio"
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/subject"
+)
+
+// Which nodes there are, and which configuration counts, is decided by internal/members
+// (M1 to M5). Here it is given the clock and the connection, before there is a client
+// machine; then that has it.
+
+// Membership is what a client knows of the nodes when it begins. It has no lock of its
+// own: that of the discovery guards it, and then the machine's.
+type Membership struct {
+	members *members.Machine
+	start   time.Time // zero of the monotonic clock readings
+	config  proto.Config
+	trips   map[string]time.Duration // how long the answers of nodes took, as far as known
+}
+
+// NewMembership is that of a client which was told its nodes, for tests. Its questions
+// carry nonces that begin with prefix.
+func NewMembership(prefix string, config proto.Config) *Membership {
+	return &Membership{members: members.New(prefix), start: time.Now(), config: config}
+}
+
+// discovery asks who the nodes are. The subscription's goroutine calls receive, that of
+// Open the rest.
+type discovery struct {
+	log   *natsio.Log
+	heard chan struct{} // something was heard; has room for one
+
+	mu         sync.Mutex // guards what follows
+	membership *Membership
+	found      bool
+}
+
+// discover asks until the machine has found the configuration to begin with. It may stand
+// still with the connection.
+func discover(ctx context.Context, nc *nats.Conn, inbox string, lastError error, cfg *Config) (*Membership, error) {
+	d := &discovery{log: cfg.Log, heard: make(chan struct{}, 1), membership: NewMembership(inbox, proto.Config{})}
+	on := infoSubject(cfg.Cluster, cfg.Name)
+	sub, err := nc.Subscribe(inbox, d.receive)
+	if err != nil {
+		return nil, fmt.Errorf("qlock: subscribe to answers: %w", err)
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	due := time.NewTimer(natsio.Idle)
+	defer due.Stop()
+	var last error
+	f := d.membership.members.Query
+	for {
+		nonce, wait, found := d.step(f)
+		f = d.membership.members.Tick
+		switch {
+		case found:
+			return d.membership, nil
+		case ctx.Err() != nil:
+			return nil, d.notFound(cfg.Cluster, on, nc.Status, last, natsio.ContextError(ctx))
+		}
+		if nonce != "" {
+			r := infoRequest(cfg.Name, nonce)
+			if err := nc.PublishRequest(on, inbox, proto.AppendRequest(nil, &r)); err != nil {
+				last = err
+				if errors.Is(err, nats.ErrConnectionClosed) {
+					return nil, closedError(nc)
+				}
+			}
+		}
+		due.Reset(wait)
+		select {
+		case <-d.heard:
+		case <-due.C:
+		case <-ctx.Done():
+		}
+		if err := deniedSince(nc, lastError, on, inbox); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// deniedSince reports that NATS has denied a client to ask who the nodes are, or to hear it,
+// since the error before.
+func deniedSince(nc *nats.Conn, before error, on, inbox string) error {
+	if err := nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) && err != before {
+		if s, ok := natsio.DeniedSubject(err); ok && (s == on || s == inbox) {
+			return fmt.Errorf("%w: %w", ErrRefused, natsio.PermissionError(s, err))
+		}
+	}
+	return nil
+}
+
+func infoSubject(cluster, client string) string {
+	return subject.Request(cluster, subject.Info, client, "")
+}
+
+func infoRequest(client, nonce string) proto.Request {
+	return proto.Request{Verb: proto.Info, Client: client, Nonce: nonce}
+}
+
+// step lets f work on the machine. It returns what to ask, and how long nothing has to be
+// done without an answer.
+func (d *discovery) step(f func(proto.Now, *members.Out)) (nonce string, wait time.Duration, found bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m := d.membership
+	now := clocks(m.start, time.Now())
+	if d.found {
+		return "", 0, true
+	}
+	var out members.Out
+	f(now, &out)
+	d.take(&out)
+	wait, _ = m.members.Wait(now)
+	return out.Ask, wait, d.found
+}
+
+// take notes what the machine found. Call with d.mu held.
+func (d *discovery) take(out *members.Out) {
+	if out.Found != nil {
+		d.found, d.membership.config, d.membership.trips = true, *out.Found, out.Trips
+	}
+}
+
+func (d *discovery) receive(m *nats.Msg) {
+	if len(m.Data) == 0 && m.Header.Get("Status") == "503" {
+		return // the server says that no node hears: that is silence, not an answer
+	}
+	a, err := proto.DecodeAnswer(m.Data)
+	if err != nil {
+		d.log.Line(slog.LevelWarn, "malformed answer ignored", "error", err, "bytes", len(m.Data))
+		return
+	}
+	if a.Kind != proto.Informed {
+		return
+	}
+	d.hear(a)
+	select {
+	case d.heard <- struct{}{}:
+	default:
+	}
+}
+
+func (d *discovery) hear(a *proto.Answer) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.found {
+		var out members.Out
+		d.membership.members.Hear(clocks(d.membership.start, time.Now()), a, &out)
+		d.take(&out)
+	}
+}
+
+func (d *discovery) notFound(cluster, on string, status func() nats.Status, last, cause error) error {
+	d.mu.Lock()
+	m := d.membership.members.Membership(clocks(d.membership.start, time.Now()))
+	d.mu.Unlock()
+	return noMembers(cluster, &m, on, status, last, cause)
+}

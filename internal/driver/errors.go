@@ -1,0 +1,39 @@
+package driver
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/qlock/qlock/internal/client"
+	"github.com/qlock/qlock/internal/natsio"
+)
+
+// What errors.Is finds in the errors of package qlock, which documents them.
+var (
+	ErrHeld         = errors.New("qlock: held by another")
+	ErrNoQuorum     = errors.New("qlock: no quorum")
+	ErrLost         = errors.New("qlock: lock lost")
+	ErrEvicted      = errors.New("qlock: evicted")
+	ErrUnlocked     = errors.New("qlock: unlocked")
+	ErrClosed       = errors.New("qlock: closed")
+	ErrInvalidLease = errors.New("qlock: invalid lease")
+	ErrRefused      = errors.New("qlock: refused")
+)
+
+// evictedError is why a lock is lost that was evicted.
+type evictedError struct{ client.Eviction }
+
+func (e *evictedError) Error() string { return "qlock: lock lost: evicted " + e.Eviction.Error() }
+
+func (e *evictedError) Is(target error) bool { return target == ErrLost || target == ErrEvicted }
+
+// leaptError is why a lock is lost where a leap of the wall clock explains it.
+type leaptError struct{ why string }
+
+func (e *leaptError) Error() string { return "qlock: lock lost: " + e.why }
+
+func (e *leaptError) Is(target error) bool { return target == ErrLost }
+
+func closedError(nc natsio.Conn) error {
+	return fmt.Errorf("%w: %w", ErrClosed, natsio.CloseCause(nc))
+}

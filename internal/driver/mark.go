@@ -1,0 +1,130 @@
+package driver
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/qlock/qlock/internal/node"
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/sat"
+	"github.com/qlock/qlock/internal/statedir"
+)
+
+// A node leaves a mark in its state directory, with what it must not forget, and takes it
+// back at its next start. A mark that is clean serves once (N8).
+
+// bootstrapped is for how long the mark of Bootstrap is good. It has to do until
+// the nodes of a new cluster are all started for the first time, and no longer: it
+// says that nobody has voted under the node's name.
+const bootstrapped = time.Hour
+
+// Bootstrap writes a clean mark into the empty state directory of a node that has never
+// run.
+func Bootstrap(cfg NodeConfig) error {
+	dir, err := statedir.Open(cfg.StateDir)
+	if err != nil {
+		return fmt.Errorf("qlock: Bootstrap: %w", err)
+	}
+	return errors.Join(bootstrap(dir, &cfg), dir.Close())
+}
+
+func bootstrap(dir *statedir.Dir, cfg *NodeConfig) error {
+	if _, found, _, _ := dir.Read(); found {
+		return fmt.Errorf("qlock: Bootstrap: %s already holds the state of a node; a node that has run must not be bootstrapped again", cfg.StateDir)
+	}
+	return writeMark(dir, cfg, nil, cfg.MaxLease, &node.Saved{})
+}
+
+// manyRuns is how many lives of a node its mark names.
+const manyRuns = 8
+
+// writeMark writes a clean mark with what was saved, or one that is not clean if
+// saved is nil.
+func writeMark(dir *statedir.Dir, cfg *NodeConfig, runs []uuid.UUID, longest time.Duration, saved *node.Saved) error {
+	m := statedir.Mark{
+		Clean: saved != nil, Cluster: cfg.Cluster, Name: cfg.Name, Digest: cfg.proto().Digest(),
+		MaxTTL: longest.Milliseconds(), Written: time.Now().UnixMicro(),
+	}
+	for _, run := range runs[max(0, len(runs)-manyRuns):] {
+		m.Runs = append(m.Runs, run.String())
+	}
+	if saved != nil {
+		var err error
+		if m.Saved, err = json.Marshal(saved); err != nil {
+			return err
+		}
+	}
+	return dir.Write(m)
+}
+
+// memory is what a node knows of its earlier lives.
+type memory struct {
+	saved   *node.Saved   // nil if it may have forgotten votes
+	longest time.Duration // longest lease that these can have had
+	past    []uuid.UUID   // its earlier lives
+}
+
+// takeMark reads what the node left and makes the mark unclean, on disk, before
+// anything else happens: a clean mark serves once (N8).
+func takeMark(dir *statedir.Dir, cfg *NodeConfig, now proto.Now, run uuid.UUID) (memory, error) {
+	m, found, here, err := dir.Read()
+	mem := memory{longest: max(cfg.MaxLease, cfg.PreviousMaxLease, sat.Mul(time.Duration(m.MaxTTL), time.Millisecond))}
+	why := ""
+	switch {
+	case err != nil:
+		why = err.Error()
+	case !found:
+		why = "the state directory is empty: see Bootstrap for a new cluster"
+	case m.Cluster != "" && m.Cluster != cfg.Cluster:
+		why = fmt.Sprintf("the state directory is that of a node of cluster %q", m.Cluster)
+	case m.Name != cfg.Name:
+		why = fmt.Sprintf("the state directory is that of node %q", m.Name)
+	case !m.Clean:
+		why = "it was not stopped cleanly"
+	case m.Digest != cfg.proto().Digest() || m.MaxTTL != cfg.MaxLease.Milliseconds():
+		why = "its configuration is not the one that it stopped with"
+	case !here:
+		why = "the state directory was copied, moved or restored, or the machine was started again, since the node stopped"
+	default:
+		saved := new(node.Saved)
+		if err := json.Unmarshal(m.Saved, saved); err != nil {
+			why = err.Error()
+			break
+		}
+		if stopped := sat.Micros(now.Wall - m.Written); saved.Wall == 0 && (stopped < 0 || stopped > bootstrapped) {
+			why = fmt.Sprintf("it was bootstrapped %v ago, which counts for %v", stopped.Round(time.Second), bootstrapped)
+			break
+		}
+		if saved.Stale(now, cfg.MaxLease) {
+			why = fmt.Sprintf("it was not heard for longer than the longest lease, %v, and another node may have used its name", cfg.MaxLease)
+			break
+		}
+		mem.saved = saved
+	}
+	// Where this is no copy, the nodes that used it are over: the directory is locked.
+	if here && m.Cluster == cfg.Cluster && m.Name == cfg.Name {
+		for _, s := range m.Runs {
+			if id, err := uuid.Parse(s); err == nil {
+				mem.past = append(mem.past, id)
+			}
+		}
+	}
+	if err := writeMark(dir, cfg, append(mem.past[:len(mem.past):len(mem.past)], run), mem.longest, nil); err != nil {
+		return memory{}, err
+	}
+	if mem.saved == nil {
+		cfg.Log.Logger().Warn("this node may have forgotten votes and gives none until they have expired", "why", why, "wait", mem.longest)
+	}
+	return mem, nil
+}
+
+// newFloorKey is secret, not only unlike all others: see node.Config.
+func newFloorKey() (key [16]byte) {
+	_, _ = rand.Read(key[:]) // it never fails
+	return key
+}

@@ -1,0 +1,243 @@
+package driver
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/qlock/qlock/internal/natsio"
+	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/subject"
+)
+
+// queries are the questions to all nodes that wait for answers. Callers' goroutines add
+// and remove them; those of the subscription, of the connection's callbacks, of the
+// publisher and of the loop answer and fail them. None of the methods blocks.
+type queries struct {
+	mu      sync.Mutex        // guards what follows
+	all     map[string]*query // by nonce
+	members map[*membersQuery]struct{}
+}
+
+// query is a question to all nodes that waits for answers.
+type query struct {
+	kind    proto.Kind // of its answers
+	subject string
+	answers chan *proto.Answer
+	failed  chan error
+}
+
+func (q *queries) add(nonce string, one *query) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.all == nil {
+		q.all = map[string]*query{}
+	}
+	q.all[nonce] = one
+}
+
+func (q *queries) remove(nonce string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.all, nonce)
+}
+
+func (q *queries) addMembers(one *membersQuery) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.members == nil {
+		q.members = map[*membersQuery]struct{}{}
+	}
+	q.members[one] = struct{}{}
+}
+
+func (q *queries) removeMembers(one *membersQuery) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.members, one)
+}
+
+// informed gives a node's answer to info to whoever asks for the members.
+func (q *queries) informed(a *proto.Answer) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for one := range q.members {
+		one.hear(a)
+	}
+}
+
+// failMembers ends what asks for the members, which NATS does not let through.
+func (q *queries) failMembers(err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for one := range q.members {
+		one.fail(err)
+	}
+}
+
+// reply gives a node's answer to the query that asked for it.
+func (q *queries) reply(a *proto.Answer) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	one := q.all[a.Nonce]
+	if one == nil || a.Kind != one.kind {
+		return
+	}
+	select {
+	case one.answers <- a:
+	default: // it is asked for again
+	}
+}
+
+// fail ends the queries on a subject that NATS does not let through.
+func (q *queries) fail(subject string, err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, one := range q.all {
+		if one.subject == subject {
+			one.fail(err)
+		}
+	}
+}
+
+// failAll ends the queries that no node can hear.
+func (q *queries) failAll(err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, one := range q.all {
+		one.fail(err)
+	}
+	for one := range q.members {
+		one.fail(err)
+	}
+}
+
+func (q *query) fail(err error) {
+	select {
+	case q.failed <- err:
+	default:
+	}
+}
+
+// replyTo is what a question is answered with.
+var replyTo = map[proto.Verb]proto.Kind{
+	proto.Info: proto.Informed, proto.List: proto.Listed, proto.Inspect: proto.Listed, proto.Evict: proto.Evicting,
+}
+
+const (
+	askAgain = 250 * time.Millisecond // how long an answer may take before it is asked for again
+	silence  = 500 * time.Millisecond // how long a quorum waits for the rest
+)
+
+// Query asks all nodes and gives take each page of each once, which tells where to go on,
+// 0 at the end, and whether it has heard enough. It returns who answered to the end, and
+// who did not. Without a deadline in ctx it gives up after 5 s.
+func (c *Client) Query(ctx context.Context, r proto.Request, take func(*proto.Answer) (next uint64, done bool)) (answered, silent []string, err error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+	}
+	nodes := c.Cluster().Nodes
+	r.Client, r.Nonce = c.cfg.Name, cmp.Or(r.Nonce, newInstance().String())
+	if n := len(proto.AppendRequest(nil, &r)); n > c.pub.MaxBody() && r.Verb != proto.Evict { // which is shortened
+		return nil, nil, fmt.Errorf("qlock: %s: the request has %d bytes, and the NATS server accepts %d (max_payload)", r.Verb, n, c.pub.MaxBody())
+	}
+	q := &query{
+		kind:    replyTo[r.Verb],
+		subject: subject.Request(c.cfg.Cluster, string(r.Verb), r.Client, r.Resource),
+		answers: make(chan *proto.Answer, 4*len(nodes)), failed: make(chan error, 1),
+	}
+	c.queries.add(r.Nonce, q)
+	defer c.queries.remove(r.Nonce)
+	c.machine.send(r)
+	after := map[string]uint64{} // of the nodes that are not done
+	for _, n := range nodes {
+		after[n] = 0
+	}
+	again := time.NewTicker(askAgain)
+	defer again.Stop()
+	heard := time.Now()
+	enough := func() bool { return len(answered) >= quorum.Size(len(nodes), quorum.Exclusive) }
+	for len(after) > 0 {
+		select {
+		case a := <-q.answers:
+			at, asked := after[a.Node]
+			if !asked || a.List != nil && a.List.After != at {
+				continue // it came twice
+			}
+			heard = time.Now()
+			next, done := take(a)
+			if next <= at {
+				delete(after, a.Node)
+				answered = append(answered, a.Node)
+				slices.Sort(answered)
+				if done {
+					return answered, missing(after), nil
+				}
+				continue
+			}
+			after[a.Node] = next
+			more := r
+			more.Node, more.After = a.Node, next
+			c.machine.send(more)
+		case <-again.C:
+			if time.Since(heard) >= silence && enough() {
+				return answered, missing(after), nil
+			}
+			for _, n := range missing(after) {
+				more := r
+				more.Node, more.After = n, after[n]
+				if r.Verb != proto.List && r.Verb != proto.Inspect {
+					more.Node = "" // to evict has no such field, and in info it is a node's
+				}
+				c.machine.send(more)
+			}
+		case err := <-q.failed:
+			return nil, nil, err
+		case <-c.stop:
+			return nil, nil, ErrClosed
+		case <-ctx.Done():
+			if enough() {
+				return answered, missing(after), nil
+			}
+			return nil, nil, fmt.Errorf("%w: asked the nodes on %s: %d of %d answered%s: %w", ErrNoQuorum,
+				q.subject, len(answered), len(nodes), unanswered(after), natsio.ContextError(ctx))
+		}
+	}
+	return answered, nil, nil
+}
+
+// unanswered tells of the nodes that are not done.
+func unanswered(after map[string]uint64) string {
+	var silent, slow []string
+	for _, n := range missing(after) {
+		if after[n] == 0 {
+			silent = append(silent, n)
+		} else {
+			slow = append(slow, n)
+		}
+	}
+	text := ""
+	if len(slow) > 0 {
+		text += ", part of an answer from " + strings.Join(slow, " ") + ", which have more than fits into the time"
+	}
+	if len(silent) > 0 {
+		text += ", no answer from " + strings.Join(silent, " ")
+	}
+	return text
+}
+
+func missing(after map[string]uint64) []string {
+	var names []string
+	for n := range after {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	return names
+}
