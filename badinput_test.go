@@ -513,7 +513,7 @@ func TestCopyOfALocker(t *testing.T) {
 				if _, cause := died(t, s.lock.Context()); cause != qlock.ErrLost || time.Since(start) > 0 {
 					t.Errorf("the lock ends after %v: %v", time.Since(start), cause)
 				}
-				if lines := s.log.find("ERROR", "another process sends as this very client instance"); len(lines) != 1 {
+				if lines := s.log.find("ERROR", "another process uses the same client instance"); len(lines) != 1 {
 					t.Errorf("the log has %q", lines)
 				}
 				if got := s.a.Stats(); got.Copies != 1 || got.Lost != 1 || got.Waiting != 1 {

@@ -26,7 +26,7 @@ func Bootstrap(cfg NodeConfig) error {
 		return err
 	}
 	if cfg.StateDir == "" {
-		return errors.New("qlock: Bootstrap: NodeConfig.StateDir is empty: there is nowhere to write the mark")
+		return errors.New("qlock: Bootstrap: NodeConfig.StateDir is empty: Bootstrap needs a directory to write to")
 	}
 	return driver.Bootstrap(cfg.driver())
 }

@@ -258,7 +258,7 @@ func TestConnectionClosedUnderLocker(t *testing.T) {
 				t.Errorf("found out that the connection is closed after %v", d)
 			}
 		}
-		if got := w.log.find("ERROR", "the NATS connection is closed and does not come back", "held=1"); len(got) != 1 {
+		if got := w.log.find("ERROR", "the NATS connection is closed permanently", "held=1"); len(got) != 1 {
 			t.Errorf("logged %q", got)
 		}
 
@@ -570,7 +570,7 @@ func TestNodeEndsWithItsConnection(t *testing.T) {
 			t.Errorf("a node without a connection is ready: %v, and %s", tn.Ready(), tn.Stats().State)
 		}
 		time.Sleep(time.Hour)
-		if got := w.log.find("node=n1"); len(w.log.find("ERROR", "this node serves no more", "connection closed")) != 1 || len(w.log.find("node=n1", "not sent")) > 0 {
+		if got := w.log.find("node=n1"); len(w.log.find("ERROR", "this node has stopped serving", "connection closed")) != 1 || len(w.log.find("node=n1", "not sent")) > 0 {
 			t.Errorf("logged in an hour: %q", got)
 		}
 		tn.stop()

@@ -94,7 +94,7 @@ func (h *Holder) String() string {
 	}
 	text := fmt.Sprintf("%s by %s (%s) for %v", verb, h.Client, mode, h.For.Round(time.Millisecond))
 	if h.Own {
-		text += ", by this very Locker: locks are not reentrant"
+		text += ", by this same Locker: locks are not reentrant"
 	}
 	return text
 }
@@ -216,7 +216,7 @@ func nodeAnswer(n *client.NodeReport, hushed bool) NodeAnswer {
 	default:
 		a.Answer = AnswerSilent
 		if hushed {
-			a.Detail = "for the first moments it tells only of a vote"
+			a.Detail = "at first it answers only if it votes"
 		}
 	}
 	return a

@@ -47,7 +47,7 @@ func ParseEvent(subject string, body []byte) (*Event, error) {
 		return nil, err
 	}
 	if !s.isEvent() {
-		return nil, fmt.Errorf("qlock: subject %s: it is not of an event", quote(subject))
+		return nil, fmt.Errorf("qlock: subject %s is not the subject of an event", quote(subject))
 	}
 	b, err := proto.DecodeEvent(body)
 	if err != nil {

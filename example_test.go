@@ -19,8 +19,8 @@ import (
 	"github.com/qlock/qlock/embedded"
 )
 
-// ship sends an order once, however many processes try to: the sample of the
-// README, which a test keeps the same.
+// ship sends an order once, however many processes try to. It is the example of the
+// README; a test compares the two.
 func ship(ctx context.Context, nc *nats.Conn, orders *Orders) error {
 	locker, err := qlock.New(ctx, nc, qlock.WithName("shipping"))
 	if err != nil {
@@ -29,16 +29,16 @@ func ship(ctx context.Context, nc *nats.Conn, orders *Orders) error {
 	defer locker.Close()
 
 	return locker.Do(ctx, "orders.42", func(ctx context.Context) error {
-		// Nobody else holds orders.42 now. ctx ends if the lock is lost.
+		// No other client holds orders.42 now. ctx is canceled if the lock is lost.
 		if orders.Status(42) == "shipped" {
 			return nil
 		}
-		// The token lets the store refuse a holder whose time is over.
+		// With the token the store can reject a write of a former holder.
 		return orders.SetStatus(42, "shipped", qlock.Token(ctx))
 	})
 }
 
-// Orders is a fenced store: it remembers the highest token that it has seen.
+// Orders is a fenced store: it rejects tokens lower than the highest it has seen.
 type Orders struct {
 	mu     sync.Mutex
 	status map[int]string
@@ -80,8 +80,8 @@ func Example() {
 	// Output: order 42 is shipped
 }
 
-// One Locker for a program is enough, on the connection that the program has
-// anyway. The nodes tell it their list.
+// A program needs only one Locker, on the connection that it already has. The Locker
+// learns the list of nodes from the nodes.
 func ExampleNew() {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -100,15 +100,15 @@ func ExampleNew() {
 	// Output: billing locks with [n1 n2 n3]
 }
 
-// A connection that is never closed by what passes, and that leaves a silent server
-// while a lease of ten seconds still stands.
+// A connection that survives temporary failures, and that leaves a silent server well
+// within a lease of ten seconds.
 func ExampleNew_connection() {
 	ctx, url := context.Background(), "nats://a.example.com:4222,nats://b.example.com:4222"
 	nc, err := nats.Connect(url,
-		nats.MaxReconnects(-1),           // come back, however long it takes
+		nats.MaxReconnects(-1),           // reconnect, however long it takes
 		nats.IgnoreAuthErrorAbort(),      // also while credentials are being changed
 		nats.PingInterval(2*time.Second), // a fifth of the lease
-		nats.MaxPingsOutstanding(1),      // a server that falls silent is left after two of these
+		nats.MaxPingsOutstanding(1),      // leave a silent server after two of these intervals
 	)
 	if err != nil {
 		log.Fatal(err)
@@ -135,12 +135,12 @@ func ExampleLocker_Lock() {
 	}
 	fmt.Println("holds", lock.Name())
 	if err := lock.Unlock(ctx); err != nil {
-		log.Fatal(err) // ErrLost: somebody else may have held it since
+		log.Fatal(err) // ErrLost: another client may have held it since
 	}
-	fmt.Println("gave it back")
+	fmt.Println("released it")
 	// Output:
 	// holds orders.42
-	// gave it back
+	// released it
 }
 
 func ExampleLocker_TryLock() {
@@ -156,13 +156,13 @@ func ExampleLocker_TryLock() {
 
 	_, err = locker.TryLock(ctx, "orders.42") // a lock is not reentrant
 	if errors.Is(err, qlock.ErrHeld) {
-		fmt.Println("somebody has it")
+		fmt.Println("another client holds it")
 	}
 	if e, ok := errors.AsType[*qlock.LockError](err); ok && e.Holder != nil {
 		fmt.Println("it is", e.Holder.Client)
 	}
 	// Output:
-	// somebody has it
+	// another client holds it
 	// it is billing
 }
 
@@ -192,27 +192,26 @@ func ExampleLocker_RLock() {
 	// a writer must wait: true
 }
 
-// Do is the call for most uses: it gives the lock back in every case, and its
-// context ends when the lock is lost.
+// Do suits most uses: it releases the lock in every case, and its context ends when the
+// lock is lost.
 func ExampleLocker_Do() {
 	locker, stop := newLocker("billing")
 	defer stop()
 
 	err := locker.Do(context.Background(), "orders.42", func(ctx context.Context) error {
-		fmt.Println("alone with the order; the token is set:", qlock.Token(ctx) > 0)
+		fmt.Println("holding the lock; the token is set:", qlock.Token(ctx) > 0)
 		return nil
 	})
 	switch {
 	case errors.Is(err, qlock.ErrLost):
-		log.Fatal("lost on the way: the store has to decide, by the token")
+		log.Fatal("lost meanwhile: the store has to decide, by the token")
 	case err != nil:
 		log.Fatal(err)
 	}
-	// Output: alone with the order; the token is set: true
+	// Output: holding the lock; the token is set: true
 }
 
-// What a program counts of its locks, for its own eyes; package metrics has the same
-// for Prometheus.
+// Counters of the locks of this program. Package metrics exports the same to Prometheus.
 func ExampleLocker_Stats() {
 	locker, stop := newLocker("billing")
 	defer stop()
@@ -222,7 +221,7 @@ func ExampleLocker_Stats() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	_, _ = locker.TryLock(ctx, "orders.42") // in vain
+	_, _ = locker.TryLock(ctx, "orders.42") // fails: it is held
 	_ = lock.Unlock(ctx)
 	if _, err := locker.Lock(ctx, "orders.43"); err != nil {
 		log.Fatal(err)
@@ -230,17 +229,17 @@ func ExampleLocker_Stats() {
 
 	s := locker.Stats()
 	fmt.Println("held:", s.Held, "waiting:", s.Waiting)
-	fmt.Println("granted:", s.Granted, "in vain:", s.Failed.Held, "lost:", s.Lost)
+	fmt.Println("granted:", s.Granted, "failed:", s.Failed.Held, "lost:", s.Lost)
 	for _, n := range s.Nodes {
 		fmt.Println(n.Node, "answers:", n.RoundTrip > 0)
 	}
 	// Output:
 	// held: 1 waiting: 0
-	// granted: 2 in vain: 1 lost: 0
+	// granted: 2 failed: 1 lost: 0
 	// n1 answers: true
 }
 
-// An RWMutex stands where a sync.RWMutex stood.
+// An RWMutex is a drop-in replacement for a sync.RWMutex.
 func ExampleLocker_RWMutex() {
 	locker, stop := newLocker("billing")
 	defer stop()
@@ -256,21 +255,21 @@ func ExampleLocker_RWMutex() {
 	fmt.Println("the price is", price)
 	mu.RUnlock()
 
-	// Where waiting for ever is too long:
+	// With a limit on the time to wait:
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	if err := mu.LockContext(ctx); err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println("try in vain:", mu.TryRLock())
+	fmt.Println("TryRLock succeeds:", mu.TryRLock())
 	mu.Unlock()
 	// Output:
 	// the price is 101
-	// try in vain: false
+	// TryRLock succeeds: false
 }
 
-// Work under the lock's context ends when the lock does. Here the only node dies,
-// and nobody confirms the lock within its lease.
+// The lock's context ends when the lock is lost. Here the only node dies, so no node
+// confirms the lock within its lease.
 func ExampleLock_Context() {
 	ctx := context.Background()
 	cluster, err := embedded.StartCluster(ctx, 1)
@@ -297,7 +296,7 @@ func ExampleLock_Context() {
 	// qlock: lock lost
 }
 
-// Each exclusive holder of a name has a greater token than all before.
+// Each exclusive holder of a name has a greater token than all holders before it.
 func ExampleLock_Token() {
 	locker, stop := newLocker("billing")
 	defer stop()
@@ -316,7 +315,7 @@ func ExampleLock_Token() {
 	// Output: rising: true
 }
 
-// Code that is only handed a context finds the token in it.
+// Code that receives only a context finds the token in it.
 func ExampleToken() {
 	locker, stop := newLocker("billing")
 	defer stop()
@@ -339,7 +338,7 @@ func ExampleToken() {
 	// draft saved without one
 }
 
-// A LockError carries what the nodes said.
+// A LockError carries the answers of the nodes.
 func ExampleLockError() {
 	ctx := context.Background()
 	cluster, err := embedded.StartCluster(ctx, 3)
@@ -369,8 +368,7 @@ func ExampleLockError() {
 	// qlock: lock "orders.42": no quorum: 1 of 3 nodes voted, 2 are needed: n1 voted, n2 silent, n3 silent: context deadline exceeded
 }
 
-// A node on a NATS that runs already. Each of a cluster's nodes has a name and a
-// state directory of its own; the list of names is the same for all and fixed.
+// Members lists the nodes of the cluster, their states, and what they disagree on.
 func ExampleLocker_Members() {
 	locker, stop := newLocker("ops")
 	defer stop()
@@ -405,18 +403,18 @@ func ExampleLocker_Inspect() {
 	}
 	defer lock.Unlock(ctx)
 
-	// Any client may look, if its NATS permissions allow it.
+	// Any client may do this if its NATS permissions allow it.
 	info, err := backup.Inspect(ctx, "disk.1")
 	if err != nil {
 		log.Fatal(err)
 	}
 	for _, c := range info.Holders {
-		fmt.Printf("%s has %s (%s), with the token of the lock: %v\n", c.Client, info.Name, c.Note, c.Token == lock.Token())
+		fmt.Printf("%s holds %s (%s), with the token of the lock: %v\n", c.Client, info.Name, c.Note, c.Token == lock.Token())
 	}
-	fmt.Println(info.Waiting, "wait")
+	fmt.Println("waiting:", info.Waiting)
 	// Output:
-	// backup has disk.1 (host7: nightly), with the token of the lock: true
-	// 0 wait
+	// backup holds disk.1 (host7: nightly), with the token of the lock: true
+	// waiting: 0
 }
 
 func ExampleLocker_Locks() {
@@ -457,7 +455,7 @@ func ExampleLocker_Evict() {
 			log.Fatal(err)
 		}
 	}
-	<-stuck.Context().Done() // its holder knows
+	<-stuck.Context().Done() // the holder is told
 	fmt.Println(context.Cause(stuck.Context()))
 	// Output: qlock: lock lost: evicted by backup: it hangs
 }
@@ -483,6 +481,8 @@ func ExampleParseEvent() {
 	// Output:
 }
 
+// A node on a NATS system that already runs. Each node of a cluster has a name and a
+// state directory of its own. The list of names is fixed and the same for all nodes.
 func ExampleStartNode() {
 	ctx := context.Background()
 	nc, stop := connectNATS() // to NATS without nodes
@@ -499,8 +499,8 @@ func ExampleStartNode() {
 		StateDir: dir,
 		MaxLease: 30 * time.Second,
 	}
-	// Once in the cluster's life, by hand. Without it the node would first wait
-	// until votes that it may have forgotten have run out.
+	// Once in the life of a cluster, by hand. Without it the node would first wait
+	// until the votes that it may have forgotten have expired.
 	if err := qlock.Bootstrap(cfg); err != nil {
 		log.Fatal(err)
 	}
@@ -509,7 +509,7 @@ func ExampleStartNode() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer node.Close() // a clean stop: the next start votes at once
+	defer node.Close() // a clean stop: the node votes at once when it starts again
 	if err := node.WaitReady(ctx); err != nil {
 		log.Fatal(err)
 	}
@@ -517,9 +517,9 @@ func ExampleStartNode() {
 	// Output: n1 is voting
 }
 
-// One of three nodes, each in a process of its own on a NATS that runs already.
+// One of three nodes, each in a process of its own, on a NATS system that already runs.
 func ExampleStartNode_cluster() {
-	bootstrap := flag.Bool("bootstrap", false, "once in the cluster's life, by hand")
+	bootstrap := flag.Bool("bootstrap", false, "once in the life of a cluster, by hand")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -547,7 +547,7 @@ func ExampleStartNode_cluster() {
 	}
 	select {
 	case <-ctx.Done():
-	case <-node.Done(): // another n1 was there before, or the connection is closed for ever
+	case <-node.Done(): // another n1 was running before, or the connection is closed permanently
 		log.Print(node.Err())
 	}
 	if err := node.Close(); err != nil { // a clean stop keeps the votes
@@ -555,8 +555,8 @@ func ExampleStartNode_cluster() {
 	}
 }
 
-// Bootstrap is for a node that never ran. It refuses a state directory that has
-// been used.
+// Bootstrap is for a node that has never run. It refuses a state directory that was used
+// before.
 func ExampleBootstrap() {
 	dir, err := os.MkdirTemp("", "n1-")
 	if err != nil {
@@ -572,7 +572,7 @@ func ExampleBootstrap() {
 	// second refused: true
 }
 
-// What follows stands in for the world around the examples.
+// The functions below provide NATS and nodes for the examples.
 
 // connect starts NATS with three nodes in this process and connects to it.
 func connect() (*nats.Conn, func()) {
@@ -599,7 +599,7 @@ func newLocker(name string) (*qlock.Locker, func()) {
 	}
 }
 
-// connectNATS starts a NATS without nodes in this process and connects to it.
+// connectNATS starts a nats-server without nodes in this process and connects to it.
 func connectNATS() (*nats.Conn, func()) {
 	s, err := server.NewServer(&server.Options{DontListen: true, NoLog: true, NoSigs: true})
 	if err != nil {

@@ -332,7 +332,7 @@ func TestConnectionIsAdvised(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	words := []string{"WARN the NATS connection was not made for locks", "this node's votes", "closed for ever when a server was tried 60 times", "refuses its credentials twice",
+	words := []string{"WARN the NATS connection is not suited for locks", "this node's votes", "closed for ever when a server was tried 60 times", "refuses its credentials twice",
 		"up to 6m2s to leave a server that falls silent, and a lease of 30s leaves 19.4s: use nats.PingInterval(6s)", "takes 4096 bytes"}
 	good := []nats.Option{nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(), nats.PingInterval(2 * time.Second), nats.MaxPingsOutstanding(1)}
 	for _, tt := range []struct {
@@ -345,7 +345,7 @@ func TestConnectionIsAdvised(t *testing.T) {
 		{good, 5 * time.Second, []string{"up to 6s", "a lease of 5s leaves 3.233s"}, "for ever"},
 		{append(good, nats.MaxPingsOutstanding(2)), 10 * time.Second, []string{"up to 8s", "a lease of 10s leaves 6.466s", "nats.PingInterval(2s) and nats.MaxPingsOutstanding(1)"}, "for ever"},
 		{append(good, nats.PingInterval(-1)), 10 * time.Second, []string{"never notices"}, "for ever"},
-		{append(good, nats.NoReconnect()), 10 * time.Second, []string{"does not come back"}, "silent"},
+		{append(good, nats.NoReconnect()), 10 * time.Second, []string{"does not reconnect"}, "silent"},
 	} {
 		log := newLogbook()
 		l, err := qlock.New(t.Context(), connect(tt.opts...), qlock.WithLease(tt.lease), qlock.WithLogger(slog.New(log)))
@@ -355,7 +355,7 @@ func TestConnectionIsAdvised(t *testing.T) {
 		if err := l.Close(); err != nil { // and all lines are written
 			t.Error(err)
 		}
-		if got := log.find("not made for locks"); len(got) != 1 || !containsAll(got[0], tt.words...) || strings.Contains(got[0], tt.not) {
+		if got := log.find("not suited for locks"); len(got) != 1 || !containsAll(got[0], tt.words...) || strings.Contains(got[0], tt.not) {
 			t.Errorf("want %q and not %q: %q", tt.words, tt.not, got)
 		}
 	}

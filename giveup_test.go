@@ -319,7 +319,7 @@ func TestWhyIsNotKnownAtOnce(t *testing.T) {
 		}
 		err = called(19 * time.Millisecond)
 		wantIs(t, err, qlock.ErrNoQuorum, context.Canceled)
-		wantText(t, err, "n1 silent (for the first moments it tells only of a vote)")
+		wantText(t, err, "n1 silent (at first it answers only if it votes)")
 		err = called(21 * time.Millisecond)
 		wantIs(t, err, qlock.ErrHeld, context.Canceled)
 		wantText(t, err, "held by b")

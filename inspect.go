@@ -108,7 +108,7 @@ func (l *Locker) Inspect(ctx context.Context, name string) (*LockInfo, error) {
 			return &all[i], nil
 		}
 	}
-	return nil, fmt.Errorf("qlock: inspect %s: the nodes told of other names", quote(name)) // not these nodes
+	return nil, fmt.Errorf("qlock: inspect %s: the nodes answered about other names", quote(name)) // not these nodes
 }
 
 // Evict ends a claim that Inspect or Locks showed, whether it is held or waits. Its
@@ -187,9 +187,9 @@ func departureError(name, holder string, d *client.Departure, cause error) error
 		if silent := d.Silent(); len(silent) > 0 {
 			why = append(why, "no answer from "+strings.Join(silent, " "))
 		}
-		return fmt.Errorf("%w: whether %s has given up %s cannot be told: %s: %w", ErrNoQuorum, holder, quote(name), strings.Join(why, "; "), cause)
+		return fmt.Errorf("%w: unknown whether %s has released %s: %s: %w", ErrNoQuorum, holder, quote(name), strings.Join(why, "; "), cause)
 	}
-	return fmt.Errorf("%w: %s was told to give up %s, and has not yet, says %s; its lease is extended no more: %w",
+	return fmt.Errorf("%w: %s was told to release %s and has not done so yet, according to %s; its lease is not extended: %w",
 		ErrHeld, holder, quote(name), strings.Join(d.Having, " "), cause)
 }
 

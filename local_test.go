@@ -291,10 +291,10 @@ func TestHeldByOneself(t *testing.T) {
 		time.Sleep(1500 * time.Millisecond)
 		_, err := a.TryLock(t.Context(), "x")
 		wantIs(t, err, qlock.ErrHeld)
-		wantText(t, err, "held by a (exclusively) for 1.5s, by this very Locker: locks are not reentrant")
+		wantText(t, err, "held by a (exclusively) for 1.5s, by this same Locker: locks are not reentrant")
 		_, err = a.Lock(timeout(t, time.Second), "x")
 		wantIs(t, err, qlock.ErrHeld, context.DeadlineExceeded)
-		wantText(t, err, "held by a (exclusively) for 2.5s, by this very Locker: locks are not reentrant")
+		wantText(t, err, "held by a (exclusively) for 2.5s, by this same Locker: locks are not reentrant")
 		_, err = w.client("a").TryLock(t.Context(), "x") // of the same name
 		if err == nil || strings.Contains(err.Error(), "reentrant") {
 			t.Errorf("another Locker of the same name: %v", err)

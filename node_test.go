@@ -160,7 +160,7 @@ func TestNodeWithoutMarkWaits(t *testing.T) {
 				start := time.Now()
 				w := newWorld(t, 1, setup{fresh: true, node: func(_ int, c *qlock.NodeConfig) { tt.change(c) }})
 				tn := w.nodes[0]
-				if tt.why != "" && len(w.log.find("WARN", "gives none until they have run out", tt.why, "wait=30s", "node=n1")) != 1 {
+				if tt.why != "" && len(w.log.find("WARN", "gives none until they have expired", tt.why, "wait=30s", "node=n1")) != 1 {
 					t.Errorf("nothing of that in the log: %q", w.log.find(""))
 				}
 				waitsQuarantine(t, tn, start, quarantine)
@@ -635,7 +635,7 @@ func TestConfigurationChangesUnderLocker(t *testing.T) {
 		if d := lost.Sub(start); cause != qlock.ErrLost || d > testLease/3 {
 			t.Errorf("cause %v %v after the change, want ErrLost at the next refresh", cause, d)
 		}
-		if len(w.log.find("ERROR", "the nodes have another configuration now")) == 0 {
+		if len(w.log.find("ERROR", "the configuration of the nodes has changed")) == 0 {
 			t.Errorf("nothing of that in the log: %q", w.log.find("ERROR"))
 		}
 		for _, l := range []*qlock.Locker{a, b} {

@@ -74,7 +74,7 @@ func TestQuestionLongerThanThePayload(t *testing.T) {
 		a := w.client("a")
 		start := time.Now()
 		_, err := a.Locks(t.Context(), strings.Repeat("a.", 700)+">")
-		wantText(t, err, "the NATS server takes 1024 (max_payload)")
+		wantText(t, err, "the NATS server accepts 1024 (max_payload)")
 		if d := time.Since(start); d != 0 {
 			t.Errorf("it failed after %v", d)
 		}

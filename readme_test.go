@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,13 +16,14 @@ import (
 	"github.com/qlock/qlock"
 )
 
-// The tests of this file keep the README true.
+// The tests of this file keep the README and the guide true.
 
 type block struct{ lang, text string }
 
-func readme(t *testing.T) (text string, blocks []block) {
+// readPage returns a page and its code blocks.
+func readPage(t *testing.T, file string) (text string, blocks []block) {
 	t.Helper()
-	b, err := os.ReadFile("README.md")
+	b, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,13 +32,13 @@ func readme(t *testing.T) (text string, blocks []block) {
 		blocks = append(blocks, block{m[1], m[2]})
 	}
 	if len(blocks) < 5 {
-		t.Fatalf("README.md has %d blocks: this test reads it wrongly", len(blocks))
+		t.Fatalf("%s has %d blocks: this test reads it wrongly", file, len(blocks))
 	}
 	return text, blocks
 }
 
 func TestReadmeBeginsWithTwoCommands(t *testing.T) {
-	_, blocks := readme(t)
+	_, blocks := readPage(t, "README.md")
 	for i, want := range []string{"go run ./examples/quickstart\n", "go test work\n"} {
 		if blocks[i].text != want {
 			t.Errorf("block %d is %q, not %q", i+1, blocks[i].text, want)
@@ -44,8 +46,51 @@ func TestReadmeBeginsWithTwoCommands(t *testing.T) {
 	}
 }
 
-// Every Go block stands in an example, which is compiled, and word for word.
-func TestReadmeCode(t *testing.T) {
+// The picture is one that GitHub draws: each message goes between participants, and no
+// text has a character that ends it.
+func TestReadmePicture(t *testing.T) {
+	_, blocks := readPage(t, "README.md")
+	i := slices.IndexFunc(blocks, func(b block) bool { return b.lang == "mermaid" })
+	if i < 0 {
+		t.Fatal("README.md has no picture")
+	}
+	lines := strings.Split(strings.TrimSpace(blocks[i].text), "\n")
+	if lines[0] != "sequenceDiagram" {
+		t.Errorf("the picture begins with %q", lines[0])
+	}
+	who, loops := []string{}, 0
+	for _, line := range lines[1:] {
+		line = strings.TrimSpace(line)
+		if m := regexp.MustCompile(`^participant (\w+) as [\w ]+$`).FindStringSubmatch(line); m != nil {
+			who = append(who, m[1])
+			continue
+		}
+		var names []string
+		if m := regexp.MustCompile(`^(\w+)-?->>(\w+): [^;#]+$`).FindStringSubmatch(line); m != nil {
+			names = m[1:]
+		} else if m := regexp.MustCompile(`^Note over ([\w,]+): [^;#]+$`).FindStringSubmatch(line); m != nil {
+			names = strings.Split(m[1], ",")
+		} else if strings.HasPrefix(line, "loop ") {
+			loops++
+		} else if line == "end" {
+			loops--
+		} else {
+			t.Errorf("the picture has a line that this test does not know: %s", line)
+		}
+		for _, n := range names {
+			if !slices.Contains(who, n) {
+				t.Errorf("the picture names %s, which is not a participant: %s", n, line)
+			}
+		}
+	}
+	if len(who) < 3 || loops != 0 {
+		t.Errorf("the picture has participants %v, and %d loops that do not end", who, loops)
+	}
+}
+
+// Every Go block of these pages is part of an example, word for word, and examples are
+// compiled.
+func TestPageCode(t *testing.T) {
 	var examples strings.Builder
 	for _, file := range []string{"example_test.go", "embedded/example_test.go"} {
 		b, err := os.ReadFile(file)
@@ -54,55 +99,102 @@ func TestReadmeCode(t *testing.T) {
 		}
 		examples.WriteString(unindented(string(b)))
 	}
-	_, blocks := readme(t)
-	n := 0
-	for _, b := range blocks {
-		if b.lang != "go" {
-			continue
+	for file, want := range map[string]int{"README.md": 1, "docs/guide.md": 4} {
+		_, blocks := readPage(t, file)
+		n := 0
+		for _, b := range blocks {
+			if b.lang != "go" {
+				continue
+			}
+			n++
+			if !strings.Contains(examples.String(), unindented(b.text)) {
+				t.Errorf("no example has this code of %s:\n%s", file, b.text)
+			}
 		}
-		n++
-		if !strings.Contains(examples.String(), unindented(b.text)) {
-			t.Errorf("no example has this code:\n%s", b.text)
+		if n != want {
+			t.Errorf("%s has %d blocks of Go code, not %d", file, n, want)
 		}
-	}
-	if n == 0 {
-		t.Error("README.md has no Go code")
 	}
 }
 
 func unindented(s string) string { return regexp.MustCompile(`(?m)^\t+`).ReplaceAllString(s, "") }
 
-// What the README names in the tree is there.
-func TestReadmePaths(t *testing.T) {
-	text, _ := readme(t)
-	var paths []string
-	for _, m := range regexp.MustCompile(`\]\(([^)#:]+)\)`).FindAllStringSubmatch(text, -1) {
-		paths = append(paths, m[1])
+// The map of the tree names only what exists.
+func TestTree(t *testing.T) {
+	text, err := os.ReadFile("docs/development.md")
+	if err != nil {
+		t.Fatal(err)
 	}
-	_, tree, ok := strings.Cut(text, "## The tree")
+	_, tree, ok := strings.Cut(string(text), "## The tree")
 	if !ok {
-		t.Fatal("README.md has no map of the tree")
+		t.Fatal("docs/development.md has no map of the tree")
 	}
+	n := 0
 	for line := range strings.Lines(tree) {
 		cell, _, _ := strings.Cut(strings.TrimPrefix(line, "|"), "|")
 		for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(cell, -1) {
-			paths = append(paths, m[1])
+			n++
+			if _, err := os.Stat(m[1]); err != nil {
+				t.Errorf("the map of the tree names %s: %v", m[1], err)
+			}
 		}
 	}
-	if len(paths) < 20 {
-		t.Errorf("README.md names only %q: this test reads it wrongly", paths)
+	if n < 20 {
+		t.Errorf("the map of the tree names %d paths: this test reads it wrongly", n)
 	}
-	for _, p := range paths {
-		if _, err := os.Stat(p); err != nil {
-			t.Errorf("README.md names %s: %v", p, err)
+}
+
+// The figures of the README's comparison are those of docs/performance.md.
+func TestReadmeFigures(t *testing.T) {
+	text, _ := readPage(t, "README.md")
+	b, err := os.ReadFile("docs/performance.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// figure is a median in a table of the page: by mark, row and column.
+	figure := func(mark, row string, column int) string {
+		_, table, _ := strings.Cut(string(b), "<!-- bench:"+mark+" -->")
+		table, _, _ = strings.Cut(table, "<!-- /bench:"+mark+" -->")
+		for line := range strings.Lines(table) {
+			cells := strings.Split(line, "|")
+			if len(cells) > column && strings.TrimSpace(cells[1]) == row {
+				median, _, _ := strings.Cut(cells[column], " (")
+				return strings.TrimSpace(median)
+			}
+		}
+		t.Errorf("docs/performance.md has no row %q in the table %q", row, mark)
+		return ""
+	}
+	_, table, ok := strings.Cut(text, "## Comparison\n")
+	if !ok {
+		t.Fatal("README.md has no comparison")
+	}
+	table, below, _ := strings.Cut(strings.TrimSpace(table), "\n\n")
+	below = strings.Join(strings.Fields(below), " ") // a figure may be broken across lines
+	rows := strings.Split(table, "\n")[2:]
+	if len(rows) < 4 {
+		t.Fatalf("README.md compares %d locks: this test reads it wrongly", len(rows))
+	}
+	for _, line := range rows {
+		cells := strings.Split(line, "|")
+		name := strings.TrimSpace(cells[1])
+		for i, want := range map[int]string{2: figure("alone", name, 3), 3: figure("spread", name, 3)} {
+			if got := strings.TrimSpace(cells[i]); got != want {
+				t.Errorf("README.md says %s for %s, docs/performance.md %s", got, name, want)
+			}
+		}
+	}
+	for _, row := range []string{"qlock n=3", "jetstream R1"} {
+		if want := figure("alone", row, 3); !strings.Contains(below, want) {
+			t.Errorf("README.md does not say %s of %s alone", want, row)
 		}
 	}
 }
 
-// The permissions that the README shows are enough, and keep a client from acting
-// for another.
-func TestReadmePermissions(t *testing.T) {
-	_, blocks := readme(t)
+// The permissions that the guide shows are sufficient, and keep a client from acting for
+// another.
+func TestGuidePermissions(t *testing.T) {
+	_, blocks := readPage(t, "docs/guide.md")
 	conf := ""
 	for _, b := range blocks {
 		if b.lang == "conf" {

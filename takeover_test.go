@@ -168,7 +168,7 @@ func TestMarkGoesStale(t *testing.T) {
 					}
 					return
 				}
-				if len(w.log.find("WARN", "it was not heard for longer than the longest lease", "another may have had its name")) != 1 {
+				if len(w.log.find("WARN", "it was not heard for longer than the longest lease", "another node may have used its name")) != 1 {
 					t.Errorf("nothing of that in the log: %q", w.log.find("WARN"))
 				}
 				waitsQuarantine(t, tn, start, quarantine)

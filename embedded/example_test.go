@@ -11,7 +11,7 @@ import (
 	"github.com/qlock/qlock/embedded"
 )
 
-// One server alone, with one node: for a single machine, and for a start.
+// A single server with one node: for a single machine, or to get started.
 func ExampleStart() {
 	ctx := context.Background()
 	dir, err := os.MkdirTemp("", "n1-")
@@ -41,17 +41,17 @@ func ExampleStart() {
 	}
 	defer locker.Close()
 	err = locker.Do(ctx, "orders.42", func(context.Context) error {
-		fmt.Println("alone with orders.42")
+		fmt.Println("holding orders.42")
 		return nil
 	})
 	if err != nil {
 		log.Fatal(err)
 	}
-	// Output: alone with orders.42
+	// Output: holding orders.42
 }
 
-// One of three machines. The others have the same configuration but for their
-// own name; each needs Bootstrap once, before its very first start.
+// One of three machines. The others have the same configuration except for their own
+// names. Each needs Bootstrap once, before its very first start.
 func ExampleStart_cluster() {
 	server, err := embedded.Start(context.Background(), embedded.Config{
 		Node: qlock.NodeConfig{
@@ -77,7 +77,7 @@ func ExampleStart_cluster() {
 	<-server.Node().Done()
 }
 
-// Three servers in one process, to see what happens when one of them dies.
+// Three servers in one process: locks are still granted when one of them dies.
 func ExampleStartCluster() {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -107,8 +107,8 @@ func ExampleStartCluster() {
 		log.Fatal(err)
 	}
 	try("with two:")
-	// Its votes may be forgotten, so it gives none for MaxLease and 16 % more after this:
-	// n2.Node().WaitReady waits for that.
+	// It has forgotten its votes, so it now gives none for MaxLease and 16 % more.
+	// n2.Node().WaitReady waits for the end of that time.
 	if err := n2.Restart(ctx); err != nil {
 		log.Fatal(err)
 	}

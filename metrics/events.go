@@ -35,13 +35,13 @@ func NewEvents(nc *nats.Conn, cluster string) (*Events, error) {
 		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, ConstLabels: labels, Buckets: buckets}, []string{"mode"})
 	}
 	e := &Events{
-		acquired: counter("qlock_locks_acquired_total", "Locks that were granted."),
-		released: counter("qlock_locks_released_total", "Locks that were given back."),
-		lost:     counter("qlock_locks_lost_total", "Locks that their holders lost."),
-		waited:   histogram("qlock_lock_wait_seconds", "From asking for a lock to holding it."),
-		held:     histogram("qlock_lock_hold_seconds", "How long locks were held."),
+		acquired: counter("qlock_locks_acquired_total", "Locks granted."),
+		released: counter("qlock_locks_released_total", "Locks released."),
+		lost:     counter("qlock_locks_lost_total", "Locks lost."),
+		waited:   histogram("qlock_lock_wait_seconds", "Time from requesting a lock to holding it."),
+		held:     histogram("qlock_lock_hold_seconds", "Time that locks were held."),
 		malformed: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "qlock_events_malformed_total", Help: "Events that could not be read.", ConstLabels: labels,
+			Name: "qlock_events_malformed_total", Help: "Events that could not be decoded.", ConstLabels: labels,
 		}),
 	}
 	for _, mode := range []string{"exclusive", "shared"} {

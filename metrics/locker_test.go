@@ -54,44 +54,44 @@ func TestLocker(t *testing.T) {
 	drain(ctx, t, s.Conn())
 
 	want := `
-# HELP qlock_client_claims Claims at the nodes now: held, waiting and kept.
+# HELP qlock_client_claims Claims at the nodes: held, waiting or retained.
 # TYPE qlock_client_claims gauge
 qlock_client_claims{client="test",cluster="default"} 1
-# HELP qlock_client_copies_total Times that another process was found to send as the same client instance.
+# HELP qlock_client_copies_total Times that another process was found to use the same client instance.
 # TYPE qlock_client_copies_total counter
 qlock_client_copies_total{client="test",cluster="default"} 0
-# HELP qlock_client_locks_failed_total Calls that got no lock.
+# HELP qlock_client_locks_failed_total Calls that failed to acquire a lock.
 # TYPE qlock_client_locks_failed_total counter
 qlock_client_locks_failed_total{client="test",cluster="default",reason="closed"} 0
 qlock_client_locks_failed_total{client="test",cluster="default",reason="evicted"} 0
 qlock_client_locks_failed_total{client="test",cluster="default",reason="held"} 1
 qlock_client_locks_failed_total{client="test",cluster="default",reason="no_quorum"} 0
 qlock_client_locks_failed_total{client="test",cluster="default",reason="refused"} 0
-# HELP qlock_client_locks_granted_total Locks that were granted.
+# HELP qlock_client_locks_granted_total Locks granted.
 # TYPE qlock_client_locks_granted_total counter
 qlock_client_locks_granted_total{client="test",cluster="default"} 3
-# HELP qlock_client_locks_held Locks held now.
+# HELP qlock_client_locks_held Locks currently held.
 # TYPE qlock_client_locks_held gauge
 qlock_client_locks_held{client="test",cluster="default"} 1
-# HELP qlock_client_locks_lost_total Locks that were lost.
+# HELP qlock_client_locks_lost_total Locks lost.
 # TYPE qlock_client_locks_lost_total counter
 qlock_client_locks_lost_total{client="test",cluster="default"} 0
-# HELP qlock_client_locks_passed_on_total Locks granted without a claim of their own: shared, passed on or kept.
+# HELP qlock_client_locks_passed_on_total Locks granted without a message: a claim of the same Locker was shared, passed on or retained.
 # TYPE qlock_client_locks_passed_on_total counter
 qlock_client_locks_passed_on_total{client="test",cluster="default"} 0
-# HELP qlock_client_locks_unlocked_total Locks that were given back.
+# HELP qlock_client_locks_unlocked_total Locks released.
 # TYPE qlock_client_locks_unlocked_total counter
 qlock_client_locks_unlocked_total{client="test",cluster="default"} 2
-# HELP qlock_client_locks_waiting Calls that wait for a lock now.
+# HELP qlock_client_locks_waiting Calls that currently wait for a lock.
 # TYPE qlock_client_locks_waiting gauge
 qlock_client_locks_waiting{client="test",cluster="default"} 0
-# HELP qlock_client_recalls_total Messages of nodes that others wait.
+# HELP qlock_client_recalls_total Messages from nodes that other clients wait.
 # TYPE qlock_client_recalls_total counter
 qlock_client_recalls_total{client="test",cluster="default"} 0
-# HELP qlock_client_yields_total Votes given back to older claims.
+# HELP qlock_client_yields_total Votes returned in favor of older claims.
 # TYPE qlock_client_yields_total counter
 qlock_client_yields_total{client="test",cluster="default"} 0
-# HELP qlock_node_claims_evicted_total Claims that an operator wanted to end.
+# HELP qlock_node_claims_evicted_total Claims evicted by an operator.
 # TYPE qlock_node_claims_evicted_total counter
 qlock_node_claims_evicted_total{cluster="default",node="n1"} 0
 # HELP qlock_node_claims_refused_total Claims refused.
@@ -103,19 +103,19 @@ qlock_node_claims_refused_total{cluster="default",node="n1",reason="copy"} 0
 qlock_node_claims_refused_total{cluster="default",node="n1",reason="fence"} 0
 qlock_node_claims_refused_total{cluster="default",node="n1",reason="lease"} 0
 qlock_node_claims_refused_total{cluster="default",node="n1",reason="queue"} 0
-# HELP qlock_node_claims_waiting Claims without this node's vote.
+# HELP qlock_node_claims_waiting Claims that wait for this node's vote.
 # TYPE qlock_node_claims_waiting gauge
 qlock_node_claims_waiting{cluster="default",node="n1"} 0
-# HELP qlock_node_clients Names of clients with claims.
+# HELP qlock_node_clients Client names with claims.
 # TYPE qlock_node_clients gauge
 qlock_node_clients{cluster="default",node="n1"} 1
-# HELP qlock_node_leases_expired_total Claims whose client fell silent.
+# HELP qlock_node_leases_expired_total Claims that expired because their client fell silent.
 # TYPE qlock_node_leases_expired_total counter
 qlock_node_leases_expired_total{cluster="default",node="n1"} 0
-# HELP qlock_node_recalls_total Messages to clients that others wait for what they have.
+# HELP qlock_node_recalls_total Messages to clients that other clients wait for their locks.
 # TYPE qlock_node_recalls_total counter
 qlock_node_recalls_total{cluster="default",node="n1"} 0
-# HELP qlock_node_recovering_seconds How long the node will still give no votes.
+# HELP qlock_node_recovering_seconds Time until the node votes again.
 # TYPE qlock_node_recovering_seconds gauge
 qlock_node_recovering_seconds{cluster="default",node="n1"} 0
 # HELP qlock_node_votes_granted_total Votes given.

@@ -39,22 +39,22 @@ func NewNode(n *qlock.Node, cluster string) prometheus.Collector {
 	return &node{
 		node:       n,
 		info:       desc("qlock_node_info", "Always 1; the version of the node.", "version"),
-		started:    desc("qlock_node_start_time_seconds", "When the node was started."),
+		started:    desc("qlock_node_start_time_seconds", "Time when the node started."),
 		state:      desc("qlock_node_state", "1 for the state that the node is in, 0 for the others.", "state"),
-		recovering: desc("qlock_node_recovering_seconds", "How long the node will still give no votes."),
-		claims:     desc("qlock_node_claims", "Claims that the node has, held and waiting."),
-		waiting:    desc("qlock_node_claims_waiting", "Claims without this node's vote."),
-		resources:  desc("qlock_node_resources", "Names with claims."),
-		clients:    desc("qlock_node_clients", "Names of clients with claims."),
-		ahead:      desc("qlock_node_tokens_ahead_seconds", "How far the highest token that the node gave lies ahead of its clock."),
+		recovering: desc("qlock_node_recovering_seconds", "Time until the node votes again."),
+		claims:     desc("qlock_node_claims", "Claims at the node, held and waiting."),
+		waiting:    desc("qlock_node_claims_waiting", "Claims that wait for this node's vote."),
+		resources:  desc("qlock_node_resources", "Lock names with claims."),
+		clients:    desc("qlock_node_clients", "Client names with claims."),
+		ahead:      desc("qlock_node_tokens_ahead_seconds", "How far the highest token that the node has given is ahead of its clock."),
 		reqs:       desc("qlock_node_requests_total", "Requests received."),
-		wrong:      desc("qlock_node_malformed_requests_total", "Requests ignored because nobody could make sense of them."),
+		wrong:      desc("qlock_node_malformed_requests_total", "Requests ignored because they could not be decoded."),
 		granted:    desc("qlock_node_votes_granted_total", "Votes given."),
 		refused:    desc("qlock_node_claims_refused_total", "Claims refused.", "reason"),
-		recalls:    desc("qlock_node_recalls_total", "Messages to clients that others wait for what they have."),
-		expired:    desc("qlock_node_leases_expired_total", "Claims whose client fell silent."),
-		evicted:    desc("qlock_node_claims_evicted_total", "Claims that an operator wanted to end."),
-		dropped:    desc("qlock_node_log_lines_dropped_total", "Log lines that the logger did not take in time."),
+		recalls:    desc("qlock_node_recalls_total", "Messages to clients that other clients wait for their locks."),
+		expired:    desc("qlock_node_leases_expired_total", "Claims that expired because their client fell silent."),
+		evicted:    desc("qlock_node_claims_evicted_total", "Claims evicted by an operator."),
+		dropped:    desc("qlock_node_log_lines_dropped_total", "Log lines dropped because the logger did not accept them in time."),
 	}
 }
 
@@ -136,10 +136,10 @@ func NewPeers(ask func() []Peer) prometheus.Collector {
 	return &peers{
 		ask:       ask,
 		up:        desc("qlock_peer_up", "1 if the node answered."),
-		votes:     desc("qlock_peer_votes", "1 if the node votes, and its votes count."),
+		votes:     desc("qlock_peer_votes", "1 if the node votes and its votes count."),
 		clash:     desc("qlock_peer_name_clash", "1 if two nodes answer under this name."),
-		other:     desc("qlock_peer_other_configuration", "1 if the node has another configuration than this one."),
-		roundTrip: desc("qlock_peer_round_trip_seconds", "From asking the node to hearing it."),
+		other:     desc("qlock_peer_other_configuration", "1 if the node's configuration differs from this node's."),
+		roundTrip: desc("qlock_peer_round_trip_seconds", "Time from a query to the node's answer."),
 	}
 }
 
@@ -167,9 +167,9 @@ func (c *peers) Collect(ch chan<- prometheus.Metric) {
 // NewConnection collects how a NATS connection fares.
 func NewConnection(nc *nats.Conn) prometheus.Collector {
 	return group{
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "qlock_nats_connected", Help: "1 while there is a connection to NATS."},
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "qlock_nats_connected", Help: "1 while connected to NATS."},
 			func() float64 { return truth(nc.IsConnected()) }),
-		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "qlock_nats_reconnects_total", Help: "How often the connection was lost and came back."},
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "qlock_nats_reconnects_total", Help: "Times that the connection was lost and restored."},
 			func() float64 { return float64(nc.Stats().Reconnects) }),
 	}
 }
@@ -190,7 +190,7 @@ func NewServer(s Server) prometheus.Collector {
 			func() float64 { return float64(s.NumClients()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "qlock_server_routes", Help: "Connections to servers of other nodes."},
 			func() float64 { return float64(s.NumRoutes()) }),
-		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "qlock_server_slow_consumers_total", Help: "Clients cut off because they read too slowly."},
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "qlock_server_slow_consumers_total", Help: "Clients disconnected because they read too slowly."},
 			func() float64 { return float64(s.NumSlowConsumers()) }),
 	}
 }

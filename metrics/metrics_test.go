@@ -68,25 +68,25 @@ func TestCollectors(t *testing.T) {
 	drain(ctx, t, s.Conn())
 
 	want := `
-# HELP qlock_events_malformed_total Events that could not be read.
+# HELP qlock_events_malformed_total Events that could not be decoded.
 # TYPE qlock_events_malformed_total counter
 qlock_events_malformed_total{cluster="default"} 3
-# HELP qlock_locks_acquired_total Locks that were granted.
+# HELP qlock_locks_acquired_total Locks granted.
 # TYPE qlock_locks_acquired_total counter
 qlock_locks_acquired_total{cluster="default",mode="exclusive"} 1
 qlock_locks_acquired_total{cluster="default",mode="shared"} 2
-# HELP qlock_locks_lost_total Locks that their holders lost.
+# HELP qlock_locks_lost_total Locks lost.
 # TYPE qlock_locks_lost_total counter
 qlock_locks_lost_total{cluster="default",mode="exclusive"} 1
 qlock_locks_lost_total{cluster="default",mode="shared"} 0
-# HELP qlock_locks_released_total Locks that were given back.
+# HELP qlock_locks_released_total Locks released.
 # TYPE qlock_locks_released_total counter
 qlock_locks_released_total{cluster="default",mode="exclusive"} 1
 qlock_locks_released_total{cluster="default",mode="shared"} 2
-# HELP qlock_nats_connected 1 while there is a connection to NATS.
+# HELP qlock_nats_connected 1 while connected to NATS.
 # TYPE qlock_nats_connected gauge
 qlock_nats_connected 1
-# HELP qlock_node_claims Claims that the node has, held and waiting.
+# HELP qlock_node_claims Claims at the node, held and waiting.
 # TYPE qlock_node_claims gauge
 qlock_node_claims{cluster="default",node="n1"} 0
 # HELP qlock_node_state 1 for the state that the node is in, 0 for the others.
@@ -99,7 +99,7 @@ qlock_node_state{cluster="default",node="n1",state="voting"} 1
 # TYPE qlock_peer_name_clash gauge
 qlock_peer_name_clash{peer="n1"} 0
 qlock_peer_name_clash{peer="n2"} 1
-# HELP qlock_peer_round_trip_seconds From asking the node to hearing it.
+# HELP qlock_peer_round_trip_seconds Time from a query to the node's answer.
 # TYPE qlock_peer_round_trip_seconds gauge
 qlock_peer_round_trip_seconds{peer="n1"} 0.001
 # HELP qlock_peer_up 1 if the node answered.

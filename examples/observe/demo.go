@@ -13,11 +13,11 @@ import (
 	"github.com/qlock/qlock/embedded"
 )
 
-// demonstrate makes traffic to look at: a lock, a wait for it, readers, a try in
-// vain, and a lock that is lost because two of three nodes die.
+// demonstrate makes traffic to look at: a lock, a wait for it, readers, a try that
+// fails, and a lock that is lost because two of three nodes die.
 func demonstrate(ctx context.Context, subject string) (err error) {
 	fmt.Print("Neither -server nor NATS_URL is given: NATS with three nodes starts in this process,\n" +
-		"with some traffic. Requests to the nodes are in small letters, EVENTS in capitals.\n\n")
+		"with some traffic. Requests to the nodes are in lower case, EVENTS in capitals.\n\n")
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	cluster, err := embedded.StartCluster(ctx, 3)
@@ -59,14 +59,14 @@ func demonstrate(ctx context.Context, subject string) (err error) {
 		return err
 	}
 	time.Sleep(50 * time.Millisecond) // for the observer
-	fmt.Print("              n2 and n3 die now: a lock needs two votes, so this one will be lost\n")
+	fmt.Print("              n2 and n3 die now: a lock needs two votes, so this lock will be lost\n")
 	if err := errors.Join(cluster.Servers()[1].Crash(), cluster.Servers()[2].Crash()); err != nil {
 		return err
 	}
 	select {
 	case <-lock.Context().Done():
 	case <-ctx.Done():
-		return errors.New("billing never heard that its lock was lost")
+		return errors.New("billing was not told that its lock was lost")
 	}
 	if err := lock.Unlock(ctx); !errors.Is(err, qlock.ErrLost) {
 		return fmt.Errorf("a lost lock was unlocked with the error %v", err)
@@ -83,7 +83,7 @@ func demonstrate(ctx context.Context, subject string) (err error) {
 func traffic(ctx context.Context, client map[string]*qlock.Locker) error {
 	orders, billing, mail := client["orders"], client["billing"], client["mail"]
 
-	// One holds, one waits, one does not want to wait.
+	// One client holds the lock, one waits, one does not wait.
 	first, err := orders.Lock(ctx, "orders.42")
 	if err != nil {
 		return err
@@ -109,7 +109,7 @@ func traffic(ctx context.Context, client map[string]*qlock.Locker) error {
 		return waited
 	}
 
-	// Two readers of a name that a subject cannot have as it is.
+	// Two readers of a name that must be encoded in a subject.
 	for _, reader := range []*qlock.Locker{orders, mail} {
 		lock, err := reader.RLock(ctx, "price list")
 		if err != nil {

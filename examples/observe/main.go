@@ -1,19 +1,19 @@
-// Observe prints what happens to locks, for a person to read: what clients ask of
-// the nodes, and the events that tell what became of it.
+// Observe prints the requests and events of locks in a readable form: what clients ask
+// the nodes, and which locks are acquired, released and lost.
 //
 //	go run ./examples/observe -server nats://localhost:4222
 //
-// shows what goes on at a NATS (NATS_URL and -creds are known too) until Ctrl-C;
-// with -events only the events, with -cluster one cluster of several. "nats sub
-// 'lock.>'" shows the same as it is. Resource names stand as in the subject, with
-// what a subject cannot have encoded.
+// shows the traffic of a NATS system (NATS_URL and -creds work too) until Ctrl-C. With
+// -events it shows only the events, with -cluster one of several clusters. "nats sub
+// 'lock.>'" shows the raw messages. Resource names are printed as in subjects, with
+// special characters encoded.
 //
 //	go run ./examples/observe
 //
-// without a server starts one with some traffic (demo.go), and ends. It prints:
+// without a server starts one with some traffic (demo.go), and exits. It prints:
 //
 //	Neither -server nor NATS_URL is given: NATS with three nodes starts in this process,
-//	with some traffic. Requests to the nodes are in small letters, EVENTS in capitals.
+//	with some traffic. Requests to the nodes are in lower case, EVENTS in capitals.
 //
 //	TIME          CLIENT      WHAT      RESOURCE      DETAILS
 //	08:08:16.319  orders      info                    who are the nodes?
@@ -24,7 +24,7 @@
 //	08:08:16.324  orders      ACQUIRED  orders.42     exclusive, token 1795248496324432, 2 of 3 votes, waited 190µs
 //	08:08:16.425  mail        acquire   orders.42     exclusive, lease 2s
 //	08:08:16.425  mail        release   orders.42
-//	08:08:16.428  mail        refresh                 still has 0, held or awaited
+//	08:08:16.428  mail        refresh                 has 0 claims, held or waiting
 //	08:08:16.527  orders      release   orders.42
 //	08:08:16.527  orders      RELEASED  orders.42     held 202ms, token 1795248496324432
 //	08:08:16.527  billing     ACQUIRED  orders.42     exclusive, token 1795248496526556, 2 of 3 votes, waited 203ms
@@ -34,25 +34,25 @@
 //	08:08:16.629  mail        acquire   price%20list  shared, lease 2s
 //	08:08:16.629  orders      ACQUIRED  price%20list  shared, token 1795248496628264, 2 of 3 votes, waited 840µs
 //	08:08:16.629  mail        ACQUIRED  price%20list  shared, token 1795248496629127, 2 of 3 votes, waited 420µs
-//	08:08:16.996  orders      refresh                 still has 1, held or awaited
-//	08:08:16.996  billing     refresh                 still has 0, held or awaited
-//	08:08:17.092  mail        refresh                 still has 1, held or awaited
+//	08:08:16.996  orders      refresh                 has 1 claims, held or waiting
+//	08:08:16.996  billing     refresh                 has 0 claims, held or waiting
+//	08:08:17.092  mail        refresh                 has 1 claims, held or waiting
 //	08:08:17.433  orders      release   price%20list
 //	08:08:17.433  orders      RELEASED  price%20list  held 804ms, token 1795248496628264
 //	08:08:17.433  mail        release   price%20list
 //	08:08:17.433  mail        RELEASED  price%20list  held 804ms, token 1795248496629127
 //	08:08:17.433  billing     acquire   orders.42     exclusive, lease 2s
 //	08:08:17.434  billing     ACQUIRED  orders.42     exclusive, token 1795248497433206, 2 of 3 votes, waited 870µs
-//	              n2 and n3 die now: a lock needs two votes, so this one will be lost
-//	08:08:17.663  orders      refresh                 still has 0, held or awaited
-//	08:08:17.760  mail        refresh                 still has 0, held or awaited
-//	08:08:18.100  billing     refresh                 still has 1, held or awaited
-//	08:08:18.394  billing     refresh                 still has 1, held or awaited
-//	08:08:18.562  billing     refresh                 still has 1, held or awaited
-//	08:08:18.730  billing     refresh                 still has 1, held or awaited
-//	08:08:18.899  billing     refresh                 still has 1, held or awaited
-//	08:08:19.065  billing     refresh                 still has 1, held or awaited
-//	08:08:19.233  billing     refresh                 still has 1, held or awaited
+//	              n2 and n3 die now: a lock needs two votes, so this lock will be lost
+//	08:08:17.663  orders      refresh                 has 0 claims, held or waiting
+//	08:08:17.760  mail        refresh                 has 0 claims, held or waiting
+//	08:08:18.100  billing     refresh                 has 1 claims, held or waiting
+//	08:08:18.394  billing     refresh                 has 1 claims, held or waiting
+//	08:08:18.562  billing     refresh                 has 1 claims, held or waiting
+//	08:08:18.730  billing     refresh                 has 1 claims, held or waiting
+//	08:08:18.899  billing     refresh                 has 1 claims, held or waiting
+//	08:08:19.065  billing     refresh                 has 1 claims, held or waiting
+//	08:08:19.233  billing     refresh                 has 1 claims, held or waiting
 //	08:08:19.394  billing     release   orders.42
 //	08:08:19.394  billing     LOST      orders.42     held 1.96s, token 1795248497433206
 package main
@@ -76,10 +76,10 @@ import (
 )
 
 func main() {
-	server := flag.String("server", os.Getenv("NATS_URL"), "NATS to watch; none: start one, with some traffic")
-	creds := flag.String("creds", "", "file with credentials for it")
+	server := flag.String("server", os.Getenv("NATS_URL"), "NATS servers to watch; empty: start one, with some traffic")
+	creds := flag.String("creds", "", "credentials file for -server")
 	cluster := flag.String("cluster", "*", "qlock cluster to watch; *: all")
-	events := flag.Bool("events", false, "show no requests, only what became of them")
+	events := flag.Bool("events", false, "show only events, no requests")
 	flag.Parse()
 
 	subject, err := qlock.ClusterSubject(*cluster)
@@ -123,7 +123,7 @@ func observe(ctx context.Context, server, subject string, opts ...nats.Option) e
 	select {
 	case <-ctx.Done():
 		return nil
-	case <-closed: // by the client library: it does not come back
+	case <-closed: // permanently, by the client library
 		return fmt.Errorf("the connection is closed: %w", cmp.Or(nc.LastError(), nats.ErrConnectionClosed))
 	}
 }
@@ -141,7 +141,7 @@ func watch(nc *nats.Conn, subject string) (*printer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p, nc.FlushTimeout(5 * time.Second) // it is in force now
+	return p, nc.FlushTimeout(5 * time.Second) // the subscription is active now
 }
 
 func (p *printer) count(what string) int {
@@ -190,7 +190,7 @@ func (p *printer) printOne(s qlock.Subject, body []byte) {
 // name in each, which is encoded as in subjects.
 func (p *printer) printBatch(s qlock.Subject, body []byte) {
 	var list []json.RawMessage
-	_ = json.Unmarshal(body, &list) // what is no list has nothing to be shown
+	_ = json.Unmarshal(body, &list) // anything but a list is not shown
 	for _, one := range list {
 		var r struct{ Verb, Name string }
 		if json.Unmarshal(one, &r) == nil && r.Verb != "" {
@@ -211,8 +211,8 @@ func eventDetails(kind string, body []byte) (string, error) {
 	return fmt.Sprintf("held %v, token %d", duration(e.Held), e.Token), nil
 }
 
-// requestDetails says what a request asks of the nodes. Their answers go to the
-// client's inbox and are not seen here.
+// requestDetails describes what a request asks of the nodes. Their answers go to the
+// client's inbox and are not visible here.
 func requestDetails(verb string, body []byte) (string, error) {
 	var r struct {
 		Mode string      `json:"mode"`
@@ -230,10 +230,10 @@ func requestDetails(verb string, body []byte) (string, error) {
 	case "acquire":
 		s := fmt.Sprintf("%s, lease %v", r.Mode, duration(r.TTL))
 		if age := time.Since(time.UnixMicro(r.At)); age > 50*time.Millisecond && !r.Held {
-			s += fmt.Sprintf(", again after %v", age.Round(time.Millisecond))
+			s += fmt.Sprintf(", repeated after %v", age.Round(time.Millisecond))
 		}
 		if r.Held {
-			s += ", it holds it"
+			s += ", held"
 		}
 		if r.Want > 0 {
 			s += fmt.Sprintf(", wants token %d", r.Want)
@@ -243,13 +243,13 @@ func requestDetails(verb string, body []byte) (string, error) {
 		}
 		return s, nil
 	case "yield":
-		return "gives the vote of " + r.Node + " back to an older request", nil
+		return "returns the vote of " + r.Node + " to an older request", nil
 	case "refresh":
 		n := uint64(0)
 		for _, run := range r.Live {
 			n += run[1] - run[0] + 1
 		}
-		return fmt.Sprintf("still has %d, held or awaited", n), nil
+		return fmt.Sprintf("has %d claims, held or waiting", n), nil
 	case "info":
 		if r.Node != "" {
 			return "is there another " + r.Node + "?", nil
@@ -259,7 +259,7 @@ func requestDetails(verb string, body []byte) (string, error) {
 	return "", nil
 }
 
-// duration keeps what a person reads of a duration.
+// duration rounds a duration for a person to read.
 func duration(ms float64) time.Duration {
 	d := time.Duration(ms * float64(time.Millisecond))
 	if d < 10*time.Millisecond {

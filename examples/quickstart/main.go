@@ -1,12 +1,12 @@
-// Quickstart is qlock at work, in one process and a few seconds: three nodes form
-// a NATS cluster, five services add to one counter under one lock, a node dies in
-// the middle, comes back, and nothing is lost.
+// Quickstart shows qlock at work, in one process and a few seconds: three nodes form a
+// NATS cluster, and five services add to one counter under one lock. A node dies while it
+// is in use and comes back, and no increment is lost.
 //
 //	go run ./examples/quickstart
 //
-// It ends with status 0 only if the counter is exact and each holder's fencing
-// token was greater than the one before. With -nolock the services do the same
-// work without the lock, and it ends with status 1. It prints:
+// It exits with status 0 only if the counter is exact and each holder's fencing token
+// was greater than the one before. With -nolock the services do the same work without
+// the lock, and it exits with status 1. It prints:
 //
 //	qlock quickstart: three nodes, five services, one lock. One of the nodes will die.
 //
@@ -20,12 +20,12 @@
 //	 0.23s  billing  n2   11.8 ms        3  1795248270187013
 //	 0.68s  search   n2   20.0 ms       96  1795248270640323
 //	 1.13s  orders   n1   20.3 ms      187  1795248271093778
-//	 1.21s  >>> n2 dies, in the middle of the work of billing, which is connected to it
+//	 1.21s  >>> n2 dies while billing, which is connected to it, holds the lock
 //	 1.21s      search has moved to n3
 //	 1.21s      billing has moved to n3
 //	 1.26s  billing  n3   20.3 ms      213  1795248271225933
 //	 1.71s  search   n3   31.9 ms      301  1795248271676088
-//	 2.04s  >>> n2 is back. It may have forgotten votes, so it gives none until those have run out (2s)
+//	 2.04s  >>> n2 is back. It may have forgotten votes, so it gives none until they have expired (2s)
 //	 2.10s  billing  n3   20.2 ms      378  1795248272058800
 //	 2.55s  orders   n1   19.5 ms      467  1795248272512377
 //	 3.00s  search   n3   23.8 ms      556  1795248272964751
@@ -36,12 +36,12 @@
 //
 //	  services added  799 (orders 160, billing 160, stock 160, mail 159, search 160)
 //	  counter is      799
-//	  tokens          rose 798 times out of 798; locks lost: 0
-//	  fencing         a late write with the first token was refused
+//	  tokens          increased 798 times out of 798; locks lost: 0
+//	  fencing         a late write with the first token was rejected
 //
 //	OK: nothing was lost, nothing was counted twice.
 //
-// Each service's "waited" is the time that the other four had the lock.
+// The "waited" of a service is the time that the other four held the lock.
 package main
 
 import (
@@ -62,7 +62,7 @@ import (
 )
 
 const (
-	lease = 2 * time.Second // short, so that a node that forgot its votes is soon allowed to vote again
+	lease = 2 * time.Second // short, so that a node that forgot its votes may vote again soon
 	task  = 4 * time.Millisecond
 )
 
@@ -89,8 +89,8 @@ func run(locked bool) (err error) {
 	defer func() { err = errors.Join(err, cluster.Close()) }()
 	s.say("they form a cluster and vote; a lock needs 2 of the 3 votes")
 
-	// Each service has its own connection over TCP, to a server of its own, and
-	// its own Locker: as it would in a process of its own.
+	// Each service has a TCP connection, a server and a Locker of its own, as it would
+	// have in a separate process.
 	counter := &store{}
 	var services []*service
 	for i, name := range []string{"orders", "billing", "stock", "mail", "search"} {
@@ -106,7 +106,7 @@ func run(locked bool) (err error) {
 	s.table()
 	victim := cluster.Servers()[1]
 	crash := newMoment(time.Now().Add(time.Second), func(holder *service) error {
-		s.say(">>> n2 dies, in the middle of the work of %s, which is connected to it", holder.name)
+		s.say(">>> n2 dies while %s, which is connected to it, holds the lock", holder.name)
 		return victim.Crash()
 	})
 	work, stop := context.WithCancel(ctx)
@@ -133,8 +133,7 @@ func run(locked bool) (err error) {
 	return verdict(counter, services)
 }
 
-// revive starts the node again that died, and returns some time after it votes
-// again.
+// revive restarts the node that died, and returns some time after it votes again.
 func revive(ctx context.Context, s *show, victim *embedded.Server, crash *moment) error {
 	select {
 	case <-crash.passed:
@@ -147,7 +146,7 @@ func revive(ctx context.Context, s *show, victim *embedded.Server, crash *moment
 	if err := victim.Restart(ctx); err != nil {
 		return err
 	}
-	s.say(">>> n2 is back. It may have forgotten votes, so it gives none until those have run out (%v)", lease)
+	s.say(">>> n2 is back. It may have forgotten votes, so it gives none until they have expired (%v)", lease)
 	if err := victim.Node().WaitReady(ctx); err != nil {
 		return err
 	}
@@ -156,7 +155,7 @@ func revive(ctx context.Context, s *show, victim *embedded.Server, crash *moment
 	return nil
 }
 
-// service is one of those that want the lock.
+// service is one of the services that compete for the lock.
 type service struct {
 	name   string
 	nc     *nats.Conn
@@ -195,7 +194,8 @@ func (v *service) work(ctx, during context.Context, s *show, counter *store, cra
 		asked := time.Now()
 		add := func(ctx context.Context) error {
 			waited := time.Since(asked)
-			// Read, think, write: whoever does the same meanwhile spoils it.
+			// Read, think, write: a second service that does so at the same time would
+			// corrupt the counter.
 			n := counter.read()
 			if err := crash.reached(v); err != nil {
 				return err
@@ -218,7 +218,7 @@ func (v *service) work(ctx, during context.Context, s *show, counter *store, cra
 		err := v.locker.Do(ctx, "counter", add)
 		switch {
 		case errors.Is(err, qlock.ErrLost):
-			v.lost++ // this machine stood still for a lease; the store was safe all the same
+			v.lost++ // this machine stood still for a lease; the store was still safe
 		case err != nil:
 			return err
 		}
@@ -226,9 +226,9 @@ func (v *service) work(ctx, during context.Context, s *show, counter *store, cra
 	return nil
 }
 
-// store is what the lock protects. It is fenced: it refuses a writer whose token
-// is lower than one that it has seen, so that a holder which was stopped for
-// longer than its lease, and wakes up, spoils nothing.
+// store is what the lock protects. It is fenced: it rejects a write whose token is lower
+// than one that it has seen, so that a holder that was stopped for longer than its lease,
+// and wakes up, does no harm.
 type store struct {
 	mu     sync.Mutex
 	value  int
@@ -271,16 +271,16 @@ func verdict(counter *store, services []*service) error {
 			return fmt.Errorf("token %d came after %d: tokens must rise", counter.tokens[i], counter.tokens[i-1])
 		}
 	}
-	fmt.Printf("  tokens          rose %d times out of %d; locks lost: %d\n", len(counter.tokens)-1, len(counter.tokens)-1, lost)
+	fmt.Printf("  tokens          increased %d times out of %d; locks lost: %d\n", len(counter.tokens)-1, len(counter.tokens)-1, lost)
 	if err := counter.write(counter.tokens[0], -1); !errors.Is(err, errStale) {
 		return errors.New("the store took a late write with the first token")
 	}
-	fmt.Print("  fencing         a late write with the first token was refused\n\nOK: nothing was lost, nothing was counted twice.\n")
+	fmt.Print("  fencing         a late write with the first token was rejected\n\nOK: nothing was lost, nothing was counted twice.\n")
 	return nil
 }
 
-// moment is something to do once, by the first service on n2 that holds the lock
-// when the time has come.
+// moment is an action that the first service on n2 that holds the lock after a given
+// time performs once.
 type moment struct {
 	at     time.Time
 	do     func(*service) error

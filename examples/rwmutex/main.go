@@ -1,10 +1,10 @@
 // Rwmutex shows qlock.RWMutex, a sync.RWMutex for several programs: readers read
-// together, a writer writes alone, and a writer that waits keeps later readers out.
+// together, a writer writes alone, and later readers wait behind a waiting writer.
 //
 //	go run ./examples/rwmutex
 //
-// It ends with status 1 if a writer was not alone, if a reader saw prices that do
-// not fit, or if readers never read together. It prints:
+// It exits with status 1 if a writer was not alone, if a reader saw inconsistent prices,
+// or if readers never read together. It prints:
 //
 //	Two programs, A and B, share one RWMutex for 1.5s.
 //	r reads, W writes, . waits for the lock; a column is 25ms.
@@ -19,7 +19,7 @@
 //	  B writer   |             .......WWW              WWW             ....WW |
 //
 //	46 reads, up to 6 at once; 7 writes, up to 1 at once.
-//	OK: readers together, a writer alone, and every reader saw prices that fit.
+//	OK: readers together, a writer alone, and every reader saw consistent prices.
 package main
 
 import (
@@ -66,8 +66,8 @@ func run() (err error) {
 	defer stop()
 	var all sync.WaitGroup
 	for i, program := range []string{"A", "B"} {
-		// As in a process of its own: a connection, to a server of its own, and a
-		// Locker. The name of the lock is all that joins the two.
+		// As in a separate process: a connection to a server of its own, and a
+		// Locker. The two share nothing but the name of the lock.
 		nc, err := nats.Connect(cluster.Servers()[i].ClientURL(), nats.Name(program))
 		if err != nil {
 			return err
@@ -116,8 +116,8 @@ func run() (err error) {
 	return b.verdict()
 }
 
-// prices is what the lock protects: ask is always one above bid, but for the time
-// that it takes to write.
+// prices is what the lock protects: ask is always one above bid, except while a write
+// is in progress.
 type prices struct{ bid, ask int }
 
 func (p *prices) read() (bid, ask int) {
@@ -164,7 +164,7 @@ const (
 	writes = 'W'
 )
 
-// board sees who does what, looks for what must not be, and draws a chart.
+// board records what each reader and writer does, checks it, and draws a chart.
 type board struct {
 	mu    sync.Mutex // guards the rest
 	names []string
@@ -238,6 +238,6 @@ func (b *board) verdict() error {
 	case b.writes == 0:
 		return errors.New("nobody ever wrote")
 	}
-	fmt.Println("OK: readers together, a writer alone, and every reader saw prices that fit.")
+	fmt.Println("OK: readers together, a writer alone, and every reader saw consistent prices.")
 	return nil
 }

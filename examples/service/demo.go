@@ -16,10 +16,10 @@ import (
 	"github.com/qlock/qlock/embedded"
 )
 
-// demonstrate is the world around the service: it starts NATS and the nodes, two
-// instances, sends requests, and at last a SIGTERM to this process.
+// demonstrate runs the environment of the service: it starts NATS and the nodes and two
+// instances, sends requests, and finally sends a SIGTERM to this process.
 func demonstrate(ctx context.Context) (err error) {
-	fmt.Print("Neither -server nor NATS_URL is given. So NATS with three qlock nodes starts in this\n" +
+	fmt.Print("Neither -server nor NATS_URL is given. NATS with three qlock nodes starts in this\n" +
 		"process, two instances of the service connect to it, and a client asks for invoices.\n\n")
 	cluster, err := embedded.StartCluster(ctx, 3)
 	if err != nil {
@@ -49,12 +49,12 @@ func demonstrate(ctx context.Context) (err error) {
 		return err
 	}
 	defer nc.Close()
-	time.Sleep(100 * time.Millisecond) // the client's server hears of both instances
+	time.Sleep(100 * time.Millisecond) // the client's server learns of both instances
 
 	one := ask(ctx, nc, "acme")
 	two := ask(ctx, nc, "globex")
 	time.Sleep(100 * time.Millisecond)
-	three := ask(ctx, nc, "acme") // while the first is in hand
+	three := ask(ctx, nc, "acme") // while the first is in progress
 	if err := errors.Join(one.want(""), two.want(""), three.want("409")); err != nil {
 		return err
 	}
@@ -68,10 +68,10 @@ func demonstrate(ctx context.Context) (err error) {
 		return err
 	}
 	err = stop()
-	return errors.Join(err, last.want("")) // what was in hand was answered
+	return errors.Join(err, last.want("")) // the requests in progress were answered
 }
 
-// request is one that is under way.
+// request is one that is in progress.
 type request struct {
 	customer string
 	answer   chan *nats.Msg
@@ -112,14 +112,14 @@ func (r *request) want(code string) error {
 	return nil
 }
 
-// terminate does what a supervisor does that wants this process to end.
+// terminate does what a supervisor does to end this process.
 func terminate(ctx context.Context) error {
 	p, err := os.FindProcess(os.Getpid())
 	if err != nil {
 		return err
 	}
 	if err := p.Signal(syscall.SIGTERM); err != nil {
-		say("client", "cannot (%v), and goes on as if it had", err) // Windows has no SIGTERM
+		say("client", "cannot (%v), and continues as if it had", err) // Windows has no SIGTERM
 		return nil
 	}
 	<-ctx.Done()

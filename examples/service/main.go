@@ -1,19 +1,19 @@
-// Service is a NATS microservice with a job that must not run twice at the same
-// time for the same customer, in however many instances it runs; on SIGTERM or
-// Ctrl-C it finishes what it has in hand, gives its locks back and leaves.
+// Service is a NATS microservice with a job that must not run twice at the same time for
+// the same customer, however many instances it has. On SIGTERM or Ctrl-C it finishes the
+// jobs in progress, releases its locks and exits.
 //
 //	go run ./examples/service -server nats://localhost:4222
 //
-// connects to a NATS on which qlock nodes run (NATS_URL and -creds are known too).
-// "nats req invoices.run acme" gives it work, "nats micro info invoices" shows it.
-// Start it twice and ask twice at once: the second is told who has the customer.
+// connects to a NATS system on which qlock nodes run (NATS_URL and -creds work too).
+// "nats req invoices.run acme" sends it a request, "nats micro info invoices" shows it.
+// Start it twice and send two requests at once: the second answer names the holder.
 //
 //	go run ./examples/service
 //
-// without a server starts all that itself (demo.go), asks, sends itself a SIGTERM,
-// and ends. It prints:
+// without a server starts everything itself (demo.go), sends requests and then a SIGTERM
+// to itself, and exits. It prints:
 //
-//	Neither -server nor NATS_URL is given. So NATS with three qlock nodes starts in this
+//	Neither -server nor NATS_URL is given. NATS with three qlock nodes starts in this
 //	process, two instances of the service connect to it, and a client asks for invoices.
 //
 //	08:08:10.094  invoices-a  serves invoices.run on nats://127.0.0.1:43293, and locks with nodes n1 n2 n3
@@ -36,8 +36,8 @@
 //	08:08:10.807  client      asks for initech
 //	08:08:10.807  invoices-a  initech: begins, with token 1795248490807486
 //	08:08:10.907  client      sends SIGTERM to this process
-//	08:08:10.907  invoices-a  stops: takes no more requests, finishes the 1 in hand
-//	08:08:10.908  invoices-b  stops: takes no more requests, finishes the 0 in hand
+//	08:08:10.907  invoices-a  stops: accepts no more requests, finishes 1 in progress
+//	08:08:10.908  invoices-b  stops: accepts no more requests, finishes 0 in progress
 //	08:08:10.926  invoices-b  stopped
 //	08:08:11.108  invoices-a  initech: done
 //	08:08:11.109  client      hears: invoices of initech written by invoices-a
@@ -67,9 +67,9 @@ import (
 const subject = "invoices.run"
 
 func main() {
-	server := flag.String("server", os.Getenv("NATS_URL"), "NATS to connect to; none: start one, and show how this goes")
-	creds := flag.String("creds", "", "file with credentials for it")
-	cluster := flag.String("cluster", qlock.DefaultCluster, "qlock cluster to ask for locks")
+	server := flag.String("server", os.Getenv("NATS_URL"), "NATS servers to connect to; empty: start one, and run a demonstration")
+	creds := flag.String("creds", "", "credentials file for -server")
+	cluster := flag.String("cluster", qlock.DefaultCluster, "name of the qlock cluster")
 	name := flag.String("name", fmt.Sprintf("invoices-%d", os.Getpid()), "name of this instance")
 	flag.Parse()
 
@@ -102,13 +102,13 @@ func serve(ctx context.Context, server, cluster, name string, opts ...nats.Optio
 	select {
 	case <-ctx.Done():
 		return s.close()
-	case <-s.gone: // by the client library, for ever: let a supervisor start it anew
+	case <-s.gone: // permanently, by the client library: let a supervisor restart this process
 		return errors.Join(fmt.Errorf("the NATS connection is closed: %w", cmp.Or(s.nc.LastError(), nats.ErrConnectionClosed)), s.locker.Close())
 	}
 }
 
-// service writes invoices, each customer's in one place at a time: however many
-// instances there are, and however often a customer is asked for.
+// service writes invoices. For each customer only one job runs at a time, however many
+// instances there are and however many requests arrive.
 type service struct {
 	name   string
 	nc     *nats.Conn
@@ -126,7 +126,7 @@ func start(ctx context.Context, server, cluster, name string, opts ...nats.Optio
 	s := &service{name: name, gone: make(chan struct{})}
 	var err error
 	s.nc, err = nats.Connect(server, append(opts, nats.Name(name),
-		nats.MaxReconnects(-1),                  // come back, however long it takes
+		nats.MaxReconnects(-1),                  // reconnect, however long it takes
 		nats.IgnoreAuthErrorAbort(),             // also while credentials are being changed
 		nats.PingInterval(qlock.DefaultLease/5), // leave a server that falls silent
 		nats.MaxPingsOutstanding(1),             // after two of these, while the lease stands
@@ -191,8 +191,8 @@ func (s *service) answer(r micro.Request, customer string) {
 
 var errWho = errors.New("the request names no customer")
 
-// invoice is the job. The lock is given back, and the nodes have heard so, before the
-// answer goes out: whoever has the answer may ask for the same customer again.
+// invoice is the job. It releases the lock, and waits until the nodes know it, before the
+// answer is sent: with the answer, a client may request the same customer again.
 func (s *service) invoice(ctx context.Context, customer string) (text string, err error) {
 	if customer == "" {
 		return "", errWho
@@ -207,19 +207,19 @@ func (s *service) invoice(ctx context.Context, customer string) (text string, er
 	select {
 	case <-time.After(300 * time.Millisecond): // the work; it would send the token with each write
 	case <-lock.Context().Done():
-		return "", context.Cause(lock.Context()) // lost: another may have begun
+		return "", context.Cause(lock.Context()) // lost: another instance may have started
 	}
 	say(s.name, "%s: done", customer)
 	return fmt.Sprintf("invoices of %s written by %s", customer, s.name), nil
 }
 
-// close ends things in the order in which they lean on each other: no more
-// requests, the jobs in hand, the locks, the connection.
+// close ends everything in the order of dependencies: requests, jobs in progress, locks,
+// connection.
 func (s *service) close() error {
 	err := s.micro.Stop()
 	s.mu.Lock()
 	s.stopping = true
-	say(s.name, "stops: takes no more requests, finishes the %d in hand", s.inHand)
+	say(s.name, "stops: accepts no more requests, finishes %d in progress", s.inHand)
 	s.mu.Unlock()
 	s.jobs.Wait()
 	err = errors.Join(err, s.locker.Close(), s.drain())
@@ -227,7 +227,7 @@ func (s *service) close() error {
 	return err
 }
 
-// drain closes the connection when all answers are sent.
+// drain closes the connection after all answers are sent.
 func (s *service) drain() error {
 	if err := s.nc.Drain(); err != nil {
 		return err

@@ -764,7 +764,7 @@ func (c *Client) lose(cl *Claim, out *Out) {
 	}
 	if len(foreign) > 0 {
 		out.Notes = append(out.Notes, fmt.Sprintf(
-			"%q is lost though nodes %v voted for it anew: no node that knew it before was heard since. Was the connection led to another cluster of the same name?", cl.resource, foreign))
+			"%q is lost although nodes %v voted for it again: no node that knew it before has answered since. Perhaps the connection now leads to another cluster with the same name", cl.resource, foreign))
 	}
 	c.end(cl, out)
 	out.Events = append(out.Events, Event{Lost, cl})
@@ -998,7 +998,7 @@ func (c *Client) sole(i int, a *proto.Answer, out *Out) bool {
 		if j == k || n.lives[k].alive <= other.started || other.alive <= n.lives[k].started {
 			continue
 		}
-		out.Notes = append(out.Notes, fmt.Sprintf("two nodes named %q answer by turns (incarnations %s and %s): neither counts", n.name, other.incarnation, a.Incarnation))
+		out.Notes = append(out.Notes, fmt.Sprintf("two nodes named %q answer in turn (incarnations %s and %s): neither counts", n.name, other.incarnation, a.Incarnation))
 		n.clashUntil = c.now + c.clashTime()
 		n.lives = nil
 		for cl := c.first; cl != nil; {

@@ -24,7 +24,7 @@ func (c *Client) noteCopy(out *Out) {
 	out.Renew, c.parting = true, true
 	c.counts.Copies++
 	out.Notes = append(out.Notes,
-		"another process sends as this very client instance: one is a copy of the other (a snapshot that was restored?); what is held here is lost, what waits asks anew")
+		"another process uses the same client instance: one is a copy of the other (perhaps a restored snapshot); locks held here are lost, and waiting claims are requested again")
 }
 
 // Renew gives the client another instance, which nobody else has or had. What it holds

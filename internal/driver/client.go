@@ -258,7 +258,7 @@ func (c *Client) Close() error {
 	case err := <-left:
 		return err
 	case <-patience.C:
-		c.cfg.Log.Line(slog.LevelWarn, "the NATS connection stands still; the last releases may not reach the nodes, and the leases will end")
+		c.cfg.Log.Line(slog.LevelWarn, "the NATS connection is blocked; the last releases may not reach the nodes, and the leases will expire")
 		return nil
 	}
 }
@@ -273,7 +273,7 @@ func leave(nc *nats.Conn, sub *nats.Subscription, log *natsio.Log) error {
 	}
 	err := sub.Unsubscribe()
 	if flushErr := nc.FlushWithContext(ctx); flushErr != nil && err == nil && !errors.Is(flushErr, nats.ErrConnectionClosed) {
-		log.Line(slog.LevelWarn, "the last releases may not have reached the nodes; the leases will end", "error", flushErr)
+		log.Line(slog.LevelWarn, "the last releases may not have reached the nodes; the leases will expire", "error", flushErr)
 	}
 	if err != nil && !errors.Is(err, nats.ErrConnectionClosed) && !errors.Is(err, nats.ErrBadSubscription) {
 		return fmt.Errorf("qlock: close: %w", err)
@@ -375,7 +375,7 @@ func (o *publisherOwner) ConnectionClosed() {
 	c.machine.failWaiting(ErrClosed, cause, func(*Hold) bool { return true })
 	c.queries.failAll(fmt.Errorf("%w: %w", ErrClosed, cause))
 	if first := !c.toldGone.Swap(true); first && !c.isClosed() {
-		c.cfg.Log.Line(slog.LevelError, "the NATS connection is closed and does not come back: this Locker gets no more locks, and those that it holds are lost when their leases end",
+		c.cfg.Log.Line(slog.LevelError, "the NATS connection is closed permanently: this Locker gets no more locks, and locks that it holds are lost when their leases end",
 			"held", c.machine.stats().Held, "error", cause)
 	}
 }

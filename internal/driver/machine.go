@@ -331,7 +331,7 @@ func (m *machine) learn(s *step, f func(proto.Now, *members.Out)) {
 	var out members.Out
 	f(s.now, &out)
 	if out.Found != nil {
-		s.Notes = append(s.Notes, "the nodes have another configuration now: locks held are lost, waiting goes on")
+		s.Notes = append(s.Notes, "the configuration of the nodes has changed: held locks are lost, waiting claims continue")
 		m.table.SetCluster(s.now, *out.Found, &s.Out)
 	}
 	if out.Ask != "" {

@@ -101,7 +101,7 @@ func takeMark(dir *statedir.Dir, cfg *NodeConfig, now proto.Now, run uuid.UUID) 
 			break
 		}
 		if saved.Stale(now, cfg.MaxLease) {
-			why = fmt.Sprintf("it was not heard for longer than the longest lease, %v, and another may have had its name", cfg.MaxLease)
+			why = fmt.Sprintf("it was not heard for longer than the longest lease, %v, and another node may have used its name", cfg.MaxLease)
 			break
 		}
 		mem.saved = saved
@@ -118,7 +118,7 @@ func takeMark(dir *statedir.Dir, cfg *NodeConfig, now proto.Now, run uuid.UUID) 
 		return memory{}, err
 	}
 	if mem.saved == nil {
-		cfg.Log.Logger().Warn("this node may have forgotten votes and gives none until they have run out", "why", why, "wait", mem.longest)
+		cfg.Log.Logger().Warn("this node may have forgotten votes and gives none until they have expired", "why", why, "wait", mem.longest)
 	}
 	return mem, nil
 }

@@ -269,7 +269,7 @@ func (n *Node) run(status chan nats.Status) {
 func (n *Node) connectionClosed() {
 	err := closedError(n.nc)
 	n.over.set(err)
-	n.cfg.Log.Line(slog.LevelError, "this node serves no more", "error", err)
+	n.cfg.Log.Line(slog.LevelError, "this node has stopped serving", "error", err)
 }
 
 // Stats is what the node has and counted.
@@ -330,7 +330,7 @@ func (n *Node) Close(how Ending) error {
 	case gone := <-left:
 		err = errors.Join(err, gone)
 	case <-patience.C:
-		n.cfg.Log.Line(slog.LevelWarn, "the NATS connection stands still; the node's subscriptions end when it moves again")
+		n.cfg.Log.Line(slog.LevelWarn, "the NATS connection is blocked; the node's subscriptions end when it recovers")
 	}
 	if err != nil {
 		return fmt.Errorf("qlock: closing node %s: %w", n.cfg.Name, err)

@@ -146,7 +146,7 @@ func (c *Client) Query(ctx context.Context, r proto.Request, take func(*proto.An
 	nodes := c.Cluster().Nodes
 	r.Client, r.Nonce = c.cfg.Name, cmp.Or(r.Nonce, newInstance().String())
 	if n := len(proto.AppendRequest(nil, &r)); n > c.pub.MaxBody() && r.Verb != proto.Evict { // which is shortened
-		return nil, nil, fmt.Errorf("qlock: %s: the question has %d bytes, and the NATS server takes %d (max_payload)", r.Verb, n, c.pub.MaxBody())
+		return nil, nil, fmt.Errorf("qlock: %s: the request has %d bytes, and the NATS server accepts %d (max_payload)", r.Verb, n, c.pub.MaxBody())
 	}
 	q := &query{
 		kind:    replyTo[r.Verb],

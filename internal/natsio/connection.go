@@ -26,7 +26,7 @@ type Conn interface {
 // meanwhile, so calls on the connection are made by a goroutine that can be left behind.
 
 // ErrStandsStill: a context ended while a call on the connection did not come back.
-var ErrStandsStill = errors.New("the NATS connection stands still: a call on it has not come back")
+var ErrStandsStill = errors.New("the NATS connection is blocked: a call on it has not returned")
 
 // standsStill is how long a call may take to come back when its context has ended,
 // before the connection is said to stand still. What it says itself tells more.
@@ -90,7 +90,7 @@ func Advise(nc *nats.Conn, lease time.Duration, log *Log, about string) {
 	var faults []string
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
 	if !o.AllowReconnect {
-		fault("it does not come back when it breaks: leave out nats.NoReconnect")
+		fault("it does not reconnect when it breaks: leave out nats.NoReconnect")
 	} else if o.MaxReconnect >= 0 {
 		fault("it is closed for ever when a server was tried %d times: use nats.MaxReconnects(-1)", o.MaxReconnect)
 	}
@@ -109,7 +109,7 @@ func Advise(nc *nats.Conn, lease time.Duration, log *Log, about string) {
 		fault("its server takes %d bytes in a message: long names and notes may not fit (max_payload, %d are enough)", most, enoughPayload)
 	}
 	if len(faults) > 0 {
-		log.Line(slog.LevelWarn, "the NATS connection was not made for locks", "may cost", about, "because", strings.Join(faults, "; "))
+		log.Line(slog.LevelWarn, "the NATS connection is not suited for locks", "may cost", about, "because", strings.Join(faults, "; "))
 	}
 }
 

@@ -225,7 +225,7 @@ func (p *Publisher) publish() {
 	case err != nil:
 		p.log.Line(slog.LevelWarn, "publish failed, it will be repeated", "error", err)
 	case dropped:
-		p.log.Line(slog.LevelWarn, "the NATS connection stands still, messages were dropped and will be repeated")
+		p.log.Line(slog.LevelWarn, "the NATS connection is blocked; messages were dropped and will be repeated")
 	}
 	p.mu.Lock()
 	p.spare = q.emptied()

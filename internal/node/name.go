@@ -90,7 +90,7 @@ func (n *Node) checkAlone(now proto.Now, out *Out) {
 	n.asks = firstAsks
 	n.enterQuarantine(now)
 	out.Notes = append(out.Notes, fmt.Sprintf(
-		"this node did not hear itself for %v, and another may have had its name meanwhile: it gives no votes until those of another have run out", away.Round(time.Millisecond)))
+		"this node did not hear itself for %v, and another node may have used its name meanwhile: it gives no votes until those of the other have expired", away.Round(time.Millisecond)))
 }
 
 // ask sends a probe.
@@ -186,7 +186,7 @@ func (n *Node) contest(now proto.Now, other uuid.UUID, voted, stopped bool, out 
 		if voted {
 			n.setRival(i, rival{other, true, now.Mono + n.runOut()}, now)
 			out.Notes = append(out.Notes, fmt.Sprintf(
-				"another node named %q (incarnation %s) has given votes, and has stopped: this one gives none until they have run out", n.cfg.Name, other))
+				"another node named %q (incarnation %s) has given votes and has stopped: this one gives none until they have expired", n.cfg.Name, other))
 			return
 		}
 		if i >= 0 {
@@ -201,7 +201,7 @@ func (n *Node) contest(now proto.Now, other uuid.UUID, voted, stopped bool, out 
 	// twice the time, in which some questions may be lost.
 	if i < 0 || voted && !n.rivals[i].voted {
 		out.Notes = append(out.Notes, fmt.Sprintf(
-			"another node named %q (incarnation %s) is running: this one gives no votes until that has stopped, and its votes have run out", n.cfg.Name, other))
+			"another node named %q (incarnation %s) is running: this one gives no votes until the other has stopped and its votes have expired", n.cfg.Name, other))
 	}
 	n.setRival(i, rival{other, voted || i >= 0 && n.rivals[i].voted, now.Mono + 2*n.runOut()}, now) //plant:rival
 }

@@ -197,7 +197,7 @@ func (n *Node) longerLease(ttl time.Duration, who string, out *Out) {
 	n.longest = ttl
 	n.quarantine = max(n.quarantine, n.waitAt+n.listen()+n.runOut(), n.soughtAt+n.runOut())
 	out.Notes = append(out.Notes, fmt.Sprintf(
-		"there may be longer leases than this node's configuration allows (%s has, or allows, leases of %v): it gives no votes until those have run out", who, n.longest))
+		"there may be longer leases than this node's configuration allows (%s has, or allows, leases of %v): it gives no votes until those have expired", who, n.longest))
 }
 
 // State is what the node can do now.

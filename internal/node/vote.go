@@ -44,7 +44,7 @@ func (n *Node) acquire(now proto.Now, r *proto.Request, reply string, out *Out) 
 	if c.res.name != r.Resource || c.mode != r.Mode { //plant:number-twice
 		out.Notes = append(out.Notes, fmt.Sprintf(
 			"two clients send as one instance, one is a copy of the other (client %s, claim %s): neither keeps what both have", r.Client, r.Claim.Text()))
-		n.refuse(r, reply, proto.ReasonCopy, true, out, "another has claim %d of this instance, on %q: one client is a copy of the other", r.Claim.Seq, c.res.name)
+		n.refuse(r, reply, proto.ReasonCopy, true, out, "another client has claim %d of this instance, on %q: one client is a copy of the other", r.Claim.Seq, c.res.name)
 		return
 	}
 	if r.Beat <= c.beat { // a message from the past (N1) //plant:acquire-beat

@@ -242,7 +242,7 @@ func checkUsers(users []User) error {
 	names, variables := map[string]bool{}, map[string]string{}
 	for _, u := range users {
 		if u.Name == Template || checkToken("user", u.Name) != nil {
-			return fmt.Errorf("permissions: %.100q is no name of a user in a configuration file", u.Name)
+			return fmt.Errorf("permissions: %.100q is not a valid user name in a configuration file", u.Name)
 		}
 		if names[u.Name] {
 			return fmt.Errorf("permissions: two users are named %q", u.Name)

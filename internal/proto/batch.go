@@ -128,7 +128,7 @@ type listReader struct {
 func readList(body []byte, most, each int) listReader {
 	l := listReader{scanner: newScanner(body), each: each}
 	if l.over = tooLong(len(body), most); l.over == nil && !IsList(body) {
-		l.over = malformed("it is no list")
+		l.over = malformed("it is not a list")
 	}
 	return l
 }

@@ -107,7 +107,7 @@ func (e *wireEvent) field(p *scanner, seen *uint64, key string) bool {
 func (p *scanner) fraction(to *float64) bool {
 	from := p.i
 	if !p.float() {
-		return p.fail("it is no number")
+		return p.fail("it is not a number")
 	}
 	v, err := strconv.ParseFloat(p.s[from:p.i], 64)
 	if err != nil || v < 0 {

@@ -163,7 +163,7 @@ func (d *decoder) claimRecord(c *wireClaimRecord) ClaimRecord {
 // pattern checks what List may ask for; empty is all.
 func (d *decoder) pattern(s string) string {
 	if s != "" && !subject.IsPattern(s) {
-		d.fail("%s is no pattern of names", printable.Quote(s))
+		d.fail("%s is not a pattern of names", printable.Quote(s))
 		return ""
 	}
 	return s

@@ -69,7 +69,7 @@ func ParseClaimID(s string) (ClaimID, error) {
 	id.Instance, err1 = uuid.Parse(instance)
 	id.Seq, err2 = strconv.ParseUint(seq, 10, 64)
 	if err1 != nil || err2 != nil || id.Seq == 0 || id.Seq > MaxInt || id.Text() != s {
-		return ClaimID{}, fmt.Errorf("%s is no id of a claim: it is a UUID, a slash and a number", printable.Quote(s))
+		return ClaimID{}, fmt.Errorf("%s is not the id of a claim: use a UUID, a slash and a number", printable.Quote(s))
 	}
 	return id, nil
 }

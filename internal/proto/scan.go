@@ -358,7 +358,7 @@ func (p *scanner) err() error {
 // whiteSpace is JSON's.
 const whiteSpace = " \n\r\t"
 
-const notJSON = "it is no JSON"
+const notJSON = "it is not JSON"
 
 func (p *scanner) space() {
 	for p.i < len(p.s) && (p.s[p.i] == ' ' || p.s[p.i] == '\n' || p.s[p.i] == '\r' || p.s[p.i] == '\t') {
@@ -417,7 +417,7 @@ func (p *scanner) shut() where {
 func (p *scanner) member(first bool) (key string, at where) {
 	switch {
 	case first && !p.is('{'):
-		p.fail("it is no object")
+		p.fail("it is not an object")
 		return "", lost
 	case first && p.open() == lost:
 		return "", lost
@@ -439,7 +439,7 @@ func (p *scanner) member(first bool) (key string, at where) {
 func (p *scanner) element(first bool) where {
 	switch {
 	case first && !p.is('['):
-		p.fail("it is no list")
+		p.fail("it is not a list")
 		return lost
 	case first && p.open() == lost:
 		return lost
@@ -455,7 +455,7 @@ func (p *scanner) element(first bool) where {
 // text reads a string. It is a part of s, unless it has escapes.
 func (p *scanner) text(to *string) bool {
 	if p.i == len(p.s) || p.s[p.i] != '"' {
-		return p.fail("it is no string")
+		return p.fail("it is not a string")
 	}
 	from, i := p.i+1, p.i+1
 	for i < len(p.s) && !unusual[p.s[i]] {
@@ -483,7 +483,7 @@ func (p *scanner) unusualText(to *string) bool {
 		switch c := p.s[i]; {
 		case c == '"':
 			if !utf8.ValidString(p.s[from:i]) {
-				return p.fail("a string is no UTF-8")
+				return p.fail("a string is not UTF-8")
 			}
 			*to, p.i = p.s[from:i], i+1
 			return true
@@ -505,7 +505,7 @@ func (p *scanner) escaped(to *string) bool {
 		switch c := p.s[i]; {
 		case c == '"':
 			if !utf8.Valid(b) {
-				return p.fail("a string is no UTF-8")
+				return p.fail("a string is not UTF-8")
 			}
 			*to, p.i = string(b), i+1
 			return true
@@ -579,7 +579,7 @@ func (p *scanner) number(to *uint64) bool {
 	}
 	p.i += n
 	if n == 0 || n > 18 || n > 1 && rest[0] == '0' {
-		return p.fail("it is no whole number within range")
+		return p.fail("it is not a whole number within range")
 	}
 	*to = v
 	return true
@@ -653,7 +653,7 @@ func (p *scanner) runs(to *wireRuns) bool {
 		case inside:
 			var r [2]uint64
 			if !p.is('[') || !p.number(&r[0]) || !p.is(',') || !p.number(&r[1]) || !p.is(']') {
-				return p.fail("a run is no list of two numbers")
+				return p.fail("a run is not a list of two numbers")
 			}
 			all = append(all, r)
 		case after:

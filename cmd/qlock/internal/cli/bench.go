@@ -32,16 +32,17 @@ func (a *app) bench() *cobra.Command {
 	o := &benchOptions{}
 	cmd := &cobra.Command{
 		Use:     "bench [WORKLOAD...] [flags]",
-		Short:   "Measure how fast locks are",
+		Short:   "Measure how fast locks are acquired and released",
 		GroupID: groupSee,
-		Long: `Take locks and give them back, as fast as the cluster does it, and show how long
-taking them took. It loads the cluster that it is pointed at.
+		Long: `Acquire and release locks as fast as the cluster can, and show how long acquiring
+them took. This puts load on the cluster that it connects to.
 
-  alone   one client, one lock after the other that nobody else wants
-  spread  --clients at once, each with locks of its own
-  hot     --clients at once, all for the same lock: each waits for all before it
+  alone   one client acquires one lock after another; no other client wants them
+  spread  --clients clients at once, each with locks of its own
+  hot     --clients clients at once, all for the same lock: each waits for the others
 
-Without a WORKLOAD, all of them, one after the other. Each client has a connection.`,
+Without a WORKLOAD, it runs all of them, one after the other. Each client has a
+connection of its own.`,
 		Example: `  qlock bench
   qlock bench hot --clients 16 --for 10s
   qlock bench spread --json`,
@@ -62,9 +63,9 @@ Without a WORKLOAD, all of them, one after the other. Each client has a connecti
 	}
 	fs := cmd.Flags()
 	durationFlag(fs, &o.length, "for", 5*time.Second, time.Millisecond, "how long each workload runs")
-	countFlag(fs, &o.clients, "clients", 8, 1, 10_000, "clients of spread and hot")
-	fs.BoolVar(&o.shared, "shared", false, "take shared locks")
-	fs.StringVar(&o.prefix, "prefix", "qlock.bench", "names of the locks begin with this")
+	countFlag(fs, &o.clients, "clients", 8, 1, 10_000, "number of clients of spread and hot")
+	fs.BoolVar(&o.shared, "shared", false, "acquire shared locks")
+	fs.StringVar(&o.prefix, "prefix", "qlock.bench", "prefix of the names of the locks")
 	fs.BoolVarP(&o.json, "json", "j", false, "write JSON")
 	o.connection.flags(fs)
 	return cmd
@@ -117,7 +118,7 @@ func (a *app) runBench(ctx context.Context, o *benchOptions) error {
 	if o.json {
 		return a.json(results)
 	}
-	g := &grid{title: "Taking locks of cluster " + o.cluster, columns: []column{
+	g := &grid{title: "Acquiring locks in cluster " + o.cluster, columns: []column{
 		{title: "Workload"}, {title: "Clients", right: true}, {title: "Locks", right: true}, {title: "Failed", right: true}, {title: "Per second", right: true},
 	}}
 	for _, p := range percentiles {

@@ -25,17 +25,17 @@ func (a *app) check() *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use:     "check [flags]",
-		Short:   "Tell what is wrong, in plain words",
+		Short:   "Find problems, and say what to do about them",
 		GroupID: groupSee,
-		Long: `Connect, ask the nodes, compare what they say, measure their clocks, take a lock,
-look at it as qlock ls and qlock info do, and give it back; and tell what is wrong and
-what helps.
+		Long: `Connect, query the nodes, compare their answers, measure their clocks, acquire a
+lock, look at it as qlock ls and qlock info do, and release it. Then report what is
+wrong and what to do about it.
 
-The lock that is taken has a random name under qlock.check; a user who is limited
-to other locks gives one with --lock.
+The lock has a random name under qlock.check. If your user may only acquire other
+locks, give one with --lock.
 
-Exit status: 0 if locks can be taken, 1 if not or if something threatens them,
-2 for bad flags. With --strict, warnings count as well.`,
+Exit status: 0 if locks can be acquired, 1 if they cannot or if something threatens
+them, 2 for bad flags. With --strict, warnings count as problems.`,
 		Example: `  qlock check
   qlock check --cluster prod --strict --json
   qlock check --lock orders.check`,
@@ -62,7 +62,7 @@ Exit status: 0 if locks can be taken, 1 if not or if something threatens them,
 	fs := cmd.Flags()
 	fs.BoolVarP(&asJSON, "json", "j", false, "write JSON")
 	fs.BoolVar(&strict, "strict", false, "count warnings as problems")
-	fs.StringVar(&name, "lock", "", "lock to take and give back; default: a random one under qlock.check")
+	fs.StringVar(&name, "lock", "", "lock to acquire and release; default: a random one under qlock.check")
 	c.flags(fs)
 	return cmd
 }
@@ -120,7 +120,7 @@ func (a *app) tell(r *findings) {
 	}
 	problems, warnings := r.count(problem), r.count(warning)
 	if problems+warnings == 0 {
-		fmt.Fprintln(a.out, "\nNothing is wrong.")
+		fmt.Fprintln(a.out, "\nNo problems found.")
 		return
 	}
 	fmt.Fprintf(a.out, "\n%s, %s.\n", several(problems, "problem"), several(warnings, "warning"))
@@ -146,11 +146,11 @@ func (a *app) examine(ctx context.Context, c *connection, name string, r *findin
 	checkPayload(l, r)
 	m, err := l.members(ctx, l.patience())
 	if err != nil {
-		r.add(problem, "permissions", plain(err), "qlock permissions client:"+l.client+" writes those that are needed")
+		r.add(problem, "permissions", plain(err), "qlock permissions client:"+l.client+" writes the permissions that are needed")
 		return
 	}
 	if !found(m) {
-		r.add(problem, "nodes", plain(nobody(l)), "qlock node runs one")
+		r.add(problem, "nodes", plain(nobody(l)), "start one with qlock node")
 		return
 	}
 	checkMembers(m, r)
@@ -174,7 +174,7 @@ func checkMembers(m *qlock.Members, r *findings) {
 	summary := fmt.Sprintf("%d of %d nodes vote, %d are needed", voting, len(m.Config.Nodes), need)
 	switch {
 	case voting < need:
-		r.add(problem, "quorum", summary+": nobody can take a lock", "")
+		r.add(problem, "quorum", summary+": no lock can be acquired", "")
 	case voting < len(m.Config.Nodes) && voting == need:
 		r.add(warning, "quorum", summary+": no further node may fail", "")
 	default:
@@ -185,7 +185,7 @@ func checkMembers(m *qlock.Members, r *findings) {
 	for i := range m.Nodes {
 		n := &m.Nodes[i]
 		if !n.Answered {
-			r.add(warning, "unreachable", fmt.Sprintf("node %s does not answer", n.Name), "is it running, and has its server routes to the others?")
+			r.add(warning, "unreachable", fmt.Sprintf("node %s does not answer", n.Name), "check that it runs, and that its server has routes to the others")
 			continue
 		}
 		switch n.Conflict {
@@ -208,7 +208,7 @@ func checkMembers(m *qlock.Members, r *findings) {
 			case qlock.NodeVoting:
 			case qlock.NodeRecovering:
 				r.add(warning, "recovering", fmt.Sprintf("node %s may have forgotten votes, and gives none for %v", n.Name, n.Recovering.Round(100*time.Millisecond)),
-					"it crashed, or its state is new: it goes on by itself")
+					"it crashed, or its state is new: it recovers by itself")
 			default:
 				r.add(warning, "state", fmt.Sprintf("node %s is %s", n.Name, n.State), "")
 			}
@@ -286,7 +286,7 @@ func checkAhead(m *qlock.Members, r *findings) {
 	if len(far) == 0 {
 		return
 	}
-	grade, outcome := warning, "the other nodes that vote suffice without it"
+	grade, outcome := warning, "the other nodes that vote are a quorum without it"
 	if need := m.Config.WriteQuorum(); rest < need {
 		grade, outcome = problem, fmt.Sprintf("only %d of the other nodes vote, %d are needed: names locked while its clock was ahead may not be locked again until then", rest, need)
 	}
@@ -319,15 +319,15 @@ func checkOffsets(off map[string]time.Duration, maxLease, skew time.Duration, r 
 		}
 		switch d := off[n]; {
 		case -d > skew:
-			r.add(problem, "clocks", fmt.Sprintf("the clock of this machine is %v ahead of node %s, %s is allowed: locks asked for here are refused there", round(-d), n, short(skew)), "set the clocks")
+			r.add(problem, "clocks", fmt.Sprintf("the clock of this machine is %v ahead of node %s, %s is allowed: that node refuses locks requested here", round(-d), n, short(skew)), "set the clocks")
 		case -d > skew/2 || d > skew:
-			r.add(warning, "clocks", fmt.Sprintf("the clocks of this machine and of node %s differ by %v", n, round(d.Abs())), "set the clocks: whose clock is behind goes ahead of others in every queue")
+			r.add(warning, "clocks", fmt.Sprintf("the clocks of this machine and of node %s differ by %v", n, round(d.Abs())), "set the clocks: a client whose clock is slow jumps ahead in every queue")
 		}
 	}
 	spread, most := off[last]-off[first], maxLease-skew
 	switch {
 	case spread > most:
-		r.add(problem, "clocks", fmt.Sprintf("the clocks of nodes %s and %s differ by %v, %s is allowed: tokens may fall when nodes lose their state", first, last, round(spread), short(most)), "set the clocks")
+		r.add(problem, "clocks", fmt.Sprintf("the clocks of nodes %s and %s differ by %v, %s is allowed: tokens may decrease when nodes lose their state", first, last, round(spread), short(most)), "set the clocks")
 	case len(r.list) == before:
 		r.add(fine, "clocks", fmt.Sprintf("clocks agree within %v (this machine's and those of %d nodes)", round(max(spread, off[last].Abs(), off[first].Abs())), len(off)), "")
 	}
@@ -353,10 +353,10 @@ func (l *link) checkLock(parent context.Context, name string, r *findings) {
 	took := time.Since(began)
 	switch {
 	case errors.Is(err, qlock.ErrHeld):
-		r.add(fine, "lock", fmt.Sprintf("lock %s is held by another, so locks can be taken", name), "")
+		r.add(fine, "lock", fmt.Sprintf("lock %s is held by another client, so locks can be acquired", name), "")
 		return
 	case errors.Is(err, qlock.ErrRefused) && len(l.denials()) > before:
-		r.add(problem, "permissions", plain(err), "qlock permissions client:"+l.client+" writes those that are needed; or --lock gives a lock that this user may take")
+		r.add(problem, "permissions", plain(err), "qlock permissions client:"+l.client+" writes the permissions that are needed; or use --lock with a lock that this user may acquire")
 		return
 	case err != nil:
 		r.add(problem, "lock", plain(err), "")
@@ -372,9 +372,9 @@ func (l *link) checkLock(parent context.Context, name string, r *findings) {
 	case err != nil:
 		r.add(problem, "lock", plain(err), "")
 	case len(d) > before:
-		r.add(warning, "permissions", "a lock was taken, but not all could be published: "+plain(d[before]), "qlock permissions client:"+l.client+" writes what is needed")
+		r.add(warning, "permissions", "a lock was acquired, but some messages could not be published: "+plain(d[before]), "qlock permissions client:"+l.client+" writes what is needed")
 	default:
-		r.add(fine, "lock", fmt.Sprintf("a lock was taken in %v and given back", round(took)), "")
+		r.add(fine, "lock", fmt.Sprintf("a lock was acquired in %v and released", round(took)), "")
 	}
 }
 
@@ -392,9 +392,9 @@ func (l *link) checkLook(ctx context.Context, locker *qlock.Locker, name string,
 	}
 	switch {
 	case errors.Is(err, qlock.ErrRefused):
-		r.add(fine, "list", "this user may not look at the locks of others", "")
+		r.add(fine, "list", "this user may not list locks", "")
 	case err != nil:
-		r.add(problem, "list", "locks cannot be shown ("+what+"): "+plain(err), "a node's log says why it does not answer; --timeout gives it longer")
+		r.add(problem, "list", "locks cannot be shown ("+what+"): "+plain(err), "the log of a node says why it does not answer; --timeout waits longer")
 	default:
 		r.add(fine, "list", fmt.Sprintf("%s shown in %v", several(len(all), "lock"), round(time.Since(began))), "")
 	}
@@ -405,8 +405,8 @@ func checkPayload(l *link, r *findings) {
 	const enough, least = 8 << 10, 1 << 10
 	switch most := l.MaxPayload(); {
 	case most < least:
-		r.add(problem, "payload", fmt.Sprintf("the NATS server takes %d bytes in a message, and many of these are longer", most), fmt.Sprintf("set its max_payload to %d or more", enough))
+		r.add(problem, "payload", fmt.Sprintf("the NATS server accepts messages of %d bytes, and many messages of qlock are longer", most), fmt.Sprintf("set its max_payload to %d or more", enough))
 	case most < enough:
-		r.add(warning, "payload", fmt.Sprintf("the NATS server takes %d bytes in a message: long notes are left out, and long names may not fit", most), fmt.Sprintf("set its max_payload to %d or more", enough))
+		r.add(warning, "payload", fmt.Sprintf("the NATS server accepts messages of %d bytes: long notes are left out, and long names may not fit", most), fmt.Sprintf("set its max_payload to %d or more", enough))
 	}
 }

@@ -74,15 +74,15 @@ func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "qlock COMMAND",
 		Short: "Distributed locks over NATS",
-		Long: `Run nodes that vote on locks, run commands under a lock, and see what happens.
+		Long: `Run nodes that vote on locks, run commands under a lock, and observe locks.
 
-Flags go before environment variables, these before a node's configuration file
-or the NATS context that is selected.`,
-		Example: `  qlock demo                                 three nodes and some traffic, to try the rest
+Flags take precedence over environment variables, and these over a node's
+configuration file or the selected NATS context.`,
+		Example: `  qlock demo                                 three nodes and some traffic, to try the other commands
   qlock run nightly -- ./backup.sh           one backup at a time, in the whole cluster
-  qlock ls                                   who holds what
-  qlock nodes                                who votes
-  qlock check                                what is wrong, if anything`,
+  qlock ls                                   the locks and their holders
+  qlock nodes                                the nodes, and which of them vote
+  qlock check                                problems, and what to do about them`,
 		Args:                       noArgs,
 		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SuggestionsMinimumDistance: 2,
@@ -99,7 +99,7 @@ or the NATS context that is selected.`,
 	root.AddGroup(
 		&cobra.Group{ID: groupNodes, Title: "Nodes:"},
 		&cobra.Group{ID: groupLocks, Title: "Locks:"},
-		&cobra.Group{ID: groupSee, Title: "See and measure:"},
+		&cobra.Group{ID: groupSee, Title: "Observe and measure:"},
 	)
 	root.AddCommand(
 		a.demo(), a.node(), a.permissions(),
@@ -179,7 +179,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	if cmd.HasSubCommands() {
 		return usage("there is no command %q%s; qlock --help lists them", args[0], similar(cmd, args[0]))
 	}
-	return usage("%s takes no arguments, but %q was given", cmd.CommandPath(), args[0])
+	return usage("%s takes no arguments, got %q", cmd.CommandPath(), args[0])
 }
 
 func similar(cmd *cobra.Command, word string) string {

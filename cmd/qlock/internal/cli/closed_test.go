@@ -103,7 +103,7 @@ func TestCredentialsChange(t *testing.T) {
 		}
 		return nil
 	})
-	watches.says(watches.err, "NATS connection is back")
+	watches.says(watches.err, "NATS connection restored")
 	qlockCmd(t, append([]string{"run", "y"}, append(as, "--", "true")...)...).want(t, 0)
 	watches.says(watches.out, " y ")
 	if lines := strings.Count(n.err.String(), "authorization violation"); lines > 3 {
@@ -229,7 +229,7 @@ func TestConnectionClosedForEver(t *testing.T) {
 	informs.says(informs.out, `"name":"x"`)
 
 	i.say("-ERR 'Nobody Knows This'")
-	n.wait().want(t, exitFailed, "Nobody Knows This", "connection closed", "this node serves no more")
+	n.wait().want(t, exitFailed, "Nobody Knows This", "connection closed", "this node has stopped serving")
 	waits.wait().want(t, exitSelf, "Nobody Knows This", "closed")
 	watches.wait().want(t, exitSelf, "Nobody Knows This", "closed")
 	looks.wait().want(t, exitFailed, "Nobody Knows This", "closed")
@@ -255,13 +255,13 @@ func TestCheckLooks(t *testing.T) {
 	s := startNATS(t, func(o *server.Options) { o.MaxPayload = 4 << 10 })
 	n := launch(t, "node", "--server", s.ClientURL(), "--name", "n1", "--nodes", "n1", "--max-lease", "300ms")
 	n.says(n.err, "ready: this node votes")
-	n.says(n.err, "the NATS connection was not made for locks")
+	n.says(n.err, "the NATS connection is not suited for locks")
 	note := strings.Repeat("<", 256)
 	for i := range 5 {
 		h := launch(t, "lock", fmt.Sprint("x.", i), "--lease", "300ms", "-s", s.ClientURL(), "--note", note)
 		h.says(h.out, "\n")
 	}
-	qlockCmd(t, "check", "-s", s.ClientURL()).want(t, 0, "takes 4096 bytes in a message", "6 locks shown", "a lock was taken")
+	qlockCmd(t, "check", "-s", s.ClientURL()).want(t, 0, "accepts messages of 4096 bytes", "6 locks shown", "a lock was acquired")
 	ls := qlockCmd(t, "ls", "--json", "-s", s.ClientURL())
 	if r := decode[lookReport](t, ls); len(r.Locks) != 5 || r.Locks[0].Holders[0].Note != note {
 		t.Errorf("%s", ls.out)

@@ -46,7 +46,7 @@ func readConfig(path string) (*configFile, error) {
 		return nil, usage("--config %s: not YAML: %s", path, yaml.FormatError(err, false, false))
 	}
 	if len(tree.Docs) > 1 {
-		return nil, usage("--config %s: it has several documents, one is allowed", path)
+		return nil, usage("--config %s: it has several documents; only one is allowed", path)
 	}
 	if len(tree.Docs) == 0 || tree.Docs[0].Body == nil {
 		return f, nil
@@ -115,7 +115,7 @@ func (f *configFile) apply(fs *pflag.FlagSet) error {
 		case flag == nil || slices.Contains(notInFile, s.key):
 			fault("there is no such setting%s", closest(fs, s.key))
 		case seen[s.key]:
-			fault("it is given twice")
+			fault("it is set twice")
 		case s.list && flag.Value.Type() != "stringSlice":
 			fault("it takes one value, not a list")
 		case flag.Changed && !seen[s.key]:
@@ -178,11 +178,11 @@ func (o *nodeOptions) reload(before *configFile, certs *certificates, level *slo
 		err = now.apply(check)
 	}
 	if err != nil {
-		log.Error("reload failed, nothing is changed", "error", plain(err))
+		log.Error("reload failed, nothing was changed", "error", plain(err))
 		return before
 	}
 	if err := certs.load(); err != nil {
-		log.Error("reload: certificates stay as they were", "error", plain(err))
+		log.Error("reload: certificates are unchanged", "error", plain(err))
 	}
 	was, is := before.byKey(), now.byKey()
 	var restart []string
@@ -195,7 +195,7 @@ func (o *nodeOptions) reload(before *configFile, certs *certificates, level *slo
 			continue
 		}
 		if o.levelFixed {
-			log.Warn("reload: the flag or the environment goes before the file", "key", key)
+			log.Warn("reload: a flag or the environment overrides the file", "key", key)
 			continue
 		}
 		o.level = orElse(is[key], "info")
@@ -203,7 +203,7 @@ func (o *nodeOptions) reload(before *configFile, certs *certificates, level *slo
 	}
 	slices.Sort(restart)
 	if len(restart) > 0 {
-		log.Warn("reload: these settings are different now and need a restart", "keys", restart)
+		log.Warn("reload: these settings changed and need a restart", "keys", restart)
 	}
 	log.Info("reloaded", "log_level", o.level)
 	return now

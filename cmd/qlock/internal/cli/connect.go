@@ -46,7 +46,7 @@ func (c *connection) flags(fs *pflag.FlagSet) {
 	var own pflag.FlagSet
 	own.StringVar(&c.cluster, "cluster", qlock.DefaultCluster, "name of the lock cluster")
 	env(&own, "cluster", "QLOCK_CLUSTER")
-	own.StringVar(&c.client, "client", "", "this client's name in subjects, events and permissions; default: the user of --user, of the address or of the context, else host and program")
+	own.StringVar(&c.client, "client", "", "name of this client in subjects, events and permissions; default: the user of --user, of the address or of the context, otherwise host and program")
 	env(&own, "client", "QLOCK_CLIENT")
 	c.natsFlags(&own)
 	own.VisitAll(func(f *pflag.Flag) {
@@ -66,21 +66,21 @@ func (c *connection) natsFlags(fs *pflag.FlagSet) {
 	env(fs, "password", "NATS_PASSWORD")
 	fs.StringVar(&c.token, "token", "", "token")
 	env(fs, "token", "NATS_TOKEN")
-	fs.StringVar(&c.creds, "creds", "", "file with credentials")
+	fs.StringVar(&c.creds, "creds", "", "credentials file")
 	env(fs, "creds", "NATS_CREDS")
 	fs.StringVar(&c.nkey, "nkey", "", "file with an NKEY seed")
 	env(fs, "nkey", "NATS_NKEY")
-	fs.StringVar(&c.tlsCert, "tlscert", "", "file with the certificate")
+	fs.StringVar(&c.tlsCert, "tlscert", "", "certificate file")
 	env(fs, "tlscert", "NATS_CERT")
-	fs.StringVar(&c.tlsKey, "tlskey", "", "file with the certificate's key")
+	fs.StringVar(&c.tlsKey, "tlskey", "", "key file of --tlscert")
 	env(fs, "tlskey", "NATS_KEY")
-	fs.StringVar(&c.tlsCA, "tlsca", "", "file with the authorities to trust")
+	fs.StringVar(&c.tlsCA, "tlsca", "", "file with the CA certificates to trust")
 	env(fs, "tlsca", "NATS_CA")
-	fs.StringVar(&c.context, "context", "", "context of the nats command; default: the one selected there, unless --server is given")
+	fs.StringVar(&c.context, "context", "", "context of the nats command; default: the selected one, unless --server is given")
 	env(fs, "context", "NATS_CONTEXT")
-	fs.StringVar(&c.inboxPrefix, "inbox-prefix", "", "prefix of inboxes; default: _INBOX and the name, as qlock permissions allows it")
+	fs.StringVar(&c.inboxPrefix, "inbox-prefix", "", "prefix of inboxes; default: _INBOX and the name, which matches qlock permissions")
 	env(fs, "inbox-prefix", "NATS_INBOX_PREFIX")
-	durationFlag(fs, &c.timeout, "timeout", 5*time.Second, time.Millisecond, "how long to wait for NATS and for the nodes' first answer")
+	durationFlag(fs, &c.timeout, "timeout", 5*time.Second, time.Millisecond, "time to wait for NATS and for the first answer of the nodes")
 	env(fs, "timeout", "NATS_TIMEOUT")
 }
 
@@ -98,7 +98,7 @@ type link struct {
 
 // lostForEver says what closed the connection, for a command that cannot go on.
 func (l *link) lostForEver() error {
-	err := errors.New("the NATS connection is closed and does not come back")
+	err := errors.New("the NATS connection is closed permanently")
 	if last := l.LastError(); last != nil {
 		err = fmt.Errorf("%w: %w", err, redact.Error(last))
 	}
@@ -147,7 +147,7 @@ func parseServer(s string) (*url.URL, error) {
 	}
 	u, err := url.Parse(s)
 	if err != nil || u.Hostname() == "" || redact.Misread(u) {
-		return nil, errors.New("use addresses such as nats://n1.example.com:4222; in a user name and a password write %2F for /, %40 for @, and likewise what is not a letter or digit")
+		return nil, errors.New("use addresses such as nats://n1.example.com:4222; in a user name and a password write %2F for /, %40 for @, and encode all other characters that are not letters or digits in the same way")
 	}
 	return u, nil
 }
@@ -304,7 +304,7 @@ func connectionLogs(log *slog.Logger) []nats.Option {
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
 			news("") // the next error is one
-			log.Info("NATS connection is back", "server", serverURL(nc))
+			log.Info("NATS connection restored", "server", serverURL(nc))
 		}),
 		func(o *nats.Options) error {
 			before := o.AsyncErrorCB
@@ -347,7 +347,7 @@ func (c *connection) check() error {
 	case c.password != "" && c.user == "":
 		return usage("--password is given without --user")
 	case (c.tlsCert == "") != (c.tlsKey == ""):
-		return usage("--tlscert and --tlskey belong together, only one of them is given")
+		return usage("--tlscert and --tlskey must be given together; only one of them is given")
 	case c.client != "" && !subject.IsToken(c.client):
 		return usage("--client %q: %s", c.client, subject.TokenRule)
 	}

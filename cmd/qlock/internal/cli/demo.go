@@ -23,12 +23,12 @@ func (a *app) demo() *cobra.Command {
 	var traffic bool
 	cmd := &cobra.Command{
 		Use:     "demo [flags]",
-		Short:   "Three nodes and some traffic in this process, to try the rest",
+		Short:   "Run three nodes and some traffic in this process, to try the other commands",
 		GroupID: groupNodes,
 		Long: `Start three nodes with nats-servers in this process, on loopback, and show what
-happens to locks there: three made-up services take some now and then. Try the
-other commands in another terminal, with the NATS_URL that is printed. Ctrl-C ends
-it, and nothing is left.`,
+happens to the locks there: three simulated services acquire some now and then. To
+try the other commands, use another terminal and the NATS_URL that is printed.
+Ctrl-C ends the demo and leaves nothing behind.`,
 		Example: `  qlock demo
   qlock demo --traffic=false --port 0`,
 		Args: noArgs,
@@ -41,9 +41,9 @@ it, and nothing is left.`,
 		},
 	}
 	fs := cmd.Flags()
-	countFlag(fs, &port, "port", 4222, 0, 65535, "port of the first node for clients; 0: any that is free")
-	fs.BoolVar(&traffic, "traffic", true, "let three services take locks")
-	countFlag(fs, &count, "count", 0, 1, 1<<31-1, "end when so much has happened; default: go on")
+	countFlag(fs, &port, "port", 4222, 0, 65535, "client port of the first node; 0: any free port")
+	fs.BoolVar(&traffic, "traffic", true, "let three services acquire locks")
+	countFlag(fs, &count, "count", 0, 1, 1<<31-1, "exit after this many events; default: no limit")
 	return cmd
 }
 
@@ -57,7 +57,7 @@ func (a *app) runDemo(ctx context.Context, port int, traffic bool, count int) er
 	})
 	if err != nil {
 		if strings.Contains(err.Error(), "address already in use") {
-			return fmt.Errorf("port %d is taken, by another NATS perhaps: choose one with --port, or --port 0 for any: %w", port, err)
+			return fmt.Errorf("port %d is in use, perhaps by another NATS server: choose a port with --port, or use --port 0 for any free port: %w", port, err)
 		}
 		return err
 	}
@@ -118,7 +118,7 @@ func demoService(ctx context.Context, urls []string, name string) error {
 		return err
 	}
 	defer l.Close()
-	locker, err := l.locker(ctx, 0, slog.New(slog.DiscardHandler), qlock.WithNote("made up by qlock demo"))
+	locker, err := l.locker(ctx, 0, slog.New(slog.DiscardHandler), qlock.WithNote("simulated by qlock demo"))
 	if err != nil {
 		return err
 	}

@@ -13,7 +13,7 @@ import (
 
 const (
 	operations = "../../../../docs/operations.md"
-	readme     = "../../../../README.md"
+	tour       = "../../../../docs/command.md"
 )
 
 // checkLine reports what is wrong with a command line of qlock, as the shell takes it
@@ -44,7 +44,7 @@ func TestPageCommands(t *testing.T) {
 	if err != nil {
 		t.Skip("no bash to take the examples apart")
 	}
-	for page, least := range map[string]int{operations: 5, readme: 10} {
+	for page, least := range map[string]int{operations: 5, tour: 10} {
 		t.Run(filepath.Base(page), func(t *testing.T) { checkPage(t, shell, page, least) })
 	}
 }

@@ -22,7 +22,7 @@ import (
 var lasting = [][2]string{
 	{"qlock demo", "Ctrl-C ends it"},
 	{"qlock watch", "Ctrl-C ends it"},
-	{"qlock ls 'orders.>' --watch", "of cluster"},
+	{"qlock ls 'orders.>' --watch", "has no locks"},
 	{"qlock info nightly --watch", "of cluster"},
 	{"qlock node --name n1 --nodes n1,n2,n3 --state-dir DIR/n1 --listen", "node serves"},
 	{"qlock node --name n1 --nodes n1,n2,n3 --state-dir DIR/n1 --server", "node serves"},

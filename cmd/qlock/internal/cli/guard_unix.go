@@ -266,7 +266,7 @@ func (w *watchman) kill(why string) {
 		for _, p := range list {
 			_ = syscall.Kill(p.pid, syscall.SIGKILL)
 		}
-		fmt.Fprintf(w.errs, "qlock: %s, and this cannot be killed: %v; it works on without the lock\n", why, err)
+		fmt.Fprintf(w.errs, "qlock: %s, and this cannot be killed: %v; it continues without the lock\n", why, err)
 		w.errs.flush(time.Second)
 	}
 	_ = syscall.Kill(-w.group, syscall.SIGKILL)

@@ -26,21 +26,22 @@ func (a *app) lock() *cobra.Command {
 		Use:     "lock NAME [flags]",
 		Short:   "Hold a lock until standard input closes",
 		GroupID: groupLocks,
-		Long: `Take a lock, write its token to standard output, and hold it until standard input
-closes or a signal comes. It is for scripts that cannot put their work into one
-command for qlock run; who can should: a script is not told when the lock is lost,
-but by the end of this program.
+		Long: `Acquire a lock, write its token to standard output, and hold the lock until standard
+input closes or a signal arrives. This is for scripts whose work cannot be a single
+command. Prefer qlock run where you can: a script learns that the lock is lost only
+because this program ends.
 
-A shell gives /dev/null to what a script starts with &, and so do cron and systemd:
-there the lock is given back at once. --until parent holds it until the script has
-ended, or whatever else started this program; --until signal until a signal comes,
-and until then only. In the background of an interactive shell the lock is held; fg and
-Ctrl-D give it back, and kill %1. While it is stopped (Ctrl-Z) it is not refreshed, and
-may be lost.
+A shell connects standard input of a background job (&) in a script to /dev/null,
+and so do cron and systemd: there the lock is released at once. --until parent holds
+it until the process that started this program, such as the script, has ended.
+--until signal holds it until a signal arrives, and ignores standard input. In the
+background of an interactive shell the lock is held; fg and Ctrl-D release it, and
+so does kill %1. While this program is stopped (Ctrl-Z), the lock is not refreshed
+and may be lost.
 
-Exit status: 0 when the lock was given back; 120 held by another (--try, or --wait
-is over), 121 no quorum, 122 the lock was lost, or somebody evicted it, 123 refused, or
-evicted while it waited, 125 another failure, 2 bad flags.`,
+Exit status: 0 the lock was released; 120 another client holds it (--try, or --wait
+has passed); 121 no quorum; 122 the lock was lost or evicted; 123 refused, or
+evicted while it waited; 125 another failure; 2 bad flags.`,
 		Example: `  # bash: the lock is held while the file descriptor is open
   coproc qlock lock nightly
   read -r token <&"${COPROC[0]}"
@@ -108,7 +109,7 @@ evicted while it waited, 125 another failure, 2 bad flags.`,
 		},
 	}
 	cmd.Flags().BoolVarP(&asJSON, "json", "j", false, "write JSON")
-	choiceFlag(cmd.Flags(), &until, "until", untilInput, []string{untilInput, untilParent, untilSignal}, "what the lock is held until: standard input closes, the process that started this one has ended, or only a signal")
+	choiceFlag(cmd.Flags(), &until, "until", untilInput, []string{untilInput, untilParent, untilSignal}, "hold the lock until standard input closes, until the process that started this one has ended, or only until a signal")
 	o.flags(cmd.Flags())
 	l.flags(cmd.Flags(), "warn")
 	c.flags(cmd.Flags())
@@ -121,16 +122,16 @@ func (a *app) howLong(name, until string) string {
 	case until != untilInput:
 		return ""
 	case inBackground(a.in):
-		return fmt.Sprintf("holding %s in the background: kill %d gives it back, or fg and Ctrl-D", lockNamed(name), os.Getpid())
+		return fmt.Sprintf("holding %s in the background: kill %d releases it, and so do fg and Ctrl-D", lockNamed(name), os.Getpid())
 	case terminal(a.in):
-		return fmt.Sprintf("holding %s, Ctrl-D or Ctrl-C gives it back", lockNamed(name))
+		return fmt.Sprintf("holding %s, Ctrl-D or Ctrl-C releases it", lockNamed(name))
 	}
 	in, err := a.in.Stat()
 	if err != nil {
 		return ""
 	}
 	if null, err := os.Stat(os.DevNull); err == nil && os.SameFile(in, null) {
-		return fmt.Sprintf("%s is given back at once, as standard input is %s: --until parent or --until signal holds it", lockNamed(name), os.DevNull)
+		return fmt.Sprintf("%s is released at once, because standard input is %s: --until parent or --until signal holds it", lockNamed(name), os.DevNull)
 	}
 	return ""
 }
@@ -158,7 +159,7 @@ func oneName(cmd *cobra.Command, args []string) error {
 	case len(args) == 0:
 		return usage("the name of the lock is missing: %s", cmd.UseLine())
 	case len(args) > 1:
-		return usage("one name is wanted, but there are %d arguments: %s", len(args), cmd.UseLine())
+		return usage("one name is needed, got %d arguments: %s", len(args), cmd.UseLine())
 	}
 	return nil
 }

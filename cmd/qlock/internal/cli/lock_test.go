@@ -54,7 +54,7 @@ func TestShortLeases(t *testing.T) {
 	for _, args := range [][]string{{"run", "x", "--", "true"}, {"lock", "x", "--try"}} {
 		r := qlockCmd(t, append([]string{args[0], "-s", c.url()}, args[1:]...)...)
 		r.want(t, 0)
-		if strings.Contains(r.err, "was not made for locks") {
+		if strings.Contains(r.err, "is not suited for locks") {
 			t.Errorf("qlock %s: %s", args[0], r.err)
 		}
 	}
@@ -104,7 +104,7 @@ func TestWaitForServerEnds(t *testing.T) {
 	for _, url := range []string{none, "nats://" + silent.Addr().String()} {
 		for _, command := range [][]string{{"run", "x", "--", "true"}, {"lock", "x"}} {
 			args := append([]string{command[0], "-s", url, "--timeout", "1h", "--wait", "400ms"}, command[1:]...)
-			qlockCmd(t, args...).want(t, exitSelf, "--wait 400ms is over", "connect to NATS at "+url)
+			qlockCmd(t, args...).want(t, exitSelf, "--wait 400ms has passed", "connect to NATS at "+url)
 		}
 	}
 	qlockCmd(t, "lock", "x", "-s", none).want(t, exitSelf, "is a server running there?")
@@ -138,7 +138,7 @@ func TestLockInScripts(t *testing.T) {
 	t.Run("until its input ends", func(t *testing.T) {
 		t.Parallel()
 		p := launchShell(t, `"$0" "$@" & wait $!`, "lock", lockName(t), "-s", c.url())
-		p.wait().want(t, 0, "is given back at once, as standard input is /dev/null", "--until parent")
+		p.wait().want(t, 0, "is released at once, because standard input is /dev/null", "--until parent")
 		p = launchShell(t, `"$0" "$@" & wait $!`, "lock", lockName(t), "-s", c.url(), "--quiet")
 		if r := p.wait(); r.err != "" {
 			t.Error(r.err)

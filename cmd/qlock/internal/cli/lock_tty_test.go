@@ -34,7 +34,7 @@ func TestLockInBackground(t *testing.T) {
 	s, name := shellOn(t), lockName(t)
 	s.key(fmt.Sprintf(`"$qlock" lock %s -s %s & echo pid''$!.`+"\n", name, c.url()))
 	pid := s.pidAfter("pid")
-	s.after(func() {}, "in the background: kill "+strconv.Itoa(pid)+" gives it back")
+	s.after(func() {}, "in the background: kill "+strconv.Itoa(pid)+" releases it")
 	for _, sig := range []syscall.Signal{syscall.SIGTTIN, syscall.SIGTTOU} {
 		if !ignored(t, pid, sig) {
 			t.Errorf("%v stops it", sig)

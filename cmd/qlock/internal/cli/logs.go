@@ -10,9 +10,9 @@ import (
 type logs struct{ level, format string }
 
 func (l *logs) flags(fs *pflag.FlagSet, level string) {
-	choiceFlag(fs, &l.level, "log-level", level, []string{"debug", "info", "warn", "error"}, "least level that is logged")
+	choiceFlag(fs, &l.level, "log-level", level, []string{"debug", "info", "warn", "error"}, "lowest level to log")
 	env(fs, "log-level", "QLOCK_LOG_LEVEL")
-	choiceFlag(fs, &l.format, "log-format", "text", []string{"text", "json"}, "form of log lines")
+	choiceFlag(fs, &l.format, "log-format", "text", []string{"text", "json"}, "format of log lines")
 	env(fs, "log-format", "QLOCK_LOG_FORMAT")
 }
 

@@ -28,14 +28,14 @@ type look struct {
 }
 
 func (o *look) flags(fs *pflag.FlagSet) {
-	fs.BoolVarP(&o.json, "json", "j", false, "write JSON; with --watch a line for each look")
-	fs.BoolVarP(&o.watch, "watch", "w", false, "look again and again, until Ctrl-C")
-	durationFlag(fs, &o.interval, "interval", 2*time.Second, 100*time.Millisecond, "from one look to the next, with --watch")
+	fs.BoolVarP(&o.json, "json", "j", false, "write JSON; with --watch one line each time")
+	fs.BoolVarP(&o.watch, "watch", "w", false, "repeat until Ctrl-C")
+	durationFlag(fs, &o.interval, "interval", 2*time.Second, 100*time.Millisecond, "interval of --watch")
 	o.connection.flags(fs)
 }
 
-const lookStatuses = `Exit status: 0; 121 no quorum; 123 refused by NATS permissions (those of an inspector
-are needed); 1 another failure; 2 bad flags. --watch goes on when there is no quorum.`
+const lookStatuses = `Exit status: 0; 121 no quorum; 123 refused by NATS permissions (the role inspector is
+needed); 1 another failure; 2 bad flags. --watch continues when there is no quorum.`
 
 // view is what one look showed: for people, or for a program.
 type view struct {
@@ -156,9 +156,9 @@ func lookError(err error) error {
 	status := lockStatus(err)
 	switch status {
 	case exitNoQuorum:
-		err = fmt.Errorf("%w; qlock nodes shows who answers, and qlock check what is wrong", err)
+		err = fmt.Errorf("%w; qlock nodes shows which nodes answer, and qlock check finds problems", err)
 	case exitRefused:
-		err = fmt.Errorf("%w; qlock permissions inspector:NAME or operator:NAME writes what is needed", err)
+		err = fmt.Errorf("%w; qlock permissions inspector:NAME or operator:NAME writes the permissions that are needed", err)
 	case exitSelf:
 		status = exitFailed
 	}
@@ -244,16 +244,16 @@ func (a *app) ls() *cobra.Command {
 	o := &look{}
 	cmd := &cobra.Command{
 		Use:     "ls [PATTERN] [flags]",
-		Short:   "Show who holds what",
+		Short:   "List the locks and their holders",
 		GroupID: groupSee,
-		Long: `Ask the nodes which locks there are, and put their answers together: who holds each,
-with which note and token, for how long and how much of the lease is left, how many
-wait, and how many nodes have given their vote. PATTERN limits it to some locks,
-written as in NATS subjects: orders.> or stock.*.count.
+		Long: `Ask the nodes which locks exist, and combine their answers: the holder of each lock,
+its note and token, how long it has held the lock, how much of the lease is left, how
+many clients wait, and how many nodes voted for it. PATTERN limits this to some
+locks, written as in NATS subjects: orders.> or stock.*.count.
 
-Votes of fewer nodes than there are may mean that a lock changes hands this very
-moment, or that nodes do not answer or disagree: qlock info shows each node's view.
-A terminal that is too narrow for all columns gets the more important ones.
+If fewer nodes than all voted for a lock, it may be changing hands at this moment, or
+some nodes do not answer or disagree: qlock info shows the view of each node. A
+terminal that is too narrow for all columns shows the more important ones.
 
 ` + lookStatuses,
 		Example: `  qlock ls
@@ -281,7 +281,7 @@ A terminal that is too narrow for all columns gets the more important ones.
 // listing is the table of qlock ls.
 func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string {
 	if len(locks) == 0 {
-		return wrapped(fmt.Sprintf("Nobody holds a lock of cluster %s or waits for one.", cluster), width) + "\n"
+		return wrapped(fmt.Sprintf("Cluster %s has no locks that are held or waited for.", cluster), width) + "\n"
 	}
 	g := &grid{title: "Locks of cluster " + cluster, columns: []column{
 		{title: "Lock", least: 20, end: true}, {title: "Mode", drop: 2}, {title: "Holder", least: 12}, {title: "Held for", right: true},
@@ -336,24 +336,24 @@ func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string 
 		say = fmt.Sprintf("%s, %s %s.", several(len(locks), "lock"), several(waiting, "claim"), verb(waiting, "waits", "wait"))
 	}
 	if free > 0 {
-		say += fmt.Sprintf(" Held by nobody: %d.", free)
+		say += fmt.Sprintf(" Not held: %d.", free)
 	}
 	if unclear > 0 {
-		say += fmt.Sprintf(" Not known whether held: %d.", unclear)
+		say += fmt.Sprintf(" Unknown whether held: %d.", unclear)
 	}
 	lines := []string{wrapped(say, width)}
 	if split > 0 {
-		lines = append(lines, wrapped(fmt.Sprintf("The nodes disagree on %d: qlock info NAME shows whose votes.", split), width))
+		lines = append(lines, wrapped(fmt.Sprintf("The nodes disagree on %d: qlock info NAME shows the view of each node.", split), width))
 	}
 	if s := locks[0].Silent; len(s) > 0 {
-		lines = append(lines, paint(a.out, wrapped(fmt.Sprintf("No answer from %s: what only %s would tell is missing.", strings.Join(s, ", "), verb(len(s), "it", "they")), width), text.FgYellow))
+		lines = append(lines, paint(a.out, wrapped(fmt.Sprintf("No answer from %s: what only %s would report is missing.", strings.Join(s, ", "), verb(len(s), "it", "they")), width), text.FgYellow))
 	}
 	if r := locks[0].Recovering; len(r) > 0 {
 		lines = append(lines, paint(a.out, wrapped(waitingNodes(r), width), text.FgYellow))
 	}
 	if len(without) > 0 {
 		slices.Reverse(without)
-		lines = append(lines, paint(a.out, wrapped(fmt.Sprintf("No room here for: %s.", strings.ToLower(strings.Join(without, ", "))), width), text.Faint))
+		lines = append(lines, paint(a.out, wrapped(fmt.Sprintf("Hidden columns, for lack of room: %s.", strings.ToLower(strings.Join(without, ", "))), width), text.Faint))
 	}
 	return table + strings.Join(lines, "\n") + "\n"
 }
@@ -370,12 +370,11 @@ func (a *app) info() *cobra.Command {
 	o := &look{}
 	cmd := &cobra.Command{
 		Use:     "info NAME [flags]",
-		Short:   "Show all that the nodes know of one lock",
+		Short:   "Show everything that the nodes know about one lock",
 		GroupID: groupSee,
-		Long: `Ask the nodes after one lock: who holds it, who waits in which order, and what each
-node has by itself. Claims are named by the first digits of their ids, as qlock
-unlock --claim takes them; --json has them in full, as it has all that is too much
-for a screen.
+		Long: `Ask the nodes about one lock: its holders, its queue in order, and the view of each
+node. Claims are shown by the first digits of their ids, as qlock unlock --claim
+accepts them. --json shows the full ids, and everything that does not fit on a screen.
 
 ` + lookStatuses,
 		Example: `  qlock info nightly
@@ -433,7 +432,7 @@ func (a *app) portrait(cluster string, info *qlock.LockInfo, width int) string {
 		line("Held for", age(h.For))
 		line("Lease", fmt.Sprintf("%s left, %s", age(h.Lease), leaseGoesOn(h)))
 		if h.Kept {
-			line("Kept", "passed on among goroutines of its client, or retained until others want it")
+			line("Kept", "handed on among goroutines of its client, or retained until other clients want it")
 		}
 		line("Votes", fmt.Sprintf("%d of %d", len(h.Voted), len(info.Answered)+len(info.Silent)))
 		line("Claim", shortID(h.ID))
@@ -450,15 +449,15 @@ func (a *app) portrait(cluster string, info *qlock.LockInfo, width int) string {
 
 func noHolder(info *qlock.LockInfo) string {
 	if err := unclear(info); err != nil {
-		return "Not known whether it is held: " + err.Error() + "."
+		return "Unknown whether it is held: " + err.Error() + "."
 	}
 	switch {
 	case len(info.Queue) == 0 && len(info.Silent) == 0:
-		return "Nobody holds it, and nobody waits."
+		return "It has no holder and no waiters."
 	case len(info.Queue) == 0:
-		return "No node that answered knows of a holder, or of anybody who waits."
+		return "No node that answered knows of a holder or a waiter."
 	}
-	return "Nobody holds it: no claim has enough votes."
+	return "It has no holder: no claim has enough votes."
 }
 
 // mayHold is a claim that may be held, though nodes that tell of it are too few to say so.
@@ -501,7 +500,7 @@ func waitingNodes(nodes []string) string {
 
 func leaseGoesOn(c *qlock.ClaimInfo) string {
 	if c.Evicted {
-		return "and extended no more: it was evicted"
+		return "not extended any more: it was evicted"
 	}
 	return "extended while the client lives"
 }
@@ -528,7 +527,7 @@ func (a *app) queue(info *qlock.LockInfo, width int) string {
 
 // views is what each node has by itself.
 func (a *app) views(info *qlock.LockInfo, width int) string {
-	g := &grid{title: "Each node's view", columns: []column{{title: "Node"}, {title: "Its vote is given to", least: 20}, {title: "Waiting", right: true}}}
+	g := &grid{title: "View of each node", columns: []column{{title: "Node"}, {title: "Voted for", least: 20}, {title: "Waiting", right: true}}}
 	nodes := append(slices.Clone(info.Answered), info.Silent...)
 	slices.Sort(nodes)
 	views := map[string]int{}
@@ -556,7 +555,7 @@ func (a *app) views(info *qlock.LockInfo, width int) string {
 	}
 	table, _ := g.render(width)
 	if len(views) > 1 {
-		table += wrapped("The nodes disagree. That is so while a lock changes hands; if it lasts, see qlock nodes.", width) + "\n"
+		table += wrapped("The nodes disagree. This is normal while a lock changes hands. If it persists, see qlock nodes.", width) + "\n"
 	}
 	return table
 }
@@ -589,15 +588,15 @@ func pick(info *qlock.LockInfo, id, client string) ([]qlock.ClaimInfo, error) {
 		}
 		switch len(found) {
 		case 0:
-			return nil, fmt.Errorf("no claim on %s has an id that begins with %q: qlock info %s shows them, and it may be over already", name, id, name)
+			return nil, fmt.Errorf("no claim on %s has an id that begins with %q: qlock info %s shows the claims; it may have ended already", name, id, name)
 		case 1:
 			return found, nil
 		}
-		return nil, usage("--claim %q: %d claims on %s have ids that begin so: %s, %s", id, len(found), name, found[0].ID, found[1].ID)
+		return nil, usage("--claim %q: %d claims on %s have ids that begin like this, such as %s and %s", id, len(found), name, found[0].ID, found[1].ID)
 	case client != "":
 		found := slices.DeleteFunc(slices.Clone(info.Holders), func(c qlock.ClaimInfo) bool { return c.Client != client })
 		if len(found) == 0 {
-			return nil, fmt.Errorf("%s is not held by %s: qlock info %s shows by whom; who waits is evicted by --claim", name, printable.Text(client), name)
+			return nil, fmt.Errorf("%s is not held by %s: qlock info %s shows the holders; use --claim to evict a waiter", name, printable.Text(client), name)
 		}
 		return found, nil
 	}

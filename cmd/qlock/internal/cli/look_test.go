@@ -58,7 +58,7 @@ func TestLs(t *testing.T) {
 	if b.Holding != 2 || len(b.Holders) != 2 || b.Holders[0].Mode != "shared" || b.Queue == nil || b.Holders[0].Lease > 5000 {
 		t.Errorf("%+v", b)
 	}
-	qlockCmd(t, "ls", name+".none", "-s", c.url()).want(t, 0, "Nobody holds a lock of cluster default or waits for one.")
+	qlockCmd(t, "ls", name+".none", "-s", c.url()).want(t, 0, "Cluster default has no locks that are held or waited for.")
 	if none := decode[lookReport](t, qlockCmd(t, "ls", name+".none", "-s", c.url(), "--json")); none.Locks == nil {
 		t.Error("no list")
 	}
@@ -107,10 +107,10 @@ func TestLsWatch(t *testing.T) {
 		name := lockName(t)
 		s := onTerminal(t, "ls", name+".>", "-s", c.url(), "--watch", "--interval", "100ms")
 		s.says(s.out, "every 100ms, Ctrl-C ends it")
-		s.says(s.out, "Nobody holds a lock")
+		s.says(s.out, "has no locks that are held")
 		hold(t, c, name+".x", "--note", "seen at once")
 		s.says(s.out, "seen at once")
-		if out := s.out.String(); !strings.HasPrefix(out, "\x1b[H") || !strings.HasSuffix(strings.Split(out, "Nobody holds")[0], "\x1b[K\r\n") {
+		if out := s.out.String(); !strings.HasPrefix(out, "\x1b[H") || !strings.HasSuffix(strings.Split(out, "Cluster default has no locks")[0], "\x1b[K\r\n") {
 			t.Errorf("%q", out)
 		}
 		s.key("\x03")
@@ -132,11 +132,11 @@ func TestLsWatch(t *testing.T) {
 			}
 		}
 	})
-	t.Run("no terminal", func(t *testing.T) {
+	t.Run("not a terminal", func(t *testing.T) {
 		t.Parallel()
 		name := lockName(t)
 		p := launch(t, "info", name, "-s", c.url(), "--watch", "--interval", "100ms")
-		p.says(p.out, "nobody waits.\n\nLock ")
+		p.says(p.out, "no waiters.\n\nLock ")
 		p.signal(syscall.SIGTERM)
 		p.wait().want(t, 0)
 	})
@@ -146,7 +146,7 @@ func TestInfo(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
 	name := lockName(t)
-	qlockCmd(t, "info", name, "-s", c.url()).want(t, 0, "Lock "+name+" of cluster default", "Nobody holds it, and nobody waits.")
+	qlockCmd(t, "info", name, "-s", c.url()).want(t, 0, "Lock "+name+" of cluster default", "It has no holder and no waiters.")
 	hold(t, c, name, "--note", "release 4.2")
 	waitFor(t, c, name, "--note", "the next one")
 	waitFor(t, c, name, "--shared")
@@ -157,7 +157,7 @@ func TestInfo(t *testing.T) {
 	}
 	r := qlockCmd(t, "info", name, "-s", c.url())
 	r.want(t, 0, "   Holder  holder\n", "     Note  release 4.2\n", fmt.Sprintf("    Token  %d\n", report.Holders[0].Token), "    Votes  3 of 3\n",
-		"Waiting, the next one first", "the next one", "waiter", "Each node's view", "holder "+shortID(report.Holders[0].ID), shortID(report.Queue[1].ID))
+		"Waiting, the next one first", "the next one", "waiter", "View of each node", "holder "+shortID(report.Holders[0].ID), shortID(report.Queue[1].ID))
 	if strings.Contains(r.out, "disagree") {
 		t.Error(r.out)
 	}
@@ -182,20 +182,20 @@ func TestDisagreement(t *testing.T) {
 		want      []string
 	}{
 		{"ls", a.listing("prod", []qlock.LockInfo{crowd, evicted, split}, 80), []string{
-			"nobody", "1/3", "billing evicted", "2/3", "and 8 more", "3 locks, 2 claims wait.", "Held by nobody: 1.", "The nodes disagree on 1", "No answer from n3"}},
+			"nobody", "1/3", "billing evicted", "2/3", "and 8 more", "3 locks, 2 claims wait.", "Not held: 1.", "The nodes disagree on 1", "No answer from n3"}},
 		{"info of a split lock", a.portrait("prod", &split, 80), []string{
-			"Nobody holds it: no claim has enough votes.", "mail 0f2a91c7/4", "stock 0f2a91c7/5", "no answer", "The nodes disagree."}},
-		{"info of one that was evicted", a.portrait("prod", &evicted, 80), []string{"billing evicted", "extended no more", "2 of 3"}},
+			"It has no holder: no claim has enough votes.", "mail 0f2a91c7/4", "stock 0f2a91c7/5", "no answer", "The nodes disagree."}},
+		{"info of one that was evicted", a.portrait("prod", &evicted, 80), []string{"billing evicted", "not extended any more", "2 of 3"}},
 		{"info of silence", a.portrait("prod", &qlock.LockInfo{Name: "x", Answered: []string{"n1", "n2"}, Silent: []string{"n3"}}, 80), []string{
 			"No node that answered knows of a holder", "no answer"}},
 		{"ls of one that may be held", a.listing("prod", []qlock.LockInfo{maybe}, 80), []string{
-			"not known", "1/3", "1 lock, 1 claim waits.", "Not known whether held: 1.", "n2 gives no votes yet: what it may have forgotten is missing."}},
+			"not known", "1/3", "1 lock, 1 claim waits.", "Unknown whether held: 1.", "n2 gives no votes yet: what it may have forgotten is missing."}},
 		{"info of one that may be held", a.portrait("prod", &maybe, 80), []string{
-			"Not known whether it is held: billing 0f2a91c7/7 may hold it; no answer from n3; n2 gives no votes yet, and may have forgotten."}},
+			"Unknown whether it is held: billing 0f2a91c7/7 may hold it; no answer from n3; n2 gives no votes yet, and may have forgotten."}},
 		{"info of amnesia", a.portrait("prod", &qlock.LockInfo{Name: "x", Answered: []string{"n1", "n2", "n3"}, Recovering: []string{"n1", "n2"}}, 80), []string{
-			"Not known whether it is held: n1, n2 give no votes yet, and may have forgotten."}},
+			"Unknown whether it is held: n1, n2 give no votes yet, and may have forgotten."}},
 		{"unlock of one that may be held", wrapped(notKnown("maybe", &maybe, unclear(&maybe)).Error(), 80), []string{
-			"nobody was evicted", "billing 0f2a91c7/7 may hold it", "--claim 0f2a91c7/7 evicts it in any case"}},
+			"no claim was evicted", "billing 0f2a91c7/7 may hold it", "--claim 0f2a91c7/7 evicts it in any case"}},
 	} {
 		text80 := strings.ReplaceAll(c.got, "\n", " ")
 		for _, w := range c.want {
@@ -225,7 +225,7 @@ func TestUnlock(t *testing.T) {
 		qlockCmd(t, unlock(name, "--yes", "--reason", "its disk\tis full", "--wait", "10s")...).want(t, 0, "holder ", "is evicted: no node has its claim on "+name)
 		h.wait().want(t, exitLost, "lock lost: evicted by ops: its disk")
 		next.wait().want(t, 0, "mine")
-		qlockCmd(t, unlock(name, "--yes")...).want(t, 0, "Nobody holds "+name)
+		qlockCmd(t, unlock(name, "--yes")...).want(t, 0, "No client holds "+name)
 	})
 	t.Run("a command", func(t *testing.T) {
 		t.Parallel()
@@ -233,7 +233,7 @@ func TestUnlock(t *testing.T) {
 		p := launch(t, "run", name, "-s", c.url(), "--", "sh", "-c", `trap 'echo told; exit 0' TERM; echo ready; while :; do sleep 0.02; done`)
 		p.says(p.out, "ready")
 		qlockCmd(t, unlock(name, "--yes", "--reason", "no", "--wait", "10s")...).want(t, 0)
-		p.wait().want(t, exitLost, "told", "is lost (evicted by ops: no), the command is told to end", fmt.Sprintf("lock %q: lock lost: evicted by ops: no", name))
+		p.wait().want(t, exitLost, "told", "is lost (evicted by ops: no), the command gets SIGTERM", fmt.Sprintf("lock %q: lock lost: evicted by ops: no", name))
 	})
 	t.Run("who waits", func(t *testing.T) {
 		t.Parallel()
@@ -268,7 +268,7 @@ func TestUnlock(t *testing.T) {
 		name := lockName(t)
 		h := hold(t, c, name, "--lease", "20s")
 		h.signal(syscall.SIGSTOP)
-		qlockCmd(t, unlock(name, "--yes", "--wait", "100ms")...).want(t, exitHeld, "has not given "+name+" up yet", "Its lease ends in ", "until then nobody else has the lock")
+		qlockCmd(t, unlock(name, "--yes", "--wait", "100ms")...).want(t, exitHeld, "has not released "+name+" yet", "Its lease ends in ", "until then no other client has the lock")
 		qlockCmd(t, "ls", name, "-s", c.url()).want(t, 0, "holder evicted")
 		h.signal(syscall.SIGCONT)
 		h.wait().want(t, exitLost, "evicted by ops")
@@ -279,22 +279,22 @@ func TestUnlock(t *testing.T) {
 		h := hold(t, c, name, "--note", "ask \x1bAda")
 		for _, answer := range []string{"\n", "n\n", "nonsense\n"} {
 			s := onTerminal(t, unlock(name)...)
-			out := s.says(s.out, "Go on? [y/N]")
-			if !strings.Contains(out, "To be evicted from "+name) || !strings.Contains(out, "holder ") || !strings.Contains(out, `: ask \x1bAda`) {
+			out := s.says(s.out, "Continue? [y/N]")
+			if !strings.Contains(out, "These claims on "+name+" will be evicted:") || !strings.Contains(out, "holder ") || !strings.Contains(out, `: ask \x1bAda`) {
 				t.Errorf("%q", out)
 			}
 			s.key(answer)
-			s.wait().want(t, exitFailed, "nobody was evicted")
+			s.wait().want(t, exitFailed, "no claim was evicted")
 		}
 		s := onTerminal(t, unlock(name)...)
-		s.says(s.out, "Go on?")
+		s.says(s.out, "Continue?")
 		s.key("\x03")
 		s.wait().want(t, -int(syscall.SIGINT))
 		if got := infoOf(t, c, name); got.Holding != 1 || got.Holders[0].Evicted {
 			t.Errorf("%+v", got)
 		}
 		s = onTerminal(t, unlock(name, "--wait", "10s")...)
-		s.says(s.out, "Go on?")
+		s.says(s.out, "Continue?")
 		s.key("y\n")
 		s.wait().want(t, 0, "is evicted")
 		h.wait().want(t, exitLost)

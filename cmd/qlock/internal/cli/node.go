@@ -48,31 +48,31 @@ func (a *app) node() *cobra.Command {
 		Short:   "Run a node",
 		GroupID: groupNodes,
 		Args:    noArgs,
-		Long: `Run a node: it votes on locks, with a nats-server of its own in the same
-process, which joins those of the other nodes by --routes; or, with --server or
---context, on a NATS that runs already.
+		Long: `Run a node that votes on locks. The node starts a nats-server of its own in the same
+process, which connects to those of the other nodes (--routes). With --server or
+--context it uses a NATS system that already runs.
 
---name, --nodes, --cluster, --max-lease and --max-skew make the configuration on
-which all nodes must agree but for the name. It does not change while the cluster
-runs.
+--name, --nodes, --cluster, --max-lease and --max-skew are the configuration. All
+nodes must have the same configuration except for their names, and it must not
+change while the cluster runs.
 
---bootstrap writes into the empty state directory that there is nothing to forget,
-and ends. Do it once for each node of a new cluster, by hand, at most an hour before
-the node's first start: a node without it waits for --max-lease and 16 % more
-before its first votes, and is right to do so whenever its state was lost.
+--bootstrap records in the empty state directory that the node has nothing to
+forget, and exits. Run it by hand, once for each node of a new cluster, at most an
+hour before the node's first start. Without it a node waits for --max-lease and 16 %
+more before its first votes, which is right whenever its state was lost.
 
-SIGTERM stops the node cleanly: its votes are saved. It votes at once when it starts
-again within 85 % of --max-lease, with the same directory, on a machine that was
-not restarted. Else it waits.
+SIGTERM stops the node cleanly and saves its votes. It votes at once if it starts
+again within 85 % of --max-lease, with the same directory, on a machine that was not
+restarted. Otherwise it waits.
 
-SIGHUP reads the file of --config and the certificates again; of the file, log-level
-is applied, and what needs a restart is logged.
+SIGHUP reads the file of --config and the certificates again. It applies log-level
+from the file, and logs which settings need a restart.
 
-The node ends with status 1 when it cannot go on by itself: another node has its
-name, or its NATS connection is closed for ever. Let a supervisor restart it.
+The node exits with status 1 when it cannot continue: another node has its name, or
+its NATS connection is closed permanently. Let a supervisor restart it.
 
---http serves /healthz (the node serves, or will), /readyz (the node votes) and
-/metrics.
+--http serves /healthz (200 unless the node has stopped and needs a restart),
+/readyz (200 while the node votes) and /metrics.
 
 The file of --config is YAML. Its keys are the names of these flags:
 
@@ -109,25 +109,25 @@ func (o *nodeOptions) flags(fs *pflag.FlagSet) {
 	str(&o.node.Name, "name", "", "this node's name, one of --nodes")
 	// QLOCK_NAME is what qlock run tells its command.
 	env(fs, "name", "QLOCK_NODE_NAME")
-	fs.StringSliceVar(&o.node.Nodes, "nodes", nil, "names of all nodes of the cluster, the same at each")
+	fs.StringSliceVar(&o.node.Nodes, "nodes", nil, "names of all nodes of the cluster; the same on every node")
 	str(&o.cluster, "cluster", qlock.DefaultCluster, "name of the lock cluster")
-	str(&o.node.StateDir, "state-dir", "", "directory for what must not be forgotten; empty: wait for --max-lease after each start")
-	fs.BoolVar(&o.bootstrap, "bootstrap", false, "prepare the empty state directory of a new cluster's node, and end")
-	durationFlag(fs, &o.node.MaxLease, "max-lease", qlock.DefaultMaxLease, 10*time.Millisecond, "longest lease that clients may have")
-	durationFlag(fs, &o.node.PreviousMaxLease, "previous-max-lease", 0, 10*time.Millisecond, "--max-lease before it was lowered; a node whose state was lost waits for the longer of the two")
+	str(&o.node.StateDir, "state-dir", "", "directory for state that must survive a restart; empty: wait for --max-lease after each start")
+	fs.BoolVar(&o.bootstrap, "bootstrap", false, "prepare the empty state directory of a node of a new cluster, and exit")
+	durationFlag(fs, &o.node.MaxLease, "max-lease", qlock.DefaultMaxLease, 10*time.Millisecond, "longest lease that a client may have")
+	durationFlag(fs, &o.node.PreviousMaxLease, "previous-max-lease", 0, 10*time.Millisecond, "value of --max-lease before it was lowered; a node that lost its state waits for the longer of the two")
 	durationFlag(fs, &o.node.MaxSkew, "max-skew", 0, time.Millisecond, "how far a client's clock may be ahead; default 5s, or half of --max-lease if that is less")
-	countFlag(fs, &o.node.MaxClaims, "max-claims", 250_000, 1, 1<<31-1, "locks, held and awaited, of one client name")
-	countFlag(fs, &o.node.MaxQueue, "max-queue", 65_536, 1, 1<<31-1, "claims that may wait for one lock")
-	addressFlag(fs, &o.listen, "listen", "127.0.0.1:4222", "where clients connect")
-	addressFlag(fs, &o.meshAddr, "cluster-listen", "", "where the servers of other nodes connect")
-	fs.StringSliceVar(&o.routes, "routes", nil, "addresses of all servers of the mesh; this node's own may be among them")
-	str(&o.routeUser, "route-user", "", "user that servers show each other")
-	str(&o.routePassword, "route-password", "", "password that servers show each other")
-	str(&o.routeTLSCert, "route-tlscert", "", "file with the certificate that servers show each other, for both ends of a connection")
-	str(&o.routeKey, "route-tlskey", "", "file with its key")
-	str(&o.routeTLSCA, "route-tlsca", "", "file with the authorities that servers trust for each other")
-	addressFlag(fs, &o.http, "http", "", "where /healthz, /readyz and /metrics are served; empty: nowhere")
-	fs.BoolVar(&o.observe, "observe", false, "count all clients' events in /metrics; default: if the server is this node's own")
+	countFlag(fs, &o.node.MaxClaims, "max-claims", 250_000, 1, 1<<31-1, "limit of locks, held and awaited, of one client name")
+	countFlag(fs, &o.node.MaxQueue, "max-queue", 65_536, 1, 1<<31-1, "limit of claims that wait for one lock")
+	addressFlag(fs, &o.listen, "listen", "127.0.0.1:4222", "address for clients")
+	addressFlag(fs, &o.meshAddr, "cluster-listen", "", "address for the servers of other nodes")
+	fs.StringSliceVar(&o.routes, "routes", nil, "addresses of all servers of the mesh; may include this node's own")
+	str(&o.routeUser, "route-user", "", "user with which servers log in to each other")
+	str(&o.routePassword, "route-password", "", "password with which servers log in to each other")
+	str(&o.routeTLSCert, "route-tlscert", "", "certificate file for connections between servers, used at both ends")
+	str(&o.routeKey, "route-tlskey", "", "key file of --route-tlscert")
+	str(&o.routeTLSCA, "route-tlsca", "", "file with the CA certificates that servers trust for each other")
+	addressFlag(fs, &o.http, "http", "", "address of /healthz, /readyz and /metrics; empty: none")
+	fs.BoolVar(&o.observe, "observe", false, "count the events of all clients in /metrics; default: only if the node runs its own server")
 	own("config", "nodes", "cluster", "state-dir", "max-lease", "previous-max-lease", "max-skew", "max-claims", "max-queue", "listen", "cluster-listen", "routes",
 		"route-user", "route-password", "route-tlscert", "route-tlskey", "route-tlsca", "http", "observe")
 	o.logs.flags(fs, "info")
@@ -135,12 +135,12 @@ func (o *nodeOptions) flags(fs *pflag.FlagSet) {
 	var nats pflag.FlagSet
 	o.natsFlags(&nats)
 	for name, use := range map[string]string{
-		"server":       "run on this NATS, not on a server of its own",
-		"context":      "run on the NATS of this context of the nats command",
-		"user":         "user; of a server of its own: what its clients must show, as all of these",
-		"tlscert":      "file with the certificate; of a server of its own: the server's",
-		"tlsca":        "file with the authorities to trust; of a server of its own: those of its clients, who must show a certificate",
-		"timeout":      "how long to wait for NATS",
+		"server":       "use these NATS servers, and start none",
+		"context":      "use the NATS servers of this context of the nats command",
+		"user":         "user; if the node runs its own server, clients must log in with these credentials",
+		"tlscert":      "certificate file; if the node runs its own server, the server's certificate",
+		"tlsca":        "file with the CA certificates to trust; if the node runs its own server, clients must present a certificate of these CAs",
+		"timeout":      "time to wait for NATS",
 		"inbox-prefix": "prefix of inboxes; default: _INBOX and the node's name",
 	} {
 		nats.Lookup(name).Usage = use
@@ -171,15 +171,15 @@ func (o *nodeOptions) checkNode() error {
 	case o.node.MaxSkew > o.node.MaxLease:
 		return usage("--max-skew %v is more than --max-lease %v", o.node.MaxSkew, o.node.MaxLease)
 	case o.bootstrap && o.node.StateDir == "":
-		return usage("--bootstrap needs --state-dir: there is nowhere to write to")
+		return usage("--bootstrap needs --state-dir")
 	case o.external() && (o.meshAddr != "" || len(o.routes) > 0):
-		return usage("--server is for a NATS that runs already, --cluster-listen and --routes are for a server in this process: give one or the other")
+		return usage("--server is for NATS servers that already run, --cluster-listen and --routes are for a server in this process: give one or the other")
 	case !o.bootstrap && !o.external() && len(o.node.Nodes) > 1 && o.meshAddr == "" && len(o.routes) == 0:
 		return usage("this node would be alone: --nodes names %d, so give --cluster-listen and --routes, or --server", len(o.node.Nodes))
 	case (o.routeTLSCert == "") != (o.routeKey == "") || (o.routeTLSCert == "") != (o.routeTLSCA == ""):
-		return usage("--route-tlscert, --route-tlskey and --route-tlsca belong together, some of them are missing")
+		return usage("--route-tlscert, --route-tlskey and --route-tlsca must be given together; some of them are missing")
 	case !o.external() && (o.creds != "" || o.nkey != ""):
-		return usage("--creds and --nkey are for --server: clients of a server of its own show --user and --password, --token, or certificates")
+		return usage("--creds and --nkey are for --server: clients of the node's own server log in with --user and --password, --token, or certificates")
 	}
 	for _, n := range o.node.Nodes {
 		if !subject.IsToken(n) {
@@ -188,7 +188,7 @@ func (o *nodeOptions) checkNode() error {
 	}
 	for _, r := range o.routes {
 		if _, err := parseServer(r); err != nil || !strings.Contains(r, "://") {
-			return usage("--routes %q: use an address such as nats://n1.example.com:6222; in a user name and a password write %%2F for /, %%40 for @, and likewise what is not a letter or digit", redact.URL(r))
+			return usage("--routes %q: use an address such as nats://n1.example.com:6222; in a user name and a password write %%2F for /, %%40 for @, and encode all other characters that are not letters or digits in the same way", redact.URL(r))
 		}
 	}
 	// A node that listens for another of its name for longer than leases last would
@@ -264,7 +264,7 @@ func (a *app) runNode(cmd *cobra.Command, o *nodeOptions) error {
 			if o.node.StateDir == "" {
 				log.Warn("node stopped; without --state-dir its votes are forgotten, and its next start waits for --max-lease")
 			} else {
-				log.Info("node stopped, its state is saved")
+				log.Info("node stopped, its state was saved")
 			}
 			return nil
 		case <-s.qnode().Done():

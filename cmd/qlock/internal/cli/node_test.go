@@ -91,7 +91,7 @@ func TestCleanStop(t *testing.T) {
 	c := startCluster(t, 1)
 	h := hold(t, c, "kept")
 	c.proc(t, "n1").signal(syscall.SIGTERM)
-	c.proc(t, "n1").wait().want(t, 0, "node stops", "its state is saved")
+	c.proc(t, "n1").wait().want(t, 0, "node stops", "its state was saved")
 	if err := c.launch("n1"); err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +134,7 @@ func TestReload(t *testing.T) {
 	p.says(p.err, `"log_level":"debug"`)
 	write("log-level: loud\n")
 	p.signal(syscall.SIGHUP)
-	p.says(p.err, "reload failed, nothing is changed")
+	p.says(p.err, "reload failed, nothing was changed")
 	p.says(p.err, "allowed are debug, info, warn, error")
 	p.signal(syscall.SIGTERM)
 	r := p.wait()

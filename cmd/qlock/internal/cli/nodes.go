@@ -20,13 +20,13 @@ func (a *app) nodes() *cobra.Command {
 		Use:     "nodes [flags]",
 		Short:   "Show the nodes of a cluster",
 		GroupID: groupSee,
-		Long: `Ask the nodes who they are, and show what they say.
+		Long: `Query the nodes, and show their states and settings.
 
-States: voting; recovering (it may have forgotten votes, and gives none until these
-have run out); probing (it has just started); unreachable (others list it, and it
-did not answer); name clash (two nodes answer under one name, and clients count
-neither); other configuration (it disagrees with most, and clients do not count it);
-not in its own list, wrong digest (what it says is not true of any configuration).
+States: voting; recovering (it may have forgotten votes, and gives none until they
+have expired); probing (it has just started); unreachable (other nodes list it, but
+it did not answer); name clash (two nodes answer under one name, and clients count
+neither); other configuration (it disagrees with most nodes, and clients do not
+count it); not in its own list, wrong digest (its answer contradicts itself).
 
 Exit status: 0 if any node answered, 1 if none did, 2 for bad flags.`,
 		Example: `  qlock nodes
@@ -61,7 +61,7 @@ Exit status: 0 if any node answered, 1 if none did, 2 for bad flags.`,
 }
 
 func nobody(l *link) error {
-	return fmt.Errorf("no node of cluster %q answered on %s: is one running with this cluster name (--cluster), on this NATS, in this account?",
+	return fmt.Errorf("no node of cluster %q answered on %s: check that one runs with this cluster name (--cluster), on these NATS servers, in this account",
 		l.cluster, serverURL(l.Conn))
 }
 
@@ -99,7 +99,7 @@ func (a *app) showNodes(m *qlock.Members) {
 		m.Voting(), len(m.Config.Nodes), m.Config.WriteQuorum(), m.Config.ReadQuorum(), short(m.Config.MaxLease), short(m.Config.MaxSkew)), width), "\n")
 	for i := range m.Nodes {
 		if n := &m.Nodes[i]; farAhead(m, n) {
-			fmt.Fprint(a.out, wrapped(fmt.Sprintf("Tokens of node %s lie %s ahead of its clock; qlock check says what that means.", printable.Text(n.Name), short(n.TokensAhead.Round(time.Second))), width), "\n")
+			fmt.Fprint(a.out, wrapped(fmt.Sprintf("Tokens of node %s are %s ahead of its clock; qlock check explains what that means.", printable.Text(n.Name), short(n.TokensAhead.Round(time.Second))), width), "\n")
 		}
 	}
 }

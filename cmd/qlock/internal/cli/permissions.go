@@ -20,22 +20,24 @@ func (a *app) permissions() *cobra.Command {
 		Use:     "permissions ROLE:NAME[=PATTERN,...]... [flags]",
 		Short:   "Write NATS permissions",
 		GroupID: groupNodes,
-		Long: `Write NATS configuration for users that can do with locks what their roles allow,
-and nothing else. docs/security.md says what that is worth.
+		Long: `Write NATS configuration for users. Each user may do with locks what its role
+allows, and nothing else. docs/security.md explains what this does and does not
+protect against.
 
-  client:NAME             takes locks, under this name only
-  client:NAME=PATTERN,…   takes these locks only: orders.>, stock.*.count
-  observer:NAME           sees events: enough for qlock watch --events
-  auditor:NAME            sees events and requests: qlock watch
-  monitor:NAME            asks nodes how they are: qlock nodes, nats micro
-  inspector:NAME          asks who holds what, and sees events: qlock ls, qlock info
+  client:NAME             acquires locks, under this name only
+  client:NAME=PATTERN,…   acquires these locks only: orders.>, stock.*.count
+  observer:NAME           receives events: enough for qlock watch --events
+  auditor:NAME            receives events and requests: qlock watch
+  monitor:NAME            queries the state of nodes: qlock nodes, nats micro
+  inspector:NAME          lists locks, and receives events: qlock ls, qlock info
   operator:NAME           the same, and evicts: qlock unlock --force
-  operator:NAME=PATTERN,… evicts these only; also inspector: of others only what ls shows
+  operator:NAME=PATTERN,… evicts from these locks only, and sees of others what ls shows;
+                          inspector:NAME=PATTERN,… sees the same
   node:NAME               votes
 
 Formats: users (an authorization block, with passwords from variables of the
-server's environment), certificates (users are known by their certificates),
-signing-keys (commands of nsc; write ROLE alone, without a name), json.`,
+server's environment), certificates (the server identifies users by their
+certificates), signing-keys (nsc commands; write ROLE alone, without a name), json.`,
 		Example: `  qlock permissions node:n1 node:n2 node:n3 'client:billing=orders.>,stock.*' observer:watch
   qlock permissions inspector:support 'operator:ops=orders.>'
   qlock permissions --format certificates client:billing node:n1
@@ -74,11 +76,11 @@ signing-keys (commands of nsc; write ROLE alone, without a name), json.`,
 	fs := cmd.Flags()
 	fs.StringVar(&cluster, "cluster", qlock.DefaultCluster, "name of the lock cluster")
 	env(fs, "cluster", "QLOCK_CLUSTER")
-	choiceFlag(fs, &format, "format", "users", []string{"users", "certificates", "signing-keys", "json"}, "what to write")
+	choiceFlag(fs, &format, "format", "users", []string{"users", "certificates", "signing-keys", "json"}, "format to write")
 	fs.StringVar(&account, "account", "LOCKS", "account of the signing keys")
-	fs.StringVar(&cert, "tlscert", "tls/server.pem", "certificates: the server's certificate, as it reads it")
-	fs.StringVar(&key, "tlskey", "tls/server-key.pem", "certificates: its key")
-	fs.StringVar(&ca, "tlsca", "tls/ca.pem", "certificates: who issues those of clients")
+	fs.StringVar(&cert, "tlscert", "tls/server.pem", "certificates: path of the server's certificate, as the server reads it")
+	fs.StringVar(&key, "tlskey", "tls/server-key.pem", "certificates: path of its key")
+	fs.StringVar(&ca, "tlsca", "tls/ca.pem", "certificates: path of the CA certificates of the clients")
 	return cmd
 }
 
@@ -106,7 +108,7 @@ func parseUser(cluster, arg string, template bool) (permissions.User, error) {
 		return permissions.NewOperator(cluster, name, resources...)
 	}
 	if limited {
-		return permissions.User{}, errors.New("only clients, inspectors and operators are limited to some locks")
+		return permissions.User{}, errors.New("only clients, inspectors and operators can be limited to some locks")
 	}
 	switch permissions.Role(role) {
 	case permissions.RoleObserver:

@@ -45,44 +45,55 @@ func (a *app) run() *cobra.Command {
 		Use:     "run NAME [flags] -- COMMAND [ARGUMENT...]",
 		Short:   "Run a command under a lock",
 		GroupID: groupLocks,
-		Long: `Take a lock, run a command, give the lock back when it ends.
+		Long: `Acquire a lock, run a command, and release the lock when the command ends.
 
-The command finds QLOCK_NAME and QLOCK_TOKEN in its environment. Send the token
-with each write to what the lock protects, and let that refuse a token lower than
-the highest that it has seen: it is the only help against a command that was
-stopped, and goes on when its lock is another's.
+The command finds QLOCK_NAME and QLOCK_TOKEN in its environment. Send the token with
+each write to the system that the lock protects, and let that system reject a token
+that is lower than the highest it has seen. Nothing else protects it from a command
+that was stopped and continues when another client holds the lock.
 
-If the lock is lost, or somebody evicts it (qlock unlock --force), --on-loss says
-what becomes of the command: term sends it SIGTERM, and SIGKILL after --grace; kill
-sends SIGKILL at once; ignore lets it run, and qlock ends with its status. Another
-may have the lock from that moment on.
+If the lock is lost or evicted (qlock unlock --force), --on-loss decides what happens
+to the command: term sends it SIGTERM, and SIGKILL after --grace; kill sends SIGKILL
+at once; ignore lets it run, and qlock exits with its status. Another client may hold
+the lock from that moment on.
 
-A name that begins with - goes after a -- of its own: qlock run -- -name -- COMMAND.
+A name that begins with - needs a -- of its own: qlock run -- -name -- COMMAND.
 
-What others see beside the lock is --note; without one it is the user, the host, the
-process and the command's name, without its arguments, which may be secret.
+--note is the text that other people see with the lock. Without it, they see the user,
+the host, the process and the command's name, without its arguments, which may be
+secret.
 
 The command runs in a process group of its own. SIGINT, SIGTERM, SIGHUP, SIGQUIT,
-SIGUSR1, SIGUSR2 and SIGCONT are passed on to the group; SIGCONT follows those that
-end programs, as a stopped one would not end. If qlock itself is killed, a second small
-process kills the group; if qlock is stopped or hangs, that process does with the group
-as --on-loss says, before the lock can be another's. On Linux the kernel also kills the
-command, whatever became of that process. What a command puts into a group or session
-of its own is out of reach. On Windows there are no groups: only the command is ended,
-and nobody ends it when qlock is killed.
+SIGUSR1, SIGUSR2 and SIGCONT are forwarded to the group. SIGCONT follows each signal
+that ends programs, since a stopped program would not end. If qlock itself is killed,
+a second small process kills the group. If qlock is stopped or hangs, that process
+does with the group what --on-loss says, before another client can hold the lock. On
+Linux the kernel also kills the command, whatever happened to that process. Programs
+that the command puts into a group or session of their own are out of reach. On
+Windows there are no groups: only the command is ended, and nothing ends it when
+qlock is killed.
 
-The group has the terminal when qlock's own would have it: from the start, or in a
-pipeline from when it asks for it. Ctrl-Z stops qlock too, until the shell lets both go
-on; the lock is not refreshed meanwhile, and may be lost.
+The group gets the terminal when qlock's own group would have it: from the start, or
+in a pipeline from when it asks for it. Ctrl-Z also stops qlock, until the shell
+continues both. The lock is not refreshed meanwhile, and may be lost.
 
-The lock ends with the command: what that leaves in the background goes on without one.
-With --until group the lock is held until all of the group has ended. Programs of other
-users, as sudo starts, cannot be signalled: if the lock is lost they work on, and qlock
-says so.
+The lock is released when the command ends: processes that it leaves in the
+background continue without a lock. With --until group the lock is held until the
+whole group has ended. Programs of other users, such as those that sudo starts,
+cannot be signalled: if the lock is lost they continue, and qlock reports it.
 
-` + statuses,
+Exit status:
+  the command's own, or 128 plus the number of the signal that ended it
+  120  another client holds the lock (--try, or --wait has passed)
+  121  no quorum: too few nodes voted
+  122  the lock was lost or evicted while the command ran
+  123  refused by the nodes or by NATS permissions, or evicted while it waited
+  125  qlock failed for another reason, such as no connection
+  126  the command cannot be executed
+  127  the command was not found
+  2    bad flags` + statuses,
 		Example: `  qlock run nightly -- ./backup.sh --full
-  qlock run nightly --try -- ./backup.sh            end at once if it runs elsewhere
+  qlock run nightly --try -- ./backup.sh            fail at once if it runs elsewhere
   qlock run deploy --wait 10m --on-loss kill -- make deploy
   qlock run deploy --note "release 4.2, ask Ada" -- make deploy
   qlock run catalog --shared -- ./read-catalog`,
@@ -101,9 +112,9 @@ says so.
 	}
 	fs := cmd.Flags()
 	o.lockOptions.flags(fs)
-	choiceFlag(fs, &o.onLoss, "on-loss", onLossTerm, []string{onLossTerm, onLossKill, onLossIgnore}, "what becomes of the command when the lock is lost")
-	durationFlag(fs, &o.grace, "grace", 5*time.Second, 0, "from SIGTERM to SIGKILL with --on-loss term")
-	choiceFlag(fs, &o.until, "until", untilCommand, []string{untilCommand, untilGroup}, "what the lock is held for: the command alone, or all of its process group")
+	choiceFlag(fs, &o.onLoss, "on-loss", onLossTerm, []string{onLossTerm, onLossKill, onLossIgnore}, "what to do with the command when the lock is lost")
+	durationFlag(fs, &o.grace, "grace", 5*time.Second, 0, "time from SIGTERM to SIGKILL with --on-loss term")
+	choiceFlag(fs, &o.until, "until", untilCommand, []string{untilCommand, untilGroup}, "hold the lock until the command has ended, or until its whole process group has")
 	o.logs.flags(fs, "warn")
 	o.connection.flags(fs)
 	return cmd
@@ -121,7 +132,7 @@ func runArgs(cmd *cobra.Command, args []string) error {
 	case dash < 0:
 		return usage("the command goes after --: qlock run %s -- COMMAND", args[0])
 	case dash > 1:
-		return usage("one name is wanted before --, but there are %d arguments", dash)
+		return usage("one name is needed before --, got %d arguments", dash)
 	case len(args) == 1:
 		return usage("the command after -- is missing: qlock run %s -- COMMAND", args[0])
 	}
@@ -256,7 +267,7 @@ func (w *attendance) attend() error {
 			stop, err := c.pass(s)
 			if err != nil && fatal(s) && w.lost != nil {
 				w.unheard = true
-				w.say("the signal %q did not reach all of the command: %v; the lock is kept until it ends", s, err)
+				w.say("the signal %q did not reach all processes of the command: %v; the lock is held until they end", s, err)
 			}
 			if stop != 0 {
 				w.halt(stop)
@@ -321,21 +332,21 @@ func (w *attendance) lose() {
 	what := fmt.Sprintf("lock %q is lost%s, the command", w.lock.Name(), why)
 	switch w.o.onLoss {
 	case onLossIgnore:
-		w.say("%s goes on without it (--on-loss ignore)", what)
+		w.say("%s continues without it (--on-loss ignore)", what)
 	case onLossKill:
 		w.killNow(what)
 	default:
 		err := w.c.terminate()
 		w.kill = time.After(w.o.grace)
 		if err == nil {
-			w.say("%s is told to end, and killed after %v", what, w.o.grace)
+			w.say("%s gets SIGTERM, and SIGKILL after %v", what, w.o.grace)
 		} else {
-			w.say("%s cannot be told to end: %v: "+worksOn, what, err)
+			w.say("%s cannot be sent SIGTERM: %v: "+worksOn, what, err)
 		}
 	}
 }
 
-const worksOn = "it works on without the lock, which another may have"
+const worksOn = "it continues without the lock, which another client may hold"
 
 // killNow kills the command. What cannot be killed is tried again: a program of another
 // user's may become one of this user's.
@@ -363,9 +374,9 @@ func (w *attendance) end(status int) error {
 	switch left := w.c.close(); {
 	case left == nil:
 	case lost:
-		w.say("the command has ended, but what it has started cannot be killed: %v: "+worksOn, left)
+		w.say("the command has ended, but processes that it started cannot be killed: %v: "+worksOn, left)
 	case w.unheard:
-		w.say("the command has ended, but not what it has started and the signal did not reach: %v; it works on without the lock (--until group would keep it)", left)
+		w.say("the command has ended, but the signal did not reach some of the processes that it started: %v; these processes continue without the lock (--until group would hold it for them)", left)
 	}
 	switch {
 	case lost && errors.Is(loss, qlock.ErrEvicted):

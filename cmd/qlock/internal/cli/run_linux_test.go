@@ -108,7 +108,7 @@ func TestRunOtherUsersCommand(t *testing.T) {
 				name := lockName(t)
 				p, pid := start(t, "run", name, "-s", c.url(), "--on-loss", how, "--grace", "50ms", "--until", "group", "--", "sh", "-c", what)
 				qlockCmd(t, "unlock", name, "-s", c.url(), "--force", "--yes").want(t, 0)
-				p.says(p.err, fmt.Sprintf("cannot be killed: process %d (root): operation not permitted: it works on without the lock", pid))
+				p.says(p.err, fmt.Sprintf("cannot be killed: process %d (root): operation not permitted: it continues without the lock", pid))
 				lives(t, pid)
 				_ = p.in.Close()
 				if r := p.wait(); r.status != exitLost || strings.Contains(r.err, "is killed") || strings.Contains(r.err, "and killed after") {
@@ -122,7 +122,7 @@ func TestRunOtherUsersCommand(t *testing.T) {
 		name := lockName(t)
 		p, pid := start(t, "run", name, "-s", c.url(), "--on-loss", "term", "--grace", "1h", "--", "sh", "-c", "env $ROOT; true")
 		qlockCmd(t, "unlock", name, "-s", c.url(), "--force", "--yes").want(t, 0)
-		p.says(p.err, fmt.Sprintf("the command has ended, but what it has started cannot be killed: process %d (root): operation not permitted", pid))
+		p.says(p.err, fmt.Sprintf("the command has ended, but processes that it started cannot be killed: process %d (root): operation not permitted", pid))
 		lives(t, pid)
 	})
 	t.Run("signal", func(t *testing.T) {
@@ -130,7 +130,7 @@ func TestRunOtherUsersCommand(t *testing.T) {
 		name := lockName(t)
 		p, pid := start(t, "run", name, "-s", c.url(), "--until", "group", "--", "sh", "-c", "env $ROOT; true")
 		p.signal(syscall.SIGTERM)
-		p.says(p.err, fmt.Sprintf(`the signal "terminated" did not reach all of the command: process %d (root): operation not permitted`, pid))
+		p.says(p.err, fmt.Sprintf(`the signal "terminated" did not reach all processes of the command: process %d (root): operation not permitted`, pid))
 		qlockCmd(t, "run", name, "-s", c.url(), "--wait", "500ms", "--", "true").want(t, exitHeld)
 		lives(t, pid)
 		_ = p.in.Close()

@@ -68,7 +68,7 @@ func TestRun(t *testing.T) {
 		h := hold(t, c, name)
 		qlockCmd(t, "run", name, "-s", c.url(), "--try", "--", "true").want(t, exitHeld, "held by holder (exclusively)")
 		r := qlockCmd(t, "run", name, "-s", c.url(), "--wait", "700ms", "--", "true")
-		r.want(t, exitHeld, "held by holder", "--wait 700ms is over")
+		r.want(t, exitHeld, "held by holder", "--wait 700ms has passed")
 		// Not on a terminal, so a line at a low rate.
 		if n := strings.Count(r.err, "qlock: waiting for "+name); n != 1 {
 			t.Errorf("%d lines of progress:\n%s", n, r.err)
@@ -294,12 +294,12 @@ func TestDeadNodes(t *testing.T) {
 	looks.says(looks.out, "a.term")
 
 	c.proc(t, "n2").kill()
-	term.wait().want(t, exitLost, "is told to end, and killed after 300ms", "did not end within 300ms", `lock "a.term": lock lost while the command ran`)
+	term.wait().want(t, exitLost, "gets SIGTERM, and SIGKILL after 300ms", "did not end within 300ms", `lock "a.term": lock lost while the command ran`)
 	gone(t, termPids...)
 	kill.wait().want(t, exitLost, "the command is killed")
 	gone(t, killPids...)
 	held.wait().want(t, exitLost, "lock lost")
-	ignore.says(ignore.err, "goes on without it")
+	ignore.says(ignore.err, "continues without it")
 	if !alive(ignorePids[0]) {
 		t.Error("the command whose loss is ignored is dead")
 	}
@@ -307,7 +307,7 @@ func TestDeadNodes(t *testing.T) {
 	ignore.signal(syscall.SIGQUIT)
 	ignore.wait()
 
-	qlockCmd(t, "check", "-s", live, "--timeout", "700ms").want(t, exitFailed, "1 of 3 nodes vote, 2 are needed: nobody can take a lock")
+	qlockCmd(t, "check", "-s", live, "--timeout", "700ms").want(t, exitFailed, "1 of 3 nodes vote, 2 are needed: no lock can be acquired")
 	looks.says(looks.err, "no quorum: asked the nodes on lock.default.admin.list.")
 	qlockCmd(t, "ls", "-s", live, "--timeout", "700ms").want(t, exitNoQuorum, "qlock nodes", "qlock check")
 	qlockCmd(t, "run", "b", "-s", live, "--wait", "700ms", "--", "true").want(t, exitNoQuorum, "no quorum", "1 node answers, too few")
@@ -322,8 +322,8 @@ func TestDeadNodes(t *testing.T) {
 	if err := c.ready(c.names...); err != nil {
 		t.Fatal(err)
 	}
-	qlockCmd(t, "check", "-s", live).want(t, 0, "3 of 3 nodes vote", "Nothing is wrong")
-	looks.says(looks.out, "Nobody holds a lock") // it went on
+	qlockCmd(t, "check", "-s", live).want(t, 0, "3 of 3 nodes vote", "No problems found")
+	looks.says(looks.out, "has no locks that are held") // it went on
 	looks.signal(syscall.SIGINT)
 	looks.wait().want(t, 0)
 	for _, n := range []string{"n2", "n3"} {

@@ -236,7 +236,7 @@ func TestRunWithoutShell(t *testing.T) {
 		s := shellOn(t)
 		// The shell between ends, and with it who could bring the job to the front.
 		s.key(fmt.Sprintf(`(set -m; "$qlock" run %s -s %s -- sh -c 'sleep 1; read a </dev/tty; echo never' &) ; sleep 1000`+"\n", lockName(t), c.url()))
-		s.after(func() {}, "wants a terminal that is not this job's")
+		s.after(func() {}, "needs a terminal that this job does not have")
 	})
 }
 

@@ -244,7 +244,7 @@ func (c *child) halt(sig syscall.Signal) (resume bool, trouble string) {
 	case !c.told:
 		c.told = true
 		_ = c.send(syscall.SIGHUP) // with the SIGCONT that follows, what the kernel does with such groups
-		return true, "the command wants a terminal that is not this job's, and no shell could give it: it is told to end (SIGHUP)"
+		return true, "the command needs a terminal that this job does not have, and no shell can give it: the command gets SIGHUP"
 	}
 	return false, ""
 }

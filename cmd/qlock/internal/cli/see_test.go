@@ -446,7 +446,7 @@ func TestCheck(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
 	r := qlockCmd(t, "check", "-s", c.url())
-	r.want(t, 0, "connected to NATS at nats://", "3 of 3 nodes vote, 2 are needed", "all nodes run version", "clocks agree within", " shown in ", "a lock was taken in", "Nothing is wrong.")
+	r.want(t, 0, "connected to NATS at nats://", "3 of 3 nodes vote, 2 are needed", "all nodes run version", "clocks agree within", " shown in ", "a lock was acquired in", "No problems found.")
 	report := decode[checkReport](t, qlockCmd(t, "check", "-s", c.url(), "--json"))
 	if report.Problems != 0 || report.Warnings != 0 || len(report.Findings) != 6 {
 		t.Errorf("%+v", report)
@@ -456,7 +456,7 @@ func TestCheck(t *testing.T) {
 	qlockCmd(t, "check", "-s", c.url(), "--password", "x").want(t, exitUsage, "--user")
 	name := lockName(t)
 	hold(t, c, name)
-	qlockCmd(t, "check", "-s", c.url(), "--lock", name).want(t, 0, "is held by another, so locks can be taken")
+	qlockCmd(t, "check", "-s", c.url(), "--lock", name).want(t, 0, "is held by another client, so locks can be acquired")
 }
 
 // restricted is a NATS server with the users that qlock permissions writes, and a
@@ -511,12 +511,12 @@ func TestPermissions(t *testing.T) {
 	qlockCmd(t, run("svc", "any")...).want(t, 0)
 	qlockCmd(t, run("part", "orders.1")...).want(t, 0)
 	qlockCmd(t, run("part", "any")...).want(t, exitRefused, "lock.default.node.acquire.part.any")
-	qlockCmd(t, as("svc", "check")...).want(t, 0, "Nothing is wrong.", "as client svc")
+	qlockCmd(t, as("svc", "check")...).want(t, 0, "No problems found.", "as client svc")
 	qlockCmd(t, as("part", "check")...).want(t, exitFailed, "clocks agree within", "lock.default.node.acquire.part.qlock.check", "qlock permissions client:part")
-	qlockCmd(t, as("part", "check", "--lock", "orders.check")...).want(t, 0, "a lock was taken in")
+	qlockCmd(t, as("part", "check", "--lock", "orders.check")...).want(t, 0, "a lock was acquired in")
 	qlockCmd(t, as("mon", "nodes")...).want(t, 0, "1 of 1 nodes vote")
 	qlockCmd(t, as("eye", "nodes")...).want(t, exitFailed, "lacks a permission for lock.default.node.info.eye")
-	qlockCmd(t, as("svc", "watch")...).want(t, exitFailed, "may not watch events", "observer:NAME")
+	qlockCmd(t, as("svc", "watch")...).want(t, exitFailed, "may not receive events", "observer:NAME")
 	qlockCmd(t, append(as("svc", "run", "x", "--client", "part"), "--", "true")...).want(t, exitRefused, "lock.default.node.info.part")
 	qlockCmd(t, "nodes", "-s", u, "--user", "svc", "--password", "wrong").want(t, exitFailed, "Authorization Violation", "--password")
 	for _, args := range [][]string{{"ls"}, {"info", "any"}, {"unlock", "any", "--force", "--yes"}} {
@@ -568,7 +568,7 @@ func TestBench(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	}
-	qlockCmd(t, "bench", "-s", c.url(), "alone", "--shared", "--for", "50ms").want(t, 0, "Taking locks of cluster default", "p99.9", "█")
+	qlockCmd(t, "bench", "-s", c.url(), "alone", "--shared", "--for", "50ms").want(t, 0, "Acquiring locks in cluster default", "p99.9", "█")
 	qlockCmd(t, "bench", "-s", c.url(), "--cluster", "nobody", "--timeout", "300ms").want(t, exitNoQuorum, "no quorum")
 	s := onTerminal(t, "bench", "hot", "-s", c.url(), "--for", "300ms", "--clients", "2")
 	s.wait().want(t, 0, "hot     ░", " locks", "Per second")
@@ -593,7 +593,7 @@ func TestDemo(t *testing.T) {
 	p.wait().want(t, 0)
 	first, _, _ := strings.Cut(m[1], ",")
 	_, taken, _ := strings.Cut(sharedCluster(t).addr["n1"][0], ":")
-	qlockCmd(t, "demo", "--port", taken).want(t, exitFailed, "port "+taken+" is taken", "--port 0")
+	qlockCmd(t, "demo", "--port", taken).want(t, exitFailed, "port "+taken+" is in use", "--port 0")
 	qlockCmd(t, "nodes", "-s", first).want(t, exitFailed, "connect to NATS")
 }
 
@@ -685,7 +685,7 @@ func TestCertificates(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.signal(syscall.SIGHUP)
-	p.says(p.err, "certificates stay as they were")
+	p.says(p.err, "certificates are unchanged")
 	if got := seen(); got != "second" {
 		t.Errorf("certificate of %s after a failed reload", got)
 	}

@@ -88,7 +88,7 @@ func (d *diagnostics) drain() {
 }
 
 func (d *diagnostics) notice(n int) string {
-	const text = "lines are missing here: standard error was not read"
+	const text = "lines were dropped here, because standard error was not read"
 	if d.json {
 		return fmt.Sprintf(`{"time":%q,"level":"WARN","msg":%q,"lines":%d}`+"\n", time.Now().Format(time.RFC3339Nano), text, n)
 	}

@@ -255,7 +255,7 @@ func TestDiagnostics(t *testing.T) {
 	fmt.Fprintln(d, "last")
 	d.linger = patience
 	d.end()
-	want := strings.Repeat(line, 1+room) + fmt.Sprintf("qlock: %d lines are missing here: standard error was not read\nlast\n", more+1)
+	want := strings.Repeat(line, 1+room) + fmt.Sprintf("qlock: %d lines were dropped here, because standard error was not read\nlast\n", more+1)
 	if got := g.b.String(); got != want {
 		t.Errorf("%d bytes, want %d: …%q", len(got), len(want), got[max(0, len(got)-200):])
 	}

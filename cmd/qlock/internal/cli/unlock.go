@@ -28,26 +28,27 @@ func (a *app) unlock() *cobra.Command {
 	o := &unlockOptions{}
 	cmd := &cobra.Command{
 		Use:     "unlock NAME --force [flags]",
-		Short:   "End a lock that another process holds",
+		Short:   "Force-release another client's lock",
 		GroupID: groupLocks,
-		Long: `Evict who holds a lock. A lock belongs to the process that holds it, and is given
-back by it: qlock lock does so when its input closes, qlock run when its command
+		Long: `Evict the holders of a lock. A lock belongs to the process that holds it, and that
+process releases it: qlock lock when its input closes, qlock run when its command
 ends. --force is for when that does not happen.
 
-The holder learns of it at once: in a program its lock's context ends, and qlock run
-deals with its command as --on-loss says. A lock is never taken away before its
-holder knows. A holder that is dead, or cut off, keeps it until its lease is over,
-which is extended no more; nobody else has the lock until then. Nothing keeps whom
-you evict from asking for the lock again.
+The holder is told at once: in a program the lock's context ends, and qlock run does
+with its command what --on-loss says. A lock is never taken away before its holder
+knows. A holder that is dead or cut off keeps the lock until its lease ends; the
+lease is not extended, and no other client has the lock until then. An evicted
+client may ask for the lock again.
 
-All holders are evicted, of which a shared lock may have several; --holder NAME is
-for those of one client, and --claim ID for one claim, as qlock info shows them,
-whether it holds or waits. It asks before it does so, unless there is --yes.
+By default all holders are evicted; a shared lock may have several. --holder NAME
+evicts only the holders with that client name. --claim ID evicts one claim, held or
+waiting, by the id that qlock info shows. The command asks before it evicts, unless
+--yes is given.
 
-Exit status: 0 if the nodes have the claim no more, or nobody holds the lock; 120 if its
-client has been told and has not given it up within --wait; 121 no quorum, or too few
-nodes that vote to know who holds it; 123 refused by NATS permissions
-(those of an operator are needed); 1 another failure; 2 bad flags.`,
+Exit status: 0 if the nodes no longer have the claim, or if there was no holder; 120
+if the client was told and has not released the lock within --wait; 121 no quorum, or
+too few voting nodes to know the holder; 123 refused by NATS permissions (the role
+operator is needed); 1 another failure; 2 bad flags.`,
 		Example: `  qlock unlock nightly --force --reason "its disk is full"
   qlock unlock nightly --force --yes --wait 30s
   qlock unlock catalog --force --holder billing
@@ -56,27 +57,27 @@ nodes that vote to know who holds it; 123 refused by NATS permissions
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := lockNamed(args[0])
 			if !o.force {
-				return usage("a lock belongs to the process that holds it, and is given back by that: close the input of qlock lock, or end what qlock run runs (qlock info %s shows whose it is); --force evicts whoever holds it", name)
+				return usage("a lock is released by the process that holds it: close the input of qlock lock, or end the command of qlock run (qlock info %s shows the holder); --force evicts the holders", name)
 			}
 			if _, err := subject.EncodeName(args[0]); err != nil {
 				return usage("NAME: %w", err)
 			}
 			if o.claim != "" && o.holder != "" {
-				return usage("--claim names one claim, --holder those of a client: give one or the other")
+				return usage("--claim selects one claim, --holder the claims of a client: give one or the other")
 			}
 			if !o.yes && !terminal(a.in) {
-				return usage("--yes is missing: unlock --force asks before it evicts, and standard input is no terminal")
+				return usage("--yes is missing: unlock --force asks before it evicts, and standard input is not a terminal")
 			}
 			return a.evict(cmd.Context(), o, args[0])
 		},
 	}
 	fs := cmd.Flags()
-	fs.BoolVar(&o.force, "force", false, "evict who holds it")
-	fs.BoolVarP(&o.yes, "yes", "y", false, "do not ask")
-	fs.StringVar(&o.holder, "holder", "", "evict only holders that are clients of this name")
-	fs.StringVar(&o.claim, "claim", "", "evict this claim, whether it holds or waits: its id, or how that begins")
-	fs.StringVar(&o.reason, "reason", "", "for the evicted to read")
-	durationFlag(fs, &o.wait, "wait", 2*time.Second, time.Millisecond, "how long to wait until it is given up")
+	fs.BoolVar(&o.force, "force", false, "evict the holders")
+	fs.BoolVarP(&o.yes, "yes", "y", false, "evict without asking")
+	fs.StringVar(&o.holder, "holder", "", "evict only holders with this client name")
+	fs.StringVar(&o.claim, "claim", "", "evict this claim, held or waiting: its id, or the beginning of it")
+	fs.StringVar(&o.reason, "reason", "", "reason to tell the evicted client")
+	durationFlag(fs, &o.wait, "wait", 2*time.Second, time.Millisecond, "time to wait until the lock is released")
 	o.connection.flags(fs)
 	return cmd
 }
@@ -105,11 +106,11 @@ func (a *app) evict(ctx context.Context, o *unlockOptions, name string) error {
 		return err
 	}
 	if len(claims) == 0 {
-		fmt.Fprintf(a.out, "Nobody holds %s.%s\n", lockNamed(name), map[bool]string{true: " --claim evicts one who waits."}[len(info.Queue) > 0])
+		fmt.Fprintf(a.out, "No client holds %s.%s\n", lockNamed(name), map[bool]string{true: " --claim evicts a waiter."}[len(info.Queue) > 0])
 		return nil
 	}
 	if !o.yes && !a.confirm(name, claims) {
-		return &statusError{exitFailed, errors.New("nobody was evicted")}
+		return &statusError{exitFailed, errors.New("no claim was evicted")}
 	}
 	// Not before the question: there Ctrl-C ends the program, as nothing is begun.
 	ctx, stop := interrupted(ctx)
@@ -143,18 +144,18 @@ func (a *app) evict(ctx context.Context, o *unlockOptions, name string) error {
 		who := fmt.Sprintf("%s %s", printable.Text(c.Client), shortID(c.ID))
 		switch {
 		case still == nil && errs[i] != nil && !info.Complete():
-			fmt.Fprintf(a.out, "Not known whether %s has given up %s: of the nodes that answered too few give votes, and the others may have forgotten the claim. Try again.\n", who, lockNamed(name))
+			fmt.Fprintf(a.out, "Unknown whether %s has released %s: too few of the nodes that answered vote, and the others may have forgotten the claim. Try again.\n", who, lockNamed(name))
 			unsure++
 			continue
 		case still == nil:
 			fmt.Fprintf(a.out, "%s is evicted: no node has its claim on %s any more.\n", who, lockNamed(name))
 			continue
 		case !still.Evicted:
-			fmt.Fprintf(a.out, "%s is not evicted: no node that answers was told. Try again.\n", who)
+			fmt.Fprintf(a.out, "%s is not evicted: no node that answers has received the eviction. Try again.\n", who)
 		case still.Held:
-			fmt.Fprintf(a.out, "%s has not given %s up yet. Its lease ends in %s and is extended no more; until then nobody else has the lock.\n", who, lockNamed(name), age(still.Lease))
+			fmt.Fprintf(a.out, "%s has not released %s yet. Its lease ends in %s and is not extended; until then no other client has the lock.\n", who, lockNamed(name), age(still.Lease))
 		default:
-			fmt.Fprintf(a.out, "%s has not left the queue of %s yet. It does so when its lease ends, which is extended no more.\n", who, lockNamed(name))
+			fmt.Fprintf(a.out, "%s has not left the queue of %s yet. It leaves when its lease ends, which is not extended.\n", who, lockNamed(name))
 		}
 		left++
 	}
@@ -169,7 +170,7 @@ func (a *app) evict(ctx context.Context, o *unlockOptions, name string) error {
 
 // notKnown says that nobody is evicted, because it is not known who holds the lock.
 func notKnown(name string, info *qlock.LockInfo, why error) error {
-	err := fmt.Errorf("nobody was evicted, as it is not known who holds %s: %w", lockNamed(name), why)
+	err := fmt.Errorf("no claim was evicted, because the holder of %s is unknown: %w", lockNamed(name), why)
 	if c := mayHold(info); c != nil {
 		err = fmt.Errorf("%w; --claim %s evicts it in any case", err, shortID(c.ID))
 	}
@@ -178,7 +179,7 @@ func notKnown(name string, info *qlock.LockInfo, why error) error {
 
 // confirm asks whether these are meant.
 func (a *app) confirm(name string, claims []qlock.ClaimInfo) bool {
-	fmt.Fprintf(a.err, "To be evicted from %s:\n", lockNamed(name))
+	fmt.Fprintf(a.err, "These claims on %s will be evicted:\n", lockNamed(name))
 	for i := range claims {
 		c := &claims[i]
 		what := "waiting"
@@ -191,7 +192,7 @@ func (a *app) confirm(name string, claims []qlock.ClaimInfo) bool {
 		}
 		fmt.Fprintln(a.err)
 	}
-	fmt.Fprintf(a.err, "%s Go on? [y/N] ", verb(len(claims), "It is told at once, in the midst of its work.", "They are told at once, in the midst of their work."))
+	fmt.Fprintf(a.err, "%s Continue? [y/N] ", verb(len(claims), "Its client is told at once, while it works.", "Their clients are told at once, while they work."))
 	answer, _ := bufio.NewReader(a.in).ReadString('\n') // no answer is no
 	switch strings.ToLower(strings.TrimSpace(answer)) {
 	case "y", "yes":

@@ -32,13 +32,13 @@ type lockOptions struct {
 }
 
 func (o *lockOptions) flags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.shared, "shared", false, "take a shared lock: others may share it, none may have it alone")
-	fs.BoolVar(&o.try, "try", false, "do not wait if another is in the way")
-	durationFlag(fs, &o.wait, "wait", 0, time.Millisecond, "wait for so long at most, for a NATS server as well; default: for the lock for ever, for a server not at all")
-	durationFlag(fs, &o.lease, "lease", 0, 10*time.Millisecond, "how long the lock outlives this program, should it die; default 10s, or less if the nodes allow less")
+	fs.BoolVar(&o.shared, "shared", false, "acquire a shared (read) lock")
+	fs.BoolVar(&o.try, "try", false, "fail at once instead of waiting for other clients")
+	durationFlag(fs, &o.wait, "wait", 0, time.Millisecond, "time to wait for the lock, and for a NATS server; default: no limit for the lock, no wait for a server")
+	durationFlag(fs, &o.lease, "lease", 0, 10*time.Millisecond, "how long the lock stays held if this program dies; default 10s, or less if the nodes allow less")
 	env(fs, "lease", "QLOCK_LEASE")
-	fs.BoolVarP(&o.quiet, "quiet", "q", false, "say nothing but errors")
-	fs.StringVar(&o.note, "note", "", "what others read beside the lock, up to 256 bytes; default: user@host, process and command")
+	fs.BoolVarP(&o.quiet, "quiet", "q", false, "print only errors")
+	fs.StringVar(&o.note, "note", "", "text that others see with the lock, up to 256 bytes; default: user@host, process and command")
 	env(fs, "note", "QLOCK_NOTE")
 }
 
@@ -60,7 +60,7 @@ func (o *lockOptions) noteOf(command string, fs *pflag.FlagSet) {
 
 func (o *lockOptions) check() error {
 	if o.try && o.wait > 0 {
-		return usage("--try does not wait, --wait says for how long to wait: give one or the other")
+		return usage("--try does not wait, and --wait limits the wait: give one or the other")
 	}
 	return nil
 }
@@ -93,7 +93,7 @@ func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs
 	}
 	var waiting func() // for a server, which the wait is for as well
 	if o.wait > 0 {
-		limited, cancel := context.WithDeadlineCause(ctx, began.Add(o.wait), fmt.Errorf("--wait %v is over", o.wait))
+		limited, cancel := context.WithDeadlineCause(ctx, began.Add(o.wait), fmt.Errorf("--wait %v has passed", o.wait))
 		defer cancel()
 		ctx, waiting = limited, p.noServer
 	}
@@ -323,9 +323,9 @@ func (p *progress) text(waited time.Duration) string {
 			fmt.Fprintf(&b, "%d ahead in the queue", place)
 		}
 	case recovering >= 100*time.Millisecond:
-		fmt.Fprintf(&b, ": nodes that restarted give no votes for %v yet", recovering.Round(100*time.Millisecond))
+		fmt.Fprintf(&b, ": nodes that restarted give no votes for another %v", recovering.Round(100*time.Millisecond))
 	case votes > 0:
-		fmt.Fprintf(&b, ": %d %s voted for it, too few", votes, verb(votes, "node has", "nodes have"))
+		fmt.Fprintf(&b, ": %d %s voted for it, which is too few", votes, verb(votes, "node has", "nodes have"))
 	case len(p.present) > 0:
 		fmt.Fprintf(&b, ": %d %s, too few", len(p.present), verb(len(p.present), "node answers", "nodes answer"))
 	default:

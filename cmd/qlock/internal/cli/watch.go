@@ -26,21 +26,21 @@ func (a *app) watch() *cobra.Command {
 	var count int
 	cmd := &cobra.Command{
 		Use:     "watch [PATTERN] [flags]",
-		Short:   "Show what happens to locks",
+		Short:   "Show events of locks as they happen",
 		GroupID: groupSee,
-		Long: `Show who takes locks, waits for them, gives them back and loses them, as it
-happens. PATTERN limits it to some locks, written as in NATS subjects: orders.> or
-stock.*.count. --cluster '*' shows all clusters. Names, notes and whatever else comes
-from others is shown without what could confuse a terminal.
+		Long: `Show which clients acquire locks, wait for them, release them and lose them, as it
+happens. PATTERN limits this to some locks, written as in NATS subjects: orders.> or
+stock.*.count. --cluster '*' shows all clusters. Names, notes and other text from
+clients are shown without anything that could confuse a terminal.
 
-  acquired   somebody holds the lock now
-  waiting    somebody has asked and was not served at once
-  recalled   a node's vote goes back from a younger request to an older one
-  released   given back
-  lost       too few nodes confirmed it in time, or somebody evicted it
+  acquired   a client now holds the lock
+  waiting    a client asked for the lock and did not get it at once
+  recalled   a node takes its vote back from a younger request, for an older one
+  released   the lock was released
+  lost       too few nodes confirmed the lock in time, or it was evicted
 
-Who waits is seen in the requests, for which the user needs the permissions of an
-auditor; with those of an observer there are no lines of these.`,
+Waiting and recalled are seen in the requests, which need the role auditor. With the
+role observer these lines are missing.`,
 		Example: `  qlock watch
   qlock watch 'orders.>' --json
   qlock watch --count 10`,
@@ -78,9 +78,9 @@ auditor; with those of an observer there are no lines of these.`,
 		},
 	}
 	fs := cmd.Flags()
-	fs.BoolVarP(&asJSON, "json", "j", false, "write a line of JSON for each")
-	fs.BoolVar(&events, "events", false, "events only: nothing of who waits")
-	countFlag(fs, &count, "count", 0, 1, 1<<31-1, "end after so many; default: go on")
+	fs.BoolVarP(&asJSON, "json", "j", false, "write one line of JSON per event")
+	fs.BoolVar(&events, "events", false, "use events only; do not show waiting clients")
+	countFlag(fs, &count, "count", 0, 1, 1<<31-1, "exit after this many events; default: no limit")
 	c.flags(fs)
 	return cmd
 }
@@ -88,7 +88,7 @@ auditor; with those of an observer there are no lines of these.`,
 func onePattern(_ *cobra.Command, args []string) error {
 	switch {
 	case len(args) > 1:
-		return usage("one pattern is wanted, but there are %d: quote * and > for the shell", len(args))
+		return usage("one pattern is needed, got %d: quote * and > for the shell", len(args))
 	case len(args) == 1 && !subject.IsPattern(args[0]):
 		return usage("PATTERN %q: write it as in NATS subjects, such as orders.> or stock.*.count, with %%20 for a blank", args[0])
 	}
@@ -166,7 +166,7 @@ func (w *watcher) listen(l *link, pattern string, requests bool) error {
 			return fmt.Errorf("watch %s: %w", s, err)
 		}
 		if d := l.denials(); i == 0 && len(d) > before {
-			return fmt.Errorf("the user of this connection may not watch events, see qlock permissions observer:NAME: %w", d[before])
+			return fmt.Errorf("the user of this connection may not receive events; see qlock permissions observer:NAME: %w", d[before])
 		}
 	}
 	return nil
@@ -343,7 +343,7 @@ func (w *watcher) line(s sight) string {
 	case "waiting":
 		details = fmt.Sprintf("%s, for %v", s.Mode, waited)
 	case "recalled":
-		details = fmt.Sprintf("the vote of %s goes to an older request", s.Node)
+		details = fmt.Sprintf("%s moves its vote to an older request", s.Node)
 	}
 	if s.EvictedBy != "" {
 		details = strings.TrimPrefix(details+", evicted by "+s.EvictedBy, ", ")
