@@ -35,7 +35,6 @@ func newVoter(t *testing.T, maxClaims, maxQueue int) *voter {
 	}
 	v.Node = node.New(v.cfg, v.now, &node.Saved{}, 0)
 	v.wait(0)
-	v.echo()
 	v.wait(time.Millisecond)
 	if v.State() != proto.Voting {
 		t.Fatalf("the node is %s", v.State())
@@ -43,11 +42,20 @@ func newVoter(t *testing.T, maxClaims, maxQueue int) *voter {
 	return v
 }
 
+// wait lets time go on, in which the node hears each of its probes: it was never away.
 func (v *voter) wait(d time.Duration) {
-	v.now.Mono += d
-	v.now.Wall += d.Microseconds()
 	v.out.Reset()
-	v.Tick(v.now, &v.out)
+	for first := true; first || d > 0; first = false {
+		step := min(d, 500*time.Millisecond)
+		d -= step
+		v.now.Mono += step
+		v.now.Wall += step.Microseconds()
+		v.out.Probe = nil
+		v.Tick(v.now, &v.out)
+		if v.out.Probe != nil {
+			v.echo()
+		}
+	}
 }
 
 // echo lets the node hear its last probe.

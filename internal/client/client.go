@@ -167,7 +167,8 @@ type Claim struct {
 
 	askAt    time.Duration // next acquire (C4), never when zero
 	askDelay time.Duration
-	again    bool // it is among those that nodes are to be asked for again
+	asked    uint64 // the fence that the last acquire wanted, 0 if none
+	again    bool   // it is among those that nodes are to be asked for again
 
 	key        time.Duration // in the due heap; the claim's deadline may have moved up since
 	index      int           // in the due heap, -1 if not in it
@@ -429,6 +430,7 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 			c.schedule(cl)
 		}
 	}
+	cl.asked = cl.want
 	out.Requests = append(out.Requests, r)
 	for i := range cl.votes {
 		if only == "" || c.nodes[i].name == only {
@@ -826,7 +828,9 @@ func (c *Client) settled(cl *Claim) bool {
 
 // torn reports that the nodes contradict each other about a claim: one gave it its
 // vote, and another has somebody before it, who may be over and was not heard to be
-// (C14).
+// (C14). So it is also where a quorum gave votes with different fences, and one of these
+// nodes did not give more when it was asked: it may be cut off, and the vote of the other
+// node is needed.
 func (c *Client) torn(cl *Claim) bool {
 	blocked, standing := false, 0
 	for i := range cl.votes {
@@ -836,7 +840,8 @@ func (c *Client) torn(cl *Claim) bool {
 			blocked = blocked || v.blocker() != nil // not only that the node does not vote
 		}
 	}
-	return cl.state == Waiting && blocked && standing > 0 && standing < c.need(cl)
+	again := cl.want > 0 && cl.asked == cl.want //plant:torn-fences
+	return cl.state == Waiting && blocked && standing > 0 && (standing < c.need(cl) || again)
 }
 
 // Handle takes an answer of a node.
