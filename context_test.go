@@ -222,6 +222,34 @@ func TestToken(t *testing.T) {
 	})
 }
 
+func TestHeld(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a := w.client("a")
+		wantIs(t, qlock.Held(t.Context()), qlock.ErrNotHeld)
+		unlocked, lost := mustLock(t, a, "x"), mustLock(t, a, "y")
+		for _, k := range []*qlock.Lock{unlocked, lost} {
+			below, cancel := context.WithCancel(k.Context())
+			cancel() // that what is below ends says nothing of the lock
+			if err := qlock.Held(below); err != nil {
+				t.Errorf("under a lock that is held: %v", err)
+			}
+		}
+		mustUnlock(t, unlocked)
+		err := qlock.Held(unlocked.Context())
+		wantIs(t, err, qlock.ErrNotHeld)
+		wantIs(t, err, qlock.ErrUnlocked)
+		for _, tn := range w.nodes {
+			tn.crash()
+		}
+		<-lost.Context().Done()
+		err = qlock.Held(lost.Context())
+		wantIs(t, err, qlock.ErrNotHeld)
+		wantIs(t, err, qlock.ErrLost)
+		wantText(t, err, `"y"`)
+	})
+}
+
 func TestDo(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, 3)

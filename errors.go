@@ -1,6 +1,7 @@
 package qlock
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -27,6 +28,8 @@ var (
 	ErrEvicted = driver.ErrEvicted
 	// ErrUnlocked is the cause with which a lock's context ends after Unlock.
 	ErrUnlocked = driver.ErrUnlocked
+	// ErrNotHeld: Held was called under no lock, or under one that is held no more.
+	ErrNotHeld = errors.New("qlock: the lock is not held")
 	// ErrClosed: the Locker, the Node or the NATS connection was closed.
 	ErrClosed = driver.ErrClosed
 	// ErrInvalidName: a name of a resource, client, cluster or node that cannot be

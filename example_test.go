@@ -338,6 +338,28 @@ func ExampleToken() {
 	// draft saved without one
 }
 
+// Held lets a function insist on being called under a lock.
+func ExampleHeld() {
+	locker, stop := newLocker("billing")
+	defer stop()
+
+	ship := func(ctx context.Context) error {
+		if err := qlock.Held(ctx); err != nil {
+			return err
+		}
+		fmt.Println("shipped")
+		return nil
+	}
+	ctx := context.Background()
+	if err := locker.Do(ctx, "orders.42", ship); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(errors.Is(ship(ctx), qlock.ErrNotHeld))
+	// Output:
+	// shipped
+	// true
+}
+
 // A LockError carries the answers of the nodes.
 func ExampleLockError() {
 	ctx := context.Background()

@@ -2,6 +2,7 @@ package qlock
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/qlock/qlock/internal/driver"
 	"github.com/qlock/qlock/internal/quorum"
@@ -53,4 +54,26 @@ func Token(ctx context.Context) uint64 {
 		return h.Token()
 	}
 	return 0
+}
+
+// Held returns nil while the innermost lock whose context ctx is or descends from is held.
+// Otherwise its error is ErrNotHeld: wrapped with why the lock's context ended, ErrLost or
+// ErrUnlocked, or alone if there is no lock. Code that must run under a lock can assert
+// it:
+//
+//	if err := qlock.Held(ctx); err != nil {
+//		return err
+//	}
+//
+// It asks nobody. A lock that is held now may be lost the next moment: what must not be
+// overtaken needs the token (Lock.Token). Safe to call from several goroutines.
+func Held(ctx context.Context) error {
+	h := driver.FromContext(ctx)
+	if h == nil {
+		return fmt.Errorf("%w: the context comes from no lock", ErrNotHeld)
+	}
+	if held := h.Context(); held.Err() != nil {
+		return fmt.Errorf("%w: %s: %w", ErrNotHeld, quote(h.Name()), context.Cause(held))
+	}
+	return nil
 }

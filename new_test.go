@@ -235,6 +235,9 @@ func TestDefaultLeaseShrinksToTheClusters(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer func() { _ = l.Close() }()
+				if got := l.Lease(); got != tt.want {
+					t.Errorf("the lease is %v, want %v", got, tt.want)
+				}
 				for _, tn := range w.nodes {
 					tn.crash()
 				}

@@ -33,6 +33,10 @@ func WithLease(d time.Duration) Option {
 	}
 }
 
+// Lease is the lease of the Locker's locks: what WithLease set; otherwise DefaultLease, or
+// the cluster's longest if that is shorter. It does not change while the Locker lives.
+func (l *Locker) Lease() time.Duration { return l.client.Lease() }
+
 // WithRetention lets the Locker keep a lock for up to d after its last holder here
 // has unlocked it, or until another client waits for it: who locks it again
 // meanwhile has it without asking the nodes, in about a microsecond. Others get it
