@@ -18,7 +18,8 @@ import (
 	"github.com/qlock/qlock/internal/proto"
 )
 
-// Cluster is several servers in one process, for demonstrations and tests.
+// Cluster is several servers in one process, for demonstrations. Tests have more in
+// package qlocktest.
 type Cluster struct {
 	servers []*Server
 	dir     string
@@ -171,8 +172,20 @@ func countVotes(ctx context.Context, nc *nats.Conn, cfg qlock.NodeConfig) (int, 
 }
 
 // Servers are the cluster's servers in the order of their names, n1 first. Stop
-// one with Close or Crash, and start it with Restart.
+// one with Server.Close or Crash, and start it with Server.Restart.
 func (c *Cluster) Servers() []*Server { return c.servers }
+
+// Crash stops the server of that name as the death of its process would: its node saves
+// nothing. Server.Restart starts it again; its node then gives no votes until those that
+// it may have forgotten have run out.
+func (c *Cluster) Crash(name string) error {
+	for _, s := range c.servers {
+		if s.Name() == name {
+			return s.crash()
+		}
+	}
+	return fmt.Errorf("qlock/embedded: Crash: the cluster has no server called %q", name)
+}
 
 // Close stops all servers and removes their state.
 func (c *Cluster) Close() error {
