@@ -175,9 +175,9 @@ func countVotes(ctx context.Context, nc *nats.Conn, cfg qlock.NodeConfig) (int, 
 // one with Server.Close or Crash, and start it with Server.Restart.
 func (c *Cluster) Servers() []*Server { return c.servers }
 
-// Crash stops the server of that name as the death of its process would: its node saves
-// nothing. Server.Restart starts it again; its node then gives no votes until those that
-// it may have forgotten have run out.
+// Crash stops the server with that name, and its node, as if their process were killed:
+// the node saves nothing. After Server.Restart it does not vote until all votes that it may
+// have given have expired.
 func (c *Cluster) Crash(name string) error {
 	for _, s := range c.servers {
 		if s.Name() == name {

@@ -17,16 +17,15 @@ import (
 	"time"
 )
 
-// Authority issues certificates for tests, valid for a day. They serve for both ends of a
-// connection, at the server's end for 127.0.0.1, localhost and the name that they bear.
+// Authority issues certificates for tests. They are valid for a day, for servers and for
+// clients, and for the addresses 127.0.0.1, localhost and the name in the certificate.
 type Authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 	pool *x509.CertPool
 }
 
-// NewAuthority makes an authority that nobody else trusts. Its name is for messages of
-// errors.
+// NewAuthority creates an authority. Its name shows in error messages.
 func NewAuthority(t testing.TB, name string) *Authority {
 	t.Helper()
 	a, err := newAuthority(name)
@@ -71,7 +70,7 @@ func template(name string) (*x509.Certificate, error) {
 	}, nil
 }
 
-// Pool has the authority's own certificate, for those who trust it.
+// Pool contains the authority's own certificate, for tls.Config.RootCAs and ClientCAs.
 func (a *Authority) Pool() *x509.CertPool { return a.pool.Clone() }
 
 // Certificate issues a certificate with a new key.
@@ -103,8 +102,9 @@ func (a *Authority) issue(name string) (tls.Certificate, error) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
 }
 
-// Config is for either end of a connection: it has a certificate for name, and trusts
-// those that the authority issued.
+// Config is for a server or a client: it has a certificate for name, and trusts the
+// certificates of the authority. A server that requires certificates of its clients needs
+// ClientAuth as well.
 func (a *Authority) Config(t testing.TB, name string) *tls.Config {
 	t.Helper()
 	c, err := a.config(name)
@@ -132,8 +132,8 @@ func (a *Authority) trust() *tls.Config {
 // Files are the paths of PEM files.
 type Files struct{ Cert, Key, CA string }
 
-// WriteFiles issues a certificate for name into dir, as cert.pem, key.pem and ca.pem, in
-// the place of those that are there.
+// WriteFiles issues a certificate for name and writes it to dir, as cert.pem, key.pem and
+// ca.pem. It overwrites existing files.
 func (a *Authority) WriteFiles(t testing.TB, dir, name string) Files {
 	t.Helper()
 	f, err := a.writeFiles(dir, name)

@@ -14,19 +14,18 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// Connect makes a connection over TCP, made for locks as that of a program should be: it
-// comes back when it breaks, to the first of the cluster's servers that takes it, and it
-// leaves a server that falls silent. Options of the test's own take precedence over that.
-// It is closed when the test ends.
+// Connect connects to the cluster over TCP, with the options that qlock.New recommends. The
+// connection prefers n1. When it breaks, it reconnects to the first server that accepts it.
+// opts override these options. The connection is closed when the test ends.
 //
-// Connections are called client1, client2 and so on, in the order in which they are made.
+// Connections are named client1, client2 and so on, in the order of the calls.
 func (c *Cluster) Connect(t testing.TB, opts ...nats.Option) *nats.Conn {
 	t.Helper()
 	return c.connect(t, c.client(), c.urls, opts)
 }
 
-// ConnectTo is like Connect to one server and to no other, for a client that goes down
-// with its server.
+// ConnectTo is like Connect, but connects to one server only, for a client that cannot
+// move to another server.
 func (c *Cluster) ConnectTo(t testing.TB, name string, opts ...nats.Option) *nats.Conn {
 	t.Helper()
 	i := c.index(t, name)
@@ -76,17 +75,17 @@ func (c *Cluster) connect(t testing.TB, name string, urls []string, more []nats.
 	return nc
 }
 
-// Locker makes a Locker on a connection of its own, which is as Connect makes it. Its
-// name is that of the connection, and its lease the cluster's, unless opts say otherwise.
-// It is closed when the test ends.
+// Locker creates a Locker on a connection of its own, which is like those of Connect. It
+// has the name of the connection, and the cluster's lease, unless opts set others. It is
+// closed when the test ends.
 func (c *Cluster) Locker(t testing.TB, opts ...qlock.Option) *qlock.Locker {
 	t.Helper()
 	name := c.client()
 	return c.locker(t, c.connect(t, name, c.urls, nil), name, opts)
 }
 
-// LockerOn is like Locker on a connection of the test's: one that Disconnect shall break,
-// or that ConnectTo made.
+// LockerOn is like Locker on a given connection: one for Disconnect, one of ConnectTo, or
+// one that several Lockers share.
 func (c *Cluster) LockerOn(t testing.TB, nc *nats.Conn, opts ...qlock.Option) *qlock.Locker {
 	t.Helper()
 	name := subject.TokenFrom(nc.Opts.Name)
@@ -119,9 +118,8 @@ func (c *Cluster) locker(t testing.TB, nc *nats.Conn, name string, more []qlock.
 	return l
 }
 
-// Disconnect breaks a connection that Connect or ConnectTo made, and keeps it from being
-// made again until Reconnect. Nothing passes any more when it returns, in either
-// direction, and the connection has noticed.
+// Disconnect breaks a connection of Connect or ConnectTo until Reconnect. When it returns,
+// no message passes in either direction, and the connection has noticed that it is broken.
 func (c *Cluster) Disconnect(t testing.TB, nc *nats.Conn) {
 	t.Helper()
 	d := dialerOf(t, "Disconnect", nc)
@@ -129,7 +127,7 @@ func (c *Cluster) Disconnect(t testing.TB, nc *nats.Conn) {
 	await(t, "Disconnect: the connection does not notice that it is broken", func() bool { return !nc.IsConnected() })
 }
 
-// Reconnect lets a connection be made again that Disconnect broke, and waits until it is.
+// Reconnect lets a connection reconnect that Disconnect broke, and waits until it has.
 func (c *Cluster) Reconnect(t testing.TB, nc *nats.Conn) {
 	t.Helper()
 	d := dialerOf(t, "Reconnect", nc)

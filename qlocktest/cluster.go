@@ -19,9 +19,9 @@ import (
 	"github.com/qlock/qlock/internal/testproxy"
 )
 
-// DefaultLease is the lease of a cluster's locks, unless WithLease says otherwise. A lock
-// whose holder is gone is free after that time. A node that crashed and starts again
-// votes after that and 16 % more.
+// DefaultLease is the lease of a cluster's locks, unless WithLease sets another. A lock
+// whose holder is gone is free after this time. A node that crashed and was restarted
+// votes after this time and 16 % more.
 const DefaultLease = time.Second
 
 // patience bounds the wait for anything that must come.
@@ -38,35 +38,35 @@ type config struct {
 	change    []func(i int, c *embedded.Config)
 }
 
-// WithLease is for another lease than DefaultLease. It is the longest that the nodes
-// grant, and what a Locker asks for if it has no qlock.WithLease. The shortest is 10 ms; on
-// a busy machine locks with leases of much less than a second are lost now and then.
+// WithLease sets the lease. It is the longest that the nodes grant, and the lease of a
+// Locker without qlock.WithLease, up to qlock.DefaultLease. The minimum is 10 ms. On a busy
+// machine, locks with a lease far below a second are sometimes lost.
 func WithLease(d time.Duration) Option { return func(c *config) { c.lease = d } }
 
-// WithName gives the cluster another name than qlock.DefaultCluster. It is that of the
-// cluster's Lockers as well.
+// WithName sets the name of the cluster. Its Lockers use the same name. The default is
+// qlock.DefaultCluster.
 func WithName(cluster string) Option { return func(c *config) { c.name = cluster } }
 
-// WithTLS lets the cluster speak TLS to clients and between servers, with certificates of
-// a. Connect and Locker trust them. A program under test needs a.Config, or the files
-// that a.WriteFiles makes.
+// WithTLS makes the servers use TLS, for clients and for links, with certificates of a.
+// Connect and Locker trust them. A program under test needs a.Config, or the files that
+// a.WriteFiles writes.
 func WithTLS(a *Authority) Option { return func(c *config) { c.authority = a } }
 
-// WithLinks puts a proxy on each link between two servers, which Cut and Isolate need. It
-// costs each message between servers some time.
+// WithLinks puts a proxy on each link between two servers. Cut and Isolate need it. It
+// makes messages between servers slower.
 func WithLinks() Option { return func(c *config) { c.links = true } }
 
 // WithConfig changes the configuration of the i-th server, counted from 0, before it
-// starts: its users, the limits of its node, or what nats-server has beside that. It is
-// called for all servers, in their order. Leave the names of cluster and nodes, and the
-// routes, as they are.
+// starts: its users, the limits of its node, or any option of nats-server. It is called
+// for all servers in their order. It must not change the names of the cluster and of the
+// nodes, nor the routes.
 func WithConfig(change func(i int, c *embedded.Config)) Option {
 	return func(c *config) { c.change = append(c.change, change) }
 }
 
-// Cluster is a cluster of nodes, each in a nats-server of its own. Its nodes are called
-// n1, n2 and so on. Its methods may be called from several goroutines, but as testing.TB
-// demands it, those with a t only from the one that runs that test.
+// Cluster is a cluster of nodes, each with a nats-server of its own. The nodes are named
+// n1, n2 and so on. Its methods may be called from several goroutines. Those with a t may
+// end that test, so call them from the goroutine that runs it.
 type Cluster struct {
 	cluster *embedded.Cluster
 	cfg     config
@@ -82,12 +82,12 @@ type Cluster struct {
 	clients int
 }
 
-// StartCluster starts a cluster of n nodes. When it returns, all of them vote, and each
-// hears the others. It stops when the test ends. If the test has failed, what servers,
-// nodes and Lockers logged goes to t.Log then; otherwise they are silent.
+// StartCluster starts a cluster of n nodes. When it returns, all nodes vote and are
+// connected to each other. The cluster is stopped when the test ends. If the test failed,
+// the log of servers, nodes and Lockers is then written to t.Log.
 //
-// One node is enough for a test in which none fails. Three is the smallest cluster that
-// goes on without one.
+// One node is enough for a test in which no node fails. Three nodes are the smallest
+// cluster that tolerates the failure of one.
 func StartCluster(t testing.TB, n int, opts ...Option) *Cluster {
 	t.Helper()
 	c := &Cluster{cfg: config{lease: DefaultLease}, log: &record{start: time.Now()}, cut: map[[2]int]bool{}}
@@ -153,22 +153,22 @@ func (c *Cluster) configure(i int, s *embedded.Config) {
 	}
 }
 
-// Names are the names of the nodes, n1 first.
+// Names returns the names of the nodes, n1 first.
 func (c *Cluster) Names() []string { return slices.Clone(c.names) }
 
-// Lease is the lease of the cluster's locks: see WithLease.
+// Lease returns the lease that WithLease set, or DefaultLease.
 func (c *Cluster) Lease() time.Duration { return c.cfg.lease }
 
-// URL has the addresses of all servers, as nats.Connect and the command's --server take
-// them, for a program that connects by itself. It stays the same when servers stop and
-// start again.
+// URL lists the addresses of all servers, as nats.Connect and the command's --server
+// expect them, for a program that connects by itself. It does not change when servers are
+// stopped and restarted.
 func (c *Cluster) URL() string { return strings.Join(c.urls, ",") }
 
-// Servers are the servers in the order of their names, for what this package does not
-// wrap: the connection inside the process, a node's statistics, the nats-server.
+// Servers returns the servers in the order of their names, for what this package does not
+// wrap: connections inside the process, a node's statistics, the nats-server.
 func (c *Cluster) Servers() []*embedded.Server { return slices.Clone(c.cluster.Servers()) }
 
-// Server is the server of a name: see Servers.
+// Server returns the server with that name: see Servers.
 func (c *Cluster) Server(t testing.TB, name string) *embedded.Server {
 	t.Helper()
 	return c.cluster.Servers()[c.index(t, name)]
@@ -224,48 +224,49 @@ func (c *Cluster) each(t testing.TB, what string, names []string, f func(*embedd
 	}
 }
 
-// Crash stops servers with their nodes as the end of their processes would: the nodes
-// save nothing, and clients that were connected to them find their connections broken.
+// Crash stops servers and their nodes as if their processes were killed: the nodes save
+// nothing, and the connections of their clients break.
 func (c *Cluster) Crash(t testing.TB, names ...string) {
 	t.Helper()
 	c.each(t, "Crash", names, func(s *embedded.Server) error { return crash.Server(s) })
 }
 
-// Stop stops servers cleanly: their nodes save what they must not forget.
+// Stop stops servers and their nodes cleanly: the nodes save their votes and queues.
 func (c *Cluster) Stop(t testing.TB, names ...string) {
 	t.Helper()
 	c.each(t, "Stop", names, (*embedded.Server).Close)
 }
 
-// Restart starts servers again that were stopped or crashed, at their old addresses. When
-// it returns, all servers that run hear each other, where no link is cut. A node that was
-// stopped cleanly votes then; one that crashed may have forgotten votes, and gives none
-// until those have run out: WaitVotes waits for it.
+// Restart starts servers again that were stopped or crashed, with their addresses and
+// state directories. When it returns, all running servers are connected to each other,
+// except by links that are cut. A node that was stopped cleanly votes at once. A node that
+// crashed does not vote until all votes that it may have given have expired: WaitVotes
+// waits for that.
 func (c *Cluster) Restart(t testing.TB, names ...string) {
 	t.Helper()
 	ctx, cancel := withPatience(t)
 	defer cancel()
 	c.each(t, "Restart", names, func(s *embedded.Server) error { return s.Restart(ctx) })
-	c.wait(ctx, t, "Restart", answered, everybody)
+	c.wait(ctx, t, "Restart", "answer", answered, everybody)
 }
 
-// WaitVotes waits until all nodes that run vote, and until each server that runs has
-// their answers, except over links that are cut.
+// WaitVotes waits until all running nodes vote, and can be reached from each running
+// server, except by links that are cut.
 func (c *Cluster) WaitVotes(t testing.TB) {
 	t.Helper()
 	ctx, cancel := withPatience(t)
 	defer cancel()
-	c.wait(ctx, t, "WaitVotes", (*qlock.Member).Votes, everybody)
+	c.wait(ctx, t, "WaitVotes", "vote", (*qlock.Member).Votes, everybody)
 }
 
-// WaitQuorum waits until locks can be had by way of each server that runs: it must have
-// the answers of as many voting nodes as an exclusive lock needs. Servers whose links to
-// so many others are cut are left out.
+// WaitQuorum waits until clients of each running server can acquire locks: the server
+// must reach as many voting nodes as an exclusive lock needs. It does not wait for a server
+// that cannot reach so many because its links are cut.
 func (c *Cluster) WaitQuorum(t testing.TB) {
 	t.Helper()
 	ctx, cancel := withPatience(t)
 	defer cancel()
-	c.wait(ctx, t, "WaitQuorum", (*qlock.Member).Votes, aQuorum)
+	c.wait(ctx, t, "WaitQuorum", "vote", (*qlock.Member).Votes, aQuorum)
 }
 
 func answered(m *qlock.Member) bool { return m.Answered }
@@ -277,9 +278,9 @@ const (
 	aQuorum   howMany = false
 )
 
-// wait asks the nodes who they are, by way of each server that runs, until enough of
-// them answer as they should.
-func (c *Cluster) wait(ctx context.Context, t testing.TB, what string, good func(*qlock.Member) bool, many howMany) {
+// wait asks the nodes who they are, through each running server, until enough of them are
+// in the state that good checks.
+func (c *Cluster) wait(ctx context.Context, t testing.TB, what, state string, good func(*qlock.Member) bool, many howMany) {
 	t.Helper()
 	need, asked, running := len(c.names)/2+1, 0, 0
 	for i, s := range c.cluster.Servers() {
@@ -296,7 +297,7 @@ func (c *Cluster) wait(ctx context.Context, t testing.TB, what string, good func
 		}
 		asked++
 		if got, err := c.ask(ctx, s, good, want); err != nil {
-			t.Fatalf("qlocktest: %s: by way of %s %d of %d nodes answer as they should: %v", what, c.names[i], got, want, err)
+			t.Fatalf("qlocktest: %s: %s reaches %d of %d nodes that %s: %v", what, c.names[i], got, want, state, err)
 		}
 	}
 	if asked == 0 {
@@ -353,9 +354,9 @@ func (c *Cluster) ask(ctx context.Context, s *embedded.Server, good func(*qlock.
 	}
 }
 
-// CrashNode stops a node that the test started by qlock.StartNode as the end of its
-// process would: it saves nothing, and its next start gives no votes until those that it
-// may have forgotten have run out. Its connection stays open.
+// CrashNode stops a node that the test started with qlock.StartNode, as if its process
+// were killed: it saves nothing, and after its next start it does not vote until all votes
+// that it may have given have expired. Its connection stays open.
 func CrashNode(t testing.TB, n *qlock.Node) {
 	t.Helper()
 	if err := crash.Node(n); err != nil {
@@ -363,8 +364,8 @@ func CrashNode(t testing.TB, n *qlock.Node) {
 	}
 }
 
-// CrashServer is like CrashNode for a server that the test started by embedded.Start. Its
-// Restart starts it again.
+// CrashServer is like CrashNode for a server that the test started with embedded.Start.
+// Server.Restart starts it again.
 func CrashServer(t testing.TB, s *embedded.Server) {
 	t.Helper()
 	if err := crash.Server(s); err != nil {

@@ -250,7 +250,7 @@ func TestFailures(t *testing.T) {
 		`the cluster name "a b"`:                              start(1, qlocktest.WithName("a b")),
 		`no node "n3": its nodes are n1, n2`:                  with(func(t testing.TB, c *qlocktest.Cluster) { c.Crash(t, "n3") }),
 		"Stop: name the nodes, of n1, n2":                     with(func(t testing.TB, c *qlocktest.Cluster) { c.Stop(t) }),
-		"Cut: start the cluster with WithLinks()":             with(func(t testing.TB, c *qlocktest.Cluster) { c.Cut(t, "n1", "n2") }),
+		"start it with WithLinks()":                           with(func(t testing.TB, c *qlocktest.Cluster) { c.Cut(t, "n1", "n2") }),
 		"WaitQuorum: 1 of 2 nodes run, and no server reaches 2": with(func(t testing.TB, c *qlocktest.Cluster) {
 			c.Crash(t, "n1")
 			c.WaitQuorum(t)

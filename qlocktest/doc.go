@@ -1,6 +1,6 @@
-// Package qlocktest runs clusters of qlock in tests: of your own code, and of qlock
-// itself. A cluster is real. Each of its nodes has a nats-server of its own, in the
-// test's process, on loopback and free ports; clients connect over TCP.
+// Package qlocktest runs clusters of qlock in tests: tests of your own code, and those of
+// qlock itself. A cluster is real. Each of its nodes has a nats-server of its own in the
+// test's process, on loopback and a free port, and clients connect over TCP.
 //
 //	func TestShip(t *testing.T) {
 //		c := qlocktest.StartCluster(t, 3)
@@ -11,41 +11,41 @@
 //		}
 //	}
 //
-// All that a test starts is gone when it ends, with its files and its goroutines:
-// nothing needs to be closed. Whatever does not succeed ends the test with a text that
-// says why, so functions return no errors. Each test may have a cluster of its own, and
-// tests may run in parallel.
+// Everything that this package starts is stopped when the test ends, and its files are
+// removed. Functions return no errors: if something fails, the test ends with a message
+// that says what failed and why. Each test can have a cluster of its own, and tests can
+// run in parallel.
 //
 // # What to test
 //
-// Code that runs under a lock has two cases that a test without failures never sees. It
-// waits while somebody else has the lock: take the lock with a second Locker first. And
-// it loses the lock: the lock's context ends, and a write with its token must be refused
-// by the store. These make a holder lose a lock:
+// Two things happen in production and not in a test like the one above.
 //
-//   - [Cluster.Disconnect]: the holder's connection breaks. The holder knows that its
-//     lock is over when its lease is, and then another client gets it.
+// The lock is held by another client. Lock the name with a second Locker first.
+//
+// The lock is lost. Its context is canceled then, and the store must reject a write with
+// its token. There are three ways to make a holder lose a lock:
+//
+//   - [Cluster.Disconnect] breaks the holder's connection. The lock is lost when its
+//     lease ends, and then another client can acquire it.
 //   - [Cluster.Crash] of so many nodes that no quorum is left.
-//   - qlock.Locker.Evict: at once, without waiting for a lease.
+//   - qlock.Locker.Evict ends the lock at once, without waiting for the lease.
 //
-// Crash of one node of three should do nothing to your program: that is what the other
-// two are for.
+// A crash of one node of three must not affect your program. The other two are enough.
 //
 // # Time
 //
-// The time is real, and leases are short: [DefaultLease], so that a test which waits for
-// the end of one does not take long. A test must not fail because its machine was busy.
-// Wait for what must come (a lock's context, an answer) with a deadline of many seconds,
-// and do not assert how soon it comes. If a machine may stand still for a second, as
-// small ones do under the race detector, take a longer lease with [WithLease] in tests
-// in which no lock may be lost.
+// Time is real, and leases are short (see [DefaultLease]), so that a test which waits for
+// the end of a lease is fast. Wait with a generous timeout for what must happen, and do
+// not assert how soon it happens: a busy machine is slow. A machine that stands still for
+// longer than the lease loses locks. If a test must not lose any, give it a longer lease
+// with [WithLease].
 //
-// A cluster does not work in a bubble of testing/synctest: a bubble's time goes on only
-// while nobody waits for a network connection.
+// A cluster does not work in a bubble of testing/synctest, because time in a bubble stops
+// while a goroutine waits for the network.
 //
-// # Finding leaked goroutines
+// # Leaked goroutines
 //
-// If a test looks for goroutines that are left, by go.uber.org/goleak for one, it must
-// do so when the cluster is gone: in TestMain, or in a function that is given to
-// t.Cleanup before the cluster starts. A deferred function is too early.
+// A test that looks for leaked goroutines, for example with go.uber.org/goleak, must look
+// after the cluster is stopped: in TestMain, or in a function passed to t.Cleanup before
+// the call of StartCluster. A deferred function runs too early.
 package qlocktest

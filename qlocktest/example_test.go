@@ -18,8 +18,8 @@ func ship(ctx context.Context, locker *qlock.Locker, order string, store *Store)
 	})
 }
 
-// A test of code that takes a lock. In a test file the function is
-// func TestShip(t *testing.T), and what stands in run is its body.
+// A test of code that acquires a lock. In your code it is a function
+// func TestShip(t *testing.T), with the body that is passed to run here.
 func Example() {
 	run(func(t testing.TB) {
 		c := qlocktest.StartCluster(t, 1)
@@ -33,7 +33,7 @@ func Example() {
 	// Output: order 42 is shipped
 }
 
-// Somebody else has the lock: the code waits no longer than it was told.
+// Another client holds the lock. The code waits until its context ends.
 func ExampleCluster_Locker() {
 	run(func(t testing.TB) {
 		c := qlocktest.StartCluster(t, 1)
@@ -50,8 +50,8 @@ func ExampleCluster_Locker() {
 	// Output: held: true
 }
 
-// A holder is cut off. Its lock ends before another client can have it, and what it
-// writes late is refused.
+// A holder is cut off. It loses its lock before another client acquires it, and the store
+// rejects what it writes late.
 func ExampleCluster_Disconnect() {
 	run(func(t testing.TB) {
 		c := qlocktest.StartCluster(t, 3)
@@ -75,7 +75,7 @@ func ExampleCluster_Disconnect() {
 	// its write: stale token
 }
 
-// One node of three may die, and nobody notices. When a second one dies, locks are lost.
+// Locks are unaffected when one node of three dies. They are lost when a second one dies.
 func ExampleCluster_Crash() {
 	run(func(t testing.TB) {
 		c := qlocktest.StartCluster(t, 3)
@@ -99,8 +99,8 @@ func ExampleCluster_Crash() {
 	// two died: qlock: lock lost
 }
 
-// A node that crashed may have forgotten its votes. It gives none until they have run
-// out, and after that it counts again.
+// A node that crashed and was restarted does not vote until its earlier votes have expired.
+// WaitVotes waits for that.
 func ExampleCluster_WaitVotes() {
 	run(func(t testing.TB) {
 		c := qlocktest.StartCluster(t, 3)
@@ -115,7 +115,7 @@ func ExampleCluster_WaitVotes() {
 	// Output: with n1 and n3: <nil>
 }
 
-// A server without a link to the others is of no use to its clients.
+// The clients of an isolated server reach no quorum.
 func ExampleCluster_Isolate() {
 	run(func(t testing.TB) {
 		c := qlocktest.StartCluster(t, 3, qlocktest.WithLinks())

@@ -66,12 +66,12 @@ func (c *Cluster) target(j int, addr string) {
 
 func pair(i, j int) [2]int { return [2]int{min(i, j), max(i, j)} }
 
-// Cut breaks the link between two servers, and keeps it from being made again until Mend:
-// nothing that one of them sends comes to the other, and what is on its way is lost. No
-// other server forwards it. The cluster must have been started with WithLinks.
+// Cut breaks the link between two servers until Mend. Messages between them are lost,
+// including those on the way, and no other server forwards them. The cluster must have
+// been started with WithLinks.
 //
-// Clients that are connected to either keep their connections. They hear the nodes that
-// their own server hears.
+// Clients of both servers stay connected. They reach those nodes that their own server
+// reaches.
 func (c *Cluster) Cut(t testing.TB, one, other string) {
 	t.Helper()
 	c.needLinks(t, "Cut")
@@ -82,7 +82,7 @@ func (c *Cluster) Cut(t testing.TB, one, other string) {
 	c.breakLink(pair(i, j))
 }
 
-// Isolate cuts the links of a server to all others: see Cut.
+// Isolate cuts all links of a server: see Cut.
 func (c *Cluster) Isolate(t testing.TB, name string) {
 	t.Helper()
 	c.needLinks(t, "Isolate")
@@ -94,8 +94,8 @@ func (c *Cluster) Isolate(t testing.TB, name string) {
 	}
 }
 
-// Mend lets all links be made again that are cut, and waits until all servers that run
-// hear each other.
+// Mend repairs all links that are cut, and waits until all running servers are connected to
+// each other.
 func (c *Cluster) Mend(t testing.TB) {
 	t.Helper()
 	c.needLinks(t, "Mend")
@@ -107,7 +107,7 @@ func (c *Cluster) Mend(t testing.TB) {
 	c.mu.Unlock()
 	ctx, cancel := withPatience(t)
 	defer cancel()
-	c.wait(ctx, t, "Mend", answered, everybody)
+	c.wait(ctx, t, "Mend", "answer", answered, everybody)
 }
 
 func (c *Cluster) breakLink(link [2]int) {
@@ -121,6 +121,6 @@ func (c *Cluster) breakLink(link [2]int) {
 func (c *Cluster) needLinks(t testing.TB, what string) {
 	t.Helper()
 	if c.links == nil {
-		t.Fatalf("qlocktest: %s: start the cluster with WithLinks(), which puts something between its servers that can be cut", what)
+		t.Fatalf("qlocktest: %s: the links of this cluster cannot be cut: start it with WithLinks()", what)
 	}
 }

@@ -7,9 +7,10 @@ import (
 	"github.com/qlock/qlock/internal/loopback"
 )
 
-// FreePort is a port of 127.0.0.1 that is free, for a server that the test starts, and
-// perhaps stops and starts again. On Linux nobody else who asks for a free port gets it
-// until the test ends. Elsewhere it was free a moment ago.
+// FreePort returns a free port of 127.0.0.1, for a server that the test starts, and
+// perhaps stops and restarts. On Linux the port is reserved until the test ends: the system
+// gives it to no other program that asks for any free port. Elsewhere it is only free at
+// the time of the call.
 func FreePort(t testing.TB) int {
 	t.Helper()
 	p, err := loopback.Reserve()
