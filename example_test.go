@@ -287,7 +287,7 @@ func ExampleLock_Context() {
 		log.Fatal(err)
 	}
 
-	_ = cluster.Servers()[0].Node().Abort()
+	_ = cluster.Crash("n1")
 	<-lock.Context().Done()
 	fmt.Println(context.Cause(lock.Context()))
 	fmt.Println(lock.Unlock(ctx))

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/crash"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -209,8 +210,8 @@ func (tn *testNode) stop() {
 // crash stops the node as the end of its process would.
 func (tn *testNode) crash() {
 	tn.world.t.Helper()
-	if err := tn.Abort(); err != nil {
-		tn.world.t.Errorf("abort %s: %v", tn.cfg.Name, err)
+	if err := crash.Node(tn.Node); err != nil {
+		tn.world.t.Errorf("crash %s: %v", tn.cfg.Name, err)
 	}
 	tn.Node = nil
 }

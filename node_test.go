@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/crash"
 )
 
 func TestNodeConfigIsChecked(t *testing.T) {
@@ -672,7 +673,7 @@ func endedContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// Close and Abort may be called in any order, often, and together.
+// A node may be closed and crashed in any order, often, and together.
 func TestNodeCloseAgain(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, 1)
@@ -682,7 +683,7 @@ func TestNodeCloseAgain(t *testing.T) {
 			wg.Go(func() {
 				stop := tn.Close
 				if i%2 == 1 {
-					stop = tn.Abort
+					stop = func() error { return crash.Node(tn.Node) }
 				}
 				if err := stop(); err != nil {
 					t.Errorf("closing: %v", err)

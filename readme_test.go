@@ -92,14 +92,14 @@ func TestReadmePicture(t *testing.T) {
 // compiled.
 func TestPageCode(t *testing.T) {
 	var examples strings.Builder
-	for _, file := range []string{"example_test.go", "embedded/example_test.go"} {
+	for _, file := range []string{"example_test.go", "embedded/example_test.go", "qlocktest/example_test.go"} {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
 		examples.WriteString(unindented(string(b)))
 	}
-	for file, want := range map[string]int{"README.md": 1, "docs/guide.md": 4} {
+	for file, want := range map[string]int{"README.md": 1, "docs/guide.md": 6} {
 		_, blocks := readPage(t, file)
 		n := 0
 		for _, b := range blocks {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/qlock/qlock/internal/crash"
 	"github.com/qlock/qlock/internal/driver"
 	"github.com/qlock/qlock/internal/natsio"
 	"github.com/qlock/qlock/internal/proto"
@@ -199,7 +200,7 @@ func (n *Node) WaitReady(ctx context.Context) error { return n.node.WaitReady(ct
 // it again does nothing.
 func (n *Node) Close() error { return n.node.Close(driver.Clean) }
 
-// Abort stops the node as a crash would: nothing is left in the state directory,
-// and the node's next start waits until its votes have run out. It is for tests
-// of what happens then.
-func (n *Node) Abort() error { return n.node.Close(driver.Crash) }
+// Tests crash nodes, by package qlocktest; what runs in production does not.
+func init() {
+	crash.Node = func(n any) error { return n.(*Node).node.Close(driver.Crash) }
+}

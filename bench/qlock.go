@@ -90,7 +90,7 @@ func (q *qlockService) start(ctx context.Context, n int) error {
 func (q *qlockService) close() error {
 	var errs []error
 	for _, n := range q.nodes {
-		errs = append(errs, n.Abort()) // the state is of no use to anybody
+		errs = append(errs, n.Close())
 	}
 	for _, nc := range q.conns {
 		nc.Close()

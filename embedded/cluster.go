@@ -18,7 +18,8 @@ import (
 	"github.com/qlock/qlock/internal/proto"
 )
 
-// Cluster is several servers in one process, for demonstrations and tests.
+// Cluster is several servers in one process, for demonstrations. Tests have more in
+// package qlocktest.
 type Cluster struct {
 	servers []*Server
 	dir     string
@@ -171,8 +172,20 @@ func countVotes(ctx context.Context, nc *nats.Conn, cfg qlock.NodeConfig) (int, 
 }
 
 // Servers are the cluster's servers in the order of their names, n1 first. Stop
-// one with Close or Crash, and start it with Restart.
+// one with Server.Close or Crash, and start it with Server.Restart.
 func (c *Cluster) Servers() []*Server { return c.servers }
+
+// Crash stops the server with that name, and its node, as if their process were killed:
+// the node saves nothing. After Server.Restart it does not vote until all votes that it may
+// have given have expired.
+func (c *Cluster) Crash(name string) error {
+	for _, s := range c.servers {
+		if s.Name() == name {
+			return s.crash()
+		}
+	}
+	return fmt.Errorf("qlock/embedded: Crash: the cluster has no server called %q", name)
+}
 
 // Close stops all servers and removes their state.
 func (c *Cluster) Close() error {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/embedded"
+	"github.com/qlock/qlock/qlocktest"
 )
 
 func startCluster(t *testing.T, n int, change ...func(int, *embedded.Config)) *embedded.Cluster {
@@ -142,7 +143,7 @@ func TestClusterRestart(t *testing.T) {
 	c := startCluster(t, 3, func(_ int, c *embedded.Config) { c.Node.MaxLease = 500 * time.Millisecond })
 	for _, s := range c.Servers() {
 		client, route := s.ClientURL(), s.RouteURL()
-		for _, stop := range []func() error{s.Close, s.Crash} {
+		for _, stop := range []func() error{s.Close, func() error { return c.Crash(s.Name()) }} {
 			if err := stop(); err != nil {
 				t.Fatal(err)
 			}
@@ -200,7 +201,7 @@ func TestClusterWaitReady(t *testing.T) {
 	if err := c.WaitReady(testContext(t)); err != nil {
 		t.Errorf("two of three run and vote: %v", err)
 	}
-	if err := servers[1].Crash(); err != nil {
+	if err := c.Crash("n2"); err != nil {
 		t.Fatal(err)
 	}
 	if err := servers[1].Restart(testContext(t)); err != nil {
@@ -231,10 +232,10 @@ func TestRoutePassword(t *testing.T) {
 
 func TestRouteTLS(t *testing.T) {
 	t.Parallel()
-	ca, other := newAuthority(t, "ours"), newAuthority(t, "theirs")
+	ca, other := qlocktest.NewAuthority(t, "ours"), qlocktest.NewAuthority(t, "theirs")
 	var log logged
 	c := startCluster(t, 3, func(i int, c *embedded.Config) {
-		c.RouteTLS = ca.config(t, c.Node.Name)
+		c.RouteTLS = ca.Config(t, c.Node.Name)
 		c.RouteTLS.ClientCAs = nil // RootCAs serve for both
 		c.RouteUser, c.RoutePassword = "route", "secret"
 		c.Logger = log.logger()
@@ -253,19 +254,19 @@ func TestRouteTLS(t *testing.T) {
 	for name, change := range map[string]func(*embedded.Config){
 		"no certificate": func(c *embedded.Config) {
 			password(c)
-			c.RouteTLS = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: ca.pool}
+			c.RouteTLS = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: ca.Pool()}
 		},
 		"foreign certificate": func(c *embedded.Config) {
 			password(c)
-			c.RouteTLS = other.config(t, "intruder")
-			c.RouteTLS.RootCAs = ca.pool
+			c.RouteTLS = other.Config(t, "intruder")
+			c.RouteTLS.RootCAs = ca.Pool()
 		},
 	} {
 		t.Run(name, func(t *testing.T) { notJoining(t, c, &log, "TLS route handshake error", change) })
 	}
 	t.Run("wrong password", func(t *testing.T) {
 		notJoining(t, c, &log, "authentication error", func(cfg *embedded.Config) {
-			cfg.RouteTLS = ca.config(t, "intruder")
+			cfg.RouteTLS = ca.Config(t, "intruder")
 			cfg.RouteUser, cfg.RoutePassword = "route", "guess"
 		})
 	})

@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/crash"
 	"github.com/qlock/qlock/internal/logqueue"
 	"github.com/qlock/qlock/internal/redact"
 )
@@ -343,14 +344,18 @@ func (s *Server) Close() error {
 	return s.shut()
 }
 
-// Crash stops node and server as the death of their process would: no state is
-// saved. For tests and demonstrations.
-func (s *Server) Crash() error {
+// Tests crash servers, by package qlocktest, and demonstrations by Cluster.Crash.
+func init() {
+	crash.Server = func(s any) error { return s.(*Server).crash() }
+}
+
+// crash stops node and server as the death of their process would: no state is saved.
+func (s *Server) crash() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var err error
 	if s.node != nil {
-		err = s.node.Abort()
+		err = crash.Node(s.node)
 	}
 	return errors.Join(err, s.shut())
 }

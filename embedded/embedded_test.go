@@ -2,7 +2,6 @@ package embedded_test
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -25,7 +24,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/embedded"
-	"github.com/qlock/qlock/internal/loopback"
+	"github.com/qlock/qlock/qlocktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -43,7 +42,7 @@ func testContext(t *testing.T) context.Context {
 // solo is the configuration of a node that is a cluster by itself, bootstrapped.
 func solo(t *testing.T) embedded.Config {
 	t.Helper()
-	cfg := embedded.Config{Port: reserve(t), Node: qlock.NodeConfig{
+	cfg := embedded.Config{Port: qlocktest.FreePort(t), Node: qlock.NodeConfig{
 		Name: "solo", Nodes: []string{"solo"}, StateDir: filepath.Join(t.TempDir(), "state"),
 		ProbeWait: 20 * time.Millisecond,
 	}}
@@ -51,17 +50,6 @@ func solo(t *testing.T) embedded.Config {
 		t.Fatal(err)
 	}
 	return cfg
-}
-
-// reserve keeps a port for a server that a test stops and starts again.
-func reserve(t *testing.T) int {
-	t.Helper()
-	p, err := loopback.Reserve()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = p.Close() })
-	return p.Number
 }
 
 func start(t *testing.T, cfg embedded.Config) *embedded.Server {
@@ -216,9 +204,7 @@ func TestClose(t *testing.T) {
 			t.Errorf("Close: %v", err)
 		}
 	}
-	if err := s.Crash(); err != nil {
-		t.Errorf("Crash after Close: %v", err)
-	}
+	qlocktest.CrashServer(t, s)
 	if s.Conn() != nil || s.Node() != nil || s.NATS() != nil || s.ClientURL() != "" || s.RouteURL() != "" {
 		t.Error("a closed server still shows something")
 	}
@@ -242,7 +228,7 @@ func TestRestartKeepsPorts(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
 	cfg := solo(t)
-	cfg.RoutePort = cmp.Or(reserve(t), -1)
+	cfg.RoutePort = qlocktest.FreePort(t)
 	s := ready(t, start(t, cfg))
 	client, route := s.ClientURL(), s.RouteURL()
 	if route == "" {
@@ -325,9 +311,7 @@ func TestCrashIsFollowedByQuarantine(t *testing.T) {
 	}
 	s := ready(t, start(t, cfg))
 	url := s.ClientURL()
-	if err := s.Crash(); err != nil {
-		t.Fatal(err)
-	}
+	qlocktest.CrashServer(t, s)
 	if s.Conn() != nil || s.ClientURL() != "" {
 		t.Error("a crashed server still shows something")
 	}
@@ -566,14 +550,14 @@ func TestConcurrentUse(t *testing.T) {
 
 func TestClientTLS(t *testing.T) {
 	t.Parallel()
-	ca, other := newAuthority(t, "ours"), newAuthority(t, "theirs")
+	ca, other := qlocktest.NewAuthority(t, "ours"), qlocktest.NewAuthority(t, "theirs")
 	t.Run("server's certificate", func(t *testing.T) {
 		t.Parallel()
 		cfg := solo(t)
-		cfg.TLS = ca.config(t, "server")
+		cfg.TLS = ca.Config(t, "server")
 		s := ready(t, start(t, cfg))
 		mustLock(t, s.Conn()) // no TLS within the process, whatever the network is told
-		nc := connect(t, s.ClientURL(), nats.Secure(&tls.Config{RootCAs: ca.pool}))
+		nc := connect(t, s.ClientURL(), nats.Secure(&tls.Config{RootCAs: ca.Pool()}))
 		if !nc.TLSRequired() {
 			t.Error("TLS is not required")
 		}
@@ -581,7 +565,7 @@ func TestClientTLS(t *testing.T) {
 			t.Errorf("the connection is plain: %v", err)
 		}
 		mustLock(t, nc)
-		if nc, err := nats.Connect(s.ClientURL(), nats.Secure(&tls.Config{RootCAs: other.pool})); err == nil {
+		if nc, err := nats.Connect(s.ClientURL(), nats.Secure(&tls.Config{RootCAs: other.Pool()})); err == nil {
 			nc.Close()
 			t.Error("a client that trusts another authority connected")
 		}
@@ -589,15 +573,15 @@ func TestClientTLS(t *testing.T) {
 	t.Run("client's certificate", func(t *testing.T) {
 		t.Parallel()
 		cfg := solo(t)
-		cfg.TLS = ca.config(t, "server")
+		cfg.TLS = ca.Config(t, "server")
 		cfg.TLS.ClientAuth = tls.RequireAndVerifyClientCert
 		s := ready(t, start(t, cfg))
 		mustLock(t, s.Conn())
-		mustLock(t, connect(t, s.ClientURL(), nats.Secure(ca.config(t, "client"))))
+		mustLock(t, connect(t, s.ClientURL(), nats.Secure(ca.Config(t, "client"))))
 		for name, c := range map[string]*tls.Config{
-			"no certificate":         {RootCAs: ca.pool},
-			"a foreign certificate":  {RootCAs: ca.pool, Certificates: []tls.Certificate{other.issue(t, "client")}},
-			"an unknown server's CA": other.config(t, "client"),
+			"no certificate":         {RootCAs: ca.Pool()},
+			"a foreign certificate":  {RootCAs: ca.Pool(), Certificates: []tls.Certificate{other.Certificate(t, "client")}},
+			"an unknown server's CA": other.Config(t, "client"),
 		} {
 			if nc, err := nats.Connect(s.ClientURL(), nats.Secure(c)); err == nil {
 				nc.Close()

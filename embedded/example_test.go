@@ -103,7 +103,7 @@ func ExampleStartCluster() {
 		fmt.Println(when, "locked")
 	}
 	try("with three nodes:")
-	if err := n2.Crash(); err != nil {
+	if err := cluster.Crash("n2"); err != nil {
 		log.Fatal(err)
 	}
 	try("with two:")

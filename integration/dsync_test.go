@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/qlocktest"
 )
 
 // The stories that the chaos program of minio's dsync tells, one test each, with
@@ -53,7 +54,7 @@ func TestDsyncNodesGoingDown(t *testing.T) {
 	unlock(t, first)
 	empty(t, servers...)
 	for _, s := range servers[:2] {
-		must(t, s.Crash())
+		qlocktest.CrashServer(t, s)
 	}
 	waits := start(t, testContext(t), a.Lock, "name")
 	await(t, "a waits", func() bool { return servers[2].Node().Stats().Claims == 1 })
@@ -81,11 +82,11 @@ func TestDsyncOneOverQuorumDownWhileLocked(t *testing.T) {
 	a, b := client(t, "a", urls(servers[1])), client(t, "b", urls(servers[2]))
 	must(t, servers[3].Close())
 	held := lock(t, a, "name") // by n1, n2 and n3
-	must(t, servers[0].Crash())
+	qlocktest.CrashServer(t, servers[0])
 	restart(t, servers[3]) // it never heard of the lock
 	restart(t, servers[0]) // it has forgotten it
 	next := start(t, testContext(t), b.Lock, "name")
-	must(t, c.WaitReady(testContext(t)))
+	c.WaitVotes(t)
 	stays(t, held, lease/2) // all nodes vote, and their votes from before have run out
 	if next.isDone() {
 		t.Errorf("two hold: %v", next.err)
@@ -112,8 +113,8 @@ func TestDsyncSeveralDownWhileLockedAndOthersForget(t *testing.T) {
 		must(t, s.Close())
 	}
 	held := lock(t, a, "name") // by n1, n2 and n3
-	must(t, servers[0].Crash())
-	must(t, servers[1].Crash())
+	qlocktest.CrashServer(t, servers[0])
+	qlocktest.CrashServer(t, servers[1])
 	began := time.Now()
 	next := start(t, testContext(t), b.Lock, "name")
 	for _, s := range append(servers[3:5:5], servers[:2]...) {
@@ -158,7 +159,7 @@ func TestDsyncAllVotersForget(t *testing.T) {
 	held := lock(t, a, "name")
 	for i, s := range servers {
 		if i != 2 {
-			must(t, s.Crash())
+			qlocktest.CrashServer(t, s)
 		}
 	}
 	began := time.Now()
@@ -184,7 +185,7 @@ func TestDsyncSmallestQuorum(t *testing.T) {
 	c := startCluster(t, 5, maxLease(2*time.Second))
 	servers := c.Servers()
 	for _, s := range servers[3:] {
-		must(t, s.Crash())
+		qlocktest.CrashServer(t, s)
 	}
 	a, b := client(t, "a", urls(servers[0])), client(t, "b", urls(servers[1]))
 	token := uint64(0)

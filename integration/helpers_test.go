@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,7 +13,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/embedded"
-	"github.com/qlock/qlock/internal/loopback"
+	"github.com/qlock/qlock/qlocktest"
 )
 
 const (
@@ -61,31 +60,14 @@ func must(t *testing.T, err error) {
 // quiet keeps a connection from printing what these tests bring about on purpose.
 var quiet = nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})
 
-// maxLease is a change for a cluster's servers.
-func maxLease(d time.Duration) func(int, *embedded.Config) {
-	return func(_ int, c *embedded.Config) { c.Node.MaxLease = d }
-}
+// maxLease is the longest lease of a cluster.
+var maxLease = qlocktest.WithLease
 
-func startCluster(t *testing.T, n int, change ...func(int, *embedded.Config)) *embedded.Cluster {
+// startCluster is a cluster of which DefaultMaxLease is the longest lease, unless
+// maxLease says otherwise.
+func startCluster(t *testing.T, n int, opts ...qlocktest.Option) *qlocktest.Cluster {
 	t.Helper()
-	c, err := embedded.StartCluster(testContext(t), n, change...)
-	must(t, err)
-	t.Cleanup(func() {
-		if err := c.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return c
-}
-
-// reserve keeps a port for a server that stops and starts again; -1 where that
-// cannot be done: any free one.
-func reserve(t *testing.T) int {
-	t.Helper()
-	p, err := loopback.Reserve()
-	must(t, err)
-	t.Cleanup(func() { _ = p.Close() })
-	return cmp.Or(p.Number, -1)
+	return qlocktest.StartCluster(t, n, append([]qlocktest.Option{maxLease(qlock.DefaultMaxLease)}, opts...)...)
 }
 
 // forking is held by who starts a process, and shared by who listens where there

@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/qlocktest"
 )
 
 const recordedClients = 8 // at most, in a history
@@ -171,10 +172,10 @@ func TestLinearizable(t *testing.T) {
 	for range *rounds {
 		order := r.Perm(3)
 		for _, i := range order[:2] {
-			must(t, servers[i].Crash())
+			qlocktest.CrashServer(t, servers[i])
 			some()
 			restart(t, servers[i])
-			must(t, c.WaitReady(testContext(t)))
+			c.WaitVotes(t)
 			some()
 		}
 		// Two at once: what is held is lost.
@@ -182,14 +183,14 @@ func TestLinearizable(t *testing.T) {
 		keep.Store(true)
 		await(t, "a lock is kept", func() bool { return counts.get("kept") > kept })
 		for _, i := range order[1:] {
-			must(t, servers[i].Crash())
+			qlocktest.CrashServer(t, servers[i])
 		}
 		await(t, "what was kept is lost", func() bool { return counts.get("let go") == counts.get("kept") })
 		keep.Store(false)
 		for _, i := range order[1:] {
 			restart(t, servers[i])
 		}
-		must(t, c.WaitReady(testContext(t)))
+		c.WaitVotes(t)
 		some()
 	}
 	halt()

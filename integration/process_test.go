@@ -24,6 +24,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/embedded"
+	"github.com/qlock/qlock/qlocktest"
 )
 
 // A test that needs another process runs this test's own program again, with
@@ -235,7 +236,7 @@ func TestProcesses(t *testing.T) {
 		must(t, qlock.Bootstrap(*cfg))
 		// Each is given the routes to those that already run: that is the whole
 		// mesh.
-		roles[i] = role{Node: cfg, Port: reserve(t), Route: reserve(t)}
+		roles[i] = role{Node: cfg, Port: qlocktest.FreePort(t), Route: qlocktest.FreePort(t)}
 		for _, p := range nodes[:i] {
 			roles[i].Routes = append(roles[i].Routes, p.Route)
 		}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/embedded"
+	"github.com/qlock/qlock/qlocktest"
 )
 
 // crew is workers that increment counters in a store, each with a connection of
@@ -116,18 +117,18 @@ func TestRestartsUnderLoad(t *testing.T) {
 	for range *rounds {
 		for k, i := range r.Perm(3) {
 			s := c.Servers()[i]
-			stop, how := s.Crash, "crashed"
+			stop, how := c.Crash, "crashed"
 			if k == 1 {
-				stop, how = s.Close, "was stopped"
+				stop, how = c.Stop, "was stopped"
 			}
-			must(t, stop())
+			stop(t, s.Name())
 			// Down for a moment or for longer than the leases of what it voted for.
 			down := time.Now().Add(time.Duration(r.IntN(1200)) * time.Millisecond)
 			for more := true; more; more = time.Now().Before(down) {
 				crew.more(t, 5, names...)
 			}
 			restart(t, s)
-			must(t, c.WaitReady(testContext(t)))
+			c.WaitVotes(t)
 			t.Logf("%s %s and is back", s.Name(), how)
 			crew.more(t, 5, names...)
 		}
@@ -160,7 +161,7 @@ func TestRollingRestart(t *testing.T) {
 		if !s.Node().Ready() {
 			t.Errorf("%s was stopped cleanly and does not vote", s.Name())
 		}
-		must(t, c.WaitReady(testContext(t)))
+		c.WaitVotes(t)
 		if got := s.Node().Stats().Claims; got != 4 {
 			t.Errorf("%s came back with %d claims, not with 4", s.Name(), got)
 		}
@@ -212,7 +213,7 @@ func TestClientFailsOver(t *testing.T) {
 	await(t, "d waits", func() bool { return claims(servers) == 5*3 })
 
 	before := nc.ConnectedUrl()
-	must(t, servers[0].Crash())
+	qlocktest.CrashServer(t, servers[0])
 	stays(t, held, lease+lease/2)
 	stays(t, shared, 0)
 	if nc.ConnectedUrl() == before {

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/qlocktest"
 )
 
 // Sixteen nodes: a quorum is nine, and seven may go.
@@ -71,7 +72,7 @@ func TestEvenNumbers(t *testing.T) {
 			// As many remain as make a reader's quorum.
 			early, writer := rlock(t, a, "early"), lock(t, a, "writer")
 			for _, s := range servers[readers:] {
-				must(t, s.Crash())
+				qlocktest.CrashServer(t, s)
 			}
 			killed := time.Now()
 			r1, r2 := rlock(t, a, "name"), rlock(t, b, "name")
@@ -93,7 +94,7 @@ func TestEvenNumbers(t *testing.T) {
 			for _, s := range servers[readers:] {
 				restart(t, s)
 			}
-			must(t, c.WaitReady(testContext(t)))
+			c.WaitVotes(t)
 			if next.isDone() {
 				t.Errorf("a writer was granted beside two readers: %v", next.err)
 			}
@@ -144,7 +145,7 @@ func TestTwoClusters(t *testing.T) {
 	// The second cluster goes; the first, with a node on each of the same
 	// connections' servers, does not notice.
 	for _, n := range others[:2] {
-		must(t, n.Abort())
+		qlocktest.CrashNode(t, n)
 	}
 	lostBy(t, two, time.Now().Add(time.Second))
 	stays(t, one, 0)
@@ -161,7 +162,7 @@ func TestTwoClusters(t *testing.T) {
 func TestExternalNATS(t *testing.T) {
 	t.Parallel()
 	const lease = 3 * time.Second
-	external := startNATS(t, reserve(t))
+	external := startNATS(t, qlocktest.FreePort(t))
 	t.Cleanup(func() { stopNATS(external) }) // whichever it is by then, after its clients
 	url := external.ClientURL()
 	names := []string{"n1", "n2", "n3"}
@@ -237,7 +238,7 @@ func TestOneNode(t *testing.T) {
 	s := c.Servers()[0]
 	a := client(t, "a", urls(s))
 	k := lock(t, a, "name")
-	must(t, s.Crash())
+	qlocktest.CrashServer(t, s)
 	lostBy(t, k, time.Now().Add(time.Second))
 	restart(t, s)
 	next := lock(t, a, "name")

@@ -13,6 +13,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/embedded"
+	"github.com/qlock/qlock/qlocktest"
 )
 
 var soak = flag.Duration("soak.for", 2*time.Second, "how long TestSoak takes and gives back locks")
@@ -112,7 +113,7 @@ func TestSoak(t *testing.T) {
 // nodes together.
 func TestBytesOfAHeldLock(t *testing.T) {
 	const locks, most = 10_000, 4000
-	c := startCluster(t, 3, func(_ int, c *embedded.Config) { c.Node.MaxClaims = 2 * locks })
+	c := startCluster(t, 3, qlocktest.WithConfig(func(_ int, c *embedded.Config) { c.Node.MaxClaims = 2 * locks }))
 	l := client(t, "c", urls(c.Servers()...))
 	held := make([]*qlock.Lock, 2*locks)
 	take := func(from, to int) {

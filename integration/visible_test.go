@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/qlocktest"
 )
 
 // gather publishes a question and collects answers until enough have come.
@@ -213,8 +214,8 @@ func TestObserver(t *testing.T) {
 
 	// A loss is an event as well.
 	lost := lock(t, a, "lost")
-	must(t, servers[1].Crash())
-	must(t, servers[2].Node().Abort()) // its server stays, for the observer
+	qlocktest.CrashServer(t, servers[1])
+	qlocktest.CrashNode(t, servers[2].Node()) // its server stays, for the observer
 	lostBy(t, lost, time.Now().Add(lease))
 	if e := event("lost", "svc-a", "lost"); e.Token != lost.Token() || e.Held == nil || *e.Held <= 0 {
 		t.Errorf("lost: %+v", e)

@@ -11,25 +11,17 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/qlock/qlock"
-	"github.com/qlock/qlock/embedded"
 	"github.com/qlock/qlock/metrics"
+	"github.com/qlock/qlock/qlocktest"
 )
 
 // What a Locker and a node say of the same locks.
 func TestLocker(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	c, err := embedded.StartCluster(ctx, 1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = c.Close() }()
+	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(qlock.DefaultMaxLease))
 	s := c.Servers()[0]
-	locker, err := qlock.New(ctx, s.Conn(), qlock.WithName("test"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = locker.Close() }()
+	locker := c.LockerOn(t, s.Conn(), qlock.WithName("test"))
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(metrics.NewLocker(locker), metrics.NewNode(s.Node(), "default"))
 

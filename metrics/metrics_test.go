@@ -12,8 +12,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/qlock/qlock"
-	"github.com/qlock/qlock/embedded"
 	"github.com/qlock/qlock/metrics"
+	"github.com/qlock/qlock/qlocktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -21,11 +21,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestCollectors(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	c, err := embedded.StartCluster(ctx, 1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = c.Close() }()
+	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(qlock.DefaultMaxLease))
 	s := c.Servers()[0]
 	events, err := metrics.NewEvents(s.Conn(), qlock.DefaultCluster)
 	if err != nil {
@@ -38,10 +34,7 @@ func TestCollectors(t *testing.T) {
 			return []metrics.Peer{{Name: "n1", Heard: true, Votes: true, RoundTrip: time.Millisecond}, {Name: "n2", Clash: true, OtherConfig: true}}
 		}),
 	)
-	locker, err := qlock.New(ctx, s.Conn(), qlock.WithName("test"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	locker := c.LockerOn(t, s.Conn(), qlock.WithName("test"))
 	for _, ask := range []func(context.Context, string) (*qlock.Lock, error){locker.Lock, locker.RLock, locker.RLock} {
 		lock, err := ask(ctx, "a.b")
 		if err != nil {

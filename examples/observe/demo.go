@@ -60,7 +60,7 @@ func demonstrate(ctx context.Context, subject string) (err error) {
 	}
 	time.Sleep(50 * time.Millisecond) // for the observer
 	fmt.Print("              n2 and n3 die now: a lock needs two votes, so this lock will be lost\n")
-	if err := errors.Join(cluster.Servers()[1].Crash(), cluster.Servers()[2].Crash()); err != nil {
+	if err := errors.Join(cluster.Crash("n2"), cluster.Crash("n3")); err != nil {
 		return err
 	}
 	select {

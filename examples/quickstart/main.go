@@ -107,7 +107,7 @@ func run(locked bool) (err error) {
 	victim := cluster.Servers()[1]
 	crash := newMoment(time.Now().Add(time.Second), func(holder *service) error {
 		s.say(">>> n2 dies while %s, which is connected to it, holds the lock", holder.name)
-		return victim.Crash()
+		return cluster.Crash(victim.Name())
 	})
 	work, stop := context.WithCancel(ctx)
 	var group sync.WaitGroup

@@ -1,17 +1,9 @@
 package security
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -27,6 +19,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/qlocktest"
 )
 
 // handover is what every configuration must let two clients do: svc-a holds, svc-b
@@ -191,78 +184,28 @@ func TestAccountsAreConfined(t *testing.T) {
 
 // files are certificates for the server and the users, as the configurations name
 // them, in a directory that becomes the current one.
-func files(t *testing.T) *authority {
+func files(t *testing.T) *qlocktest.Authority {
 	t.Helper()
-	a := newAuthority(t)
+	a := qlocktest.NewAuthority(t, "authority")
 	t.Chdir(t.TempDir())
 	must(t, os.Mkdir("tls", 0o700))
-	write := func(name, kind string, der []byte) {
-		must(t, os.WriteFile(filepath.Join("tls", name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
-	}
-	cert := a.issue(t, "server")
-	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
-	must(t, err)
-	write("server.pem", "CERTIFICATE", cert.Certificate[0])
-	write("server-key.pem", "PRIVATE KEY", key)
-	write("ca.pem", "CERTIFICATE", a.cert.Raw)
+	f := a.WriteFiles(t, "tls", "server")
+	must(t, os.Rename(f.Cert, filepath.Join("tls", "server.pem")))
+	must(t, os.Rename(f.Key, filepath.Join("tls", "server-key.pem")))
 	return a
-}
-
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pool *x509.CertPool
-}
-
-func newAuthority(t *testing.T) *authority {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	must(t, err)
-	cert, err := x509.ParseCertificate(der)
-	must(t, err)
-	a := &authority{cert: cert, key: key, pool: x509.NewCertPool()}
-	a.pool.AddCert(cert)
-	return a
-}
-
-// issue makes a certificate for both ends of a connection on loopback, with a DNS
-// name.
-func (a *authority) issue(t *testing.T, name string) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage:    x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{name},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
-	must(t, err)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 // secure connects with a certificate for a user, and without a password.
-func (a *authority) secure(t *testing.T, url, user string) *nats.Conn {
+func secure(t *testing.T, a *qlocktest.Authority, url, user string) *nats.Conn {
 	t.Helper()
-	return dial(t, url, user, nats.UserInfo("", ""), nats.Secure(&tls.Config{
-		MinVersion: tls.VersionTLS12, RootCAs: a.pool, Certificates: []tls.Certificate{a.issue(t, user)},
-	}))
+	return dial(t, url, user, nats.UserInfo("", ""), nats.Secure(a.Config(t, user)))
 }
 
 // A user is who its certificate says, and no password is needed or helps.
 func TestCertificates(t *testing.T) {
 	a := files(t)
 	srv := run(t, options(t, printed(t, "certificates")))
-	w := start(t, func(user string) *nats.Conn { return a.secure(t, srv.ClientURL(), user) })
+	w := start(t, func(user string) *nats.Conn { return secure(t, a, srv.ClientURL(), user) })
 	handover(t, w)
 	limits(t, w, w.raw("svc-a"))
 
@@ -274,15 +217,15 @@ func TestCertificates(t *testing.T) {
 			t.Errorf("%s: connected", what)
 		}
 	}
-	other := newAuthority(t)
+	other := qlocktest.NewAuthority(t, "another")
 	with := func(certs ...tls.Certificate) nats.Option {
-		return nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: a.pool, Certificates: certs})
+		return nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: a.Pool(), Certificates: certs})
 	}
 	refused("no TLS", nats.UserInfo("svc-a", "svc-a"))
 	refused("no certificate", with(), nats.UserInfo("svc-a", "svc-a"))
-	refused("a certificate of another authority", with(other.issue(t, "svc-a")))
-	refused("a certificate for a user who does not exist", with(a.issue(t, "svc-z")))
-	refused("a server of another authority", nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: other.pool, Certificates: []tls.Certificate{a.issue(t, "svc-a")}}))
+	refused("a certificate of another authority", with(other.Certificate(t, "svc-a")))
+	refused("a certificate for a user who does not exist", with(a.Certificate(t, "svc-z")))
+	refused("a server of another authority", nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: other.Pool(), Certificates: []tls.Certificate{a.Certificate(t, "svc-a")}}))
 }
 
 // Three servers, their routes and their users with certificates; a server of another
@@ -313,7 +256,7 @@ func TestRoutesWithCertificates(t *testing.T) {
 		return true
 	})
 	at := map[string]int{"n2": 1, "n3": 2, "svc-b": 1}
-	w := start(t, func(user string) *nats.Conn { return a.secure(t, servers[at[user]].ClientURL(), user) })
+	w := start(t, func(user string) *nats.Conn { return secure(t, a, servers[at[user]].ClientURL(), user) })
 	handover(t, w)
 
 	plain := strings.Replace(printed(t, "routes"), "  tls {\n    cert_file: \"tls/server.pem\"\n    key_file: \"tls/server-key.pem\"\n    ca_file: \"tls/ca.pem\"\n    verify: true\n  }\n", "", 1)

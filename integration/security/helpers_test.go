@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -359,13 +358,4 @@ func (w *world) claims() string {
 		out = append(out, s.Claims)
 	}
 	return fmt.Sprint(out)
-}
-
-// freePort is a port for a server that must keep it when its configuration changes.
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/qlocktest"
 )
 
 // A permission that was missing and is given at last counts: an old complaint of the
@@ -15,7 +16,7 @@ import (
 func TestPermissionGivenLater(t *testing.T) {
 	text := printed(t, "users")
 	opts := options(t, text)
-	opts.Port = freePort(t)
+	opts.Port = qlocktest.FreePort(t)
 	srv := run(t, opts)
 	w := start(t, func(user string) *nats.Conn { return dial(t, srv.ClientURL(), user) })
 	a, b := w.locker("svc-a"), w.locker("svc-b")

@@ -316,6 +316,27 @@ func TestLibraryStaysLean(t *testing.T) {
 	}
 }
 
+// Only tests crash nodes, and demonstrations by embedded.Cluster: what runs in production
+// must not be able to. And no program links package testing.
+func TestOnlyTestsCrash(t *testing.T) {
+	_, files := sources(t)
+	var crash []string
+	for _, s := range files {
+		if s.imports[base+"/internal/crash"] != "" {
+			crash = append(crash, s.name)
+		}
+		if s.imports[base+"/qlocktest"] != "" {
+			t.Errorf("%s imports qlocktest, which is for tests", s.name)
+		}
+		if s.imports["testing"] != "" && s.dir() != "qlocktest" {
+			t.Errorf("%s imports testing, and is no test", s.name)
+		}
+	}
+	if want := []string{"embedded/embedded.go", "qlocktest/cluster.go", "responder.go"}; !slices.Equal(crash, want) {
+		t.Errorf("%v import internal/crash, allowed are %v", crash, want)
+	}
+}
+
 // .golangci.yml says the same, for editors.
 func TestLinterKnowsTheRules(t *testing.T) {
 	b, err := os.ReadFile(filepath.Join(root, ".golangci.yml"))

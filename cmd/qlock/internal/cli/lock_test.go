@@ -12,7 +12,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/embedded"
-	"github.com/qlock/qlock/internal/loopback"
+	"github.com/qlock/qlock/qlocktest"
 )
 
 // Any name can be given, and what programs read has it exactly.
@@ -63,12 +63,7 @@ func TestShortLeases(t *testing.T) {
 // A wait with an end is for the server as well.
 func TestWaitForServer(t *testing.T) {
 	t.Parallel()
-	port, err := loopback.Reserve()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = port.Close() }()
-	at := freePort(port)
+	at := qlocktest.FreePort(t)
 	url := "nats://127.0.0.1:" + strconv.Itoa(at)
 	waits := launch(t, "run", "x", "-s", url, "--wait", patience.String(), "--", "echo", "ran")
 	waits.says(waits.err, "no NATS server can be reached")
@@ -90,12 +85,7 @@ func TestWaitForServer(t *testing.T) {
 // what does not pass is not waited for.
 func TestWaitForServerEnds(t *testing.T) {
 	t.Parallel()
-	port, err := loopback.Reserve()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = port.Close() }()
-	none := "nats://127.0.0.1:" + strconv.Itoa(freePort(port))
+	none := "nats://127.0.0.1:" + strconv.Itoa(qlocktest.FreePort(t))
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -14,7 +14,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/embedded"
-	"github.com/qlock/qlock/internal/loopback"
+	"github.com/qlock/qlock/qlocktest"
 )
 
 const secret = "S3cret"
@@ -37,12 +37,7 @@ func noSecret(t *testing.T, what string, r result) {
 // No command prints what an address has before the @, whoever gave the address, and
 // however wrong it is.
 func TestSecretsOfAddresses(t *testing.T) {
-	port, err := loopback.Reserve()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = port.Close() }()
-	where := net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(port)))
+	where := net.JoinHostPort("127.0.0.1", strconv.Itoa(qlocktest.FreePort(t)))
 	for _, url := range []string{
 		"nats://billing:" + secret + "@" + where,
 		"nats://" + secret + "@" + where,

@@ -25,6 +25,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/qlocktest"
 )
 
 // screen is a terminal with a program on it.
@@ -652,14 +653,14 @@ func TestRunOnTerminal(t *testing.T) {
 func TestCertificates(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	ca := newAuthority(t)
-	files := ca.write(t, dir, "first")
-	c := newCluster(t.TempDir(), 1, "--max-lease", "500ms", "--tlscert", files.cert, "--tlskey", files.key)
+	ca := qlocktest.NewAuthority(t, "test authority")
+	files := ca.WriteFiles(t, dir, "first")
+	c := newCluster(t.TempDir(), 1, "--max-lease", "500ms", "--tlscert", files.Cert, "--tlskey", files.Key)
 	t.Cleanup(c.stop)
 	p := launch(t, c.args("n1")...)
 	p.says(p.err, "ready: this node votes")
 	seen := func() string {
-		nc, err := nats.Connect("tls://"+c.addr["n1"][0], nats.RootCAs(files.ca))
+		nc, err := nats.Connect("tls://"+c.addr["n1"][0], nats.RootCAs(files.CA))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -674,14 +675,14 @@ func TestCertificates(t *testing.T) {
 		t.Errorf("certificate of %s", got)
 	}
 	qlockCmd(t, "nodes", "-s", "tls://"+c.addr["n1"][0]).want(t, exitFailed, "certificate", "--tlsca")
-	qlockCmd(t, "nodes", "-s", "tls://"+c.addr["n1"][0], "--tlsca", files.ca).want(t, 0, "1 of 1")
-	ca.write(t, dir, "second")
+	qlockCmd(t, "nodes", "-s", "tls://"+c.addr["n1"][0], "--tlsca", files.CA).want(t, 0, "1 of 1")
+	ca.WriteFiles(t, dir, "second")
 	p.signal(syscall.SIGHUP)
 	p.says(p.err, "reloaded")
 	if got := seen(); got != "second" {
 		t.Errorf("certificate of %s after the reload", got)
 	}
-	if err := os.WriteFile(files.cert, []byte("rubbish"), 0o600); err != nil {
+	if err := os.WriteFile(files.Cert, []byte("rubbish"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p.signal(syscall.SIGHUP)
@@ -695,11 +696,11 @@ func TestCertificates(t *testing.T) {
 // Servers show each other certificates and a password, clients a password.
 func TestSecured(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t)
-	files := ca.write(t, t.TempDir(), "server")
+	ca := qlocktest.NewAuthority(t, "test authority")
+	files := ca.WriteFiles(t, t.TempDir(), "server")
 	dir := t.TempDir()
 	c := newCluster(dir, 2, "--user", "svc", "--password", "secret", "--route-user", "route", "--route-password", "other",
-		"--route-tlscert", files.cert, "--route-tlskey", files.key, "--route-tlsca", files.ca)
+		"--route-tlscert", files.Cert, "--route-tlskey", files.Key, "--route-tlsca", files.CA)
 	t.Cleanup(c.stop)
 	for _, n := range c.names {
 		qlockCmd(t, append(c.args(n), "--bootstrap")...).want(t, 0)
