@@ -52,6 +52,26 @@ func (s *natsServer) users(t *testing.T, users ...*server.User) {
 	}
 }
 
+// restart starts the server anew, in its place, with these users. While clients are being
+// refused, users must not be used: in nats-server 2.15 a reload then races with the
+// refusal.
+func (s *natsServer) restart(t *testing.T, users ...*server.User) {
+	t.Helper()
+	opts := s.opts.Clone()
+	opts.Port = s.Addr().(*net.TCPAddr).Port
+	opts.Users = users
+	s.Shutdown()
+	s.WaitForShutdown()
+	var err error
+	if s.Server, err = server.NewServer(opts); err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	if !s.ReadyForConnections(patience) {
+		t.Fatal("the server is not ready again")
+	}
+}
+
 // Credentials that are changed at the server first are refused for a while, and more
 // than twice. Nothing ends by that: a node votes again, and who waited for a lock, or
 // watched, goes on.
@@ -94,7 +114,7 @@ func TestCredentialsChange(t *testing.T) {
 	if status, body := mustGet(t, "http://"+addr+"/readyz"); status != 503 {
 		t.Errorf("readyz of a node that NATS refuses: %d %s", status, body)
 	}
-	s.users(t, node("right"), user("right"))
+	s.restart(t, node("right"), user("right"))
 	waits.wait().want(t, 0, "NATS connection lost")
 	eventually(t, func() error {
 		status, body := mustGet(t, "http://"+addr+"/readyz")
