@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -54,11 +53,6 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Locker, error) {
 	opt, err := buildOptions(opts)
 	if err != nil {
 		return nil, err
-	}
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
 	}
 	log := natsio.NewLog(opt.logger)
 	client, err := driver.Open(ctx, nc, opt.driver(log))

@@ -151,7 +151,7 @@ func QueryMembers(ctx context.Context, nc *nats.Conn, opts ...Option) (*Members,
 func newMembers(cluster string, got *members.Membership) *Members {
 	m := &Members{Cluster: cluster, Agreed: got.Agreed, said: got}
 	if got.Config != nil {
-		m.Config = newClusterConfig(got.Config, got.Digest)
+		m.Config = newClusterConfig(*got.Config, got.Digest)
 	}
 	missing := got.Missing
 	silent := func(before string) {
@@ -164,7 +164,7 @@ func newMembers(cluster string, got *members.Membership) *Members {
 		silent(n.Name)
 		m.Nodes = append(m.Nodes, Member{
 			Name: n.Name, Answered: true, Incarnation: n.Incarnation.String(), State: NodeState(n.Info.State), Recovering: n.Recovering,
-			Version: n.Info.Version, Config: newClusterConfig(&proto.Config{Nodes: n.Info.Nodes, MaxTTL: n.Info.MaxTTL, Skew: n.Info.Skew}, n.Digest),
+			Version: n.Info.Version, Config: newClusterConfig(n.Config(), n.Digest),
 			Started: time.UnixMicro(n.Info.Started), Claims: n.Info.Claims, RoundTrip: n.RoundTrip, ClockOffset: n.Clock,
 			TokensAhead: n.Info.Ahead, Conflict: Conflict(n.Conflict),
 		})
@@ -173,7 +173,7 @@ func newMembers(cluster string, got *members.Membership) *Members {
 	return m
 }
 
-func newClusterConfig(c *proto.Config, digest string) ClusterConfig {
+func newClusterConfig(c proto.Config, digest string) ClusterConfig {
 	return ClusterConfig{Nodes: c.Nodes, MaxLease: c.MaxTTL, MaxSkew: c.Skew, Digest: digest}
 }
 

@@ -844,6 +844,11 @@ func (c *Client) torn(cl *Claim) bool {
 	return cl.state == Waiting && blocked && standing > 0 && (standing < c.need(cl) || again)
 }
 
+// index is where a node stands among the nodes, and in the votes of each claim.
+func (c *Client) index(name string) (i int, ok bool) {
+	return slices.BinarySearchFunc(c.nodes, name, func(n node, name string) int { return cmp.Compare(n.name, name) })
+}
+
 // Handle takes an answer of a node.
 func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	c.step(now, out)
@@ -853,7 +858,7 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	if a.Claim.Instance != c.cfg.Instance {
 		return // not ours
 	}
-	i, ok := slices.BinarySearchFunc(c.nodes, a.Node, func(n node, name string) int { return cmp.Compare(n.name, name) })
+	i, ok := c.index(a.Node)
 	if a.Beat > c.beat { // of a message that was never sent, or not from here
 		if ok && a.Digest == c.digest {
 			c.noteCopy(out) //plant:copy-noticed
@@ -1158,7 +1163,7 @@ func (c *Client) recall(cl *Claim, i int, behind bool, out *Out) {
 // recallFor is a recall by a node that is not heard, which another passes on (N12). All
 // that were asked to may do so: one answer is enough.
 func (c *Client) recallFor(cl *Claim, name string, out *Out) {
-	i, ok := slices.BinarySearchFunc(c.nodes, name, func(n node, name string) int { return cmp.Compare(n.name, name) })
+	i, ok := c.index(name)
 	if !ok {
 		return
 	}

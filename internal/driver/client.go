@@ -80,8 +80,10 @@ type Client struct {
 }
 
 // Open finds the nodes of a cluster and starts a client on a connection. It fails when
-// ctx ends before that.
+// ctx ends before that, or after 5 s if ctx has no deadline.
 func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Client, error) {
+	ctx, cancel := withDefaultTimeout(ctx)
+	defer cancel()
 	opened := make(chan *Client, 1)
 	err := natsio.Call(ctx, func() error {
 		c, err := open(ctx, nc, cfg)
@@ -244,23 +246,10 @@ func (c *Client) Close() error {
 	}
 	c.machine.giveUpAll(all)
 	close(c.stop)
-	patience := time.NewTimer(natsio.ClosePatience - natsio.LogPatience)
-	defer patience.Stop()
-	defer c.cfg.Log.Flush(natsio.LogPatience)
-	left := make(chan error, 1)
-	// All of this waits for the connection, which may stand still for longer than Close
-	// is to wait.
-	go func() {
+	return natsio.Leave(func() error {
 		c.running.Wait()
-		left <- c.detach()
-	}()
-	select {
-	case err := <-left:
-		return err
-	case <-patience.C:
-		c.cfg.Log.Line(slog.LevelWarn, "the NATS connection is blocked; the last releases may not reach the nodes, and the leases will expire")
-		return nil
-	}
+		return c.detach()
+	}, c.cfg.Log, "the NATS connection is blocked; the last releases may not reach the nodes, and the leases will expire")
 }
 
 // leave ends the subscription of a client that does nothing any more, and waits until the
@@ -288,7 +277,7 @@ var (
 
 // Receive takes a message that came to the inbox. The subscription's goroutine calls it.
 func (c *Client) Receive(m *nats.Msg) {
-	if len(m.Data) == 0 && m.Header.Get("Status") == "503" {
+	if natsio.NobodyHears(m) {
 		return // the server says that no node hears: that is silence, not an answer
 	}
 	if proto.IsList(m.Data) {

@@ -134,7 +134,7 @@ func (d *discovery) take(out *members.Out) {
 }
 
 func (d *discovery) receive(m *nats.Msg) {
-	if len(m.Data) == 0 && m.Header.Get("Status") == "503" {
+	if natsio.NobodyHears(m) {
 		return // the server says that no node hears: that is silence, not an answer
 	}
 	a, err := proto.DecodeAnswer(m.Data)

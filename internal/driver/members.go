@@ -17,6 +17,8 @@ import (
 
 // Members asks all nodes who they are.
 func (c *Client) Members(ctx context.Context) (*members.Membership, error) {
+	ctx, cancel := withDefaultTimeout(ctx)
+	defer cancel()
 	own := c.Cluster()
 	q := newMembersQuery(&own)
 	c.queries.addMembers(q)
@@ -58,7 +60,7 @@ func queryMembers(ctx context.Context, nc *nats.Conn, cluster, client string) (*
 	before := nc.LastError()
 	q, inbox, on := newMembersQuery(nil), nc.NewInbox(), infoSubject(cluster, client)
 	sub, err := nc.Subscribe(inbox, func(m *nats.Msg) {
-		if len(m.Data) == 0 && m.Header.Get("Status") == "503" {
+		if natsio.NobodyHears(m) {
 			q.fail(errNobody)
 			return
 		}
@@ -151,10 +153,8 @@ func (q *membersQuery) membership() *members.Membership {
 	return &m
 }
 
-// run asks with send, and again while nodes are silent.
+// run asks with send, and again while nodes are silent, until ctx ends at the latest.
 func (q *membersQuery) run(ctx context.Context, cluster, client string, stop <-chan struct{}, send func(nonce string) error) (*members.Membership, error) {
-	ctx, cancel := withDefaultTimeout(ctx)
-	defer cancel()
 	again := time.NewTicker(askAgain)
 	defer again.Stop()
 	done := time.NewTimer(time.Hour)

@@ -319,19 +319,8 @@ func (n *Node) Close(how Ending) error {
 	if !first {
 		return nil
 	}
-	// The rest waits for the connection, which may stand still for longer than Close is
-	// to wait.
-	patience := time.NewTimer(natsio.ClosePatience - natsio.LogPatience)
-	defer patience.Stop()
-	defer n.cfg.Log.Flush(natsio.LogPatience)
-	left := make(chan error, 1)
-	go func() { left <- n.leave(how) }()
-	select {
-	case gone := <-left:
-		err = errors.Join(err, gone)
-	case <-patience.C:
-		n.cfg.Log.Line(slog.LevelWarn, "the NATS connection is blocked; the node's subscriptions end when it recovers")
-	}
+	err = errors.Join(err, natsio.Leave(func() error { return n.leave(how) }, n.cfg.Log,
+		"the NATS connection is blocked; the node's subscriptions end when it recovers"))
 	if err != nil {
 		return fmt.Errorf("qlock: closing node %s: %w", n.cfg.Name, err)
 	}
@@ -462,18 +451,12 @@ func (n *Node) ignore(on string, err error) {
 
 // finish ends a step, and sends what the machine wants sent.
 func (n *Node) finish(s *voterStep) {
-	over := n.voter.end(s)
-	buf := buffers.Get().(*[]byte)
-	for i := range s.Answers {
-		if s.Answers[i].To != "" {
-			n.publish(&s.Answers[i], buf)
-		}
-	}
-	n.publishRest(s, over, buf)
+	n.finishBatch(s, "")
 }
 
 // finishBatch is finish for the step of a batch: the answers to it go in one message to
-// reply, after those to others, who are called by what its client gave back.
+// reply, unless that is empty, after those to others, who are called by what its client
+// gave back.
 func (n *Node) finishBatch(s *voterStep, reply string) {
 	over := n.voter.end(s)
 	buf := buffers.Get().(*[]byte)

@@ -138,11 +138,8 @@ const (
 // 0 at the end, and whether it has heard enough. It returns who answered to the end, and
 // who did not. Without a deadline in ctx it gives up after 5 s.
 func (c *Client) Query(ctx context.Context, r proto.Request, take func(*proto.Answer) (next uint64, done bool)) (answered, silent []string, err error) {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-	}
+	ctx, cancel := withDefaultTimeout(ctx)
+	defer cancel()
 	nodes := c.Cluster().Nodes
 	r.Client, r.Nonce = c.cfg.Name, cmp.Or(r.Nonce, newInstance().String())
 	if n := len(proto.AppendRequest(nil, &r)); n > c.pub.MaxBody() && r.Verb != proto.Evict { // which is shortened

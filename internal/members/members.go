@@ -50,8 +50,8 @@ type Node struct {
 	last  int // the last of these questions that it answered
 }
 
-// config is the configuration that the node shows.
-func (n *Node) config() proto.Config {
+// Config is the configuration that the node shows.
+func (n *Node) Config() proto.Config {
 	return proto.Config{Nodes: n.Info.Nodes, MaxTTL: n.Info.MaxTTL, Skew: n.Info.Skew}
 }
 
@@ -180,7 +180,7 @@ func (q *Query) Membership(now proto.Now, own *proto.Config, gone bool) Membersh
 	}
 	slices.Sort(m.Missing)
 	if n := of[m.Digest]; n != nil {
-		cfg, count := n.config(), names[m.Digest]
+		cfg, count := n.Config(), names[m.Digest]
 		m.Config = &cfg
 		if own != nil && own.Digest() == m.Digest {
 			against = 0
@@ -202,7 +202,7 @@ func judge(nodes []Node) bool {
 	for i := range nodes {
 		n := &nodes[i]
 		switch {
-		case n.config().Digest() != n.Digest:
+		case n.Config().Digest() != n.Digest:
 			n.Conflict = WrongDigest
 		case !slices.Contains(n.Info.Nodes, n.Name): //plant:members-unlisted
 			n.Conflict = Unlisted

@@ -32,8 +32,30 @@ var ErrStandsStill = errors.New("the NATS connection is blocked: a call on it ha
 // before the connection is said to stand still. What it says itself tells more.
 const standsStill = 100 * time.Millisecond
 
-// ClosePatience is how long Close waits for a connection that stands still.
-const ClosePatience = time.Second
+// closePatience is how long Close waits for a connection that stands still.
+const closePatience = time.Second
+
+// Leave calls do, by which a client or a node that is closed leaves its connection, and
+// waits for it and for the log, but not for longer than a Close may take: then it logs
+// what comes of a connection that stands still, and returns nil.
+func Leave(do func() error, log *Log, blocked string) error {
+	patience := time.NewTimer(closePatience - LogPatience)
+	defer patience.Stop()
+	defer log.Flush(LogPatience)
+	left := make(chan error, 1)
+	go func() { left <- do() }()
+	select {
+	case err := <-left:
+		return err
+	case <-patience.C:
+		log.Line(slog.LevelWarn, blocked)
+		return nil
+	}
+}
+
+// NobodyHears reports whether a message is the server's word, in place of an answer, that
+// nobody subscribes to what was asked on.
+func NobodyHears(m *nats.Msg) bool { return len(m.Data) == 0 && m.Header.Get("Status") == "503" }
 
 // Call calls do, which ends with ctx unless the connection stands still. If
 // it does, Call returns ErrStandsStill with the context's error, and undo is

@@ -48,7 +48,12 @@ func (n *Node) probeDue() time.Duration {
 // away is for how long the node has not heard itself. It was paused, asleep, or
 // cut off; which of the clocks shows it is the same to us (N9).
 func (n *Node) away(now proto.Now) time.Duration {
-	return max(now.Mono-n.heardAt, sat.Micros(now.Wall-n.heardWall) /*plant:away-wall*/)
+	return elapsed(now, n.heardAt, n.heardWall)
+}
+
+// elapsed is the larger of what the two clocks went on since a moment.
+func elapsed(now proto.Now, mono time.Duration, wall int64) time.Duration {
+	return max(now.Mono-mono, sat.Micros(now.Wall-wall) /*plant:away-wall*/)
 }
 
 // pause is how long a node that waits lets pass between two questions: an answer has
@@ -72,7 +77,7 @@ func (n *Node) checkAlone(now proto.Now, out *Out) {
 	if n.asks > 0 {
 		return
 	}
-	if n.hears && max(now.Mono-n.echoAt, sat.Micros(now.Wall-n.echoWall)) > n.cfg.ProbeWait+n.pause(n.cfg.MaxTTL) {
+	if n.hears && elapsed(now, n.echoAt, n.echoWall) > n.cfg.ProbeWait+n.pause(n.cfg.MaxTTL) {
 		n.hears = false // what was asked meanwhile it may have missed: it listens anew //plant:listens-anew
 	}
 	away := n.away(now)
