@@ -124,7 +124,7 @@ func (m *membership) play() {
 		c.crash()
 	case 6: // a node is down for a while
 		nd.stop(r.IntN(2) == 0)
-		s.at(s.downFor(), nd.start)
+		s.at(s.downFor(), func() { m.start(nd) })
 	case 7: // a client hears or reaches some nodes only
 		s.res.Cuts++
 		until := s.now + s.between(0, 2*ttl)
@@ -177,7 +177,7 @@ func (m *membership) stray(nd *simNode) {
 		if s.working && s.cluster.Digest() == right.Digest() && nd.twin == "" { // else it was renamed since
 			nd.stop(false)
 			nd.cfg = right
-			s.at(s.downFor(), nd.start)
+			s.at(s.downFor(), func() { m.start(nd) })
 		}
 	})
 }
@@ -246,8 +246,17 @@ func (m *membership) rename() {
 			nd = m.newNode(name, s.cluster)
 			nd.previous = old.MaxTTL
 		}
-		s.at(s.between(0, time.Second), nd.start)
+		s.at(s.between(0, time.Second), func() { m.start(nd) })
 	}
+}
+
+// start starts a node, unless the cluster was renamed since that was planned: an operator
+// who goes on to start nodes with the list of before has two clusters of one name.
+func (m *membership) start(nd *simNode) {
+	if digest := nd.cfg.Digest(); m.rights[digest] == 0 && digest != m.sim.cluster.Digest() {
+		return
+	}
+	nd.start()
 }
 
 // belongs reports whether a node that runs now is to go on in the calm.
