@@ -196,11 +196,11 @@ func (c *jsClient) acquire(ctx context.Context, key string) (hold, error) {
 		}
 		if first && topic == nil && !guess.foreign {
 			// Most likely it is free, and the guess was wrong.
-			c.guessed(key, false)
 			var err error
 			if last, free, err = c.look(ctx, key); err != nil {
 				return nil, err
 			}
+			c.guessed(key, last == guess.seq)
 			if free {
 				continue
 			}
@@ -320,12 +320,35 @@ func (c *jsClient) publish(ctx context.Context, key string, last uint64, free bo
 	return ack.Sequence, nil
 }
 
-// wrongSequence reports whether somebody else was first. There is another code
-// for those who were overtaken while their message was on its way to the
-// replicas.
+// publishHeld is publish for who holds the key. The leader of several replicas
+// acknowledges a message before it takes the subject off its list of those with a
+// message on its way, and refuses the next one for so long. It may be said again: it
+// has the same condition.
+func (c *jsClient) publishHeld(ctx context.Context, key string, last uint64, free bool) (uint64, error) {
+	for {
+		seq, err := c.publish(ctx, key, last, free)
+		if !isAPIError(err, jsUnderWay) {
+			return seq, err
+		}
+		if err := pause(ctx, 100*time.Microsecond); err != nil {
+			return 0, err
+		}
+	}
+}
+
+const (
+	jsWrongSequence = 10071
+	jsUnderWay      = 10164 // another message for the subject is on its way to the replicas
+)
+
+// wrongSequence reports whether somebody else was first.
 func wrongSequence(err error) bool {
+	return isAPIError(err, jsWrongSequence) || isAPIError(err, jsUnderWay)
+}
+
+func isAPIError(err error, code jetstream.ErrorCode) bool {
 	var api *jetstream.APIError
-	return errors.As(err, &api) && (api.ErrorCode == 10071 || api.ErrorCode == 10164)
+	return errors.As(err, &api) && api.ErrorCode == code
 }
 
 func (c *jsClient) close() error {
@@ -348,7 +371,7 @@ type jsHold struct {
 func (h *jsHold) token() uint64 { return h.first }
 
 func (h *jsHold) extend(ctx context.Context) error {
-	seq, err := h.c.publish(ctx, h.key, h.seq, false)
+	seq, err := h.c.publishHeld(ctx, h.key, h.seq, false)
 	if err == nil {
 		h.seq = seq
 	}
@@ -356,7 +379,7 @@ func (h *jsHold) extend(ctx context.Context) error {
 }
 
 func (h *jsHold) unlock(ctx context.Context) error {
-	seq, err := h.c.publish(ctx, h.key, h.seq, true)
+	seq, err := h.c.publishHeld(ctx, h.key, h.seq, true)
 	if err == nil {
 		h.c.mu.Lock()
 		h.c.guesses[h.key] = jsGuess{seq: seq, foreign: h.c.guesses[h.key].foreign}
