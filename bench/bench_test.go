@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"math"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"go.uber.org/goleak"
 )
 
@@ -209,7 +211,7 @@ var small = settings{Rounds: 1, Duration: 50 * time.Millisecond, Limit: 20 * tim
 func TestBrokenMutexIsCaught(t *testing.T) {
 	s := small
 	s.Duration = 3 * writeEvery // there must be writers among readers
-	for _, wl := range []*workload{alone, spread, hot, local, crowd(4), readers} {
+	for _, wl := range []*workload{alone, spread, own, hot, local, crowd(4), readers} {
 		cell := runCell(t.Context(), s, wl, brokenRival(), 0)
 		if cell.Error != "" {
 			t.Errorf("%s: %s", wl.name, cell.Error)
@@ -256,7 +258,7 @@ func TestRivals(t *testing.T) {
 	defer func() { quiet(t.Context(), goroutines) }()
 	for _, name := range []string{
 		"etcd no fsync", // first: what it leaves takes five seconds to end, and the others can run meanwhile
-		"floor n=3", "floor n=3 TCP", "qlock n=3", "qlock n=3 TCP", "jetstream R1", "jetstream R3", "redsync n=1",
+		"floor n=3", "floor n=3 TCP", "qlock n=3", "qlock n=1 TCP", "qlock n=3 TCP", "jetstream R1", "jetstream R1 TCP", "jetstream R3", "redsync n=1",
 	} {
 		t.Run(name, func(t *testing.T) {
 			i := slices.IndexFunc(allRivals(), func(r *rival) bool { return r.name == name })
@@ -287,8 +289,129 @@ var smoke = &workload{
 				return err
 			}
 		}
-		return spread.run(ctx, c)
+		if err := spread.run(ctx, c); err != nil {
+			return err
+		}
+		return own.run(ctx, c)
 	},
+}
+
+// The floor's bodies are as long as qlock's, and the claim in them is told apart.
+func TestFloorSaysWhatALockSays(t *testing.T) {
+	c := floorClaim{uuid.MustParse("0b8f6f5e-3a64-4a53-9f0e-6d1f0c7c2a11"), 7}
+	for golden, rest := range map[string]string{
+		"acquire-quiet": floorRequest, "granted": floorAnswer, "release": floorRelease,
+	} {
+		text, err := os.ReadFile("../internal/proto/testdata/golden/" + golden + ".json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want bytes.Buffer
+		if err := json.Compact(&want, text); err != nil {
+			t.Fatal(err)
+		}
+		body := floorBody(c, rest)
+		if n := len(body); n < want.Len()*9/10 || n > want.Len()*11/10+seqLen {
+			t.Errorf("%s has %d bytes, the floor's %d: %s", golden, want.Len(), n, body)
+		}
+		if !strings.HasPrefix(string(body), `{"instance":"0b8f6f5e-3a64-4a53-9f0e-6d1f0c7c2a11","seq":0000000000000007,"`) {
+			t.Errorf("the claim is not there: %s", body)
+		}
+		if got, ok := readClaim(body); !ok || got != c {
+			t.Errorf("read %v from %s", got, body)
+		}
+		for n := range claimLen {
+			if _, ok := readClaim(body[:n]); ok {
+				t.Errorf("a claim was read from %q", body[:n])
+			}
+		}
+	}
+}
+
+// A client that waited for a key ends its subscription some time later. It keeps it
+// while it waits again and again, and a key that it ended can be waited for again.
+func TestJetStreamEndsItsSubscriptions(t *testing.T) {
+	ctx := t.Context()
+	svc, err := jetStreamRival(1, inProcess).start(ctx, setup{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cell{svc: svc}
+	defer func() {
+		if err := errors.Join(c.close(), svc.close()); err != nil {
+			t.Error(err)
+		}
+	}()
+	cs, err := c.connect(ctx, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiter := cs[1].(*jsClient)
+	subscriptions := func() (topics, atServer int) {
+		waiter.mu.Lock()
+		defer waiter.mu.Unlock()
+		return len(waiter.topics), waiter.nc.NumSubscriptions()
+	}
+	_, idle := subscriptions()
+	for range 2 {
+		held, err := cs[0].lock(ctx, "k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make(chan hold, 1)
+		go func() {
+			h, err := waiter.lock(ctx, "k")
+			if err != nil {
+				t.Error(err)
+			}
+			got <- h
+		}()
+		if err := poll(ctx, "nobody waits", func() (bool, error) { n, _ := subscriptions(); return n == 1, nil }); err != nil {
+			t.Fatal(err)
+		}
+		if err := held.unlock(ctx); err != nil {
+			t.Fatal(err)
+		}
+		h := <-got
+		if h == nil {
+			return
+		}
+		if err := h.unlock(ctx); err != nil {
+			t.Fatal(err)
+		}
+		limited, cancel := context.WithTimeout(ctx, 20*time.Second)
+		err = poll(limited, "the client listens for ever", func() (bool, error) {
+			n, _ := subscriptions()
+			return n == 0, nil
+		})
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// One more than before the first request: that of the answers.
+		if _, n := subscriptions(); n > idle+1 {
+			t.Errorf("%d subscriptions, %d before", n, idle)
+		}
+	}
+}
+
+// Who else used the machine is told under its name.
+func TestMachineIsShared(t *testing.T) {
+	before, ok := machineUsage()
+	if !ok {
+		t.Skip("this system does not tell")
+	}
+	before.all-- // a second ago, in which others used all there is
+	before.busy--
+	var m Machine
+	m.shared(before)
+	if m.Others == nil || *m.Others < 0 || *m.Others > 1 || m.Stolen == nil {
+		t.Fatalf("%+v", m)
+	}
+	r := &Report{Machine: m}
+	if text := r.machineText(); !strings.Contains(text, "other processes used") {
+		t.Errorf("the page does not say it: %s", text)
+	}
 }
 
 // The Go benchmarks for mutexes run on a mutex of this kind, and holding many

@@ -8,9 +8,18 @@ import (
 )
 
 // processCPU is the processor time that this process has used.
-func processCPU() (time.Duration, bool) {
+func processCPU() (time.Duration, bool) { return cpuOf(syscall.RUSAGE_SELF) }
+
+// familyCPU is that of this process and of those that it started and that ended.
+func familyCPU() (time.Duration, bool) {
+	self, ok := processCPU()
+	children, ok2 := cpuOf(syscall.RUSAGE_CHILDREN)
+	return self + children, ok && ok2
+}
+
+func cpuOf(who int) (time.Duration, bool) {
 	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+	if err := syscall.Getrusage(who, &u); err != nil {
 		return 0, false
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), true

@@ -24,8 +24,10 @@ const (
 )
 
 // fleet is the NATS that a rival runs on: one server, to which everybody has a
-// connection inside the process; or three servers with routes over loopback, and
-// clients over loopback too. All rivals on NATS get the same.
+// connection inside the process; or servers with routes over loopback, and clients
+// over loopback too. All rivals on NATS get the same: three servers over loopback, and
+// one where the rival is one node or one replica, which a second server would only
+// put a route before.
 type fleet struct {
 	dir     string
 	ports   []*loopback.Port
@@ -34,27 +36,31 @@ type fleet struct {
 	next    atomic.Uint64 // the server of the next client
 }
 
-func startFleet(ctx context.Context, transport string, jetStream bool) (*fleet, error) {
+// serversFor is how many servers a rival of n nodes or replicas gets.
+func serversFor(n int, transport string) int {
+	if transport == overTCP && n > 1 {
+		return 3
+	}
+	return 1
+}
+
+func startFleet(ctx context.Context, transport string, size int, jetStream bool) (*fleet, error) {
 	dir, err := os.MkdirTemp("", "qlock-bench-")
 	if err != nil {
 		return nil, err
 	}
 	f := &fleet{dir: dir, tcp: transport == overTCP}
-	if err := f.start(ctx, jetStream); err != nil {
+	if err := f.start(ctx, size, jetStream); err != nil {
 		return nil, errors.Join(err, f.close())
 	}
 	return f, nil
 }
 
-func (f *fleet) start(ctx context.Context, jetStream bool) error {
-	size := 1
-	if f.tcp {
-		size = 3
-	}
+func (f *fleet) start(ctx context.Context, size int, jetStream bool) error {
 	var routes []*url.URL
 	var numbers []int
 	for range size {
-		if !f.tcp {
+		if size == 1 {
 			break
 		}
 		// JetStream has to know all routes before the first server starts.
@@ -73,14 +79,16 @@ func (f *fleet) start(ctx context.Context, jetStream bool) error {
 		}
 		if f.tcp {
 			o.Host, o.Port = "127.0.0.1", server.RANDOM_PORT
+		} else {
+			o.DontListen = true
+		}
+		if size > 1 {
 			o.Cluster = server.ClusterOpts{
 				Name: "bench", Host: "127.0.0.1", Port: numbers[i], PoolSize: 1,
 				PingInterval: time.Second, MaxPingsOut: 2,
 				Compression: server.CompressionOpts{Mode: server.CompressionOff},
 			}
 			o.Routes = routes
-		} else {
-			o.DontListen = true
 		}
 		if jetStream {
 			o.JetStream, o.StoreDir = true, filepath.Join(f.dir, o.ServerName)

@@ -3,16 +3,23 @@ package main
 import (
 	"context"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 )
 
-// floorRival is what no quorum lock over NATS can be faster than: publish to n
-// responders that only send back what they get, wait for a majority of answers,
+// floorRival is what no quorum lock over NATS can be faster than: publish a request
+// to n responders that answer without a decision, wait for a majority of answers,
 // publish a release that nobody answers. It excludes nobody.
+//
+// It says what a lock has to say: bodies are as long as qlock's, and each tells the
+// claim that it is about. A responder reads the claim from the request and writes it
+// into its answer, and the client reads it from there. The claim stands at a fixed
+// place, so that this is as cheap as can be; the rest is constant, and nobody reads it.
 //
 // Where a workload has all clients want one key, they take turns by a mutex of
 // this process: a lock that calls the next waiter also needs one message to the
@@ -22,7 +29,7 @@ func floorRival(n int, transport string) *rival {
 	return &rival{
 		name: name, transport: transport, floor: name,
 		start: func(ctx context.Context, s setup) (service, error) {
-			f, err := startFleet(ctx, transport, false)
+			f, err := startFleet(ctx, transport, serversFor(n, transport), false)
 			if err != nil {
 				return nil, err
 			}
@@ -59,8 +66,9 @@ func (f *floor) start() error {
 		}
 		f.conns = append(f.conns, nc)
 		if _, err := nc.Subscribe("floor.>", func(m *nats.Msg) {
-			if m.Reply != "" {
-				_ = nc.Publish(m.Reply, m.Data) // an answer less than a majority shows as an error at the client
+			claim, ok := readClaim(m.Data)
+			if ok && m.Reply != "" {
+				_ = nc.Publish(m.Reply, floorBody(claim, floorAnswer)) // an answer less than a majority shows as an error at the client
 			}
 		}); err != nil {
 			return err
@@ -84,7 +92,7 @@ func (f *floor) connect(ctx context.Context) (client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &floorClient{floor: f, nc: nc, inbox: nc.NewInbox(), waiting: map[uint64]*echo{}}
+	c := &floorClient{floor: f, nc: nc, inbox: nc.NewInbox(), instance: uuid.New(), waiting: map[uint64]*echo{}}
 	if _, err := nc.Subscribe(c.inbox, c.receive); err != nil {
 		nc.Close()
 		return nil, err
@@ -94,7 +102,8 @@ func (f *floor) connect(ctx context.Context) (client, error) {
 	err = poll(ctx, fmt.Sprintf("not all of %d responders are heard", f.n), func() (bool, error) {
 		again, cancel := context.WithTimeout(ctx, connectTry)
 		defer cancel()
-		return c.ask(again, "ready", f.n) == nil, nil
+		_, err := c.ask(again, "ready", f.n)
+		return err == nil, nil
 	})
 	if err != nil {
 		nc.Close()
@@ -105,55 +114,116 @@ func (f *floor) connect(ctx context.Context) (client, error) {
 
 type floorClient struct {
 	*floor
-	nc    *nats.Conn
-	inbox string
+	nc       *nats.Conn
+	inbox    string
+	instance uuid.UUID
 
 	mu      sync.Mutex // guards what follows
 	last    uint64
 	waiting map[uint64]*echo
 }
 
+// echo is a request that is under way.
 type echo struct {
 	missing int
 	done    chan struct{}
 }
 
-func (c *floorClient) ask(ctx context.Context, key string, need int) error {
+// floorClaim is who asks, and which of his requests it is.
+type floorClaim struct {
+	instance uuid.UUID
+	seq      uint64
+}
+
+// A body of the floor is its claim in text, as in qlock's bodies, and behind it as
+// much as they have of other things.
+const (
+	claimBefore, claimBetween, claimAfter = `{"instance":"`, `","seq":`, `,`
+	instanceLen, seqLen                   = 36, 16 // text of a UUID, and a number in hexadecimal
+
+	claimLen = len(claimBefore) + instanceLen + len(claimBetween) + seqLen + len(claimAfter)
+
+	floorRequest = `"beat":5250000,"mode":"exclusive","at":1750000000000000,"ttl_ms":10000,"digest":"df3f45630dd9c8c1"}`
+	floorAnswer  = `"answer":"granted","node":"n1","incarnation":"5d0c2f7a-1be7-4bb0-8a3e-2f6f6a8f9b01",` +
+		`"digest":"df3f45630dd9c8c1","client":"bench-1","beat":5250000,"fence":1750000000000000}`
+	floorRelease = `"now":1750000004200000}`
+)
+
+func floorBody(c floorClaim, rest string) []byte {
+	b := make([]byte, 0, claimLen+len(rest))
+	b = append(b, claimBefore...)
+	b = b[:len(b)+instanceLen]
+	text := b[len(b)-instanceLen:]
+	hex.Encode(text[:8], c.instance[:4])
+	for i, at := range [...]int{9, 14, 19} {
+		text[at-1] = '-'
+		hex.Encode(text[at:at+4], c.instance[4+2*i:6+2*i])
+	}
+	text[23] = '-'
+	hex.Encode(text[24:], c.instance[10:])
+	b = append(b, claimBetween...)
+	var seq [8]byte
+	binary.BigEndian.PutUint64(seq[:], c.seq)
+	b = hex.AppendEncode(b, seq[:])
+	b = append(b, claimAfter...)
+	return append(b, rest...)
+}
+
+// readClaim reads a body's claim. It reports false for what is no body, such as the
+// server's word that nobody hears a request.
+func readClaim(b []byte) (c floorClaim, ok bool) {
+	if len(b) < claimLen || string(b[:len(claimBefore)]) != claimBefore {
+		return c, false
+	}
+	at := len(claimBefore)
+	var err error
+	if c.instance, err = uuid.ParseBytes(b[at : at+instanceLen]); err != nil {
+		return c, false
+	}
+	at += instanceLen + len(claimBetween)
+	var seq [8]byte
+	if _, err = hex.Decode(seq[:], b[at:at+seqLen]); err != nil {
+		return c, false
+	}
+	c.seq = binary.BigEndian.Uint64(seq[:])
+	return c, true
+}
+
+func (c *floorClient) ask(ctx context.Context, key string, need int) (floorClaim, error) {
 	e := &echo{missing: need, done: make(chan struct{})}
 	c.mu.Lock()
 	c.last++
-	id := c.last
-	c.waiting[id] = e
+	claim := floorClaim{c.instance, c.last}
+	c.waiting[claim.seq] = e
 	c.mu.Unlock()
-	var body [8]byte
-	err := c.nc.PublishRequest("floor."+key, c.inbox, binary.BigEndian.AppendUint64(body[:0], id))
+	err := c.nc.PublishRequest("floor."+key, c.inbox, floorBody(claim, floorRequest))
 	if err == nil {
 		select {
 		case <-e.done:
-			return nil
+			return claim, nil
 		case <-ctx.Done():
 			err = context.Cause(ctx)
 		}
 	}
 	c.mu.Lock()
-	delete(c.waiting, id)
+	delete(c.waiting, claim.seq)
 	c.mu.Unlock()
-	return err
+	return claim, err
 }
 
 func (c *floorClient) receive(m *nats.Msg) {
-	if len(m.Data) != 8 {
+	claim, ok := readClaim(m.Data)
+	if !ok || claim.instance != c.instance {
 		return // the server says that nobody hears yet
 	}
-	id := binary.BigEndian.Uint64(m.Data)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e := c.waiting[id]
+	e := c.waiting[claim.seq]
 	if e == nil {
 		return // one more than the majority
 	}
 	if e.missing--; e.missing == 0 {
-		delete(c.waiting, id)
+		delete(c.waiting, claim.seq)
 		close(e.done)
 	}
 }
@@ -185,13 +255,15 @@ func (c *floorClient) close() error {
 }
 
 type floorHold struct {
-	c    *floorClient
-	key  string
-	done func() // ends the turn
+	c     *floorClient
+	key   string
+	claim floorClaim
+	done  func() // ends the turn
 }
 
 func (h *floorHold) ask(ctx context.Context) (hold, error) {
-	if err := h.c.ask(ctx, h.key, h.c.n/2+1); err != nil {
+	var err error
+	if h.claim, err = h.c.ask(ctx, h.key, h.c.n/2+1); err != nil {
 		h.done()
 		return nil, err
 	}
@@ -202,5 +274,5 @@ func (h *floorHold) token() uint64 { return 0 }
 
 func (h *floorHold) unlock(context.Context) error {
 	defer h.done()
-	return h.c.nc.Publish("floor."+h.key, nil)
+	return h.c.nc.Publish("floor."+h.key, floorBody(h.claim, floorRelease))
 }

@@ -20,17 +20,21 @@ import (
 // his. The stream republishes each message, and that wakes who waits: nobody
 // polls. The sequence of the message is the fencing token.
 //
+// It is what a mutex on a key-value bucket does, which is such a stream. Freeing a
+// key by a message and not by its deletion costs half as much or less: a deletion
+// goes through JetStream's API.
+//
 // Goroutines of one client take turns, so that a release wakes one of each client
 // and not all.
-func jetStreamRival(replicas int) *rival {
-	transport := overTCP
-	if replicas == 1 {
-		transport = inProcess
+func jetStreamRival(replicas int, transport string) *rival {
+	name := fmt.Sprintf("jetstream R%d", replicas)
+	if replicas == 1 && transport == overTCP {
+		name += " TCP"
 	}
 	return &rival{
-		name: fmt.Sprintf("jetstream R%d", replicas), transport: transport, floor: floorName(replicas, transport),
+		name: name, transport: transport, floor: floorName(replicas, transport),
 		start: func(ctx context.Context, _ setup) (service, error) {
-			f, err := startFleet(ctx, transport, true)
+			f, err := startFleet(ctx, transport, serversFor(replicas, transport), true)
 			if err != nil {
 				return nil, err
 			}
@@ -51,6 +55,16 @@ const (
 
 	// What became free is forgotten, some time after it can be of use to anybody.
 	jsForget = time.Minute
+
+	// So long after a wait its client goes on listening to the key: as the next wait
+	// is likely to come soon where one was. Then it stops, as each message of the key
+	// would be sent to all clients that ever waited for it.
+	jsLinger = 100 * time.Millisecond
+
+	// When who waits asks for himself, for the case that what he should have been
+	// told was lost. The first time is soon: the replica that said that the key is
+	// taken may have been behind.
+	jsAskFirst, jsAskAgain = 20 * time.Millisecond, time.Second
 )
 
 type jetStream struct{ *fleet }
@@ -68,6 +82,7 @@ func (j *jetStream) start(ctx context.Context, replicas int) error {
 	cfg := jetstream.StreamConfig{
 		Name: jsStream, Subjects: []string{jsLocks + ">"}, Storage: jetstream.MemoryStorage, Replicas: replicas,
 		MaxMsgsPerSubject: 1, AllowMsgTTL: true,
+		AllowDirect: true, // asking for a key's last message costs half as much
 		// A lock that runs out leaves a message too, so that waiters are woken.
 		SubjectDeleteMarkerTTL: jsForget,
 		RePublish:              &jetstream.RePublish{Source: jsLocks + ">", Destination: jsEvents + ">"},
@@ -86,7 +101,7 @@ func (j *jetStream) connect(ctx context.Context) (client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &jsClient{nc: nc, topics: map[string]*jsTopic{}, free: map[string]uint64{}}
+	c := &jsClient{nc: nc, topics: map[string]*jsTopic{}, guesses: map[string]jsGuess{}}
 	if c.js, err = jetstream.New(nc); err == nil {
 		c.stream, err = c.js.Stream(ctx, jsStream)
 	}
@@ -103,16 +118,23 @@ type jsClient struct {
 	stream jetstream.Stream
 	turn   turns
 
-	mu     sync.Mutex // guards what follows
-	topics map[string]*jsTopic
-	free   map[string]uint64 // the message by which this client itself freed a key: a good first guess
+	mu      sync.Mutex // guards what follows
+	topics  map[string]*jsTopic
+	guesses map[string]jsGuess
 }
 
-// jsTopic hears what happens to a key. It is kept as long as its client: who
-// waited once will wait again, and a key where nobody waits costs none.
+// jsGuess is what a client knows of a key without asking.
+type jsGuess struct {
+	seq     uint64 // the message by which it freed the key itself, 0 if it never did
+	foreign bool   // others lock it, too: the last guess was wrong
+}
+
+// jsTopic hears what happens to a key, for one goroutine of its client at a time.
 type jsTopic struct {
-	sub  *nats.Subscription
-	free chan uint64 // the sequence of the last message that freed; of several the newest
+	sub   *nats.Subscription
+	free  chan uint64 // the sequence of the last message that freed; of several the newest
+	used  bool        // somebody waits, or may soon
+	until *time.Timer // while it is not used: when it ends
 }
 
 // hear notes what happened last. Taken means that another was faster: whoever did
@@ -145,24 +167,53 @@ func (c *jsClient) lock(ctx context.Context, key string) (hold, error) {
 // acquire has the key's turn among the goroutines of this client.
 func (c *jsClient) acquire(ctx context.Context, key string) (hold, error) {
 	c.mu.Lock()
-	last := c.free[key]
+	guess := c.guesses[key]
 	topic := c.topics[key]
+	if topic != nil {
+		topic.used = true
+		topic.until.Stop()
+	}
 	c.mu.Unlock()
-	for {
-		seq, err := c.publish(ctx, key, last, false)
-		if err == nil {
-			return &jsHold{c: c, key: key, first: seq, seq: seq}, nil
-		}
-		if !wrongSequence(err) {
+	defer func() { c.leave(topic) }()
+	last, free := guess.seq, true
+	if guess.foreign && topic == nil {
+		// A wrong guess costs more than the question.
+		var err error
+		if last, free, err = c.look(ctx, key); err != nil {
 			return nil, err
 		}
+		c.guessed(key, last == guess.seq)
+	}
+	for first := true; ; first = false {
+		if free {
+			seq, err := c.publish(ctx, key, last, false)
+			if err == nil {
+				return &jsHold{c: c, key: key, first: seq, seq: seq}, nil
+			}
+			if !wrongSequence(err) {
+				return nil, err
+			}
+		}
+		if first && topic == nil && !guess.foreign {
+			// Most likely it is free, and the guess was wrong.
+			var err error
+			if last, free, err = c.look(ctx, key); err != nil {
+				return nil, err
+			}
+			c.guessed(key, last == guess.seq)
+			if free {
+				continue
+			}
+		}
+		ask := jsAskAgain
 		if topic == nil {
+			ask = jsAskFirst
+			var err error
 			if topic, err = c.topic(key); err != nil {
 				return nil, err
 			}
 			// What happened before the subscription is found by asking, and what happens
 			// after it is told.
-			var free bool
 			if last, free, err = c.look(ctx, key); err != nil {
 				return nil, err
 			}
@@ -170,16 +221,24 @@ func (c *jsClient) acquire(ctx context.Context, key string) (hold, error) {
 				continue
 			}
 		}
-		if last, err = c.wait(ctx, key, topic); err != nil {
+		var err error
+		if last, err = c.wait(ctx, key, topic, ask); err != nil {
 			return nil, err
 		}
+		free = true
 	}
 }
 
-// wait returns the sequence on which the key became free. Once a second it asks,
-// for the case that what it should have been told was lost.
-func (c *jsClient) wait(ctx context.Context, key string, topic *jsTopic) (uint64, error) {
-	timer := time.NewTimer(time.Second)
+// guessed notes whether a guess was right.
+func (c *jsClient) guessed(key string, right bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.guesses[key] = jsGuess{seq: c.guesses[key].seq, foreign: !right}
+}
+
+// wait returns the sequence on which the key became free.
+func (c *jsClient) wait(ctx context.Context, key string, topic *jsTopic, ask time.Duration) (uint64, error) {
+	timer := time.NewTimer(ask)
 	defer timer.Stop()
 	for {
 		select {
@@ -192,7 +251,7 @@ func (c *jsClient) wait(ctx context.Context, key string, topic *jsTopic) (uint64
 			if free || err != nil {
 				return seq, err
 			}
-			timer.Reset(time.Second)
+			timer.Reset(jsAskAgain)
 		}
 	}
 }
@@ -212,16 +271,39 @@ func (c *jsClient) look(ctx context.Context, key string) (seq uint64, free bool,
 func frees(h nats.Header) bool { return h.Get(jsFree) != "" || h.Get("Nats-Marker-Reason") != "" }
 
 func (c *jsClient) topic(key string) (*jsTopic, error) {
-	t := &jsTopic{free: make(chan uint64, 1)}
+	t := &jsTopic{free: make(chan uint64, 1), used: true}
 	var err error
 	t.sub, err = c.nc.Subscribe(jsEvents+key, t.hear)
 	if err != nil {
 		return nil, err
 	}
+	t.until = time.AfterFunc(jsLinger, func() { c.end(key, t) })
+	t.until.Stop()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.topics[key] = t
 	return t, nil
+}
+
+// leave has a topic end after a while, unless somebody waits again before.
+func (c *jsClient) leave(t *jsTopic) {
+	if t == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t.used = false
+	t.until.Reset(jsLinger)
+}
+
+func (c *jsClient) end(key string, t *jsTopic) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if t.used || c.topics[key] != t {
+		return
+	}
+	delete(c.topics, key)
+	_ = t.sub.Unsubscribe() // of a connection that is closed there is nothing to end
 }
 
 func (c *jsClient) publish(ctx context.Context, key string, last uint64, free bool) (uint64, error) {
@@ -238,15 +320,43 @@ func (c *jsClient) publish(ctx context.Context, key string, last uint64, free bo
 	return ack.Sequence, nil
 }
 
-// wrongSequence reports whether somebody else was first. There is another code
-// for those who were overtaken while their message was on its way to the
-// replicas.
+// publishHeld is publish for who holds the key. The leader of several replicas
+// acknowledges a message before it takes the subject off its list of those with a
+// message on its way, and refuses the next one for so long. It may be said again: it
+// has the same condition.
+func (c *jsClient) publishHeld(ctx context.Context, key string, last uint64, free bool) (uint64, error) {
+	for {
+		seq, err := c.publish(ctx, key, last, free)
+		if !isAPIError(err, jsUnderWay) {
+			return seq, err
+		}
+		if err := pause(ctx, 100*time.Microsecond); err != nil {
+			return 0, err
+		}
+	}
+}
+
+const (
+	jsWrongSequence = 10071
+	jsUnderWay      = 10164 // another message for the subject is on its way to the replicas
+)
+
+// wrongSequence reports whether somebody else was first.
 func wrongSequence(err error) bool {
+	return isAPIError(err, jsWrongSequence) || isAPIError(err, jsUnderWay)
+}
+
+func isAPIError(err error, code jetstream.ErrorCode) bool {
 	var api *jetstream.APIError
-	return errors.As(err, &api) && (api.ErrorCode == 10071 || api.ErrorCode == 10164)
+	return errors.As(err, &api) && api.ErrorCode == code
 }
 
 func (c *jsClient) close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range c.topics {
+		t.until.Stop()
+	}
 	c.nc.Close()
 	return nil
 }
@@ -261,7 +371,7 @@ type jsHold struct {
 func (h *jsHold) token() uint64 { return h.first }
 
 func (h *jsHold) extend(ctx context.Context) error {
-	seq, err := h.c.publish(ctx, h.key, h.seq, false)
+	seq, err := h.c.publishHeld(ctx, h.key, h.seq, false)
 	if err == nil {
 		h.seq = seq
 	}
@@ -269,10 +379,10 @@ func (h *jsHold) extend(ctx context.Context) error {
 }
 
 func (h *jsHold) unlock(ctx context.Context) error {
-	seq, err := h.c.publish(ctx, h.key, h.seq, true)
+	seq, err := h.c.publishHeld(ctx, h.key, h.seq, true)
 	if err == nil {
 		h.c.mu.Lock()
-		h.c.free[h.key] = seq
+		h.c.guesses[h.key] = jsGuess{seq: seq, foreign: h.c.guesses[h.key].foreign}
 		h.c.mu.Unlock()
 	}
 	h.c.turn.give(h.key)

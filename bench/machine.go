@@ -7,7 +7,9 @@ import (
 	"os/exec"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // Machine is where a run was made, as far as it matters and names nobody.
@@ -17,6 +19,58 @@ type Machine struct {
 	System   string   `json:"system"`
 	Go       string   `json:"go"`
 	Versions []string `json:"versions"`
+
+	// Others is the part of all processor time during the run that other processes
+	// used, and Stolen what the host of a virtual machine took. Nil if not known.
+	Others *float64 `json:"others,omitempty"`
+	Stolen *float64 `json:"stolen,omitempty"`
+}
+
+// usage is processor time since the machine started, as far as the system tells it.
+type usage struct {
+	all, busy, stolen float64 // of all processors
+	own               time.Duration
+}
+
+// ticks is how many units of /proc/stat are in a second on every Linux.
+const ticks = 100
+
+func machineUsage() (u usage, ok bool) {
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return u, false
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	fields := strings.Fields(line)
+	if len(fields) < 9 || fields[0] != "cpu" {
+		return u, false
+	}
+	for i, f := range fields[1:9] { // user nice system idle iowait irq softirq steal
+		n, err := strconv.ParseFloat(f, 64)
+		if err != nil {
+			return u, false
+		}
+		u.all += n / ticks
+		switch i {
+		case 3, 4:
+		case 7:
+			u.stolen += n / ticks
+		default:
+			u.busy += n / ticks
+		}
+	}
+	u.own, ok = familyCPU()
+	return u, ok
+}
+
+// shared notes who else used the machine since.
+func (m *Machine) shared(since usage) {
+	now, ok := machineUsage()
+	if all := now.all - since.all; ok && all > 0 {
+		others := max(0, now.busy-since.busy-(now.own-since.own).Seconds()) / all
+		stolen := (now.stolen - since.stolen) / all
+		m.Others, m.Stolen = &others, &stolen
+	}
 }
 
 func thisMachine() Machine {
@@ -69,5 +123,9 @@ func (r *Report) machineText() string {
 	}
 	fmt.Fprintf(&b, "- %d cores%s, %s, %s\n", m.Cores, cpu, m.System, m.Go)
 	fmt.Fprintf(&b, "- %s\n", strings.Join(m.Versions, ", "))
+	if m.Others != nil && m.Stolen != nil {
+		fmt.Fprintf(&b, "- during the run, other processes used %.0f %% of the processor time of this machine, and its host took %.0f %%\n",
+			100**m.Others, 100**m.Stolen)
+	}
 	return b.String()
 }

@@ -26,18 +26,18 @@ import (
 	"github.com/qlock/qlock"
 )
 
-var allWorkloads = []*workload{alone, spread, hot, local, crowd(4), crowd(200), readers, holding, goSync}
+var allWorkloads = []*workload{alone, spread, own, hot, local, crowd(4), crowd(200), readers, holding, goSync}
 
 // allRivals are made anew for each run.
 func allRivals() []*rival {
 	return []*rival{
 		floorRival(1, inProcess), floorRival(3, inProcess), floorRival(5, inProcess), floorRival(16, inProcess),
-		floorRival(3, overTCP),
+		floorRival(1, overTCP), floorRival(3, overTCP),
 		qlockRival(1, inProcess, ""), qlockRival(3, inProcess, ""), qlockRival(5, inProcess, ""), qlockRival(16, inProcess, ""),
 		qlockRival(3, inProcess, "no events", qlock.WithoutEvents()),
 		qlockRival(3, inProcess, "retention", qlock.WithRetention(time.Second)),
-		qlockRival(3, overTCP, ""),
-		jetStreamRival(1), jetStreamRival(3),
+		qlockRival(1, overTCP, ""), qlockRival(3, overTCP, ""),
+		jetStreamRival(1, inProcess), jetStreamRival(1, overTCP), jetStreamRival(3, overTCP),
 		etcdRival(true), etcdRival(false),
 		redsyncRival(1), redsyncRival(5),
 	}

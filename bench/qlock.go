@@ -31,7 +31,7 @@ func qlockRival(n int, transport, variant string, opts ...qlock.Option) *rival {
 	return &rival{
 		name: name, transport: transport, floor: floorName(n, transport),
 		start: func(ctx context.Context, _ setup) (service, error) {
-			f, err := startFleet(ctx, transport, false)
+			f, err := startFleet(ctx, transport, serversFor(n, transport), false)
 			if err != nil {
 				return nil, err
 			}

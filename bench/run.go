@@ -17,6 +17,9 @@ import (
 // meets all of them, and no one always comes after the same.
 func run(ctx context.Context, s settings, workloads []*workload, rivals []*rival, progress io.Writer) *Report {
 	report := &Report{Machine: thisMachine(), Settings: s}
+	if before, ok := machineUsage(); ok {
+		defer func() { report.Machine.shared(before) }()
+	}
 	goroutines := runtime.NumGoroutine()
 	for _, wl := range workloads {
 		var mine []*rival

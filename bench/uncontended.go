@@ -39,44 +39,67 @@ const (
 	spreadWorkers = 64
 	spreadKeys    = 1000
 	spreadClients = 8
+	ownKeys       = 16 // of each worker
 )
 
-// spread is many who hardly ever want the same.
+var manyColumns = []column{
+	{key: "rate", title: "locks/s", unit: perSecond, ratio: true, more: true},
+	{key: "p50", title: "p50", unit: nanoseconds},
+	{key: "p99", title: "p99", unit: nanoseconds},
+	{key: "in", title: "messages in", unit: count, counted: true},
+	{key: "out", title: "messages out", unit: count, counted: true},
+}
+
+// spread is many who hardly ever want the same at the same time. Each key was locked
+// by another client before, mostly, and now and then two want it at once.
 var spread = &workload{
-	name:   "spread",
-	extent: forDuration,
-	title:  fmt.Sprintf("%d goroutines of %d clients; lock and unlock of one of %s keys each", spreadWorkers, spreadClients, thousands(spreadKeys)),
-	columns: []column{
-		{key: "rate", title: "locks/s", unit: perSecond, ratio: true, more: true},
-		{key: "p50", title: "p50", unit: nanoseconds},
-		{key: "p99", title: "p99", unit: nanoseconds},
-		{key: "in", title: "messages in", unit: count, counted: true},
-		{key: "out", title: "messages out", unit: count, counted: true},
-	},
+	name:    "spread",
+	extent:  forDuration,
+	title:   fmt.Sprintf("%d goroutines of %d clients; lock and unlock of one of %s keys each", spreadWorkers, spreadClients, thousands(spreadKeys)),
+	columns: manyColumns,
 	run: func(ctx context.Context, c *cell) error {
-		clients, err := c.connect(ctx, spreadClients)
-		if err != nil {
-			return err
-		}
-		var guards [spreadKeys]*guard
-		for i := range guards {
-			guards[i] = c.guard(fmt.Sprintf("spread.%d", i))
-		}
-		r, err := c.load(ctx, spreadWorkers, func(ctx context.Context, w, i int) (time.Duration, error) {
+		return manyKeys(ctx, c, spreadKeys, func(w, i int) int {
 			// A stride that shares no factor with the number of keys: every worker comes
 			// to every key, and no two go together.
-			key := (w*7919 + i*(2*w+7)) % spreadKeys
-			_, all, err := once(ctx, clients[w%spreadClients], guards[key])
-			return all, err
+			return (w*7919 + i*(2*w+7)) % spreadKeys
 		})
-		if err != nil {
-			return err
-		}
-		p := percentiles(r.all(), 50, 99)
-		c.set("rate", r.rate())
-		c.set("p50", p[0])
-		c.set("p99", p[1])
-		c.perHandover(r.traffic, r.counted, r.ops())
-		return nil
 	},
+}
+
+// own is as many who never want the same: whoever locks a key has locked it before,
+// and nobody else has.
+var own = &workload{
+	name:   "own",
+	extent: forDuration,
+	title: fmt.Sprintf("%d goroutines of %d clients; each locks and unlocks %d keys that no other goroutine wants, in turn",
+		spreadWorkers, spreadClients, ownKeys),
+	columns: manyColumns,
+	run: func(ctx context.Context, c *cell) error {
+		return manyKeys(ctx, c, spreadWorkers*ownKeys, func(w, i int) int { return w*ownKeys + i%ownKeys })
+	},
+}
+
+// manyKeys has each worker lock the keys that which tells, one after the other.
+func manyKeys(ctx context.Context, c *cell, keys int, which func(worker, i int) int) error {
+	clients, err := c.connect(ctx, spreadClients)
+	if err != nil {
+		return err
+	}
+	guards := make([]*guard, keys)
+	for i := range guards {
+		guards[i] = c.guard(fmt.Sprintf("many.%d", i))
+	}
+	r, err := c.load(ctx, spreadWorkers, func(ctx context.Context, w, i int) (time.Duration, error) {
+		_, all, err := once(ctx, clients[w%spreadClients], guards[which(w, i)])
+		return all, err
+	})
+	if err != nil {
+		return err
+	}
+	p := percentiles(r.all(), 50, 99)
+	c.set("rate", r.rate())
+	c.set("p50", p[0])
+	c.set("p99", p[1])
+	c.perHandover(r.traffic, r.counted, r.ops())
+	return nil
 }
