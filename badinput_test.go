@@ -16,7 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // stage is a cluster with a lock that is held and one that is waited for, and a
@@ -92,15 +92,15 @@ func (s *stage) answers(client string) (inbox string, out []*nats.Msg) {
 }
 
 // answer is a node's first answer about a claim of the named client.
-func (s *stage) answer(t *testing.T, client string) *proto.Answer {
+func (s *stage) answer(t *testing.T, client string) *wire.Answer {
 	t.Helper()
 	_, answers := s.answers(client)
 	for _, m := range answers {
-		a, err := proto.DecodeAnswer(m.Data)
+		a, err := wire.DecodeAnswer(m.Data)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if a.Kind != proto.Informed {
+		if a.Kind != wire.Informed {
 			return a
 		}
 	}
@@ -117,7 +117,7 @@ func (s *stage) publish(t *testing.T, subject, reply string, body []byte) {
 
 const (
 	someID  = `"instance":"11111111-2222-4333-8444-555555555555"`
-	maxInt  = uint64(proto.MaxInt) // an int may have 32 bits
+	maxInt  = uint64(wire.MaxInt) // an int may have 32 bits
 	acquire = "lock.default.node.acquire."
 	batch   = "lock.default.node.s"
 )
@@ -133,14 +133,14 @@ func TestNodesIgnoreBadRequests(t *testing.T) {
 			return strings.Replace(valid, old, new, 1)
 		}
 		var runs []string
-		for i := range proto.MaxRuns + 1 {
+		for i := range wire.MaxRuns + 1 {
 			runs = append(runs, fmt.Sprintf("[%d,%d]", 2*i+1, 2*i+1))
 		}
 		refresh := func(lo, hi int, live string) string {
 			return fmt.Sprintf(`{%s,"beat":1000000,"lo":%d,"hi":%d,"live":[%s]}`, someID, lo, hi, live)
 		}
 		inBatch := func(verb, name string) string {
-			return "[" + string(proto.AppendToBatch(nil, proto.Verb(verb), name, []byte(valid))) + "]"
+			return "[" + string(wire.AppendToBatch(nil, wire.Verb(verb), name, []byte(valid))) + "]"
 		}
 		const inbox = "_INBOX.stranger"
 		bad := []struct{ what, subject, reply, body string }{
@@ -182,9 +182,9 @@ func TestNodesIgnoreBadRequests(t *testing.T) {
 			{"half a character", acquire + "s.y", inbox, with(`"seq":1`, `"seq":1,"note":"\ud800"`)},
 			{"a batch of half an escape", batch, inbox, inBatch("acquire", "%4")},
 			{"a batch of no name", batch, inbox, inBatch("acquire", "")},
-			{"a batch of a refresh", batch, inbox, "[" + string(proto.AppendToBatch(nil, proto.Refresh, "", []byte(refresh(1, 1, "")))) + "]"},
+			{"a batch of a refresh", batch, inbox, "[" + string(wire.AppendToBatch(nil, wire.Refresh, "", []byte(refresh(1, 1, "")))) + "]"},
 			{"a batch with a negative age", batch, inbox, strings.Replace(inBatch("acquire", "y"), `"at":1`, `"at":-1`, 1)},
-			{"an oversize batch", batch, inbox, inBatch("acquire", "y") + strings.Repeat(" ", proto.MaxBatchBody)},
+			{"an oversize batch", batch, inbox, inBatch("acquire", "y") + strings.Repeat(" ", wire.MaxBatchBody)},
 			{"an answer to a batch into a request", batch, "lock.default.node.release.a.x", inBatch("acquire", "y")},
 			{"no resource", acquire + "s", inbox, valid},
 			{"a resource too much", "lock.default.node.refresh.s.y", inbox, refresh(1, 1, "")},
@@ -197,13 +197,13 @@ func TestNodesIgnoreBadRequests(t *testing.T) {
 			{"an overlong resource", acquire + "s." + strings.Repeat("a", 1025), inbox, valid},
 			{"a release of nothing", "lock.default.node.release.s.y", inbox, "{}"},
 			{"a yield to nobody", "lock.default.node.yield.s.y", inbox, fmt.Sprintf(`{%s,"seq":1,"beat":1}`, someID)},
-			{"a long nonce", "lock.default.node.info.s", inbox, `{"nonce":"` + strings.Repeat("n", proto.MaxText+1) + `"}`},
+			{"a long nonce", "lock.default.node.info.s", inbox, `{"nonce":"` + strings.Repeat("n", wire.MaxText+1) + `"}`},
 			{"too many runs", "lock.default.node.refresh.s", inbox, refresh(1, 2*len(runs), strings.Join(runs, ","))},
 			{"runs that overlap", "lock.default.node.refresh.s", inbox, refresh(1, 9, "[1,5],[5,6]")},
 			{"runs in disorder", "lock.default.node.refresh.s", inbox, refresh(1, 9, "[5,6],[1,2]")},
 			{"a run outside", "lock.default.node.refresh.s", inbox, refresh(2, 9, "[1,2]")},
 			{"a run backwards", "lock.default.node.refresh.s", inbox, refresh(1, 9, "[5,4]")},
-			{"oversize", acquire + "s.y", inbox, valid + strings.Repeat(" ", proto.MaxBody)},
+			{"oversize", acquire + "s.y", inbox, valid + strings.Repeat(" ", wire.MaxBody)},
 			{"an answer into a request", acquire + "s.y", "lock.default.node.release.a.x", valid},
 			{"an answer into an event", acquire + "s.y", "lock.default.event.lost.a.x", valid},
 			{"an answer into JetStream", acquire + "s.y", "$JS.API.STREAM.DELETE.orders", valid},
@@ -363,15 +363,15 @@ func TestClientsIgnoreBadAnswers(t *testing.T) {
 		for _, client := range []string{"a", "b"} {
 			inbox, _ := s.answers(client)
 			real := s.answer(t, client)
-			body := string(proto.AppendAnswer(nil, real))
+			body := string(wire.AppendAnswer(nil, real))
 			for _, body := range []string{
 				"", "{", "null", "[]", "granted", "\xff", strings.Repeat("[", 100_000), `{"answer":"granted"}`,
 				strings.Replace(body, `"answer":"`, `"answer":"un`, 1),
 				strings.Replace(body, real.Node, "n 1", 1),
-				body + strings.Repeat(" ", proto.MaxBody),
+				body + strings.Repeat(" ", wire.MaxBody),
 				"[null]", `[{"answer":"granted"}]`, "[" + body, "[[" + body + "]]",
 				"[" + strings.Replace(body, real.Node, "n 1", 1) + "]",
-				"[" + body + "]" + strings.Repeat(" ", proto.MaxBody),
+				"[" + body + "]" + strings.Repeat(" ", wire.MaxBody),
 			} {
 				s.publish(t, inbox, "", []byte(body))
 				s.unharmed(t)
@@ -382,35 +382,35 @@ func TestClientsIgnoreBadAnswers(t *testing.T) {
 			time.Sleep(time.Second)
 
 			// Well formed, and from nobody who may say so.
-			kinds := []proto.Kind{proto.Granted, proto.Queued, proto.Refused, proto.Recall, proto.Refreshed}
+			kinds := []wire.Kind{wire.Granted, wire.Queued, wire.Refused, wire.Recall, wire.Refreshed}
 			for _, kind := range kinds {
 				for _, forge := range []struct {
 					what string
-					by   func(*proto.Answer)
+					by   func(*wire.Answer)
 				}{
-					{"a node unknown", func(a *proto.Answer) { a.Node = "n9" }},
-					{"another configuration", func(a *proto.Answer) { a.Digest = "0123456789abcdef" }},
-					{"a node unknown of another configuration", func(a *proto.Answer) { a.Node, a.Digest = "n9", "00" }},
-					{"another client's claim", func(a *proto.Answer) { a.Claim.Instance = uuid.UUID{1} }},
-					{"a claim to come", func(a *proto.Answer) { a.Claim.Seq, a.Lo, a.Hi = 1000, 1000, 2000 }},
-					{"a claim at the end of the range", func(a *proto.Answer) { a.Claim.Seq, a.Lo, a.Hi = maxInt, maxInt, maxInt }},
-					{"a beat to come, of a node unknown", func(a *proto.Answer) { a.Node, a.Beat = "n9", maxInt }},
-					{"a beat to come, of another configuration", func(a *proto.Answer) { a.Digest, a.Beat = "0123456789abcdef", maxInt }},
-					{"a beat to come, to another client", func(a *proto.Answer) { a.Client, a.Beat = "other", maxInt }},
-					{"a beat long gone", func(a *proto.Answer) { a.Beat = 1 }},
+					{"a node unknown", func(a *wire.Answer) { a.Node = "n9" }},
+					{"another configuration", func(a *wire.Answer) { a.Digest = "0123456789abcdef" }},
+					{"a node unknown of another configuration", func(a *wire.Answer) { a.Node, a.Digest = "n9", "00" }},
+					{"another client's claim", func(a *wire.Answer) { a.Claim.Instance = uuid.UUID{1} }},
+					{"a claim to come", func(a *wire.Answer) { a.Claim.Seq, a.Lo, a.Hi = 1000, 1000, 2000 }},
+					{"a claim at the end of the range", func(a *wire.Answer) { a.Claim.Seq, a.Lo, a.Hi = maxInt, maxInt, maxInt }},
+					{"a beat to come, of a node unknown", func(a *wire.Answer) { a.Node, a.SentAt = "n9", maxInt }},
+					{"a beat to come, of another configuration", func(a *wire.Answer) { a.Digest, a.SentAt = "0123456789abcdef", maxInt }},
+					{"a beat to come, to another client", func(a *wire.Answer) { a.Client, a.SentAt = "other", maxInt }},
+					{"a beat long gone", func(a *wire.Answer) { a.SentAt = 1 }},
 				} {
-					if kind == proto.Recall && forge.what == "a beat long gone" {
+					if kind == wire.Recall && forge.what == "a beat long gone" {
 						continue // a recall is honoured whenever it comes (C5)
 					}
 					a := *real
 					a.Kind, a.Fence = kind, real.Fence+1
-					a.Reason, a.Text, a.Info = proto.ReasonLease, "because", nil
-					a.Lo, a.Hi, a.Unknown, a.Waiting, a.Blocker = 1, 1, proto.Runs{{Lo: 1, Hi: 1}}, nil, nil
+					a.Reason, a.Text, a.Info = wire.ReasonLease, "because", nil
+					a.Lo, a.Hi, a.Unknown, a.Waiting, a.Blocker = 1, 1, wire.Runs{{Lo: 1, Hi: 1}}, nil, nil
 					forge.by(&a)
-					if kind == proto.Refreshed && a.Lo > 1 {
-						a.Unknown = proto.Runs{{Lo: a.Lo, Hi: a.Hi}}
+					if kind == wire.Refreshed && a.Lo > 1 {
+						a.Unknown = wire.Runs{{Lo: a.Lo, Hi: a.Hi}}
 					}
-					body := string(proto.AppendAnswer(nil, &a))
+					body := string(wire.AppendAnswer(nil, &a))
 					for range 3 {
 						s.publish(t, inbox, "", []byte(body))
 					}
@@ -424,9 +424,9 @@ func TestClientsIgnoreBadAnswers(t *testing.T) {
 			// Three nodes of a configuration that there is not.
 			for _, node := range []string{"n1", "n2", "n3"} {
 				a := *real
-				a.Kind, a.Node, a.Beat = proto.Informed, node, 0
-				a.Info = &proto.NodeInfo{Nonce: "guessed", Nodes: []string{"n1", "n2", "n3"}, MaxTTL: time.Second, Skew: time.Second, State: proto.Voting}
-				s.publish(t, inbox, "", proto.AppendAnswer(nil, &a))
+				a.Kind, a.Node, a.SentAt = wire.Informed, node, 0
+				a.Info = &wire.NodeInfo{Nonce: "guessed", Nodes: []string{"n1", "n2", "n3"}, MaxTTL: time.Second, Skew: time.Second, State: wire.Voting}
+				s.publish(t, inbox, "", wire.AppendAnswer(nil, &a))
 			}
 			s.unharmed(t)
 		}
@@ -445,20 +445,20 @@ func TestContradictingAnswersInOneMessage(t *testing.T) {
 		s := newStage(t)
 		inbox, _ := s.answers("b")
 		wait := s.answer(t, "b")
-		of := func(kind proto.Kind, node string) string {
+		of := func(kind wire.Kind, node string) string {
 			a := *wait
 			a.Kind, a.Node, a.Fence, a.By, a.Text = kind, node, uint64(time.Now().UnixMicro()), "ops", "because"
-			a.Blocker, a.Reason = nil, proto.ReasonLease
+			a.Blocker, a.Reason = nil, wire.ReasonLease
 			a.Incarnation = uuid.UUID{}
-			if kind == proto.Refreshed {
-				a.Lo, a.Hi, a.Unknown = 1, 1, proto.Runs{{Lo: 1, Hi: 1}}
+			if kind == wire.Refreshed {
+				a.Lo, a.Hi, a.Unknown = 1, 1, wire.Runs{{Lo: 1, Hi: 1}}
 			}
-			return string(proto.AppendAnswer(nil, &a))
+			return string(wire.AppendAnswer(nil, &a))
 		}
-		granted := []string{of(proto.Granted, "n1"), of(proto.Granted, "n2"), of(proto.Granted, "n3")}
+		granted := []string{of(wire.Granted, "n1"), of(wire.Granted, "n2"), of(wire.Granted, "n3")}
 		list := slices.Concat(granted, []string{
-			of(proto.Recall, "n1"), of(proto.Queued, "n2"), of(proto.Refreshed, "n3"), of(proto.Refused, "n1"),
-			of(proto.Evicted, "n3"), of(proto.Evicted, "n2"),
+			of(wire.Recall, "n1"), of(wire.Queued, "n2"), of(wire.Refreshed, "n3"), of(wire.Refused, "n1"),
+			of(wire.Evicted, "n3"), of(wire.Evicted, "n2"),
 		}, granted)
 		s.publish(t, inbox, "", []byte("["+strings.Join(list, ",")+"]"))
 		settle()
@@ -556,10 +556,10 @@ func TestNodeOfManyIncarnations(t *testing.T) {
 				t.Fatal(err)
 			}
 			a := s.answer(t, "a")
-			a.Kind, a.Node, a.Beat = proto.Granted, "n1", sent.Beat
+			a.Kind, a.Node, a.SentAt = wire.Granted, "n1", sent.Beat
 			for k := range 2 {
 				a.Incarnation = uuid.UUID{byte(i / 4), byte(i / 4 >> 8), byte(k)}
-				s.publish(t, inbox, "", proto.AppendAnswer(nil, a))
+				s.publish(t, inbox, "", wire.AppendAnswer(nil, a))
 			}
 			s.unharmed(t)
 		}

@@ -15,7 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // batches are the messages on the subject of svc-a's batches.
@@ -50,7 +50,7 @@ func (b *batches) take(t *testing.T) (verbs [][]string) {
 		if err := json.Unmarshal(m.Data, &list); err != nil || m.Subject != "lock.default.node.svc-a" {
 			t.Errorf("%s: %.100s: %v", m.Subject, m.Data, err)
 		}
-		if len(m.Data) > proto.MaxBatchBody {
+		if len(m.Data) > wire.MaxBatchBody {
 			t.Errorf("a batch of %d bytes", len(m.Data))
 		}
 		var one []string
@@ -134,7 +134,7 @@ func TestRequestsGoTogether(t *testing.T) {
 		}
 		o.take()
 		w.restart(many)
-		if got := sizes(t, b.take(t), "acquire"); len(got) != 2 || got[0] != proto.MaxBatch || got[1] != many-proto.MaxBatch {
+		if got := sizes(t, b.take(t), "acquire"); len(got) != 2 || got[0] != wire.MaxBatch || got[1] != many-wire.MaxBatch {
 			t.Errorf("%d requests went in batches of %d", many, got)
 		}
 		if got := o.take(); got["acquire"] != many {
@@ -327,7 +327,7 @@ func TestAnswersToABatchFit(t *testing.T) {
 					t.Fatal(err)
 				}
 				body := []byte{'['}
-				for i := range proto.MaxBatch {
+				for i := range wire.MaxBatch {
 					if i > 0 {
 						body = append(body, ',')
 					}
@@ -341,14 +341,14 @@ func TestAnswersToABatchFit(t *testing.T) {
 				messages, got := len(answers), 0
 				for range messages {
 					m := <-answers
-					list, err := proto.DecodeAnswers(nil, m.Data)
-					if err != nil || len(m.Data) > proto.MaxBatchBody {
+					list, err := wire.DecodeAnswers(nil, m.Data)
+					if err != nil || len(m.Data) > wire.MaxBatchBody {
 						t.Errorf("%d bytes, %v", len(m.Data), err)
 					}
 					got += len(list)
 				}
-				if got != 3*proto.MaxBatch || payload > 0 && messages <= 3 {
-					t.Errorf("%d answers of 3 nodes to %d requests, in %d messages: want all, in several", got, proto.MaxBatch, messages)
+				if got != 3*wire.MaxBatch || payload > 0 && messages <= 3 {
+					t.Errorf("%d answers of 3 nodes to %d requests, in %d messages: want all, in several", got, wire.MaxBatch, messages)
 				}
 				if lines := w.log.find("not sent"); len(lines) != 0 {
 					t.Errorf("logged %q", lines)
@@ -420,21 +420,21 @@ func TestNodeAnswersBatchInOneMessage(t *testing.T) {
 		if _, err := nc.ChanSubscribe(inbox, answers); err != nil {
 			t.Fatal(err)
 		}
-		digest := proto.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: maxLease, Skew: w.nodes[0].cfg.MaxSkew}
+		digest := wire.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: maxLease, Skew: w.nodes[0].cfg.MaxSkew}
 		if digest.Skew == 0 {
 			digest.Skew = 5 * time.Second
 		}
 		id := uuid.New()
-		request := func(seq uint64, verb proto.Verb, name string) string {
-			r := proto.Request{
-				Verb: verb, Claim: proto.ClaimID{Instance: id, Seq: seq}, Beat: 1_000_000, At: time.Now().UnixMicro(), TTL: testLease,
+		request := func(seq uint64, verb wire.Verb, name string) string {
+			r := wire.Request{
+				Verb: verb, Claim: wire.ClaimID{Instance: id, Seq: seq}, SentAt: 1_000_000, At: time.Now().UnixMicro(), TTL: testLease,
 				Digest: digest.Digest(), Now: time.Now().UnixMicro(), Node: "",
 			}
-			return string(proto.AppendToBatch(nil, verb, name, proto.AppendRequest(nil, &r)))
+			return string(wire.AppendToBatch(nil, verb, name, wire.AppendRequest(nil, &r)))
 		}
 		batch := "[" + strings.Join([]string{
-			request(1, proto.Acquire, "x"), request(2, proto.Acquire, "y"), `{"verb":"steal","name":"x"}`,
-			request(1, proto.Release, "x"), request(3, proto.Acquire, "x"), request(4, proto.Acquire, "y"),
+			request(1, wire.Acquire, "x"), request(2, wire.Acquire, "y"), `{"verb":"steal","name":"x"}`,
+			request(1, wire.Release, "x"), request(3, wire.Acquire, "x"), request(4, wire.Acquire, "y"),
 		}, ",") + "]"
 		if err := nc.PublishRequest("lock.default.node.s", inbox, []byte(batch)); err != nil {
 			t.Fatal(err)
@@ -443,7 +443,7 @@ func TestNodeAnswersBatchInOneMessage(t *testing.T) {
 		count := len(answers)
 		for range count {
 			m := <-answers
-			list, err := proto.DecodeAnswers(nil, m.Data)
+			list, err := wire.DecodeAnswers(nil, m.Data)
 			var got []string
 			for _, a := range list {
 				got = append(got, fmt.Sprintf("%d %s", a.Claim.Seq, a.Kind))
@@ -462,7 +462,7 @@ func TestNodeAnswersBatchInOneMessage(t *testing.T) {
 		}
 
 		// Under another's name it can release nothing of this one's.
-		others := "[" + request(2, proto.Release, "y") + "," + request(3, proto.Release, "x") + "]"
+		others := "[" + request(2, wire.Release, "y") + "," + request(3, wire.Release, "x") + "]"
 		if err := nc.Publish("lock.default.node.b", []byte(others)); err != nil {
 			t.Fatal(err)
 		}

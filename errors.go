@@ -181,7 +181,7 @@ func newLockError(op, name string, f *driver.Failure) *LockError {
 		e.Nodes = make([]NodeAnswer, len(r.Nodes))
 	}
 	for i := range r.Nodes {
-		e.Nodes[i] = nodeAnswer(&r.Nodes[i], r.Hushed)
+		e.Nodes[i] = nodeAnswer(&r.Nodes[i], r.Suppressed)
 	}
 	switch b := r.Blocker; {
 	case f.IsOwn:

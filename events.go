@@ -3,8 +3,8 @@ package qlock
 import (
 	"fmt"
 
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/subject"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // EventKind is what became of a lock.
@@ -49,7 +49,7 @@ func ParseEvent(subject string, body []byte) (*Event, error) {
 	if !s.isEvent() {
 		return nil, fmt.Errorf("qlock: subject %s is not the subject of an event", quote(subject))
 	}
-	b, err := proto.DecodeEvent(body)
+	b, err := wire.DecodeEvent(body)
 	if err != nil {
 		return nil, fmt.Errorf("qlock: event on %s: %w", quote(subject), err)
 	}

@@ -18,8 +18,8 @@ import (
 	"github.com/qlock/qlock/internal/dice"
 	"github.com/qlock/qlock/internal/driver"
 	"github.com/qlock/qlock/internal/natsio"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/subject"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Whatever comes to a Locker's inbox, in messages of one answer or of many, while its
@@ -70,22 +70,22 @@ func (c *fuzzConn) PublishRequest(on, _ string, body []byte) error {
 	if p.Family == subject.FamilyEvent {
 		return nil
 	}
-	list := make([]proto.Request, 1)
+	list := make([]wire.Request, 1)
 	if p.IsBatch() {
-		list, err = proto.DecodeBatch(nil, p.Client, body)
+		list, err = wire.DecodeBatch(nil, p.Client, body)
 	} else {
-		err = list[0].Decode(proto.Verb(p.Verb), p.Client, resource, body)
+		err = list[0].Decode(wire.Verb(p.Verb), p.Client, resource, body)
 	}
 	if err != nil {
 		c.t.Errorf("it sends %s on %s, which cannot be read: %v", body, on, err)
 	}
 	for i := range list {
 		r := &list[i]
-		if r.Claim.Seq > 0 && r.Verb != proto.Evict {
-			c.beats[r.Claim.Seq] = max(c.beats[r.Claim.Seq], r.Beat)
+		if r.Claim.Seq > 0 && r.Verb != wire.Evict {
+			c.beats[r.Claim.Seq] = max(c.beats[r.Claim.Seq], r.SentAt)
 		}
-		c.beat = max(c.beat, r.Beat)
-		if r.Verb == proto.Acquire {
+		c.beat = max(c.beat, r.SentAt)
+		if r.Verb == wire.Acquire {
 			c.instance = r.Claim.Instance
 		}
 		if r.Nonce != "" {
@@ -111,7 +111,7 @@ func (c *fuzzConn) IsClosed() bool {
 
 func fuzzLocker(t *testing.T, d *dice.Dice) {
 	const lease = 10 * time.Second
-	cluster := proto.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second}
+	cluster := wire.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second}
 	opt, err := buildOptions([]Option{WithName("a"), WithLease(lease)})
 	if err != nil {
 		t.Fatal(err)
@@ -185,7 +185,7 @@ func fuzzLocker(t *testing.T, d *dice.Dice) {
 						oneWordEach(t, info)
 					}
 				case 2:
-					_ = l.Evict(ctx, "r", ClaimInfo{ID: proto.ClaimID{Instance: id, Seq: 1}.Text(), Client: "a"}, "why")
+					_ = l.Evict(ctx, "r", ClaimInfo{ID: wire.ClaimID{Instance: id, Seq: 1}.Text(), Client: "a"}, "why")
 				case 3:
 					_ = l.Flush(ctx)
 				}
@@ -193,7 +193,7 @@ func fuzzLocker(t *testing.T, d *dice.Dice) {
 		default:
 			conn.mu.Lock()
 			w.Beat = max(w.Beat, conn.beat)
-			var answers []proto.Answer
+			var answers []wire.Answer
 			for range d.N(8) {
 				answers = append(answers, d.Answer(w))
 			}
@@ -202,12 +202,12 @@ func fuzzLocker(t *testing.T, d *dice.Dice) {
 					if seq+8 < w.Seq {
 						continue // most are over
 					}
-					claim, beat := proto.ClaimID{Instance: conn.instance, Seq: seq}, conn.beats[seq]
+					claim, beat := wire.ClaimID{Instance: conn.instance, Seq: seq}, conn.beats[seq]
 					answers = append(answers, d.Grants(w, "a", claim, beat)...)
 					if d.Odds(3) {
-						answers = append(answers, proto.Answer{
-							Kind: dice.Of(d, proto.Evicted, proto.Recall), Node: "n1", Incarnation: uuid.UUID{1}, Digest: cluster.Digest(),
-							Client: "a", Claim: claim, Beat: beat, By: "ops",
+						answers = append(answers, wire.Answer{
+							Kind: dice.Of(d, wire.Evicted, wire.Recall), Node: "n1", Incarnation: uuid.UUID{1}, Digest: cluster.Digest(),
+							Client: "a", Claim: claim, SentAt: beat, By: "ops",
 						})
 					}
 				}
@@ -215,7 +215,7 @@ func fuzzLocker(t *testing.T, d *dice.Dice) {
 			nonces := conn.nonces[max(0, len(conn.nonces)-4):]
 			conn.mu.Unlock()
 			for _, nonce := range nonces {
-				kind := dice.Of(d, proto.Listed, proto.Evicting, proto.Informed)
+				kind := dice.Of(d, wire.Listed, wire.Evicting, wire.Informed)
 				for d.N(4) > 0 {
 					a := d.AnswerOf(w, kind)
 					if a.Nonce, a.Client = nonce, "a"; a.Info != nil {
@@ -229,13 +229,13 @@ func fuzzLocker(t *testing.T, d *dice.Dice) {
 			}
 			body := []byte(nil)
 			for i := range answers {
-				body = proto.AppendAnswer(proto.AppendSeparator(body), &answers[i])
+				body = wire.AppendAnswer(wire.AppendSeparator(body), &answers[i])
 			}
 			if len(body) > 0 && d.N(8) > 0 {
 				l.client.Receive(&nats.Msg{Data: append(body, ']')})
 			}
 			if len(answers) > 0 {
-				l.client.Receive(&nats.Msg{Data: proto.AppendAnswer(nil, &answers[0])})
+				l.client.Receive(&nats.Msg{Data: wire.AppendAnswer(nil, &answers[0])})
 			}
 		}
 		synctest.Wait()

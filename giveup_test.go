@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // A waiter whose context ends leaves the queue at once, and the next in line gets
@@ -339,7 +339,7 @@ func TestWaitOfAMoment(t *testing.T) {
 		k := mustLock(t, b, "x")
 		var answers atomic.Int32
 		if _, err := w.connect().Subscribe("_INBOX.>", func(m *nats.Msg) {
-			if l, err := proto.DecodeAnswer(m.Data); err == nil && l.Client == "a" {
+			if l, err := wire.DecodeAnswer(m.Data); err == nil && l.Client == "a" {
 				answers.Add(1)
 			}
 		}); err != nil {

@@ -14,9 +14,9 @@ import (
 	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/natsio"
 	"github.com/qlock/qlock/internal/printable"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
 	"github.com/qlock/qlock/internal/subject"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // LockInfo is a lock as the nodes have it, put together from what each of them
@@ -88,7 +88,7 @@ func (l *Locker) Locks(ctx context.Context, pattern string) ([]LockInfo, error) 
 		return nil, fmt.Errorf("%w: the pattern %s: use names with * for one token, and > at the end for all that follow; other characters as in subjects",
 			ErrInvalidName, quote(pattern))
 	}
-	return l.inspect(ctx, proto.Request{Verb: proto.List, Query: pattern})
+	return l.inspect(ctx, wire.Request{Verb: wire.List, Query: pattern})
 }
 
 // Inspect tells all that the nodes have on one name. If nobody holds it or waits for
@@ -99,7 +99,7 @@ func (l *Locker) Inspect(ctx context.Context, name string) (*LockInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, err := l.inspect(ctx, proto.Request{Verb: proto.Inspect, Resource: resource})
+	all, err := l.inspect(ctx, wire.Request{Verb: wire.Inspect, Resource: resource})
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +131,7 @@ func (l *Locker) Evict(ctx context.Context, name string, claim ClaimInfo, why st
 	if err != nil {
 		return err
 	}
-	id, err := proto.ParseClaimID(claim.ID)
+	id, err := wire.ParseClaimID(claim.ID)
 	if err != nil {
 		return fmt.Errorf("qlock: evict %s: %w", quote(name), err)
 	}
@@ -143,7 +143,7 @@ func (l *Locker) Evict(ctx context.Context, name string, claim ClaimInfo, why st
 		ctx, cancel = context.WithTimeout(ctx, l.client.Cluster().MaxTTL+5*time.Second)
 		defer cancel()
 	}
-	r := proto.Request{Verb: proto.Evict, Resource: resource, Holder: claim.Client, Claim: id, Query: clip(why, proto.MaxText)}
+	r := wire.Request{Verb: wire.Evict, Resource: resource, Holder: claim.Client, Claim: id, Query: clip(why, wire.MaxText)}
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
 		d, err := l.askDeparture(ctx, r)
 		if err != nil || d.Over() {
@@ -163,12 +163,12 @@ func (l *Locker) Evict(ctx context.Context, name string, claim ClaimInfo, why st
 const departureRound = time.Second
 
 // askDeparture asks all nodes once whether they have a claim yet that is to end.
-func (l *Locker) askDeparture(ctx context.Context, r proto.Request) (*client.Departure, error) {
+func (l *Locker) askDeparture(ctx context.Context, r wire.Request) (*client.Departure, error) {
 	round, cancel := context.WithTimeout(ctx, departureRound)
 	defer cancel()
 	r.Nonce = uuid.NewString()
 	d := client.NewDeparture(l.client.Cluster(), r.Nonce)
-	_, _, err := l.client.Query(round, r, func(a *proto.Answer) (next uint64, enough bool) {
+	_, _, err := l.client.Query(round, r, func(a *wire.Answer) (next uint64, enough bool) {
 		d.Hear(a)
 		return 0, d.Decided()
 	})
@@ -208,7 +208,7 @@ func clip(s string, most int) string {
 // permission of its own.
 func (l *Locker) Flush(ctx context.Context) error {
 	heard, need := 0, quorum.Size(len(l.Nodes()), exclusive)
-	_, _, err := l.client.Query(ctx, proto.Request{Verb: proto.Info}, func(*proto.Answer) (next uint64, done bool) {
+	_, _, err := l.client.Query(ctx, wire.Request{Verb: wire.Info}, func(*wire.Answer) (next uint64, done bool) {
 		heard++
 		return 0, heard >= need
 	})
@@ -216,9 +216,9 @@ func (l *Locker) Flush(ctx context.Context) error {
 }
 
 // inspect puts together what the nodes have.
-func (l *Locker) inspect(ctx context.Context, r proto.Request) ([]LockInfo, error) {
+func (l *Locker) inspect(ctx context.Context, r wire.Request) ([]LockInfo, error) {
 	names, waiting := map[string]*views{}, map[string]bool{}
-	answered, silent, err := l.client.Query(ctx, r, func(a *proto.Answer) (next uint64, enough bool) {
+	answered, silent, err := l.client.Query(ctx, r, func(a *wire.Answer) (next uint64, enough bool) {
 		if a.List == nil {
 			return 0, false
 		}
@@ -237,7 +237,7 @@ func (l *Locker) inspect(ctx context.Context, r proto.Request) ([]LockInfo, erro
 	if err != nil {
 		return nil, err
 	}
-	if r.Verb == proto.Inspect && len(names) == 0 {
+	if r.Verb == wire.Inspect && len(names) == 0 {
 		name, err := subject.DecodeName(r.Resource)
 		if err != nil {
 			return nil, err
@@ -257,7 +257,7 @@ func (l *Locker) inspect(ctx context.Context, r proto.Request) ([]LockInfo, erro
 
 type claimKey struct {
 	client string
-	id     proto.ClaimID
+	id     wire.ClaimID
 }
 
 // views is what the nodes have on one name, by claim.
@@ -269,7 +269,7 @@ type views struct {
 
 type view struct {
 	info   ClaimInfo
-	id     proto.ClaimID
+	id     wire.ClaimID
 	at     int64
 	mode   quorum.Mode
 	token  uint64 // as its client said
@@ -278,7 +278,7 @@ type view struct {
 	nodes  []string // whose fences these are
 }
 
-func (v *views) add(node string, recovering bool, r *proto.Record) {
+func (v *views) add(node string, recovering bool, r *wire.Record) {
 	v.votes = max(v.votes, r.Votes)
 	v.waiting = max(v.waiting, r.Votes+r.Waiting)
 	for i := range r.Claims {

@@ -7,8 +7,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // A client names ever longer leases to a node that waits: each is a line in its log,
@@ -18,12 +18,12 @@ func TestLogOfAWaitingNode(t *testing.T) {
 		w := newWorld(t, 1, setup{fresh: true})
 		liar := w.connect()
 		for seq := uint64(1); seq <= 1000; seq++ {
-			r := proto.Request{
-				Verb: proto.Acquire, Client: "liar", Resource: "x", Digest: "another",
-				Claim: proto.ClaimID{Instance: uuid.New(), Seq: seq}, Mode: quorum.Exclusive,
-				At: time.Now().UnixMicro(), TTL: maxLease + time.Duration(seq)*time.Millisecond, Beat: seq, Held: true, Want: 1,
+			r := wire.Request{
+				Verb: wire.Acquire, Client: "liar", Resource: "x", Digest: "another",
+				Claim: wire.ClaimID{Instance: uuid.New(), Seq: seq}, Mode: quorum.Exclusive,
+				At: time.Now().UnixMicro(), TTL: maxLease + time.Duration(seq)*time.Millisecond, SentAt: seq, Held: true, MinFence: 1,
 			}
-			if err := liar.PublishRequest("lock.default.node.acquire.liar.x", liar.NewInbox(), proto.AppendRequest(nil, &r)); err != nil {
+			if err := liar.PublishRequest("lock.default.node.acquire.liar.x", liar.NewInbox(), wire.AppendRequest(nil, &r)); err != nil {
 				t.Fatal(err)
 			}
 		}

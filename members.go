@@ -9,8 +9,8 @@ import (
 
 	"github.com/qlock/qlock/internal/driver"
 	"github.com/qlock/qlock/internal/members"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Members tells which nodes a cluster has: what each node that answered says of itself,
@@ -173,7 +173,7 @@ func newMembers(cluster string, got *members.Membership) *Members {
 	return m
 }
 
-func newClusterConfig(c proto.Config, digest string) ClusterConfig {
+func newClusterConfig(c wire.Config, digest string) ClusterConfig {
 	return ClusterConfig{Nodes: c.Nodes, MaxLease: c.MaxTTL, MaxSkew: c.Skew, Digest: digest}
 }
 

@@ -9,9 +9,9 @@ import (
 	"github.com/qlock/qlock/internal/driver"
 	"github.com/qlock/qlock/internal/natsio"
 	"github.com/qlock/qlock/internal/printable"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/subject"
 	"github.com/qlock/qlock/internal/version"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Version is the version of qlock that this program was built from, such as 0.2.0,
@@ -90,7 +90,7 @@ type noteKey struct{}
 
 // shownNote is as much of a note as is kept, with nothing in it that a terminal would obey.
 func shownNote(note string) string {
-	return clip(printable.Text(clip(note, proto.MaxNote)), proto.MaxNote)
+	return clip(printable.Text(clip(note, wire.MaxNote)), wire.MaxNote)
 }
 
 // WithLogger lets the Locker say what an operator should know: lost locks,

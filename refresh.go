@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // What is held is kept by refreshing it: a Locker tells the nodes every third of its lease
@@ -22,8 +22,8 @@ import (
 // Below a second, ordinary pauses of a busy machine begin to cost locks.
 func WithLease(d time.Duration) Option {
 	return func(o *options) error {
-		if d < proto.MinLease || d > proto.MaxLease {
-			return fmt.Errorf("%w: %v: it must be within %v and %v", ErrInvalidLease, d, proto.MinLease, proto.MaxLease)
+		if d < wire.MinLease || d > wire.MaxLease {
+			return fmt.Errorf("%w: %v: it must be within %v and %v", ErrInvalidLease, d, wire.MinLease, wire.MaxLease)
 		}
 		if d%time.Millisecond != 0 {
 			return fmt.Errorf("%w: %v is not in whole milliseconds", ErrInvalidLease, d)

@@ -13,8 +13,8 @@ import (
 	"github.com/qlock/qlock/internal/crash"
 	"github.com/qlock/qlock/internal/driver"
 	"github.com/qlock/qlock/internal/natsio"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/subject"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // NodeConfig configures a node. Cluster, Nodes, MaxLease and MaxSkew must be the
@@ -101,16 +101,16 @@ func (c NodeConfig) check() error {
 	switch {
 	case len(c.Nodes) == 0:
 		return errors.New("qlock: NodeConfig.Nodes is empty: it must list the names of all nodes of the cluster")
-	case len(c.Nodes) > proto.MaxNodes:
-		return fmt.Errorf("qlock: NodeConfig.Nodes has %d names, at most %d are allowed", len(c.Nodes), proto.MaxNodes)
+	case len(c.Nodes) > wire.MaxNodes:
+		return fmt.Errorf("qlock: NodeConfig.Nodes has %d names, at most %d are allowed", len(c.Nodes), wire.MaxNodes)
 	case len(slices.Compact(sorted)) != len(c.Nodes):
 		return fmt.Errorf("qlock: NodeConfig.Nodes has a name twice: %v", c.Nodes)
 	case !slices.Contains(c.Nodes, c.Name):
 		return fmt.Errorf("qlock: NodeConfig.Name %q is not among Nodes %v", c.Name, c.Nodes)
-	case c.MaxLease < proto.MinLease || c.MaxLease > proto.MaxLease || c.MaxLease%time.Millisecond != 0:
-		return fmt.Errorf("qlock: NodeConfig.MaxLease %v: it must be within %v and %v, in whole milliseconds", c.MaxLease, proto.MinLease, proto.MaxLease)
-	case c.PreviousMaxLease < 0 || c.PreviousMaxLease > proto.MaxLease:
-		return fmt.Errorf("qlock: NodeConfig.PreviousMaxLease %v: it must be within 0 and %v", c.PreviousMaxLease, proto.MaxLease)
+	case c.MaxLease < wire.MinLease || c.MaxLease > wire.MaxLease || c.MaxLease%time.Millisecond != 0:
+		return fmt.Errorf("qlock: NodeConfig.MaxLease %v: it must be within %v and %v, in whole milliseconds", c.MaxLease, wire.MinLease, wire.MaxLease)
+	case c.PreviousMaxLease < 0 || c.PreviousMaxLease > wire.MaxLease:
+		return fmt.Errorf("qlock: NodeConfig.PreviousMaxLease %v: it must be within 0 and %v", c.PreviousMaxLease, wire.MaxLease)
 	case c.MaxSkew < time.Millisecond || c.MaxSkew > c.MaxLease || c.MaxSkew%time.Millisecond != 0:
 		return fmt.Errorf("qlock: NodeConfig.MaxSkew %v: it must be within 1ms and MaxLease (%v), in whole milliseconds", c.MaxSkew, c.MaxLease)
 	case c.MaxClaims < 1 || c.MaxQueue < 1:

@@ -9,8 +9,8 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/qlock/qlock"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // The tests of this file have nodes of one name follow one another on several
@@ -400,12 +400,12 @@ func TestClaimedLeaseIsBelievedForAnHour(t *testing.T) {
 		tn, liar := w.nodes[0], w.connect()
 		lie := func(seq uint64) {
 			t.Helper()
-			r := proto.Request{
-				Verb: proto.Acquire, Client: "liar", Resource: "x", Digest: "another",
-				Claim: proto.ClaimID{Instance: uuid.New(), Seq: seq}, Mode: quorum.Exclusive,
-				At: time.Now().UnixMicro(), TTL: proto.MaxLease, Beat: seq, Held: true, Want: 1,
+			r := wire.Request{
+				Verb: wire.Acquire, Client: "liar", Resource: "x", Digest: "another",
+				Claim: wire.ClaimID{Instance: uuid.New(), Seq: seq}, Mode: quorum.Exclusive,
+				At: time.Now().UnixMicro(), TTL: wire.MaxLease, SentAt: seq, Held: true, MinFence: 1,
 			}
-			if err := liar.PublishRequest("lock.default.node.acquire.liar.x", liar.NewInbox(), proto.AppendRequest(nil, &r)); err != nil {
+			if err := liar.PublishRequest("lock.default.node.acquire.liar.x", liar.NewInbox(), wire.AppendRequest(nil, &r)); err != nil {
 				t.Fatal(err)
 			}
 			settle()

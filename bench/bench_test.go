@@ -302,7 +302,7 @@ func TestFloorSaysWhatALockSays(t *testing.T) {
 	for golden, rest := range map[string]string{
 		"acquire-quiet": floorRequest, "granted": floorAnswer, "release": floorRelease,
 	} {
-		text, err := os.ReadFile("../internal/proto/testdata/golden/" + golden + ".json")
+		text, err := os.ReadFile("../internal/wire/testdata/golden/" + golden + ".json")
 		if err != nil {
 			t.Fatal(err)
 		}

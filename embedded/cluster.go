@@ -15,7 +15,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/loopback"
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Cluster is several servers in one process, for demonstrations. Tests have more in
@@ -35,8 +35,8 @@ type Cluster struct {
 // starts. Its Routes are then those of the servers before it; unless they are
 // changed, a later restart gets those of all servers.
 func StartCluster(ctx context.Context, n int, change ...func(i int, c *Config)) (*Cluster, error) {
-	if n < 1 || n > proto.MaxNodes {
-		return nil, fmt.Errorf("qlock/embedded: StartCluster: %d nodes, allowed are 1 to %d", n, proto.MaxNodes)
+	if n < 1 || n > wire.MaxNodes {
+		return nil, fmt.Errorf("qlock/embedded: StartCluster: %d nodes, allowed are 1 to %d", n, wire.MaxNodes)
 	}
 	dir, err := os.MkdirTemp("", "qlock-")
 	if err != nil {

@@ -10,40 +10,40 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/qlock/qlock/internal/node"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/voter"
+	"github.com/qlock/qlock/internal/wire"
 )
 
-// voter is a node without a network, for what can be counted in it alone: a
+// soleNode is a node without a network, for what can be counted in it alone: a
 // message goes in, and how much comes out does not depend on the machine.
-type voter struct {
-	*node.Node
-	cfg node.Config
-	now proto.Now
-	out node.Out
+type soleNode struct {
+	*voter.Node
+	cfg voter.Config
+	now wire.Now
+	out voter.Out
 }
 
-func newVoter(t *testing.T, maxClaims, maxQueue int) *voter {
+func newVoter(t *testing.T, maxClaims, maxQueue int) *soleNode {
 	t.Helper()
-	v := &voter{
-		cfg: node.Config{
+	v := &soleNode{
+		cfg: voter.Config{
 			Name: "n1", Incarnation: uuid.New(), ProbeWait: time.Millisecond, MaxClaims: maxClaims, MaxQueue: maxQueue,
-			Config: proto.Config{Nodes: nodeNames, MaxTTL: 30 * time.Second, Skew: 5 * time.Second},
+			Config: wire.Config{Nodes: nodeNames, MaxTTL: 30 * time.Second, Skew: 5 * time.Second},
 		},
-		now: proto.Now{Wall: 1_800_000_000_000_000},
+		now: wire.Now{Wall: 1_800_000_000_000_000},
 	}
-	v.Node = node.New(v.cfg, v.now, &node.Saved{}, 0)
+	v.Node = voter.New(v.cfg, v.now, &voter.Saved{}, 0)
 	v.wait(0)
 	v.wait(time.Millisecond)
-	if v.State() != proto.Voting {
+	if v.State() != wire.Voting {
 		t.Fatalf("the node is %s", v.State())
 	}
 	return v
 }
 
 // wait lets time go on, in which the node hears each of its probes: it was never away.
-func (v *voter) wait(d time.Duration) {
+func (v *soleNode) wait(d time.Duration) {
 	v.out.Reset()
 	for first := true; first || d > 0; first = false {
 		step := min(d, 500*time.Millisecond)
@@ -59,25 +59,25 @@ func (v *voter) wait(d time.Duration) {
 }
 
 // echo lets the node hear its last probe.
-func (v *voter) echo() {
-	v.HandleAnswer(v.now, &proto.Answer{
-		Kind: proto.Informed, Node: v.cfg.Name, Incarnation: v.cfg.Incarnation,
-		Info: &proto.NodeInfo{Nonce: v.out.Probe.Nonce},
+func (v *soleNode) echo() {
+	v.HandleAnswer(v.now, &wire.Answer{
+		Kind: wire.Informed, Node: v.cfg.Name, Incarnation: v.cfg.Incarnation,
+		Info: &wire.NodeInfo{Nonce: v.out.Probe.Nonce},
 	}, &v.out)
 }
 
 // take handles a request, and returns the answers.
-func (v *voter) take(r proto.Request) []node.Send {
+func (v *soleNode) take(r wire.Request) []voter.Send {
 	v.out.Reset()
 	r.Digest = v.cfg.Digest()
 	v.Handle(v.now, &r, "_INBOX."+r.Client+".x", &v.out)
 	return v.out.Answers
 }
 
-func request(verb proto.Verb, client string, instance uuid.UUID, seq uint64, resource string) proto.Request {
-	return proto.Request{
-		Verb: verb, Client: client, Resource: resource, Claim: proto.ClaimID{Instance: instance, Seq: seq},
-		Beat: 1, At: 1_800_000_000_000_000, TTL: 10 * time.Second, Mode: quorum.Exclusive,
+func request(verb wire.Verb, client string, instance uuid.UUID, seq uint64, resource string) wire.Request {
+	return wire.Request{
+		Verb: verb, Client: client, Resource: resource, Claim: wire.ClaimID{Instance: instance, Seq: seq},
+		SentAt: 1, At: 1_800_000_000_000_000, TTL: 10 * time.Second, Mode: quorum.Exclusive,
 	}
 }
 
@@ -88,12 +88,12 @@ func TestAnswersToOneMessageAreBounded(t *testing.T) {
 	v := newVoter(t, 10*n, 10*n)
 	readers, old := uuid.New(), uuid.New()
 	for seq := range uint64(n) {
-		r := request(proto.Acquire, "svc-a", readers, seq+1, "x")
+		r := request(wire.Acquire, "svc-a", readers, seq+1, "x")
 		r.Mode = quorum.Shared
 		v.take(r)
 	}
 	writer := func(seq uint64) int {
-		r := request(proto.Acquire, "svc-a", old, seq, "x")
+		r := request(wire.Acquire, "svc-a", old, seq, "x")
 		r.At = int64(seq)
 		return len(v.take(r))
 	}
@@ -102,13 +102,13 @@ func TestAnswersToOneMessageAreBounded(t *testing.T) {
 			t.Fatalf("one acquire makes %d answers, there are %d votes", got, n)
 		}
 	}
-	refresh := func(instance uuid.UUID) proto.Request {
-		return proto.Request{Verb: proto.Refresh, Client: "svc-a", Claim: proto.ClaimID{Instance: instance}, Beat: 9, Lo: 1, Hi: n}
+	refresh := func(instance uuid.UUID) wire.Request {
+		return wire.Request{Verb: wire.Refresh, Client: "svc-a", Claim: wire.ClaimID{Instance: instance}, SentAt: 9, Lo: 1, Hi: n}
 	}
 	keep := refresh(old)
-	keep.Live = proto.Runs{{Lo: 1, Hi: n}}
-	for what, r := range map[string]proto.Request{"keeps the writers": keep, "ends half of the writers": {
-		Verb: proto.Refresh, Client: "svc-a", Claim: proto.ClaimID{Instance: old}, Beat: 9, Lo: 1, Hi: n / 2,
+	keep.Live = wire.Runs{{Lo: 1, Hi: n}}
+	for what, r := range map[string]wire.Request{"keeps the writers": keep, "ends half of the writers": {
+		Verb: wire.Refresh, Client: "svc-a", Claim: wire.ClaimID{Instance: old}, SentAt: 9, Lo: 1, Hi: n / 2,
 	}} {
 		if got := len(v.take(r)); got > 2*n {
 			t.Errorf("a refresh that %s makes %d answers, there are %d votes", what, got, n)
@@ -125,7 +125,7 @@ func TestVotesOnOneResourceAreBounded(t *testing.T) {
 	v := newVoter(t, 10_000, 100)
 	instance := uuid.New()
 	for seq := range uint64(1000) {
-		r := request(proto.Acquire, "svc-a", instance, seq+1, "x")
+		r := request(wire.Acquire, "svc-a", instance, seq+1, "x")
 		r.Mode = quorum.Shared
 		r.Held = seq%2 == 0
 		v.take(r)
@@ -133,8 +133,8 @@ func TestVotesOnOneResourceAreBounded(t *testing.T) {
 	if v.Claims() > 2*100+1 { // twice for what says it is held, and one that holds
 		t.Errorf("%d claims on one resource, with MaxQueue 100", v.Claims())
 	}
-	answers := v.take(request(proto.Acquire, "svc-b", uuid.New(), 1, "y"))
-	if len(answers) != 1 || answers[0].Answer.Kind != proto.Granted {
+	answers := v.take(request(wire.Acquire, "svc-b", uuid.New(), 1, "y"))
+	if len(answers) != 1 || answers[0].Answer.Kind != wire.Granted {
 		t.Errorf("another resource: %+v", answers)
 	}
 }
@@ -146,7 +146,7 @@ func TestEqualIDsOfTwoClients(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		v := newVoter(t, 1000, 1000)
 		same, holder := uuid.New(), uuid.New()
-		v.take(request(proto.Acquire, "holder", holder, 1, "x"))
+		v.take(request(wire.Acquire, "holder", holder, 1, "x"))
 		live := map[string]bool{"holder": true}
 		for range 20 {
 			client := []string{"svc-a", "svc-b", "svc-c", "holder"}[rng.IntN(4)]
@@ -154,21 +154,21 @@ func TestEqualIDsOfTwoClients(t *testing.T) {
 			if client == "holder" {
 				id = holder
 			}
-			verb := proto.Release
+			verb := wire.Release
 			if rng.IntN(2) == 0 {
-				verb = proto.Acquire
+				verb = wire.Acquire
 			}
 			r := request(verb, client, id, 1, "x")
 			r.Mode = quorum.Mode(seed % 2)
 			v.take(r)
-			live[client] = live[client] && verb == proto.Acquire || verb == proto.Acquire
+			live[client] = live[client] && verb == wire.Acquire || verb == wire.Acquire
 		}
 		for client := range live {
 			id := same
 			if client == "holder" {
 				id = holder
 			}
-			v.take(request(proto.Release, client, id, 1, "x"))
+			v.take(request(wire.Release, client, id, 1, "x"))
 		}
 		if v.Claims() != 0 || v.Resources() != 0 {
 			t.Fatalf("seed %d: %d claims, %d resources are left for ever", seed, v.Claims(), v.Resources())
@@ -180,8 +180,8 @@ func TestEqualIDsOfTwoClients(t *testing.T) {
 // noticing that it has its name for itself.
 func TestNobodyAsksInANodesName(t *testing.T) {
 	v := newVoter(t, 1000, 1000)
-	v.Node = node.New(v.cfg, v.now, &node.Saved{}, 0)
-	ask := proto.Request{Verb: proto.Info, Client: "svc-a", Node: "n1", Incarnation: uuid.New(), Voted: true, Started: 1}
+	v.Node = voter.New(v.cfg, v.now, &voter.Saved{}, 0)
+	ask := wire.Request{Verb: wire.Info, Client: "svc-a", Node: "n1", Incarnation: uuid.New(), Voted: true, Started: 1}
 	v.wait(0)
 	for range 100 {
 		if v.out.Probe != nil {
@@ -194,7 +194,7 @@ func TestNobodyAsksInANodesName(t *testing.T) {
 		}
 		v.wait(0)
 	}
-	if v.State() != proto.Voting {
+	if v.State() != wire.Voting {
 		t.Errorf("the node is %s", v.State())
 	}
 }
@@ -211,7 +211,7 @@ func TestMemoryOfOneNameIsBounded(t *testing.T) {
 	before := heap()
 	pad := strings.Repeat("x", 1000)
 	for i := range uint64(5 * most) {
-		r := request(proto.Acquire, "svc-a", uuid.New(), i+1, fmt.Sprint(pad, i))
+		r := request(wire.Acquire, "svc-a", uuid.New(), i+1, fmt.Sprint(pad, i))
 		r.Held = i%2 == 0
 		r.Digest = v.cfg.Digest()
 		v.out.Reset()
@@ -220,15 +220,15 @@ func TestMemoryOfOneNameIsBounded(t *testing.T) {
 	if v.Claims() != most || v.Resources() != most {
 		t.Errorf("%d claims on %d resources, allowed are %d", v.Claims(), v.Resources(), most)
 	}
-	v.out = node.Out{}
+	v.out = voter.Out{}
 	if grown := int64(heap()) - int64(before); grown > most*perClaim {
 		t.Errorf("%d bytes for each of %d claims, stated are %d", grown/most, most, perClaim)
 	}
-	answers := v.take(request(proto.Acquire, "svc-b", uuid.New(), 1, "y"))
-	if len(answers) != 1 || answers[0].Answer.Kind != proto.Granted {
+	answers := v.take(request(wire.Acquire, "svc-b", uuid.New(), 1, "y"))
+	if len(answers) != 1 || answers[0].Answer.Kind != wire.Granted {
 		t.Errorf("another client is not served: %+v", answers)
 	}
-	v.take(request(proto.Release, "svc-b", answers[0].Answer.Claim.Instance, 1, "y"))
+	v.take(request(wire.Release, "svc-b", answers[0].Answer.Claim.Instance, 1, "y"))
 	// Silence ends it all.
 	v.wait(11 * time.Second)
 	if v.Claims() != 0 || v.Resources() != 0 {
@@ -258,25 +258,25 @@ func TestTokensStayNearTheClock(t *testing.T) {
 		numbers := func() uint64 {
 			near := uint64(v.now.Wall)
 			return []uint64{
-				0, 1, proto.MaxInt, proto.MaxInt - 1, near, near + 4_999_999, near + 5_000_001, near + 29_999_999, near + 30_000_001,
-				near + rng.Uint64N(60_000_000), rng.Uint64N(proto.MaxInt),
+				0, 1, wire.MaxInt, wire.MaxInt - 1, near, near + 4_999_999, near + 5_000_001, near + 29_999_999, near + 30_000_001,
+				near + rng.Uint64N(60_000_000), rng.Uint64N(wire.MaxInt),
 			}[rng.IntN(11)]
 		}
 		for range 500 {
-			verb := []proto.Verb{proto.Acquire, proto.Acquire, proto.Release}[rng.IntN(3)]
+			verb := []wire.Verb{wire.Acquire, wire.Acquire, wire.Release}[rng.IntN(3)]
 			r := request(verb, "svc-a", uuid.UUID{1}, 1+rng.Uint64N(20), []string{"x", "y", "z"}[rng.IntN(3)])
-			r.Beat = 1 + numbers()>>1
-			r.At, r.Now, r.Want, r.Held = int64(numbers()), int64(numbers()), numbers(), rng.IntN(2) == 0
+			r.SentAt = 1 + numbers()>>1
+			r.At, r.Now, r.MinFence, r.Held = int64(numbers()), int64(numbers()), numbers(), rng.IntN(2) == 0
 			v.take(r)
 			v.wait(time.Duration(rng.IntN(100)) * time.Millisecond)
 			if rng.IntN(10) > 0 {
 				continue
 			}
 			seq++
-			b := request(proto.Acquire, "svc-b", uuid.UUID{2}, seq, "of b alone")
+			b := request(wire.Acquire, "svc-b", uuid.UUID{2}, seq, "of b alone")
 			b.At = v.now.Wall
 			answers := v.take(b)
-			if len(answers) != 1 || answers[0].Answer.Kind != proto.Granted {
+			if len(answers) != 1 || answers[0].Answer.Kind != wire.Granted {
 				t.Fatalf("seed %d: a free lock is not granted: %+v", seed, answers)
 			}
 			fence := answers[0].Answer.Fence
@@ -284,7 +284,7 @@ func TestTokensStayNearTheClock(t *testing.T) {
 				t.Fatalf("seed %d: fence %d after %d, %d µs ahead of the clock", seed, fence, last, int64(fence)-v.now.Wall)
 			}
 			last = fence
-			v.take(request(proto.Release, "svc-b", uuid.UUID{2}, seq, "of b alone"))
+			v.take(request(wire.Release, "svc-b", uuid.UUID{2}, seq, "of b alone"))
 		}
 	}
 }

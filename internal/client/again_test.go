@@ -7,20 +7,20 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // talk is a client and what its nodes answer.
 type talk struct {
 	*Client
 	t   *testing.T
-	now proto.Now
+	now wire.Now
 	out Out
 }
 
 func newTalk(t *testing.T, ttl time.Duration, change func(*Config)) *talk {
-	now := proto.Now{Mono: time.Second, Wall: 1_000_000}
+	now := wire.Now{Mono: time.Second, Wall: 1_000_000}
 	cfg := Config{Name: "a", Instance: uuid.UUID{1}, TTL: ttl, MaxRuns: 100, Cluster: oneConfig}
 	if change != nil {
 		change(&cfg)
@@ -32,7 +32,7 @@ func newTalk(t *testing.T, ttl time.Duration, change func(*Config)) *talk {
 func (k *talk) hold(claims int) {
 	k.t.Helper()
 	for i := range claims {
-		cl := k.Claim(k.now, Want{Resource: fmt.Sprintf("r%d", i), Mode: quorum.Exclusive}, &k.out)
+		cl := k.Claim(k.now, Request{Resource: fmt.Sprintf("r%d", i), Mode: quorum.Exclusive}, &k.out)
 		for _, node := range oneConfig.Nodes {
 			k.grant(node, cl)
 		}
@@ -45,13 +45,13 @@ func (k *talk) hold(claims int) {
 
 // grant answers the claim's latest acquire in the name of a node.
 func (k *talk) grant(node string, cl *Claim) {
-	a := answerOf(node, oneConfig, proto.Granted, cl.beat)
+	a := answerOf(node, oneConfig, wire.Granted, cl.sentAt)
 	a.Claim.Seq, a.Incarnation = cl.seq, uuid.UUID{'n'}
 	k.Handle(k.now, a, &k.out)
 }
 
 // wait lets time pass, and the client do what is due, and returns the requests.
-func (k *talk) wait(d time.Duration) []proto.Request {
+func (k *talk) wait(d time.Duration) []wire.Request {
 	k.out.Reset()
 	end := k.now.Mono + d
 	for {
@@ -68,13 +68,13 @@ func (k *talk) wait(d time.Duration) []proto.Request {
 }
 
 // refreshed answers a refresh in the name of a node.
-func (k *talk) refreshed(node string, r proto.Request, unknown proto.Runs, life byte) {
-	a := answerOf(node, oneConfig, proto.Refreshed, r.Beat)
+func (k *talk) refreshed(node string, r wire.Request, unknown wire.Runs, life byte) {
+	a := answerOf(node, oneConfig, wire.Refreshed, r.SentAt)
 	a.Lo, a.Hi, a.Unknown, a.Incarnation = r.Lo, r.Hi, unknown, uuid.UUID{life}
 	k.Handle(k.now, a, &k.out)
 }
 
-func count(all []proto.Request, verb proto.Verb) (n int) {
+func count(all []wire.Request, verb wire.Verb) (n int) {
 	for _, r := range all {
 		if r.Verb == verb {
 			n++
@@ -91,15 +91,15 @@ func TestForgottenByAllIsAskedForOnce(t *testing.T) {
 	k := newTalk(t, 10*time.Second, nil)
 	k.hold(claims)
 	sent := k.wait(10 * time.Second / 3)
-	if len(sent) != 1 || sent[0].Verb != proto.Refresh {
+	if len(sent) != 1 || sent[0].Verb != wire.Refresh {
 		t.Fatalf("%d messages, want one refresh", len(sent))
 	}
 	refresh := sent[0]
 	k.out.Reset()
-	var again []proto.Request
+	var again []wire.Request
 	steps := 0
-	note := func(sent []proto.Request) {
-		if count(sent, proto.Acquire) > 0 {
+	note := func(sent []wire.Request) {
+		if count(sent, wire.Acquire) > 0 {
 			steps++
 			again = append(again, sent...)
 		}
@@ -115,18 +115,18 @@ func TestForgottenByAllIsAskedForOnce(t *testing.T) {
 		for _, r := range k.out.Requests {
 			// The nodes are new ones, so they are asked once more, and do not know the
 			// claims yet.
-			if r.Verb == proto.Refresh && len(again) == 0 {
+			if r.Verb == wire.Refresh && len(again) == 0 {
 				for _, node := range oneConfig.Nodes {
 					k.refreshed(node, r, r.Live, 9)
 				}
 			}
 		}
 	}
-	if n := count(again, proto.Acquire); n != claims || steps != 1 {
+	if n := count(again, wire.Acquire); n != claims || steps != 1 {
 		t.Errorf("%d claims were acquired again by %d messages in %d steps, want one each, in one step", claims, n, steps)
 	}
 	for _, r := range again {
-		if r.Verb == proto.Acquire && (r.Node != "" || !r.Held) {
+		if r.Verb == wire.Acquire && (r.Node != "" || !r.Held) {
 			t.Fatalf("%v is asked for at %q, held: %v; want all nodes, which are to know that it is held", r.Claim, r.Node, r.Held)
 		}
 	}
@@ -142,11 +142,11 @@ func TestUnknownBeforeTheAcquireCame(t *testing.T) {
 	second := k.out.Requests[len(k.out.Requests)-1]
 	k.out.Reset()
 	k.refreshed("n1", first, first.Live, 'n')
-	if n := count(k.wait(50*time.Millisecond), proto.Acquire); n != 3 {
+	if n := count(k.wait(50*time.Millisecond), wire.Acquire); n != 3 {
 		t.Fatalf("%d acquires, want 3", n)
 	}
 	k.refreshed("n1", second, second.Live, 'n')
-	if n := count(k.wait(50*time.Millisecond), proto.Acquire); n != 0 {
+	if n := count(k.wait(50*time.Millisecond), wire.Acquire); n != 0 {
 		t.Errorf("%d acquires more, for an answer to what was sent before them", n)
 	}
 }
@@ -157,7 +157,7 @@ func TestForgottenByOneIsAskedForThere(t *testing.T) {
 	k.hold(2)
 	refresh := k.wait(10 * time.Second / 3)[0]
 	for _, node := range oneConfig.Nodes {
-		unknown := proto.Runs(nil)
+		unknown := wire.Runs(nil)
 		if node == "n2" {
 			unknown = refresh.Live
 		}

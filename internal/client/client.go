@@ -14,9 +14,9 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
 	"github.com/qlock/qlock/internal/shrink"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Config is what a client is told at its start.
@@ -27,18 +27,18 @@ type Config struct {
 	MaxRuns  int                      // runs that fit into one refresh
 	Seed     uint64                   // any number, of which the jitter comes; 0: none
 	Trips    map[string]time.Duration // how long nodes took to answer something else, as far as known
-	Cluster  proto.Config
+	Cluster  wire.Config
 }
 
 // EventKind is what became of a claim.
 type EventKind uint8
 
 const (
-	Held    EventKind = iota // its quorum stands, its token is known
-	Lost                     // it was held and is no more (C7)
-	Failed                   // it will not be held: see the claim's Report
-	Wanted                   // it is held and kept, and others wait for it (N4)
-	Stocked                  // it is held and kept, and the nodes know; or it has tokens again
+	Held           EventKind = iota // its quorum stands, its token is known
+	Lost                            // it was held and is no more (C7)
+	Failed                          // it will not be held: see the claim's Report
+	Wanted                          // it is held and kept, and others wait for it (N4)
+	TokensReserved                  // it is held and kept, and the nodes know; or it has tokens again
 )
 
 // Event tells the driver what became of a claim.
@@ -50,7 +50,7 @@ type Event struct {
 // Out collects what the client wants done. The caller owns it, may reuse it,
 // and clears it between steps.
 type Out struct {
-	Requests []proto.Request
+	Requests []wire.Request
 	Events   []Event
 	Notes    []string // what an operator should read
 	AskInfo  bool     // a node showed another configuration: ask who is there
@@ -78,7 +78,7 @@ type Client struct {
 	parting bool // another was found to be this instance: Renew tells all that are
 
 	seq         uint64
-	beat        uint64 // highest ever sent
+	sentAt      uint64 // highest ever sent
 	claims      map[uint64]*Claim
 	peak        int    // of claims, for shrink.Map
 	first, last *Claim // in order of seq
@@ -135,33 +135,33 @@ const (
 type Claim struct {
 	User any
 
-	seq      uint64
-	resource string
-	mode     quorum.Mode
-	at       int64
-	try      bool
-	quiet    bool // its next acquire is
-	hushed   bool // its last one was
-	note     string
-	evicted  *Eviction
-	state    State
-	token    uint64
-	made     time.Duration
-	beat     uint64 // highest sent about this claim
-	want     uint64 // fence last asked for
-	lowered  uint8  // how often that was less than before
-	wonBeat  uint64 // highest sent about it when it came to be held
+	seq              uint64
+	resource         string
+	mode             quorum.Mode
+	at               int64
+	try              bool
+	suppressQueued   bool // its next acquire is
+	suppressedQueued bool // its last one was
+	note             string
+	evicted          *Eviction
+	state            State
+	token            uint64
+	made             time.Duration
+	sentAt           uint64 // highest sent about this claim
+	minFence         uint64 // fence last asked for
+	lowered          uint8  // how often that was less than before
+	wonAt            uint64 // highest sent about it when it came to be held
 
-	// A claim that is kept between holders (internal/local) has tokens for them.
-	keep   bool
-	keptAt uint64 // beat with which the nodes were first told
-	wanted bool   // others wait
-	known  bool   // enough nodes know that it is kept: whoever waits is heard of by one of them
-	told   bool   // all nodes were told that it is held
-	fresh  uint64 // the token that is given out next
-	stock  uint64 // behind the last that may be
-	span   uint64 // how many are asked for at a time
-	more   uint64 // the first of those that are asked for now, or 0
+	// A claim that is kept between holders (internal/hold) has tokens for them.
+	keep          bool
+	keptAt        uint64 // beat with which the nodes were first told
+	wanted        bool   // others wait
+	known         bool   // enough nodes know that it is kept: whoever waits is heard of by one of them
+	announced     bool   // all nodes were told that it is held
+	tokenNext     uint64 // the token that is given out next
+	tokenEnd      uint64 // behind the last that may be
+	rangeSize     uint64 // how many are asked for at a time
+	requestedFrom uint64 // the first of those that are asked for now, or 0
 
 	votes []vote // by node
 
@@ -177,21 +177,21 @@ type Claim struct {
 
 // vote is what one node said about one claim.
 type vote struct {
-	until   time.Duration // the vote stands until then (C1); zero: none
-	fence   uint64
-	span    uint64        // fences from that on that are set aside
-	most    uint64        // a higher fence was wanted than the node gave, which was so much; 0: none was
-	mostAt  time.Duration // then
-	life    uuid.UUID     // of the node, when it gave it
-	fresh   *newVote      // one that does not count yet (C13)
-	keeps   bool          // it knows that the claim is kept
-	wanted  bool          // it wants the vote back, and was not answered: the claim has its quorum, and is not held yet
-	beat    uint64        // of its latest answer that counted (C2)
-	asked   uint64        // beat of the latest acquire that it was sent
-	again   bool          // it is to be sent another: it does not know the claim, or has a vote whose fence was not heard
-	yielded uint64        // beat of the latest yield to this node (C2)
-	heard   heard
-	detail  *detail // for errors and tries; nil after a grant
+	until     time.Duration // the vote stands until then (C1); zero: none
+	fence     uint64
+	rangeSize uint64        // fences from that on that are set aside
+	most      uint64        // a higher fence was wanted than the node gave, which was so much; 0: none was
+	mostAt    time.Duration // then
+	life      uuid.UUID     // of the node, when it gave it
+	unproven  *newVote      // one that does not count yet (C13)
+	keeps     bool          // it knows that the claim is kept
+	wanted    bool          // it wants the vote back, and was not answered: the claim has its quorum, and is not held yet
+	sentAt    uint64        // of its latest answer that counted (C2)
+	asked     uint64        // beat of the latest acquire that it was sent
+	again     bool          // it is to be sent another: it does not know the claim, or has a vote whose fence was not heard
+	yielded   uint64        // beat of the latest yield to this node (C2)
+	heard     heard
+	detail    *detail // for errors and tries; nil after a grant
 }
 
 // newVote is a vote for a held claim by a life of a node that has not the memory of
@@ -199,16 +199,16 @@ type vote struct {
 // one that forgot, or one of the same name in another cluster, to which the
 // connection was led.
 type newVote struct {
-	life        uuid.UUID
-	until       time.Duration
-	fence, span uint64
-	beat        uint64 // of the first message that it answered
-	keeps       bool
+	life             uuid.UUID
+	until            time.Duration
+	fence, rangeSize uint64
+	sentAt           uint64 // of the first message that it answered
+	keeps            bool
 }
 
 // continues reports whether an answer comes from the life of the node that gave the
 // vote, or from one that has its memory.
-func (v *vote) continues(a *proto.Answer) bool {
+func (v *vote) continues(a *wire.Answer) bool {
 	return v.life == a.Incarnation || slices.Contains(a.Continues, v.life)
 }
 
@@ -222,26 +222,26 @@ const (
 )
 
 type detail struct {
-	beat       uint64 // of the answer that told it, and how often that had been told again
+	sentAt     uint64 // of the answer that told it, and how often that had been told again
 	again      int
 	place      int
-	blocker    *proto.Blocker
+	blocker    *wire.Blocker
 	at         time.Duration
 	recovering time.Duration
-	reason     proto.Reason
+	reason     wire.Reason
 	text       string
-	passes     bool
+	retryable  bool
 }
 
 // New starts a client that knows its cluster.
-func New(cfg Config, now proto.Now) *Client {
+func New(cfg Config, now wire.Now) *Client {
 	c := &Client{cfg: cfg, claims: map[uint64]*Claim{}, clock: newLeaseClock(now)}
 	c.now, c.wall = c.clock.now, now.Wall
 	c.setCluster(cfg.Cluster)
 	return c
 }
 
-func (c *Client) setCluster(cluster proto.Config) {
+func (c *Client) setCluster(cluster wire.Config) {
 	cluster.Nodes = slices.Sorted(slices.Values(cluster.Nodes))
 	c.cfg.Cluster = cluster
 	c.digest = cluster.Digest()
@@ -254,7 +254,7 @@ func (c *Client) setCluster(cluster proto.Config) {
 }
 
 // Cluster is the configuration that the client counts votes by.
-func (c *Client) Cluster() proto.Config { return c.cfg.Cluster }
+func (c *Client) Cluster() wire.Config { return c.cfg.Cluster }
 
 // Digest is that configuration's.
 func (c *Client) Digest() string { return c.digest }
@@ -280,13 +280,13 @@ func (cl *Claim) Made() (at int64)   { return cl.at }
 func (c *Client) need(cl *Claim) int { return quorum.Size(len(c.nodes), cl.mode) }
 
 // margin of drift between this clock and the nodes' (C1).
-func (c *Client) standsFrom(beat uint64) time.Duration {
-	return time.Duration(beat)*time.Microsecond + c.cfg.TTL - proto.Margin(c.cfg.TTL) //plant:stands-until
+func (c *Client) standsFrom(sentAt uint64) time.Duration {
+	return time.Duration(sentAt)*time.Microsecond + c.cfg.TTL - wire.Margin(c.cfg.TTL) //plant:stands-until
 }
 
 // step reads the clocks and does what has become due, before anything else can
 // count a vote that has run out.
-func (c *Client) step(now proto.Now, out *Out) {
+func (c *Client) step(now wire.Now, out *Out) {
 	c.read(now)
 	if c.leapt {
 		// It was not there for a whole lease: asleep, stopped, or a snapshot that is
@@ -310,7 +310,7 @@ func (c *Client) step(now proto.Now, out *Out) {
 }
 
 // read takes a reading of the clocks, and remembers if it is far from the one before.
-func (c *Client) read(now proto.Now) {
+func (c *Client) read(now wire.Now) {
 	before := c.now
 	c.now, c.wall = c.clock.read(now), now.Wall
 	c.leapt = c.leapt || c.now-before > c.cfg.TTL
@@ -331,7 +331,7 @@ func (c *Client) moveAll() {
 }
 
 // Tick does what time alone brings: loss, asking again, the refresh.
-func (c *Client) Tick(now proto.Now, out *Out) {
+func (c *Client) Tick(now wire.Now, out *Out) {
 	c.step(now, out)
 	if c.refreshAt > 0 && c.refreshAt <= c.now {
 		c.refresh(out)
@@ -367,19 +367,19 @@ func (c *Client) Wait() (time.Duration, bool) {
 }
 
 // Want is what a claim is for.
-type Want struct {
-	Resource string
-	Mode     quorum.Mode
-	Try      bool   // it fails as soon as another claim is known to be in the way (C10)
-	Keep     bool   // its client keeps it between holders
-	Hasty    bool   // who waits gives up soon, and will want to know why
-	At       int64  // its age, a wall clock in microseconds, if it is older than this call
-	Note     string // for people
-	User     any
+type Request struct {
+	Resource      string
+	Mode          quorum.Mode
+	Try           bool   // it fails as soon as another claim is known to be in the way (C10)
+	Keep          bool   // its client keeps it between holders
+	ShortDeadline bool   // who waits gives up soon, and will want to know why
+	At            int64  // its age, a wall clock in microseconds, if it is older than this call
+	Note          string // for people
+	User          any
 }
 
 // Claim makes a claim and asks all nodes for their votes.
-func (c *Client) Claim(now proto.Now, w Want, out *Out) *Claim {
+func (c *Client) Claim(now wire.Now, w Request, out *Out) *Claim {
 	c.step(now, out)
 	c.seq++
 	cl := &Claim{
@@ -390,7 +390,7 @@ func (c *Client) Claim(now proto.Now, w Want, out *Out) *Claim {
 		cl.at = min(cl.at, w.At)
 	}
 	if w.Keep {
-		cl.keep, cl.span = true, firstSpan
+		cl.keep, cl.rangeSize = true, firstRange
 	}
 	c.claims[cl.seq] = cl
 	if cl.prev = c.last; cl.prev != nil {
@@ -403,49 +403,49 @@ func (c *Client) Claim(now proto.Now, w Want, out *Out) *Claim {
 		c.refreshAt = c.nextRefresh()
 	}
 	cl.askDelay = c.firstDelay(cl)
-	cl.quiet = !w.Try && !w.Hasty && c.near(c.need(cl))
+	cl.suppressQueued = !w.Try && !w.ShortDeadline && c.near(c.need(cl))
 	c.ask(cl, "", out)
 	return cl
 }
 
 // ask sends the claim's acquire, to all nodes or to one, and sets the next (C4).
 func (c *Client) ask(cl *Claim, only string, out *Out) {
-	r := proto.Request{
-		Verb: proto.Acquire, Client: c.cfg.Name, Resource: cl.resource,
-		Claim: c.id(cl), Beat: c.nextBeat(cl), Mode: cl.mode, At: cl.at, TTL: c.cfg.TTL,
-		Want: cl.want, Try: cl.try, Quiet: cl.quiet, Check: c.torn(cl) /*plant:torn-said*/, Digest: c.digest, Note: cl.note, Node: only,
+	r := wire.Request{
+		Verb: wire.Acquire, Client: c.cfg.Name, Resource: cl.resource,
+		Claim: c.id(cl), SentAt: c.nextSentAt(cl), Mode: cl.mode, At: cl.at, TTL: c.cfg.TTL,
+		MinFence: cl.minFence, Try: cl.try, SuppressQueued: cl.suppressQueued, Check: c.torn(cl) /*plant:torn-said*/, Digest: c.digest, Note: cl.note, Node: only,
 	}
 	if cl.keep {
 		r.Keep = true
 		if cl.mode == quorum.Exclusive {
-			r.Span = cl.span
+			r.RangeSize = cl.rangeSize
 		}
 	}
 	if cl.state == Holding {
 		// Tokens up to the last that was given out were given out.
-		r.Held, r.Want = true, max(cl.fresh-1, cl.more)
-		if cl.more > 0 || cl.keep && !cl.known {
+		r.Held, r.MinFence = true, max(cl.tokenNext-1, cl.requestedFrom)
+		if cl.requestedFrom > 0 || cl.keep && !cl.known {
 			cl.askAt = c.now + cl.askDelay
 			cl.askDelay = min(2*cl.askDelay, c.cfg.TTL/3)
 			c.schedule(cl)
 		}
 	}
-	cl.asked = cl.want
+	cl.asked = cl.minFence
 	out.Requests = append(out.Requests, r)
 	for i := range cl.votes {
 		if only == "" || c.nodes[i].name == only {
-			cl.votes[i].asked, cl.votes[i].again = cl.beat, false
+			cl.votes[i].asked, cl.votes[i].again = cl.sentAt, false
 		}
 	}
 	if only != "" {
 		return
 	}
 	if cl.state != Waiting {
-		cl.told = true
+		cl.announced = true
 		return
 	}
-	cl.hushed, cl.quiet = cl.quiet, false
-	if cl.hushed {
+	cl.suppressedQueued, cl.suppressQueued = cl.suppressQueued, false
+	if cl.suppressedQueued {
 		cl.askAt = c.now + c.quietTime(cl) //plant:ask-quiet
 	} else {
 		cl.askAt = c.now + cl.askDelay //plant:ask-again
@@ -454,22 +454,22 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 	c.schedule(cl)
 }
 
-func (c *Client) id(cl *Claim) proto.ClaimID {
-	return proto.ClaimID{Instance: c.cfg.Instance, Seq: cl.seq}
+func (c *Client) id(cl *Claim) wire.ClaimID {
+	return wire.ClaimID{Instance: c.cfg.Instance, Seq: cl.seq}
 }
 
 // nextBeat is the lease clock in microseconds, or one more than the claim's last
 // beat. That a beat is the time of sending spares the client a memory of when it
 // sent what (C1). It may run ahead of the clock by one microsecond for each
 // further message about one claim within one microsecond; the margin covers it.
-func (c *Client) nextBeat(cl *Claim) uint64 {
-	cl.beat = max(uint64(c.now/time.Microsecond), cl.beat+1)
-	c.beat = max(c.beat, cl.beat)
-	return cl.beat
+func (c *Client) nextSentAt(cl *Claim) uint64 {
+	cl.sentAt = max(uint64(c.now/time.Microsecond), cl.sentAt+1)
+	c.sentAt = max(c.sentAt, cl.sentAt)
+	return cl.sentAt
 }
 
 // Release ends a claim, held or waiting.
-func (c *Client) Release(now proto.Now, cl *Claim, out *Out) {
+func (c *Client) Release(now wire.Now, cl *Claim, out *Out) {
 	c.step(now, out)
 	if cl.state != Over {
 		c.end(cl, out)
@@ -505,16 +505,16 @@ func (c *Client) forget(cl *Claim) {
 }
 
 func (c *Client) releaseMsg(seq uint64, resource string, out *Out) {
-	out.Requests = append(out.Requests, proto.Request{
-		Verb: proto.Release, Client: c.cfg.Name, Resource: resource,
-		Claim: proto.ClaimID{Instance: c.cfg.Instance, Seq: seq}, Now: max(c.wall, 0),
+	out.Requests = append(out.Requests, wire.Request{
+		Verb: wire.Release, Client: c.cfg.Name, Resource: resource,
+		Claim: wire.ClaimID{Instance: c.cfg.Instance, Seq: seq}, Now: max(c.wall, 0),
 	})
 }
 
 // Disconnected tells the client that its connection is away. It may come back to
 // another cluster of the same names: votes from there and from here must not add up,
 // so a claim that is not held yet counts from zero (C13).
-func (c *Client) Disconnected(now proto.Now, out *Out) {
+func (c *Client) Disconnected(now wire.Now, out *Out) {
 	c.step(now, out)
 	for cl := c.first; cl != nil; cl = cl.next {
 		c.fromZero(cl)
@@ -526,10 +526,10 @@ func (c *Client) Disconnected(now proto.Now, out *Out) {
 func (c *Client) fromZero(cl *Claim) {
 	for i := range cl.votes {
 		v := &cl.votes[i]
-		v.fresh = nil //plant:new-vote-dropped
+		v.unproven = nil //plant:new-vote-dropped
 		if cl.state == Waiting {
 			// Nothing counts that answers what was sent before: it may be read only now.
-			v.yielded, v.until = cl.beat+1, 0 //plant:from-zero
+			v.yielded, v.until = cl.sentAt+1, 0 //plant:from-zero
 		}
 	}
 }
@@ -537,12 +537,12 @@ func (c *Client) fromZero(cl *Claim) {
 // Reconnected makes good at once what was lost while the connection was away
 // (C6). A driver calls Disconnected too, when the connection goes away: answers to
 // what was buffered meanwhile may be read before it hears that it is back.
-func (c *Client) Reconnected(now proto.Now, out *Out) {
+func (c *Client) Reconnected(now wire.Now, out *Out) {
 	c.step(now, out)
 	for cl := c.first; cl != nil; cl = cl.next {
 		ask := cl.state == Waiting && (cl.anyVote(c.now) || !c.settled(cl))
 		if c.fromZero(cl); ask {
-			cl.quiet = false
+			cl.suppressQueued = false
 			c.ask(cl, "", out)
 		}
 	}
@@ -566,7 +566,7 @@ func (c *Client) refresh(out *Out) {
 	for cl := c.first; cl != nil; cl = cl.next {
 		// Held by votes that do not agree, as it may be when nodes went and came back: from
 		// outside that looks like one that is not held yet, and with a token that nobody knows.
-		if cl.state == Holding && !cl.told && c.carried(cl, cl.token) < c.need(cl) { //plant:held-told
+		if cl.state == Holding && !cl.announced && c.carried(cl, cl.token) < c.need(cl) { //plant:held-told
 			c.ask(cl, "", out)
 		}
 	}
@@ -581,7 +581,7 @@ func (c *Client) nextRefresh() time.Duration {
 		return at
 	}
 	// The mixing of splitmix64; the beat differs each time.
-	x := c.cfg.Seed + (c.beat+1)*0x9e3779b97f4a7c15
+	x := c.cfg.Seed + (c.sentAt+1)*0x9e3779b97f4a7c15
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
 	x = (x ^ x>>27) * 0x94d049bb133111eb
 	x ^= x >> 31
@@ -656,20 +656,20 @@ func (c *Client) askAgain(out *Out) {
 }
 
 // Fit tells the client how many bytes of a request its connection takes from now on.
-func (c *Client) Fit(bytes int) { c.cfg.MaxRuns = proto.RunsIn(bytes) }
+func (c *Client) Fit(bytes int) { c.cfg.MaxRuns = wire.RunsIn(bytes) }
 
 // list sends the refresh of the range lo to hi, whose first living claim is from.
 // What it does not name within the range is dropped by the nodes: hi is never
 // above the last number given out, and none is given out meanwhile (C6).
 func (c *Client) list(from *Claim, lo, hi uint64, out *Out) {
-	beat := max(uint64(c.now/time.Microsecond), c.beat+1)
-	c.beat = beat
-	r := proto.Request{
-		Verb: proto.Refresh, Client: c.cfg.Name,
-		Claim: proto.ClaimID{Instance: c.cfg.Instance}, Beat: beat, Lo: lo,
+	sentAt := max(uint64(c.now/time.Microsecond), c.sentAt+1)
+	c.sentAt = sentAt
+	r := wire.Request{
+		Verb: wire.Refresh, Client: c.cfg.Name,
+		Claim: wire.ClaimID{Instance: c.cfg.Instance}, SentAt: sentAt, Lo: lo,
 	}
 	for cl := from; cl != nil && cl.seq <= hi; cl = cl.next {
-		cl.beat = beat
+		cl.sentAt = sentAt
 		if n := len(r.Live); n == c.cfg.MaxRuns && r.Live[n-1].Hi+1 != cl.seq {
 			r.Hi = r.Live[n-1].Hi
 			out.Requests = append(out.Requests, r)
@@ -747,7 +747,7 @@ func (c *Client) act(cl *Claim, out *Out) {
 		}
 		if cl.askAt > 0 && cl.askAt <= c.now {
 			cl.askAt = 0
-			if cl.more > 0 || cl.keep && !cl.known {
+			if cl.requestedFrom > 0 || cl.keep && !cl.known {
 				c.ask(cl, "", out)
 			}
 			return
@@ -760,7 +760,7 @@ func (c *Client) act(cl *Claim, out *Out) {
 func (c *Client) lose(cl *Claim, out *Out) {
 	var foreign []string
 	for i := range cl.votes {
-		if cl.votes[i].fresh != nil {
+		if cl.votes[i].unproven != nil {
 			foreign = append(foreign, c.nodes[i].name)
 		}
 	}
@@ -787,7 +787,7 @@ func (cl *Claim) Eviction() *Eviction { return cl.evicted }
 
 // evict ends a claim because somebody who may wants it to end. One node's word is
 // enough: it was asked, and its lease there goes on no more (C12).
-func (c *Client) evict(cl *Claim, a *proto.Answer, out *Out) {
+func (c *Client) evict(cl *Claim, a *wire.Answer, out *Out) {
 	cl.evicted = &Eviction{a.By, a.Text}
 	if cl.state == Holding {
 		c.lose(cl, out)
@@ -840,7 +840,7 @@ func (c *Client) torn(cl *Claim) bool {
 			blocked = blocked || v.blocker() != nil // not only that the node does not vote
 		}
 	}
-	again := cl.want > 0 && cl.asked == cl.want //plant:torn-fences
+	again := cl.minFence > 0 && cl.asked == cl.minFence //plant:torn-fences
 	return cl.state == Waiting && blocked && standing > 0 && (standing < c.need(cl) || again)
 }
 
@@ -850,7 +850,7 @@ func (c *Client) index(name string) (i int, ok bool) {
 }
 
 // Handle takes an answer of a node.
-func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
+func (c *Client) Handle(now wire.Now, a *wire.Answer, out *Out) {
 	c.step(now, out)
 	if a.Client != c.cfg.Name { //plant:answer-client
 		return // a node answers where a request says: another's may say it is here
@@ -859,7 +859,7 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 		return // not ours
 	}
 	i, ok := c.index(a.Node)
-	if a.Beat > c.beat { // of a message that was never sent, or not from here
+	if a.SentAt > c.sentAt { // of a message that was never sent, or not from here
 		if ok && a.Digest == c.digest {
 			c.noteCopy(out) //plant:copy-noticed
 		}
@@ -876,15 +876,15 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 		return
 	}
 	n.otherDigest = ""
-	if !c.sole(i, a, out) {
+	if !c.checkIncarnation(i, a, out) {
 		return
 	}
-	if a.Kind == proto.Refused && a.Reason == proto.ReasonCopy {
+	if a.Kind == wire.Refused && a.Reason == wire.ReasonCopy {
 		c.noteCopy(out)
 		return
 	}
 	n.trip.hear(c.now, a)
-	if a.Kind == proto.Refreshed {
+	if a.Kind == wire.Refreshed {
 		c.refreshed(i, a, out)
 		return
 	}
@@ -893,21 +893,21 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 	}
 	cl := c.claims[a.Claim.Seq]
 	if cl == nil {
-		if a.Kind != proto.Refused {
+		if a.Kind != wire.Refused {
 			c.sweepSoon(a.Claim.Seq) // over is over: undo what came too late (C9) //plant:sweep
 		}
 		return
 	}
 	v := &cl.votes[i]
 	switch a.Kind {
-	case proto.Queued:
+	case wire.Queued:
 		// A refreshed that overtook it says that the claim waits, and not for whom.
-		if v.heard == queued && v.yielded <= a.Beat && a.Beat < v.beat && !v.knows(a) {
+		if v.heard == queued && v.yielded <= a.SentAt && a.SentAt < v.sentAt && !v.knows(a) {
 			v.detail = c.queuedDetail(a)
-			c.judge(cl, out)
+			c.evaluate(cl, out)
 			return
 		}
-	case proto.Recall:
+	case wire.Recall:
 		c.counts.Recalls++
 		if a.For != "" { //plant:recall-for-another
 			c.recallFor(cl, a.For, out)
@@ -915,65 +915,65 @@ func (c *Client) Handle(now proto.Now, a *proto.Answer, out *Out) {
 		}
 		c.recall(cl, i, a.Behind, out)
 		return
-	case proto.Evicted:
+	case wire.Evicted:
 		c.evict(cl, a, out)
 		return
 	}
-	if a.Beat > cl.beat /*plant:beat-unsent*/ || a.Beat < v.yielded || a.Beat < v.beat ||
-		a.Beat == v.beat && v.heard == voted && a.Kind != proto.Granted {
+	if a.SentAt > cl.sentAt /*plant:beat-unsent*/ || a.SentAt < v.yielded || a.SentAt < v.sentAt ||
+		a.SentAt == v.sentAt && v.heard == voted && a.Kind != wire.Granted {
 		return // from before the yield, or older than what this node said since (C2)
 	}
-	if a.Kind == proto.Queued && v.heard == queued && v.knows(a) {
+	if a.Kind == wire.Queued && v.heard == queued && v.knows(a) {
 		return
 	}
-	v.beat = a.Beat
+	v.sentAt = a.SentAt
 	switch a.Kind {
-	case proto.Granted:
-		if cl.state == Holding && a.Beat > cl.wonBeat && !v.continues(a) { //plant:new-life
-			first := a.Beat
-			if f := v.fresh; f != nil && f.life == a.Incarnation {
-				first = f.beat
+	case wire.Granted:
+		if cl.state == Holding && a.SentAt > cl.wonAt && !v.continues(a) { //plant:new-life
+			first := a.SentAt
+			if f := v.unproven; f != nil && f.life == a.Incarnation {
+				first = f.sentAt
 			}
-			v.fresh = &newVote{a.Incarnation, c.standsFrom(a.Beat), a.Fence, max(a.Span, 1), first, cl.keep && a.Beat >= cl.keptAt}
+			v.unproven = &newVote{a.Incarnation, c.standsFrom(a.SentAt), a.Fence, max(a.RangeSize, 1), first, cl.keep && a.SentAt >= cl.keptAt}
 			return
 		}
-		v.fresh = nil
+		v.unproven = nil
 		v.life = a.Incarnation
-		v.heard, v.detail, v.fence, v.span = voted, nil, a.Fence, max(a.Span, 1)
-		if v.until = c.standsFrom(a.Beat); a.Most > 0 {
+		v.heard, v.detail, v.fence, v.rangeSize = voted, nil, a.Fence, max(a.RangeSize, 1)
+		if v.until = c.standsFrom(a.SentAt); a.Most > 0 {
 			v.most, v.mostAt = a.Most, c.now
 		}
-		v.keeps = cl.keep && a.Beat >= cl.keptAt
+		v.keeps = cl.keep && a.SentAt >= cl.keptAt
 		if a.Behind {
 			c.behind(cl, out)
 		}
 		if cl.state == Holding {
-			c.confirmed(cl, a.Beat)
+			c.confirmed(cl, a.SentAt)
 		}
-	case proto.Queued:
+	case wire.Queued:
 		if b := a.Blocker; cl.try && b != nil && c.over(b) {
 			c.sweepSoon(b.Claim.Seq) // should its release be lost (C9)
 		}
 		v.heard = queued
 		c.unvoted(cl, v)
 		v.detail = c.queuedDetail(a)
-	case proto.Refused:
+	case wire.Refused:
 		v.heard = refused
 		c.unvoted(cl, v)
-		v.detail = &detail{beat: a.Beat, reason: a.Reason, text: a.Text, passes: a.Passes, at: c.now}
+		v.detail = &detail{sentAt: a.SentAt, reason: a.Reason, text: a.Text, retryable: a.Retryable, at: c.now}
 	}
-	c.judge(cl, out)
+	c.evaluate(cl, out)
 }
 
-func (c *Client) queuedDetail(a *proto.Answer) *detail {
-	return &detail{beat: a.Beat, again: a.Again, place: a.Place, blocker: a.Blocker, at: c.now, recovering: a.Recovering}
+func (c *Client) queuedDetail(a *wire.Answer) *detail {
+	return &detail{sentAt: a.SentAt, again: a.Again, place: a.Place, blocker: a.Blocker, at: c.now, recovering: a.Recovering}
 }
 
 // knows reports whether the node said something since about the claim's place: of what
 // it told again, unasked, the beat is the same.
-func (v *vote) knows(a *proto.Answer) bool {
+func (v *vote) knows(a *wire.Answer) bool {
 	d := v.detail
-	return d != nil && (a.Beat < d.beat || a.Beat == d.beat /*plant:told-before*/ && a.Again < d.again)
+	return d != nil && (a.SentAt < d.sentAt || a.SentAt == d.sentAt /*plant:told-before*/ && a.Again < d.again)
 }
 
 // refreshSoon has the next refresh within moments, once for all that ask.
@@ -989,9 +989,9 @@ func (c *Client) refreshSoon() {
 // may come late; they do no harm, since a node that forgot votes waits until they
 // have run out. But two lives of which each was alive after the other had started
 // are two nodes with one name, and count for neither (N9).
-func (c *Client) sole(i int, a *proto.Answer, out *Out) bool {
+func (c *Client) checkIncarnation(i int, a *wire.Answer, out *Out) bool {
 	n := &c.nodes[i]
-	sent := time.Duration(a.Beat) * time.Microsecond
+	sent := time.Duration(a.SentAt) * time.Microsecond
 	k := slices.IndexFunc(n.lives, func(l life) bool { return l.incarnation == a.Incarnation })
 	if k < 0 {
 		if len(n.lives) > 0 {
@@ -1014,8 +1014,8 @@ func (c *Client) sole(i int, a *proto.Answer, out *Out) bool {
 		for cl := c.first; cl != nil; {
 			next := cl.next
 			v := &cl.votes[i]
-			*v = vote{beat: v.beat, yielded: v.yielded}
-			c.judge(cl, out)
+			*v = vote{sentAt: v.sentAt, yielded: v.yielded}
+			c.evaluate(cl, out)
 			cl = next
 		}
 		break
@@ -1024,11 +1024,11 @@ func (c *Client) sole(i int, a *proto.Answer, out *Out) bool {
 }
 
 func (c *Client) clashTime() time.Duration {
-	return c.cfg.Cluster.MaxTTL + proto.Margin(c.cfg.Cluster.MaxTTL)
+	return c.cfg.Cluster.MaxTTL + wire.Margin(c.cfg.Cluster.MaxTTL)
 }
 
 // judge draws the conclusion from the votes as they are now.
-func (c *Client) judge(cl *Claim, out *Out) {
+func (c *Client) evaluate(cl *Claim, out *Out) {
 	switch cl.state {
 	case Holding:
 		if outcome, _ := c.tally(cl); outcome != quorum.Won { //plant:votes-missing
@@ -1040,8 +1040,8 @@ func (c *Client) judge(cl *Claim, out *Out) {
 	case Waiting:
 		switch outcome, fence := c.tally(cl); outcome {
 		case quorum.Won:
-			cl.state, cl.token, cl.wonBeat = Holding, fence, cl.beat // C3
-			cl.fresh, cl.stock = fence+1, fence+c.reserved(cl, fence)
+			cl.state, cl.token, cl.wonAt = Holding, fence, cl.sentAt // C3
+			cl.tokenNext, cl.tokenEnd = fence+1, fence+c.reserved(cl, fence)
 			cl.askAt, cl.askDelay = 0, c.firstDelay(cl)
 			cl.known = cl.keep && c.keepers(cl) >= c.need(cl)
 			c.schedule(cl)
@@ -1056,7 +1056,7 @@ func (c *Client) judge(cl *Claim, out *Out) {
 			}
 		case quorum.Split:
 			fence, wait := c.attainable(cl, fence)
-			if cl.wants(&cl.want, fence) { // ask at once, but once for each fence (C3)
+			if cl.wants(&cl.minFence, fence) { // ask at once, but once for each fence (C3)
 				c.ask(cl, "", out)
 				return
 			}
@@ -1068,7 +1068,7 @@ func (c *Client) judge(cl *Claim, out *Out) {
 			}
 			c.schedule(cl)
 		case quorum.Pending:
-			if c.hopeless(cl) {
+			if c.cannotWin(cl) {
 				c.end(cl, out)
 				out.Events = append(out.Events, Event{Failed, cl})
 			} else if cl.askAt == 0 && !c.settled(cl) { //plant:pending-asks
@@ -1096,7 +1096,7 @@ func (c *Client) tally(cl *Claim) (quorum.Outcome, uint64) {
 // (C10). A younger claim that has votes does not, however many: it is being
 // recalled, and either yields or shows that it is held. So nothing but a holder goes
 // before the oldest of several tries, and on a free lock that one does not fail.
-func (c *Client) hopeless(cl *Claim) bool {
+func (c *Client) cannotWin(cl *Claim) bool {
 	against := 0
 	for i := range cl.votes {
 		v := &cl.votes[i]
@@ -1112,12 +1112,12 @@ func (c *Client) hopeless(cl *Claim) bool {
 // over reports whether a claim was this client's, and is no more: its release is on
 // its way to the node that still has it. What another client calls by such an id is
 // another's claim.
-func (c *Client) over(b *proto.Blocker) bool {
+func (c *Client) over(b *wire.Blocker) bool {
 	id := b.Claim
 	return b.Client == c.cfg.Name && id.Instance == c.cfg.Instance && id.Seq <= c.seq && c.claims[id.Seq] == nil
 }
 
-func (v *vote) blocker() *proto.Blocker {
+func (v *vote) blocker() *wire.Blocker {
 	if v.heard != queued || v.detail == nil {
 		return nil
 	}
@@ -1148,16 +1148,16 @@ func (c *Client) recall(cl *Claim, i int, behind bool, out *Out) {
 		return
 	}
 	c.counts.Yields++
-	beat := c.nextBeat(cl)
+	sentAt := c.nextSentAt(cl)
 	// What the node said before does not count any more (C2).
-	v.yielded = beat
-	v.until, v.heard, v.detail = 0, queued, &detail{beat: beat, at: c.now} //plant:yielded
+	v.yielded = sentAt
+	v.until, v.heard, v.detail = 0, queued, &detail{sentAt: sentAt, at: c.now} //plant:yielded
 	v.wanted = false
-	out.Requests = append(out.Requests, proto.Request{
-		Verb: proto.Yield, Client: c.cfg.Name, Resource: cl.resource,
-		Claim: c.id(cl), Beat: beat, Node: c.nodes[i].name,
+	out.Requests = append(out.Requests, wire.Request{
+		Verb: wire.Yield, Client: c.cfg.Name, Resource: cl.resource,
+		Claim: c.id(cl), SentAt: sentAt, Node: c.nodes[i].name,
 	})
-	c.judge(cl, out)
+	c.evaluate(cl, out)
 }
 
 // recallFor is a recall by a node that is not heard, which another passes on (N12). All
@@ -1179,13 +1179,13 @@ func (c *Client) recallFor(cl *Claim, name string, out *Out) {
 
 // confirmed counts the new votes for a held claim that were asked for before a node that
 // knew the claim all the time confirmed it: so it is one cluster that answers (C13).
-func (c *Client) confirmed(cl *Claim, beat uint64) {
+func (c *Client) confirmed(cl *Claim, sentAt uint64) {
 	counted := false
 	for i := range cl.votes {
 		v := &cl.votes[i]
-		if f := v.fresh; f != nil && f.beat < beat {
-			v.life, v.until, v.fence, v.span, v.heard, v.keeps = f.life, max(v.until, f.until), f.fence, f.span, voted, f.keeps
-			v.fresh, counted = nil, true
+		if f := v.unproven; f != nil && f.sentAt < sentAt {
+			v.life, v.until, v.fence, v.rangeSize, v.heard, v.keeps = f.life, max(v.until, f.until), f.fence, f.rangeSize, voted, f.keeps
+			v.unproven, counted = nil, true
 		}
 	}
 	if counted && cl.state == Holding {
@@ -1196,49 +1196,49 @@ func (c *Client) confirmed(cl *Claim, beat uint64) {
 // refreshed extends the votes that still stand, and only those (C6); a claim
 // that the node does not know, or whose vote the client did not hear of, is
 // acquired again there.
-func (c *Client) refreshed(i int, a *proto.Answer, out *Out) {
-	until := c.standsFrom(a.Beat)
+func (c *Client) refreshed(i int, a *wire.Answer, out *Out) {
+	until := c.standsFrom(a.SentAt)
 	for cl := c.first; cl != nil; {
 		next := cl.next
 		if cl.seq > a.Hi {
 			break
 		}
 		v := &cl.votes[i]
-		if cl.seq < a.Lo || a.Beat > cl.beat || a.Beat < v.yielded || a.Beat < v.beat {
+		if cl.seq < a.Lo || a.SentAt > cl.sentAt || a.SentAt < v.yielded || a.SentAt < v.sentAt {
 			cl = next
 			continue
 		}
-		fresh := a.Beat > v.beat
+		fresh := a.SentAt > v.sentAt
 		switch {
 		case a.Unknown.Has(cl.seq):
 			if fresh {
-				v.beat = a.Beat
+				v.sentAt = a.SentAt
 				v.heard, v.detail = silent, nil
 				c.unvoted(cl, v)
-				c.judge(cl, out)
-				if cl.state != Over && a.Beat > v.asked { // else an acquire that it had not seen is on its way
+				c.evaluate(cl, out)
+				if cl.state != Over && a.SentAt > v.asked { // else an acquire that it had not seen is on its way
 					c.askSoon(cl, i) //plant:forgotten
 				}
 			}
 		case a.Waiting.Has(cl.seq):
 			if fresh || v.heard != voted {
 				if v.heard == voted { // what it was told before that vote is over
-					v.detail = &detail{beat: v.beat, again: math.MaxInt, at: c.now}
+					v.detail = &detail{sentAt: v.sentAt, again: math.MaxInt, at: c.now}
 				}
-				v.beat = a.Beat
+				v.sentAt = a.SentAt
 				v.heard = queued
 				c.unvoted(cl, v)
-				c.judge(cl, out)
+				c.evaluate(cl, out)
 			}
 		case v.until > c.now /*plant:vote-stands*/ && (cl.state != Holding || v.continues(a)):
-			v.beat, v.life = a.Beat, a.Incarnation
+			v.sentAt, v.life = a.SentAt, a.Incarnation
 			v.until = max(v.until, until)
-			c.confirmed(cl, a.Beat)
-		case v.fresh != nil && v.fresh.life == a.Incarnation:
-			v.beat = a.Beat
-			v.fresh.until = until
+			c.confirmed(cl, a.SentAt)
+		case v.unproven != nil && v.unproven.life == a.Incarnation:
+			v.sentAt = a.SentAt
+			v.unproven.until = until
 		case fresh:
-			v.beat = a.Beat
+			v.sentAt = a.SentAt
 			c.askSoon(cl, i) // its fence must be heard from itself
 		}
 		cl = next
@@ -1259,7 +1259,7 @@ func (c *Client) unvoted(cl *Claim, v *vote) {
 // SetCluster takes another configuration, on which a quorum of its nodes agreed.
 // Another list of nodes is another cluster: votes of the old one are worth
 // nothing in it, so what is held is lost, and what waits asks anew.
-func (c *Client) SetCluster(now proto.Now, cluster proto.Config, out *Out) {
+func (c *Client) SetCluster(now wire.Now, cluster wire.Config, out *Out) {
 	c.step(now, out)
 	if cluster.Digest() == c.digest {
 		return
@@ -1274,13 +1274,13 @@ func (c *Client) SetCluster(now proto.Now, cluster proto.Config, out *Out) {
 	c.setCluster(cluster)
 	for cl := c.first; cl != nil; cl = cl.next {
 		cl.votes = make([]vote, len(c.nodes))
-		cl.want, cl.askDelay = 0, c.firstDelay(cl)
+		cl.minFence, cl.askDelay = 0, c.firstDelay(cl)
 		c.ask(cl, "", out)
 		for i := range cl.votes {
 			// Nothing that answers what was asked before counts: not a refusal because
 			// of the old configuration, nor, should that one come back, a vote that was
 			// yielded in it (C2).
-			cl.votes[i].yielded = cl.beat
+			cl.votes[i].yielded = cl.sentAt
 		}
 	}
 }

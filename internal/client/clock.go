@@ -3,8 +3,8 @@ package client
 import (
 	"time"
 
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/sat"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // leaseClock is the clock that leases run on at a client (C8). Between two
@@ -12,7 +12,7 @@ import (
 // went on: a sleeping machine's monotonic clock stands still while its votes run
 // out, and a wall clock may be set back. It errs towards losing a lock early.
 type leaseClock struct { //plant:clock-fields
-	last   proto.Now
+	last   wire.Now
 	now    time.Duration
 	behind time.Duration // the wall clock, by its rounding
 }
@@ -23,9 +23,9 @@ const rounding = time.Microsecond
 // startAt keeps the first beats, which are readings of this clock, above zero.
 const startAt = time.Second
 
-func newLeaseClock(now proto.Now) leaseClock { return leaseClock{last: now, now: startAt} } //plant:clock-start
+func newLeaseClock(now wire.Now) leaseClock { return leaseClock{last: now, now: startAt} } //plant:clock-start
 
-func (c *leaseClock) read(now proto.Now) time.Duration {
+func (c *leaseClock) read(now wire.Now) time.Duration {
 	mono := now.Mono - c.last.Mono
 	wall := sat.Micros(now.Wall - c.last.Wall)
 	c.now = sat.Add(c.now, max(mono, wall, 0)) //plant:lease-clock

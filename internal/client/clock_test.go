@@ -5,15 +5,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // C8: however often it is read, it goes on as the clocks do; and by the larger of
 // both when one of them leaps.
 func TestLeaseClock(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	at := func(mono, wall time.Duration) proto.Now {
-		return proto.Now{Mono: mono, Wall: 1_750_000_000_000_000 + wall.Microseconds()}
+	at := func(mono, wall time.Duration) wire.Now {
+		return wire.Now{Mono: mono, Wall: 1_750_000_000_000_000 + wall.Microseconds()}
 	}
 	var mono, wall time.Duration
 	c := newLeaseClock(at(0, 0))
@@ -46,12 +46,12 @@ func TestLeaseClock(t *testing.T) {
 // A wall clock that is set by centuries is ahead by more than a time can tell: what was
 // held is lost, as after a sleep, and not held on as if no time had passed.
 func TestLeaseClockAtItsEnd(t *testing.T) {
-	c := newLeaseClock(proto.Now{Wall: -8_000_000_000_000_000})
-	if now := c.read(proto.Now{Mono: time.Second, Wall: 8_000_000_000_000_000}); now < 100*365*24*time.Hour {
+	c := newLeaseClock(wire.Now{Wall: -8_000_000_000_000_000})
+	if now := c.read(wire.Now{Mono: time.Second, Wall: 8_000_000_000_000_000}); now < 100*365*24*time.Hour {
 		t.Errorf("the clock went on by %v", now-startAt)
 	}
 	before := c.now
-	if now := c.read(proto.Now{Mono: time.Hour, Wall: 8_000_000_000_000_000}); now < before {
+	if now := c.read(wire.Now{Mono: time.Hour, Wall: 8_000_000_000_000_000}); now < before {
 		t.Errorf("it went back by %v", before-now)
 	}
 }

@@ -6,28 +6,28 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 var (
-	oneConfig     = proto.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 12 * time.Second, Skew: time.Second}
-	anotherConfig = proto.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 6 * time.Second, Skew: time.Second}
+	oneConfig     = wire.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 12 * time.Second, Skew: time.Second}
+	anotherConfig = wire.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 6 * time.Second, Skew: time.Second}
 )
 
 // waitingClient has asked once, and is waiting.
-func waitingClient() (c *Client, cl *Claim, now proto.Now, asked uint64) {
-	now = proto.Now{Mono: time.Second, Wall: 1_000_000}
+func waitingClient() (c *Client, cl *Claim, now wire.Now, asked uint64) {
+	now = wire.Now{Mono: time.Second, Wall: 1_000_000}
 	c = New(Config{Name: "a", Instance: uuid.UUID{1}, TTL: 5 * time.Second, MaxRuns: 4, Cluster: oneConfig}, now)
 	var out Out
-	cl = c.Claim(now, Want{Resource: "r", Mode: quorum.Exclusive}, &out)
-	return c, cl, now, out.Requests[0].Beat
+	cl = c.Claim(now, Request{Resource: "r", Mode: quorum.Exclusive}, &out)
+	return c, cl, now, out.Requests[0].SentAt
 }
 
-func answerOf(node string, cfg proto.Config, k proto.Kind, beat uint64) *proto.Answer {
-	return &proto.Answer{
+func answerOf(node string, cfg wire.Config, k wire.Kind, sentAt uint64) *wire.Answer {
+	return &wire.Answer{
 		Kind: k, Node: node, Incarnation: uuid.UUID{node[1]}, Digest: cfg.Digest(), Client: "a",
-		Claim: proto.ClaimID{Instance: uuid.UUID{1}, Seq: 1}, Beat: beat, Fence: 7, Passes: true,
+		Claim: wire.ClaimID{Instance: uuid.UUID{1}, Seq: 1}, SentAt: sentAt, Fence: 7, Retryable: true,
 	}
 }
 
@@ -38,13 +38,13 @@ func TestLateRefusalOfTheOldConfiguration(t *testing.T) {
 	var out Out
 	c.SetCluster(now, anotherConfig, &out)
 	for _, node := range oneConfig.Nodes {
-		c.Handle(now, answerOf(node, anotherConfig, proto.Refused, asked), &out)
+		c.Handle(now, answerOf(node, anotherConfig, wire.Refused, asked), &out)
 	}
 	if cl.State() != Waiting {
 		t.Fatal("the claim failed by refusals of a configuration that its client has no more")
 	}
 	for _, node := range oneConfig.Nodes[:2] {
-		c.Handle(now, answerOf(node, anotherConfig, proto.Granted, cl.beat), &out)
+		c.Handle(now, answerOf(node, anotherConfig, wire.Granted, cl.sentAt), &out)
 	}
 	if cl.State() != Holding {
 		t.Error("votes that answer the new acquire do not count")
@@ -56,13 +56,13 @@ func TestLateRefusalOfTheOldConfiguration(t *testing.T) {
 func TestYieldOutlivesAChangeOfConfiguration(t *testing.T) {
 	c, cl, now, asked := waitingClient()
 	var out Out
-	c.Handle(now, answerOf("n1", oneConfig, proto.Recall, asked), &out)
-	if r := out.Requests[len(out.Requests)-1]; r.Verb != proto.Yield {
+	c.Handle(now, answerOf("n1", oneConfig, wire.Recall, asked), &out)
+	if r := out.Requests[len(out.Requests)-1]; r.Verb != wire.Yield {
 		t.Fatalf("a recall is answered with %v", r.Verb)
 	}
 	c.SetCluster(now, anotherConfig, &out)
 	c.SetCluster(now, oneConfig, &out)
-	c.Handle(now, answerOf("n1", oneConfig, proto.Granted, asked), &out)
+	c.Handle(now, answerOf("n1", oneConfig, wire.Granted, asked), &out)
 	if n := c.Votes(cl); n != 0 {
 		t.Errorf("%d votes stand, one of which was given back", n)
 	}

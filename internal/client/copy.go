@@ -5,7 +5,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // A process or a virtual machine can be copied while it runs: a snapshot is started
@@ -31,12 +31,12 @@ func (c *Client) noteCopy(out *Out) {
 // is lost. What waits asks anew, with its age. Under the instance before it gives nothing
 // back, and what this step was about to say is not said: the claims may be those of
 // another, who lives. If they are nobody's, their leases end.
-func (c *Client) Renew(now proto.Now, instance uuid.UUID, out *Out) {
+func (c *Client) Renew(now wire.Now, instance uuid.UUID, out *Out) {
 	c.step(now, out)
 	old := c.cfg.Instance
 	c.cfg.Instance = instance
 	c.refreshAt, c.sweepAt = 0, 0
-	c.beat = 0 // beats are of an instance; what this step had sent was not
+	c.sentAt = 0 // beats are of an instance; what this step had sent was not
 	for cl := c.first; cl != nil; {
 		next := cl.next
 		if cl.state == Holding {
@@ -47,21 +47,21 @@ func (c *Client) Renew(now proto.Now, instance uuid.UUID, out *Out) {
 	}
 	for cl := c.first; cl != nil; cl = cl.next {
 		clear(cl.votes)
-		cl.beat, cl.keptAt = 0, 0
-		cl.want, cl.askDelay, cl.quiet, cl.wanted = 0, c.firstDelay(cl), cl.hushed, false
+		cl.sentAt, cl.keptAt = 0, 0
+		cl.minFence, cl.askDelay, cl.suppressQueued, cl.wanted = 0, c.firstDelay(cl), cl.suppressedQueued, false
 		c.ask(cl, "", out)
 		c.refreshAt = c.now + c.cfg.TTL/3
 	}
-	out.Requests = slices.DeleteFunc(out.Requests, func(r proto.Request) bool {
-		return r.Claim.Instance == old && r.Verb != proto.Evict // that is to end another's claim, or one of its own
+	out.Requests = slices.DeleteFunc(out.Requests, func(r wire.Request) bool {
+		return r.Claim.Instance == old && r.Verb != wire.Evict // that is to end another's claim, or one of its own
 	})
 	if c.parting { //plant:parting
 		// The last word under the old instance. It drops nothing, and its answers repeat a
 		// beat that nobody sent, for all copies to see: one that went on with a claim that is
 		// kept would give out tokens that another has given out.
 		c.parting = false
-		out.Requests = append(out.Requests, proto.Request{
-			Verb: proto.Refresh, Client: c.cfg.Name, Claim: proto.ClaimID{Instance: old}, Beat: proto.MaxInt, Lo: 1,
+		out.Requests = append(out.Requests, wire.Request{
+			Verb: wire.Refresh, Client: c.cfg.Name, Claim: wire.ClaimID{Instance: old}, SentAt: wire.MaxInt, Lo: 1,
 		})
 	}
 	out.Renew = false

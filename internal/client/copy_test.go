@@ -6,36 +6,36 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // copied is a client that holds r, and waits for s.
-func copied(t *testing.T) (*Client, *Claim, *Claim, proto.Now) {
+func copied(t *testing.T) (*Client, *Claim, *Claim, wire.Now) {
 	t.Helper()
-	now := proto.Now{Mono: time.Second, Wall: 1_750_000_000_000_000}
+	now := wire.Now{Mono: time.Second, Wall: 1_750_000_000_000_000}
 	c := New(Config{
 		Name: "a", Instance: uuid.UUID{1}, TTL: 10 * time.Second, MaxRuns: 9,
-		Cluster: proto.Config{Nodes: []string{"n1"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second},
+		Cluster: wire.Config{Nodes: []string{"n1"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second},
 	}, now)
 	var out Out
-	held := c.Claim(now, Want{Resource: "r", Mode: quorum.Exclusive}, &out)
-	waits := c.Claim(now, Want{Resource: "s", Mode: quorum.Exclusive}, &out)
-	c.Handle(now, answerTo(c, held, proto.Granted, held.beat), &out)
+	held := c.Claim(now, Request{Resource: "r", Mode: quorum.Exclusive}, &out)
+	waits := c.Claim(now, Request{Resource: "s", Mode: quorum.Exclusive}, &out)
+	c.Handle(now, answerTo(c, held, wire.Granted, held.sentAt), &out)
 	if held.State() != Holding || out.Renew {
 		t.Fatalf("%+v", out)
 	}
 	return c, held, waits, now
 }
 
-func answerTo(c *Client, cl *Claim, kind proto.Kind, beat uint64) *proto.Answer {
-	return &proto.Answer{
-		Kind: kind, Node: "n1", Incarnation: uuid.UUID{9}, Digest: c.digest, Client: "a", Claim: c.id(cl), Beat: beat, Fence: 7,
+func answerTo(c *Client, cl *Claim, kind wire.Kind, sentAt uint64) *wire.Answer {
+	return &wire.Answer{
+		Kind: kind, Node: "n1", Incarnation: uuid.UUID{9}, Digest: c.digest, Client: "a", Claim: c.id(cl), SentAt: sentAt, Fence: 7,
 	}
 }
 
 // renewed checks what becomes of such a client when it begins anew.
-func renewed(t *testing.T, c *Client, held, waits *Claim, now proto.Now, out *Out, lastWord bool) {
+func renewed(t *testing.T, c *Client, held, waits *Claim, now wire.Now, out *Out, lastWord bool) {
 	t.Helper()
 	if !out.Renew {
 		t.Fatal("it does not want another instance")
@@ -50,9 +50,9 @@ func renewed(t *testing.T, c *Client, held, waits *Claim, now proto.Now, out *Ou
 	}
 	for _, r := range out.Requests {
 		switch {
-		case r.Verb == proto.Acquire && r.Claim == proto.ClaimID{Instance: other, Seq: waits.seq} && r.At == waits.at:
+		case r.Verb == wire.Acquire && r.Claim == wire.ClaimID{Instance: other, Seq: waits.seq} && r.At == waits.at:
 			asked++
-		case r.Verb == proto.Refresh && r.Claim.Instance == old && r.Beat == proto.MaxInt && r.Hi == 0 && r.Live == nil:
+		case r.Verb == wire.Refresh && r.Claim.Instance == old && r.SentAt == wire.MaxInt && r.Hi == 0 && r.Live == nil:
 			word++
 		default:
 			t.Errorf("it sends %+v", r)
@@ -70,20 +70,20 @@ func renewed(t *testing.T, c *Client, held, waits *Claim, now proto.Now, out *Ou
 func TestBeatOfACopy(t *testing.T) {
 	c, held, waits, now := copied(t)
 	var out Out
-	c.Handle(now, answerTo(c, waits, proto.Queued, c.beat), &out)
-	c.Handle(now, answerTo(c, held, proto.Recall, c.beat), &out)
+	c.Handle(now, answerTo(c, waits, wire.Queued, c.sentAt), &out)
+	c.Handle(now, answerTo(c, held, wire.Recall, c.sentAt), &out)
 	if out.Renew {
 		t.Fatal("its own beats are taken for another's")
 	}
 	out.Reset()
-	c.Handle(now, answerTo(c, waits, proto.Queued, c.beat+1), &out)
+	c.Handle(now, answerTo(c, waits, wire.Queued, c.sentAt+1), &out)
 	renewed(t, c, held, waits, now, &out, true)
 	if c.Counts().Copies != 1 || len(out.Notes) != 1 {
 		t.Errorf("%+v, %q", c.Counts(), out.Notes)
 	}
 	// What still comes for the old instance concerns nobody.
 	out.Reset()
-	late := answerTo(c, waits, proto.Granted, proto.MaxInt)
+	late := answerTo(c, waits, wire.Granted, wire.MaxInt)
 	late.Claim.Instance = uuid.UUID{1}
 	c.Handle(now, late, &out)
 	if out.Renew || len(out.Events) > 0 || len(out.Requests) > 0 {
@@ -95,8 +95,8 @@ func TestBeatOfACopy(t *testing.T) {
 func TestNumberOfACopy(t *testing.T) {
 	c, held, waits, now := copied(t)
 	var out Out
-	a := answerTo(c, waits, proto.Refused, c.beat)
-	a.Reason = proto.ReasonCopy
+	a := answerTo(c, waits, wire.Refused, c.sentAt)
+	a.Reason = wire.ReasonCopy
 	c.Handle(now, a, &out)
 	renewed(t, c, held, waits, now, &out, true)
 }
@@ -105,10 +105,10 @@ func TestNumberOfACopy(t *testing.T) {
 // need not tell others of that, who may have every right to go on.
 func TestLeapOfAClock(t *testing.T) {
 	for _, leap := range []struct{ mono, wall time.Duration }{{11 * time.Second, 11 * time.Second}, {0, 11 * time.Second}} {
-		for name, step := range map[string]func(c *Client, held *Claim, now proto.Now, out *Out){
-			"tick":    func(c *Client, _ *Claim, now proto.Now, out *Out) { c.Tick(now, out) },
-			"release": func(c *Client, held *Claim, now proto.Now, out *Out) { c.Release(now, held, out) },
-			"report and tick": func(c *Client, held *Claim, now proto.Now, out *Out) {
+		for name, step := range map[string]func(c *Client, held *Claim, now wire.Now, out *Out){
+			"tick":    func(c *Client, _ *Claim, now wire.Now, out *Out) { c.Tick(now, out) },
+			"release": func(c *Client, held *Claim, now wire.Now, out *Out) { c.Release(now, held, out) },
+			"report and tick": func(c *Client, held *Claim, now wire.Now, out *Out) {
 				c.Report(now, held)
 				c.Tick(now, out)
 			},

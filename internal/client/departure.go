@@ -3,8 +3,8 @@ package client
 import (
 	"slices"
 
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Departure is what the nodes say, in one round of asking, of a claim that somebody wants
@@ -14,7 +14,7 @@ import (
 // forgotten the claim while its vote stands: that it does not know it says nothing. Of one
 // that votes, no vote for the claim stands if it does not know it.
 type Departure struct {
-	cluster       proto.Config
+	cluster       wire.Config
 	digest, nonce string
 
 	Gone   []string // nodes that vote, and do not have the claim
@@ -23,13 +23,13 @@ type Departure struct {
 }
 
 // NewDeparture is for the answers of cluster to the question with nonce.
-func NewDeparture(cluster proto.Config, nonce string) *Departure {
+func NewDeparture(cluster wire.Config, nonce string) *Departure {
 	return &Departure{cluster: cluster, digest: cluster.Digest(), nonce: nonce}
 }
 
 // Hear takes an answer, of which the first of each node counts.
-func (d *Departure) Hear(a *proto.Answer) {
-	if a.Kind != proto.Evicting || a.Nonce != d.nonce || a.Digest != d.digest ||
+func (d *Departure) Hear(a *wire.Answer) {
+	if a.Kind != wire.Evicting || a.Nonce != d.nonce || a.Digest != d.digest ||
 		!slices.Contains(d.Silent(), a.Node) {
 		return
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/qlock/qlock/internal/dice"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // check compares all that the client has of the same thing.
@@ -32,10 +32,10 @@ func (c *Client) check() error {
 			return fmt.Errorf("claim %d has %d votes of %d nodes", cl.seq, len(cl.votes), len(c.nodes))
 		case cl.index < 0 || c.due[cl.index] != cl || cl.key > due && due > c.now:
 			return fmt.Errorf("claim %d is not due when it should be", cl.seq)
-		case cl.beat > c.beat || cl.seq > c.seq:
-			return fmt.Errorf("claim %d has beat %d, the highest is %d", cl.seq, cl.beat, c.beat)
-		case cl.state == Holding && (cl.fresh > cl.stock || cl.token == 0 || cl.fresh <= cl.token):
-			return fmt.Errorf("claim %d has token %d and of the next %d to %d", cl.seq, cl.token, cl.fresh, cl.stock)
+		case cl.sentAt > c.sentAt || cl.seq > c.seq:
+			return fmt.Errorf("claim %d has beat %d, the highest is %d", cl.seq, cl.sentAt, c.sentAt)
+		case cl.state == Holding && (cl.tokenNext > cl.tokenEnd || cl.token == 0 || cl.tokenNext <= cl.token):
+			return fmt.Errorf("claim %d has token %d and of the next %d to %d", cl.seq, cl.token, cl.tokenNext, cl.tokenEnd)
 		}
 		n++
 		last = cl
@@ -62,7 +62,7 @@ func FuzzClient(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, script []byte) {
 		d := dice.New(script)
-		clusters := []proto.Config{
+		clusters := []wire.Config{
 			{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second},
 			{Nodes: []string{"n1"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second},
 		}
@@ -70,7 +70,7 @@ func FuzzClient(f *testing.F) {
 			Cluster: clusters[0], Nodes: []string{"n1", "n2", "n3", "n1", "n2", "n3", "n4"}, Clients: []string{"a", "a", "a", "a", "b"},
 			Resources: []string{"r", "s"}, Lease: 10 * time.Second, Wall: 1_750_000_000_000_000,
 		}
-		now := proto.Now{Mono: time.Second, Wall: w.Wall}
+		now := wire.Now{Mono: time.Second, Wall: w.Wall}
 		id := uuid.UUID{1}
 		c := New(Config{Name: "a", Instance: id, TTL: w.Lease, MaxRuns: 2, Cluster: w.Cluster}, now)
 		lives := map[*Claim]State{}
@@ -81,7 +81,7 @@ func FuzzClient(f *testing.F) {
 			pass := d.Pass(w.Lease)
 			now.Mono += dice.Of(d, pass, pass, pass, 0)
 			now.Wall += dice.Of(d, pass, pass, pass, -pass).Microseconds()
-			w.Wall, w.Beat, w.Seq, w.Instances = now.Wall, c.beat, c.seq, []uuid.UUID{id, id, id, {2}}
+			w.Wall, w.Beat, w.Seq, w.Instances = now.Wall, c.sentAt, c.seq, []uuid.UUID{id, id, id, {2}}
 			var cl *Claim
 			if len(all) > 0 {
 				cl = all[d.N(min(len(all), 200))]
@@ -92,8 +92,8 @@ func FuzzClient(f *testing.F) {
 				c.Tick(now, &out)
 			case what <= 2 || cl == nil:
 				did = "claim"
-				cl = c.Claim(now, Want{
-					Resource: dice.Of(d, w.Resources...), Mode: dice.Of(d, quorum.Exclusive, quorum.Shared), Try: d.Odds(3), Keep: d.Odds(3), Hasty: d.Odds(2),
+				cl = c.Claim(now, Request{
+					Resource: dice.Of(d, w.Resources...), Mode: dice.Of(d, quorum.Exclusive, quorum.Shared), Try: d.Odds(3), Keep: d.Odds(3), ShortDeadline: d.Odds(2),
 				}, &out)
 				all = append(all, cl)
 			case what == 3:
@@ -118,7 +118,7 @@ func FuzzClient(f *testing.F) {
 				c.SetCluster(now, w.Cluster, &out)
 			case what <= 10:
 				did = fmt.Sprintf("grants of %d", cl.seq)
-				for _, a := range d.Grants(w, "a", c.id(cl), cl.beat) {
+				for _, a := range d.Grants(w, "a", c.id(cl), cl.sentAt) {
 					c.Handle(now, &a, &out)
 				}
 			default:
@@ -152,7 +152,7 @@ func FuzzClient(f *testing.F) {
 					if want := map[EventKind]State{Lost: Holding, Failed: Waiting}[e.Kind]; before != want {
 						t.Fatalf("event %d of claim %d, that was %d, after %s", e.Kind, e.Claim.seq, before, did)
 					}
-				case Wanted, Stocked:
+				case Wanted, TokensReserved:
 					if before != Holding {
 						t.Fatalf("event %d of claim %d, that was %d, after %s", e.Kind, e.Claim.seq, before, did)
 					}
@@ -160,11 +160,11 @@ func FuzzClient(f *testing.F) {
 			}
 			for i := range out.Requests {
 				r := &out.Requests[i]
-				if _, err := proto.DecodeRequest(r.Verb, r.Client, r.Resource, proto.AppendRequest(nil, r)); err != nil {
+				if _, err := wire.DecodeRequest(r.Verb, r.Client, r.Resource, wire.AppendRequest(nil, r)); err != nil {
 					t.Fatalf("%+v cannot be read after %s: %v", r, did, err)
 				}
-				if r.Beat > c.beat {
-					t.Fatalf("%+v has a beat above %d after %s", r, c.beat, did)
+				if r.SentAt > c.sentAt {
+					t.Fatalf("%+v has a beat above %d after %s", r, c.sentAt, did)
 				}
 			}
 			out.Reset()

@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Clients that one event brought into step do not stay in it, and none refreshes later
@@ -18,7 +18,7 @@ func TestRefreshesGetOutOfStep(t *testing.T) {
 		at := k.now.Mono
 		for refreshes := 0; refreshes < 10; {
 			for _, r := range k.wait(time.Millisecond) {
-				if r.Verb != proto.Refresh {
+				if r.Verb != wire.Refresh {
 					continue
 				}
 				if pause := k.now.Mono - at; pause > ttl/3+time.Millisecond || pause < ttl/3-ttl/30-time.Millisecond {

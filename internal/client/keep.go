@@ -1,34 +1,34 @@
 package client
 
 import (
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // A claim can be kept while one holder of its client follows the other, with a
-// token for each (package internal/local decides who). The nodes are told so: they
+// token for each (package internal/hold decides who). The nodes are told so: they
 // set tokens aside for it, and say when others wait (N3, N4).
 
 // Spans begin small and double while they are used up: what is set aside and not
 // used lets the tokens run ahead of the clock, by a microsecond each.
 const (
-	firstSpan = 64
-	mostSpan  = 4096
+	firstRange   = 64
+	largestRange = 4096
 )
 
 // Keep tells the nodes that the claim is kept, and has tokens set aside: there is
 // an event when they are.
-func (c *Client) Keep(now proto.Now, cl *Claim, out *Out) {
+func (c *Client) Keep(now wire.Now, cl *Claim, out *Out) {
 	c.step(now, out)
 	if cl.keep || cl.state == Over {
 		return
 	}
-	cl.keep, cl.span = true, firstSpan
+	cl.keep, cl.rangeSize = true, firstRange
 	if cl.state == Holding && cl.mode == quorum.Exclusive {
-		cl.more = cl.stock
+		cl.requestedFrom = cl.tokenEnd
 	}
 	c.ask(cl, "", out)
-	cl.keptAt = cl.beat
+	cl.keptAt = cl.sentAt
 }
 
 // Kept reports whether the nodes know that the claim is kept, so that it is told
@@ -40,20 +40,20 @@ func (cl *Claim) Wanted() bool { return cl.wanted }
 
 // Next gives out a token of a kept claim that is held, greater than all before it;
 // or none, and there is an event when there are some.
-func (c *Client) Next(now proto.Now, cl *Claim, out *Out) (uint64, bool) {
+func (c *Client) Next(now wire.Now, cl *Claim, out *Out) (uint64, bool) {
 	c.step(now, out)
 	if cl.state != Holding || !cl.keep || cl.mode != quorum.Exclusive {
 		return 0, false
 	}
-	token, ok := cl.fresh, cl.fresh < cl.stock
+	token, ok := cl.tokenNext, cl.tokenNext < cl.tokenEnd
 	if ok {
-		cl.fresh++ //plant:next-token
+		cl.tokenNext++ //plant:next-token
 	}
-	if cl.more == 0 && cl.stock-cl.fresh < cl.span/2 { //plant:span-next
-		if ok && cl.stock > cl.token+1 { // it has been through one
-			cl.span = min(2*cl.span, mostSpan)
+	if cl.requestedFrom == 0 && cl.tokenEnd-cl.tokenNext < cl.rangeSize/2 { //plant:span-next
+		if ok && cl.tokenEnd > cl.token+1 { // it has been through one
+			cl.rangeSize = min(2*cl.rangeSize, largestRange)
 		}
-		cl.more = cl.stock
+		cl.requestedFrom = cl.tokenEnd
 		c.ask(cl, "", out)
 	}
 	return token, ok
@@ -63,13 +63,13 @@ func (c *Client) Next(now proto.Now, cl *Claim, out *Out) (uint64, bool) {
 // that there are.
 func (c *Client) stocked(cl *Claim, out *Out) {
 	known := cl.keep && !cl.known && c.keepers(cl) >= c.need(cl)
-	more := cl.more > 0 && c.carried(cl, cl.more) >= c.need(cl)
+	more := cl.requestedFrom > 0 && c.carried(cl, cl.requestedFrom) >= c.need(cl)
 	if !known && !more {
 		// A node that began anew has a fence of its own: all must set aside from the
 		// highest on, as all must give the highest (C3).
-		if cl.more > 0 { //plant:span-highest
+		if cl.requestedFrom > 0 { //plant:span-highest
 			highest, _ := c.attainable(cl, c.highest(cl))
-			if cl.wants(&cl.more, max(highest, cl.stock)) {
+			if cl.wants(&cl.requestedFrom, max(highest, cl.tokenEnd)) {
 				c.ask(cl, "", out)
 			}
 		}
@@ -77,13 +77,13 @@ func (c *Client) stocked(cl *Claim, out *Out) {
 	}
 	cl.known = cl.known || known
 	if more {
-		if cl.more > cl.stock {
-			cl.fresh = cl.more // what lies between was never set aside
+		if cl.requestedFrom > cl.tokenEnd {
+			cl.tokenNext = cl.requestedFrom // what lies between was never set aside
 		}
-		cl.stock = cl.more + c.reserved(cl, cl.more)
-		cl.more = 0
+		cl.tokenEnd = cl.requestedFrom + c.reserved(cl, cl.requestedFrom)
+		cl.requestedFrom = 0
 	}
-	out.Events = append(out.Events, Event{Stocked, cl})
+	out.Events = append(out.Events, Event{TokensReserved, cl})
 }
 
 // highest is the highest fence of a standing vote.
@@ -112,8 +112,8 @@ func (c *Client) carried(cl *Claim, fence uint64) int {
 func (c *Client) reserved(cl *Claim, fence uint64) uint64 {
 	least := uint64(0)
 	for i := range cl.votes {
-		if v := &cl.votes[i]; v.until > c.now && v.fence == fence && (least == 0 || v.span < least) {
-			least = v.span
+		if v := &cl.votes[i]; v.until > c.now && v.fence == fence && (least == 0 || v.rangeSize < least) {
+			least = v.rangeSize
 		}
 	}
 	return max(least, 1)

@@ -7,15 +7,15 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // recallFor lets the client hear of node by that another wants its vote back, and returns
 // what it answers.
-func (k *talk) recallFor(by, wants string, cl *Claim) []proto.Request {
+func (k *talk) recallFor(by, wants string, cl *Claim) []wire.Request {
 	k.out.Reset()
-	a := answerOf(by, oneConfig, proto.Recall, cl.beat)
+	a := answerOf(by, oneConfig, wire.Recall, cl.sentAt)
 	a.Claim.Seq, a.Incarnation, a.For = cl.seq, uuid.UUID{'n'}, wants
 	k.Handle(k.now, a, &k.out)
 	return k.out.Requests
@@ -25,10 +25,10 @@ func (k *talk) recallFor(by, wants string, cl *Claim) []proto.Request {
 // pass it on (N12), and what that one said before does not count any more.
 func TestRecallForAnotherNode(t *testing.T) {
 	k := newTalk(t, 12*time.Second, nil)
-	cl := k.Claim(k.now, Want{Resource: "r", Mode: quorum.Exclusive}, &k.out)
-	before := *answerOf("n2", oneConfig, proto.Granted, cl.beat)
+	cl := k.Claim(k.now, Request{Resource: "r", Mode: quorum.Exclusive}, &k.out)
+	before := *answerOf("n2", oneConfig, wire.Granted, cl.sentAt)
 	got := k.recallFor("n1", "n2", cl)
-	if len(got) != 1 || got[0].Verb != proto.Yield || got[0].Node != "n2" {
+	if len(got) != 1 || got[0].Verb != wire.Yield || got[0].Node != "n2" {
 		t.Fatalf("it says %+v, want that it yields to n2", got)
 	}
 	if got := k.recallFor("n3", "n2", cl); len(got) > 0 {
@@ -56,7 +56,7 @@ func TestRecallOfAHeldClaimForAnotherNode(t *testing.T) {
 	cl := k.claims[1]
 	k.wait(100 * time.Millisecond)
 	got := k.recallFor("n1", "n2", cl)
-	if i := slices.IndexFunc(got, func(r proto.Request) bool { return r.Verb == proto.Acquire && r.Held && r.Node == "n2" }); i < 0 || cl.State() != Holding {
+	if i := slices.IndexFunc(got, func(r wire.Request) bool { return r.Verb == wire.Acquire && r.Held && r.Node == "n2" }); i < 0 || cl.State() != Holding {
 		t.Errorf("it says %+v, want that it is held", got)
 	}
 }

@@ -6,7 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // A connection breaks, the claim asks again into its buffer, and the connection is led to
@@ -16,14 +16,14 @@ import (
 func TestVotesOfTwoClustersBeforeReconnected(t *testing.T) {
 	c, cl, now, asked := waitingClient()
 	var out Out
-	c.Handle(now, answerOf("n1", oneConfig, proto.Granted, asked), &out)
+	c.Handle(now, answerOf("n1", oneConfig, wire.Granted, asked), &out)
 	c.Disconnected(now, &out)
 	now.Mono, now.Wall = now.Mono+time.Second, now.Wall+1_000_000
 	c.Tick(now, &out) // asks again: in the buffer of the connection
-	if cl.beat == asked {
+	if cl.sentAt == asked {
 		t.Fatal("the claim has not asked again")
 	}
-	other := answerOf("n2", oneConfig, proto.Granted, cl.beat)
+	other := answerOf("n2", oneConfig, wire.Granted, cl.sentAt)
 	other.Incarnation = uuid.UUID{99} // of the other cluster
 	c.Handle(now, other, &out)
 	if cl.State() == Holding {
@@ -43,7 +43,7 @@ func TestNewVoteEndsWithItsConnection(t *testing.T) {
 		c, cl, now, asked := waitingClient()
 		var out Out
 		for _, node := range oneConfig.Nodes[:2] {
-			c.Handle(now, answerOf(node, oneConfig, proto.Granted, asked), &out)
+			c.Handle(now, answerOf(node, oneConfig, wire.Granted, asked), &out)
 		}
 		if cl.State() != Holding {
 			t.Fatal("not held")
@@ -51,7 +51,7 @@ func TestNewVoteEndsWithItsConnection(t *testing.T) {
 		later := func(d time.Duration) { now.Mono, now.Wall = now.Mono+d, now.Wall+d.Microseconds() }
 		later(time.Second)
 		c.ask(cl, "", &out)
-		other := answerOf("n3", oneConfig, proto.Granted, cl.beat)
+		other := answerOf("n3", oneConfig, wire.Granted, cl.sentAt)
 		other.Incarnation = uuid.UUID{99}
 		c.Handle(now, other, &out)
 		if n := c.Votes(cl); n != 2 {
@@ -63,7 +63,7 @@ func TestNewVoteEndsWithItsConnection(t *testing.T) {
 			c.Reconnected(now, &out)
 		}
 		c.ask(cl, "", &out)
-		c.Handle(now, answerOf("n1", oneConfig, proto.Granted, cl.beat), &out)
+		c.Handle(now, answerOf("n1", oneConfig, wire.Granted, cl.sentAt), &out)
 		want := 3
 		if again {
 			want = 2

@@ -3,18 +3,18 @@ package client
 import (
 	"time"
 
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Report is how a claim stands with the nodes: what errors are written from.
 type Report struct {
 	Mode       quorum.Mode
 	Need       int  // votes
-	Hushed     bool // the nodes were not asked yet to say that the claim waits
+	Suppressed bool // the nodes were not asked yet to say that the claim waits
 	Nodes      []NodeReport
-	Blocker    *proto.Blocker // who is in the way at most nodes, as far as known
-	BlockerFor time.Duration  // since when, now
+	Blocker    *wire.Blocker // who is in the way at most nodes, as far as known
+	BlockerFor time.Duration // since when, now
 }
 
 // NodeReport is what one node had to say.
@@ -24,7 +24,7 @@ type NodeReport struct {
 	Queued      bool
 	Refused     bool
 	Recovering  time.Duration // it will not vote for so long
-	Reason      proto.Reason  // refused
+	Reason      wire.Reason   // refused
 	Text        string
 	Short       time.Duration // its vote's fence cannot yet follow that of Highest: so long, by its clock
 	Highest     string
@@ -47,9 +47,9 @@ func (c *Client) Votes(cl *Claim) int {
 }
 
 // Report tells how the claim stands, or stood when it ended.
-func (c *Client) Report(now proto.Now, cl *Claim) Report {
+func (c *Client) Report(now wire.Now, cl *Claim) Report {
 	c.read(now)
-	r := Report{Mode: cl.mode, Need: c.need(cl), Hushed: cl.hushed}
+	r := Report{Mode: cl.mode, Need: c.need(cl), Suppressed: cl.suppressedQueued}
 	if len(cl.votes) != len(c.nodes) {
 		return r // it ended under another configuration
 	}
@@ -97,7 +97,7 @@ func (c *Client) Report(now proto.Now, cl *Claim) Report {
 
 // HeldAt reports whether the claim is held at a reading of the clocks that the
 // client has not taken yet: what a holder that looked at its clock would find.
-func (c *Client) HeldAt(now proto.Now, cl *Claim) bool {
+func (c *Client) HeldAt(now wire.Now, cl *Claim) bool {
 	clock := c.clock
 	return cl.state == Holding && c.lostAt(cl) > clock.read(now)
 }

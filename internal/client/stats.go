@@ -3,7 +3,7 @@ package client
 import (
 	"time"
 
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Counts are of what happened since the client's start.
@@ -26,7 +26,7 @@ type NodeTrip struct {
 }
 
 // Trips tells how the nodes answer, in order of their names.
-func (c *Client) Trips(now proto.Now) []NodeTrip {
+func (c *Client) Trips(now wire.Now) []NodeTrip {
 	clock := c.clock
 	t := clock.read(now)
 	out := make([]NodeTrip, len(c.nodes))
@@ -65,17 +65,17 @@ const tripMemory = 5 * time.Second
 // The mean is weighted by the time since the measurement before, and not by their
 // number: else it would be of the last millisecond for a client that locks all the
 // time, and of the last minutes for one that only refreshes.
-func (t *trip) hear(now time.Duration, a *proto.Answer) {
+func (t *trip) hear(now time.Duration, a *wire.Answer) {
 	t.heard = now
-	if a.Kind == proto.Recall || a.Late || a.Beat <= t.beat {
+	if a.Kind == wire.Recall || a.Late || a.SentAt <= t.beat {
 		return
 	}
-	took := float64(max(now-time.Duration(a.Beat)*time.Microsecond, 0)) // beats may be ahead of the clock by a little
+	took := float64(max(now-time.Duration(a.SentAt)*time.Microsecond, 0)) // beats may be ahead of the clock by a little
 	if t.beat == 0 {
 		t.mean = took
 	} else {
 		since := float64(now - t.at)
 		t.mean += (took - t.mean) * since / (since + float64(tripMemory))
 	}
-	t.beat, t.at = a.Beat, now
+	t.beat, t.at = a.SentAt, now
 }

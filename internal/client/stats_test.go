@@ -4,16 +4,16 @@ import (
 	"testing"
 	"time"
 
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // after is the clocks d later.
-func after(now proto.Now, d time.Duration) proto.Now {
-	return proto.Now{Mono: now.Mono + d, Wall: now.Wall + d.Microseconds()}
+func after(now wire.Now, d time.Duration) wire.Now {
+	return wire.Now{Mono: now.Mono + d, Wall: now.Wall + d.Microseconds()}
 }
 
-func tripOf(t *testing.T, c *Client, now proto.Now, node string) NodeTrip {
+func tripOf(t *testing.T, c *Client, now wire.Now, node string) NodeTrip {
 	t.Helper()
 	for _, n := range c.Trips(now) {
 		if n.Name == node {
@@ -31,7 +31,7 @@ func TestRoundTrips(t *testing.T) {
 	if got := tripOf(t, c, now, "n1"); got != (NodeTrip{Name: "n1"}) {
 		t.Errorf("before any answer: %+v", got)
 	}
-	check := func(what string, now proto.Now, node string, trip, since time.Duration) {
+	check := func(what string, now wire.Now, node string, trip, since time.Duration) {
 		t.Helper()
 		got := tripOf(t, c, now, node)
 		got.RoundTrip = got.RoundTrip.Round(10 * time.Microsecond) // beats may be ahead of the clock by some
@@ -40,22 +40,22 @@ func TestRoundTrips(t *testing.T) {
 		}
 	}
 	now = after(now, 10*time.Millisecond)
-	c.Handle(now, answerOf("n1", oneConfig, proto.Queued, asked), &out)
+	c.Handle(now, answerOf("n1", oneConfig, wire.Queued, asked), &out)
 	check("the answer to an acquire", now, "n1", 10*time.Millisecond, 0)
-	c.Handle(now, answerOf("n2", oneConfig, proto.Refused, asked), &out)
+	c.Handle(now, answerOf("n2", oneConfig, wire.Refused, asked), &out)
 	check("a refusal", now, "n2", 10*time.Millisecond, 0)
 
 	now = after(now, 3*time.Second)
-	c.Handle(now, answerOf("n1", oneConfig, proto.Granted, asked), &out)
+	c.Handle(now, answerOf("n1", oneConfig, wire.Granted, asked), &out)
 	check("a vote after a wait", after(now, time.Second), "n1", 10*time.Millisecond, time.Second)
 
-	tardy := answerOf("n3", oneConfig, proto.Granted, asked)
+	tardy := answerOf("n3", oneConfig, wire.Granted, asked)
 	tardy.Late, tardy.Claim.Seq = true, 1000 // of a claim that there is not: votes are for other tests
 	c.Handle(now, tardy, &out)
 	if got := tripOf(t, c, now, "n3"); !got.Heard || got.Measured {
 		t.Errorf("a first answer that is late: %+v, want that it was heard and tells no round trip", got)
 	}
-	c.Handle(now, answerOf("n3", oneConfig, proto.Recall, asked), &out)
+	c.Handle(now, answerOf("n3", oneConfig, wire.Recall, asked), &out)
 	if got := tripOf(t, c, now, "n3"); !got.Heard || got.Measured {
 		t.Errorf("a recall: %+v, want that it was heard and tells no round trip", got)
 	}
@@ -65,10 +65,10 @@ func TestRoundTrips(t *testing.T) {
 
 	// A claim is over before the slowest node has answered: its answer counts here.
 	out.Reset()
-	other := c.Claim(now, Want{Resource: "s", Mode: quorum.Exclusive}, &out)
-	beat := other.beat
+	other := c.Claim(now, Request{Resource: "s", Mode: quorum.Exclusive}, &out)
+	sentAt := other.sentAt
 	c.Release(now, other, &out)
-	late := answerOf("n3", oneConfig, proto.Granted, beat)
+	late := answerOf("n3", oneConfig, wire.Granted, sentAt)
 	late.Claim.Seq = other.seq
 	now = after(now, 40*time.Millisecond)
 	c.Handle(now, late, &out)
@@ -82,7 +82,7 @@ func TestRoundTrips(t *testing.T) {
 	now = after(now, time.Second)
 	c.Reconnected(now, &out)
 	refresh := out.Requests[len(out.Requests)-1]
-	refreshed := answerOf("n1", oneConfig, proto.Refreshed, refresh.Beat)
+	refreshed := answerOf("n1", oneConfig, wire.Refreshed, refresh.SentAt)
 	refreshed.Lo, refreshed.Hi = refresh.Lo, refresh.Hi
 	now = after(now, 10*time.Millisecond)
 	c.Handle(now, refreshed, &out)
@@ -106,7 +106,7 @@ func TestRoundTripsAreSmoothed(t *testing.T) {
 		var n trip
 		answer := func(took time.Duration) {
 			now += every
-			n.hear(now, &proto.Answer{Kind: proto.Granted, Beat: uint64((now - took) / time.Microsecond)})
+			n.hear(now, &wire.Answer{Kind: wire.Granted, SentAt: uint64((now - took) / time.Microsecond)})
 		}
 		settles := func(took time.Duration) {
 			t.Helper()

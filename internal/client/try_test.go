@@ -6,8 +6,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // What a node tells a try again, unasked, repeats the same beat. It may be overtaken, by
@@ -31,18 +31,18 @@ func TestToldAgain(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			now := proto.Now{Mono: time.Second, Wall: 1_000_000}
+			now := wire.Now{Mono: time.Second, Wall: 1_000_000}
 			c := New(Config{Name: "a", Instance: uuid.UUID{1}, TTL: 5 * time.Second, MaxRuns: 4, Cluster: oneConfig}, now)
 			var out Out
-			cl := c.Claim(now, Want{Resource: "r", Mode: quorum.Exclusive, Try: true}, &out)
-			asked := out.Requests[0].Beat
+			cl := c.Claim(now, Request{Resource: "r", Mode: quorum.Exclusive, Try: true}, &out)
+			asked := out.Requests[0].SentAt
 			now.Mono += time.Millisecond
 			c.step(now, &out)
 			c.refresh(&out)
-			refreshed := out.Requests[len(out.Requests)-1].Beat
-			blocker := proto.Blocker{Claim: proto.ClaimID{Instance: uuid.UUID{2}, Seq: 1}, Client: "b", Voted: true}
+			refreshed := out.Requests[len(out.Requests)-1].SentAt
+			blocker := wire.Blocker{Claim: wire.ClaimID{Instance: uuid.UUID{2}, Seq: 1}, Client: "b", Voted: true}
 			say := func(node, what string) {
-				a := answerOf(node, oneConfig, proto.Queued, asked)
+				a := answerOf(node, oneConfig, wire.Queued, asked)
 				b := blocker
 				switch what {
 				case "younger":
@@ -51,10 +51,10 @@ func TestToldAgain(t *testing.T) {
 					b.Ahead = true
 					a.Blocker, a.Again = &b, 1
 				case "vote":
-					a.Kind = proto.Granted
+					a.Kind = wire.Granted
 				case "refreshed":
-					a.Kind, a.Claim.Seq, a.Beat = proto.Refreshed, 0, refreshed
-					a.Lo, a.Hi, a.Waiting = 1, 1, proto.Runs{{Lo: 1, Hi: 1}}
+					a.Kind, a.Claim.Seq, a.SentAt = wire.Refreshed, 0, refreshed
+					a.Lo, a.Hi, a.Waiting = 1, 1, wire.Runs{{Lo: 1, Hi: 1}}
 				}
 				c.Handle(now, a, &out)
 			}
@@ -77,11 +77,11 @@ func TestTryBehindOwnReleasedClaim(t *testing.T) {
 	c, cl, now, _ := waitingClient()
 	var out Out
 	c.Release(now, cl, &out)
-	try := c.Claim(now, Want{Resource: "r", Mode: quorum.Exclusive, Try: true}, &out)
+	try := c.Claim(now, Request{Resource: "r", Mode: quorum.Exclusive, Try: true}, &out)
 	for _, node := range oneConfig.Nodes {
-		a := answerOf(node, oneConfig, proto.Queued, try.beat)
+		a := answerOf(node, oneConfig, wire.Queued, try.sentAt)
 		a.Claim.Seq = 2
-		a.Blocker = &proto.Blocker{Claim: proto.ClaimID{Instance: uuid.UUID{1}, Seq: 1}, Client: "a", Voted: true, Ahead: true}
+		a.Blocker = &wire.Blocker{Claim: wire.ClaimID{Instance: uuid.UUID{1}, Seq: 1}, Client: "a", Voted: true, Ahead: true}
 		c.Handle(now, a, &out)
 	}
 	if try.State() != Waiting {
@@ -90,7 +90,7 @@ func TestTryBehindOwnReleasedClaim(t *testing.T) {
 	out.Reset()
 	now.Mono += 5 * time.Millisecond
 	c.Tick(now, &out)
-	if len(out.Requests) != 1 || out.Requests[0].Verb != proto.Refresh || out.Requests[0].Lo != 1 || out.Requests[0].Hi != 1 || out.Requests[0].Live.Len() > 0 {
+	if len(out.Requests) != 1 || out.Requests[0].Verb != wire.Refresh || out.Requests[0].Lo != 1 || out.Requests[0].Hi != 1 || out.Requests[0].Live.Len() > 0 {
 		t.Errorf("sent %+v, want a refresh that says that claim 1 is over", out.Requests)
 	}
 }

@@ -8,8 +8,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Dice are bytes that are used up one by one. When none is left every choice is the
@@ -48,7 +48,7 @@ func (d *Dice) Pass(lease time.Duration) time.Duration {
 
 // World is who and what messages are about.
 type World struct {
-	Cluster   proto.Config
+	Cluster   wire.Config
 	Nodes     []string // that answer: some may be no nodes
 	Clients   []string
 	Instances []uuid.UUID
@@ -61,18 +61,18 @@ type World struct {
 
 func (d *Dice) beat(w *World) uint64 {
 	step := uint64(time.Second / time.Microsecond)
-	return min(max(Of(d, w.Beat, w.Beat, w.Beat-1, w.Beat+1, 1, w.Beat+step, w.Beat-min(step, w.Beat), proto.MaxInt), 1), proto.MaxInt)
+	return min(max(Of(d, w.Beat, w.Beat, w.Beat-1, w.Beat+1, 1, w.Beat+step, w.Beat-min(step, w.Beat), wire.MaxInt), 1), wire.MaxInt)
 }
 
 func (d *Dice) seq(w *World) uint64 {
-	return min(max(uint64(1+d.N(int(min(w.Seq, 200))+1)), 1), proto.MaxInt)
+	return min(max(uint64(1+d.N(int(min(w.Seq, 200))+1)), 1), wire.MaxInt)
 }
 
 func (d *Dice) mode() quorum.Mode { return Of(d, quorum.Exclusive, quorum.Shared) }
 
 func (d *Dice) fence(w *World) uint64 {
 	wall := uint64(max(w.Wall, 1))
-	return Of(d, wall, wall+1, wall+2, 1, wall+uint64(w.Lease.Microseconds()), proto.MaxInt-1)
+	return Of(d, wall, wall+1, wall+2, 1, wall+uint64(w.Lease.Microseconds()), wire.MaxInt-1)
 }
 
 func (d *Dice) digest(w *World) string {
@@ -83,8 +83,8 @@ func (d *Dice) digest(w *World) string {
 }
 
 // runs are some of the numbers from lo to hi.
-func (d *Dice) runs(lo, hi uint64) proto.Runs {
-	var out proto.Runs
+func (d *Dice) runs(lo, hi uint64) wire.Runs {
+	var out wire.Runs
 	at := lo
 	for range 6 {
 		if at > hi {
@@ -92,7 +92,7 @@ func (d *Dice) runs(lo, hi uint64) proto.Runs {
 		}
 		to := min(at+uint64(d.N(4)), hi)
 		if d.N(3) > 0 {
-			out = append(out, proto.Run{Lo: at, Hi: to})
+			out = append(out, wire.Run{Lo: at, Hi: to})
 		}
 		at = to + 1 + uint64(d.N(3))
 	}
@@ -100,118 +100,118 @@ func (d *Dice) runs(lo, hi uint64) proto.Runs {
 }
 
 func (d *Dice) span(w *World) (lo, hi uint64) {
-	return Of(d, 1, d.seq(w)), Of(d, w.Seq, d.seq(w), w.Seq+3, proto.MaxInt)
+	return Of(d, 1, d.seq(w)), Of(d, w.Seq, d.seq(w), w.Seq+3, wire.MaxInt)
 }
 
 // Request is any request that a decoder lets through.
-func (d *Dice) Request(w *World) proto.Request {
-	r := proto.Request{
-		Verb:   Of(d, proto.Acquire, proto.Acquire, proto.Acquire, proto.Release, proto.Yield, proto.Refresh, proto.Info, proto.List, proto.Inspect, proto.Evict),
+func (d *Dice) Request(w *World) wire.Request {
+	r := wire.Request{
+		Verb:   Of(d, wire.Acquire, wire.Acquire, wire.Acquire, wire.Release, wire.Yield, wire.Refresh, wire.Info, wire.List, wire.Inspect, wire.Evict),
 		Client: Of(d, w.Clients...),
 	}
-	claim := proto.ClaimID{Instance: Of(d, w.Instances...), Seq: d.seq(w)}
+	claim := wire.ClaimID{Instance: Of(d, w.Instances...), Seq: d.seq(w)}
 	switch r.Verb {
-	case proto.Acquire, proto.Release, proto.Yield, proto.Inspect, proto.Evict:
+	case wire.Acquire, wire.Release, wire.Yield, wire.Inspect, wire.Evict:
 		r.Resource = Of(d, w.Resources...)
 	}
 	switch r.Verb {
-	case proto.Acquire:
-		r.Claim, r.Beat, r.Mode, r.TTL, r.Digest = claim, d.beat(w), d.mode(), w.Lease, d.digest(w)
-		r.At = Of(d, w.Wall, w.Wall-1, w.Wall+1, 0, w.Wall+time.Hour.Microseconds(), proto.MaxInt)
+	case wire.Acquire:
+		r.Claim, r.SentAt, r.Mode, r.TTL, r.Digest = claim, d.beat(w), d.mode(), w.Lease, d.digest(w)
+		r.At = Of(d, w.Wall, w.Wall-1, w.Wall+1, 0, w.Wall+time.Hour.Microseconds(), wire.MaxInt)
 		if d.Odds(3) {
-			r.Want = d.fence(w)
+			r.MinFence = d.fence(w)
 		}
-		r.Held, r.Try, r.Quiet = d.Odds(4), d.Odds(4), d.Odds(4)
+		r.Held, r.Try, r.SuppressQueued = d.Odds(4), d.Odds(4), d.Odds(4)
 		if r.Keep = d.Odds(3); r.Keep {
-			r.Span = Of(d, uint64(0), 1, 64, proto.MaxSpan)
+			r.RangeSize = Of(d, uint64(0), 1, 64, wire.MaxSpan)
 		}
 		r.Node = Of(d, append([]string{"", "", ""}, w.Nodes...)...)
-	case proto.Release:
-		r.Claim, r.Now = claim, Of(d, w.Wall, 0, w.Wall+time.Hour.Microseconds(), proto.MaxInt)
-	case proto.Yield:
-		r.Claim, r.Beat, r.Node = claim, d.beat(w), Of(d, w.Nodes...)
-	case proto.Refresh:
-		r.Claim.Instance, r.Beat = claim.Instance, d.beat(w)
+	case wire.Release:
+		r.Claim, r.Now = claim, Of(d, w.Wall, 0, w.Wall+time.Hour.Microseconds(), wire.MaxInt)
+	case wire.Yield:
+		r.Claim, r.SentAt, r.Node = claim, d.beat(w), Of(d, w.Nodes...)
+	case wire.Refresh:
+		r.Claim.Instance, r.SentAt = claim.Instance, d.beat(w)
 		r.Lo, r.Hi = d.span(w)
 		r.Live = d.runs(r.Lo, r.Hi)
-	case proto.Info:
+	case wire.Info:
 		if r.Nonce = "n"; d.Odds(2) {
 			r.Node = Of(d, w.Nodes...)
 			r.Client = Of(d, r.Node, r.Client)
-			r.Incarnation, r.Started, r.Voted = uuid.UUID{byte(d.N(4))}, Of(d, 0, w.Wall, proto.MaxInt), d.Odds(2)
+			r.Incarnation, r.Started, r.Voted = uuid.UUID{byte(d.N(4))}, Of(d, 0, w.Wall, wire.MaxInt), d.Odds(2)
 		}
-	case proto.List, proto.Inspect:
-		r.After, r.Node = Of(d, 0, 1, w.Seq, proto.MaxInt), Of(d, append([]string{""}, w.Nodes...)...)
-	case proto.Evict:
+	case wire.List, wire.Inspect:
+		r.After, r.Node = Of(d, 0, 1, w.Seq, wire.MaxInt), Of(d, append([]string{""}, w.Nodes...)...)
+	case wire.Evict:
 		r.Claim, r.Holder, r.Query = claim, Of(d, w.Clients...), "why"
 	}
 	return r
 }
 
 // Grants are votes of all nodes of the cluster for one claim, as honest nodes give them.
-func (d *Dice) Grants(w *World, client string, claim proto.ClaimID, beat uint64) []proto.Answer {
-	var all []proto.Answer
+func (d *Dice) Grants(w *World, client string, claim wire.ClaimID, beat uint64) []wire.Answer {
+	var all []wire.Answer
 	fence := uint64(max(w.Wall, 1)) + uint64(d.N(3))
 	span := Of(d, uint64(0), 64, 4096)
 	for _, name := range w.Cluster.Nodes {
-		all = append(all, proto.Answer{
-			Kind: proto.Granted, Node: name, Incarnation: uuid.UUID{1}, Digest: w.Cluster.Digest(), Client: client,
-			Claim: claim, Beat: beat, Fence: fence, Span: span,
+		all = append(all, wire.Answer{
+			Kind: wire.Granted, Node: name, Incarnation: uuid.UUID{1}, Digest: w.Cluster.Digest(), Client: client,
+			Claim: claim, SentAt: beat, Fence: fence, RangeSize: span,
 		})
 	}
 	return all
 }
 
 // Answer is any answer that a decoder lets through.
-func (d *Dice) Answer(w *World) proto.Answer {
-	return d.AnswerOf(w, Of(d, proto.Granted, proto.Granted, proto.Granted, proto.Queued, proto.Refused, proto.Recall,
-		proto.Refreshed, proto.Evicted, proto.Informed, proto.Listed, proto.Evicting))
+func (d *Dice) Answer(w *World) wire.Answer {
+	return d.AnswerOf(w, Of(d, wire.Granted, wire.Granted, wire.Granted, wire.Queued, wire.Refused, wire.Recall,
+		wire.Refreshed, wire.Evicted, wire.Informed, wire.Listed, wire.Evicting))
 }
 
 // AnswerOf is any such answer of one kind.
-func (d *Dice) AnswerOf(w *World, kind proto.Kind) proto.Answer {
-	a := proto.Answer{Kind: kind, Node: Of(d, w.Nodes...), Digest: d.digest(w), Client: Of(d, w.Clients...)}
+func (d *Dice) AnswerOf(w *World, kind wire.Kind) wire.Answer {
+	a := wire.Answer{Kind: kind, Node: Of(d, w.Nodes...), Digest: d.digest(w), Client: Of(d, w.Clients...)}
 	if a.Incarnation = (uuid.UUID{1}); d.Odds(32) {
 		a.Incarnation = uuid.UUID{byte(2 + d.N(2))}
 	}
-	claim := proto.ClaimID{Instance: Of(d, w.Instances...), Seq: d.seq(w)}
+	claim := wire.ClaimID{Instance: Of(d, w.Instances...), Seq: d.seq(w)}
 	switch a.Kind {
-	case proto.Granted, proto.Queued, proto.Refused, proto.Recall, proto.Evicted:
-		a.Claim, a.Beat = claim, d.beat(w)
+	case wire.Granted, wire.Queued, wire.Refused, wire.Recall, wire.Evicted:
+		a.Claim, a.SentAt = claim, d.beat(w)
 	}
 	switch a.Kind {
-	case proto.Granted:
-		a.Fence, a.Span, a.Behind, a.Late = d.fence(w), Of(d, uint64(0), 2, 64), d.Odds(4), d.Odds(4)
-	case proto.Queued:
+	case wire.Granted:
+		a.Fence, a.RangeSize, a.Behind, a.Late = d.fence(w), Of(d, uint64(0), 2, 64), d.Odds(4), d.Odds(4)
+	case wire.Queued:
 		a.Place, a.Recovering = d.N(4), Of(d, 0, w.Lease)
 		if d.Odds(2) {
-			a.Blocker = &proto.Blocker{
-				Claim: proto.ClaimID{Instance: uuid.UUID{9}, Seq: 1}, Client: "other", Mode: d.mode(),
+			a.Blocker = &wire.Blocker{
+				Claim: wire.ClaimID{Instance: uuid.UUID{9}, Seq: 1}, Client: "other", Mode: d.mode(),
 				Voted: d.Odds(2), Ahead: d.Odds(2), For: time.Second,
 			}
 		}
-	case proto.Refused:
-		a.Reason, a.Text, a.Passes = Of(d, proto.ReasonAge, proto.ReasonClaims, "later"), "no", d.Odds(2)
-	case proto.Recall:
+	case wire.Refused:
+		a.Reason, a.Text, a.Retryable = Of(d, wire.ReasonAge, wire.ReasonClaims, "later"), "no", d.Odds(2)
+	case wire.Recall:
 		a.Behind = d.Odds(2)
-	case proto.Evicted:
+	case wire.Evicted:
 		a.By, a.Text = "ops", "why"
-	case proto.Refreshed:
-		a.Claim.Instance, a.Beat = claim.Instance, d.beat(w)
+	case wire.Refreshed:
+		a.Claim.Instance, a.SentAt = claim.Instance, d.beat(w)
 		a.Lo, a.Hi = d.span(w)
 		a.Waiting, a.Unknown = d.runs(a.Lo, a.Hi), d.runs(a.Lo, a.Hi)
-	case proto.Informed:
-		a.Info = &proto.NodeInfo{
-			Nonce: "n", Nodes: w.Cluster.Nodes, MaxTTL: w.Cluster.MaxTTL, Skew: w.Cluster.Skew, State: proto.Voting,
-			Started: Of(d, 0, w.Wall, proto.MaxInt), Voted: d.Odds(2),
+	case wire.Informed:
+		a.Info = &wire.NodeInfo{
+			Nonce: "n", Nodes: w.Cluster.Nodes, MaxTTL: w.Cluster.MaxTTL, Skew: w.Cluster.Skew, State: wire.Voting,
+			Started: Of(d, 0, w.Wall, wire.MaxInt), Voted: d.Odds(2),
 		}
-	case proto.Listed:
-		a.Nonce, a.List = "n", &proto.Page{After: Of(d, uint64(0), 1, proto.MaxInt), Next: Of(d, uint64(0), 1, proto.MaxInt)}
+	case wire.Listed:
+		a.Nonce, a.List = "n", &wire.Page{After: Of(d, uint64(0), 1, wire.MaxInt), Next: Of(d, uint64(0), 1, wire.MaxInt)}
 		for range d.N(3) {
-			rec := proto.Record{Name: Of(d, w.Resources...), Votes: d.N(3), Waiting: d.N(3)}
+			rec := wire.Record{Name: Of(d, w.Resources...), Votes: d.N(3), Waiting: d.N(3)}
 			for range d.N(3) {
 				voted := d.Odds(2)
-				c := proto.ClaimRecord{Claim: claim, Client: a.Client, Mode: d.mode(), At: max(w.Wall, 0), Voted: voted, Evicted: d.Odds(4)}
+				c := wire.ClaimRecord{Claim: claim, Client: a.Client, Mode: d.mode(), At: max(w.Wall, 0), Voted: voted, Evicted: d.Odds(4)}
 				if voted {
 					c.Fence = d.fence(w)
 				}
@@ -219,7 +219,7 @@ func (d *Dice) AnswerOf(w *World, kind proto.Kind) proto.Answer {
 			}
 			a.List.Locks = append(a.List.Locks, rec)
 		}
-	case proto.Evicting:
+	case wire.Evicting:
 		a.Nonce, a.Known = "n", d.Odds(2)
 	}
 	return a

@@ -12,8 +12,8 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock/internal/natsio"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/subject"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Events is whether a client publishes events for observers.
@@ -191,7 +191,7 @@ func (c *Client) loop(status <-chan nats.Status) {
 func (c *Client) Lease() time.Duration { return c.cfg.Lease }
 
 // Cluster is the configuration that votes are counted by.
-func (c *Client) Cluster() proto.Config { return c.machine.cluster() }
+func (c *Client) Cluster() wire.Config { return c.machine.cluster() }
 
 // Stats is what the client has and counted.
 func (c *Client) Stats() Stats { return c.machine.stats() }
@@ -271,8 +271,8 @@ func leave(nc *nats.Conn, sub *nats.Subscription, log *natsio.Log) error {
 }
 
 var (
-	answers     = sync.Pool{New: func() any { return new(proto.Answer) }}
-	answerLists = sync.Pool{New: func() any { return new([]proto.Answer) }}
+	answers     = sync.Pool{New: func() any { return new(wire.Answer) }}
+	answerLists = sync.Pool{New: func() any { return new([]wire.Answer) }}
 )
 
 // Receive takes a message that came to the inbox. The subscription's goroutine calls it.
@@ -280,11 +280,11 @@ func (c *Client) Receive(m *nats.Msg) {
 	if natsio.NobodyHears(m) {
 		return // the server says that no node hears: that is silence, not an answer
 	}
-	if proto.IsList(m.Data) {
+	if wire.IsList(m.Data) {
 		c.receiveList(m.Data)
 		return
 	}
-	a := answers.Get().(*proto.Answer)
+	a := answers.Get().(*wire.Answer)
 	defer answers.Put(a)
 	if err := a.Decode(m.Data); err != nil {
 		c.malformed(m.Data, err)
@@ -299,9 +299,9 @@ func (c *Client) Receive(m *nats.Msg) {
 
 // receiveList takes a node's answers to a batch.
 func (c *Client) receiveList(body []byte) {
-	list := answerLists.Get().(*[]proto.Answer)
+	list := answerLists.Get().(*[]wire.Answer)
 	var err error
-	*list, err = proto.DecodeAnswers((*list)[:0], body)
+	*list, err = wire.DecodeAnswers((*list)[:0], body)
 	if err != nil {
 		c.malformed(body, err)
 	}
@@ -312,20 +312,20 @@ func (c *Client) receiveList(body []byte) {
 		}
 	}
 	c.machine.handle(*list)
-	if cap(*list) <= 4*proto.MaxBatch { // more was somebody's joke, do not keep it
+	if cap(*list) <= 4*wire.MaxBatch { // more was somebody's joke, do not keep it
 		clear(*list)
 		answerLists.Put(list)
 	}
 }
 
 // isReply reports whether an answer of this kind is about no claim of this client.
-func isReply(k proto.Kind) bool {
-	return k == proto.Informed || k == proto.Listed || k == proto.Evicting
+func isReply(k wire.Kind) bool {
+	return k == wire.Informed || k == wire.Listed || k == wire.Evicting
 }
 
 // receiveReply takes an answer to a question about the nodes or others' claims.
-func (c *Client) receiveReply(a proto.Answer) {
-	if a.Kind == proto.Informed {
+func (c *Client) receiveReply(a wire.Answer) {
+	if a.Kind == wire.Informed {
 		a.Nonce = a.Info.Nonce
 		c.machine.informed(&a)
 		c.queries.informed(&a)
@@ -337,8 +337,8 @@ func (c *Client) receiveReply(a proto.Answer) {
 
 // isOurs reports whether an answer may be one to a query of this client. Info is asked for
 // by nobody in particular.
-func (c *Client) isOurs(a *proto.Answer) bool {
-	return (a.Client == c.cfg.Name || a.Kind == proto.Informed) && a.Digest == c.machine.digest()
+func (c *Client) isOurs(a *wire.Answer) bool {
+	return (a.Client == c.cfg.Name || a.Kind == wire.Informed) && a.Digest == c.machine.digest()
 }
 
 func (c *Client) malformed(body []byte, err error) {

@@ -12,8 +12,8 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock/internal/natsio"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // silentConn is a connection on which nobody answers, and that may stand still.
@@ -38,7 +38,7 @@ func (c *silentConn) LastError() error                            { c.pass(); re
 func (c *silentConn) IsClosed() bool                              { c.pass(); return false }
 
 func newTestClient(conn *silentConn) (*Client, chan nats.Status) {
-	cluster := proto.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second}
+	cluster := wire.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second}
 	c := NewClient(conn, "inbox", nil, Config{
 		Cluster: "default", Name: "a", Lease: 10 * time.Second, Log: natsio.NewLog(slog.New(slog.DiscardHandler)),
 	}, NewMembership("inbox", cluster))

@@ -12,8 +12,8 @@ import (
 
 	"github.com/qlock/qlock/internal/members"
 	"github.com/qlock/qlock/internal/natsio"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/subject"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Which nodes there are, and which configuration counts, is decided by internal/members
@@ -25,13 +25,13 @@ import (
 type Membership struct {
 	members *members.Machine
 	start   time.Time // zero of the monotonic clock readings
-	config  proto.Config
+	config  wire.Config
 	trips   map[string]time.Duration // how long the answers of nodes took, as far as known
 }
 
 // NewMembership is that of a client which was told its nodes, for tests. Its questions
 // carry nonces that begin with prefix.
-func NewMembership(prefix string, config proto.Config) *Membership {
+func NewMembership(prefix string, config wire.Config) *Membership {
 	return &Membership{members: members.New(prefix), start: time.Now(), config: config}
 }
 
@@ -49,7 +49,7 @@ type discovery struct {
 // discover asks until the machine has found the configuration to begin with. It may stand
 // still with the connection.
 func discover(ctx context.Context, nc *nats.Conn, inbox string, lastError error, cfg *Config) (*Membership, error) {
-	d := &discovery{log: cfg.Log, heard: make(chan struct{}, 1), membership: NewMembership(inbox, proto.Config{})}
+	d := &discovery{log: cfg.Log, heard: make(chan struct{}, 1), membership: NewMembership(inbox, wire.Config{})}
 	on := infoSubject(cfg.Cluster, cfg.Name)
 	sub, err := nc.Subscribe(inbox, d.receive)
 	if err != nil {
@@ -71,7 +71,7 @@ func discover(ctx context.Context, nc *nats.Conn, inbox string, lastError error,
 		}
 		if nonce != "" {
 			r := infoRequest(cfg.Name, nonce)
-			if err := nc.PublishRequest(on, inbox, proto.AppendRequest(nil, &r)); err != nil {
+			if err := nc.PublishRequest(on, inbox, wire.AppendRequest(nil, &r)); err != nil {
 				last = err
 				if errors.Is(err, nats.ErrConnectionClosed) {
 					return nil, closedError(nc)
@@ -105,13 +105,13 @@ func infoSubject(cluster, client string) string {
 	return subject.Request(cluster, subject.Info, client, "")
 }
 
-func infoRequest(client, nonce string) proto.Request {
-	return proto.Request{Verb: proto.Info, Client: client, Nonce: nonce}
+func infoRequest(client, nonce string) wire.Request {
+	return wire.Request{Verb: wire.Info, Client: client, Nonce: nonce}
 }
 
 // step lets f work on the machine. It returns what to ask, and how long nothing has to be
 // done without an answer.
-func (d *discovery) step(f func(proto.Now, *members.Out)) (nonce string, wait time.Duration, found bool) {
+func (d *discovery) step(f func(wire.Now, *members.Out)) (nonce string, wait time.Duration, found bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	m := d.membership
@@ -137,12 +137,12 @@ func (d *discovery) receive(m *nats.Msg) {
 	if natsio.NobodyHears(m) {
 		return // the server says that no node hears: that is silence, not an answer
 	}
-	a, err := proto.DecodeAnswer(m.Data)
+	a, err := wire.DecodeAnswer(m.Data)
 	if err != nil {
 		d.log.Line(slog.LevelWarn, "malformed answer ignored", "error", err, "bytes", len(m.Data))
 		return
 	}
-	if a.Kind != proto.Informed {
+	if a.Kind != wire.Informed {
 		return
 	}
 	d.hear(a)
@@ -152,7 +152,7 @@ func (d *discovery) receive(m *nats.Msg) {
 	}
 }
 
-func (d *discovery) hear(a *proto.Answer) {
+func (d *discovery) hear(a *wire.Answer) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.found {

@@ -1,5 +1,5 @@
 // Package driver runs the machines of qlock on NATS connections: Client that of a client
-// (internal/client and internal/local), Node that of a node (internal/node). It decodes,
+// (internal/client and internal/hold), Node that of a node (internal/voter). It decodes,
 // steps and publishes. What a message or the time means is for the machines to say, and
 // what a connection is like for internal/natsio. Package qlock is the API in front of it.
 //

@@ -5,17 +5,17 @@ import (
 	"testing"
 
 	"github.com/qlock/qlock/internal/client"
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 func TestReason(t *testing.T) {
 	voted, queued, refused, silent := client.NodeReport{Voted: true}, client.NodeReport{Queued: true}, client.NodeReport{Refused: true}, client.NodeReport{}
 	clash, other, recovering := client.NodeReport{Clash: true, Voted: true}, client.NodeReport{OtherConfig: true}, client.NodeReport{Recovering: 1}
-	blocker, gone := &proto.Blocker{}, context.DeadlineExceeded
+	blocker, gone := &wire.Blocker{}, context.DeadlineExceeded
 	for _, tt := range []struct {
 		name    string
 		nodes   []client.NodeReport
-		blocker *proto.Blocker
+		blocker *wire.Blocker
 		cause   error
 		want    error
 	}{

@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/qlock/qlock/internal/local"
+	"github.com/qlock/qlock/internal/hold"
 	"github.com/qlock/qlock/internal/natsio"
 	"github.com/qlock/qlock/internal/quorum"
 )
@@ -50,7 +50,7 @@ type Hold struct {
 	ready chan struct{}
 
 	// Guarded by machine.mu until ready is closed, and not written after that.
-	use     *local.Use
+	use     *hold.Hold
 	token   uint64
 	votes   int
 	nodes   int

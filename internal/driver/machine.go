@@ -12,12 +12,12 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/qlock/qlock/internal/client"
-	"github.com/qlock/qlock/internal/local"
+	"github.com/qlock/qlock/internal/hold"
 	"github.com/qlock/qlock/internal/members"
 	"github.com/qlock/qlock/internal/natsio"
 	"github.com/qlock/qlock/internal/printable"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/subject"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // machine is the client machine and its lock. Whoever has something for it, be it a
@@ -40,7 +40,7 @@ type machine struct {
 
 	mu         sync.Mutex // guards what follows; nothing is published and no caller's code is run under it
 	core       *client.Client
-	table      *local.Table     // what is held and waited for, on core
+	table      *hold.Table      // what is held and waited for, on core
 	members    *members.Machine // which nodes there are
 	wakeAt     time.Time        // when the loop will look next
 	closed     bool
@@ -55,21 +55,21 @@ func newMachine(cfg *Config, pub *natsio.Publisher, m *Membership) *machine {
 	instance := newInstance()
 	c.core = client.New(client.Config{
 		Name: cfg.Name, Instance: instance, TTL: cfg.Lease,
-		MaxRuns: proto.RunsIn(pub.MaxBody()), Seed: binary.BigEndian.Uint64(instance[8:]), Trips: m.trips, Cluster: m.config,
+		MaxRuns: wire.RunsIn(pub.MaxBody()), Seed: binary.BigEndian.Uint64(instance[8:]), Trips: m.trips, Cluster: m.config,
 	}, c.at(time.Now()))
-	c.table = local.New(c.core, cfg.Retention)
+	c.table = hold.New(c.core, cfg.Retention)
 	c.table.PassOn(cfg.PassMost, cfg.PassWithin)
 	return c
 }
 
 // at is a reading of the clocks.
-func (m *machine) at(t time.Time) proto.Now { return clocks(m.start, t) }
+func (m *machine) at(t time.Time) wire.Now { return clocks(m.start, t) }
 
 // step is what a step of the machine works with.
 type step struct {
-	local.Out
+	hold.Out
 	t         time.Time
-	now       proto.Now
+	now       wire.Now
 	held      int     // how many got their locks
 	ready     []*Hold // those that hold or have failed now
 	lost      []*Hold
@@ -92,7 +92,7 @@ func (m *machine) finish(s *step) {
 	if s.Renew {
 		m.table.Renew(s.now, freshInstance(s.t), &s.Out)
 	}
-	for _, e := range s.Uses {
+	for _, e := range s.Holds {
 		m.apply(s, e)
 	}
 	m.endContexts(s)
@@ -140,14 +140,14 @@ func (h *Hold) settle() {
 
 // apply notes what became of a hold, in its fields and in the counts, and queues the event
 // for observers. Call with m.mu held.
-func (m *machine) apply(s *step, e local.Event) {
-	h := e.Use.User.(*Hold)
-	if (e.Kind == local.Held || e.Kind == local.Failed) && h.state != waiting {
+func (m *machine) apply(s *step, e hold.Event) {
+	h := e.Hold.User.(*Hold)
+	if (e.Kind == hold.Held || e.Kind == hold.Failed) && h.state != waiting {
 		return // it was given up in this very step
 	}
 	switch e.Kind {
-	case local.Held:
-		h.token, h.since = e.Use.Token(), m.start.Add(s.now.Mono)
+	case hold.Held:
+		h.token, h.since = e.Hold.Token(), m.start.Add(s.now.Mono)
 		m.counts.hold(h, e.First)
 		h.votes, h.nodes = e.Votes, len(m.core.Cluster().Nodes)
 		if e.First {
@@ -155,14 +155,14 @@ func (m *machine) apply(s *step, e local.Event) {
 		}
 		s.held++
 		s.ready = append(s.ready, h)
-	case local.Failed:
+	case hold.Failed:
 		h.failure = m.report(s.now, h, nil)
 		if e.Eviction != nil {
 			h.failure.Reason, h.failure.Cause = ErrEvicted, &client.Eviction{By: e.Eviction.By, Why: printable.Text(e.Eviction.Why)}
 		}
 		m.counts.fail(h, h.failure)
 		s.ready = append(s.ready, h)
-	case local.Lost:
+	case hold.Lost:
 		if h.state != held { // its owner is about to give it back, and ends its context, which may take long yet
 			s.unlocking = append(s.unlocking, h)
 			m.event(subject.Released, h)
@@ -172,13 +172,13 @@ func (m *machine) apply(s *step, e local.Event) {
 		m.counts.setState(h, lost)
 		m.losses.Add(1)
 		s.lost = append(s.lost, h)
-	case local.Returned: // before the release, and so before the next one has it
+	case hold.Returned: // before the release, and so before the next one has it
 		m.event(subject.Released, h)
 	}
 }
 
 // lossOf is why a lock is lost. Call with m.mu held.
-func (m *machine) lossOf(now proto.Now, evicted *client.Eviction) error {
+func (m *machine) lossOf(now wire.Now, evicted *client.Eviction) error {
 	if evicted != nil {
 		return &evictedError{client.Eviction{By: evicted.By, Why: printable.Text(evicted.Why)}}
 	}
@@ -190,7 +190,7 @@ func (m *machine) lossOf(now proto.Now, evicted *client.Eviction) error {
 }
 
 // report tells why h does not hold. Call with m.mu held.
-func (m *machine) report(now proto.Now, h *Hold, cause error) *Failure {
+func (m *machine) report(now wire.Now, h *Hold, cause error) *Failure {
 	f := &Failure{Reason: ErrHeld, Cause: cause}
 	if mode, since, ours := m.table.Ours(now, h.use); ours {
 		f.IsOwn, f.Own = true, Own{mode, since}
@@ -206,7 +206,7 @@ func (m *machine) event(kind string, h *Hold) {
 	if m.cfg.Events == WithoutEvents {
 		return
 	}
-	e := proto.EventBody{Mode: h.request.Mode.String(), Token: h.token, WaitedMS: ms(h.since.Sub(h.asked))}
+	e := wire.EventBody{Mode: h.request.Mode.String(), Token: h.token, WaitedMS: ms(h.since.Sub(h.asked))}
 	if kind == subject.Acquired {
 		e.Votes, e.Nodes, e.Note = h.votes, h.nodes, h.request.Note
 	} else {
@@ -227,8 +227,8 @@ func (m *machine) acquire(h *Hold, shortDeadline bool) (ok bool) {
 		r := &h.request
 		h.asked = m.start.Add(s.now.Mono)
 		m.counts.Waiting++
-		h.use = m.table.Lock(s.now, local.Want{
-			Resource: r.Resource, Mode: r.Mode, Try: r.Patience == Try, Hasty: shortDeadline, Note: r.Note, User: h,
+		h.use = m.table.Lock(s.now, hold.Request{
+			Resource: r.Resource, Mode: r.Mode, Try: r.Patience == Try, ShortDeadline: shortDeadline, Note: r.Note, User: h,
 		}, &s.Out)
 	}
 	m.finish(s)
@@ -293,7 +293,7 @@ func (m *machine) tick() {
 }
 
 // handle takes answers about claims.
-func (m *machine) handle(list []proto.Answer) {
+func (m *machine) handle(list []wire.Answer) {
 	s := m.begin()
 	if !m.closed {
 		for i := range list {
@@ -307,7 +307,7 @@ func (m *machine) handle(list []proto.Answer) {
 
 // handleOne takes one answer about a claim. The machine keeps nothing of it but its
 // strings and the blocker.
-func (m *machine) handleOne(a *proto.Answer) {
+func (m *machine) handleOne(a *wire.Answer) {
 	s := m.begin()
 	if !m.closed {
 		m.table.Handle(s.now, a, &s.Out)
@@ -316,15 +316,15 @@ func (m *machine) handleOne(a *proto.Answer) {
 }
 
 // informed takes a node's answer to info.
-func (m *machine) informed(a *proto.Answer) {
+func (m *machine) informed(a *wire.Answer) {
 	s := m.begin()
-	m.learn(s, func(now proto.Now, out *members.Out) { m.members.Hear(now, a, out) })
+	m.learn(s, func(now wire.Now, out *members.Out) { m.members.Hear(now, a, out) })
 	m.finish(s)
 }
 
 // learn lets f work on the machine that knows the nodes, and does what comes of it. Call
 // with m.mu held.
-func (m *machine) learn(s *step, f func(proto.Now, *members.Out)) {
+func (m *machine) learn(s *step, f func(wire.Now, *members.Out)) {
 	if m.closed {
 		return
 	}
@@ -363,7 +363,7 @@ func (m *machine) fit(most int) {
 }
 
 // send queues requests that are none of the machine's own.
-func (m *machine) send(r proto.Request) {
+func (m *machine) send(r wire.Request) {
 	s := m.begin()
 	if !m.closed {
 		s.Requests = append(s.Requests, r)
@@ -386,7 +386,7 @@ func (m *machine) sleep() time.Duration {
 // wait is how long there is nothing to do: until the machine's next deadline, and a
 // second at most while there are claims, because the lease clock must be read that often
 // to notice that the machine slept (C8). Call with m.mu held.
-func (m *machine) wait(now proto.Now) time.Duration {
+func (m *machine) wait(now wire.Now) time.Duration {
 	d, ok := m.table.Wait(now)
 	if !ok {
 		d = natsio.Idle
@@ -417,7 +417,7 @@ func (m *machine) rearm(s *step) bool {
 
 // close keeps the machine from beginning anything more, and lists what is not over. It
 // reports whether it was not closed before.
-func (m *machine) close() (all []*local.Use, first bool) {
+func (m *machine) close() (all []*hold.Hold, first bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
@@ -428,7 +428,7 @@ func (m *machine) close() (all []*local.Use, first bool) {
 }
 
 // cluster is the configuration that votes are counted by.
-func (m *machine) cluster() proto.Config {
+func (m *machine) cluster() wire.Config {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.core.Cluster()
@@ -454,7 +454,7 @@ func (m *machine) failWaiting(reason, cause error, concerned func(*Hold) bool) {
 	m.mu.Unlock()
 	m.inSteps(len(all), func(i int, s *step) {
 		h := all[i].User.(*Hold)
-		if all[i].State() != local.Waiting || !concerned(h) { // one that failed may have made room for another
+		if all[i].State() != hold.Waiting || !concerned(h) { // one that failed may have made room for another
 			return
 		}
 		m.failNow(s, h, &Failure{Reason: reason, Cause: cause})
@@ -486,15 +486,15 @@ func (m *machine) inSteps(n int, f func(i int, s *step)) {
 
 // giveUpAll ends all uses of a client that is closed, in steps, as there may be many and
 // the clock goes on for those whose turn comes last.
-func (m *machine) giveUpAll(all []*local.Use) {
+func (m *machine) giveUpAll(all []*hold.Hold) {
 	slices.Reverse(all) // who waits last goes first, and is given nothing
 	var holding []*Hold
 	m.inSteps(len(all), func(i int, s *step) {
 		h := all[i].User.(*Hold)
 		switch all[i].State() {
-		case local.Waiting:
+		case hold.Waiting:
 			m.failNow(s, h, &Failure{Reason: ErrClosed})
-		case local.Holding:
+		case hold.Holding:
 			if h.state == held { // else it is being unlocked, and its context may not have ended yet
 				m.counts.setState(h, unlocked)
 			}
@@ -506,7 +506,7 @@ func (m *machine) giveUpAll(all []*local.Use) {
 	m.inSteps(len(holding), func(i int, s *step) { m.table.Unlock(s.now, holding[i].use, &s.Out) })
 	for more := true; more; {
 		s := m.begin()
-		more = m.table.Rest(s.now, mostInStep, &s.Out)
+		more = m.table.ReleaseIdle(s.now, mostInStep, &s.Out)
 		m.finish(s)
 	}
 	m.ending.Wait() // should one have been lost since: what is held back is not published at the end

@@ -9,10 +9,10 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/qlock/qlock/internal/node"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/sat"
 	"github.com/qlock/qlock/internal/statedir"
+	"github.com/qlock/qlock/internal/voter"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // A node leaves a mark in its state directory, with what it must not forget, and takes it
@@ -37,7 +37,7 @@ func bootstrap(dir *statedir.Dir, cfg *NodeConfig) error {
 	if _, found, _, _ := dir.Read(); found {
 		return fmt.Errorf("qlock: Bootstrap: %s already holds the state of a node; a node that has run must not be bootstrapped again", cfg.StateDir)
 	}
-	return writeMark(dir, cfg, nil, cfg.MaxLease, &node.Saved{})
+	return writeMark(dir, cfg, nil, cfg.MaxLease, &voter.Saved{})
 }
 
 // manyRuns is how many lives of a node its mark names.
@@ -45,7 +45,7 @@ const manyRuns = 8
 
 // writeMark writes a clean mark with what was saved, or one that is not clean if
 // saved is nil.
-func writeMark(dir *statedir.Dir, cfg *NodeConfig, runs []uuid.UUID, longest time.Duration, saved *node.Saved) error {
+func writeMark(dir *statedir.Dir, cfg *NodeConfig, runs []uuid.UUID, longest time.Duration, saved *voter.Saved) error {
 	m := statedir.Mark{
 		Clean: saved != nil, Cluster: cfg.Cluster, Name: cfg.Name, Digest: cfg.proto().Digest(),
 		MaxTTL: longest.Milliseconds(), Written: time.Now().UnixMicro(),
@@ -64,14 +64,14 @@ func writeMark(dir *statedir.Dir, cfg *NodeConfig, runs []uuid.UUID, longest tim
 
 // memory is what a node knows of its earlier lives.
 type memory struct {
-	saved   *node.Saved   // nil if it may have forgotten votes
+	saved   *voter.Saved  // nil if it may have forgotten votes
 	longest time.Duration // longest lease that these can have had
 	past    []uuid.UUID   // its earlier lives
 }
 
 // takeMark reads what the node left and makes the mark unclean, on disk, before
 // anything else happens: a clean mark serves once (N8).
-func takeMark(dir *statedir.Dir, cfg *NodeConfig, now proto.Now, run uuid.UUID) (memory, error) {
+func takeMark(dir *statedir.Dir, cfg *NodeConfig, now wire.Now, run uuid.UUID) (memory, error) {
 	m, found, here, err := dir.Read()
 	mem := memory{longest: max(cfg.MaxLease, cfg.PreviousMaxLease, sat.Mul(time.Duration(m.MaxTTL), time.Millisecond))}
 	why := ""
@@ -91,7 +91,7 @@ func takeMark(dir *statedir.Dir, cfg *NodeConfig, now proto.Now, run uuid.UUID) 
 	case !here:
 		why = "the state directory was copied, moved or restored, or the machine was started again, since the node stopped"
 	default:
-		saved := new(node.Saved)
+		saved := new(voter.Saved)
 		if err := json.Unmarshal(m.Saved, saved); err != nil {
 			why = err.Error()
 			break

@@ -12,7 +12,7 @@ import (
 
 	"github.com/qlock/qlock/internal/members"
 	"github.com/qlock/qlock/internal/natsio"
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Members asks all nodes who they are.
@@ -64,7 +64,7 @@ func queryMembers(ctx context.Context, nc *nats.Conn, cluster, client string) (*
 			q.fail(errNobody)
 			return
 		}
-		if a, err := proto.DecodeAnswer(m.Data); err == nil {
+		if a, err := wire.DecodeAnswer(m.Data); err == nil {
 			q.hear(a)
 		}
 	})
@@ -81,7 +81,7 @@ func queryMembers(ctx context.Context, nc *nats.Conn, cluster, client string) (*
 	}
 	return q.run(ctx, cluster, client, nil, func(nonce string) error {
 		r := infoRequest(client, nonce)
-		return nc.PublishRequest(on, inbox, proto.AppendRequest(nil, &r))
+		return nc.PublishRequest(on, inbox, wire.AppendRequest(nil, &r))
 	})
 }
 
@@ -105,7 +105,7 @@ const (
 // run; those that hear the answers, or that there will be none, call hear and fail, which
 // do not block.
 type membersQuery struct {
-	own   *proto.Config
+	own   *wire.Config
 	start time.Time
 	heard chan struct{} // has room for one: something was heard
 	ended chan error    // has room for one: no more will be
@@ -118,16 +118,16 @@ type membersQuery struct {
 	query *members.Query
 }
 
-func newMembersQuery(own *proto.Config) *membersQuery {
+func newMembersQuery(own *wire.Config) *membersQuery {
 	return &membersQuery{
 		own: own, start: time.Now(), heard: make(chan struct{}, 1), ended: make(chan error, 1),
 		query: members.NewQuery(newInstance().String()),
 	}
 }
 
-func (q *membersQuery) at(t time.Time) proto.Now { return clocks(q.start, t) }
+func (q *membersQuery) at(t time.Time) wire.Now { return clocks(q.start, t) }
 
-func (q *membersQuery) hear(a *proto.Answer) {
+func (q *membersQuery) hear(a *wire.Answer) {
 	q.mu.Lock()
 	ours := q.query.Hear(q.at(time.Now()), a)
 	q.mu.Unlock()

@@ -16,11 +16,11 @@ import (
 	"github.com/nats-io/nats.go/micro"
 
 	"github.com/qlock/qlock/internal/natsio"
-	"github.com/qlock/qlock/internal/node"
 	"github.com/qlock/qlock/internal/printable"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/statedir"
 	"github.com/qlock/qlock/internal/subject"
+	"github.com/qlock/qlock/internal/voter"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Registration is whether a node is entered as a service of package micro.
@@ -52,19 +52,19 @@ type NodeConfig struct {
 	Log                        *natsio.Log
 }
 
-func (c *NodeConfig) proto() proto.Config {
-	return proto.Config{Nodes: slices.Sorted(slices.Values(c.Nodes)), MaxTTL: c.MaxLease, Skew: c.MaxSkew}
+func (c *NodeConfig) proto() wire.Config {
+	return wire.Config{Nodes: slices.Sorted(slices.Values(c.Nodes)), MaxTTL: c.MaxLease, Skew: c.MaxSkew}
 }
 
 // Node runs the node machine on a connection. Any goroutine may call its exported methods.
 type Node struct {
-	nc    *nats.Conn
-	cfg   NodeConfig
-	inbox string
-	dir   *statedir.Dir // nil: none
-	runs  []uuid.UUID   // this life's incarnation, after those of earlier ones
-	voter *voter
-	over  over
+	nc      *nats.Conn
+	cfg     NodeConfig
+	inbox   string
+	dir     *statedir.Dir // nil: none
+	runs    []uuid.UUID   // this life's incarnation, after those of earlier ones
+	machine *nodeMachine
+	over    over
 
 	// The goroutine that serves writes these, and after it that which leaves reads them.
 	service micro.Service // nil: none
@@ -165,13 +165,13 @@ func newNode(nc *nats.Conn, cfg NodeConfig, start time.Time, most int) (*Node, e
 			return nil, errors.Join(err, dir.Close())
 		}
 	}
-	core := node.New(node.Config{
+	core := voter.New(voter.Config{
 		Name: cfg.Name, Config: cfg.proto(), Incarnation: run, ProbeWait: cfg.ProbeWait,
-		MaxClaims: cfg.MaxClaims, MaxQueue: cfg.MaxQueue, MaxRuns: proto.RunsIn(most), MaxBody: most, Version: cfg.Version,
+		MaxClaims: cfg.MaxClaims, MaxQueue: cfg.MaxQueue, MaxRuns: wire.RunsIn(most), MaxBody: most, Version: cfg.Version,
 		FloorKey: newFloorKey(), Past: mem.past,
 	}, now, mem.saved, mem.longest)
 	return &Node{
-		nc: nc, cfg: cfg, inbox: nc.NewInbox(), dir: dir, runs: append(mem.past, run), voter: newVoter(start, core),
+		nc: nc, cfg: cfg, inbox: nc.NewInbox(), dir: dir, runs: append(mem.past, run), machine: newNodeMachine(start, core),
 		over: over{done: make(chan struct{})}, stop: make(chan struct{}),
 	}, nil
 }
@@ -199,13 +199,13 @@ func (n *Node) serve(ctx context.Context) error {
 	}
 	status := n.nc.StatusChanged(nats.CLOSED)
 	n.loop.Go(func() { n.run(status) })
-	for !n.voter.probed() {
+	for !n.machine.probed() {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("qlock: StartNode: node %s did not hear itself on %s: is it connected, and may it publish and subscribe there? %w", n.cfg.Name, claims, natsio.ContextError(ctx))
 		case <-n.over.done:
 			return n.Err()
-		case <-n.voter.changed():
+		case <-n.machine.changed():
 		}
 	}
 	return nil
@@ -244,7 +244,7 @@ func (n *Node) run(status chan nats.Status) {
 	}
 	closed := (<-chan nats.Status)(status)
 	for {
-		wait := n.voter.sleep()
+		wait := n.machine.sleep()
 		select {
 		case <-n.stop:
 			return
@@ -254,10 +254,10 @@ func (n *Node) run(status chan nats.Status) {
 				return
 			}
 			closed = nil // removed by someone else
-		case <-n.voter.wake:
+		case <-n.machine.wake:
 		case <-alarm.In(wait):
-			if s := n.voter.begin(); s != nil {
-				n.voter.core.Tick(s.now, &s.Out)
+			if s := n.machine.begin(); s != nil {
+				n.machine.core.Tick(s.now, &s.Out)
 				n.finish(s)
 			}
 		}
@@ -274,16 +274,16 @@ func (n *Node) connectionClosed() {
 
 // Stats is what the node has and counted.
 func (n *Node) Stats() NodeStats {
-	s := n.voter.stats()
+	s := n.machine.stats()
 	s.Requests, s.Malformed = n.requests.Load(), n.malformed.Load()
 	if n.over.isDone() {
-		s.State, s.Recovering = proto.Stopped, 0
+		s.State, s.Recovering = wire.Stopped, 0
 	}
 	return s
 }
 
 // Ready reports whether the node gives votes now.
-func (n *Node) Ready() bool { return n.voter.state.Load() == proto.Voting && !n.over.isDone() }
+func (n *Node) Ready() bool { return n.machine.state.Load() == wire.Voting && !n.over.isDone() }
 
 // Done is closed when the node serves no more.
 func (n *Node) Done() <-chan struct{} { return n.over.done }
@@ -294,14 +294,14 @@ func (n *Node) Err() error { return n.over.err() }
 // WaitReady waits until the node gives votes.
 func (n *Node) WaitReady(ctx context.Context) error {
 	for {
-		changed := n.voter.changed()
-		state := n.voter.state.Load()
+		changed := n.machine.changed()
+		state := n.machine.state.Load()
 		switch {
-		case state == proto.Stopped:
+		case state == wire.Stopped:
 			return n.stoppedError()
 		case n.over.isDone():
 			return n.Err()
-		case state == proto.Voting:
+		case state == wire.Voting:
 			return nil
 		}
 		select {
@@ -330,7 +330,7 @@ func (n *Node) Close(how Ending) error {
 // quit ends the node, but for what it has of its connection. It reports whether it
 // was not ended before.
 func (n *Node) quit(how Ending) (first bool, err error) {
-	saved, clean, first := n.voter.close(statedir.Uptime())
+	saved, clean, first := n.machine.close(statedir.Uptime())
 	if !first {
 		return false, nil
 	}
@@ -350,8 +350,8 @@ func (n *Node) leave(how Ending) error {
 	n.loop.Wait()
 	var errs []error
 	if how == Clean { // should it not get through, who bears the name next waits for longer (N9)
-		p := n.voter.farewell()
-		_ = n.nc.Publish(subject.Request(n.cfg.Cluster, string(p.Verb), p.Client, ""), proto.AppendRequest(nil, p))
+		p := n.machine.farewell()
+		_ = n.nc.Publish(subject.Request(n.cfg.Cluster, string(p.Verb), p.Client, ""), wire.AppendRequest(nil, p))
 	}
 	if n.service != nil {
 		errs = append(errs, n.service.Stop())
@@ -368,8 +368,8 @@ func (n *Node) leave(how Ending) error {
 }
 
 var (
-	requests = sync.Pool{New: func() any { return new(proto.Request) }}
-	batches  = sync.Pool{New: func() any { return new([]proto.Request) }}
+	requests = sync.Pool{New: func() any { return new(wire.Request) }}
+	batches  = sync.Pool{New: func() any { return new([]wire.Request) }}
 	buffers  = sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }}
 )
 
@@ -390,40 +390,40 @@ func (n *Node) receive(on, reply string, body []byte) {
 		n.receiveBatch(client, on, reply, body)
 		return
 	}
-	r := requests.Get().(*proto.Request)
+	r := requests.Get().(*wire.Request)
 	defer requests.Put(r) // the machine keeps nothing of it but its strings
-	if err := r.Decode(proto.Verb(verb), client, resource, body); err != nil {
+	if err := r.Decode(wire.Verb(verb), client, resource, body); err != nil {
 		n.ignore(on, err)
 		return
 	}
 	most := 0
 	switch r.Verb {
-	case proto.Refresh, proto.List, proto.Inspect: // whose answers may be long: another server may take less
+	case wire.Refresh, wire.List, wire.Inspect: // whose answers may be long: another server may take less
 		most = int(n.nc.MaxPayload())
 	}
-	s := n.voter.begin()
+	s := n.machine.begin()
 	if s == nil {
 		return
 	}
 	if most > 0 {
-		n.voter.core.Fit(most)
+		n.machine.core.Fit(most)
 	}
-	n.voter.core.Handle(s.now, r, reply, &s.Out)
+	n.machine.core.Handle(s.now, r, reply, &s.Out)
 	n.finish(s)
 }
 
 // receiveBatch takes several requests of one client at once.
 func (n *Node) receiveBatch(client, on, reply string, body []byte) {
-	list := batches.Get().(*[]proto.Request)
+	list := batches.Get().(*[]wire.Request)
 	var err error
-	*list, err = proto.DecodeBatch((*list)[:0], client, body)
+	*list, err = wire.DecodeBatch((*list)[:0], client, body)
 	if err != nil {
 		n.ignore(on, err)
 	}
 	n.requests.Add(uint64(max(len(*list), 1) - 1)) // the message was counted
-	if s := n.voter.begin(); s != nil {
+	if s := n.machine.begin(); s != nil {
 		for i := range *list {
-			n.voter.core.Handle(s.now, &(*list)[i], reply, &s.Out)
+			n.machine.core.Handle(s.now, &(*list)[i], reply, &s.Out)
 		}
 		n.finishBatch(s, reply)
 	}
@@ -433,13 +433,13 @@ func (n *Node) receiveBatch(client, on, reply string, body []byte) {
 
 // receiveAnswer takes answers to the node's questions. The subscription's goroutine calls it.
 func (n *Node) receiveAnswer(m *nats.Msg) {
-	a, err := proto.DecodeAnswer(m.Data)
+	a, err := wire.DecodeAnswer(m.Data)
 	if err != nil {
 		n.ignore(m.Subject, err)
 		return
 	}
-	if s := n.voter.begin(); s != nil {
-		n.voter.core.HandleAnswer(s.now, a, &s.Out)
+	if s := n.machine.begin(); s != nil {
+		n.machine.core.HandleAnswer(s.now, a, &s.Out)
 		n.finish(s)
 	}
 }
@@ -450,15 +450,15 @@ func (n *Node) ignore(on string, err error) {
 }
 
 // finish ends a step, and sends what the machine wants sent.
-func (n *Node) finish(s *voterStep) {
+func (n *Node) finish(s *nodeStep) {
 	n.finishBatch(s, "")
 }
 
 // finishBatch is finish for the step of a batch: the answers to it go in one message to
 // reply, unless that is empty, after those to others, who are called by what its client
 // gave back.
-func (n *Node) finishBatch(s *voterStep, reply string) {
-	over := n.voter.end(s)
+func (n *Node) finishBatch(s *nodeStep, reply string) {
+	over := n.machine.end(s)
 	buf := buffers.Get().(*[]byte)
 	for i := range s.Answers {
 		if s.Answers[i].To != reply {
@@ -472,24 +472,24 @@ func (n *Node) finishBatch(s *voterStep, reply string) {
 }
 
 // publish sends one answer. buf is memory.
-func (n *Node) publish(s *node.Send, buf *[]byte) {
-	*buf = proto.AppendAnswer((*buf)[:0], &s.Answer)
+func (n *Node) publish(s *voter.Send, buf *[]byte) {
+	*buf = wire.AppendAnswer((*buf)[:0], &s.Answer)
 	err := n.nc.Publish(s.To, *buf)
 	if s.Answer.Text != "" && errors.Is(err, nats.ErrMaxPayload) { // what it means counts, not what it says
 		s.Answer.Text = ""
-		*buf = proto.AppendAnswer((*buf)[:0], &s.Answer)
+		*buf = wire.AppendAnswer((*buf)[:0], &s.Answer)
 		err = n.nc.Publish(s.To, *buf)
 	}
 	n.sent(s.To, *buf, err)
 }
 
 // publishRest sends and tells what a step brought beside answers, and frees the step.
-func (n *Node) publishRest(s *voterStep, over bool, buf *[]byte) {
-	for _, p := range []*proto.Request{s.Probe, s.Ask} {
+func (n *Node) publishRest(s *nodeStep, over bool, buf *[]byte) {
+	for _, p := range []*wire.Request{s.Probe, s.Ask} {
 		if p == nil {
 			continue
 		}
-		*buf = proto.AppendRequest((*buf)[:0], p)
+		*buf = wire.AppendRequest((*buf)[:0], p)
 		if err := n.nc.PublishRequest(subject.Request(n.cfg.Cluster, string(p.Verb), p.Client, ""), n.inbox, *buf); err != nil {
 			n.cfg.Log.Line(slog.LevelWarn, "question to other nodes not sent", "error", err)
 		}
@@ -517,8 +517,8 @@ func (n *Node) sent(to string, body []byte, err error) {
 
 // publishList sends what of the answers goes to one inbox, in one message or, should
 // they be long, in several.
-func (n *Node) publishList(to string, answers []node.Send, buf *[]byte) {
-	most := int(min(proto.MaxBatchBody, n.nc.MaxPayload()))
+func (n *Node) publishList(to string, answers []voter.Send, buf *[]byte) {
+	most := int(min(wire.MaxBatchBody, n.nc.MaxPayload()))
 	flush := func(list []byte) {
 		list = append(list, ']')
 		n.sent(to, list, n.nc.Publish(to, list))
@@ -529,7 +529,7 @@ func (n *Node) publishList(to string, answers []node.Send, buf *[]byte) {
 			continue
 		}
 		end := len(b)
-		if b = proto.AppendAnswer(proto.AppendSeparator(b), &answers[i].Answer); len(b) < most {
+		if b = wire.AppendAnswer(wire.AppendSeparator(b), &answers[i].Answer); len(b) < most {
 			continue
 		}
 		if end > 0 { // those before go without it
@@ -539,7 +539,7 @@ func (n *Node) publishList(to string, answers []node.Send, buf *[]byte) {
 		}
 		if len(b) >= most && answers[i].Answer.Text != "" {
 			answers[i].Answer.Text = ""
-			b = proto.AppendAnswer(proto.AppendSeparator(b[:0]), &answers[i].Answer)
+			b = wire.AppendAnswer(wire.AppendSeparator(b[:0]), &answers[i].Answer)
 		}
 	}
 	if len(b) > 0 {

@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"github.com/qlock/qlock/internal/natsio"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
 	"github.com/qlock/qlock/internal/subject"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // queries are the questions to all nodes that wait for answers. Callers' goroutines add
@@ -26,9 +26,9 @@ type queries struct {
 
 // query is a question to all nodes that waits for answers.
 type query struct {
-	kind    proto.Kind // of its answers
+	kind    wire.Kind // of its answers
 	subject string
-	answers chan *proto.Answer
+	answers chan *wire.Answer
 	failed  chan error
 }
 
@@ -63,7 +63,7 @@ func (q *queries) removeMembers(one *membersQuery) {
 }
 
 // informed gives a node's answer to info to whoever asks for the members.
-func (q *queries) informed(a *proto.Answer) {
+func (q *queries) informed(a *wire.Answer) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for one := range q.members {
@@ -81,7 +81,7 @@ func (q *queries) failMembers(err error) {
 }
 
 // reply gives a node's answer to the query that asked for it.
-func (q *queries) reply(a *proto.Answer) {
+func (q *queries) reply(a *wire.Answer) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	one := q.all[a.Nonce]
@@ -125,8 +125,8 @@ func (q *query) fail(err error) {
 }
 
 // replyTo is what a question is answered with.
-var replyTo = map[proto.Verb]proto.Kind{
-	proto.Info: proto.Informed, proto.List: proto.Listed, proto.Inspect: proto.Listed, proto.Evict: proto.Evicting,
+var replyTo = map[wire.Verb]wire.Kind{
+	wire.Info: wire.Informed, wire.List: wire.Listed, wire.Inspect: wire.Listed, wire.Evict: wire.Evicting,
 }
 
 const (
@@ -137,18 +137,18 @@ const (
 // Query asks all nodes and gives take each page of each once, which tells where to go on,
 // 0 at the end, and whether it has heard enough. It returns who answered to the end, and
 // who did not. Without a deadline in ctx it gives up after 5 s.
-func (c *Client) Query(ctx context.Context, r proto.Request, take func(*proto.Answer) (next uint64, done bool)) (answered, silent []string, err error) {
+func (c *Client) Query(ctx context.Context, r wire.Request, take func(*wire.Answer) (next uint64, done bool)) (answered, silent []string, err error) {
 	ctx, cancel := withDefaultTimeout(ctx)
 	defer cancel()
 	nodes := c.Cluster().Nodes
 	r.Client, r.Nonce = c.cfg.Name, cmp.Or(r.Nonce, newInstance().String())
-	if n := len(proto.AppendRequest(nil, &r)); n > c.pub.MaxBody() && r.Verb != proto.Evict { // which is shortened
+	if n := len(wire.AppendRequest(nil, &r)); n > c.pub.MaxBody() && r.Verb != wire.Evict { // which is shortened
 		return nil, nil, fmt.Errorf("qlock: %s: the request has %d bytes, and the NATS server accepts %d (max_payload)", r.Verb, n, c.pub.MaxBody())
 	}
 	q := &query{
 		kind:    replyTo[r.Verb],
 		subject: subject.Request(c.cfg.Cluster, string(r.Verb), r.Client, r.Resource),
-		answers: make(chan *proto.Answer, 4*len(nodes)), failed: make(chan error, 1),
+		answers: make(chan *wire.Answer, 4*len(nodes)), failed: make(chan error, 1),
 	}
 	c.queries.add(r.Nonce, q)
 	defer c.queries.remove(r.Nonce)
@@ -190,7 +190,7 @@ func (c *Client) Query(ctx context.Context, r proto.Request, take func(*proto.An
 			for _, n := range missing(after) {
 				more := r
 				more.Node, more.After = n, after[n]
-				if r.Verb != proto.List && r.Verb != proto.Inspect {
+				if r.Verb != wire.List && r.Verb != wire.Inspect {
 					more.Node = "" // to evict has no such field, and in info it is a node's
 				}
 				c.machine.send(more)

@@ -4,7 +4,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 const (
@@ -27,7 +27,7 @@ const (
 // Out is what a step of the machine wants.
 type Out struct {
 	Ask   string                   // ask all nodes with this nonce; "": do not
-	Found *proto.Config            // count by this from now on, nil: no change
+	Found *wire.Config             // count by this from now on, nil: no change
 	Trips map[string]time.Duration // with Found: how long the answers of nodes took
 }
 
@@ -36,8 +36,8 @@ type Machine struct {
 	prefix string
 	serial int
 
-	own    *proto.Config // nil: it has none yet
-	digest string        // own's
+	own    *wire.Config // nil: it has none yet
+	digest string       // own's
 
 	query    *Query        // nil: none is under way
 	began    time.Duration // the query, on the monotonic clock
@@ -58,7 +58,7 @@ func New(prefix string) *Machine { return &Machine{prefix: prefix} }
 
 // Query asks the nodes: as the client begins, and when a node has shown it another
 // configuration. While a query is under way, and soon after one, it does nothing.
-func (m *Machine) Query(now proto.Now, out *Out) {
+func (m *Machine) Query(now wire.Now, out *Out) {
 	if m.query != nil || m.own != nil && now.Mono-m.began < Pause {
 		return
 	}
@@ -71,13 +71,13 @@ func (m *Machine) Query(now proto.Now, out *Out) {
 	m.ask(now, out)
 }
 
-func (m *Machine) ask(now proto.Now, out *Out) {
+func (m *Machine) ask(now wire.Now, out *Out) {
 	out.Ask = m.query.Ask(now)
 	m.askAt = now.Mono + Patience
 }
 
 // Hear takes a node's answer to info, whoever asked for it.
-func (m *Machine) Hear(now proto.Now, a *proto.Answer, out *Out) {
+func (m *Machine) Hear(now wire.Now, a *wire.Answer, out *Out) {
 	if m.query == nil || !m.query.Hear(now, a) {
 		return
 	}
@@ -107,7 +107,7 @@ func (m *Machine) Hear(now proto.Now, a *proto.Answer, out *Out) {
 }
 
 // Tick does what time alone brings.
-func (m *Machine) Tick(now proto.Now, out *Out) {
+func (m *Machine) Tick(now wire.Now, out *Out) {
 	if m.query == nil {
 		return
 	}
@@ -125,7 +125,7 @@ func (m *Machine) Tick(now proto.Now, out *Out) {
 
 // Wait is how long nothing has to be done without an answer; ok is false if that is for
 // ever.
-func (m *Machine) Wait(now proto.Now) (d time.Duration, ok bool) {
+func (m *Machine) Wait(now wire.Now) (d time.Duration, ok bool) {
 	if m.query == nil {
 		return 0, false
 	}
@@ -140,7 +140,7 @@ func (m *Machine) Wait(now proto.Now) (d time.Duration, ok bool) {
 }
 
 // conclude ends the query if it has found what the client is to count by.
-func (m *Machine) conclude(now proto.Now, out *Out) {
+func (m *Machine) conclude(now wire.Now, out *Out) {
 	if now.Mono < m.enoughAt && (!m.settling || now.Mono < m.settleAt) {
 		return
 	}
@@ -160,10 +160,10 @@ func (m *Machine) conclude(now proto.Now, out *Out) {
 }
 
 // Membership is what the query under way has found so far.
-func (m *Machine) Membership(now proto.Now) Membership {
+func (m *Machine) Membership(now wire.Now) Membership {
 	if m.query == nil {
 		return Membership{}
 	}
-	gone := m.gone && now.Mono-m.goneSince >= m.own.MaxTTL+proto.Margin(m.own.MaxTTL) //plant:members-gone
+	gone := m.gone && now.Mono-m.goneSince >= m.own.MaxTTL+wire.Margin(m.own.MaxTTL) //plant:members-gone
 	return m.query.Membership(now, m.own, gone)
 }

@@ -17,8 +17,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Conflict is how a node contradicts the others.
@@ -40,7 +40,7 @@ type Node struct {
 	Name        string
 	Incarnation uuid.UUID
 	Digest      string
-	Info        proto.NodeInfo // of its newest answer
+	Info        wire.NodeInfo // of its newest answer
 	Recovering  time.Duration
 	RoundTrip   time.Duration // of the first answer
 	Clock       time.Duration // by how much its clock is ahead of the client's, to half a round trip
@@ -51,8 +51,8 @@ type Node struct {
 }
 
 // Config is the configuration that the node shows.
-func (n *Node) Config() proto.Config {
-	return proto.Config{Nodes: n.Info.Nodes, MaxTTL: n.Info.MaxTTL, Skew: n.Info.Skew}
+func (n *Node) Config() wire.Config {
+	return wire.Config{Nodes: n.Info.Nodes, MaxTTL: n.Info.MaxTTL, Skew: n.Info.Skew}
 }
 
 // overBy reports that n is no more, as far as o of the same name shows: o answered a
@@ -62,16 +62,16 @@ func (n *Node) overBy(o *Node) bool {
 }
 
 // fresh is for how long an answer counts, from its question on.
-const fresh = 10 * time.Second
+const recentAnswer = 10 * time.Second
 
 // mostNodes bounds what is remembered of who answers.
-const mostNodes = 4 * proto.MaxNodes
+const mostNodes = 4 * wire.MaxNodes
 
 // Query is a question to all nodes, which may be repeated, and the answers.
 type Query struct {
 	nonce string
-	asked []proto.Now // when, each time
-	nodes []Node      // in the order of their first answers
+	asked []wire.Now // when, each time
+	nodes []Node     // in the order of their first answers
 }
 
 // NewQuery makes a query whose questions carry nonces that begin with nonce. No other
@@ -79,13 +79,13 @@ type Query struct {
 func NewQuery(nonce string) *Query { return &Query{nonce: nonce} }
 
 // Ask returns the nonce of one more question.
-func (q *Query) Ask(now proto.Now) string {
+func (q *Query) Ask(now wire.Now) string {
 	q.asked = append(q.asked, now)
 	return q.nonce + "/" + strconv.Itoa(len(q.asked))
 }
 
 // Hear takes an answer, and reports whether it is one to this query (M1).
-func (q *Query) Hear(now proto.Now, a *proto.Answer) bool {
+func (q *Query) Hear(now wire.Now, a *wire.Answer) bool {
 	if a.Info == nil {
 		return false
 	}
@@ -118,7 +118,7 @@ type Membership struct {
 
 	// Config is the configuration that more names count for than for any other, nil if
 	// none counts for any; Agreed is whether they are enough (M3).
-	Config *proto.Config
+	Config *wire.Config
 	Digest string
 	Agreed bool
 
@@ -128,11 +128,11 @@ type Membership struct {
 // Membership compares the answers that count now. own is the configuration that the
 // client has, nil if it has none; its nodes are expected to answer. Unless gone is set,
 // those of them that are silent count against every other configuration (M5).
-func (q *Query) Membership(now proto.Now, own *proto.Config, gone bool) Membership {
+func (q *Query) Membership(now wire.Now, own *wire.Config, gone bool) Membership {
 	var m Membership
 	for i := range q.nodes {
 		n := q.nodes[i]
-		if q.asked[n.last-1].Mono+fresh < now.Mono || slices.ContainsFunc(q.nodes, func(o Node) bool { return n.overBy(&o) }) /*plant:members-over*/ {
+		if q.asked[n.last-1].Mono+recentAnswer < now.Mono || slices.ContainsFunc(q.nodes, func(o Node) bool { return n.overBy(&o) }) /*plant:members-over*/ {
 			continue
 		}
 		m.Nodes = append(m.Nodes, n)
@@ -147,7 +147,7 @@ func (q *Query) Membership(now proto.Now, own *proto.Config, gone bool) Membersh
 		for next = i + 1; next < len(m.Nodes) && m.Nodes[next].Name == m.Nodes[i].Name; next++ {
 		}
 		heard[m.Nodes[i].Name] = true
-		if judge(m.Nodes[i:next]) {
+		if evaluate(m.Nodes[i:next]) {
 			n := &m.Nodes[i]
 			names[n.Digest]++
 			of[n.Digest] = n
@@ -197,7 +197,7 @@ func (q *Query) Membership(now proto.Now, own *proto.Config, gone bool) Membersh
 
 // judge looks at the processes of one name, notes what each contradicts, and reports
 // whether the name counts for the configuration that they show (M2).
-func judge(nodes []Node) bool {
+func evaluate(nodes []Node) bool {
 	counts := true
 	for i := range nodes {
 		n := &nodes[i]

@@ -12,23 +12,23 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 const maxTTL = 30 * time.Second
 
-func config(nodes string) proto.Config {
-	return proto.Config{Nodes: strings.Fields(nodes), MaxTTL: maxTTL, Skew: 5 * time.Second}
+func config(nodes string) wire.Config {
+	return wire.Config{Nodes: strings.Fields(nodes), MaxTTL: maxTTL, Skew: 5 * time.Second}
 }
 
-func at(d time.Duration) proto.Now { return proto.Now{Mono: d, Wall: 1e15 + d.Microseconds()} }
+func at(d time.Duration) wire.Now { return wire.Now{Mono: d, Wall: 1e15 + d.Microseconds()} }
 
 // answer is what process number life of a node says.
-func answer(nonce, name string, life byte, nodes string) *proto.Answer {
+func answer(nonce, name string, life byte, nodes string) *wire.Answer {
 	cfg := config(nodes)
-	return &proto.Answer{
-		Kind: proto.Informed, Node: name, Incarnation: uuid.UUID{life}, Digest: cfg.Digest(),
-		Info: &proto.NodeInfo{Nonce: nonce, Nodes: cfg.Nodes, MaxTTL: cfg.MaxTTL, Skew: cfg.Skew, State: proto.Voting, Now: 1e15},
+	return &wire.Answer{
+		Kind: wire.Informed, Node: name, Incarnation: uuid.UUID{life}, Digest: cfg.Digest(),
+		Info: &wire.NodeInfo{Nonce: nonce, Nodes: cfg.Nodes, MaxTTL: cfg.MaxTTL, Skew: cfg.Skew, State: wire.Voting, Now: 1e15},
 	}
 }
 
@@ -101,7 +101,7 @@ func TestMembership(t *testing.T) {
 					t.Fatalf("%s is not heard", line)
 				}
 			}
-			var own *proto.Config
+			var own *wire.Config
 			if c.own != "" {
 				cfg := config(c.own)
 				own = &cfg
@@ -150,13 +150,13 @@ func TestOtherAnswers(t *testing.T) {
 			t.Errorf("an answer to %q is taken for one to this query", nonce)
 		}
 	}
-	if q.Hear(at(0), &proto.Answer{Kind: proto.Granted, Node: "a"}) {
+	if q.Hear(at(0), &wire.Answer{Kind: wire.Granted, Node: "a"}) {
 		t.Error("an answer without information counts")
 	}
-	if !q.Hear(at(time.Second), answer("q/1/1", "a", 1, "a")) || !q.Membership(at(fresh), nil, false).Agreed {
+	if !q.Hear(at(time.Second), answer("q/1/1", "a", 1, "a")) || !q.Membership(at(recentAnswer), nil, false).Agreed {
 		t.Error("an answer does not count")
 	}
-	if m := q.Membership(at(fresh+1), nil, false); len(m.Nodes) > 0 || m.Agreed {
+	if m := q.Membership(at(recentAnswer+1), nil, false); len(m.Nodes) > 0 || m.Agreed {
 		t.Errorf("counts for ever: %s", describe(m))
 	}
 	for i := range 10 * mostNodes {
@@ -171,7 +171,7 @@ func TestOtherAnswers(t *testing.T) {
 
 // run gives the machine time until it finds something, or until the end, and the answers
 // at the moments of which say tells. It returns what it did.
-func run(m *Machine, from, until time.Duration, say func(now time.Duration, nonce string) []*proto.Answer) string {
+func run(m *Machine, from, until time.Duration, say func(now time.Duration, nonce string) []*wire.Answer) string {
 	var did []string
 	var out Out
 	nonce := ""
@@ -214,9 +214,9 @@ func run(m *Machine, from, until time.Duration, say func(now time.Duration, nonc
 func TestMachine(t *testing.T) {
 	const ms = time.Millisecond
 	// everybody who answers a question after so long, with which list
-	at0 := func(delay time.Duration, nodes ...string) func(time.Duration, string) []*proto.Answer {
+	at0 := func(delay time.Duration, nodes ...string) func(time.Duration, string) []*wire.Answer {
 		asked := map[string]time.Duration{}
-		return func(now time.Duration, nonce string) (all []*proto.Answer) {
+		return func(now time.Duration, nonce string) (all []*wire.Answer) {
 			if _, ok := asked[nonce]; !ok {
 				asked[nonce] = now
 			}
@@ -231,14 +231,14 @@ func TestMachine(t *testing.T) {
 			return all
 		}
 	}
-	both := func(a, b func(time.Duration, string) []*proto.Answer) func(time.Duration, string) []*proto.Answer {
-		return func(now time.Duration, nonce string) []*proto.Answer {
+	both := func(a, b func(time.Duration, string) []*wire.Answer) func(time.Duration, string) []*wire.Answer {
+		return func(now time.Duration, nonce string) []*wire.Answer {
 			return slices.Concat(a(now, nonce), b(now, nonce))
 		}
 	}
 	for _, c := range []struct {
 		name string
-		say  func(time.Duration, string) []*proto.Answer
+		say  func(time.Duration, string) []*wire.Answer
 		want string
 	}{
 		{"all are heard at once", at0(1*ms, "a:a b", "b:a b"), "0s asks p/1/1; 11ms a b"},
@@ -265,7 +265,7 @@ func TestMachine(t *testing.T) {
 		t.Errorf("%s", got)
 	}
 	// It does so for as long as leases last, and then there is nobody but that one.
-	long := 2*time.Second + maxTTL + proto.Margin(maxTTL)
+	long := 2*time.Second + maxTTL + wire.Margin(maxTTL)
 	if got := run(m, long-2*time.Second, long-ms, at0(1*ms, "b:b")); strings.HasSuffix(got, " b") {
 		t.Errorf("%s", got)
 	}
@@ -273,7 +273,7 @@ func TestMachine(t *testing.T) {
 		t.Errorf("%s", got)
 	}
 	// Any that has the client's configuration makes it begin anew.
-	m.own, m.digest, m.gone, m.goneSince = new(proto.Config), "", true, 0
+	m.own, m.digest, m.gone, m.goneSince = new(wire.Config), "", true, 0
 	*m.own, m.digest = config("a b c"), config("a b c").Digest()
 	if got := run(m, 2*long, 2*long+2*time.Second, at0(1*ms, "a:a b c", "b:b")); strings.HasSuffix(got, " b") || m.gone {
 		t.Errorf("%s", got)

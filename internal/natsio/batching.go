@@ -4,7 +4,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // batching is whether several requests of a client may go in one message. The subject
@@ -41,8 +41,8 @@ func (b *batching) allowed(nc Conn, inbox string) bool {
 			return false
 		}
 		b.asked = time.Now()
-		question := proto.AppendRequest(nil, &proto.Request{Verb: proto.Info, Nonce: "batch"})
-		question = append(proto.AppendToBatch(proto.AppendSeparator(nil), proto.Info, "", question), ']')
+		question := wire.AppendRequest(nil, &wire.Request{Verb: wire.Info, Nonce: "batch"})
+		question = append(wire.AppendToBatch(wire.AppendSeparator(nil), wire.Info, "", question), ']')
 		_ = nc.PublishRequest(b.subject, inbox, question) // what follows fails too, and reports it
 	}
 	return false
@@ -82,11 +82,11 @@ const room = len(`,{"verb":"acquire","name":"",]`)
 
 // fits reports whether a request can be added to what there is already.
 func (b *batch) fits(name string, body []byte) bool {
-	return b.count < proto.MaxBatch && len(b.body)+len(name)+len(body)+room <= b.most
+	return b.count < wire.MaxBatch && len(b.body)+len(name)+len(body)+room <= b.most
 }
 
-func (b *batch) add(verb proto.Verb, name string, body []byte, reply bool) {
-	b.body = proto.AppendToBatch(proto.AppendSeparator(b.body), verb, name, body)
+func (b *batch) add(verb wire.Verb, name string, body []byte, reply bool) {
+	b.body = wire.AppendToBatch(wire.AppendSeparator(b.body), verb, name, body)
 	b.reply = b.reply || reply
 	b.count++
 }

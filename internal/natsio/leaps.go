@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/statedir"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Leaps notes when the wall clock went ahead of the monotonic one. Locks are lost by that
@@ -25,7 +25,7 @@ type Leaps struct {
 const leap = 50 * time.Millisecond
 
 // Read takes a reading of the clocks.
-func (w *Leaps) Read(now proto.Now) {
+func (w *Leaps) Read(now wire.Now) {
 	offset := time.Duration(now.Wall)*time.Microsecond - now.Mono
 	if ahead := offset - w.offset; !w.known || ahead > leap {
 		// Both go on evenly, but that one stands still while the machine sleeps.
@@ -41,7 +41,7 @@ func (w *Leaps) Read(now proto.Now) {
 }
 
 // Explain says why locks were lost, if a leap within the lease explains it; else "".
-func (w *Leaps) Explain(now proto.Now, lease time.Duration) string {
+func (w *Leaps) Explain(now wire.Now, lease time.Duration) string {
 	by := w.by.Round(time.Millisecond)
 	switch {
 	case w.by < lease/2 || now.Mono-w.at > lease:

@@ -5,19 +5,19 @@ import (
 	"testing"
 	"time"
 
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // A lock that is lost since the wall clock was set, or the machine slept, says so; one
 // that is lost for another reason does not.
 func TestLossByTheWallClockIsExplained(t *testing.T) {
 	const lease = 10 * time.Second
-	at := func(mono, ahead time.Duration) proto.Now {
-		return proto.Now{Mono: mono, Wall: 1_800_000_000_000_000 + (mono + ahead).Microseconds()}
+	at := func(mono, ahead time.Duration) wire.Now {
+		return wire.Now{Mono: mono, Wall: 1_800_000_000_000_000 + (mono + ahead).Microseconds()}
 	}
 	for _, tt := range []struct {
 		name   string
-		later  proto.Now
+		later  wire.Now
 		then   time.Duration // and lost so much after that
 		asleep time.Duration // of it, where the machine tells
 		tells  bool

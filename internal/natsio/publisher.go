@@ -10,8 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/subject"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // PublisherConfig is what a Publisher is told at its start.
@@ -95,7 +95,7 @@ func NewPublisher(nc Conn, cfg PublisherConfig, log *Log, owner PublisherOwner) 
 // Requests queues what a step of the machine gave. Call it in the order of the steps:
 // were an acquire to overtake its claim's release, the nodes would have a vote for nobody
 // until it is swept (C9). crowded says that several goroutines lock and unlock just now.
-func (p *Publisher) Requests(all []proto.Request, crowded bool) {
+func (p *Publisher) Requests(all []wire.Request, crowded bool) {
 	p.mu.Lock()
 	p.crowded = crowded
 	most := p.MaxBody()
@@ -111,7 +111,7 @@ func (p *Publisher) Requests(all []proto.Request, crowded bool) {
 }
 
 // Event queues an event. It goes with the next request, or a little later.
-func (p *Publisher) Event(kind, resource string, e *proto.EventBody) {
+func (p *Publisher) Event(kind, resource string, e *wire.EventBody) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.queue.isFull() {
@@ -178,7 +178,7 @@ func (p *Publisher) MaxBody() int {
 	if most := p.most.Load(); most > 0 {
 		return int(most)
 	}
-	return proto.MaxBody
+	return wire.MaxBody
 }
 
 // BatchAnswered notes that a node answered a batch.
@@ -253,7 +253,7 @@ func (p *Publisher) send(q queue) (failed error) {
 		}
 	}
 	if q.batchable > 1 && p.batching.allowed(p.nc, p.cfg.Inbox) {
-		b.most = min(proto.MaxBatchBody, p.MaxBody())
+		b.most = min(wire.MaxBatchBody, p.MaxBody())
 	} else {
 		b.most = 0
 	}

@@ -1,8 +1,8 @@
 package natsio
 
 import (
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/subject"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // queue is messages that wait to be published, in order. Its subjects become one string
@@ -16,9 +16,9 @@ type queue struct {
 }
 
 type message struct {
-	verb          proto.Verb // "": an event
-	name          int        // where the resource begins, which is the end of the subject if there is none
-	subject, body int        // their ends; they begin where those of the message before end
+	verb          wire.Verb // "": an event
+	name          int       // where the resource begins, which is the end of the subject if there is none
+	subject, body int       // their ends; they begin where those of the message before end
 	reply         bool
 }
 
@@ -33,35 +33,35 @@ func (q *queue) isFull() bool { return len(q.bodies) > mostWaiting }
 
 // addRequest adds a request, whose resource is encoded already. If it is longer than
 // most, it goes without what is for people: a lock matters more.
-func (q *queue) addRequest(cluster string, r *proto.Request, most int) {
+func (q *queue) addRequest(cluster string, r *wire.Request, most int) {
 	q.subjects = subject.AppendRequest(q.subjects, cluster, string(r.Verb), r.Client, r.Resource)
 	begin := len(q.bodies)
-	q.bodies = proto.AppendRequest(q.bodies, r)
+	q.bodies = wire.AppendRequest(q.bodies, r)
 	if len(q.bodies)-begin > most {
 		r.Note = ""
-		if r.Verb == proto.Evict {
+		if r.Verb == wire.Evict {
 			r.Query = ""
 		}
-		q.bodies = proto.AppendRequest(q.bodies[:begin], r)
+		q.bodies = wire.AppendRequest(q.bodies[:begin], r)
 	}
-	q.end(r.Verb, len(r.Resource), r.Verb != proto.Release && r.Verb != proto.Yield)
-	if r.Verb == proto.Acquire {
+	q.end(r.Verb, len(r.Resource), r.Verb != wire.Release && r.Verb != wire.Yield)
+	if r.Verb == wire.Acquire {
 		q.acquired = max(q.acquired, r.Claim.Seq)
 	}
 }
 
 // addEvent adds what nobody answers. If it is longer than most, it goes without its note.
-func (q *queue) addEvent(cluster, kind, client, resource string, e *proto.EventBody, most int) {
+func (q *queue) addEvent(cluster, kind, client, resource string, e *wire.EventBody, most int) {
 	q.subjects = subject.AppendEvent(q.subjects, cluster, kind, client, resource)
 	begin := len(q.bodies)
-	if q.bodies = proto.AppendEvent(q.bodies, e); len(q.bodies)-begin > most {
+	if q.bodies = wire.AppendEvent(q.bodies, e); len(q.bodies)-begin > most {
 		e.Note = ""
-		q.bodies = proto.AppendEvent(q.bodies[:begin], e)
+		q.bodies = wire.AppendEvent(q.bodies[:begin], e)
 	}
 	q.end("", 0, false)
 }
 
-func (q *queue) end(verb proto.Verb, name int, reply bool) {
+func (q *queue) end(verb wire.Verb, name int, reply bool) {
 	m := message{verb, len(q.subjects) - name, len(q.subjects), len(q.bodies), reply}
 	if q.messages = append(q.messages, m); m.batchable() {
 		q.batchable++

@@ -7,10 +7,10 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/qlock/qlock/internal/local"
-	"github.com/qlock/qlock/internal/node"
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/hold"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/voter"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // crowd has ten clients with four workers each, on names that nobody else uses, and
@@ -84,12 +84,12 @@ func TestOneHostileName(t *testing.T) {
 			push = func() {
 				for i, n := range w.nodes[:up] {
 					seq++
-					id := proto.ClaimID{Instance: uuid.UUID{6, 6, 6}, Seq: seq}
-					n.handle(proto.Request{
-						Verb: proto.Acquire, Client: "hostile", Resource: "hostile", Claim: id, Beat: seq, Mode: quorum.Exclusive, TTL: ttl,
-						At: n.clock().Wall, Want: uint64(n.clock().Wall + maxTTL.Microseconds() - int64(i)), Digest: w.cluster.Digest(),
+					id := wire.ClaimID{Instance: uuid.UUID{6, 6, 6}, Seq: seq}
+					n.handle(wire.Request{
+						Verb: wire.Acquire, Client: "hostile", Resource: "hostile", Claim: id, SentAt: seq, Mode: quorum.Exclusive, TTL: ttl,
+						At: n.clock().Wall, MinFence: uint64(n.clock().Wall + maxTTL.Microseconds() - int64(i)), Digest: w.cluster.Digest(),
 					}, "hostile")
-					n.handle(proto.Request{Verb: proto.Release, Client: "hostile", Resource: "hostile", Claim: id}, "hostile")
+					n.handle(wire.Request{Verb: wire.Release, Client: "hostile", Resource: "hostile", Claim: id}, "hostile")
 				}
 				w.after(300*time.Microsecond, push)
 			}
@@ -134,7 +134,7 @@ func TestStartedAhead(t *testing.T) {
 			for i, n := range w.nodes {
 				n.wrong = tt.wrong[i]
 				if tt.how == clean {
-					n.start(&node.Saved{})
+					n.start(&voter.Saved{})
 				} else {
 					n.start(nil)
 				}
@@ -166,7 +166,7 @@ func TestStartedAhead(t *testing.T) {
 func polluted(t *testing.T, nodes int, names ...string) *world {
 	w := newWorld(t, nodes)
 	for _, n := range w.nodes[1:] {
-		n.start(&node.Saved{})
+		n.start(&voter.Saved{})
 	}
 	first := w.nodes[0]
 	first.wrong = 2 * time.Hour
@@ -174,12 +174,12 @@ func polluted(t *testing.T, nodes int, names ...string) *world {
 	w.run(maxTTL + 6*time.Second)
 	w.mustVote()
 	for i, name := range names {
-		id := proto.ClaimID{Instance: uuid.UUID{7}, Seq: uint64(i + 1)}
-		first.handle(proto.Request{
-			Verb: proto.Acquire, Client: "other", Resource: name, Claim: id, Beat: 1, Mode: quorum.Exclusive, TTL: ttl,
+		id := wire.ClaimID{Instance: uuid.UUID{7}, Seq: uint64(i + 1)}
+		first.handle(wire.Request{
+			Verb: wire.Acquire, Client: "other", Resource: name, Claim: id, SentAt: 1, Mode: quorum.Exclusive, TTL: ttl,
 			At: first.clock().Wall, Digest: w.cluster.Digest(),
 		}, "other")
-		first.handle(proto.Request{Verb: proto.Release, Client: "other", Resource: name, Claim: id}, "other")
+		first.handle(wire.Request{Verb: wire.Release, Client: "other", Resource: name, Claim: id}, "other")
 	}
 	first.wrong = 0
 	return w
@@ -255,7 +255,7 @@ func TestWaitingForAWrongClock(t *testing.T) {
 	w.nodes[2].stop()
 	var s stats
 	a := w.client(0)
-	use := a.table.Lock(a.clock(), local.Want{Resource: "late", Mode: quorum.Exclusive, User: &worker{client: a, stats: &s}}, &a.out)
+	use := a.table.Lock(a.clock(), hold.Request{Resource: "late", Mode: quorum.Exclusive, User: &worker{client: a, stats: &s}}, &a.out)
 	a.flush()
 	w.run(time.Minute)
 	if len(s.waits) > 0 {

@@ -12,10 +12,10 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/qlock/qlock/internal/client"
-	"github.com/qlock/qlock/internal/local"
-	"github.com/qlock/qlock/internal/node"
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/hold"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/voter"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -59,7 +59,7 @@ type world struct {
 	seq     uint64
 	events  events
 	rng     *rand.Rand
-	cluster proto.Config
+	cluster wire.Config
 	nodes   []*machine
 	clients map[string]*asker
 	links   map[[2]string]time.Duration // when the last message on it arrives
@@ -71,7 +71,7 @@ func newWorld(t testing.TB, nodes int) *world {
 		t: t, rng: rand.New(rand.NewPCG(1, 2)), clients: map[string]*asker{},
 		links: map[[2]string]time.Duration{}, tokens: map[string]uint64{},
 	}
-	w.cluster = proto.Config{MaxTTL: maxTTL, Skew: skew}
+	w.cluster = wire.Config{MaxTTL: maxTTL, Skew: skew}
 	for i := range nodes {
 		w.cluster.Nodes = append(w.cluster.Nodes, fmt.Sprintf("n%d", i+1))
 	}
@@ -85,7 +85,7 @@ func newWorld(t testing.TB, nodes int) *world {
 func begun(t testing.TB, nodes int) *world {
 	w := newWorld(t, nodes)
 	for _, n := range w.nodes {
-		n.start(&node.Saved{})
+		n.start(&voter.Saved{})
 	}
 	w.run(time.Second)
 	w.mustVote()
@@ -95,7 +95,7 @@ func begun(t testing.TB, nodes int) *world {
 func (w *world) mustVote() {
 	w.t.Helper()
 	for _, n := range w.nodes {
-		if n.core != nil && n.core.State() != proto.Voting {
+		if n.core != nil && n.core.State() != wire.Voting {
 			w.t.Fatalf("%s is %v", n.name, n.core.State())
 		}
 	}
@@ -129,33 +129,33 @@ type machine struct {
 	world *world
 	name  string
 	wrong time.Duration // its wall clock is ahead by that
-	core  *node.Node    // nil: it is down
+	core  *voter.Node   // nil: it is down
 	life  byte
-	out   node.Out
+	out   voter.Out
 }
 
-func (n *machine) clock() proto.Now {
-	return proto.Now{Mono: n.world.now, Wall: baseWall + (n.world.now + n.wrong).Microseconds()}
+func (n *machine) clock() wire.Now {
+	return wire.Now{Mono: n.world.now, Wall: baseWall + (n.world.now + n.wrong).Microseconds()}
 }
 
 // start starts a node that left saved; nil: it forgot.
-func (n *machine) start(saved *node.Saved) {
+func (n *machine) start(saved *voter.Saved) {
 	n.life++
-	n.core = node.New(node.Config{
+	n.core = voter.New(voter.Config{
 		Name: n.name, Config: n.world.cluster, Incarnation: uuid.UUID{1, n.name[1], n.life}, ProbeWait: 10 * time.Millisecond,
-		MaxClaims: 1 << 20, MaxQueue: 1 << 20, MaxRuns: proto.MaxRuns, FloorKey: [16]byte{n.name[1], n.life},
+		MaxClaims: 1 << 20, MaxQueue: 1 << 20, MaxRuns: wire.MaxRuns, FloorKey: [16]byte{n.name[1], n.life},
 	}, n.clock(), saved, 0)
 	n.tick(n.core)
 }
 
 // stop returns the mark that it leaves, nil if there is none.
-func (n *machine) stop() *node.Saved {
+func (n *machine) stop() *voter.Saved {
 	saved, _ := n.core.Save(n.clock())
 	n.core = nil
 	return saved
 }
 
-func (n *machine) tick(core *node.Node) {
+func (n *machine) tick(core *voter.Node) {
 	if n.core != core {
 		return // that life is over
 	}
@@ -164,7 +164,7 @@ func (n *machine) tick(core *node.Node) {
 	n.world.after(min(max(core.Deadline()-n.world.now, time.Microsecond), 100*time.Millisecond), func() { n.tick(core) })
 }
 
-func (n *machine) handle(r proto.Request, from string) {
+func (n *machine) handle(r wire.Request, from string) {
 	if n.core != nil {
 		n.core.Handle(n.clock(), &r, from, &n.out)
 		n.flush()
@@ -194,8 +194,8 @@ type asker struct {
 	world *world
 	name  string
 	ahead time.Duration // its wall clock, of the true time
-	table *local.Table
-	out   local.Out
+	table *hold.Table
+	out   hold.Out
 	asked map[uint64]int // how often, by claim that is not held
 	timer uint64
 }
@@ -203,33 +203,33 @@ type asker struct {
 func (w *world) client(ahead time.Duration) *asker {
 	a := &asker{world: w, name: fmt.Sprintf("c%d", len(w.clients)+1), ahead: ahead, asked: map[uint64]int{}}
 	core := client.New(client.Config{
-		Name: a.name, Instance: uuid.UUID{2, byte(len(w.clients))}, TTL: ttl, MaxRuns: proto.MaxRuns, Cluster: w.cluster,
+		Name: a.name, Instance: uuid.UUID{2, byte(len(w.clients))}, TTL: ttl, MaxRuns: wire.MaxRuns, Cluster: w.cluster,
 	}, a.clock())
-	a.table = local.New(core, 0)
+	a.table = hold.New(core, 0)
 	w.clients[a.name] = a
 	return a
 }
 
-func (a *asker) clock() proto.Now {
-	return proto.Now{Mono: a.world.now, Wall: baseWall + (a.world.now + a.ahead).Microseconds()}
+func (a *asker) clock() wire.Now {
+	return wire.Now{Mono: a.world.now, Wall: baseWall + (a.world.now + a.ahead).Microseconds()}
 }
 
-func (a *asker) handle(answer *proto.Answer) {
+func (a *asker) handle(answer *wire.Answer) {
 	a.table.Handle(a.clock(), answer, &a.out)
 	a.flush()
 }
 
 func (a *asker) flush() {
-	requests, uses := slices.Clone(a.out.Requests), slices.Clone(a.out.Uses)
-	a.out = local.Out{}
+	requests, uses := slices.Clone(a.out.Requests), slices.Clone(a.out.Holds)
+	a.out = hold.Out{}
 	for _, r := range requests {
-		if r.Verb == proto.Acquire && !r.Held {
+		if r.Verb == wire.Acquire && !r.Held {
 			a.asked[r.Claim.Seq]++
 		}
 		a.publish(r)
 	}
 	for _, e := range uses {
-		e.Use.User.(*worker).told(e)
+		e.Hold.User.(*worker).told(e)
 	}
 	a.timer++
 	timer := a.timer
@@ -243,7 +243,7 @@ func (a *asker) flush() {
 	}
 }
 
-func (a *asker) publish(r proto.Request) {
+func (a *asker) publish(r wire.Request) {
 	for _, n := range a.world.nodes {
 		a.world.carry(a.name, n.name, func() { n.handle(r, a.name) })
 	}
@@ -279,28 +279,28 @@ func (k *worker) lock() {
 	a := k.client
 	k.i++
 	k.begun = a.world.now
-	a.table.Lock(a.clock(), local.Want{Resource: k.name(k.i), Mode: quorum.Exclusive, User: k}, &a.out)
+	a.table.Lock(a.clock(), hold.Request{Resource: k.name(k.i), Mode: quorum.Exclusive, User: k}, &a.out)
 	a.flush()
 }
 
-func (k *worker) told(e local.Event) {
+func (k *worker) told(e hold.Event) {
 	a, w := k.client, k.client.world
 	switch e.Kind {
-	case local.Held:
-		seq := e.Use.Claim().Seq()
+	case hold.Held:
+		seq := e.Hold.Claim().Seq()
 		k.stats.add(a.asked[seq], w.now-k.begun)
 		delete(a.asked, seq)
-		name, token := k.name(k.i), e.Use.Token()
+		name, token := k.name(k.i), e.Hold.Token()
 		if token <= w.tokens[name] {
 			w.t.Errorf("at %v: token %d on %s, after %d", w.now, token, name, w.tokens[name])
 		}
 		w.tokens[name] = token
 		w.after(max(k.hold, 10*time.Microsecond), func() {
-			a.table.Unlock(a.clock(), e.Use, &a.out)
+			a.table.Unlock(a.clock(), e.Hold, &a.out)
 			a.flush()
 			w.after(k.pause(), k.lock)
 		})
-	case local.Lost, local.Failed:
+	case hold.Lost, hold.Failed:
 		w.t.Errorf("at %v: a lock on %s came to nothing", w.now, k.name(k.i))
 	}
 }

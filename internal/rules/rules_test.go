@@ -27,8 +27,8 @@ const (
 // very code that runs in production, and repeat each run. Time and random numbers are
 // arguments; connections, files, logs and goroutines are the driver's.
 var core = []string{
-	"internal/client", "internal/local", "internal/members", "internal/node", "internal/printable",
-	"internal/proto", "internal/quorum", "internal/sat", "internal/shrink",
+	"internal/client", "internal/hold", "internal/members", "internal/voter", "internal/printable",
+	"internal/wire", "internal/quorum", "internal/sat", "internal/shrink",
 	"internal/subject",
 }
 
@@ -79,8 +79,8 @@ var api = []string{
 // reason. It may only become shorter: the command is to stand on the public API, so
 // that other programs can do what it does.
 var apiExceptions = map[string]string{
-	"cmd/qlock/internal/cli/wait.go internal/proto":  "shows whom a waiting call waits for; the API does not tell while it waits",
-	"cmd/qlock/internal/cli/watch.go internal/proto": "decodes requests and answers that it overhears; the API has events alone",
+	"cmd/qlock/internal/cli/wait.go internal/wire":  "shows whom a waiting call waits for; the API does not tell while it waits",
+	"cmd/qlock/internal/cli/watch.go internal/wire": "decodes requests and answers that it overhears; the API has events alone",
 }
 
 type source struct {

@@ -14,9 +14,9 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/qlock/qlock/internal/client"
-	"github.com/qlock/qlock/internal/node"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/voter"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 const probeWait = 100 * time.Millisecond
@@ -32,8 +32,8 @@ type world struct {
 	cuts    map[[2]string]bool
 	tokens  map[string]*tokens
 	claims  map[string]*claim
-	cluster proto.Config
-	limits  node.Config
+	cluster wire.Config
+	limits  voter.Config
 	probes  bool // are messages like others
 	out     strings.Builder
 }
@@ -49,10 +49,10 @@ type host struct {
 	paused bool
 	due    time.Duration // of its next Tick
 
-	node   *node.Node // nil while it is down
+	node   *voter.Node // nil while it is down
 	isNode bool
 	id     string // of the node: its name in the cluster
-	config proto.Config
+	config wire.Config
 	lives  byte
 	known  byte // of these, the state directory names those after this one
 	mark   []byte
@@ -81,19 +81,19 @@ type message struct {
 func newWorld() *world {
 	return &world{
 		hosts: map[string]*host{}, cuts: map[[2]string]bool{}, tokens: map[string]*tokens{}, claims: map[string]*claim{},
-		cluster: proto.Config{MaxTTL: 12 * time.Second, Skew: 5 * time.Second},
-		limits:  node.Config{MaxClaims: 100, MaxQueue: 100},
+		cluster: wire.Config{MaxTTL: 12 * time.Second, Skew: 5 * time.Second},
+		limits:  voter.Config{MaxClaims: 100, MaxQueue: 100},
 	}
 }
 
 func (w *world) printf(format string, args ...any) { fmt.Fprintf(&w.out, format+"\n", args...) }
 
-func (w *world) read(h *host) proto.Now {
+func (w *world) read(h *host) wire.Now {
 	mono := w.now - h.slept
 	if h.asleep > 0 {
 		mono = h.asleep - h.slept
 	}
-	return proto.Now{Mono: mono, Wall: max((w.now + h.wall).Microseconds(), 0), Boot: w.now + time.Hour}
+	return wire.Now{Mono: mono, Wall: max((w.now + h.wall).Microseconds(), 0), Boot: w.now + time.Hour}
 }
 
 // id makes ids of which those of a come before those of b, and of two lives of
@@ -105,14 +105,14 @@ func id(name string, life byte) uuid.UUID {
 	return u
 }
 
-func (w *world) nameOf(id proto.ClaimID) string {
+func (w *world) nameOf(id wire.ClaimID) string {
 	if name := w.nameOfInstance(id.Instance); name != "" {
 		return fmt.Sprintf("%s%d", name, id.Seq)
 	}
 	return id.String()
 }
 
-func (w *world) list(all []proto.ClaimOf) (text string) {
+func (w *world) list(all []wire.ClaimOf) (text string) {
 	for _, c := range all {
 		text += " " + w.nameOf(c.Claim)
 	}
@@ -144,7 +144,7 @@ func (h *host) inbox() string {
 
 func beat(b uint64) string { return "@" + (time.Duration(b)*time.Microsecond - time.Second).String() }
 
-func (w *world) runs(name string, runs proto.Runs) string {
+func (w *world) runs(name string, runs wire.Runs) string {
 	var parts []string
 	for _, r := range runs {
 		if r.Lo == r.Hi {
@@ -158,43 +158,43 @@ func (w *world) runs(name string, runs proto.Runs) string {
 
 // ---- what is sent
 
-func (w *world) publish(from *host, r proto.Request) error {
-	body := proto.AppendRequest(nil, &r)
-	back, err := proto.DecodeRequest(r.Verb, r.Client, r.Resource, body)
+func (w *world) publish(from *host, r wire.Request) error {
+	body := wire.AppendRequest(nil, &r)
+	back, err := wire.DecodeRequest(r.Verb, r.Client, r.Resource, body)
 	if err != nil {
 		return fmt.Errorf("%s sends what cannot be read: %w", from.name, err)
 	}
 	m := message{from: from.name, kind: string(r.Verb)}
 	switch r.Verb {
-	case proto.Acquire:
+	case wire.Acquire:
 		m.claim = w.nameOf(r.Claim)
-		m.text = fmt.Sprintf("acquire %s %s %v %s", m.claim, r.Resource, r.Mode, beat(r.Beat))
+		m.text = fmt.Sprintf("acquire %s %s %v %s", m.claim, r.Resource, r.Mode, beat(r.SentAt))
 		if r.Held {
 			m.text += ", held"
 		}
-		if r.Quiet {
+		if r.SuppressQueued {
 			m.text += ", quiet"
 		}
 		if r.Check {
 			m.text += ", check"
 		}
-		if r.Want > 0 {
-			m.text += fmt.Sprintf(", wants fence %d", r.Want)
+		if r.MinFence > 0 {
+			m.text += fmt.Sprintf(", wants fence %d", r.MinFence)
 		}
-	case proto.Release:
+	case wire.Release:
 		m.claim = w.nameOf(r.Claim)
 		m.text = fmt.Sprintf("release %s %s", m.claim, r.Resource)
-	case proto.Yield:
+	case wire.Yield:
 		m.claim = w.nameOf(r.Claim)
-		m.text = fmt.Sprintf("yield %s %s %s", m.claim, r.Resource, beat(r.Beat))
-	case proto.Refresh:
+		m.text = fmt.Sprintf("yield %s %s %s", m.claim, r.Resource, beat(r.SentAt))
+	case wire.Refresh:
 		name := w.nameOfInstance(r.Claim.Instance)
 		list := w.runs(name, r.Live)
 		if list == "" {
 			list = "nothing"
 		}
-		m.text = fmt.Sprintf("refresh %s of %s%d..%s%d %s", list, name, r.Lo, name, r.Hi, beat(r.Beat))
-	case proto.Info:
+		m.text = fmt.Sprintf("refresh %s of %s%d..%s%d %s", list, name, r.Lo, name, r.Hi, beat(r.SentAt))
+	case wire.Info:
 		m.text = "info: who is " + r.Node + "?"
 		if r.Stopped {
 			m.text = fmt.Sprintf("info: I have given up the name %s, voted %v", r.Node, r.Voted)
@@ -211,7 +211,7 @@ func (w *world) publish(from *host, r proto.Request) error {
 	}
 	// A yield is nothing to the other nodes but where it does not come to the one that is
 	// meant (N12).
-	elsewhere := r.Verb == proto.Yield && slices.ContainsFunc(w.order, func(name string) bool {
+	elsewhere := r.Verb == wire.Yield && slices.ContainsFunc(w.order, func(name string) bool {
 		return w.hosts[name].id == r.Node && w.cuts[[2]string{from.name, name}]
 	})
 	if elsewhere {
@@ -227,7 +227,7 @@ func (w *world) publish(from *host, r proto.Request) error {
 		m := m
 		m.to = name
 		m.deliver = func(h *host) {
-			var out node.Out
+			var out voter.Out
 			h.node.Handle(w.read(h), back, from.inbox(), &out)
 			w.nodeDid(h, out)
 		}
@@ -237,7 +237,7 @@ func (w *world) publish(from *host, r proto.Request) error {
 	return nil
 }
 
-func (w *world) answer(from *host, to string, a proto.Answer) error {
+func (w *world) answer(from *host, to string, a wire.Answer) error {
 	for _, name := range w.order {
 		if w.hosts[name].inbox() == to {
 			if err := w.answerTo(from, name, a); err != nil {
@@ -248,27 +248,27 @@ func (w *world) answer(from *host, to string, a proto.Answer) error {
 	return nil
 }
 
-func (w *world) answerTo(from *host, to string, a proto.Answer) error {
-	body := proto.AppendAnswer(nil, &a)
-	back, err := proto.DecodeAnswer(body)
+func (w *world) answerTo(from *host, to string, a wire.Answer) error {
+	body := wire.AppendAnswer(nil, &a)
+	back, err := wire.DecodeAnswer(body)
 	if err != nil {
 		return fmt.Errorf("%s sends what cannot be read: %w", from.name, err)
 	}
 	m := &message{from: from.name, to: to, kind: string(a.Kind)}
-	if a.Kind != proto.Refreshed && a.Kind != proto.Informed && a.Kind != proto.Over {
+	if a.Kind != wire.Refreshed && a.Kind != wire.Informed && a.Kind != wire.Over {
 		m.claim = w.nameOf(a.Claim)
 	}
 	switch a.Kind {
-	case proto.Granted:
-		m.text = fmt.Sprintf("granted %s fence %d %s", m.claim, a.Fence, beat(a.Beat))
+	case wire.Granted:
+		m.text = fmt.Sprintf("granted %s fence %d %s", m.claim, a.Fence, beat(a.SentAt))
 		if a.Most > 0 {
 			m.text += fmt.Sprintf(", gives at most %d", a.Most)
 		}
 		if a.Late {
 			m.text += ", late"
 		}
-	case proto.Queued:
-		m.text = fmt.Sprintf("queued %s %s: place %d", m.claim, beat(a.Beat), a.Place)
+	case wire.Queued:
+		m.text = fmt.Sprintf("queued %s %s: place %d", m.claim, beat(a.SentAt), a.Place)
 		if b := a.Blocker; b != nil && b.Voted {
 			m.text += ", " + w.nameOf(b.Claim) + " has the vote"
 			if !b.Ahead {
@@ -280,37 +280,37 @@ func (w *world) answerTo(from *host, to string, a proto.Answer) error {
 		if a.Recovering > 0 {
 			m.text += fmt.Sprintf(", no votes for %v", a.Recovering)
 		}
-	case proto.Refused:
-		m.text = fmt.Sprintf("refused %s %s: %s", m.claim, beat(a.Beat), a.Reason)
-	case proto.Recall:
+	case wire.Refused:
+		m.text = fmt.Sprintf("refused %s %s: %s", m.claim, beat(a.SentAt), a.Reason)
+	case wire.Recall:
 		m.text = "recall " + m.claim
 		if a.For != "" {
 			m.text += " for " + a.For
 		}
-	case proto.Evicted:
+	case wire.Evicted:
 		m.text = "evicted " + m.claim
-	case proto.Over:
+	case wire.Over:
 		if len(a.Over) > 0 || len(a.Yielded) == 0 {
 			m.text = "over:" + w.list(a.Over)
 		}
 		for _, y := range a.Yielded {
-			m.text = strings.TrimPrefix(fmt.Sprintf("%s, %s yields %s", m.text, w.nameOf(y.Claim), beat(y.Beat)), ", ")
+			m.text = strings.TrimPrefix(fmt.Sprintf("%s, %s yields %s", m.text, w.nameOf(y.Claim), beat(y.SentAt)), ", ")
 		}
-	case proto.Refreshed:
+	case wire.Refreshed:
 		name := w.nameOfInstance(a.Claim.Instance)
-		m.text = fmt.Sprintf("refreshed %s%d..%s%d %s", name, a.Lo, name, a.Hi, beat(a.Beat))
+		m.text = fmt.Sprintf("refreshed %s%d..%s%d %s", name, a.Lo, name, a.Hi, beat(a.SentAt))
 		if len(a.Waiting) > 0 {
 			m.text += ", waiting: " + w.runs(name, a.Waiting)
 		}
 		if len(a.Unknown) > 0 {
 			m.text += ", unknown: " + w.runs(name, a.Unknown)
 		}
-	case proto.Informed:
+	case wire.Informed:
 		m.text = fmt.Sprintf("info: I am, %s, since %v, voted %v", a.Info.State, time.Duration(a.Info.Started)*time.Microsecond, a.Info.Voted)
 	}
 	m.deliver = func(h *host) {
 		if h.node != nil {
-			var out node.Out
+			var out voter.Out
 			h.node.HandleAnswer(w.read(h), back, &out)
 			w.nodeDid(h, out)
 			return
@@ -343,7 +343,7 @@ func (w *world) cutOff(sent int) string {
 	return " (lost to " + strings.Join(to, " ") + ")"
 }
 
-func (w *world) nodeDid(h *host, out node.Out) {
+func (w *world) nodeDid(h *host, out voter.Out) {
 	for _, note := range out.Notes {
 		w.printf("%s says: %s", h.name, note)
 	}
@@ -362,7 +362,7 @@ func (w *world) nodeDid(h *host, out node.Out) {
 			w.must(w.publish(h, *p))
 		case w.cuts[[2]string{h.name, h.name}]:
 		default: // heard by itself at once: not worth a line
-			var heard node.Out
+			var heard voter.Out
 			h.node.Handle(w.read(h), p, h.name, &heard)
 			for _, s := range heard.Answers {
 				h.node.HandleAnswer(w.read(h), &s.Answer, &heard)
@@ -505,7 +505,7 @@ func (w *world) tick(h *host) {
 		if h.node == nil {
 			return
 		}
-		var out node.Out
+		var out voter.Out
 		h.node.Tick(w.read(h), &out)
 		w.nodeDid(h, out)
 		return
@@ -571,7 +571,7 @@ func (w *world) showNode(h *host) {
 		res, err := hex.DecodeString(key)
 		w.must(err)
 		w.printf("  %s, floor %d", res, saved.Floors[key])
-		var votes, queue []node.SavedClaim
+		var votes, queue []voter.SavedClaim
 		for _, c := range saved.Claims {
 			switch {
 			case string(c.Resource) != string(res):
@@ -581,14 +581,14 @@ func (w *world) showNode(h *host) {
 				queue = append(queue, c)
 			}
 		}
-		age := func(a, b node.SavedClaim) int {
+		age := func(a, b voter.SavedClaim) int {
 			if a.Held != b.Held {
 				return map[bool]int{true: -1, false: 1}[a.Held]
 			}
 			if a.At != b.At {
 				return int(a.At - b.At)
 			}
-			return proto.ClaimID{Instance: a.Instance, Seq: a.Seq}.Compare(proto.ClaimID{Instance: b.Instance, Seq: b.Seq})
+			return wire.ClaimID{Instance: a.Instance, Seq: a.Seq}.Compare(wire.ClaimID{Instance: b.Instance, Seq: b.Seq})
 		}
 		slices.SortFunc(votes, age)
 		slices.SortFunc(queue, age)
@@ -601,12 +601,12 @@ func (w *world) showNode(h *host) {
 	}
 }
 
-func (w *world) savedName(c node.SavedClaim) string {
+func (w *world) savedName(c voter.SavedClaim) string {
 	mode := quorum.Exclusive
 	if c.Shared {
 		mode = quorum.Shared
 	}
-	name := fmt.Sprintf("%s %v", w.nameOf(proto.ClaimID{Instance: c.Instance, Seq: c.Seq}), mode)
+	name := fmt.Sprintf("%s %v", w.nameOf(wire.ClaimID{Instance: c.Instance, Seq: c.Seq}), mode)
 	if c.Held {
 		name += ", held"
 	}
@@ -667,7 +667,7 @@ func options(args []string) (rest []string, opts map[string]string) {
 	return rest, opts
 }
 
-func (w *world) configWith(base proto.Config, opts map[string]string) (proto.Config, error) {
+func (w *world) configWith(base wire.Config, opts map[string]string) (wire.Config, error) {
 	var err error
 	if v, ok := opts["nodes"]; ok {
 		base.Nodes = strings.Split(v, ",")
@@ -688,9 +688,9 @@ func (w *world) configWith(base proto.Config, opts map[string]string) (proto.Con
 
 func (w *world) startNode(h *host) {
 	h.lives++
-	var saved *node.Saved
+	var saved *voter.Saved
 	if h.mark != nil && h.marked == h.config.Digest() {
-		saved = new(node.Saved)
+		saved = new(voter.Saved)
 		w.must(json.Unmarshal(h.mark, saved))
 	}
 	h.mark = nil // it serves once (N8)
@@ -699,7 +699,7 @@ func (w *world) startNode(h *host) {
 	for life := h.known; life < h.lives-1; life++ {
 		cfg.Past = append(cfg.Past, id(h.name, life+1))
 	}
-	h.node = node.New(cfg, w.read(h), saved, h.ttl)
+	h.node = voter.New(cfg, w.read(h), saved, h.ttl)
 	h.ttl = h.config.MaxTTL
 	h.due = w.now
 }
@@ -811,7 +811,7 @@ func (w *world) command(line string) (err error) {
 			return fmt.Errorf("what is %s?", args[3])
 		}
 		var out client.Out
-		cl := h.client.Claim(w.read(h), client.Want{Resource: args[1], Mode: mode, Try: try}, &out)
+		cl := h.client.Claim(w.read(h), client.Request{Resource: args[1], Mode: mode, Try: try}, &out)
 		name := fmt.Sprintf("%s%d", h.name, cl.Seq())
 		w.claims[name] = &claim{name, h, cl}
 		w.clientDid(h, out)
@@ -843,10 +843,10 @@ func (w *world) command(line string) (err error) {
 			if h == nil || h.node == nil {
 				return fmt.Errorf("there is no node %s that runs", name)
 			}
-			var out node.Out
-			h.node.Handle(w.read(h), &proto.Request{
-				Verb: proto.Evict, Client: "ops", Resource: c.core.Resource(), Holder: c.host.of,
-				Claim: proto.ClaimID{Instance: c.host.instance, Seq: c.core.Seq()},
+			var out voter.Out
+			h.node.Handle(w.read(h), &wire.Request{
+				Verb: wire.Evict, Client: "ops", Resource: c.core.Resource(), Holder: c.host.of,
+				Claim: wire.ClaimID{Instance: c.host.instance, Seq: c.core.Seq()},
 			}, "", &out)
 			w.nodeDid(h, out)
 		}

@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // A snapshot of a client's machine is taken while it runs, and brought to life later,
@@ -63,7 +63,7 @@ func (s *Sim) revive(snap *snapshot, frozen bool, resources int, r *rand.Rand) {
 	s.clients = append(s.clients, c)
 	first, core := s.inboxes[c.inbox], c.core
 	second := c.hear(core)
-	s.inboxes[c.inbox] = func(a *proto.Answer) {
+	s.inboxes[c.inbox] = func(a *wire.Answer) {
 		if first != nil {
 			same := *a
 			first(&same)

@@ -17,9 +17,9 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/qlock/qlock/internal/client"
-	"github.com/qlock/qlock/internal/node"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/voter"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Small worlds, explored to the end: every order in which messages can arrive (in
@@ -64,7 +64,7 @@ type xWorld struct {
 
 	// Lies about the protocol, to see that the explorer can find a fault.
 	forgetful bool // a crash is taken for the first start of a new cluster
-	tamper    func(a *proto.Answer, yielded bool)
+	tamper    func(a *wire.Answer, yielded bool)
 	slow      bool // the clients' clocks stand still
 	find      string
 }
@@ -135,15 +135,15 @@ const (
 // xMessage is a message to one machine.
 type xMessage struct {
 	to      int
-	request *proto.Request
+	request *wire.Request
 	reply   string
-	answer  *proto.Answer
+	answer  *wire.Answer
 	text    string
 }
 
 type explorer struct {
 	xWorld
-	cfg      proto.Config
+	cfg      wire.Config
 	machines int // nodes first, then clients
 	messages []xMessage
 	ids      map[string]uint16
@@ -172,7 +172,7 @@ func (x *explorer) host(m int) string {
 
 const xBase = int64(1_000_000)
 
-func (x *explorer) clock(m int, now time.Duration) proto.Now {
+func (x *explorer) clock(m int, now time.Duration) wire.Now {
 	wall := xBase + now.Microseconds()
 	if m == x.nodes+1 {
 		if x.behind {
@@ -184,12 +184,12 @@ func (x *explorer) clock(m int, now time.Duration) proto.Now {
 	if x.slow && x.isClient(m) {
 		now, wall = 0, xBase
 	}
-	return proto.Now{Mono: now, Wall: wall}
+	return wire.Now{Mono: now, Wall: wall}
 }
 
 // machine is a real machine, brought to a state.
 type xMachine struct {
-	node  *node.Node
+	node  *voter.Node
 	life  byte
 	core  *client.Client
 	claim *client.Claim
@@ -200,8 +200,8 @@ type xMachine struct {
 	yielded bool
 }
 
-func (x *explorer) nodeConfig(m int, life byte) node.Config {
-	return node.Config{
+func (x *explorer) nodeConfig(m int, life byte) voter.Config {
+	return voter.Config{
 		Name: x.nodeName(m), Config: x.cfg, Incarnation: xID(1, m, life), ProbeWait: time.Microsecond, MaxClaims: 100, MaxQueue: 100,
 	}
 }
@@ -223,19 +223,19 @@ func (x *explorer) build(l *xLocal) *xMachine {
 func (x *explorer) apply(mc *xMachine, m int, in xInput, msg *xMessage) (sends []xMessage) {
 	now := x.clock(m, in.now)
 	if !x.isClient(m) {
-		var out node.Out
+		var out voter.Out
 		switch in.do {
 		case xStart:
 			mc.life = 1
-			mc.node = node.New(x.nodeConfig(m, 1), now, &node.Saved{}, 0)
+			mc.node = voter.New(x.nodeConfig(m, 1), now, &voter.Saved{}, 0)
 			x.settle(mc.node, now, &out)
 		case xCrash:
 			mc.life++
-			var saved *node.Saved
+			var saved *voter.Saved
 			if x.forgetful {
-				saved = &node.Saved{}
+				saved = &voter.Saved{}
 			}
-			mc.node = node.New(x.nodeConfig(m, mc.life), now, saved, xMaxTTL)
+			mc.node = voter.New(x.nodeConfig(m, mc.life), now, saved, xMaxTTL)
 			x.settle(mc.node, now, &out)
 		case xRestart:
 			mc.life++
@@ -243,7 +243,7 @@ func (x *explorer) apply(mc *xMachine, m int, in xInput, msg *xMessage) (sends [
 			if !ok {
 				saved = nil
 			}
-			mc.node = node.New(x.nodeConfig(m, mc.life), now, saved, xMaxTTL)
+			mc.node = voter.New(x.nodeConfig(m, mc.life), now, saved, xMaxTTL)
 			x.settle(mc.node, now, &out)
 		case xDeliver:
 			x.pass(mc.node, m, now, &out)
@@ -273,7 +273,7 @@ func (x *explorer) apply(mc *xMachine, m int, in xInput, msg *xMessage) (sends [
 		mc.core = client.New(client.Config{
 			Name: x.host(m), Instance: xID(2, i, 0), TTL: xTTL, MaxRuns: 4, Cluster: x.cfg,
 		}, now)
-		mc.claim = mc.core.Claim(now, client.Want{Resource: "r", Mode: x.modes[i], Try: x.try}, &out)
+		mc.claim = mc.core.Claim(now, client.Request{Resource: "r", Mode: x.modes[i], Try: x.try}, &out)
 	case xDeliver:
 		a := *msg.answer
 		if x.tamper != nil {
@@ -301,7 +301,7 @@ func (x *explorer) apply(mc *xMachine, m int, in xInput, msg *xMessage) (sends [
 		mc.due = in.now + wait
 	}
 	for _, r := range out.Requests {
-		mc.yielded = mc.yielded || r.Verb == proto.Yield
+		mc.yielded = mc.yielded || r.Verb == wire.Yield
 		for n := range x.nodes {
 			if r.Node == "" || r.Node == x.nodeName(n) {
 				copied := r
@@ -314,13 +314,13 @@ func (x *explorer) apply(mc *xMachine, m int, in xInput, msg *xMessage) (sends [
 
 // settle ticks a node, and lets it hear its own probe at once: probes are no part
 // of this world.
-func (x *explorer) settle(n *node.Node, now proto.Now, out *node.Out) {
+func (x *explorer) settle(n *voter.Node, now wire.Now, out *voter.Out) {
 	for n.Tick(now, out); out.Probe != nil; n.Tick(now, out) {
-		var echo node.Out
+		var echo voter.Out
 		n.Handle(now, out.Probe, "", &echo)
-		a := proto.Answer{
-			Kind: proto.Informed, Node: out.Probe.Node, Incarnation: out.Probe.Incarnation,
-			Info: &proto.NodeInfo{Nonce: out.Probe.Nonce},
+		a := wire.Answer{
+			Kind: wire.Informed, Node: out.Probe.Node, Incarnation: out.Probe.Incarnation,
+			Info: &wire.NodeInfo{Nonce: out.Probe.Nonce},
 		}
 		n.HandleAnswer(now, &a, &echo)
 		out.Probe = nil
@@ -332,7 +332,7 @@ func (x *explorer) settle(n *node.Node, now proto.Now, out *node.Out) {
 }
 
 // pass lets a node do what was due until now, while time leapt: it was not away.
-func (x *explorer) pass(n *node.Node, m int, now proto.Now, out *node.Out) {
+func (x *explorer) pass(n *voter.Node, m int, now wire.Now, out *voter.Out) {
 	for n.Deadline() < now.Mono {
 		x.settle(n, x.clock(m, n.Deadline()), out)
 	}
@@ -359,9 +359,9 @@ func (x *explorer) machineOf(inbox string) int {
 func (x *explorer) intern(msg xMessage) uint16 {
 	var body []byte
 	if msg.request != nil {
-		body = proto.AppendRequest([]byte(string(msg.request.Verb)+" "), msg.request)
+		body = wire.AppendRequest([]byte(string(msg.request.Verb)+" "), msg.request)
 	} else {
-		body = proto.AppendAnswer(nil, msg.answer)
+		body = wire.AppendAnswer(nil, msg.answer)
 	}
 	key := fmt.Sprintf("%d %s %s", msg.to, msg.reply, body)
 	id, ok := x.ids[key]
@@ -379,12 +379,12 @@ func (x *explorer) intern(msg xMessage) uint16 {
 
 // describe writes a message short enough for a path of fifty to be read.
 func (x *explorer) describe(msg xMessage) string {
-	who := func(id proto.ClaimID) string { return x.host(x.nodes + int(id.Instance[1])) }
+	who := func(id wire.ClaimID) string { return x.host(x.nodes + int(id.Instance[1])) }
 	var b strings.Builder
 	if r := msg.request; r != nil {
-		fmt.Fprintf(&b, "%s -> %s: %s %d", who(r.Claim), x.host(msg.to), r.Verb, r.Beat)
-		if r.Want > 0 {
-			fmt.Fprintf(&b, ", wants %d", r.Want)
+		fmt.Fprintf(&b, "%s -> %s: %s %d", who(r.Claim), x.host(msg.to), r.Verb, r.SentAt)
+		if r.MinFence > 0 {
+			fmt.Fprintf(&b, ", wants %d", r.MinFence)
 		}
 		if r.Held {
 			b.WriteString(", held")
@@ -392,13 +392,13 @@ func (x *explorer) describe(msg xMessage) string {
 		return b.String()
 	}
 	a := msg.answer
-	fmt.Fprintf(&b, "%s -> %s: %s %d", a.Node, x.host(msg.to), a.Kind, a.Beat)
+	fmt.Fprintf(&b, "%s -> %s: %s %d", a.Node, x.host(msg.to), a.Kind, a.SentAt)
 	switch {
-	case a.Kind == proto.Granted:
+	case a.Kind == wire.Granted:
 		fmt.Fprintf(&b, ", fence %d", a.Fence)
 	case a.Blocker != nil:
 		fmt.Fprintf(&b, " behind %s, voted %v", who(a.Blocker.Claim), a.Blocker.Voted)
-	case a.Kind == proto.Refreshed:
+	case a.Kind == wire.Refreshed:
 		fmt.Fprintf(&b, ", waiting %v, unknown %v", a.Waiting, a.Unknown)
 	}
 	return b.String()
@@ -550,7 +550,7 @@ func newExplorer(w xWorld) *explorer {
 	x := &explorer{
 		xWorld: w, machines: w.nodes + len(w.modes), ids: map[string]uint16{}, locals: map[string]*xLocal{},
 		seen: map[[2]uint64]struct{}{}, seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
-		cfg: proto.Config{MaxTTL: xMaxTTL, Skew: 5 * time.Second},
+		cfg: wire.Config{MaxTTL: xMaxTTL, Skew: 5 * time.Second},
 	}
 	for i := range w.nodes {
 		x.cfg.Nodes = append(x.cfg.Nodes, x.nodeName(i))
@@ -934,14 +934,14 @@ func TestExhaustiveFindsFaults(t *testing.T) {
 	for _, w := range []xWorld{
 		{name: "a node forgets (N8)", nodes: 1, modes: xWriters, crashes: 1, forgetful: true, find: "two hold"},
 		{name: "clocks stand still (C1, C7)", nodes: 1, modes: xWriters, leaps: 1, leap: xForg, late: 2, slow: true, find: "two hold"},
-		{name: "votes are counted after a yield (C2)", nodes: 3, modes: xWriters, swaps: 6, find: "two hold", tamper: func(a *proto.Answer, yielded bool) {
-			if a.Kind == proto.Granted && yielded {
-				a.Beat++
+		{name: "votes are counted after a yield (C2)", nodes: 3, modes: xWriters, swaps: 6, find: "two hold", tamper: func(a *wire.Answer, yielded bool) {
+			if a.Kind == wire.Granted && yielded {
+				a.SentAt++
 			}
 		}},
 		{
 			name: "tries fail by who will yield (C10)", nodes: 3, modes: xWriters, try: true, swaps: 6,
-			find: "all tries failed", tamper: func(a *proto.Answer, _ bool) {
+			find: "all tries failed", tamper: func(a *wire.Answer, _ bool) {
 				if a.Blocker != nil {
 					b := *a.Blocker
 					b.Ahead = true

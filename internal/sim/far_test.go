@@ -7,9 +7,9 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/qlock/qlock/internal/client"
-	"github.com/qlock/qlock/internal/node"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/voter"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // far is one client and its nodes, who take half of a round trip to hear each other.
@@ -17,31 +17,31 @@ type far struct {
 	t       *testing.T
 	now     time.Duration
 	half    time.Duration
-	nodes   []*node.Node
+	nodes   []*voter.Node
 	core    *client.Client
 	due     []func() // by the half round trips, in order
 	dueAt   []time.Duration
 	out, in int // messages, as the client counts them
 	lost    bool
 	cout    client.Out
-	nout    node.Out
-	drop    func(*proto.Request) bool
+	nout    voter.Out
+	drop    func(*wire.Request) bool
 }
 
 func newFar(t *testing.T, trip, ttl time.Duration, known bool) *far {
 	f := &far{t: t, half: trip / 2, now: time.Second}
-	cfg := proto.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: time.Hour, Skew: 5 * time.Second} // no node asks for its name meanwhile
+	cfg := wire.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: time.Hour, Skew: 5 * time.Second} // no node asks for its name meanwhile
 	trips := map[string]time.Duration{}
 	for i, name := range cfg.Nodes {
-		n := node.New(node.Config{Name: name, Config: cfg, Incarnation: uuid.UUID{9, byte(i)}, MaxClaims: 1000, MaxQueue: 1000}, f.clock(), &node.Saved{}, 0)
+		n := voter.New(voter.Config{Name: name, Config: cfg, Incarnation: uuid.UUID{9, byte(i)}, MaxClaims: 1000, MaxQueue: 1000}, f.clock(), &voter.Saved{}, 0)
 		for range 3 {
 			n.Tick(f.clock(), &f.nout)
 			if f.nout.Probe != nil {
-				n.HandleAnswer(f.clock(), &proto.Answer{Kind: proto.Informed, Node: name, Incarnation: uuid.UUID{9, byte(i)}, Info: &proto.NodeInfo{Nonce: f.nout.Probe.Nonce}}, &f.nout)
+				n.HandleAnswer(f.clock(), &wire.Answer{Kind: wire.Informed, Node: name, Incarnation: uuid.UUID{9, byte(i)}, Info: &wire.NodeInfo{Nonce: f.nout.Probe.Nonce}}, &f.nout)
 			}
 			f.nout.Reset()
 		}
-		if n.State() != proto.Voting {
+		if n.State() != wire.Voting {
 			t.Fatal("a node does not vote")
 		}
 		f.nodes = append(f.nodes, n)
@@ -53,8 +53,8 @@ func newFar(t *testing.T, trip, ttl time.Duration, known bool) *far {
 	return f
 }
 
-func (f *far) clock() proto.Now {
-	return proto.Now{Mono: f.now, Wall: baseWall + f.now.Microseconds()}
+func (f *far) clock() wire.Now {
+	return wire.Now{Mono: f.now, Wall: baseWall + f.now.Microseconds()}
 }
 
 func (f *far) later(do func()) {
@@ -121,7 +121,7 @@ func (f *far) lock(hold time.Duration) (out, in int, took time.Duration) {
 	f.t.Helper()
 	f.out, f.in = 0, 0
 	began := f.now
-	cl := f.core.Claim(f.clock(), client.Want{Resource: "r", Mode: quorum.Exclusive}, &f.cout)
+	cl := f.core.Claim(f.clock(), client.Request{Resource: "r", Mode: quorum.Exclusive}, &f.cout)
 	f.flush()
 	f.run(time.Minute, func() bool { return cl.State() == client.Holding })
 	if cl.State() != client.Holding {

@@ -164,8 +164,8 @@ func TestPlantedFaults(t *testing.T) {
 				cmd = exec.CommandContext(ctx, build(t, b, "./internal/sim"), "-test.run", "^TestSeeds$", "-sim.kind", by[0], "-sim.seeds", by[1])
 				cmd.Dir = "."
 			} else if depth, ok := strings.CutPrefix(f.CaughtBy, "model "); ok {
-				cmd = exec.CommandContext(ctx, build(t, b, "./internal/node"), "-test.run", "^TestNames$", "-node.names", depth)
-				cmd.Dir = filepath.Join(root, "internal/node")
+				cmd = exec.CommandContext(ctx, build(t, b, "./internal/voter"), "-test.run", "^TestNames$", "-voter.names", depth)
+				cmd.Dir = filepath.Join(root, "internal/voter")
 			} else if pkg, ok := strings.CutPrefix(f.CaughtBy, "tests "); ok {
 				cmd = exec.CommandContext(ctx, build(t, b, pkg))
 				cmd.Dir = filepath.Join(root, pkg)

@@ -4,7 +4,7 @@ import (
 	"time"
 
 	"github.com/qlock/qlock/internal/client"
-	"github.com/qlock/qlock/internal/node"
+	"github.com/qlock/qlock/internal/voter"
 )
 
 // Two clusters whose names, nodes and configuration are the same, blue and green, say.
@@ -17,7 +17,7 @@ func (s *Sim) newForeign() {
 	s.sides, s.won = map[string]int{}, map[*client.Claim]int{}
 	for _, nd := range append([]*simNode(nil), s.nodes...) {
 		twin := s.newTwin(nd, s.newDir())
-		twin.dir.save(twin, &node.Saved{})
+		twin.dir.save(twin, &voter.Saved{})
 		s.sides[twin.host()], s.sides[twin.inbox] = 1, 1
 		s.at(s.between(0, 50*time.Millisecond), twin.start)
 	}

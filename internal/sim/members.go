@@ -7,9 +7,9 @@ import (
 	"time"
 
 	"github.com/qlock/qlock/internal/members"
-	"github.com/qlock/qlock/internal/node"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/voter"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // membership is a world in which clients learn from the nodes which nodes there are, as
@@ -28,7 +28,7 @@ type membership struct {
 // life is a node process with one configuration.
 type life struct {
 	nd          *simNode
-	core        *node.Node
+	core        *voter.Node
 	name        string
 	digest      string
 	from, until time.Duration // until: the last moment at which it was seen to live
@@ -50,7 +50,7 @@ func newMembership(opt Options) *Sim {
 	s.members, s.world = m, rough
 	r := s.rng
 	n := 1 + r.IntN(5)
-	s.cluster = proto.Config{MaxTTL: maxTTL, Skew: skew}
+	s.cluster = wire.Config{MaxTTL: maxTTL, Skew: skew}
 	for i := range n {
 		s.cluster.Nodes = append(s.cluster.Nodes, fmt.Sprintf("n%d", i+1))
 	}
@@ -64,7 +64,7 @@ func newMembership(opt Options) *Sim {
 	s.shared = r.IntN(2) == 0
 	for _, name := range s.cluster.Nodes {
 		nd := m.newNode(name, s.cluster)
-		nd.dir.save(nd, &node.Saved{})
+		nd.dir.save(nd, &voter.Saved{})
 		s.at(s.between(0, 50*time.Millisecond), nd.start)
 	}
 	for i := range 2 + r.IntN(4) {
@@ -87,7 +87,7 @@ func newMembership(opt Options) *Sim {
 	return s
 }
 
-func (m *membership) newNode(name string, cfg proto.Config) *simNode {
+func (m *membership) newNode(name string, cfg wire.Config) *simNode {
 	s := m.sim
 	nd := &simNode{sim: s, name: name, cfg: cfg, clock: s.newClock(2 * time.Second), inbox: "node." + name, claims: 1000, queue: 1000, dir: s.newDir()}
 	s.nodes = append(s.nodes, nd)
@@ -151,8 +151,8 @@ func (m *membership) play() {
 }
 
 // other is a configuration that is not the cluster's.
-func (m *membership) other(nodes []string, longest time.Duration) proto.Config {
-	cfg := proto.Config{Nodes: slices.Compact(slices.Sorted(slices.Values(nodes))), MaxTTL: longest, Skew: skew}
+func (m *membership) other(nodes []string, longest time.Duration) wire.Config {
+	cfg := wire.Config{Nodes: slices.Compact(slices.Sorted(slices.Values(nodes))), MaxTTL: longest, Skew: skew}
 	if _, known := m.rights[cfg.Digest()]; !known {
 		m.rights[cfg.Digest()] = len(m.rights) + 1
 	}
@@ -194,7 +194,7 @@ func (m *membership) foreign(n int) {
 	cfg := m.other(names, maxTTL)
 	for _, name := range names {
 		nd := m.newNode(name, cfg)
-		nd.dir.save(nd, &node.Saved{})
+		nd.dir.save(nd, &voter.Saved{})
 		s.at(s.between(0, 50*time.Millisecond), func() {
 			if s.working {
 				nd.start()
@@ -306,7 +306,7 @@ func (m *membership) running(digest string, since time.Duration) int {
 }
 
 // found checks what a client's machine found.
-func (m *membership) found(c *simClient, cfg proto.Config) {
+func (m *membership) found(c *simClient, cfg wire.Config) {
 	s := m.sim
 	m.note()
 	digest := cfg.Digest()
@@ -394,9 +394,9 @@ func (c *simClient) begin() {
 	machine := members.New(c.queryInbox)
 	c.members, c.began = machine, s.now
 	c.heard, c.heardOwn = map[string]heardOf{}, map[string]time.Duration{}
-	s.inboxes[c.queryInbox] = func(a *proto.Answer) {
+	s.inboxes[c.queryInbox] = func(a *wire.Answer) {
 		c.do(func() {
-			if c.members != machine || a.Kind != proto.Informed {
+			if c.members != machine || a.Kind != wire.Informed {
 				return
 			}
 			c.heard[a.Node] = heardOf{a.Digest, s.now}
@@ -404,14 +404,14 @@ func (c *simClient) begin() {
 			if c.core != nil && a.Digest == c.core.Digest() && queryOf(a.Info.Nonce) == c.lastQuery && s.now-c.queriedAt < members.Pause*9/10 {
 				c.heardOwn[a.Node] = s.now
 			}
-			c.learn(func(now proto.Now, out *members.Out) { machine.Hear(now, a, out) })
+			c.learn(func(now wire.Now, out *members.Out) { machine.Hear(now, a, out) })
 		})
 	}
 	c.learn(machine.Query)
 }
 
 // learn lets f work on the machine, and does what comes of it.
-func (c *simClient) learn(f func(proto.Now, *members.Out)) {
+func (c *simClient) learn(f func(wire.Now, *members.Out)) {
 	s := c.sim
 	now := c.clock.read(s.now)
 	var out members.Out
@@ -432,7 +432,7 @@ func (c *simClient) learn(f func(proto.Now, *members.Out)) {
 		if q := queryOf(out.Ask); q != c.lastQuery {
 			c.lastQuery, c.queriedAt = q, s.now
 		}
-		s.publish(c.name, c.queryInbox, proto.Request{Verb: proto.Info, Client: c.user, Nonce: out.Ask})
+		s.publish(c.name, c.queryInbox, wire.Request{Verb: wire.Info, Client: c.user, Nonce: out.Ask})
 	}
 	s.cancel(c.asking)
 	if wait, ok := c.members.Wait(now); ok {

@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/qlock/qlock/internal/node"
+	"github.com/qlock/qlock/internal/voter"
 )
 
 // simDir is a state directory. It stands in for what the driver does with a real
@@ -40,14 +40,14 @@ func (d *simDir) copied() *simDir {
 }
 
 // take is what a node does with its directory at its start.
-func (d *simDir) take(nd *simNode, run uuid.UUID) (saved *node.Saved, longest time.Duration, past []uuid.UUID) {
+func (d *simDir) take(nd *simNode, run uuid.UUID) (saved *voter.Saved, longest time.Duration, past []uuid.UUID) {
 	if d == nil {
 		return nil, nd.previous, nil
 	}
 	d.user = nd
 	here := fmt.Sprintf("%s in %d", nd.host(), d.place)
 	if d.disk != nil && d.written == here && d.digest == nd.cfg.Digest() {
-		saved = new(node.Saved)
+		saved = new(voter.Saved)
 		if err := json.Unmarshal(d.disk, saved); err != nil {
 			d.sim.fail("clean mark: %v", err)
 		}
@@ -63,7 +63,7 @@ func (d *simDir) take(nd *simNode, run uuid.UUID) (saved *node.Saved, longest ti
 }
 
 // save leaves a clean mark.
-func (d *simDir) save(nd *simNode, saved *node.Saved) {
+func (d *simDir) save(nd *simNode, saved *voter.Saved) {
 	d.disk, _ = json.Marshal(saved)
 	d.longest, d.digest = nd.cfg.MaxTTL, nd.cfg.Digest()
 	d.written = fmt.Sprintf("%s in %d", nd.host(), d.place)

@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/qlock/qlock/internal/node"
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/voter"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // newOneLink is a world in which nothing is wrong but one link: each client and each
@@ -17,7 +17,7 @@ func newOneLink(opt Options) *Sim {
 	s.world, s.patience = rough, 2*time.Second
 	r := s.rng
 	n := 3 + r.IntN(3)
-	s.cluster = proto.Config{MaxTTL: maxTTL, Skew: skew}
+	s.cluster = wire.Config{MaxTTL: maxTTL, Skew: skew}
 	for i := range n {
 		s.cluster.Nodes = append(s.cluster.Nodes, fmt.Sprintf("n%d", i+1))
 	}
@@ -27,7 +27,7 @@ func newOneLink(opt Options) *Sim {
 	for _, name := range s.cluster.Nodes {
 		nd := &simNode{sim: s, name: name, cfg: s.cluster, clock: s.newClock(time.Millisecond), inbox: "node." + name, claims: 1000, queue: 1000}
 		nd.dir = s.newDir()
-		nd.dir.save(nd, &node.Saved{})
+		nd.dir.save(nd, &voter.Saved{})
 		s.nodes = append(s.nodes, nd)
 		s.at(0, nd.start)
 	}

@@ -5,8 +5,8 @@ import (
 	"time"
 
 	"github.com/qlock/qlock/internal/client"
-	"github.com/qlock/qlock/internal/local"
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/hold"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // passOn is how far the clients of this world pass a claim on that others wait for, and
@@ -45,17 +45,17 @@ func (p *passOn) overtaken(clients int) int64 {
 
 // check counts who has a part in a claim after its first holder though others wait, of
 // which there are only so many, and only for so long.
-func (p *passOn) check(s *Sim, c *simClient, now proto.Now, uses []local.Event) {
+func (p *passOn) check(s *Sim, c *simClient, now wire.Now, uses []hold.Event) {
 	for _, cl := range c.core.All() {
 		if cl.Wanted() && cl.State() == client.Holding && p.claims[cl] == nil {
 			p.claims[cl] = &passed{since: now.Mono}
 		}
 	}
 	for _, e := range uses {
-		if e.Kind != local.Held || e.First {
+		if e.Kind != hold.Held || e.First {
 			continue
 		}
-		if w := p.claims[e.Use.Claim()]; w != nil {
+		if w := p.claims[e.Hold.Claim()]; w != nil {
 			w.times++
 			s.res.PassedOn++
 			late := now.Mono - w.since

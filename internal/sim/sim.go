@@ -20,12 +20,12 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/qlock/qlock/internal/client"
-	"github.com/qlock/qlock/internal/local"
+	"github.com/qlock/qlock/internal/hold"
 	"github.com/qlock/qlock/internal/members"
-	"github.com/qlock/qlock/internal/node"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/quorum"
 	"github.com/qlock/qlock/internal/subject"
+	"github.com/qlock/qlock/internal/voter"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // Options choose a run. Everything else follows from the seed.
@@ -106,12 +106,12 @@ type hostClock struct {
 	asleep  time.Duration // since when it sleeps, -1 if awake
 }
 
-func (c *hostClock) read(t time.Duration) proto.Now {
+func (c *hostClock) read(t time.Duration) wire.Now {
 	awake := t - c.stopped
 	if c.asleep >= 0 {
 		awake = c.asleep - c.stopped
 	}
-	return proto.Now{
+	return wire.Now{
 		Mono: time.Duration(float64(awake) * c.rate),
 		Wall: baseWall + int64(float64(t)*c.rate/1000) + (c.offset + c.ahead).Microseconds(),
 		Boot: time.Hour + time.Duration(float64(t)*c.rate),
@@ -122,13 +122,13 @@ type simNode struct {
 	sim     *Sim
 	stops   int // how often it stood still or ended
 	name    string
-	cfg     proto.Config
+	cfg     wire.Config
 	clock   hostClock
-	core    *node.Node // nil while it is down
-	dir     *simDir    // nil: it keeps nothing
+	core    *voter.Node // nil while it is down
+	dir     *simDir     // nil: it keeps nothing
 	inbox   string
 	timer   *event
-	out     node.Out
+	out     voter.Out
 	twin    string // "": the first machine of its name, else what sets this one apart
 	paused  bool
 	backlog []func()
@@ -145,10 +145,10 @@ type simClient struct {
 	user     string // the client's
 	clock    hostClock
 	core     *client.Client
-	table    *local.Table // nil: each of its jobs has a claim of its own
+	table    *hold.Table // nil: each of its jobs has a claim of its own
 	inbox    string
 	timer    *event
-	out      local.Out
+	out      hold.Out
 	paused   bool
 	backlog  []func()
 	instance uuid.UUID
@@ -172,7 +172,7 @@ type simClient struct {
 type job struct {
 	client *simClient
 	claim  *client.Claim // of its own
-	use    *local.Use    // or a part in a claim of its client's
+	use    *hold.Hold    // or a part in a claim of its client's
 	made   int64
 	mode   quorum.Mode
 	res    string
@@ -195,7 +195,7 @@ type Sim struct {
 	events  eventHeap
 	nodes   []*simNode
 	clients []*simClient
-	inboxes map[string]func(*proto.Answer)
+	inboxes map[string]func(*wire.Answer)
 	cuts    map[[2]string]time.Duration // from, to: cut until
 	deaf    map[string]bool             // hears nobody
 	mute    map[string]bool             // is heard by nobody
@@ -214,7 +214,7 @@ type Sim struct {
 	retention       time.Duration            // and keep them
 	passOn          passOn                   // and pass them on
 	ended           map[string]time.Duration // when a job on a name was over, for the last time
-	cluster         proto.Config
+	cluster         wire.Config
 	twins, dirs     int
 	names           *names // a world of nodes that replace each other, nil in others
 	members         *membership
@@ -242,7 +242,7 @@ func Run(opt Options) (Result, error) {
 func emptySim(opt Options) *Sim {
 	return &Sim{
 		opt: opt, rng: rand.New(rand.NewPCG(opt.Seed, 0x716c6f636b)),
-		inboxes: map[string]func(*proto.Answer){}, cuts: map[[2]string]time.Duration{}, deaf: map[string]bool{}, mute: map[string]bool{},
+		inboxes: map[string]func(*wire.Answer){}, cuts: map[[2]string]time.Duration{}, deaf: map[string]bool{}, mute: map[string]bool{},
 		jobs: map[string][]*job{}, tokens: map[string]*tokens{}, working: true, passOn: newPassOn(opt.Seed), ended: map[string]time.Duration{},
 	}
 }
@@ -263,7 +263,7 @@ func newSim(opt Options) *Sim {
 	if opt.Seed%4 == 3 {
 		n = s.newNames()
 	}
-	cfg := proto.Config{MaxTTL: maxTTL, Skew: skew}
+	cfg := wire.Config{MaxTTL: maxTTL, Skew: skew}
 	for i := range n {
 		cfg.Nodes = append(cfg.Nodes, fmt.Sprintf("n%d", i+1))
 	}
@@ -287,7 +287,7 @@ func newSim(opt Options) *Sim {
 		// A bootstrapped cluster starts from clean marks.
 		if s.names == nil || s.names.keeps {
 			nd.dir = s.newDir()
-			nd.dir.save(nd, &node.Saved{})
+			nd.dir.save(nd, &voter.Saved{})
 		}
 		s.nodes = append(s.nodes, nd)
 		s.at(s.between(0, 50*time.Millisecond), nd.start)
@@ -443,7 +443,7 @@ func (s *Sim) carry(from, to, what string, deliver func()) {
 }
 
 // publish sends requests to all nodes: one, or several in a batch.
-func (s *Sim) publish(from, reply string, list ...proto.Request) {
+func (s *Sim) publish(from, reply string, list ...wire.Request) {
 	if s.codec {
 		s.checkCodec(list)
 	}
@@ -451,7 +451,7 @@ func (s *Sim) publish(from, reply string, list ...proto.Request) {
 		what := ""
 		if s.opt.Trace != nil {
 			for _, r := range list {
-				what += fmt.Sprintf("%s %s %s ", r.Verb, r.Resource, proto.AppendRequest(nil, &r))
+				what += fmt.Sprintf("%s %s %s ", r.Verb, r.Resource, wire.AppendRequest(nil, &r))
 			}
 		}
 		s.carry(from, nd.host(), what, func() {
@@ -468,36 +468,36 @@ func (s *Sim) publish(from, reply string, list ...proto.Request) {
 }
 
 // checkCodec checks that requests come out of a message as they went into it.
-func (s *Sim) checkCodec(list []proto.Request) {
+func (s *Sim) checkCodec(list []wire.Request) {
 	var batch []byte
 	for _, r := range list {
-		body := proto.AppendRequest(nil, &r)
-		back, err := proto.DecodeRequest(r.Verb, r.Client, r.Resource, body)
+		body := wire.AppendRequest(nil, &r)
+		back, err := wire.DecodeRequest(r.Verb, r.Client, r.Resource, body)
 		if err != nil || !reflect.DeepEqual(*back, r) {
 			s.fail("the codec changes %+v to %+v (%v)", r, back, err)
 		}
 		name, err := subject.EncodeName(r.Resource)
-		if r.Verb == proto.Refresh || r.Verb == proto.Info {
+		if r.Verb == wire.Refresh || r.Verb == wire.Info {
 			continue
 		}
 		if err != nil {
 			s.fail("the codec does not encode %q: %v", r.Resource, err)
 		}
-		batch = proto.AppendToBatch(proto.AppendSeparator(batch), r.Verb, name, body)
+		batch = wire.AppendToBatch(wire.AppendSeparator(batch), r.Verb, name, body)
 	}
 	if len(list) < 2 {
 		return
 	}
-	back, err := proto.DecodeBatch(nil, list[0].Client, append(batch, ']'))
+	back, err := wire.DecodeBatch(nil, list[0].Client, append(batch, ']'))
 	if err != nil || !reflect.DeepEqual(back, list) {
 		s.fail("the codec changes the batch %+v to %+v (%v)", list, back, err)
 	}
 }
 
-func (s *Sim) answer(from *simNode, to string, a proto.Answer) {
+func (s *Sim) answer(from *simNode, to string, a wire.Answer) {
 	if s.codec {
-		body := proto.AppendAnswer(nil, &a)
-		back, err := proto.DecodeAnswer(body)
+		body := wire.AppendAnswer(nil, &a)
+		back, err := wire.DecodeAnswer(body)
 		if err != nil {
 			s.fail("the codec does not read %s: %v", body, err)
 			return
@@ -506,7 +506,7 @@ func (s *Sim) answer(from *simNode, to string, a proto.Answer) {
 	}
 	what := ""
 	if s.opt.Trace != nil {
-		what = string(proto.AppendAnswer(nil, &a))
+		what = string(wire.AppendAnswer(nil, &a))
 	}
 	s.carry(from.host(), to, what, func() {
 		if deliver := s.inboxes[to]; deliver != nil {
@@ -531,13 +531,13 @@ func (nd *simNode) start() {
 	nd.setClock()
 	run := s.newUUID()
 	saved, longest, past := nd.dir.take(nd, run)
-	nd.core = node.New(node.Config{
+	nd.core = voter.New(voter.Config{
 		Name: nd.name, Config: nd.cfg, Incarnation: run, ProbeWait: 100 * time.Millisecond,
 		MaxClaims: nd.claims, MaxQueue: nd.queue, MaxRuns: 2, Past: past,
 		FloorKey: [16]byte{byte(s.opt.Seed), byte(s.uuids), byte(s.uuids >> 8)}, Floors: s.floors,
 	}, nd.clock.read(s.now), saved, longest)
 	s.tracef("%s starts, clean mark: %v", nd.host(), saved != nil)
-	s.inboxes[nd.inbox] = func(a *proto.Answer) {
+	s.inboxes[nd.inbox] = func(a *wire.Answer) {
 		nd.do(func() {
 			nd.core.HandleAnswer(nd.clock.read(s.now), a, &nd.out)
 			nd.flush()
@@ -650,7 +650,7 @@ func (nd *simNode) stop(clean bool) {
 
 // ---- clients
 
-func (c *simClient) start(cfg proto.Config) {
+func (c *simClient) start(cfg wire.Config) {
 	s := c.sim
 	c.instance = s.newUUID()
 	seed := uint64(0)
@@ -661,7 +661,7 @@ func (c *simClient) start(cfg proto.Config) {
 		Name: c.user, Instance: c.instance, TTL: min(ttl, cfg.MaxTTL), MaxRuns: 2, Seed: seed, Cluster: cfg,
 	}, c.clock.read(s.now))
 	if s.shared {
-		c.table = local.New(c.core, s.retention)
+		c.table = hold.New(c.core, s.retention)
 		c.table.PassOn(s.passOn.most, s.passOn.within)
 	}
 	c.inbox = fmt.Sprintf("%s.%s", c.name, c.instance)
@@ -669,8 +669,8 @@ func (c *simClient) start(cfg proto.Config) {
 }
 
 // hear is what answers come to, for as long as the process lives whose core that is.
-func (c *simClient) hear(core *client.Client) func(*proto.Answer) {
-	return func(a *proto.Answer) {
+func (c *simClient) hear(core *client.Client) func(*wire.Answer) {
+	return func(a *wire.Answer) {
 		c.do(func() {
 			if c.core == core {
 				if now := c.clock.read(c.sim.now); c.table != nil {
@@ -704,17 +704,17 @@ func (c *simClient) flush() {
 			c.core.Renew(now, c.instance, &c.out.Out)
 		}
 	}
-	requests, events, uses := c.out.Requests, c.out.Events, c.out.Uses
+	requests, events, uses := c.out.Requests, c.out.Events, c.out.Holds
 	if c.out.AskInfo && c.members != nil {
 		defer c.learn(c.members.Query)
 	}
 	for _, note := range c.out.Notes {
 		s.tracef("%s: %s", c.name, note)
 	}
-	c.out = local.Out{}
-	var batch []proto.Request
+	c.out = hold.Out{}
+	var batch []wire.Request
 	for _, r := range requests {
-		if s.batches && r.Verb.InBatch() && len(batch) < proto.MaxBatch {
+		if s.batches && r.Verb.InBatch() && len(batch) < wire.MaxBatch {
 			batch = append(batch, r)
 			continue
 		}
@@ -726,16 +726,16 @@ func (c *simClient) flush() {
 	for _, e := range events {
 		switch j := e.Claim.User.(*job); e.Kind {
 		case client.Held:
-			j.event(local.Held)
+			j.event(hold.Held)
 		case client.Lost:
-			j.event(local.Lost)
+			j.event(hold.Lost)
 		case client.Failed:
-			j.event(local.Failed)
+			j.event(hold.Failed)
 		}
 	}
 	s.passOn.check(s, c, c.clock.read(s.now), uses)
 	for _, e := range uses {
-		e.Use.User.(*job).event(e.Kind)
+		e.Hold.User.(*job).event(e.Kind)
 	}
 	s.cancel(c.timer)
 	if wait, ok := c.wait(); ok {
@@ -824,9 +824,9 @@ func (c *simClient) ask(j *job) {
 	now := c.clock.read(s.now)
 	j.made = now.Wall
 	if c.table != nil {
-		j.use = c.table.Lock(now, local.Want{Resource: j.res, Mode: j.mode, Try: j.try, User: j}, &c.out)
+		j.use = c.table.Lock(now, hold.Request{Resource: j.res, Mode: j.mode, Try: j.try, User: j}, &c.out)
 	} else {
-		j.claim = c.core.Claim(now, client.Want{Resource: j.res, Mode: j.mode, Try: j.try, User: j}, &c.out.Out)
+		j.claim = c.core.Claim(now, client.Request{Resource: j.res, Mode: j.mode, Try: j.try, User: j}, &c.out.Out)
 	}
 }
 
@@ -878,10 +878,10 @@ func (j *job) end() {
 	s.cancel(j.timer)
 }
 
-func (j *job) event(k local.EventKind) {
+func (j *job) event(k hold.EventKind) {
 	c, s := j.client, j.client.sim
 	switch k {
-	case local.Held:
+	case hold.Held:
 		if j.held || j.ended {
 			s.fail("%s #%d on %s is held after it was held or over", c.name, j.id(), j.res)
 		}
@@ -905,14 +905,14 @@ func (j *job) event(k local.EventKind) {
 			hold = s.between(0, 3*ttl)
 		}
 		j.timer = s.at(hold, func() { c.do(j.release) })
-	case local.Lost:
+	case hold.Lost:
 		s.res.Lost++
 		if !j.held {
 			s.fail("%s #%d lost without having been held", c.name, j.id())
 		}
 		s.tracef("%s LOST %s #%d", c.name, j.res, j.id())
 		j.endIfNot()
-	case local.Failed:
+	case hold.Failed:
 		if j.held {
 			s.fail("%s #%d failed after it was held", c.name, j.id())
 		}
@@ -959,7 +959,7 @@ func (c *simClient) crash() {
 	}
 	c.wake()
 	c.paused, c.backlog = false, nil
-	c.out = local.Out{}
+	c.out = hold.Out{}
 	if s.members != nil {
 		c.begin()
 		return
@@ -1205,7 +1205,7 @@ func (s *Sim) evict() {
 		return
 	}
 	c := j.client
-	id := proto.ClaimID{Instance: c.instance, Seq: claim.Seq()}
+	id := wire.ClaimID{Instance: c.instance, Seq: claim.Seq()}
 	s.res.Evicted++
 	s.tracef("%v of %s on %s is to be evicted", id, c.name, j.res)
 	e := &eviction{job: j, claim: claim, id: id, held: j.holds(), until: s.now + 2*ttl}
@@ -1216,7 +1216,7 @@ func (s *Sim) evict() {
 type eviction struct {
 	job   *job
 	claim *client.Claim
-	id    proto.ClaimID
+	id    wire.ClaimID
 	held  bool // when it was wished: of what a node may not have heard yet, nothing is promised
 	until time.Duration
 }
@@ -1236,7 +1236,7 @@ func (s *Sim) askDeparture(e *eviction) {
 			s.askDeparture(e)
 		}
 	})
-	hear := func(a proto.Answer) {
+	hear := func(a wire.Answer) {
 		if r.Float64() < s.loss {
 			return
 		}
@@ -1253,12 +1253,12 @@ func (s *Sim) askDeparture(e *eviction) {
 		}
 		s.at(time.Duration(r.Int64N(int64(5*time.Millisecond))), func() {
 			nd.do(func() {
-				nd.core.Handle(nd.clock.read(s.now), &proto.Request{
-					Verb: proto.Evict, Client: "operator", Resource: j.res, Holder: c.user, Claim: id, Query: "simulated", Nonce: nonce,
+				nd.core.Handle(nd.clock.read(s.now), &wire.Request{
+					Verb: wire.Evict, Client: "operator", Resource: j.res, Holder: c.user, Claim: id, Query: "simulated", Nonce: nonce,
 				}, "operator", &nd.out)
 				known := false
 				for _, a := range nd.out.Answers {
-					if a.Answer.Kind == proto.Evicting {
+					if a.Answer.Kind == wire.Evicting {
 						known = known || a.Answer.Known
 						hear(a.Answer)
 					}
@@ -1293,11 +1293,11 @@ func (s *Sim) departed(e *eviction) {
 }
 
 // checkEvicted checks that the node extended the claim's lease no more.
-func (s *Sim) checkEvicted(nd *simNode, resource string, id proto.ClaimID) {
-	nd.core.Handle(nd.clock.read(s.now), &proto.Request{Verb: proto.Inspect, Client: "operator", Resource: resource}, "operator", &nd.out)
+func (s *Sim) checkEvicted(nd *simNode, resource string, id wire.ClaimID) {
+	nd.core.Handle(nd.clock.read(s.now), &wire.Request{Verb: wire.Inspect, Client: "operator", Resource: resource}, "operator", &nd.out)
 	defer nd.flush()
 	for _, a := range nd.out.Answers {
-		if a.Answer.Kind != proto.Listed {
+		if a.Answer.Kind != wire.Listed {
 			continue
 		}
 		for _, rec := range a.Answer.List.Locks {
@@ -1401,12 +1401,12 @@ func (s *Sim) checkEmpty() {
 		if nd.core == nil {
 			continue
 		}
-		var out node.Out
+		var out voter.Out
 		nd.core.Tick(nd.clock.read(s.now), &out)
 		if nd.core.Claims() > 0 || nd.core.Resources() > 0 {
 			s.fail("%s still has %d claims on %d resources", nd.host(), nd.core.Claims(), nd.core.Resources())
 		}
-		if st := nd.core.State(); st != proto.Voting {
+		if st := nd.core.State(); st != wire.Voting {
 			s.fail("%s does not vote: %s", nd.host(), st)
 		}
 	}

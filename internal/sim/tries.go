@@ -3,8 +3,8 @@ package sim
 import (
 	"time"
 
-	"github.com/qlock/qlock/internal/node"
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/voter"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // mostTry bounds how long a try may take where every message arrives within 5 ms: it
@@ -40,8 +40,8 @@ func (s *Sim) isFree(c *simClient, res string) bool {
 	}
 	free := true
 	for _, nd := range s.nodes {
-		nd.core.Handle(nd.clock.read(s.now), &proto.Request{Verb: proto.Inspect, Client: "sim", Resource: res}, "sim", &nd.out)
-		var others []node.Send
+		nd.core.Handle(nd.clock.read(s.now), &wire.Request{Verb: wire.Inspect, Client: "sim", Resource: res}, "sim", &nd.out)
+		var others []voter.Send
 		for _, a := range nd.out.Answers {
 			if a.To != "sim" {
 				others = append(others, a)

@@ -391,7 +391,7 @@ accepts them. --json shows the full ids, and everything that does not fit on a s
 					return nil, err
 				}
 				return &view{
-					func(width int) string { return a.portrait(l.Cluster(), info, width) },
+					func(width int) string { return a.renderInfo(l.Cluster(), info, width) },
 					infoReport{now(), l.Cluster(), reportOf(info)},
 				}, nil
 			})
@@ -405,7 +405,7 @@ accepts them. --json shows the full ids, and everything that does not fit on a s
 const mostShown = 20
 
 // portrait is the page of qlock info.
-func (a *app) portrait(cluster string, info *qlock.LockInfo, width int) string {
+func (a *app) renderInfo(cluster string, info *qlock.LockInfo, width int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Lock %s of cluster %s\n\n", paint(a.out, lockNamed(info.Name), text.Bold), cluster)
 	if len(info.Holders) == 0 {

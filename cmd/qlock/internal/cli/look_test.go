@@ -183,16 +183,16 @@ func TestDisagreement(t *testing.T) {
 	}{
 		{"ls", a.listing("prod", []qlock.LockInfo{crowd, evicted, split}, 80), []string{
 			"nobody", "1/3", "billing evicted", "2/3", "and 8 more", "3 locks, 2 claims wait.", "Not held: 1.", "The nodes disagree on 1", "No answer from n3"}},
-		{"info of a split lock", a.portrait("prod", &split, 80), []string{
+		{"info of a split lock", a.renderInfo("prod", &split, 80), []string{
 			"It has no holder: no claim has enough votes.", "mail 0f2a91c7/4", "stock 0f2a91c7/5", "no answer", "The nodes disagree."}},
-		{"info of one that was evicted", a.portrait("prod", &evicted, 80), []string{"billing evicted", "not extended any more", "2 of 3"}},
-		{"info of silence", a.portrait("prod", &qlock.LockInfo{Name: "x", Answered: []string{"n1", "n2"}, Silent: []string{"n3"}}, 80), []string{
+		{"info of one that was evicted", a.renderInfo("prod", &evicted, 80), []string{"billing evicted", "not extended any more", "2 of 3"}},
+		{"info of silence", a.renderInfo("prod", &qlock.LockInfo{Name: "x", Answered: []string{"n1", "n2"}, Silent: []string{"n3"}}, 80), []string{
 			"No node that answered knows of a holder", "no answer"}},
 		{"ls of one that may be held", a.listing("prod", []qlock.LockInfo{maybe}, 80), []string{
 			"not known", "1/3", "1 lock, 1 claim waits.", "Unknown whether held: 1.", "n2 gives no votes yet: what it may have forgotten is missing."}},
-		{"info of one that may be held", a.portrait("prod", &maybe, 80), []string{
+		{"info of one that may be held", a.renderInfo("prod", &maybe, 80), []string{
 			"Unknown whether it is held: billing 0f2a91c7/7 may hold it; no answer from n3; n2 gives no votes yet, and may have forgotten."}},
-		{"info of amnesia", a.portrait("prod", &qlock.LockInfo{Name: "x", Answered: []string{"n1", "n2", "n3"}, Recovering: []string{"n1", "n2"}}, 80), []string{
+		{"info of amnesia", a.renderInfo("prod", &qlock.LockInfo{Name: "x", Answered: []string{"n1", "n2", "n3"}, Recovering: []string{"n1", "n2"}}, 80), []string{
 			"Unknown whether it is held: n1, n2 give no votes yet, and may have forgotten."}},
 		{"unlock of one that may be held", wrapped(notKnown("maybe", &maybe, unclear(&maybe)).Error(), 80), []string{
 			"no claim was evicted", "billing 0f2a91c7/7 may hold it", "--claim 0f2a91c7/7 evicts it in any case"}},

@@ -24,7 +24,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 	"github.com/qlock/qlock/qlocktest"
 )
 
@@ -119,7 +119,7 @@ func TestWatch(t *testing.T) {
 		r.want(t, 0)
 		var got []string
 		for _, line := range strings.Split(strings.TrimSpace(r.out), "\n") {
-			var s sight
+			var s entry
 			if err := json.Unmarshal([]byte(line), &s); err != nil {
 				t.Fatal(err)
 			}
@@ -179,11 +179,11 @@ func TestWatchOutOfOrder(t *testing.T) {
 	}
 	defer func() { _ = out.Close() }()
 	claim := func(seq uint64) string {
-		r := proto.Request{Verb: proto.Acquire, Claim: proto.ClaimID{Instance: uuid.UUID{1}, Seq: seq}, Beat: 1, At: time.Now().UnixMicro(), TTL: time.Second, Digest: "0123456789abcdef"}
-		return string(proto.AppendRequest(nil, &r))
+		r := wire.Request{Verb: wire.Acquire, Claim: wire.ClaimID{Instance: uuid.UUID{1}, Seq: seq}, SentAt: 1, At: time.Now().UnixMicro(), TTL: time.Second, Digest: "0123456789abcdef"}
+		return string(wire.AppendRequest(nil, &r))
 	}
 	const request, event, release = "lock.default.node.acquire.svc.x", "lock.default.event.acquired.svc.x", "lock.default.node.release.svc.x"
-	given := string(proto.AppendRequest(nil, &proto.Request{Verb: proto.Release, Claim: proto.ClaimID{Instance: uuid.UUID{1}, Seq: 1}, Now: 1}))
+	given := string(wire.AppendRequest(nil, &wire.Request{Verb: wire.Release, Claim: wire.ClaimID{Instance: uuid.UUID{1}, Seq: 1}, Now: 1}))
 	const batch = "lock.default.node.svc"
 	together := func(parts ...string) string {
 		b := []byte{'['}
@@ -191,7 +191,7 @@ func TestWatchOutOfOrder(t *testing.T) {
 			if i > 0 {
 				b = append(b, ',')
 			}
-			b = proto.AppendToBatch(b, proto.Verb(parts[i]), "x", []byte(parts[i+1]))
+			b = wire.AppendToBatch(b, wire.Verb(parts[i]), "x", []byte(parts[i+1]))
 		}
 		return string(append(b, ']'))
 	}
@@ -245,9 +245,9 @@ func TestWatchOutOfOrder(t *testing.T) {
 // wait, in whichever order the nodes are looked at.
 func TestWaitIsToldByThoseWhoKnow(t *testing.T) {
 	p := newApp(os.Stdin, os.Stdout, os.Stderr).progress("x", false)
-	id := proto.ClaimID{Instance: uuid.UUID{1}, Seq: 1}
+	id := wire.ClaimID{Instance: uuid.UUID{1}, Seq: 1}
 	for i, voted := range []bool{true, false, true} {
-		a := &proto.Answer{Kind: proto.Queued, Node: fmt.Sprint("n", i), Blocker: &proto.Blocker{Claim: id, Client: "svc", Voted: voted, For: time.Minute}}
+		a := &wire.Answer{Kind: wire.Queued, Node: fmt.Sprint("n", i), Blocker: &wire.Blocker{Claim: id, Client: "svc", Voted: voted, For: time.Minute}}
 		if !voted {
 			a.Place, a.Recovering = 1, time.Minute
 		}

@@ -128,7 +128,7 @@ func TestStderrNotRead(t *testing.T) {
 				h := hold(t, c, name)
 				p := launchWithStderr(t, unread(t, full), "run", name, "-s", c.url(), "--", "echo", "mine")
 				waiting(t, c, name)
-				time.Sleep(2 * wonder) // until it would say so
+				time.Sleep(2 * waitNotice) // until it would say so
 				_ = h.in.Close()
 				p.wait().want(t, 0, "mine")
 			})

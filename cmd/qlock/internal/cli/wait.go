@@ -18,7 +18,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/printable"
-	"github.com/qlock/qlock/internal/proto"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 // lockOptions is how a command takes its lock.
@@ -188,14 +188,14 @@ type progress struct {
 }
 
 type heard struct {
-	*proto.Answer
+	*wire.Answer
 	at time.Time
 }
 
 const (
-	wonder   = 300 * time.Millisecond // until a wait is told of
-	redraw   = 100 * time.Millisecond // on a terminal
-	logEvery = 30 * time.Second       // elsewhere
+	waitNotice = 300 * time.Millisecond // until a wait is told of
+	redraw     = 100 * time.Millisecond // on a terminal
+	logEvery   = 30 * time.Second       // elsewhere
 )
 
 func (a *app) progress(name string, quiet bool) *progress {
@@ -203,16 +203,16 @@ func (a *app) progress(name string, quiet bool) *progress {
 }
 
 func (p *progress) answer(m *nats.Msg) {
-	a, err := proto.DecodeAnswer(m.Data)
+	a, err := wire.DecodeAnswer(m.Data)
 	if err != nil {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch a.Kind {
-	case proto.Queued, proto.Granted, proto.Refused:
+	case wire.Queued, wire.Granted, wire.Refused:
 		p.answers[a.Node] = &heard{a, time.Now()}
-	case proto.Informed:
+	case wire.Informed:
 		p.present[a.Node] = true
 	}
 }
@@ -237,7 +237,7 @@ func (p *progress) start(began time.Time) {
 		if terminal(p.out.file) {
 			every = redraw
 		}
-		timer := time.NewTimer(wonder)
+		timer := time.NewTimer(waitNotice)
 		defer timer.Stop()
 		for {
 			select {
@@ -275,12 +275,12 @@ func (p *progress) text(waited time.Duration) string {
 	place, votes := 0, 0
 	recovering := time.Duration(0)
 	var holder *heard
-	count := map[proto.ClaimID]int{}
+	count := map[wire.ClaimID]int{}
 	for _, h := range p.answers {
 		switch h.Kind {
-		case proto.Granted:
+		case wire.Granted:
 			votes++
-		case proto.Queued:
+		case wire.Queued:
 			recovering = max(recovering, h.Recovering-time.Since(h.at))
 			if b := h.Blocker; b != nil {
 				count[b.Claim]++
@@ -292,13 +292,13 @@ func (p *progress) text(waited time.Duration) string {
 	}
 	for _, h := range p.answers {
 		// A node that gives no votes has the holder in its queue: others know better.
-		if b := h.Blocker; h.Kind == proto.Queued && b != nil && (holder == nil || count[b.Claim] > count[holder.Blocker.Claim] ||
+		if b := h.Blocker; h.Kind == wire.Queued && b != nil && (holder == nil || count[b.Claim] > count[holder.Blocker.Claim] ||
 			b.Claim == holder.Blocker.Claim && b.Voted && !holder.Blocker.Voted) {
 			holder = h
 		}
 	}
 	for _, h := range p.answers {
-		if h.Kind == proto.Queued && (holder == nil || h.Blocker != nil && h.Blocker.Voted == holder.Blocker.Voted) {
+		if h.Kind == wire.Queued && (holder == nil || h.Blocker != nil && h.Blocker.Voted == holder.Blocker.Voted) {
 			place = max(place, h.Place)
 		}
 	}

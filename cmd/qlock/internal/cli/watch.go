@@ -16,8 +16,8 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/printable"
-	"github.com/qlock/qlock/internal/proto"
 	"github.com/qlock/qlock/internal/subject"
+	"github.com/qlock/qlock/internal/wire"
 )
 
 func (a *app) watch() *cobra.Command {
@@ -106,16 +106,16 @@ type watcher struct {
 
 	mu      sync.Mutex // guards what follows, and out
 	printed int
-	asks    map[proto.ClaimID]*ask // not granted yet
-	early   map[askKey]time.Time   // granted before the request was heard
+	asks    map[wire.ClaimID]*ask // not granted yet
+	early   map[askKey]time.Time  // granted before the request was heard
 
-	done, doneBefore map[proto.ClaimID]struct{} // requests that may be heard again, and mean nothing
+	done, doneBefore map[wire.ClaimID]struct{} // requests that may be heard again, and mean nothing
 	err              error
 }
 
 // ask is a request for a lock that may turn out to wait.
 type ask struct {
-	sight
+	entry
 	made  time.Time
 	timer *time.Timer
 }
@@ -124,7 +124,7 @@ type ask struct {
 type askKey struct{ cluster, client, name string }
 
 // sight is one thing that was seen.
-type sight struct {
+type entry struct {
 	Time     time.Time `json:"time"`
 	What     string    `json:"what"`
 	Cluster  string    `json:"cluster"`
@@ -144,7 +144,7 @@ type sight struct {
 }
 
 func newWatcher(out *os.File, asJSON bool, cluster string) *watcher {
-	return &watcher{out: out, json: asJSON, cluster: cluster, pattern: ">", asks: map[proto.ClaimID]*ask{}, early: map[askKey]time.Time{}, done: map[proto.ClaimID]struct{}{}, enough: func() {}}
+	return &watcher{out: out, json: asJSON, cluster: cluster, pattern: ">", asks: map[wire.ClaimID]*ask{}, early: map[askKey]time.Time{}, done: map[wire.ClaimID]struct{}{}, enough: func() {}}
 }
 
 // listen subscribes, and returns when it is in force.
@@ -175,10 +175,10 @@ func (w *watcher) listen(l *link, pattern string, requests bool) error {
 func (w *watcher) hear(on string, body []byte) {
 	p, ok := subject.Split(on)
 	if ok && p.IsBatch() {
-		list, _ := proto.DecodeBatch(nil, p.Client, body) // what could not be read is not shown
+		list, _ := wire.DecodeBatch(nil, p.Client, body) // what could not be read is not shown
 		for _, r := range list {
 			if subject.Matches(w.pattern, r.Resource) {
-				w.request(sight{Time: time.Now(), Cluster: p.Cluster, Client: p.Client, Name: r.Resource, Encoded: encoded(r.Resource)}, &r)
+				w.request(entry{Time: time.Now(), Cluster: p.Cluster, Client: p.Client, Name: r.Resource, Encoded: encoded(r.Resource)}, &r)
 			}
 		}
 		return
@@ -186,7 +186,7 @@ func (w *watcher) hear(on string, body []byte) {
 	if !ok || p.Resource == "" {
 		return
 	}
-	s := sight{Time: time.Now(), Cluster: p.Cluster, Client: p.Client, Name: p.Resource, Encoded: p.Resource}
+	s := entry{Time: time.Now(), Cluster: p.Cluster, Client: p.Client, Name: p.Resource, Encoded: p.Resource}
 	if name, err := subject.DecodeName(p.Resource); err == nil { // else it is none of package qlock's, and stays as it is
 		s.Name = name
 	}
@@ -203,22 +203,22 @@ func (w *watcher) hear(on string, body []byte) {
 		w.show(s)
 		return
 	}
-	r, err := proto.DecodeRequest(proto.Verb(p.Verb), p.Client, p.Resource, body)
+	r, err := wire.DecodeRequest(wire.Verb(p.Verb), p.Client, p.Resource, body)
 	if err != nil {
 		return
 	}
 	w.request(s, r)
 }
 
-func (w *watcher) request(s sight, r *proto.Request) {
+func (w *watcher) request(s entry, r *wire.Request) {
 	s.Mode, s.Note = r.Mode.String(), r.Note
 	switch r.Verb {
-	case proto.Yield:
+	case wire.Yield:
 		s.What, s.Node, s.Mode = "recalled", r.Node, ""
 		w.show(s)
-	case proto.Acquire:
+	case wire.Acquire:
 		w.asked(s, r)
-	case proto.Release:
+	case wire.Release:
 		w.mu.Lock()
 		w.end(r.Claim)
 		w.mu.Unlock()
@@ -234,7 +234,7 @@ const maxAsks = 10_000
 // asked notes a request. Events do not say which request they end, so the oldest of
 // the same client for the same lock is taken for it; and since they come by other ways,
 // an event may be heard first.
-func (w *watcher) asked(s sight, r *proto.Request) {
+func (w *watcher) asked(s entry, r *wire.Request) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if r.Held || w.asks[r.Claim] != nil || len(w.asks) >= maxAsks || w.isDone(r.Claim) {
@@ -247,12 +247,12 @@ func (w *watcher) asked(s sight, r *proto.Request) {
 		w.end(r.Claim)
 		return
 	}
-	a := &ask{sight: s, made: time.UnixMicro(r.At)}
+	a := &ask{entry: s, made: time.UnixMicro(r.At)}
 	w.asks[r.Claim] = a
 	a.timer = time.AfterFunc(max(longWait-time.Since(a.made), 0), func() { w.waits(r.Claim) })
 }
 
-func (w *watcher) waits(id proto.ClaimID) {
+func (w *watcher) waits(id wire.ClaimID) {
 	w.mu.Lock()
 	a := w.asks[id]
 	told := a == nil || a.What != ""
@@ -261,33 +261,33 @@ func (w *watcher) waits(id proto.ClaimID) {
 	}
 	w.mu.Unlock()
 	if !told {
-		w.show(a.sight)
+		w.show(a.entry)
 	}
 }
 
 // end forgets a request. Call with w.mu held.
-func (w *watcher) end(id proto.ClaimID) {
+func (w *watcher) end(id wire.ClaimID) {
 	if a := w.asks[id]; a != nil {
 		a.timer.Stop()
 		delete(w.asks, id)
 	}
 	if len(w.done) >= maxAsks {
-		w.done, w.doneBefore = map[proto.ClaimID]struct{}{}, w.done
+		w.done, w.doneBefore = map[wire.ClaimID]struct{}{}, w.done
 	}
 	w.done[id] = struct{}{}
 }
 
-func (w *watcher) isDone(id proto.ClaimID) bool {
+func (w *watcher) isDone(id wire.ClaimID) bool {
 	_, now := w.done[id]
 	_, before := w.doneBefore[id]
 	return now || before
 }
 
-func (w *watcher) served(s sight) {
+func (w *watcher) served(s entry) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var oldest *ask
-	var id proto.ClaimID
+	var id wire.ClaimID
 	for i, a := range w.asks {
 		if a.Client == s.Client && a.Name == s.Name && a.Cluster == s.Cluster && (oldest == nil || a.made.Before(oldest.made)) {
 			id, oldest = i, a
@@ -308,7 +308,7 @@ var colorOf = map[string]text.Colors{
 	subject.Released: {text.Faint}, subject.Lost: {text.FgRed, text.Bold},
 }
 
-func (w *watcher) show(s sight) {
+func (w *watcher) show(s entry) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.limit > 0 && w.printed >= w.limit || w.err != nil {
@@ -328,7 +328,7 @@ func (w *watcher) show(s sight) {
 	}
 }
 
-func (w *watcher) line(s sight) string {
+func (w *watcher) line(s entry) string {
 	client := s.Client
 	if s.Cluster != w.cluster {
 		client = s.Cluster + "/" + client

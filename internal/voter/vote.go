@@ -1,0 +1,569 @@
+package voter
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/sat"
+	"github.com/qlock/qlock/internal/wire"
+)
+
+func (n *Node) answer(k wire.Kind) wire.Answer {
+	return wire.Answer{Kind: k, Node: n.cfg.Name, Incarnation: n.cfg.Incarnation, Digest: n.digest}
+}
+
+func (n *Node) about(c *claim, k wire.Kind) wire.Answer {
+	a := n.answer(k)
+	a.Client, a.Claim, a.SentAt = c.session.key.client, c.id(), c.sentAt
+	return a
+}
+
+func (n *Node) send(c *claim, a wire.Answer, out *Out) {
+	if c.evicted != nil {
+		a = n.isEvicted(c)
+	}
+	if c.session.reply != "" {
+		out.Answers = append(out.Answers, Send{c.session.reply, a})
+	}
+}
+
+func (n *Node) acquire(now wire.Now, r *wire.Request, reply string, out *Out) {
+	if r.Node != "" && r.Node != n.cfg.Name {
+		return
+	}
+	c := n.find(r.Client, r.Claim)
+	if c == nil {
+		n.acquireUnknown(now, r, reply, out)
+		return
+	}
+	// A claim is for one resource in one mode; one that is said to be otherwise, late or
+	// not, is another's under the same number (N2).
+	if c.res.name != r.Resource || c.mode != r.Mode { //plant:number-twice
+		out.Notes = append(out.Notes, fmt.Sprintf(
+			"two clients send as one instance, one is a copy of the other (client %s, claim %s): neither keeps what both have", r.Client, r.Claim.Text()))
+		n.refuse(r, reply, wire.ReasonCopy, true, out, "another client has claim %d of this instance, on %q: one client is a copy of the other", r.Claim.Seq, c.res.name)
+		return
+	}
+	if r.SentAt <= c.sentAt { // a message from the past (N1) //plant:acquire-beat
+		return
+	}
+	c.session.hear(reply)
+	if c.lastRecall.pause = 0; c.voted { // its client may yield now what it kept before
+		c.res.changed()
+	}
+	c.sentAt = r.SentAt
+	n.extend(now, c) // N2 //plant:acquire-extends
+	n.wants(now, c, r.MinFence)
+	if r.Keep {
+		if c.voted && !c.keep {
+			c.res.keepers++
+		}
+		c.keep, c.rangeSize = true, r.RangeSize
+	}
+	if c.voted {
+		if c.minFence > c.fence { // N3
+			c.fence = c.minFence
+			n.reserve(now, c) //plant:wanted-fence-kept
+		}
+		n.grantedOrNot(now, c, out)
+		if r.Held && !c.held {
+			n.nowHeld(c)
+		}
+		return
+	}
+	if r.Held && !c.held {
+		n.dequeue(c)
+		c.held = true
+		n.enqueue(now, c)
+	}
+	n.queued(now, c, out)
+	n.recall(c.res) //plant:recall-at-acquire
+	if r.Check {
+		n.doubt(c)
+	}
+}
+
+// nowHeld notes that a claim with this node's vote is held: that is what a holder
+// answers to a recall. It is not recalled again, and the tries that it was to
+// yield to learn that it will not (C10).
+func (n *Node) nowHeld(c *claim) {
+	c.res.removeVote(c)
+	c.held = true
+	c.res.addVote(c)
+	n.change(c.res)
+}
+
+func (n *Node) acquireUnknown(now wire.Now, r *wire.Request, reply string, out *Out) {
+	res := n.resources[r.Resource]
+	fresh := res == nil
+	if fresh {
+		res = n.newResource(r.Resource)
+	}
+	refuse := func(why wire.Reason, retryable bool, text string, args ...any) {
+		n.refuse(r, reply, why, retryable, out, text, args...)
+	}
+	ahead := sat.Micros(r.At - now.Wall)
+	switch {
+	case r.Digest != n.digest: //plant:acquire-digest
+		if r.Held {
+			n.longerLease(r.TTL, "client "+r.Client, out)
+		}
+		refuse(wire.ReasonConfig, true, "this node has configuration %s (nodes %v, longest lease %v), the client knows another", n.digest, n.cfg.Nodes, n.cfg.MaxTTL)
+		return
+	case r.TTL > n.cfg.MaxTTL:
+		if r.Held {
+			n.longerLease(r.TTL, "client "+r.Client, out)
+		}
+		refuse(wire.ReasonLease, false, "lease %v is longer than the %v that this cluster allows", r.TTL, n.cfg.MaxTTL)
+		return
+	case ahead > n.cfg.Skew: // N7
+		refuse(wire.ReasonAge, true, "the claim was made %v in the future by this node's clock, %v is allowed: set the clocks", ahead.Round(time.Millisecond), n.cfg.Skew)
+		return
+	case r.Held && r.MinFence > n.reach(now, res): // a vote below its token is none for it
+		refuse(wire.ReasonFence, true, "the lock's token lies %v ahead of this node's clock, %v is allowed: set the clocks",
+			time.Duration(int64(r.MinFence)-max(now.Wall, 0))*time.Microsecond, n.cfg.MaxTTL)
+		return
+	case n.perClient[r.Client] >= n.cfg.MaxClaims:
+		refuse(wire.ReasonClaims, true, "client %s has %d claims here, as many as this node allows", r.Client, n.perClient[r.Client])
+		return
+	}
+	s := n.sessions[sessionKey{r.Client, r.Claim.Instance}]
+	if s == nil {
+		s = n.newSession(sessionKey{r.Client, r.Claim.Instance})
+	}
+	c := n.newClaim(claim{
+		session: s, seq: r.Claim.Seq, res: res, mode: r.Mode, at: r.At /*plant:claim-age*/, ttl: r.TTL,
+		sentAt: r.SentAt, held: r.Held, try: r.Try, keep: r.Keep, rangeSize: r.RangeSize, note: r.Note,
+	})
+	free := n.voting() && n.free(c) //plant:free
+	// Votes count as well, all but one: what many claims of one name cost, all
+	// others wait for.
+	// What is held elsewhere has twice the room, to find its place in a full queue.
+	most := n.cfg.MaxQueue
+	if c.held {
+		most = sat.Mul(most, 2)
+	}
+	if have := len(res.votes) + len(res.queue); have > most {
+		refuse(wire.ReasonQueue, true, "%d claims hold or wait for %q, as many as this node allows", have, r.Resource)
+		return
+	}
+	n.wants(now, c, r.MinFence)
+	s.hear(reply)
+	if fresh {
+		n.resources[res.name] = res
+		n.roll.add(res)
+	}
+	if c.held {
+		n.raise(res, c.minFence) // its token was given out: N6
+	}
+	n.add(now, c) //plant:new-claim
+	if free {
+		n.vote(now, c, 0)
+		n.granted(now, c, out)
+		return
+	}
+	n.enqueue(now, c)
+	if r.SuppressQueued && !c.try && n.voting() {
+		c.suppressQueued = true
+	} else {
+		n.queued(now, c, out)
+	}
+	n.recall(res)
+	if r.Check {
+		n.doubt(c)
+	}
+}
+
+func (n *Node) refuse(r *wire.Request, reply string, why wire.Reason, retryable bool, out *Out, text string, args ...any) {
+	n.counts.Refused.count(why)
+	if reply == "" {
+		return
+	}
+	a := n.answer(wire.Refused)
+	a.Client = r.Client
+	a.Claim, a.SentAt, a.Reason, a.Retryable = r.Claim, r.SentAt, why, retryable
+	a.Text = clip(fmt.Sprintf(text, args...))
+	out.Answers = append(out.Answers, Send{reply, a})
+}
+
+// clip keeps a text to what its reader takes: a long name in it, or many, must not
+// cost the whole answer.
+func clip(text string) string {
+	if len(text) > wire.MaxText {
+		text = strings.ToValidUTF8(text[:wire.MaxText], "")
+	}
+	return text
+}
+
+// reach bounds the fences that clients name: nobody may push a resource to the end
+// of the number range. Fences come from wall clocks: a client's, which may be ahead
+// of a node's by the skew, and by way of other nodes, whose clocks agree with this
+// one's within what the skew leaves of the longest lease (N3).
+func (n *Node) reach(now wire.Now, res *resource) uint64 {
+	return max(res.floor, uint64(max(now.Wall+n.cfg.MaxTTL.Microseconds(), 0)))
+}
+
+// wants notes the fence that a claim wants, or that it cannot have it: then the
+// claim is told how far the node goes, since to want it again is in vain (C3).
+func (n *Node) wants(now wire.Now, c *claim, want uint64) {
+	if most := n.reach(now, c.res); want > most {
+		if c.short == 0 {
+			n.counts.Refused.count(wire.ReasonFence)
+		}
+		c.short = most
+		return
+	}
+	c.minFence, c.short = max(c.minFence, want), 0
+}
+
+// free reports whether nothing stands between c and the node's vote: no vote
+// conflicts and no conflicting claim waits before it (N2).
+func (n *Node) free(c *claim) bool { return n.blocker(c) == nil }
+
+// blocker is the oldest conflicting vote, else the first conflicting claim ahead
+// in the queue. Votes never conflict among themselves, so the first of them
+// stands for all.
+func (n *Node) blocker(c *claim) *claim {
+	if v := c.res.votes; len(v) > 0 && quorum.Conflicts(v[0].mode, c.mode) {
+		return v[0]
+	}
+	for _, w := range c.res.queue {
+		if order(w, c) >= 0 {
+			break
+		}
+		if quorum.Conflicts(w.mode, c.mode) { //plant:queue-conflict
+			return w
+		}
+	}
+	return nil
+}
+
+// vote gives c the node's vote with a fence above (shared: not below) all that
+// went before on this resource (N3). hint is the clock of the release that made
+// room: it is the same at every node, so that the fences come out equal there.
+//
+// A shared fence starts from the claim's age as an exclusive one does, and
+// becomes the floor: otherwise nodes that started at different times would hand
+// every reader different fences, and each shared lock would take two rounds.
+func (n *Node) vote(now wire.Now, c *claim, hint int64) {
+	least := n.floorOf(now, c.res)
+	if c.mode == quorum.Exclusive {
+		least++
+	}
+	c.fence = max(least, uint64(c.at), uint64(hint), c.minFence, 1) // 0 is none //plant:fence
+	n.reserve(now, c)
+	c.voted, c.since = true, now.Mono
+	n.votes++
+	n.counts.Granted++
+	c.res.keepers += keeper(c)
+	n.voted = true
+	c.res.addVote(c)
+	n.change(c.res)
+}
+
+// reserve raises the floor to the last of the fences that are c's: all that it
+// wants, but none further ahead than a fence may be wanted (N3).
+func (n *Node) reserve(now wire.Now, c *claim) {
+	c.reserved = 1
+	if reach := uint64(max(now.Wall+n.cfg.MaxTTL.Microseconds(), 0)); c.rangeSize > 1 && c.mode == quorum.Exclusive && reach > c.fence {
+		c.reserved = min(c.rangeSize, reach-c.fence /*plant:span-reach*/)
+	}
+	n.raise(c.res, c.fence+c.reserved-1) //plant:span-kept
+}
+
+// keeper counts c among those that are kept.
+func keeper(c *claim) int {
+	if c.keep {
+		return 1
+	}
+	return 0
+}
+
+// isWaitedFor reports whether somebody waits for a claim that its client keeps,
+// younger or older: it is to be passed on among that client's holders no more (N4).
+func (c *claim) isWaitedFor() bool {
+	return c.keep && len(c.res.queue) > 0 && quorum.Conflicts(c.res.queue[0].mode, c.mode)
+}
+
+// grantedOrNot answers a claim that has the vote. A node that does not vote confirms
+// none either: another of its name may have given it to somebody else since. It is
+// granted again when the node votes.
+func (n *Node) grantedOrNot(now wire.Now, c *claim, out *Out) {
+	if n.voting() { //plant:confirm-voting
+		n.granted(now, c, out)
+		return
+	}
+	c.grantPending = true
+	a := n.about(c, wire.Queued)
+	a.Recovering = n.recovering(now)
+	n.send(c, a, out)
+}
+
+func (n *Node) granted(now wire.Now, c *claim, out *Out) {
+	a := n.about(c, wire.Granted) //plant:granted
+	a.Fence, a.Behind, a.Late = c.fence, c.isWaitedFor(), c.suppressQueued
+	if c.held {
+		a.Continues = n.continued(now)
+	}
+	c.suppressQueued = false
+	if a.Behind {
+		c.lastRecall.serial = n.serial
+	}
+	if c.reserved > 1 {
+		a.RangeSize = c.reserved
+	}
+	if c.short > c.fence { //plant:fence-short
+		a.Most = c.short
+	}
+	n.send(c, a, out)
+}
+
+// queued answers a claim that has to wait.
+func (n *Node) queued(now wire.Now, c *claim, out *Out) { n.tell(now, c, 0, out) }
+
+// tell says that the claim waits, and for whom; again counts how often since it asked.
+func (n *Node) tell(now wire.Now, c *claim, again int, out *Out) {
+	c.suppressQueued = false //plant:told
+	a := n.about(c, wire.Queued)
+	a.Place, _ = slices.BinarySearchFunc(c.res.queue, c, order)
+	a.Recovering = n.recovering(now)
+	if b := n.blocker(c); b != nil {
+		a.Blocker = &wire.Blocker{
+			Claim: b.id(), Client: b.session.key.client, Mode: b.mode, Voted: b.voted, For: now.Mono - b.since,
+			Ahead: order(b, c) < 0,
+		}
+	}
+	if c.try {
+		if c.said == nil {
+			c.said = new(said)
+		}
+		*c.said = said{again: again}
+		if b := a.Blocker; b != nil {
+			c.said.blocker, c.said.ahead = b.Claim, b.Ahead
+		}
+		a.Again = again
+	}
+	n.send(c, a, out)
+}
+
+// said is what a try that waits was told last: which claim is in its way, and whether
+// that goes first. It fails by what it knows of that (C10), so it is told when that
+// changes, and need not ask.
+type said struct {
+	blocker wire.ClaimID
+	ahead   bool
+	again   int // how often it was told without having asked
+}
+
+// mostAgain bounds what a try is told that is not heard of again. One that is in
+// earnest fails or has its lock after a few changes; and whoever left many that do
+// neither would have each change of hands of that lock cost as many answers.
+const mostAgain = 16
+
+// change notes that what is before the tries of a queue may be another now. They are
+// told at the end of the step, once.
+func (n *Node) change(res *resource) {
+	if len(res.tries) > 0 && res.moved != n.serial {
+		res.moved = n.serial
+		n.changed = append(n.changed, res)
+	}
+}
+
+// tellTries tells tries what is in their way now, if they were told something else
+// (N5).
+func (n *Node) tellTries(now wire.Now, out *Out) {
+	for _, res := range n.changed {
+		for _, c := range res.tries {
+			again := 1
+			if s := c.said; s != nil { // else it was told before the node's restart
+				if again += s.again; again > mostAgain || s.holds(c, n.blocker(c)) {
+					continue
+				}
+			}
+			n.tell(now, c, again, out) //plant:tell-try
+		}
+	}
+	clear(n.changed)
+	n.changed = n.changed[:0]
+}
+
+// holds reports whether what was said is true yet.
+func (s *said) holds(c, blocker *claim) bool {
+	if blocker == nil {
+		return s.blocker == wire.ClaimID{}
+	}
+	return s.blocker == blocker.id() && s.ahead == (order(blocker, c) < 0)
+}
+
+// recall asks the votes that stand in the way of the head of the queue, and are
+// younger, to yield (N4): once, at the end of the step. A step may give a queue
+// many heads, or take many votes away, and were each time all the others asked,
+// one message would make answers by the square of them.
+func (n *Node) recall(res *resource) {
+	if res.serial != n.serial {
+		res.serial = n.serial
+		n.recalls = append(n.recalls, res)
+	}
+}
+
+func (n *Node) sendRecalls(now wire.Now, out *Out) {
+	for _, res := range n.recalls {
+		if res.unseen == 0 {
+			if now.Mono < res.due { //plant:recall-due
+				continue
+			}
+			res.lookAgain()
+		}
+		n.look(now, res, out)
+	}
+	clear(n.recalls)
+	n.recalls = n.recalls[:0]
+	if len(n.crowded) == 0 || now.Mono < n.lookAt {
+		return
+	}
+	list := n.crowded
+	n.crowded, n.looked = n.looked[:0], list
+	for _, res := range list {
+		if res.crowded = false; res.unseen > 0 || res.lookTwice { //plant:crowd-looked-at
+			n.look(now, res, out)
+		}
+	}
+	clear(list)
+}
+
+// Of one name, so many votes are looked at in one step, and as many each lookPause after
+// it: a crowd of readers does not make each message about its lock a long one (N4).
+const (
+	lookMost  = 512
+	lookPause = time.Millisecond
+)
+
+// look recalls what is to be recalled of the votes of a name that were not looked at yet,
+// or of the last of them, the youngest first.
+func (n *Node) look(now wire.Now, res *resource, out *Out) {
+	for looked := 0; ; looked++ {
+		if res.unseen == 0 && res.lookTwice {
+			res.lookAgain()
+		}
+		if len(res.queue) == 0 {
+			res.unseen, res.lookTwice, res.due = 0, false, 0
+			return
+		}
+		if res.unseen == 0 {
+			res.due = res.next
+			return
+		}
+		if looked == lookMost {
+			break
+		}
+		res.unseen--
+		n.looks++
+		head, v := res.queue[0], res.votes[res.unseen]
+		older := order(head, v) < 0
+		if !quorum.Conflicts(v.mode, head.mode) || !older && res.keepers == 0 {
+			res.unseen = 0 // as with this one it is with all that are older
+			continue
+		}
+		if !v.keep && (!older || v.held) {
+			continue // it goes first, or has said that it will not yield
+		}
+		behind := v.keep && (v.held || !older)
+		again := v.lastRecall.due(now.Mono, v.ttl, behind)
+		res.next = min(res.next, v.lastRecall.next)
+		if !again || behind && v.lastRecall.serial == n.serial {
+			continue // not yet, or its granted said so
+		}
+		n.counts.Recalls++
+		a := n.about(v, wire.Recall)
+		a.Behind = behind
+		n.send(v, a, out)
+	}
+	if !res.crowded {
+		if len(n.crowded) == 0 {
+			n.lookAt = now.Mono + lookPause
+		}
+		res.crowded = true
+		n.crowded = append(n.crowded, res)
+	}
+}
+
+// promote gives votes from the head of the queue as long as nothing conflicts
+// (N5), and forgets a resource that nobody wants.
+func (n *Node) promote(now wire.Now, res *resource, hint int64, out *Out) {
+	if n.voting() {
+		for len(res.queue) > 0 {
+			head := res.queue[0]
+			if len(res.votes) > 0 && quorum.Conflicts(res.votes[0].mode, head.mode) { //plant:next-conflict
+				break
+			}
+			n.dequeue(head)
+			n.vote(now, head, hint)
+			n.granted(now, head, out)
+		}
+		n.recall(res) //plant:recall-at-promote
+	}
+	if len(res.votes) == 0 && len(res.queue) == 0 {
+		n.forget(res)
+	}
+}
+
+// drop removes a claim for good and serves who waited for it (N5).
+func (n *Node) drop(now wire.Now, c *claim, hint int64, out *Out) {
+	if c.voted {
+		n.unvote(c)
+	} else {
+		n.dequeue(c)
+	}
+	n.remove(c)
+	n.promote(now, c.res, hint, out)
+	n.old.claims.put(c)
+}
+
+func (n *Node) release(now wire.Now, r *wire.Request, out *Out) {
+	c := n.find(r.Client, r.Claim)
+	if c == nil {
+		n.ended.add(r.Client, r.Claim) // it was not heard of, or its lease ran out
+		return
+	}
+	if c.res.name != r.Resource {
+		return
+	}
+	n.ended.add(c.session.key.client, r.Claim)
+	hint := r.Now
+	if sat.Micros(hint-now.Wall) > n.cfg.Skew {
+		hint = 0 // as an age would be refused; equal fences are a convenience //plant:release-hint
+	}
+	n.drop(now, c, hint, out)
+}
+
+func (n *Node) yield(now wire.Now, r *wire.Request, out *Out) {
+	c := n.find(r.Client, r.Claim)
+	if c == nil || c.res.name != r.Resource {
+		return
+	}
+	if r.Node != n.cfg.Name {
+		n.passOn(c, r, out)
+		return
+	}
+	n.giveBack(now, c, r.SentAt, out)
+}
+
+// giveBack puts a claim that yields into the queue.
+func (n *Node) giveBack(now wire.Now, c *claim, sentAt uint64, out *Out) {
+	if sentAt <= c.sentAt { //plant:yield-beat
+		return
+	}
+	c.sentAt = sentAt
+	n.extend(now, c)
+	if c.voted {
+		n.unvote(c)
+		n.enqueue(now, c)
+		n.promote(now, c.res, 0, out)
+	}
+	if !c.voted { //plant:yield-answer
+		n.queued(now, c, out) // behind whom: a try must know (C10)
+	}
+}
