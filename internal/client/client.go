@@ -279,7 +279,7 @@ func (cl *Claim) Seq() uint64        { return cl.seq }
 func (cl *Claim) Made() (at int64)   { return cl.at }
 func (c *Client) need(cl *Claim) int { return quorum.Size(len(c.nodes), cl.mode) }
 
-// margin of drift between this clock and the nodes' (C1).
+// standsFrom leaves a margin for drift between this clock and the nodes' (C1).
 func (c *Client) standsFrom(sentAt uint64) time.Duration {
 	return time.Duration(sentAt)*time.Microsecond + c.cfg.TTL - wire.Margin(c.cfg.TTL) //plant:stands-until
 }
@@ -366,7 +366,7 @@ func (c *Client) Wait() (time.Duration, bool) {
 	return max(d-c.now, 0), true
 }
 
-// Want is what a claim is for.
+// Request is what a claim is for.
 type Request struct {
 	Resource      string
 	Mode          quorum.Mode
@@ -458,7 +458,7 @@ func (c *Client) id(cl *Claim) wire.ClaimID {
 	return wire.ClaimID{Instance: c.cfg.Instance, Seq: cl.seq}
 }
 
-// nextBeat is the lease clock in microseconds, or one more than the claim's last
+// nextSentAt is the lease clock in microseconds, or one more than the claim's last
 // beat. That a beat is the time of sending spares the client a memory of when it
 // sent what (C1). It may run ahead of the clock by one microsecond for each
 // further message about one claim within one microsecond; the margin covers it.
@@ -984,7 +984,7 @@ func (c *Client) refreshSoon() {
 	}
 }
 
-// sole follows a node's incarnations and reports whether its name can count. A
+// checkIncarnation follows a node's incarnations and reports whether its name can count. A
 // node that restarts has one life after the other, and answers of an earlier one
 // may come late; they do no harm, since a node that forgot votes waits until they
 // have run out. But two lives of which each was alive after the other had started
@@ -1027,7 +1027,7 @@ func (c *Client) clashTime() time.Duration {
 	return c.cfg.Cluster.MaxTTL + wire.Margin(c.cfg.Cluster.MaxTTL)
 }
 
-// judge draws the conclusion from the votes as they are now.
+// evaluate draws the conclusion from the votes as they are now.
 func (c *Client) evaluate(cl *Claim, out *Out) {
 	switch cl.state {
 	case Holding:
@@ -1091,7 +1091,7 @@ func (c *Client) tally(cl *Claim) (quorum.Outcome, uint64) {
 	return quorum.Held(c.fences, c.need(cl), cl.token)
 }
 
-// hopeless reports that the claim fails: no quorum is possible without the nodes
+// cannotWin reports that the claim fails: no quorum is possible without the nodes
 // that refused (C11), or at which it is a try and what is in its way goes first
 // (C10). A younger claim that has votes does not, however many: it is being
 // recalled, and either yields or shows that it is held. So nothing but a holder goes

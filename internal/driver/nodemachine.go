@@ -10,7 +10,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// voter is the node machine and its lock. Whoever has something for it takes a step: begin
+// nodeMachine is the node machine and its lock. Whoever has something for it takes a step: begin
 // locks it and reads the clocks, then the machine is told, and end unlocks it. What the
 // machine wants sent is sent after that, by the goroutine that took the step. The goroutines
 // of the subscriptions, the loop, and those that ask how the node is take steps.
@@ -38,7 +38,7 @@ func clocks(start, t time.Time) wire.Now {
 
 func (v *nodeMachine) at(t time.Time) wire.Now { return clocks(v.start, t) }
 
-// voterStep is what a step works with.
+// nodeStep is what a step works with.
 type nodeStep struct {
 	voter.Out
 	t      time.Time

@@ -20,7 +20,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// EventKind is what became of a use.
+// EventKind is what became of a hold.
 type EventKind uint8
 
 const (
@@ -40,7 +40,7 @@ type Event struct {
 	Eviction *client.Eviction // Lost, Failed: who wanted it, nil if nobody did
 }
 
-// Out collects what is to be done: messages, and what became of uses. The caller
+// Out collects what is to be done: messages, and what became of holds. The caller
 // owns it, may reuse it, and clears it between steps.
 type Out struct {
 	client.Out
@@ -54,7 +54,7 @@ func (o *Out) Reset() {
 	o.Holds = o.Holds[:0]
 }
 
-// State is where a use is in its life.
+// State is where a hold is in its life.
 type State uint8
 
 const (
@@ -63,7 +63,7 @@ const (
 	Over
 )
 
-// Use is one goroutine's wish for a name, and then its hold. Its fields are the
+// Hold is one goroutine's wish for a name, and then its hold. Its fields are the
 // table's; a driver reads what methods give, and User, which is its own.
 type Hold struct {
 	User any
@@ -77,16 +77,16 @@ type Hold struct {
 	since         time.Duration // of its hold, by the monotonic clock
 	token         uint64
 	state         State
-	ours          bool // it failed because of another use of this client
+	ours          bool // it failed because of another hold of this client
 }
 
 func (u *Hold) State() State  { return u.state }
 func (u *Hold) Token() uint64 { return u.token }
 
-// Claim is that which the use waits for or has a part in, nil if it has none now.
+// Claim is that which the hold waits for or has a part in, nil if it has none now.
 func (u *Hold) Claim() *client.Claim { return u.shared.claim }
 
-// share is a claim and those who use it: the only one for its name, unless it is
+// sharedClaim is a claim and those who use it: the only one for its name, unless it is
 // for a try.
 type sharedClaim struct {
 	resource string
@@ -95,7 +95,7 @@ type sharedClaim struct {
 	unused   bool          // the claim is held and nobody has used it yet
 	last     uint64        // token given out last
 	latest   *Hold         // to hold
-	givenUp  bool          // who waits has another share: this one is given back
+	givenUp  bool          // who waits has another shared claim: this one is given back
 	holders  []*Hold       // one writer or any number of readers
 	queue    []*Hold       // who waits, first come first
 	room     [2]*Hold      // for one of each: mostly there are no more
@@ -108,7 +108,7 @@ type sharedClaim struct {
 	prev, next *sharedClaim // in the list of the idle, or in that of those that are passed on
 }
 
-// list is shares in the order in which their time is over.
+// list is shared claims in the order in which their time is over.
 type list struct{ first, last *sharedClaim }
 
 func (l *list) add(s *sharedClaim) {
@@ -140,12 +140,12 @@ func newSharedClaim(resource string) *sharedClaim {
 	return s
 }
 
-// Table is all uses of one client. It is not safe for concurrent use.
+// Table is all holds of one client. It is not safe for concurrent use.
 type Table struct {
 	core      *client.Client
 	retention time.Duration
 	claims    map[string]*sharedClaim
-	peak      int // of shares, for shrink.Map
+	peak      int // of claims, for shrink.Map
 
 	idle list
 
@@ -165,7 +165,7 @@ func New(core *client.Client, retention time.Duration) *Table {
 // are never.
 func (t *Table) PassOn(most int, within time.Duration) { t.passMost, t.passWithin = most, within }
 
-// Want is what a use is for.
+// Request is what a hold is for.
 type Request struct {
 	Resource      string
 	Mode          quorum.Mode
@@ -223,7 +223,7 @@ func (t *Table) mayTry(now wire.Now, s *sharedClaim, u *Hold) bool {
 
 func (s *sharedClaim) isHeld() bool { return s.claim != nil && s.claim.State() == client.Holding } //plant:is-held
 
-// suits reports whether u can be served under the share's claim: a writer's claim
+// suits reports whether u can be served under the shared claim: a writer's claim
 // serves readers too.
 func (t *Table) suits(s *sharedClaim, u *Hold) bool {
 	return s.claim.Mode() == quorum.Exclusive || u.mode == quorum.Shared
@@ -246,7 +246,7 @@ func (t *Table) isDue(now wire.Now, s *sharedClaim) bool {
 	return s.claim.Wanted() && (!t.inBounds(now, s) || len(s.holders) == 0 && !s.claim.Kept())
 }
 
-// heed notes since when others wait for a claim that may be passed on all the same.
+// boundPassing notes since when others wait for a claim that may be passed on all the same.
 func (t *Table) boundPassing(now wire.Now, s *sharedClaim) {
 	if t.passMost == 0 && t.passWithin == 0 || s.passUntil > 0 || s.givenUp || !s.isHeld() || !s.claim.Wanted() {
 		return
@@ -258,7 +258,7 @@ func (t *Table) boundPassing(now wire.Now, s *sharedClaim) {
 	}
 }
 
-// unheed is for a claim that is passed on no more, and for the next one, which nobody
+// unboundPassing is for a claim that is passed on no more, and for the next one, which nobody
 // waits for yet.
 func (t *Table) unboundPassing(s *sharedClaim) {
 	t.stopPassing(s)
@@ -272,7 +272,7 @@ func (t *Table) stopPassing(s *sharedClaim) {
 	}
 }
 
-// Unlock ends a use, whether it holds or waits.
+// Unlock ends a hold, whether it holds or waits.
 func (t *Table) Unlock(now wire.Now, u *Hold, out *Out) {
 	t.readClocks(now, out)
 	s := u.shared
@@ -334,7 +334,7 @@ func (t *Table) serve(now wire.Now, s *sharedClaim, out *Out) {
 	}
 }
 
-// proceed does all that can be done for a share.
+// proceed does all that can be done for a shared claim.
 func (t *Table) proceed(now wire.Now, s *sharedClaim, out *Out) {
 	t.boundPassing(now, s)
 	t.serve(now, s, out)
@@ -358,7 +358,7 @@ func (t *Table) part(now wire.Now, s *sharedClaim, out *Out) {
 	t.settle(now, other, out)
 }
 
-// settle gives back a claim that nobody has a use for, or that does not suit the
+// settle gives back a claim that nobody wants, or that does not suit the
 // next, and asks for another.
 func (t *Table) settle(now wire.Now, s *sharedClaim, out *Out) {
 	if len(s.holders) > 0 {
@@ -385,7 +385,7 @@ func (t *Table) settle(now wire.Now, s *sharedClaim, out *Out) {
 	}
 }
 
-// apart gives tries claims of their own: they were to be served by a claim that there
+// separateTries gives tries claims of their own: they were to be served by a claim that there
 // is no more, and are not to wait like others.
 func (t *Table) separateTries(now wire.Now, s *sharedClaim, out *Out) {
 	for i := 0; i < len(s.queue); {
@@ -413,7 +413,7 @@ func (t *Table) giveBack(now wire.Now, s *sharedClaim, out *Out) {
 	s.unused, s.latest = false, nil
 }
 
-// end gives back a claim that nobody uses, and is over with its share.
+// end gives back a claim that nobody uses, and is over with its record.
 func (t *Table) end(now wire.Now, s *sharedClaim, out *Out) {
 	t.giveBack(now, s, out)
 	t.forget(s)
@@ -473,7 +473,7 @@ func (t *Table) drain(now wire.Now, out *Out) {
 	out.Events = out.Events[:0]
 }
 
-// rest keeps a claim that nobody uses.
+// retain keeps a claim that nobody uses.
 func (t *Table) retain(now wire.Now, s *sharedClaim) {
 	if s.idle > 0 {
 		return
@@ -482,7 +482,7 @@ func (t *Table) retain(now wire.Now, s *sharedClaim) {
 	t.idle.add(s)
 }
 
-// wake takes a share from among the idle.
+// wake takes a shared claim from among the idle.
 func (t *Table) wake(s *sharedClaim) {
 	if s.idle == 0 {
 		return
@@ -491,7 +491,7 @@ func (t *Table) wake(s *sharedClaim) {
 	t.idle.remove(s)
 }
 
-// look reads the clocks before anything is decided: what is lost is known to be
+// readClocks reads the clocks before anything is decided: what is lost is known to be
 // (C7).
 func (t *Table) readClocks(now wire.Now, out *Out) {
 	t.core.Tick(now, &out.Out)
@@ -560,7 +560,7 @@ func (t *Table) Renew(now wire.Now, instance uuid.UUID, out *Out) {
 // Claims is the number of claims, used or kept.
 func (t *Table) Claims() int { return t.core.Claims() }
 
-// All lists the uses that are not over.
+// All lists the holds that are not over.
 func (t *Table) All() []*Hold {
 	var all []*Hold
 	for _, cl := range t.core.All() {
@@ -570,7 +570,7 @@ func (t *Table) All() []*Hold {
 	return all
 }
 
-// Rest gives back what nobody uses, at most so many. It reports whether there is more.
+// ReleaseIdle gives back what nobody uses, at most so many. It reports whether there is more.
 func (t *Table) ReleaseIdle(now wire.Now, most int, out *Out) (more bool) {
 	for ; most > 0 && t.idle.first != nil; most-- {
 		t.end(now, t.idle.first, out)
@@ -598,7 +598,7 @@ func (t *Table) Report(now wire.Now, u *Hold) client.Report {
 	return t.core.Report(now, u.shared.claim)
 }
 
-// HeldAt reports whether the use holds at a reading of the clocks that was not
+// HeldAt reports whether the hold holds at a reading of the clocks that was not
 // taken yet: what a holder that looked at its clock would find.
 func (t *Table) HeldAt(now wire.Now, u *Hold) bool {
 	return u.state == Holding && t.core.HeldAt(now, u.shared.claim)

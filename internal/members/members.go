@@ -195,7 +195,7 @@ func (q *Query) Membership(now wire.Now, own *wire.Config, gone bool) Membership
 	return m
 }
 
-// judge looks at the processes of one name, notes what each contradicts, and reports
+// evaluate looks at the processes of one name, notes what each contradicts, and reports
 // whether the name counts for the configuration that they show (M2).
 func evaluate(nodes []Node) bool {
 	counts := true

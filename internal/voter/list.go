@@ -9,7 +9,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// roll has the resources in the order in which they came, for lists in pages: a page
+// byArrival has the resources in the order in which they came, for lists in pages: a page
 // begins behind a number, and what comes and goes meanwhile moves nothing. A map has
 // no such order, and sorting it for each page would keep the locks waiting.
 type byArrival struct {

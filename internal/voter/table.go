@@ -60,7 +60,7 @@ type claim struct {
 	index    int           // in the heap
 }
 
-// told is what a claim with the vote was told last of those who wait (N4).
+// recallState is what a claim with the vote was told last of those who wait (N4).
 type recallState struct {
 	serial uint64 // the step in which its granted said so
 	behind bool
@@ -68,7 +68,7 @@ type recallState struct {
 	pause  time.Duration // zero: it was told nothing
 }
 
-// again reports whether a recall is due, and notes that it is sent. The first repetition
+// due reports whether a recall is due, and notes that it is sent. The first repetition
 // comes soon, since what was lost keeps others waiting. The next ones come ever later:
 // what does not answer by then is cut off, or was told and need not answer.
 func (t *recallState) due(now, ttl time.Duration, behind bool) bool {

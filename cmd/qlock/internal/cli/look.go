@@ -404,7 +404,7 @@ accepts them. --json shows the full ids, and everything that does not fit on a s
 // mostShown is how many holders, waiters and claims of a node a person is shown.
 const mostShown = 20
 
-// portrait is the page of qlock info.
+// renderInfo is the page of qlock info.
 func (a *app) renderInfo(cluster string, info *qlock.LockInfo, width int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Lock %s of cluster %s\n\n", paint(a.out, lockNamed(info.Name), text.Bold), cluster)

@@ -46,7 +46,7 @@ func lockNamed(name string) string {
 	return "$'" + printable.Escape(name, `\'`) + "'"
 }
 
-// jsonLine is v in one line of JSON, or indented in several. What a terminal would not
+// jsonText is v in one line of JSON, or indented in several. What a terminal would not
 // show as it is is written \uXXXX, which is the same to a program.
 func jsonText(v any, indent string) ([]byte, error) {
 	var b bytes.Buffer

@@ -123,7 +123,7 @@ type ask struct {
 // askKey is what a request and the event that it ends with have in common.
 type askKey struct{ cluster, client, name string }
 
-// sight is one thing that was seen.
+// entry is one thing that was seen.
 type entry struct {
 	Time     time.Time `json:"time"`
 	What     string    `json:"what"`
