@@ -46,7 +46,7 @@ func onClusters(b *testing.B, f func(b *testing.B, lockers []*qlock.Locker)) {
 	}
 }
 
-type lockFunc func(*qlock.Locker, context.Context, string) (*qlock.Lock, error)
+type lockFunc func(*qlock.Locker, context.Context, string, ...qlock.LockOption) (*qlock.Lock, error)
 
 // lockUnlock takes a lock that is free, or becomes so, and gives it back.
 func lockUnlock(b *testing.B, l *qlock.Locker, lock lockFunc, name string) {

@@ -234,7 +234,7 @@ func TestConnectionClosedUnderLocker(t *testing.T) {
 			wantIs(t, waiting.err, qlock.ErrClosed, nats.ErrConnectionClosed)
 			wantText(t, waiting.err, `lock "x": closed`, "connection closed")
 		}
-		for _, lock := range []func(context.Context, string) (*qlock.Lock, error){a.Lock, a.RLock, a.TryLock, a.TryRLock} {
+		for _, lock := range []func(context.Context, string, ...qlock.LockOption) (*qlock.Lock, error){a.Lock, a.RLock, a.TryLock, a.TryRLock} {
 			start := time.Now()
 			_, err := lock(t.Context(), "y")
 			wantIs(t, err, qlock.ErrClosed, nats.ErrConnectionClosed)
@@ -351,7 +351,7 @@ func TestClose(t *testing.T) {
 			t.Errorf("Close published %v, want a release for each of 3 claims (those that wait share one) and an event for each of 2 locks held, and the next holder's", got)
 		}
 
-		for _, lock := range []func(context.Context, string) (*qlock.Lock, error){a.Lock, a.RLock, a.TryLock, a.TryRLock} {
+		for _, lock := range []func(context.Context, string, ...qlock.LockOption) (*qlock.Lock, error){a.Lock, a.RLock, a.TryLock, a.TryRLock} {
 			_, err := lock(t.Context(), "y")
 			wantIs(t, err, qlock.ErrClosed)
 			wantText(t, err, `"y": closed`)

@@ -167,7 +167,7 @@ func TestContextCarriesValuesButNoDeadline(t *testing.T) {
 		a := w.client("a")
 		ctx, cancel := context.WithTimeout(context.WithValue(t.Context(), key{}, "carried"), time.Second)
 		defer cancel()
-		type lock = func(context.Context, string) (*qlock.Lock, error)
+		type lock = func(context.Context, string, ...qlock.LockOption) (*qlock.Lock, error)
 		for i, f := range []lock{a.Lock, a.RLock, a.TryLock, a.TryRLock} {
 			k, err := f(ctx, fmt.Sprintf("x.%d", i))
 			if err != nil {
@@ -455,7 +455,7 @@ func TestDoLeavesNothingInItsContext(t *testing.T) {
 
 		k := mustLock(t, b, "x")
 		end := make(chan struct{})
-		failed := waitFor(foreign{endedBy{t.Context(), end}}, func(ctx context.Context, name string) (*qlock.Lock, error) {
+		failed := waitFor(foreign{endedBy{t.Context(), end}}, func(ctx context.Context, name string, _ ...qlock.LockOption) (*qlock.Lock, error) {
 			return nil, a.Do(ctx, name, nothing)
 		}, "x")
 		time.Sleep(time.Second) // by then it knows why it waits

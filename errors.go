@@ -30,6 +30,11 @@ var (
 	ErrUnlocked = driver.ErrUnlocked
 	// ErrNotHeld: Held was called under no lock, or under one that is held no more.
 	ErrNotHeld = errors.New("qlock: the lock is not held")
+	// ErrHoldExpired: the lock has been held for as long as HoldAtMost allows. It is the cause
+	// of the end of its context, and what Unlock returns.
+	ErrHoldExpired = driver.ErrHoldExpired
+	// ErrPending: Pending.Lock was called before the request was decided.
+	ErrPending = errors.New("qlock: the lock is still waited for")
 	// ErrClosed: the Locker, the Node or the NATS connection was closed.
 	ErrClosed = driver.ErrClosed
 	// ErrInvalidName: a name of a resource, client, cluster or node that cannot be
@@ -103,9 +108,11 @@ func (h *Holder) String() string {
 }
 
 // Votes is the number of nodes that had given their vote.
-func (e *LockError) Votes() int {
+func (e *LockError) Votes() int { return votesOf(e.Nodes) }
+
+func votesOf(nodes []NodeAnswer) int {
 	n := 0
-	for _, a := range e.Nodes {
+	for _, a := range nodes {
 		if a.Answer == AnswerVoted {
 			n++
 		}

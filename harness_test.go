@@ -365,7 +365,7 @@ type waiter struct {
 }
 
 // waitFor calls lock, and returns when it waits in the nodes' queues or is over.
-func waitFor(ctx context.Context, lock func(context.Context, string) (*qlock.Lock, error), name string) *waiter {
+func waitFor(ctx context.Context, lock func(context.Context, string, ...qlock.LockOption) (*qlock.Lock, error), name string) *waiter {
 	w := &waiter{done: make(chan struct{})}
 	start := time.Now()
 	go func() {

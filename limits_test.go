@@ -23,7 +23,7 @@ func TestMaxClaims(t *testing.T) {
 		a, a2, b := w.client("svc-a"), w.client("svc-a"), w.client("svc-b")
 		x1, x2 := mustLock(t, a, "x.1"), mustLock(t, a, "x.2")
 		next := waitFor(t.Context(), a2.Lock, "x.1")
-		for _, lock := range []func(context.Context, string) (*qlock.Lock, error){a.Lock, a2.RLock, a.TryLock} {
+		for _, lock := range []func(context.Context, string, ...qlock.LockOption) (*qlock.Lock, error){a.Lock, a2.RLock, a.TryLock} {
 			start := time.Now()
 			_, err := lock(t.Context(), "x.3")
 			if d := time.Since(start); d != 0 {
@@ -224,7 +224,7 @@ func TestDeniedPublishFailsSoon(t *testing.T) {
 		other := mustLock(t, w.client("b"), "orders.2")
 		waiting := waitFor(t.Context(), a.Lock, "orders.2")
 		for _, name := range []string{"secret.plans", "secret plans"} {
-			for _, lock := range []func(context.Context, string) (*qlock.Lock, error){a.Lock, a.RLock, a.TryLock} {
+			for _, lock := range []func(context.Context, string, ...qlock.LockOption) (*qlock.Lock, error){a.Lock, a.RLock, a.TryLock} {
 				start := time.Now()
 				_, err := lock(timeout(t, time.Minute), name)
 				wantIs(t, err, qlock.ErrRefused, nats.ErrPermissionViolation)

@@ -190,8 +190,8 @@ func TestTryBesideRetained(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, 3)
 		a := w.client("a", qlock.WithRetention(5*time.Second))
-		takes := map[string]func(context.Context, string) (*qlock.Lock, error){"Lock": a.Lock, "RLock": a.RLock}
-		tries := map[string]func(context.Context, string) (*qlock.Lock, error){"TryLock": a.TryLock, "TryRLock": a.TryRLock}
+		takes := map[string]func(context.Context, string, ...qlock.LockOption) (*qlock.Lock, error){"Lock": a.Lock, "RLock": a.RLock}
+		tries := map[string]func(context.Context, string, ...qlock.LockOption) (*qlock.Lock, error){"TryLock": a.TryLock, "TryRLock": a.TryRLock}
 		for took, take := range takes {
 			for tried, try := range tries {
 				name := took + tried

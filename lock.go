@@ -3,6 +3,7 @@ package qlock
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/qlock/qlock/internal/driver"
 	"github.com/qlock/qlock/internal/quorum"
@@ -33,7 +34,7 @@ func (l *Lock) Shared() bool { return l.hold.Mode() == shared }
 func (l *Lock) Token() uint64 { return l.hold.Token() }
 
 // Unlock ends the lock's context and gives the lock back. It returns ErrLost if the lock
-// was lost before, and nil otherwise, also when called again. It does not wait for the nodes (Locker.Flush
+// was lost before, ErrHoldExpired if HoldAtMost has ended it, and nil otherwise, also when called again. It does not wait for the nodes (Locker.Flush
 // does): should the message be lost, the next refresh tells them, within a third of the
 // lease.
 //
@@ -46,6 +47,28 @@ func (l *Lock) Token() uint64 { return l.hold.Token() }
 func (l *Lock) Unlock(context.Context) error {
 	return l.hold.Unlock()
 }
+
+// Wanted is closed when somebody else waits for the lock: another client, or another
+// goroutine of this Locker. It lets a holder finish early. It stays open when the lock ends,
+// so wait for the end of Context as well. Every call returns the same channel.
+//
+// The nodes tell only holders that ask: the first call sends them one message, and a lock for
+// which nobody calls Wanted costs what it always did. A channel that is asked for after
+// somebody began to wait is closed within a round trip.
+func (l *Lock) Wanted() <-chan struct{} { return l.hold.Wanted() }
+
+// Stands is how long the lock stays held, from now on, without another message from the
+// nodes: after that a quorum of votes may have run out. It is 0 if the lock is not held. While
+// the nodes answer it lies between about two thirds of the lease and all of it, less the margin
+// for the drift of this clock (C1 in docs/protocol.md). Take another two per cent off before you
+// promise it to somebody who counts by a clock of their own.
+func (l *Lock) Stands() time.Duration { return l.hold.Stands() }
+
+// AwaitRefresh waits for the answers to the refresh that is under way, if there is one, so
+// that Stands tells what it brought. It sends nothing. It returns nil at once if there is
+// none, the cause of the end of Context if the lock ends meanwhile, and ctx's error if ctx
+// ends before.
+func (l *Lock) AwaitRefresh(ctx context.Context) error { return l.hold.AwaitRefresh(ctx) }
 
 // Token returns the fencing token of the innermost lock whose context ctx is or
 // descends from, or 0 if there is none.

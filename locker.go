@@ -79,35 +79,35 @@ func (l *Locker) Nodes() []string { return slices.Clone(l.client.Cluster().Nodes
 // has no deadline within a second and is cancelled in its first 20 ms, or its first
 // four round trips to the nodes if they take longer, may get ErrNoQuorum for a lock
 // that is held: the nodes were not asked yet why it waits.
-func (l *Locker) Lock(ctx context.Context, name string) (*Lock, error) {
-	return l.lock(ctx, name, exclusive, driver.Wait, driver.Detached)
+func (l *Locker) Lock(ctx context.Context, name string, opts ...LockOption) (*Lock, error) {
+	return l.lock(ctx, name, exclusive, driver.Wait, driver.Detached, opts)
 }
 
 // RLock is like Lock for a shared lock: any number of readers may hold it
 // together, and no writer with them.
-func (l *Locker) RLock(ctx context.Context, name string) (*Lock, error) {
-	return l.lock(ctx, name, shared, driver.Wait, driver.Detached)
+func (l *Locker) RLock(ctx context.Context, name string, opts ...LockOption) (*Lock, error) {
+	return l.lock(ctx, name, shared, driver.Wait, driver.Detached, opts)
 }
 
 // TryLock takes the exclusive lock on name if nobody is in the way, and fails
 // with ErrHeld as soon as it is known that somebody is; the *LockError says who
 // and for how long. It is bounded by ctx, and by the lease if ctx has no deadline.
-func (l *Locker) TryLock(ctx context.Context, name string) (*Lock, error) {
-	return l.tryLock(ctx, name, exclusive)
+func (l *Locker) TryLock(ctx context.Context, name string, opts ...LockOption) (*Lock, error) {
+	return l.tryLock(ctx, name, exclusive, opts)
 }
 
 // TryRLock is like TryLock for a shared lock.
-func (l *Locker) TryRLock(ctx context.Context, name string) (*Lock, error) {
-	return l.tryLock(ctx, name, shared)
+func (l *Locker) TryRLock(ctx context.Context, name string, opts ...LockOption) (*Lock, error) {
+	return l.tryLock(ctx, name, shared, opts)
 }
 
-func (l *Locker) tryLock(ctx context.Context, name string, mode quorum.Mode) (*Lock, error) {
+func (l *Locker) tryLock(ctx context.Context, name string, mode quorum.Mode, opts []LockOption) (*Lock, error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, l.client.Lease())
 		defer cancel()
 	}
-	return l.lock(ctx, name, mode, driver.Try, driver.Detached)
+	return l.lock(ctx, name, mode, driver.Try, driver.Detached, opts)
 }
 
 // Do calls f while it holds the exclusive lock on name. f's context ends with ctx
@@ -115,12 +115,12 @@ func (l *Locker) tryLock(ctx context.Context, name string, mode quorum.Mode) (*L
 // f's error, joined with ErrLost if the lock was lost before f returned; the lock
 // is given back also if f panics. As after Unlock, call Close before the program ends,
 // or the lock may stay held for its lease.
-func (l *Locker) Do(ctx context.Context, name string, f func(ctx context.Context) error) (err error) {
+func (l *Locker) Do(ctx context.Context, name string, f func(ctx context.Context) error, opts ...LockOption) (err error) {
 	// The end of a lock's context takes it from its parent, which may be of any make, and
 	// what that does is to stand in nobody's way: this one is taken from it here.
 	ctx, leave := context.WithCancel(ctx)
 	defer leave()
-	lock, err := l.lock(ctx, name, exclusive, driver.Wait, driver.Attached)
+	lock, err := l.lock(ctx, name, exclusive, driver.Wait, driver.Attached, opts)
 	if err != nil {
 		return err
 	}
@@ -133,24 +133,65 @@ func (l *Locker) Do(ctx context.Context, name string, f func(ctx context.Context
 }
 
 // lock asks, waits, and undoes what comes too late.
-func (l *Locker) lock(ctx context.Context, name string, mode quorum.Mode, patience driver.Patience, lifetime driver.Lifetime) (*Lock, error) {
-	resource, err := subject.EncodeName(name)
+func (l *Locker) lock(ctx context.Context, name string, mode quorum.Mode, patience driver.Patience, lifetime driver.Lifetime, opts []LockOption) (*Lock, error) {
+	r := driver.Request{Name: name, Mode: mode, Patience: patience, Lifetime: lifetime}
+	o, err := l.prepare(ctx, &r, opts)
 	if err != nil {
 		return nil, err
 	}
-	r := driver.Request{Name: name, Resource: resource, Mode: mode, Patience: patience, Lifetime: lifetime, Note: l.opt.note}
-	if err := natsio.ContextError(ctx); err != nil {
-		return nil, &LockError{Op: operation(&r), Name: name, Reason: ErrNoQuorum, Cause: fmt.Errorf("not asked: %w", err)}
-	}
-	if note, ok := ctx.Value(noteKey{}).(string); ok {
-		r.Note = note
-	}
 	k := new(Lock)
+	var watch func()
+	if o != nil {
+		if o.shared || o.try {
+			return nil, fmt.Errorf("qlock: %s %s: the options Shared and Try are for Start; use RLock or TryLock", operation(&r), quote(name))
+		}
+		watch = l.watch(k, o.waitFunc)
+	}
 	l.client.Start(ctx, &k.hold, r)
-	if failure := k.hold.Wait(ctx); failure != nil {
+	if failure := k.hold.Wait(ctx, watch); failure != nil {
 		return nil, l.lockError(&r, failure)
 	}
 	return k, nil
+}
+
+// prepare completes a request by what the options and ctx say.
+func (l *Locker) prepare(ctx context.Context, r *driver.Request, opts []LockOption) (o *lockOptions, err error) {
+	if r.Resource, err = subject.EncodeName(r.Name); err != nil {
+		return nil, err
+	}
+	if o, err = buildLockOptions(opts); err != nil {
+		return nil, err
+	}
+	r.Note = l.opt.note
+	if note, ok := ctx.Value(noteKey{}).(string); ok {
+		r.Note = note
+	}
+	if o != nil {
+		r.Terms = &o.terms
+		if o.note != nil {
+			r.Note = *o.note
+		}
+	}
+	if err := natsio.ContextError(ctx); err != nil {
+		return nil, &LockError{Op: operation(r), Name: r.Name, Reason: ErrNoQuorum, Cause: fmt.Errorf("not asked: %w", err)}
+	}
+	return o, nil
+}
+
+// watch is what is done when what k waits for may have changed: f is told of what is new.
+func (l *Locker) watch(k *Lock, f func(Waiting)) func() {
+	if f == nil {
+		return nil
+	}
+	var last *Waiting
+	return func() {
+		w := l.waiting(k)
+		if !w.telling() || last != nil && w.same(last) {
+			return
+		}
+		last = &w
+		f(w)
+	}
 }
 
 // operation is the method that makes the request, as LockError.Op has it.

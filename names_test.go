@@ -79,7 +79,7 @@ func TestInvalidResourceNames(t *testing.T) {
 			{strings.Repeat("x", 1025), []string{"has 1025 bytes", "the limit is 1024"}},
 			{strings.Repeat("ü", 513), []string{"has 1026 bytes", "the limit is 1024"}},
 		} {
-			type lock = func(context.Context, string) (*qlock.Lock, error)
+			type lock = func(context.Context, string, ...qlock.LockOption) (*qlock.Lock, error)
 			for _, f := range []lock{a.Lock, a.RLock, a.TryLock, a.TryRLock} {
 				k, err := f(t.Context(), tt.name)
 				if k != nil {

@@ -180,7 +180,7 @@ func (m *RWMutex) TryRLock() bool {
 	return m.take(context.Background(), m.locker.TryRLock, &m.readers) == nil
 }
 
-func (m *RWMutex) take(ctx context.Context, lock func(context.Context, string) (*Lock, error), list *unlockers) error {
+func (m *RWMutex) take(ctx context.Context, lock func(context.Context, string, ...LockOption) (*Lock, error), list *unlockers) error {
 	losses := m.locker.client.Losses()
 	k, err := lock(ctx, m.name)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 // A try fails as soon as the holder's quorum of nodes has reported the holder
 // (C10), which takes no time here, and says who that is and since when.
 func TestTryLockSaysWhoHolds(t *testing.T) {
-	type try = func(*qlock.Locker, context.Context, string) (*qlock.Lock, error)
+	type try = func(*qlock.Locker, context.Context, string, ...qlock.LockOption) (*qlock.Lock, error)
 	tests := []struct {
 		name       string
 		hold       try

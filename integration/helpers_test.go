@@ -154,7 +154,7 @@ type pending struct {
 	done chan struct{}
 }
 
-func start(t *testing.T, ctx context.Context, call func(context.Context, string) (*qlock.Lock, error), name string) *pending {
+func start(t *testing.T, ctx context.Context, call func(context.Context, string, ...qlock.LockOption) (*qlock.Lock, error), name string) *pending {
 	t.Helper()
 	p := &pending{done: make(chan struct{})}
 	go func() {

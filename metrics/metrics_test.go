@@ -35,7 +35,7 @@ func TestCollectors(t *testing.T) {
 		}),
 	)
 	locker := c.LockerOn(t, s.Conn(), qlock.WithName("test"))
-	for _, ask := range []func(context.Context, string) (*qlock.Lock, error){locker.Lock, locker.RLock, locker.RLock} {
+	for _, ask := range []func(context.Context, string, ...qlock.LockOption) (*qlock.Lock, error){locker.Lock, locker.RLock, locker.RLock} {
 		lock, err := ask(ctx, "a.b")
 		if err != nil {
 			t.Fatal(err)

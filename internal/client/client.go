@@ -39,6 +39,8 @@ const (
 	Failed                          // it will not be held: see the claim's Report
 	Wanted                          // it is held and kept, and others wait for it (N4)
 	TokensReserved                  // it is held and kept, and the nodes know; or it has tokens again
+	Changed                         // it waits and is watched, and what the nodes say of it may have changed
+	Evicted                         // it is held, and is to end: its owner gives it back (Request.ManualEviction)
 )
 
 // Event tells the driver what became of a claim.
@@ -143,6 +145,9 @@ type Claim struct {
 	suppressQueued   bool // its next acquire is
 	suppressedQueued bool // its last one was
 	note             string
+	watched          bool // its owner is told when what the nodes say of it changes
+	repeated         bool // it was asked for again, as it was not held in time
+	manual           bool // its owner gives it back when it is evicted
 	evicted          *Eviction
 	state            State
 	token            uint64
@@ -373,6 +378,7 @@ type Request struct {
 	Try           bool   // it fails as soon as another claim is known to be in the way (C10)
 	Keep          bool   // its client keeps it between holders
 	ShortDeadline bool   // who waits gives up soon, and will want to know why
+	Watch         bool   // who waits wants to see what for: see Client.Watch
 	At            int64  // its age, a wall clock in microseconds, if it is older than this call
 	Note          string // for people
 	User          any
@@ -403,7 +409,8 @@ func (c *Client) Claim(now wire.Now, w Request, out *Out) *Claim {
 		c.refreshAt = c.nextRefresh()
 	}
 	cl.askDelay = c.firstDelay(cl)
-	cl.suppressQueued = !w.Try && !w.ShortDeadline && c.near(c.need(cl))
+	cl.watched = w.Watch
+	cl.suppressQueued = !w.Try && !w.ShortDeadline && !w.Watch && c.near(c.need(cl))
 	c.ask(cl, "", out)
 	return cl
 }
@@ -732,14 +739,16 @@ func (c *Client) schedule(cl *Claim) {
 func (c *Client) act(cl *Claim, out *Out) {
 	switch cl.state {
 	case Waiting:
-		if c.settled(cl) {
+		if c.settled(cl) && !cl.watched {
 			cl.askAt = 0 // the refresh asks for it from now on
 			cl.askDelay = c.firstDelay(cl)
 			cl.key = c.deadline(cl)
 			heap.Fix(&c.due, cl.index)
 			return
 		}
+		cl.repeated = true
 		c.ask(cl, "", out)
+		cl.changed(out) // also if nobody answers
 	case Holding:
 		if c.lostAt(cl) <= c.now { //plant:votes-over
 			c.lose(cl, out)
@@ -788,7 +797,14 @@ func (cl *Claim) Eviction() *Eviction { return cl.evicted }
 // evict ends a claim because somebody who may wants it to end. One node's word is
 // enough: it was asked, and its lease there goes on no more (C12).
 func (c *Client) evict(cl *Claim, a *wire.Answer, out *Out) {
+	again := cl.evicted != nil
 	cl.evicted = &Eviction{a.By, a.Text}
+	if cl.state == Holding && cl.manual {
+		if !again {
+			out.Events = append(out.Events, Event{Evicted, cl})
+		}
+		return
+	}
 	if cl.state == Holding {
 		c.lose(cl, out)
 		return
@@ -905,6 +921,7 @@ func (c *Client) Handle(now wire.Now, a *wire.Answer, out *Out) {
 		if v.heard == queued && v.yielded <= a.SentAt && a.SentAt < v.sentAt && !v.knows(a) {
 			v.detail = c.queuedDetail(a)
 			c.evaluate(cl, out)
+			cl.changed(out)
 			return
 		}
 	case wire.Recall:
@@ -963,6 +980,7 @@ func (c *Client) Handle(now wire.Now, a *wire.Answer, out *Out) {
 		v.detail = &detail{sentAt: a.SentAt, reason: a.Reason, text: a.Text, retryable: a.Retryable, at: c.now}
 	}
 	c.evaluate(cl, out)
+	cl.changed(out)
 }
 
 func (c *Client) queuedDetail(a *wire.Answer) *detail {
@@ -1071,7 +1089,7 @@ func (c *Client) evaluate(cl *Claim, out *Out) {
 			if c.cannotWin(cl) {
 				c.end(cl, out)
 				out.Events = append(out.Events, Event{Failed, cl})
-			} else if cl.askAt == 0 && !c.settled(cl) { //plant:pending-asks
+			} else if cl.askAt == 0 && (cl.watched || !c.settled(cl)) { //plant:pending-asks
 				cl.askAt = c.now + cl.askDelay
 				c.schedule(cl)
 			}

@@ -11,6 +11,7 @@ import (
 type Report struct {
 	Mode       quorum.Mode
 	Need       int  // votes
+	Repeated   bool // the nodes were asked again, and had the time to answer the first request
 	Suppressed bool // the nodes were not asked yet to say that the claim waits
 	Nodes      []NodeReport
 	Blocker    *wire.Blocker // who is in the way at most nodes, as far as known
@@ -22,6 +23,7 @@ type NodeReport struct {
 	Name        string
 	Voted       bool // and the vote stands
 	Queued      bool
+	Place       int // claims before this one in the node's queue, while it is queued
 	Refused     bool
 	Recovering  time.Duration // it will not vote for so long
 	Reason      wire.Reason   // refused
@@ -49,7 +51,7 @@ func (c *Client) Votes(cl *Claim) int {
 // Report tells how the claim stands, or stood when it ended.
 func (c *Client) Report(now wire.Now, cl *Claim) Report {
 	c.read(now)
-	r := Report{Mode: cl.mode, Need: c.need(cl), Suppressed: cl.suppressedQueued}
+	r := Report{Mode: cl.mode, Need: c.need(cl), Repeated: cl.repeated, Suppressed: cl.suppressedQueued}
 	if len(cl.votes) != len(c.nodes) {
 		return r // it ended under another configuration
 	}
@@ -73,7 +75,7 @@ func (c *Client) Report(now wire.Now, cl *Claim) Report {
 			}
 		}
 		if d := v.detail; d != nil {
-			n.Reason, n.Text = d.reason, d.text
+			n.Reason, n.Text, n.Place = d.reason, d.text, d.place
 			n.Recovering = max(d.recovering-(c.now-d.at), 0)
 			if b := d.blocker; b != nil {
 				same := 0

@@ -228,7 +228,11 @@ func (c *Client) unlock(h *Hold) error {
 			return nil
 		case was == held: // a loss that nobody has noticed yet
 			c.machine.tick()
-		case was == lost:
+		case was == evicted:
+			h.cancel(h.lost)
+			c.machine.release(h)
+			return h.lost
+		case was == lost, was == expired:
 			h.cancel(h.lost) // it may be under way, and has happened when this returns
 			return h.lost
 		default:

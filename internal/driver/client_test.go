@@ -66,7 +66,7 @@ func TestStartDoesNotWait(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		f := given.Wait(ctx)
+		f := given.Wait(ctx, nil)
 		if f == nil || f.Reason != ErrNoQuorum || !errors.Is(f.Cause, context.DeadlineExceeded) {
 			t.Fatalf("given up: %+v", f)
 		}
@@ -83,7 +83,7 @@ func TestStartDoesNotWait(t *testing.T) {
 		}
 		var after Hold
 		c.Start(context.Background(), &after, request)
-		if f := after.Wait(context.Background()); f == nil || f.Reason != ErrClosed || after.Context().Err() == nil {
+		if f := after.Wait(context.Background(), nil); f == nil || f.Reason != ErrClosed || after.Context().Err() == nil {
 			t.Errorf("asked for after Close: %+v", f)
 		}
 		if s := c.Stats(); s.Waiting != 0 || s.Held != 0 || s.Failed != (Failures{NoQuorum: 1, Closed: 1}) {

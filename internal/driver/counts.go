@@ -55,7 +55,7 @@ func (c *Counts) setState(h *Hold, to holdState) {
 	case to == held:
 		c.Held++
 		c.Granted++
-	case to == lost:
+	case to == lost, to == evicted:
 		c.Lost++
 	case from == held: // unlocked, or given back since its caller has gone
 		c.Unlocked++

@@ -34,6 +34,12 @@ func (m *machine) endContexts(s *step) {
 		m.pub.Pause()
 		m.ending.Go(func() { m.endLost(lost) })
 	}
+	if expired := s.expired; len(expired) > 0 {
+		m.ending.Go(func() {
+			endAll(expired, func(h *Hold) error { return h.lost })
+			m.inSteps(len(expired), func(i int, s *step) { m.giveBack(s, expired[i]) })
+		})
+	}
 	if unlocking := s.unlocking; len(unlocking) > 0 {
 		m.pub.Pause()
 		m.ending.Go(func() {

@@ -15,6 +15,7 @@ var (
 	ErrLost         = errors.New("qlock: lock lost")
 	ErrEvicted      = errors.New("qlock: evicted")
 	ErrUnlocked     = errors.New("qlock: unlocked")
+	ErrHoldExpired  = errors.New("qlock: the lock has been held for as long as HoldAtMost allows")
 	ErrClosed       = errors.New("qlock: closed")
 	ErrInvalidLease = errors.New("qlock: invalid lease")
 	ErrRefused      = errors.New("qlock: refused")

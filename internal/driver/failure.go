@@ -22,6 +22,16 @@ type Own struct {
 	For  time.Duration
 }
 
+// Waiting is how a request stands that waits.
+type Waiting struct {
+	For    time.Duration // since the request was made
+	Ahead  int           // of those that wait as well, as far as known
+	Known  bool          // how many those are is known
+	Report client.Report
+	IsOwn  bool // another use of this very client is in the way
+	Own    Own
+}
+
 // Answer is what a node last said of a claim.
 type Answer uint8
 

@@ -33,6 +33,16 @@ type Request struct {
 	Patience Patience
 	Lifetime Lifetime
 	Note     string // for people
+	Terms    *Terms // what few ask for; nil: nothing of it
+}
+
+// Terms is what few requests ask for.
+type Terms struct {
+	Age     time.Time     // since when it waits, if that is before the request; zero: it is not
+	AtLeast time.Duration // its claim stays so long after the grant, also if it is unlocked before
+	AtMost  time.Duration // it ends so long after the grant; 0: it does not
+	Watch   bool          // Hold.Changed tells when what it waits for changes
+	Manual  bool          // if it is evicted, its context ends, and Unlock gives the claim back
 }
 
 // Hold is one call's wish for a lock, and then the lock: Client.Start makes it, and it is
@@ -59,7 +69,43 @@ type Hold struct {
 
 	// Guarded by machine.mu.
 	state holdState
-	lost  error // why; not written once the state is lost
+	lost  error // why; not written once the state is lost, evicted or expired
+	watch *watch
+	timer *timer // nil: it is not among the machine's
+}
+
+// watch is for those who want to be told. The machine's lock guards it.
+type watch struct {
+	wanted  chan struct{} // closed when somebody else waits; nil: nobody asked
+	told    bool          // wanted is closed, or about to be
+	changed chan struct{} // closed when what it waits for may have changed; nil: nobody waits
+	watched bool          // somebody asked
+	dirty   bool          // it has changed since
+}
+
+func (h *Hold) watching() *watch {
+	if h.watch == nil {
+		h.watch = new(watch)
+	}
+	return h.watch
+}
+
+// noTerms are those of a request without any. Nobody writes it.
+var noTerms Terms
+
+func (r *Request) terms() *Terms {
+	if r.Terms == nil {
+		return &noTerms
+	}
+	return r.Terms
+}
+
+// at is the age of the request, a wall clock in microseconds; 0: that of the call.
+func (t *Terms) at() int64 {
+	if t.Age.IsZero() {
+		return 0
+	}
+	return max(t.Age.UnixMicro(), 1)
 }
 
 type holdState uint8
@@ -70,6 +116,8 @@ const (
 	unlocked
 	lost
 	failed
+	evicted // its context has ended, and its claim is held until Unlock
+	expired // as Request.AtMost says
 )
 
 // Name is the name of the resource.
@@ -91,13 +139,60 @@ func (h *Hold) Ready() <-chan struct{} { return h.ready }
 func (h *Hold) Failure() *Failure { return h.failure }
 
 // Wait waits until the lock is held, and returns nil. If ctx ends before, it gives the
-// wish up.
-func (h *Hold) Wait(ctx context.Context) *Failure {
+// wish up. It calls watch, on this goroutine, whenever what the request waits for may have
+// changed; nil: it does not.
+func (h *Hold) Wait(ctx context.Context, watch func()) *Failure {
+	for {
+		var changed <-chan struct{}
+		if watch != nil {
+			changed = h.Changed()
+		}
+		select {
+		case <-h.ready:
+			return h.failure
+		case <-ctx.Done():
+			return h.client.machine.giveUp(h, natsio.ContextError(ctx))
+		case <-changed:
+			watch()
+		}
+	}
+}
+
+// Request is what was asked for.
+func (h *Hold) Request() *Request { return &h.request }
+
+// GiveUpWaiting ends the wish if it is not held yet.
+func (h *Hold) GiveUpWaiting(cause error) { h.client.machine.giveUpWaiting(h, cause) }
+
+// GiveUp ends the wish if it is not held yet, and gives the lock back if it is.
+func (h *Hold) GiveUp(cause error) { h.client.machine.cancel(h, cause) }
+
+// Changed is closed when what the request waits for may have changed since the last call of
+// Changed. Request.Watch must be set.
+func (h *Hold) Changed() <-chan struct{} { return h.client.machine.changed(h) }
+
+// Waiting tells how the request stands that waits.
+func (h *Hold) Waiting() Waiting { return h.client.machine.waiting(h) }
+
+// Wanted is closed when somebody else waits for the lock, or at once if it is not held.
+func (h *Hold) Wanted() <-chan struct{} { return h.client.machine.wanted(h) }
+
+// Stands is how long the lock stays held without another message; 0 if it is not held.
+func (h *Hold) Stands() time.Duration { return h.client.machine.stands(h) }
+
+// AwaitRefresh waits for the answers to the refresh that is under way, if there is one.
+func (h *Hold) AwaitRefresh(ctx context.Context) error {
+	done := h.client.machine.refreshed(h)
+	if done == nil {
+		return nil
+	}
 	select {
-	case <-h.ready:
-		return h.failure
+	case <-done:
+		return nil
+	case <-h.ctx.Done():
+		return context.Cause(h.ctx)
 	case <-ctx.Done():
-		return h.client.machine.giveUp(h, natsio.ContextError(ctx))
+		return natsio.ContextError(ctx)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/qlock/qlock/internal/members"
 	"github.com/qlock/qlock/internal/natsio"
 	"github.com/qlock/qlock/internal/printable"
+	"github.com/qlock/qlock/internal/sat"
 	"github.com/qlock/qlock/internal/subject"
 	"github.com/qlock/qlock/internal/wire"
 )
@@ -48,6 +49,8 @@ type machine struct {
 	leaps      natsio.Leaps
 	unlockedAt time.Duration // when a lock was last unlocked
 	burst      int           // how many got their locks by the last message that gave any
+	timers     timers
+	refreshes  map[*Hold]chan struct{} // who waits for the answers to the refresh that is under way
 }
 
 func newMachine(cfg *Config, pub *natsio.Publisher, m *Membership) *machine {
@@ -73,7 +76,9 @@ type step struct {
 	held      int     // how many got their locks
 	ready     []*Hold // those that hold or have failed now
 	lost      []*Hold
-	unlocking []*Hold // those that are lost while their owners give them back
+	unlocking []*Hold         // those that are lost while their owners give them back
+	expired   []*Hold         // those whose time is over
+	tell      []chan struct{} // to be closed
 }
 
 var steps = sync.Pool{New: func() any { return new(step) }}
@@ -117,6 +122,9 @@ func (m *machine) finish(s *step) {
 	for _, h := range s.ready {
 		h.settle()
 	}
+	for _, c := range s.tell {
+		close(c)
+	}
 	for _, note := range s.Notes {
 		m.log.Line(slog.LevelError, note)
 	}
@@ -127,7 +135,8 @@ func (m *machine) finish(s *step) {
 func (s *step) reset() {
 	s.Out.Reset()
 	clear(s.ready)
-	s.held, s.ready, s.lost, s.unlocking = 0, s.ready[:0], nil, nil
+	clear(s.tell)
+	s.held, s.ready, s.tell, s.lost, s.unlocking, s.expired = 0, s.ready[:0], s.tell[:0], nil, nil, nil
 }
 
 // settle tells who waits for h. Call it once, without the machine's lock.
@@ -142,7 +151,7 @@ func (h *Hold) settle() {
 // for observers. Call with m.mu held.
 func (m *machine) apply(s *step, e hold.Event) {
 	h := e.Hold.User.(*Hold)
-	if (e.Kind == hold.Held || e.Kind == hold.Failed) && h.state != waiting {
+	if (e.Kind == hold.Held || e.Kind == hold.Failed || e.Kind == hold.Changed) && h.state != waiting {
 		return // it was given up in this very step
 	}
 	switch e.Kind {
@@ -155,6 +164,9 @@ func (m *machine) apply(s *step, e hold.Event) {
 		}
 		s.held++
 		s.ready = append(s.ready, h)
+		if d := h.request.terms().AtMost; d > 0 {
+			m.timers.set(h, sat.Add(s.now.Mono, d))
+		}
 	case hold.Failed:
 		h.failure = m.report(s.now, h, nil)
 		if e.Eviction != nil {
@@ -164,16 +176,37 @@ func (m *machine) apply(s *step, e hold.Event) {
 		s.ready = append(s.ready, h)
 	case hold.Lost:
 		if h.state != held { // its owner is about to give it back, and ends its context, which may take long yet
-			s.unlocking = append(s.unlocking, h)
-			m.event(subject.Released, h)
+			if h.state == unlocked {
+				s.unlocking = append(s.unlocking, h)
+			}
+			if h.state != evicted { // else it was told already
+				m.event(subject.Released, h)
+			}
+			m.timers.remove(h)
 			return
 		}
+		m.timers.remove(h)
 		h.lost = m.lossOf(s.now, e.Eviction)
 		m.counts.setState(h, lost)
 		m.losses.Add(1)
 		s.lost = append(s.lost, h)
 	case hold.Returned: // before the release, and so before the next one has it
-		m.event(subject.Released, h)
+		if h.state != evicted {
+			m.event(subject.Released, h)
+		}
+	case hold.Wanted:
+		m.tellWanted(s, h)
+	case hold.Changed:
+		m.tellChanged(s, h)
+	case hold.Evicted:
+		if h.state != held {
+			return // its owner is about to give it back
+		}
+		h.lost = m.lossOf(s.now, e.Eviction)
+		m.counts.setState(h, evicted)
+		m.losses.Add(1)
+		s.lost = append(s.lost, h)
+		m.timers.remove(h)
 	}
 }
 
@@ -224,11 +257,12 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 func (m *machine) acquire(h *Hold, shortDeadline bool) (ok bool) {
 	s := m.begin()
 	if ok = !m.closed; ok {
-		r := &h.request
+		r, terms := &h.request, h.request.terms()
 		h.asked = m.start.Add(s.now.Mono)
 		m.counts.Waiting++
 		h.use = m.table.Lock(s.now, hold.Request{
 			Resource: r.Resource, Mode: r.Mode, Try: r.Patience == Try, ShortDeadline: shortDeadline, Note: r.Note, User: h,
+			Watch: terms.Watch, Manual: terms.Manual, At: terms.at(),
 		}, &s.Out)
 	}
 	m.finish(s)
@@ -249,11 +283,30 @@ func (m *machine) giveUp(h *Hold, cause error) *Failure {
 	default:
 		f = m.report(s.now, h, cause)
 		m.counts.fail(h, f)
+		m.timers.remove(h)
 		m.table.Unlock(s.now, h.use, &s.Out)
 	}
 	m.finish(s)
 	h.cancel(cause)
 	return f
+}
+
+// giveUpWaiting ends h if it waits.
+func (m *machine) giveUpWaiting(h *Hold, cause error) {
+	s := m.begin()
+	if h.state == waiting && h.use != nil {
+		m.failNow(s, h, m.report(s.now, h, cause))
+	}
+	m.finish(s)
+}
+
+// cancel ends h, whether it waits or is held.
+func (m *machine) cancel(h *Hold, cause error) {
+	m.giveUpWaiting(h, cause)
+	<-h.ready // it is decided now
+	if h.failure == nil {
+		_ = h.client.unlock(h)
+	}
 }
 
 // inARow is how soon one Unlock follows another in a program that does not end yet: its
@@ -271,16 +324,18 @@ func (m *machine) unlock(h *Hold) (was holdState, isHeld, last bool) {
 	isHeld = was == held && m.table.HeldAt(now, h.use)
 	if isHeld {
 		m.counts.setState(h, unlocked)
+		m.timers.remove(h)
 		last = m.counts.Held+m.counts.Waiting == 0 && (m.unlockedAt == 0 || now.Mono-m.unlockedAt > inARow)
 		m.unlockedAt = now.Mono
 	}
 	return was, isHeld, last
 }
 
-// release gives back what unlock found to be held.
+// release gives back what unlock found to be held, now or when it has been held for as long
+// as it was to be at least.
 func (m *machine) release(h *Hold) {
 	s := m.begin()
-	m.table.Unlock(s.now, h.use, &s.Out)
+	m.giveBack(s, h)
 	m.finish(s)
 }
 
@@ -288,6 +343,7 @@ func (m *machine) release(h *Hold) {
 func (m *machine) tick() {
 	s := m.begin()
 	m.table.Tick(s.now, &s.Out)
+	m.runTimers(s)
 	m.learn(s, m.members.Tick)
 	m.finish(s)
 }
@@ -302,6 +358,7 @@ func (m *machine) handle(list []wire.Answer) {
 			}
 		}
 	}
+	m.tellRefreshed(s)
 	m.finish(s)
 }
 
@@ -312,6 +369,7 @@ func (m *machine) handleOne(a *wire.Answer) {
 	if !m.closed {
 		m.table.Handle(s.now, a, &s.Out)
 	}
+	m.tellRefreshed(s)
 	m.finish(s)
 }
 
@@ -393,6 +451,9 @@ func (m *machine) wait(now wire.Now) time.Duration {
 	}
 	if due, ok := m.members.Wait(now); ok {
 		d = min(d, due)
+	}
+	if at, ok := m.timers.next(); ok {
+		d = min(d, max(at-now.Mono, 0))
 	}
 	if m.core.Claims() > 0 {
 		d = min(d, time.Second)
@@ -489,6 +550,7 @@ func (m *machine) inSteps(n int, f func(i int, s *step)) {
 func (m *machine) giveUpAll(all []*hold.Hold) {
 	slices.Reverse(all) // who waits last goes first, and is given nothing
 	var holding []*Hold
+	stands := true
 	m.inSteps(len(all), func(i int, s *step) {
 		h := all[i].User.(*Hold)
 		switch all[i].State() {
@@ -503,7 +565,18 @@ func (m *machine) giveUpAll(all []*hold.Hold) {
 	})
 	endAll(holding, func(*Hold) error { return ErrUnlocked })
 	m.ending.Wait() // for those that are lost: nothing is published before
-	m.inSteps(len(holding), func(i int, s *step) { m.table.Unlock(s.now, holding[i].use, &s.Out) })
+	m.inSteps(len(holding), func(i int, s *step) {
+		if left := m.lingers(s.now, holding[i]); left > 0 {
+			stands = stands && m.table.Stands(s.now, holding[i].use) >= left
+			return
+		}
+		m.table.Unlock(s.now, holding[i].use, &s.Out)
+	})
+	if !stands { // what is to be held on is held by the nodes for a lease from now
+		s := m.begin()
+		m.table.Refresh(s.now, &s.Out)
+		m.finish(s)
+	}
 	for more := true; more; {
 		s := m.begin()
 		more = m.table.ReleaseIdle(s.now, mostInStep, &s.Out)

@@ -28,6 +28,9 @@ const (
 	Lost                      // it held, and its claim was lost
 	Failed                    // it will not hold
 	Returned                  // it was the last to hold, and its claim was given back
+	Wanted                    // it holds, and somebody else waits: told once, if it asked (Table.Wanted)
+	Changed                   // it waits and is watched, and what it waits for may have changed
+	Evicted                   // it holds, and its claim is to end: it is given back by Unlock
 )
 
 // Event tells the driver what became of a use.
@@ -78,6 +81,9 @@ type Hold struct {
 	token         uint64
 	state         State
 	ours          bool // it failed because of another hold of this client
+	watched       bool // it is told when what it waits for may have changed
+	manual        bool // it is given back by its owner when its claim is evicted
+	asksWanted    bool // it is to be told when somebody else waits, and was not yet
 }
 
 func (u *Hold) State() State  { return u.state }
@@ -94,7 +100,10 @@ type sharedClaim struct {
 	claim    *client.Claim // nil for moments only
 	unused   bool          // the claim is held and nobody has used it yet
 	last     uint64        // token given out last
+	watched  bool          // some who waited are watched
+	asked    bool          // some who held are to be told that others wait
 	latest   *Hold         // to hold
+	evicted  bool          // its claim is to end: it serves nobody any more
 	givenUp  bool          // who waits has another shared claim: this one is given back
 	holders  []*Hold       // one writer or any number of readers
 	queue    []*Hold       // who waits, first come first
@@ -171,6 +180,9 @@ type Request struct {
 	Mode          quorum.Mode
 	Try           bool   // it fails when it would have to wait for another
 	ShortDeadline bool   // it gives up soon, and will want to know why
+	Watch         bool   // it is told when what it waits for may have changed
+	Manual        bool   // its owner gives it back when its claim is evicted
+	At            int64  // its age, a wall clock in microseconds, if it is older than this call
 	Note          string // for people
 	User          any
 }
@@ -179,7 +191,10 @@ type Request struct {
 func (t *Table) Lock(now wire.Now, w Request, out *Out) *Hold {
 	t.readClocks(now, out)
 	resource, mode, try := w.Resource, w.Mode, w.Try
-	u := &Hold{User: w.User, mode: mode, try: try, note: w.Note, shortDeadline: w.ShortDeadline, at: max(now.Wall, 0)}
+	u := &Hold{User: w.User, mode: mode, try: try, note: w.Note, shortDeadline: w.ShortDeadline, at: max(now.Wall, 0), watched: w.Watch, manual: w.Manual}
+	if w.At > 0 {
+		u.at = min(u.at, w.At)
+	}
 	s := t.claims[resource]
 	if try && !t.mayTry(now, s, u) {
 		if s != nil && s.idle > 0 { // a claim that nobody uses is in nobody's way //plant:idle-for-try
@@ -198,11 +213,14 @@ func (t *Table) Lock(now wire.Now, w Request, out *Out) *Hold {
 		t.claims[resource] = s
 	}
 	u.shared = s
-	s.queue = append(s.queue, u)
+	s.enqueue(u, w.At > 0)
 	t.wake(s)
 	t.proceed(now, s, out)
 	t.keep(now, s, out)
 	t.drain(now, out)
+	if u.watched && u.state == Waiting {
+		t.watch(now, u, out)
+	}
 	return u
 }
 
@@ -232,7 +250,7 @@ func (t *Table) suits(s *sharedClaim, u *Hold) bool {
 // mayPass reports whether the claim may serve one more: its first, or when nobody
 // waits for it elsewhere as far as the nodes know, or within the bounds for that.
 func (t *Table) mayPass(now wire.Now, s *sharedClaim) bool {
-	return s.unused || s.claim.Kept() /*plant:known-kept*/ && (!s.claim.Wanted() || t.inBounds(now, s))
+	return !s.evicted && (s.unused || s.claim.Kept() /*plant:known-kept*/ && (!s.claim.Wanted() || t.inBounds(now, s)))
 }
 
 // inBounds reports whether a claim that others wait for may be passed on once more.
@@ -243,7 +261,7 @@ func (t *Table) inBounds(now wire.Now, s *sharedClaim) bool {
 // isDue reports whether others who wait for the claim are to have it next. While it has
 // a holder the nodes have time to learn that it is kept.
 func (t *Table) isDue(now wire.Now, s *sharedClaim) bool {
-	return s.claim.Wanted() && (!t.inBounds(now, s) || len(s.holders) == 0 && !s.claim.Kept())
+	return s.evicted || s.claim.Wanted() && (!t.inBounds(now, s) || len(s.holders) == 0 && !s.claim.Kept())
 }
 
 // boundPassing notes since when others wait for a claim that may be passed on all the same.
@@ -331,6 +349,9 @@ func (t *Table) serve(now wire.Now, s *sharedClaim, out *Out) {
 		s.queue = remove(s.queue, u)
 		s.holders = append(s.holders, u)
 		u.state, u.token, u.since = Holding, token, now.Mono
+		if u.manual {
+			s.claim.LeaveEviction()
+		}
 	}
 }
 
@@ -338,6 +359,7 @@ func (t *Table) serve(now wire.Now, s *sharedClaim, out *Out) {
 func (t *Table) proceed(now wire.Now, s *sharedClaim, out *Out) {
 	t.boundPassing(now, s)
 	t.serve(now, s, out)
+	s.tell(t, out)
 	if len(s.queue) > 0 && s.isHeld() && (t.isDue(now, s) || !t.suits(s, s.queue[0])) {
 		t.part(now, s, out)
 	}
@@ -348,7 +370,7 @@ func (t *Table) proceed(now wire.Now, s *sharedClaim, out *Out) {
 // queues by the age of the first of them, while the one that there is has holders
 // yet: somebody waits elsewhere, or the first of them cannot be served by it.
 func (t *Table) part(now wire.Now, s *sharedClaim, out *Out) {
-	other := &sharedClaim{resource: s.resource, queue: s.queue}
+	other := &sharedClaim{resource: s.resource, queue: s.queue, watched: s.watched}
 	for _, u := range other.queue {
 		u.shared = other
 	}
@@ -368,7 +390,7 @@ func (t *Table) settle(now wire.Now, s *sharedClaim, out *Out) {
 		t.separateTries(now, s, out)
 	}
 	switch {
-	case len(s.queue) == 0 && s.isHeld() && t.retention > 0 && !s.claim.Wanted() && !s.try && !s.givenUp:
+	case len(s.queue) == 0 && s.isHeld() && t.retention > 0 && !s.claim.Wanted() && !s.try && !s.givenUp && !s.evicted:
 		t.retain(now, s)
 		return
 	case len(s.queue) == 0:
@@ -380,7 +402,7 @@ func (t *Table) settle(now wire.Now, s *sharedClaim, out *Out) {
 	if s.claim == nil {
 		s.claim = t.core.Claim(now, client.Request{
 			Resource: s.resource, Mode: s.queue[0].mode, Try: s.try, At: s.queue[0].at,
-			Keep: !s.try && (t.retention > 0 || len(s.queue) > 1), Note: s.queue[0].note, ShortDeadline: s.queue[0].shortDeadline, User: s,
+			Keep: !s.try && (t.retention > 0 || len(s.queue) > 1), Note: s.queue[0].note, ShortDeadline: s.queue[0].shortDeadline, Watch: s.watched, User: s,
 		}, &out.Out)
 	}
 }
@@ -410,7 +432,7 @@ func (t *Table) giveBack(now wire.Now, s *sharedClaim, out *Out) {
 	if s.latest != nil {
 		out.Holds = append(out.Holds, Event{Kind: Returned, Hold: s.latest})
 	}
-	s.unused, s.latest = false, nil
+	s.unused, s.latest, s.evicted = false, nil, false
 }
 
 // end gives back a claim that nobody uses, and is over with its record.
@@ -441,7 +463,7 @@ func (t *Table) drain(now wire.Now, out *Out) {
 			t.proceed(now, s, out)
 			t.keep(now, s, out)
 		case client.Lost:
-			s.claim, s.unused = nil, false //plant:lost
+			s.claim, s.unused, s.evicted = nil, false, false //plant:lost
 			t.unboundPassing(s)
 			if len(s.holders) > 0 {
 				s.latest = nil // what becomes of them is told
@@ -468,6 +490,10 @@ func (t *Table) drain(now wire.Now, out *Out) {
 			}
 		case client.TokensReserved:
 			t.proceed(now, s, out)
+		case client.Changed:
+			s.tellWatchers(out)
+		case client.Evicted:
+			t.evicted(now, s, out)
 		}
 	}
 	out.Events = out.Events[:0]
