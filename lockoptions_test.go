@@ -53,6 +53,7 @@ func TestHoldAtLeast(t *testing.T) {
 		k = mustLockWith(t, a, "x", qlock.HoldAtLeast(time.Second))
 		time.Sleep(2 * time.Second)
 		mustUnlock(t, k)
+		settle()
 		if k, err := b.TryLock(t.Context(), "x"); err != nil {
 			t.Error(err)
 		} else {
