@@ -360,6 +360,106 @@ func ExampleHeld() {
 	// true
 }
 
+// Options change a single lock. This job is started by several schedulers at nearly the
+// same time: the first one runs it, and the others find the lock held for another minute.
+func ExampleHoldAtLeast() {
+	locker, stop := newLocker("cron")
+	defer stop()
+
+	ctx := context.Background()
+	run := func() error {
+		lock, err := locker.TryLock(ctx, "nightly", qlock.HoldAtLeast(time.Minute), qlock.Note("the report"))
+		if err != nil {
+			return err
+		}
+		fmt.Println("report")
+		return lock.Unlock(ctx)
+	}
+	fmt.Println(run())
+	fmt.Println(errors.Is(run(), qlock.ErrHeld))
+	// Output:
+	// report
+	// <nil>
+	// true
+}
+
+// Who waits can show a person what for.
+func ExampleWithWaitFunc() {
+	locker, stop := newLocker("billing")
+	defer stop()
+
+	ctx := context.Background()
+	held, err := locker.Lock(ctx, "orders.42")
+	if err != nil {
+		log.Fatal(err)
+	}
+	lock, err := locker.Lock(ctx, "orders.42", qlock.WithWaitFunc(func(w qlock.Waiting) {
+		fmt.Printf("%s is held by %s, %d wait before us\n", w.Name, w.Holder.Client, w.Ahead)
+		_ = held.Unlock(ctx) // or the example would not end
+	}))
+	if err != nil {
+		log.Fatal(err)
+	}
+	_ = lock.Unlock(ctx)
+	// Output:
+	// orders.42 is held by billing, 0 wait before us
+}
+
+// Wanted lets a holder that could go on finish early, when somebody else waits.
+func ExampleLock_Wanted() {
+	locker, stop := newLocker("indexer")
+	defer stop()
+
+	ctx := context.Background()
+	lock, err := locker.Lock(ctx, "index")
+	if err != nil {
+		log.Fatal(err)
+	}
+	next := locker.Start(ctx, "index")
+
+	for batch := 1; ; batch++ {
+		select {
+		case <-lock.Wanted():
+			fmt.Println("somebody else wants to index")
+		case <-lock.Context().Done():
+			fmt.Println("lost")
+		case <-time.After(time.Minute):
+			continue // with the next batch
+		}
+		break
+	}
+	_ = lock.Unlock(ctx)
+	lock, err = next.Wait(ctx)
+	fmt.Println(lock.Name(), err)
+	_ = lock.Unlock(ctx)
+	// Output:
+	// somebody else wants to index
+	// index <nil>
+}
+
+// Start asks for locks without a goroutine for each.
+func ExampleLocker_Start() {
+	locker, stop := newLocker("gateway")
+	defer stop()
+
+	ctx := context.Background()
+	request := locker.Start(ctx, "orders.42", qlock.Shared())
+	select {
+	case <-request.Done():
+		lock, err := request.Lock()
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(lock.Name(), lock.Stands() > 5*time.Second)
+		_ = lock.Unlock(ctx)
+	case <-time.After(time.Minute):
+		fmt.Println(request.Status())
+		request.Cancel()
+	}
+	// Output:
+	// orders.42 true
+}
+
 // A LockError carries the answers of the nodes.
 func ExampleLockError() {
 	ctx := context.Background()

@@ -16,6 +16,8 @@ type Report struct {
 	Nodes      []NodeReport
 	Blocker    *wire.Blocker // who is in the way at most nodes, as far as known
 	BlockerFor time.Duration // since when, now
+	Place      int           // claims before this one, in the longest queue of a node that knows who is in the way
+	Queued     bool          // Place is known
 }
 
 // NodeReport is what one node had to say.
@@ -23,7 +25,6 @@ type NodeReport struct {
 	Name        string
 	Voted       bool // and the vote stands
 	Queued      bool
-	Place       int // claims before this one in the node's queue, while it is queued
 	Refused     bool
 	Recovering  time.Duration // it will not vote for so long
 	Reason      wire.Reason   // refused
@@ -75,7 +76,7 @@ func (c *Client) Report(now wire.Now, cl *Claim) Report {
 			}
 		}
 		if d := v.detail; d != nil {
-			n.Reason, n.Text, n.Place = d.reason, d.text, d.place
+			n.Reason, n.Text = d.reason, d.text
 			n.Recovering = max(d.recovering-(c.now-d.at), 0)
 			if b := d.blocker; b != nil {
 				same := 0
@@ -93,6 +94,17 @@ func (c *Client) Report(now wire.Now, cl *Claim) Report {
 			}
 		}
 		r.Nodes = append(r.Nodes, n)
+	}
+	for i := range cl.votes {
+		v := &cl.votes[i]
+		if v.heard != queued || v.detail == nil {
+			continue
+		}
+		// A node that gives no votes has the holder in its queue, and counts it as one that
+		// waits: those that know better come first.
+		if b := v.detail.blocker; r.Blocker == nil || b != nil && b.Voted == r.Blocker.Voted {
+			r.Place, r.Queued = max(r.Place, v.detail.place), true
+		}
 	}
 	return r
 }

@@ -55,13 +55,8 @@ func (m *machine) waiting(h *Hold) (w Waiting) {
 		return w
 	}
 	w.Report = m.table.Report(now, h.use)
-	place := 0
-	for i := range w.Report.Nodes {
-		if n := &w.Report.Nodes[i]; n.Queued {
-			place, w.Known = max(place, n.Place), true
-		}
-	}
-	w.Ahead += place
+	w.Ahead += w.Report.Place
+	w.Known = w.Report.Queued
 	return w
 }
 

@@ -79,8 +79,6 @@ var api = []string{
 // reason. It may only become shorter: the command is to stand on the public API, so
 // that other programs can do what it does.
 var apiExceptions = map[string]string{
-	"cmd/qlock/internal/cli/wait.go internal/wire":  "shows whom a waiting call waits for; the API does not tell while it waits",
-	"cmd/qlock/internal/cli/watch.go internal/wire": "decodes requests and answers that it overhears; the API has events alone",
 }
 
 type source struct {

@@ -241,26 +241,23 @@ func TestWatchOutOfOrder(t *testing.T) {
 	}
 }
 
-// A node that restarted has the holder in its queue, and does not make it seem to
-// wait, in whichever order the nodes are looked at.
-func TestWaitIsToldByThoseWhoKnow(t *testing.T) {
-	p := newApp(os.Stdin, os.Stdout, os.Stderr).progress("x", false)
-	id := wire.ClaimID{Instance: uuid.UUID{1}, Seq: 1}
-	for i, voted := range []bool{true, false, true} {
-		a := &wire.Answer{Kind: wire.Queued, Node: fmt.Sprint("n", i), Blocker: &wire.Blocker{Claim: id, Client: "svc", Voted: voted, For: time.Minute}}
-		if !voted {
-			a.Place, a.Recovering = 1, time.Minute
+// What a request waits for is told in a few words.
+func TestWaitsFor(t *testing.T) {
+	holder := &qlock.Holder{Client: "svc\x1b[2J", Held: true, For: time.Minute}
+	reader := &qlock.Holder{Client: "svc", Shared: true, For: 1234 * time.Millisecond}
+	voted := qlock.NodeAnswer{Node: "n1", Answer: qlock.AnswerVoted}
+	recovering := qlock.NodeAnswer{Node: "n2", Answer: qlock.AnswerRecovering, Waiting: 2 * time.Second}
+	for want, w := range map[string]qlock.Waiting{
+		`held by svc\x1b[2J for 1m0s, first in the queue`:    {Holder: holder, Queued: true},
+		"behind svc (shared) for 1.2s, 3 ahead in the queue": {Holder: reader, Queued: true, Ahead: 3},
+		"nodes that restarted give no votes for another 2s":  {Nodes: []qlock.NodeAnswer{voted, recovering}},
+		"1 node has voted for it, which is too few":          {Nodes: []qlock.NodeAnswer{voted}},
+		"2 nodes have voted for it, which is too few":        {Nodes: []qlock.NodeAnswer{voted, voted}},
+		"no node answers": {},
+	} {
+		if got := waitsFor(w); got != want {
+			t.Errorf("%q, want %q", got, want)
 		}
-		p.answers[a.Node] = &heard{a, time.Now()}
-	}
-	for range 50 {
-		if got := p.text(0); !strings.HasPrefix(got, "waiting for x for 0s: held by svc for 1m") || !strings.HasSuffix(got, "first in the queue") {
-			t.Fatal(got)
-		}
-	}
-	p.answers["n0"].Place = 3
-	if got := p.text(0); !strings.HasSuffix(got, "3 ahead in the queue") {
-		t.Error(got)
 	}
 }
 

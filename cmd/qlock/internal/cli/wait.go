@@ -8,17 +8,14 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/text"
-	"github.com/nats-io/nats.go"
 	"github.com/spf13/pflag"
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/printable"
-	"github.com/qlock/qlock/internal/wire"
 )
 
 // lockOptions is how a command takes its lock.
@@ -86,7 +83,7 @@ func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs
 	}
 	logger, _ := log.logger(a.err)
 	began := time.Now()
-	p := a.progress(name, o.quiet)
+	p := a.progress(ctx, name, o.quiet)
 	defer p.close()
 	if !o.try {
 		p.start(began)
@@ -95,7 +92,7 @@ func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs
 	if o.wait > 0 {
 		limited, cancel := context.WithDeadlineCause(ctx, began.Add(o.wait), fmt.Errorf("--wait %v has passed", o.wait))
 		defer cancel()
-		ctx, waiting = limited, p.noServer
+		ctx, waiting = limited, func() { p.set(func() { p.noServer = true }) }
 	}
 	l, err := c.connectWaiting(ctx, role, lease, waiting, connectionLogs(logger)...)
 	if err != nil {
@@ -104,12 +101,12 @@ func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs
 		}
 		return nil, &statusError{exitSelf, err}
 	}
-	p.hasServer()
+	p.set(func() { p.noServer = false })
 	fail := func(err error) (*heldLock, error) {
 		l.Close()
 		return nil, &statusError{lockStatus(err), err}
 	}
-	locker, sub, err := l.lockerFor(ctx, o, p, lease, logger)
+	locker, err := p.lockerFor(ctx, l, o, lease, logger)
 	if errors.Is(err, qlock.ErrInvalidLease) && o.lease == 0 {
 		// The nodes allow less than the default. A connection that fits the lease finds out
 		// in time that its server is silent, so it takes another one.
@@ -119,23 +116,20 @@ func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs
 			if l, err = c.connectWaiting(ctx, role, lease, waiting, connectionLogs(logger)...); err != nil {
 				return nil, &statusError{exitSelf, err}
 			}
-			locker, sub, err = l.lockerFor(ctx, o, p, lease, logger)
+			locker, err = p.lockerFor(ctx, l, o, lease, logger)
 		}
 	}
 	if err != nil {
 		return fail(err)
 	}
-	defer func() { _ = sub.Unsubscribe() }()
-	ask := locker.Lock
-	switch {
-	case o.try && o.shared:
-		ask = locker.TryRLock
-	case o.try:
-		ask = locker.TryLock
-	case o.shared:
-		ask = locker.RLock
+	var opts []qlock.LockOption
+	if o.shared {
+		opts = append(opts, qlock.Shared())
 	}
-	lock, err := ask(ctx, name)
+	if o.try {
+		opts = append(opts, qlock.Try())
+	}
+	lock, err := p.wait(locker.Start(ctx, name, opts...))
 	if err != nil {
 		_ = locker.Close()
 		return fail(err)
@@ -143,19 +137,11 @@ func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs
 	return &heldLock{lock, locker, l, lease}, nil
 }
 
-// lockerFor makes a Locker with this lease, and has p hear all that it is answered.
-func (l *link) lockerFor(ctx context.Context, o *lockOptions, p *progress, lease time.Duration, logger *slog.Logger) (*qlock.Locker, *nats.Subscription, error) {
-	// Before there is a Locker, so that no answer is missed.
-	sub, err := l.Subscribe(l.Opts.InboxPrefix+".*", p.answer)
-	if err != nil {
-		return nil, nil, err
-	}
-	locker, err := l.locker(ctx, o.wait, logger, qlock.WithNote(o.note), qlock.WithLease(lease))
-	if err != nil {
-		_ = sub.Unsubscribe()
-		return nil, nil, err
-	}
-	return locker, sub, nil
+// lockerFor makes a Locker with this lease, and shows meanwhile which nodes answer.
+func (p *progress) lockerFor(ctx context.Context, l *link, o *lockOptions, lease time.Duration, logger *slog.Logger) (*qlock.Locker, error) {
+	p.set(func() { p.link = l })
+	defer p.set(func() { p.link = nil })
+	return l.locker(ctx, o.wait, logger, qlock.WithNote(o.note), qlock.WithLease(lease))
 }
 
 func exitOf(err error) int {
@@ -165,31 +151,23 @@ func exitOf(err error) int {
 	return exitFailed
 }
 
-// progress tells how a wait stands: on a terminal in one line that changes,
-// elsewhere in a line now and then. It begins when a wait is long enough for a
-// person to wonder.
-//
-// It hears the nodes' answers beside the Locker, which shows no claim before it is
-// held. The inboxes of this connection have a prefix of their own, so it hears
-// nobody else's.
+// progress tells how a wait stands: on a terminal in one line that changes, elsewhere in a
+// line now and then. It begins when the wait is long enough for a person to wonder.
 type progress struct {
 	out   *diagnostics
 	name  string
 	quiet bool
 
-	mu      sync.Mutex // guards what follows
-	answers map[string]*heard
-	present map[string]bool // nodes that have said who they are
-	server  bool            // a server has answered, or is not waited for
-	drawn   bool
+	ctx    context.Context // ends when nothing more is to be shown
+	cancel context.CancelFunc
+	drawn  bool
 
-	stop chan struct{}
+	mu       sync.Mutex // guards what follows
+	noServer bool       // no server has answered yet, and one is waited for
+	link     *link      // of a Locker that looks for its nodes
+	pending  *qlock.Pending
+
 	done sync.WaitGroup
-}
-
-type heard struct {
-	*wire.Answer
-	at time.Time
 }
 
 const (
@@ -198,34 +176,24 @@ const (
 	logEvery   = 30 * time.Second       // elsewhere
 )
 
-func (a *app) progress(name string, quiet bool) *progress {
-	return &progress{out: a.err, name: name, quiet: quiet, answers: map[string]*heard{}, present: map[string]bool{}, server: true, stop: make(chan struct{})}
+func (a *app) progress(ctx context.Context, name string, quiet bool) *progress {
+	p := &progress{out: a.err, name: name, quiet: quiet}
+	p.ctx, p.cancel = context.WithCancel(ctx)
+	return p
 }
 
-func (p *progress) answer(m *nats.Msg) {
-	a, err := wire.DecodeAnswer(m.Data)
-	if err != nil {
-		return
-	}
+func (p *progress) set(change func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch a.Kind {
-	case wire.Queued, wire.Granted, wire.Refused:
-		p.answers[a.Node] = &heard{a, time.Now()}
-	case wire.Informed:
-		p.present[a.Node] = true
-	}
+	change()
 }
 
-// noServer says that there is no server yet.
-func (p *progress) noServer() { p.setServer(false) }
-
-func (p *progress) hasServer() { p.setServer(true) }
-
-func (p *progress) setServer(is bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.server = is
+// wait waits until a request is decided. The context that it was started with ends it.
+func (p *progress) wait(r *qlock.Pending) (*qlock.Lock, error) {
+	p.set(func() { p.pending = r })
+	defer p.set(func() { p.pending = nil })
+	<-r.Done()
+	return r.Lock()
 }
 
 func (p *progress) start(began time.Time) {
@@ -241,7 +209,7 @@ func (p *progress) start(began time.Time) {
 		defer timer.Stop()
 		for {
 			select {
-			case <-p.stop:
+			case <-p.ctx.Done():
 				return
 			case <-timer.C:
 			}
@@ -267,76 +235,73 @@ func (p *progress) draw(waited time.Duration) {
 	fmt.Fprintf(p.out, "qlock: %s\n", line)
 }
 
-// text is how the wait stands: who is in the way according to most nodes, and how
-// many stand before this claim where the queue is longest.
+// text is how the wait stands.
 func (p *progress) text(waited time.Duration) string {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	place, votes := 0, 0
-	recovering := time.Duration(0)
-	var holder *heard
-	count := map[wire.ClaimID]int{}
-	for _, h := range p.answers {
-		switch h.Kind {
-		case wire.Granted:
-			votes++
-		case wire.Queued:
-			recovering = max(recovering, h.Recovering-time.Since(h.at))
-			if b := h.Blocker; b != nil {
-				count[b.Claim]++
-				if b.Voted {
-					count[b.Claim] += 100 // a holder rather than one who waits too
-				}
-			}
-		}
-	}
-	for _, h := range p.answers {
-		// A node that gives no votes has the holder in its queue: others know better.
-		if b := h.Blocker; h.Kind == wire.Queued && b != nil && (holder == nil || count[b.Claim] > count[holder.Blocker.Claim] ||
-			b.Claim == holder.Blocker.Claim && b.Voted && !holder.Blocker.Voted) {
-			holder = h
-		}
-	}
-	for _, h := range p.answers {
-		if h.Kind == wire.Queued && (holder == nil || h.Blocker != nil && h.Blocker.Voted == holder.Blocker.Voted) {
-			place = max(place, h.Place)
-		}
-	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "waiting for %s for %v", lockNamed(p.name), waited.Round(100*time.Millisecond))
+	noServer, l, r := p.noServer, p.link, p.pending
+	p.mu.Unlock()
+	why := "no node answers"
 	switch {
-	case !p.server:
-		b.WriteString(": no NATS server can be reached")
-	case holder != nil:
-		verb, mode := "held by", ""
-		if !holder.Blocker.Voted {
+	case noServer:
+		why = "no NATS server can be reached"
+	case r != nil:
+		r.Changed() // asks the nodes to say so from now on
+		why = waitsFor(r.Status())
+	case l != nil:
+		if n := l.answering(p.ctx); n > 0 {
+			why = fmt.Sprintf("%d %s, too few", n, verb(n, "node answers", "nodes answer"))
+		}
+	}
+	return fmt.Sprintf("waiting for %s for %v: %s", lockNamed(p.name), waited.Round(100*time.Millisecond), why)
+}
+
+// answering is how many nodes answer.
+func (l *link) answering(ctx context.Context) (n int) {
+	ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+	defer cancel()
+	m, err := qlock.QueryMembers(ctx, l.Conn, qlock.WithCluster(l.cluster), qlock.WithName(l.client))
+	if err != nil {
+		return 0
+	}
+	for _, node := range m.Nodes {
+		if node.Answered {
+			n++
+		}
+	}
+	return n
+}
+
+// waitsFor is what a request waits for.
+func waitsFor(w qlock.Waiting) string {
+	recovering := time.Duration(0)
+	for _, n := range w.Nodes {
+		recovering = max(recovering, n.Waiting)
+	}
+	votes := w.Votes()
+	switch h := w.Holder; {
+	case h != nil:
+		verb, mode, place := "held by", "", fmt.Sprintf("%d ahead in the queue", w.Ahead)
+		if !h.Held {
 			verb = "behind"
 		}
-		if holder.Blocker.Mode.String() == "shared" {
+		if h.Shared {
 			mode = " (shared)"
 		}
-		since := holder.Blocker.For + time.Since(holder.at)
-		fmt.Fprintf(&b, ": %s %s%s for %v, ", verb, printable.Text(holder.Blocker.Client), mode, since.Round(100*time.Millisecond))
-		if place == 0 {
-			b.WriteString("first in the queue")
-		} else {
-			fmt.Fprintf(&b, "%d ahead in the queue", place)
+		if w.Ahead == 0 {
+			place = "first in the queue"
 		}
+		return fmt.Sprintf("%s %s%s for %v, %s", verb, printable.Text(h.Client), mode, h.For.Round(100*time.Millisecond), place)
 	case recovering >= 100*time.Millisecond:
-		fmt.Fprintf(&b, ": nodes that restarted give no votes for another %v", recovering.Round(100*time.Millisecond))
+		return fmt.Sprintf("nodes that restarted give no votes for another %v", recovering.Round(100*time.Millisecond))
 	case votes > 0:
-		fmt.Fprintf(&b, ": %d %s voted for it, which is too few", votes, verb(votes, "node has", "nodes have"))
-	case len(p.present) > 0:
-		fmt.Fprintf(&b, ": %d %s, too few", len(p.present), verb(len(p.present), "node answers", "nodes answer"))
-	default:
-		b.WriteString(": no node answers")
+		return fmt.Sprintf("%d %s voted for it, which is too few", votes, verb(votes, "node has", "nodes have"))
 	}
-	return b.String()
+	return "no node answers"
 }
 
 // close clears the line and stops.
 func (p *progress) close() {
-	close(p.stop)
+	p.cancel()
 	p.done.Wait()
 	if p.drawn {
 		fmt.Fprint(p.out, "\r\x1b[K")

@@ -17,7 +17,6 @@ import (
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/subject"
-	"github.com/qlock/qlock/internal/wire"
 )
 
 func (a *app) watch() *cobra.Command {
@@ -106,10 +105,10 @@ type watcher struct {
 
 	mu      sync.Mutex // guards what follows, and out
 	printed int
-	asks    map[wire.ClaimID]*ask // not granted yet
-	early   map[askKey]time.Time  // granted before the request was heard
+	asks    map[string]*ask      // not granted yet
+	early   map[askKey]time.Time // granted before the request was heard
 
-	done, doneBefore map[wire.ClaimID]struct{} // requests that may be heard again, and mean nothing
+	done, doneBefore map[string]struct{} // requests that may be heard again, and mean nothing
 	err              error
 }
 
@@ -144,17 +143,18 @@ type entry struct {
 }
 
 func newWatcher(out *os.File, asJSON bool, cluster string) *watcher {
-	return &watcher{out: out, json: asJSON, cluster: cluster, pattern: ">", asks: map[wire.ClaimID]*ask{}, early: map[askKey]time.Time{}, done: map[wire.ClaimID]struct{}{}, enough: func() {}}
+	return &watcher{out: out, json: asJSON, cluster: cluster, pattern: ">", asks: map[string]*ask{}, early: map[askKey]time.Time{}, done: map[string]struct{}{}, enough: func() {}}
 }
 
 // listen subscribes, and returns when it is in force.
 func (w *watcher) listen(l *link, pattern string, requests bool) error {
 	subjects := []string{subject.Event(l.cluster, subject.Any, subject.Any, pattern)}
 	if requests {
-		for _, verb := range []string{subject.Acquire, subject.Release, subject.Yield} {
-			subjects = append(subjects, subject.Request(l.cluster, verb, subject.Any, pattern))
+		more, err := qlock.RequestSubjects(l.cluster, pattern)
+		if err != nil {
+			return err
 		}
-		subjects = append(subjects, subject.Batch(l.cluster, subject.Any)) // several at once, whose names are inside
+		subjects = append(subjects, more...)
 	}
 	w.pattern = pattern
 	for i, s := range subjects {
@@ -174,51 +174,49 @@ func (w *watcher) listen(l *link, pattern string, requests bool) error {
 
 func (w *watcher) hear(on string, body []byte) {
 	p, ok := subject.Split(on)
-	if ok && p.IsBatch() {
-		list, _ := wire.DecodeBatch(nil, p.Client, body) // what could not be read is not shown
-		for _, r := range list {
-			if subject.Matches(w.pattern, r.Resource) {
-				w.request(entry{Time: time.Now(), Cluster: p.Cluster, Client: p.Client, Name: r.Resource, Encoded: encoded(r.Resource)}, &r)
+	switch {
+	case !ok:
+	case p.Family == subject.FamilyEvent:
+		w.event(p, body)
+	default:
+		list, _ := qlock.ParseRequests(on, body) // what could not be read is not shown
+		for i := range list {
+			if r := &list[i]; qlock.MatchName(w.pattern, r.Name) {
+				w.request(entry{Time: time.Now(), Cluster: r.Cluster, Client: r.Client, Name: r.Name, Encoded: r.Encoded}, r)
 			}
 		}
-		return
 	}
-	if !ok || p.Resource == "" {
+}
+
+func (w *watcher) event(p subject.Subject, body []byte) {
+	var e qlock.Event
+	if p.Resource == "" || json.Unmarshal(body, &e) != nil {
 		return
 	}
 	s := entry{Time: time.Now(), Cluster: p.Cluster, Client: p.Client, Name: p.Resource, Encoded: p.Resource}
 	if name, err := subject.DecodeName(p.Resource); err == nil { // else it is none of package qlock's, and stays as it is
 		s.Name = name
 	}
-	if p.Family == subject.FamilyEvent {
-		var e qlock.Event
-		if json.Unmarshal(body, &e) != nil {
-			return
-		}
-		s.What, s.Mode, s.Token, s.Votes, s.Nodes, s.WaitedMS, s.HeldMS = p.Verb, e.Mode, e.Token, e.Votes, e.Nodes, e.Waited, e.Held
-		s.Note, s.EvictedBy = e.Note, e.EvictedBy
-		if s.What == subject.Acquired {
-			w.served(s)
-		}
-		w.show(s)
-		return
+	s.What, s.Mode, s.Token, s.Votes, s.Nodes, s.WaitedMS, s.HeldMS = p.Verb, e.Mode, e.Token, e.Votes, e.Nodes, e.Waited, e.Held
+	s.Note, s.EvictedBy = e.Note, e.EvictedBy
+	if s.What == subject.Acquired {
+		w.served(s)
 	}
-	r, err := wire.DecodeRequest(wire.Verb(p.Verb), p.Client, p.Resource, body)
-	if err != nil {
-		return
-	}
-	w.request(s, r)
+	w.show(s)
 }
 
-func (w *watcher) request(s entry, r *wire.Request) {
-	s.Mode, s.Note = r.Mode.String(), r.Note
-	switch r.Verb {
-	case wire.Yield:
-		s.What, s.Node, s.Mode = "recalled", r.Node, ""
+func (w *watcher) request(s entry, r *qlock.Request) {
+	switch r.Kind {
+	case qlock.RequestYield:
+		s.What, s.Node = "recalled", r.Node
 		w.show(s)
-	case wire.Acquire:
+	case qlock.RequestAcquire:
+		s.Mode, s.Note = "exclusive", r.Note
+		if r.Shared {
+			s.Mode = "shared"
+		}
 		w.asked(s, r)
-	case wire.Release:
+	case qlock.RequestRelease:
 		w.mu.Lock()
 		w.end(r.Claim)
 		w.mu.Unlock()
@@ -234,7 +232,7 @@ const maxAsks = 10_000
 // asked notes a request. Events do not say which request they end, so the oldest of
 // the same client for the same lock is taken for it; and since they come by other ways,
 // an event may be heard first.
-func (w *watcher) asked(s entry, r *wire.Request) {
+func (w *watcher) asked(s entry, r *qlock.Request) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if r.Held || w.asks[r.Claim] != nil || len(w.asks) >= maxAsks || w.isDone(r.Claim) {
@@ -247,12 +245,12 @@ func (w *watcher) asked(s entry, r *wire.Request) {
 		w.end(r.Claim)
 		return
 	}
-	a := &ask{entry: s, made: time.UnixMicro(r.At)}
+	a := &ask{entry: s, made: r.Since}
 	w.asks[r.Claim] = a
 	a.timer = time.AfterFunc(max(longWait-time.Since(a.made), 0), func() { w.waits(r.Claim) })
 }
 
-func (w *watcher) waits(id wire.ClaimID) {
+func (w *watcher) waits(id string) {
 	w.mu.Lock()
 	a := w.asks[id]
 	told := a == nil || a.What != ""
@@ -266,18 +264,18 @@ func (w *watcher) waits(id wire.ClaimID) {
 }
 
 // end forgets a request. Call with w.mu held.
-func (w *watcher) end(id wire.ClaimID) {
+func (w *watcher) end(id string) {
 	if a := w.asks[id]; a != nil {
 		a.timer.Stop()
 		delete(w.asks, id)
 	}
 	if len(w.done) >= maxAsks {
-		w.done, w.doneBefore = map[wire.ClaimID]struct{}{}, w.done
+		w.done, w.doneBefore = map[string]struct{}{}, w.done
 	}
 	w.done[id] = struct{}{}
 }
 
-func (w *watcher) isDone(id wire.ClaimID) bool {
+func (w *watcher) isDone(id string) bool {
 	_, now := w.done[id]
 	_, before := w.doneBefore[id]
 	return now || before
@@ -287,7 +285,7 @@ func (w *watcher) served(s entry) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var oldest *ask
-	var id wire.ClaimID
+	var id string
 	for i, a := range w.asks {
 		if a.Client == s.Client && a.Name == s.Name && a.Cluster == s.Cluster && (oldest == nil || a.made.Before(oldest.made)) {
 			id, oldest = i, a
