@@ -802,8 +802,11 @@ func (c *Client) evict(cl *Claim, a *wire.Answer, out *Out) {
 	if cl.state == Holding && cl.manual {
 		if !again {
 			out.Events = append(out.Events, Event{Evicted, cl})
+			if !cl.announced { // a recall cannot ask it any more whether it is held: a try would wait for it (C10)
+				c.ask(cl, "", out)
+			}
 		}
-		return
+		return //plant:manual-evict
 	}
 	if cl.state == Holding {
 		c.lose(cl, out)

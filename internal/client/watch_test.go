@@ -96,7 +96,7 @@ func TestLeaveEviction(t *testing.T) {
 			k.Handle(k.now, a, &k.out)
 		}
 	}
-	if len(k.out.Events) != 1 || k.out.Events[0].Kind != Evicted || cl.State() != Holding || cl.Eviction().By != "ops" || len(k.out.Requests) > 0 {
+	if len(k.out.Events) != 1 || k.out.Events[0].Kind != Evicted || cl.State() != Holding || cl.Eviction().By != "ops" || len(k.out.Requests) != 1 || !k.out.Requests[0].Held {
 		t.Fatalf("%+v, %v", k.out, cl.State())
 	}
 	if d := k.Stands(k.now, cl); d != stands {

@@ -40,7 +40,7 @@ func (s *sharedClaim) tellWanted(t *Table, out *Out) {
 	}
 	for _, u := range s.holders {
 		if u.asksWanted {
-			u.asksWanted = false
+			u.asksWanted = false //plant:tell-wanted
 			out.Holds = append(out.Holds, Event{Kind: Wanted, Hold: u})
 		}
 	}

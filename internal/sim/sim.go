@@ -34,20 +34,21 @@ type Options struct {
 	Trace io.Writer // nil: none
 	Copy  bool      // machines are well, but for one snapshot of a client that comes to life within a lease
 
+	Owners  bool // jobs use what few ask for: they watch, are told when they are wanted, and end an eviction themselves
 	Members bool // clients learn from the nodes which nodes there are, while that is made hard
 }
 
 // Result counts what a run did.
 type Result struct {
-	Events, Held, Lost, GaveUp, TryFailed          int
-	Crashes, Restarts, Pauses, Cuts, Suspends      int
-	Dropped, Duplicated, Late                      int
-	Nodes, Clients, Resources                      int
-	Overtaken                                      [worlds]int // the most that one waiter was, by the kind of world
-	WaitedLongest, TriedLongest                    time.Duration
-	Twins, WrongConfig, ClientCrashes, Refused     int
-	Evicted, Departed, TriedFree, PassedOn, Copies int
-	Found, Moved                                   int // configurations, at the start of a client and later
+	Events, Held, Lost, GaveUp, TryFailed                               int
+	Crashes, Restarts, Pauses, Cuts, Suspends                           int
+	Dropped, Duplicated, Late                                           int
+	Nodes, Clients, Resources                                           int
+	Overtaken                                                           [worlds]int // the most that one waiter was, by the kind of world
+	WaitedLongest, TriedLongest                                         time.Duration
+	Twins, WrongConfig, ClientCrashes, Refused                          int
+	Evicted, EvictedLate, Departed, TriedFree, PassedOn, Wanted, Copies int
+	Found, Moved                                                        int // configurations, at the start of a client and later
 }
 
 // Worlds differ in what may come between a waiter and its turn.
@@ -178,6 +179,8 @@ type job struct {
 	res    string
 	asked  time.Duration
 	try    bool
+	manual bool // it decides itself when it is given back if it is evicted
+	asks   bool // it was told to be told that somebody else waits
 	free   bool // and nobody else wanted it so far
 	held   bool
 	ended  bool
@@ -218,6 +221,7 @@ type Sim struct {
 	twins, dirs     int
 	names           *names // a world of nodes that replace each other, nil in others
 	members         *membership
+	owners          *rand.Rand // of jobs that use what few ask for, nil if there are none
 	operator        *rand.Rand // of one who evicts claims, nil if there is none
 	rtc             *rand.Rand // of machines that start with their clocks ahead, nil if there are none
 	floors          int        // of each node: few, so that names share them, or as many as a node has
@@ -332,6 +336,9 @@ func newSim(opt Options) *Sim {
 	if opt.Seed%5 == 2 && opt.Seed%16 != 8 { // by dice of its own: the other worlds stay as they are
 		s.operator = rand.New(rand.NewPCG(opt.Seed, 0x65766963))
 		s.at(5*time.Second, s.evict)
+	}
+	if opt.Owners {
+		s.owners = rand.New(rand.NewPCG(opt.Seed, 0x6f776e72))
 	}
 	switch {
 	case opt.Copy:
@@ -731,6 +738,8 @@ func (c *simClient) flush() {
 			j.event(hold.Lost)
 		case client.Failed:
 			j.event(hold.Failed)
+		case client.Evicted:
+			j.event(hold.Evicted)
 		}
 	}
 	s.passOn.check(s, c, c.clock.read(s.now), uses)
@@ -823,10 +832,14 @@ func (c *simClient) ask(j *job) {
 	s.tracef("%s wants %s %v try=%v", c.name, j.res, j.mode, j.try)
 	now := c.clock.read(s.now)
 	j.made = now.Wall
+	watch := false
+	if s.owners != nil {
+		watch, j.manual = s.owners.IntN(3) == 0, s.owners.IntN(2) == 0
+	}
 	if c.table != nil {
-		j.use = c.table.Lock(now, hold.Request{Resource: j.res, Mode: j.mode, Try: j.try, User: j}, &c.out)
+		j.use = c.table.Lock(now, hold.Request{Resource: j.res, Mode: j.mode, Try: j.try, Watch: watch, Manual: j.manual, User: j}, &c.out)
 	} else {
-		j.claim = c.core.Claim(now, client.Request{Resource: j.res, Mode: j.mode, Try: j.try, User: j}, &c.out.Out)
+		j.claim = c.core.Claim(now, client.Request{Resource: j.res, Mode: j.mode, Try: j.try, Watch: watch, User: j}, &c.out.Out)
 	}
 }
 
@@ -905,6 +918,9 @@ func (j *job) event(k hold.EventKind) {
 			hold = s.between(0, 3*ttl)
 		}
 		j.timer = s.at(hold, func() { c.do(j.release) })
+		if s.owners != nil {
+			j.own(hold)
+		}
 	case hold.Lost:
 		s.res.Lost++
 		if !j.held {
@@ -912,6 +928,23 @@ func (j *job) event(k hold.EventKind) {
 		}
 		s.tracef("%s LOST %s #%d", c.name, j.res, j.id())
 		j.endIfNot()
+	case hold.Wanted:
+		if !j.held || j.ended || !j.asks {
+			s.fail("%s #%d on %s is told that somebody waits, and did not ask or does not hold", c.name, j.id(), j.res)
+		}
+		j.asks = false
+		s.res.Wanted++
+	case hold.Evicted:
+		// It holds until it says otherwise: nobody else may have the lock.
+		if !j.held || j.ended || !j.manual {
+			s.fail("%s #%d on %s is left to end its eviction", c.name, j.id(), j.res)
+		}
+		s.res.EvictedLate++
+		s.tracef("%s is to give back %s #%d", c.name, j.res, j.id())
+		if j.timer != nil && s.owners.IntN(2) == 0 {
+			s.cancel(j.timer)
+			j.timer = s.at(time.Duration(s.owners.Int64N(int64(2*ttl))), func() { c.do(j.release) })
+		}
 	case hold.Failed:
 		if j.held {
 			s.fail("%s #%d failed after it was held", c.name, j.id())
@@ -925,6 +958,27 @@ func (j *job) event(k hold.EventKind) {
 		s.tracef("%s failed %s #%d", c.name, j.res, j.id())
 		j.endIfNot()
 	}
+}
+
+// own has a job that holds for some time use what few ask for.
+func (j *job) own(hold time.Duration) {
+	c, s := j.client, j.client.sim
+	if j.manual && j.claim != nil {
+		j.claim.LeaveEviction()
+	}
+	if c.table == nil || s.owners.IntN(2) == 0 {
+		return
+	}
+	s.at(time.Duration(s.owners.Int64N(int64(hold)+1)), func() {
+		c.do(func() {
+			if j.ended {
+				return
+			}
+			j.asks = true
+			c.table.Wanted(c.clock.read(s.now), j.use, &c.out)
+			c.flush()
+		})
+	})
 }
 
 func (s *Sim) overtaken(o *job) {
@@ -1431,6 +1485,8 @@ func (r *Result) add(o Result) {
 	r.Duplicated += o.Duplicated
 	r.Late += o.Late
 	r.Evicted += o.Evicted
+	r.EvictedLate += o.EvictedLate
+	r.Wanted += o.Wanted
 	r.TriedFree += o.TriedFree
 	r.PassedOn += o.PassedOn
 	r.Departed += o.Departed

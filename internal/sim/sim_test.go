@@ -21,7 +21,7 @@ var (
 
 func TestSeeds(t *testing.T) {
 	if *one > 0 {
-		res, err := Run(Options{Seed: *one, Trace: os.Stdout, Members: *kind == "members"})
+		res, err := Run(Options{Seed: *one, Trace: os.Stdout, Members: *kind == "members", Owners: *kind == "owners"})
 		fmt.Printf("%+v\n", res)
 		if err != nil {
 			t.Fatal(err)
@@ -58,7 +58,7 @@ func TestSeeds(t *testing.T) {
 				case "onelink":
 					seed = 20*seed + 14
 				}
-				res, err := Run(Options{Seed: seed, Members: *kind == "members"})
+				res, err := Run(Options{Seed: seed, Members: *kind == "members", Owners: *kind == "owners"})
 				if err != nil {
 					failed.Store(true)
 					t.Errorf("seed %d: %v\nreplay: go test ./internal/sim -run TestSeeds -sim.seed=%d -sim.kind=%s", seed, err, seed, *kind)
@@ -114,6 +114,23 @@ func TestCopyWithinLease(t *testing.T) {
 		sum.add(res)
 	}
 	t.Logf("%+v", sum)
+}
+
+// Jobs watch what they wait for, are told when they are wanted, and end evictions themselves.
+func TestOwners(t *testing.T) {
+	var sum Result
+	for seed := range uint64(max(*seeds/3, 1)) {
+		seed = 5*seed + 2 // an operator evicts in these
+		res, err := Run(Options{Seed: seed, Owners: true})
+		if err != nil {
+			t.Fatalf("seed %d: %v\nreplay: go test ./internal/sim -run TestSeeds -sim.kind=owners -sim.seed=%[1]d", seed, err)
+		}
+		sum.add(res)
+	}
+	t.Logf("%+v", sum)
+	if *seeds >= 100 && (sum.Held < *seeds || sum.Wanted < *seeds/10 || sum.EvictedLate < *seeds/10) {
+		t.Errorf("the runs did too little to prove anything: %+v", sum)
+	}
 }
 
 // Clients learn from the nodes which nodes there are, and are drawn away by no few (M1 to
