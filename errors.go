@@ -201,9 +201,9 @@ func newLockError(op, name string, f *driver.Failure) *LockError {
 	return e
 }
 
-// nodeAnswer is what a node said of a claim; hushed says that the nodes were asked to tell
+// nodeAnswer is what a node said of a claim; suppressed says that the nodes were asked to tell
 // only of votes.
-func nodeAnswer(n *client.NodeReport, hushed bool) NodeAnswer {
+func nodeAnswer(n *client.NodeReport, suppressed bool) NodeAnswer {
 	a := NodeAnswer{Node: n.Name}
 	switch driver.AnswerOf(n) {
 	case driver.Discounted:
@@ -225,7 +225,7 @@ func nodeAnswer(n *client.NodeReport, hushed bool) NodeAnswer {
 		a.Answer = AnswerQueued
 	default:
 		a.Answer = AnswerSilent
-		if hushed {
+		if suppressed {
 			a.Detail = "at first it answers only if it votes"
 		}
 	}

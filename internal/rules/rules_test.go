@@ -78,8 +78,7 @@ var api = []string{
 // apiExceptions are imports by the command beyond that: file and package, with the
 // reason. It may only become shorter: the command is to stand on the public API, so
 // that other programs can do what it does.
-var apiExceptions = map[string]string{
-}
+var apiExceptions = map[string]string{}
 
 type source struct {
 	name    string // from the root of the repository
