@@ -6,20 +6,19 @@ import (
 	"github.com/qlock/qlock/internal/driver"
 )
 
-// Bootstrap writes a clean mark into the empty state directory of one node of a
-// new cluster, so that the node votes at its first start. Without it a node has
-// to assume that it forgot votes, and gives none for cfg.MaxLease and a little
-// more (rule N8).
+// Bootstrap records in the empty state directory of one node of a new cluster that the node has
+// no votes to forget, so that the node votes at its first start. Without it, a node has to
+// assume that it forgot votes, and gives none for cfg.MaxLease and 16 % more (rule N8).
 //
-// Start the node within one hour, on this machine and with this directory: the
-// mark is void after that, and in a copy of the directory. A node whose mark is
-// void starts all the same, and waits.
+// Start the node within one hour, on this machine and with this directory. The record is void
+// after that, and in a copy of the directory. A node whose record is void starts as well, and
+// waits.
 //
-// It is an act of its own, to be done for each node once in a cluster's life, in the one
-// directory that the node then uses: a second one would let it forget votes, and
-// never by a script that starts nodes: in front of a start whose state was lost
-// it would be the permission to forget votes. It fails if the directory already
-// holds a node's state.
+// Call Bootstrap by hand, once for each node in the life of the cluster, for the one directory
+// that the node then uses. Never call it in a script that starts nodes: if a node has lost its
+// state, the script would let it vote although it forgot votes. The same happens if two
+// directories are bootstrapped for one node. Bootstrap fails if the directory already holds the
+// state of a node.
 func Bootstrap(cfg NodeConfig) error {
 	cfg, err := cfg.withDefaults()
 	if err != nil {

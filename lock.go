@@ -14,36 +14,34 @@ const (
 	shared    = quorum.Shared
 )
 
-// Lock is a lock that is, or was, held. Its methods may be called from several
-// goroutines.
+// Lock is a lock that is, or was, held. Its methods are safe for concurrent use.
 type Lock struct{ hold driver.Hold }
 
-// Name is the name of the resource.
+// Name returns the name of the resource.
 func (l *Lock) Name() string { return l.hold.Name() }
 
 // Shared reports whether other readers may hold the lock together with this one.
 func (l *Lock) Shared() bool { return l.hold.Mode() == shared }
 
-// Token is the fencing token (Kleppmann, "How to do distributed locking", 2016):
-// greater than that of every exclusive holder of this resource before. Send it
-// with every write to the resource that the lock protects, and let that resource
-// refuse writes with a token lower than the highest it has seen: a holder that
-// was stopped and does not know yet that its time is over is kept out by that,
-// and by nothing else. A shared lock's token lies between those of the exclusive
-// holders before and after it. Below 2^53.
+// Token returns the fencing token (Kleppmann, "How to do distributed locking", 2016). It is
+// greater than the token of every earlier exclusive holder of this resource, and less than 2^53.
+// The token of a shared lock lies between those of the exclusive holders before and after it.
+//
+// Send the token with every write to the resource that the lock protects, and let the resource
+// reject writes with a token lower than the highest that it has seen. Nothing else keeps out a
+// holder that was paused and does not know yet that it has lost the lock.
 func (l *Lock) Token() uint64 { return l.hold.Token() }
 
 // Unlock ends the lock's context and gives the lock back. It returns ErrLost if the lock
-// was lost before, ErrHoldExpired if HoldAtMost has ended it, and nil otherwise, also when called again. It does not wait for the nodes (Locker.Flush
-// does): should the message be lost, the next refresh tells them, within a third of the
+// was lost before, ErrHoldExpired if HoldAtMost has ended it, and nil otherwise, also when called again. It does not wait for the nodes; Locker.Flush
+// does. If the message is lost, the nodes learn it from the next refresh, within a third of the
 // lease.
 //
-// A program that ends right after Unlock, by os.Exit or by the end of main, or that
-// closes or drains its NATS connection, may take the message with it, and the lock stays
-// held for its lease: call Locker.Close before, or Locker.Flush, which both wait until
-// it has left.
+// A program that ends right after Unlock, or that closes or drains its NATS connection, may do
+// so before the message has left, and the lock then stays held for its lease. Call Locker.Close
+// or Locker.Flush before: both wait until the message has left.
 //
-// An ended ctx does not keep the lock from being given back.
+// Unlock releases the lock even if ctx has ended.
 func (l *Lock) Unlock(context.Context) error {
 	return l.hold.Unlock()
 }
@@ -70,8 +68,8 @@ func (l *Lock) Stands() time.Duration { return l.hold.Stands() }
 // ends before.
 func (l *Lock) AwaitRefresh(ctx context.Context) error { return l.hold.AwaitRefresh(ctx) }
 
-// Token returns the fencing token of the innermost lock whose context ctx is or
-// descends from, or 0 if there is none.
+// Token returns the fencing token of the innermost lock whose context is ctx or an ancestor of
+// it, or 0 if there is none.
 func Token(ctx context.Context) uint64 {
 	if h := driver.FromContext(ctx); h != nil {
 		return h.Token()
@@ -79,17 +77,17 @@ func Token(ctx context.Context) uint64 {
 	return 0
 }
 
-// Held returns nil while the innermost lock whose context ctx is or descends from is held.
-// Otherwise its error is ErrNotHeld: wrapped with why the lock's context ended, ErrLost or
-// ErrUnlocked, or alone if there is no lock. Code that must run under a lock can assert
-// it:
+// Held returns nil while the innermost lock whose context is ctx or an ancestor of it is held.
+// Otherwise it returns ErrNotHeld, wrapped together with the reason why the lock's context
+// ended, such as ErrLost or ErrUnlocked, or alone if there is no lock. Code that must run under
+// a lock can assert it:
 //
 //	if err := qlock.Held(ctx); err != nil {
 //		return err
 //	}
 //
-// It asks nobody. A lock that is held now may be lost the next moment: what must not be
-// overtaken needs the token (Lock.Token). Safe to call from several goroutines.
+// Held sends no message. A lock that is held now can be lost the next moment: writes that must
+// not come from a former holder need the token (Lock.Token). Held is safe for concurrent use.
 func Held(ctx context.Context) error {
 	h := driver.FromContext(ctx)
 	if h == nil {

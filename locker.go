@@ -14,38 +14,39 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// Locker takes locks for one client. All its methods may be called from several
-// goroutines. One Locker for a program is enough; it has one subscription and two
-// goroutines, however many locks it holds.
+// Locker acquires locks for one client. Its methods are safe for concurrent use. One Locker is
+// enough for a program: it has one subscription and two goroutines, however many locks it
+// holds.
 type Locker struct {
 	client *driver.Client
 	opt    options
 	log    *natsio.Log
 }
 
-// New makes a Locker on a connection that stays the caller's: it is neither closed nor
-// reconfigured, but for its error handler. NATS tells there what a user may not publish,
-// so New puts a handler in front of it, which passes on what concerns others, and Close
-// takes it away. If the program sets a handler of its own meanwhile, that one stays.
+// New makes a Locker on a NATS connection. The connection remains the caller's: New does not
+// close it, and changes only its error handler. NATS reports to that handler which subjects the
+// user may not publish to. New installs a handler that passes on every error that does not
+// concern the Locker, and Close removes it. A handler that the program installs in the
+// meantime stays.
 //
-// New asks the nodes who they are until a quorum of them
-// has given the same list of nodes, so that only nodes need to be configured; it
-// fails when ctx ends before that, or after five seconds if ctx has no deadline.
+// New asks the nodes for their list of nodes until a quorum of them has given the same list.
+// Only the nodes have to be configured. New fails when ctx ends before that, or after 5 s if
+// ctx has no deadline.
 //
-// Errors: ErrInvalidName, ErrNoQuorum with the context's error (the text says
-// what was asked on which subject, and who answered), ErrClosed for a closed
-// connection, and a lease longer than the nodes allow (ErrInvalidLease).
+// Errors: ErrInvalidName; ErrNoQuorum joined with the context's error, whose text says which
+// subject was used and who answered; ErrClosed if the connection is closed; ErrInvalidLease if
+// the lease is longer than the nodes allow.
 //
-// Locks are kept as well as their connection is. Make it so that it is never closed by
-// what passes, and leaves a server that falls silent while the lease still stands. For a
-// lease of ten seconds:
+// A lock is only as reliable as its connection. Configure the connection so that no temporary
+// failure closes it, and so that it leaves a silent server while the lease is still valid. For
+// a lease of 10 s:
 //
-//	nats.MaxReconnects(-1),           // come back, however long it takes
+//	nats.MaxReconnects(-1),           // reconnect, however long it takes
 //	nats.IgnoreAuthErrorAbort(),      // also while credentials are being changed
 //	nats.PingInterval(2*time.Second), // a fifth of the lease
-//	nats.MaxPingsOutstanding(1),      // a server that falls silent is left after two of these
+//	nats.MaxPingsOutstanding(1),      // leave a silent server after two of these intervals
 //
-// New warns (WithLogger) of a connection that cannot keep a lock for its lease.
+// New logs a warning (WithLogger) if the connection cannot keep a lock for its lease.
 func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Locker, error) {
 	if nc == nil {
 		return nil, errors.New("qlock: New: the connection is nil")
@@ -62,36 +63,37 @@ func New(ctx context.Context, nc *nats.Conn, opts ...Option) (*Locker, error) {
 	return &Locker{client: client, opt: opt, log: log}, nil
 }
 
-// Name is the client's name.
+// Name returns the client's name.
 func (l *Locker) Name() string { return l.opt.name }
 
-// Cluster is the cluster's name.
+// Cluster returns the cluster's name.
 func (l *Locker) Cluster() string { return l.opt.cluster }
 
-// Nodes lists the names of the cluster's nodes, as the nodes told them.
+// Nodes returns the names of the cluster's nodes, as the nodes reported them.
 func (l *Locker) Nodes() []string { return slices.Clone(l.client.Cluster().Nodes) }
 
-// Lock waits for the exclusive lock on name until it is granted or ctx ends. It
-// waits in the nodes' queues, where the oldest request comes first.
+// Lock waits until the exclusive lock on name is granted or ctx ends. It waits in the nodes'
+// queues, where the oldest request comes first. Locks are not reentrant: a goroutine that locks
+// a name twice waits for itself.
 //
-// Errors are of type *LockError: ErrHeld or ErrNoQuorum joined with the context's
-// error when ctx ended, ErrRefused, ErrClosed; or ErrInvalidName. A call whose ctx
-// has no deadline within a second and is cancelled in its first 20 ms, or its first
-// four round trips to the nodes if they take longer, may get ErrNoQuorum for a lock
-// that is held: the nodes were not asked yet why it waits.
+// Errors are of type *LockError, with ErrHeld or ErrNoQuorum joined with the context's error
+// when ctx ended, ErrRefused, ErrEvicted or ErrClosed; or ErrInvalidName. If ctx has no
+// deadline within a second and is canceled in the first 20 ms of the call, or in the first four
+// round trips to the nodes if those take longer, the error may be ErrNoQuorum although the lock
+// is held: the nodes have not been asked yet why the call waits.
 func (l *Locker) Lock(ctx context.Context, name string, opts ...LockOption) (*Lock, error) {
 	return l.lock(ctx, name, exclusive, driver.Wait, driver.Detached, opts)
 }
 
-// RLock is like Lock for a shared lock: any number of readers may hold it
-// together, and no writer with them.
+// RLock is like Lock for a shared lock. Any number of readers can hold it at the same time, but
+// no writer can hold the lock together with them.
 func (l *Locker) RLock(ctx context.Context, name string, opts ...LockOption) (*Lock, error) {
 	return l.lock(ctx, name, shared, driver.Wait, driver.Detached, opts)
 }
 
-// TryLock takes the exclusive lock on name if nobody is in the way, and fails
-// with ErrHeld as soon as it is known that somebody is; the *LockError says who
-// and for how long. It is bounded by ctx, and by the lease if ctx has no deadline.
+// TryLock acquires the exclusive lock on name if no other claim is in the way. Otherwise it
+// fails with ErrHeld as soon as it knows; the *LockError says who holds the lock and since
+// when. It takes no longer than ctx allows, or a lease if ctx has no deadline.
 func (l *Locker) TryLock(ctx context.Context, name string, opts ...LockOption) (*Lock, error) {
 	return l.tryLock(ctx, name, exclusive, opts)
 }
@@ -110,14 +112,14 @@ func (l *Locker) tryLock(ctx context.Context, name string, mode quorum.Mode, opt
 	return l.lock(ctx, name, mode, driver.Try, driver.Detached, opts)
 }
 
-// Do calls f while it holds the exclusive lock on name. f's context ends with ctx
-// and when the lock is lost, and qlock.Token gives the token from it. Do returns
-// f's error, joined with ErrLost if the lock was lost before f returned; the lock
-// is given back also if f panics. As after Unlock, call Close before the program ends,
-// or the lock may stay held for its lease.
+// Do acquires the exclusive lock on name, calls f, and releases the lock, also if f panics. The
+// context of f ends when ctx ends or the lock is lost, and Token returns the fencing token from
+// it. Do returns the error of f, joined with ErrLost if the lock was lost, or ErrHoldExpired if
+// HoldAtMost ended it, before f returned. As after Unlock, call Close before the program ends:
+// otherwise the lock may stay held for its lease.
 func (l *Locker) Do(ctx context.Context, name string, f func(ctx context.Context) error, opts ...LockOption) (err error) {
-	// The end of a lock's context takes it from its parent, which may be of any make, and
-	// what that does is to stand in nobody's way: this one is taken from it here.
+	// When a lock's context ends, it is removed from its parent. The parent may be of any
+	// implementation, and may block: with this context in between, only Do waits for it.
 	ctx, leave := context.WithCancel(ctx)
 	defer leave()
 	lock, err := l.lock(ctx, name, exclusive, driver.Wait, driver.Attached, opts)
@@ -132,7 +134,7 @@ func (l *Locker) Do(ctx context.Context, name string, f func(ctx context.Context
 	return f(lock.Context())
 }
 
-// lock asks, waits, and undoes what comes too late.
+// lock sends the request and waits for it. A lock that is granted too late is given back.
 func (l *Locker) lock(ctx context.Context, name string, mode quorum.Mode, patience driver.Patience, lifetime driver.Lifetime, opts []LockOption) (*Lock, error) {
 	r := driver.Request{Name: name, Mode: mode, Patience: patience, Lifetime: lifetime}
 	o, err := l.prepare(ctx, &r, opts)
@@ -154,7 +156,7 @@ func (l *Locker) lock(ctx context.Context, name string, mode quorum.Mode, patien
 	return k, nil
 }
 
-// prepare completes a request by what the options and ctx say.
+// prepare completes a request from the options and ctx.
 func (l *Locker) prepare(ctx context.Context, r *driver.Request, opts []LockOption) (o *lockOptions, err error) {
 	if r.Resource, err = subject.EncodeName(r.Name); err != nil {
 		return nil, err
@@ -178,7 +180,7 @@ func (l *Locker) prepare(ctx context.Context, r *driver.Request, opts []LockOpti
 	return o, nil
 }
 
-// watch is what is done when what k waits for may have changed: f is told of what is new.
+// watch returns what to do when the status of k may have changed: it passes news to f.
 func (l *Locker) watch(k *Lock, f func(Waiting)) func() {
 	if f == nil {
 		return nil
@@ -194,7 +196,7 @@ func (l *Locker) watch(k *Lock, f func(Waiting)) func() {
 	}
 }
 
-// operation is the method that makes the request, as LockError.Op has it.
+// operation names the method that makes such a request, for LockError.Op.
 func operation(r *driver.Request) string {
 	switch {
 	case r.Patience == driver.Try && r.Mode == shared:
@@ -207,8 +209,8 @@ func operation(r *driver.Request) string {
 	return "lock"
 }
 
-// Close gives back what the Locker holds, ends what waits with ErrClosed, and
-// stops all that it started; the connection stays open. The contexts of its locks
-// end first, with cause ErrUnlocked. It waits until the server has the last releases,
-// and the logger the last lines, for a second at most. Calling it again does nothing.
+// Close releases all locks of the Locker, fails all calls that wait with ErrClosed, and stops
+// everything that New started. The connection stays open. The contexts of the locks end first,
+// with cause ErrUnlocked. Close waits until the server has the last releases and the logger has
+// the last lines, but for 1 s at most. Calling it again does nothing.
 func (l *Locker) Close() error { return l.client.Close() }

@@ -17,23 +17,22 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// NodeConfig configures a node. Cluster, Nodes, MaxLease and MaxSkew must be the
-// same at every node of a cluster: votes of nodes with another configuration do
-// not count.
+// NodeConfig configures a node. Cluster, Nodes, MaxLease and MaxSkew must be the same at every
+// node of a cluster. Clients do not count the votes of nodes with another configuration.
 type NodeConfig struct {
 	Cluster string   // name of the cluster; default "default"
 	Name    string   // this node's name, one of Nodes
 	Nodes   []string // names of all nodes, 1 to 64; fixed for the cluster's life
 
-	// StateDir is where the node leaves, at a clean stop, what it must not forget.
-	// Empty: nowhere, and the node gives no votes for MaxLease and 16 % more after each
-	// start.
+	// StateDir is the directory in which the node saves its votes and queues when it is
+	// stopped cleanly. If it is empty, the node saves nothing, and gives no votes for MaxLease
+	// and 16 % more after each start.
 	StateDir string
 
 	MaxLease time.Duration // longest lease that clients may have; default 30 s
-	// PreviousMaxLease is the longest lease that the cluster allowed before MaxLease
-	// was lowered. A node that may have forgotten votes waits for the longer of the
-	// two. A node with a StateDir remembers it by itself. Default 0; at most 24 h.
+	// PreviousMaxLease is the longest lease that the cluster allowed before MaxLease was
+	// lowered. A node that may have forgotten votes waits for the longer of the two. A node
+	// with a StateDir remembers it. Default 0; at most 24 h.
 	PreviousMaxLease time.Duration
 
 	MaxSkew time.Duration // how far a client's clock may be ahead; default 5 s, at most MaxLease
@@ -41,22 +40,22 @@ type NodeConfig struct {
 	MaxClaims int // claims, held and waiting, of one client name; default 250,000
 	MaxQueue  int // claims on one name beside one that holds it; default 65,536
 
-	// ProbeWait is how long the node listens for another node of its name before
-	// its first vote; default 300 ms or, if that is less, a quarter of MaxLease. At
-	// most a third of that. If the node was down, or stood still, for so long that
-	// another may have started in its place, it listens for longer first: for a
-	// thirtieth of MaxLease, or two ProbeWaits if that is more. All nodes that may
-	// bear one name need the same ProbeWait.
+	// ProbeWait is how long the node listens for another node of its name before its first
+	// vote: at most a third of MaxLease. Default: 300 ms, or a quarter of MaxLease if that is
+	// less. A node that was down or stood still for so long that another node may have
+	// started in its place first listens for longer: for a thirtieth of MaxLease, or two
+	// ProbeWaits if that is more. All nodes that may have the same name need the same
+	// ProbeWait.
 	ProbeWait time.Duration
 
-	// NoService keeps the node out of `nats micro ls`; it needs no permission for
-	// $SRV.> then.
+	// NoService keeps the node out of `nats micro ls`. The node then needs no permission for
+	// $SRV.>.
 	NoService bool
 
-	// Logger is told what an operator should know; default: silent. The node never
-	// waits for it: lines that it does not take in time are dropped and counted
-	// (NodeStats.LogDropped). Only Close waits, for a second at most; a logger that
-	// blocks for ever keeps one goroutine for ever.
+	// Logger receives what an operator should know. Default: nothing is logged. The node
+	// never waits for the logger: lines that it does not accept in time are dropped and
+	// counted (NodeStats.LogDropped). Only Close waits, for 1 s at most. A logger that blocks
+	// forever keeps one goroutine forever.
 	Logger *slog.Logger
 }
 
@@ -121,7 +120,7 @@ func (c NodeConfig) check() error {
 	return nil
 }
 
-// driver is what the configuration says to the driver.
+// driver returns the configuration as the driver has it.
 func (c NodeConfig) driver() driver.NodeConfig {
 	registration := driver.AsService
 	if c.NoService {
@@ -136,23 +135,22 @@ func (c NodeConfig) driver() driver.NodeConfig {
 	}
 }
 
-// Node is one voting node on a NATS connection. Its methods may be called from
-// several goroutines.
+// Node is one voting node on a NATS connection. Its methods are safe for concurrent use.
 type Node struct {
 	node *driver.Node
 	name string
 	log  *natsio.Log
 }
 
-// StartNode starts a node on a connection that stays the caller's: it is not
-// closed. It is entered as a service named qlock, for `nats micro`, which wraps
-// the connection's handlers for errors and closing; see NodeConfig.NoService.
+// StartNode starts a node on a NATS connection. The connection remains the caller's: StartNode
+// does not close it. The node is registered as a service named qlock, for `nats micro`. The
+// registration wraps the connection's handlers for errors and closing; see
+// NodeConfig.NoService.
 //
-// It returns when the node serves and has made sure, for [NodeConfig.ProbeWait],
-// that no other node has its name; if one has, StartNode fails. It fails when ctx ends before that,
-// also on a connection that stands still. A node that may have forgotten
-// votes then still waits before it gives any: see WaitReady, and Bootstrap for a
-// new cluster.
+// StartNode returns when the node serves requests and has listened for [NodeConfig.ProbeWait]
+// for another node of its name. It fails if there is one, and when ctx ends before that, also
+// on a connection that does not respond. A node that may have forgotten votes still waits
+// before it votes: see WaitReady, and Bootstrap for a new cluster.
 func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error) {
 	if nc == nil {
 		return nil, errors.New("qlock: StartNode: the connection is nil")
@@ -161,7 +159,7 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 	if err != nil {
 		return nil, err
 	}
-	if nc.Opts.NoEcho { // of how the connection was made: it never changes
+	if nc.Opts.NoEcho { // set when the connection was made, and never changed
 		return nil, errors.New("qlock: StartNode: the NATS connection was made with nats.NoEcho, so the node would not hear the requests that it sends to its own name: connect without it")
 	}
 	c := cfg.driver()
@@ -172,35 +170,33 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 	return &Node{node: n, name: cfg.Name, log: c.Log}, nil
 }
 
-// Name is the node's name.
+// Name returns the node's name.
 func (n *Node) Name() string { return n.name }
 
 // Ready reports whether the node gives votes now.
 func (n *Node) Ready() bool { return n.node.Ready() }
 
-// Done is closed when the node serves no more: after Close, when it found that an
-// older node has its name, or when its NATS connection was closed for ever, be it by
-// the program or by the client library (see nats.IgnoreAuthErrorAbort and
-// nats.MaxReconnects). Err says which. A program that does not end then should start
-// the node anew, on another connection, after Close.
+// Done is closed when the node stops serving: after Close, when it finds that an older node has
+// its name, or when its NATS connection is closed permanently, by the program or by the client
+// library (see nats.IgnoreAuthErrorAbort and nats.MaxReconnects). Err says which. A program that
+// goes on should call Close and start the node again on another connection.
 func (n *Node) Done() <-chan struct{} { return n.node.Done() }
 
-// Err is why the node serves no more: ErrClosed after Close, ErrClosed with the
-// connection's error if that is closed for ever, another error if an older node has
-// the name. It is nil until Done is closed.
+// Err returns why the node stopped serving: ErrClosed after Close, ErrClosed wrapped with the
+// connection's error if the connection was closed permanently, or another error if an older
+// node has the name. It is nil until Done is closed.
 func (n *Node) Err() error { return n.node.Err() }
 
-// WaitReady waits until the node gives votes. It fails when ctx ends, or when the
-// node is closed or stopped before that.
+// WaitReady waits until the node votes. It fails if ctx ends, or the node stops serving, before
+// that.
 func (n *Node) WaitReady(ctx context.Context) error { return n.node.WaitReady(ctx) }
 
-// Close stops the node cleanly: it leaves its votes and queues in the state
-// directory, so that it may vote at once when it starts again. The connection
-// stays open; should it stand still, Close waits for it for a second at most. Calling
-// it again does nothing.
+// Close stops the node cleanly: it saves its votes and queues in the state directory, so that
+// the node can vote at once when it starts again. The connection stays open. If it does not
+// respond, Close waits for it for 1 s at most. Calling Close again does nothing.
 func (n *Node) Close() error { return n.node.Close(driver.Clean) }
 
-// Tests crash nodes, by package qlocktest; what runs in production does not.
+// Package qlocktest crashes nodes in tests. Production code has no way to do it.
 func init() {
 	crash.Node = func(n any) error { return n.(*Node).node.Close(driver.Crash) }
 }
