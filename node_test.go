@@ -407,7 +407,7 @@ func TestCleanMarkServesOnce(t *testing.T) {
 	})
 }
 
-const otherConfig = "its configuration is not the one that it stopped with"
+const otherConfig = "its configuration is not the one that it stopped or was bootstrapped with"
 
 // A mark that was written under another configuration is void, and the quarantine
 // is for the longer of the two longest leases (N8).

@@ -65,6 +65,26 @@ func TestNodesThatContradictAreToldToCheck(t *testing.T) {
 		t.Errorf("a claim that waits for nodes that do not vote sends %d acquires", n)
 	}
 
+	// What refreshed says is no reason to be content: for whom the claim waits is not known.
+	k = newTalk(t, 10*time.Second, nil)
+	cl = k.Claim(k.now, Request{Resource: "r", Mode: quorum.Exclusive}, &k.out)
+	for _, node := range []string{"n1", "n2"} {
+		a := answerOf(node, oneConfig, wire.Refreshed, cl.sentAt)
+		a.Claim.Seq, a.Lo, a.Hi = 0, 1, cl.seq
+		a.Waiting = a.Waiting.Add(cl.seq)
+		k.Handle(k.now, a, &k.out)
+	}
+	answer("n3", wire.Granted)
+	checks = 0
+	for _, r := range k.wait(5 * time.Second) {
+		if r.Check {
+			checks++
+		}
+	}
+	if checks == 0 {
+		t.Error("a claim that does not know for whom it waits does not say check")
+	}
+
 	// A holder has nothing to check, though a node has it queued.
 	k = newTalk(t, 10*time.Second, nil)
 	cl = k.Claim(k.now, Request{Resource: "r", Mode: quorum.Exclusive}, &k.out)

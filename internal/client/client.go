@@ -78,6 +78,7 @@ type Client struct {
 	leapt  bool // by more than a lease since the reading before: see step
 
 	parting bool // another was found to be this instance: Renew tells all that are
+	shown   bool // a node of the list showed the client's configuration: see Shown
 
 	seq         uint64
 	sentAt      uint64 // highest ever sent
@@ -260,6 +261,14 @@ func (c *Client) setCluster(cluster wire.Config) {
 
 // Cluster is the configuration that the client counts votes by.
 func (c *Client) Cluster() wire.Config { return c.cfg.Cluster }
+
+// Shown reports whether a node of the list has shown that configuration, in an answer
+// about a claim, since Shown was called last (M5).
+func (c *Client) Shown() bool {
+	shown := c.shown
+	c.shown = false
+	return shown
+}
 
 // Digest is that configuration's.
 func (c *Client) Digest() string { return c.digest }
@@ -856,7 +865,7 @@ func (c *Client) torn(cl *Claim) bool {
 		if v := &cl.votes[i]; v.until > c.now {
 			standing++
 		} else {
-			blocked = blocked || v.blocker() != nil // not only that the node does not vote
+			blocked = blocked || v.heard == queued && !v.idle() //plant:waits-for-whom
 		}
 	}
 	again := cl.minFence > 0 && cl.asked == cl.minFence //plant:torn-fences
@@ -895,6 +904,7 @@ func (c *Client) Handle(now wire.Now, a *wire.Answer, out *Out) {
 		return
 	}
 	n.otherDigest = ""
+	c.shown = true //plant:members-shown
 	if !c.checkIncarnation(i, a, out) {
 		return
 	}
@@ -1138,6 +1148,13 @@ func (c *Client) over(b *wire.Blocker) bool {
 	return b.Client == c.cfg.Name && id.Instance == c.cfg.Instance && id.Seq <= c.seq && c.claims[id.Seq] == nil
 }
 
+// idle reports whether the node has the claim queued only because it does not vote. That
+// refreshed said that the claim waits tells neither for whom nor why: then there may be
+// somebody in its way.
+func (v *vote) idle() bool {
+	return v.detail != nil && v.detail.blocker == nil && v.detail.recovering > 0
+}
+
 func (v *vote) blocker() *wire.Blocker {
 	if v.heard != queued || v.detail == nil {
 		return nil
@@ -1293,6 +1310,7 @@ func (c *Client) SetCluster(now wire.Now, cluster wire.Config, out *Out) {
 		cl = next
 	}
 	c.setCluster(cluster)
+	c.shown = false
 	for cl := c.first; cl != nil; cl = cl.next {
 		cl.votes = make([]vote, len(c.nodes))
 		cl.minFence, cl.askDelay = 0, c.firstDelay(cl)

@@ -125,7 +125,7 @@ func (d *Dice) Request(w *World) wire.Request {
 		if r.Keep = d.Odds(3); r.Keep {
 			r.RangeSize = Of(d, uint64(0), 1, 64, wire.MaxSpan)
 		}
-		r.Node = Of(d, append([]string{"", "", ""}, w.Nodes...)...)
+		r.Node, r.Check = Of(d, append([]string{"", "", ""}, w.Nodes...)...), d.Odds(2)
 	case wire.Release:
 		r.Claim, r.Now = claim, Of(d, w.Wall, 0, w.Wall+time.Hour.Microseconds(), wire.MaxInt)
 	case wire.Yield:
@@ -135,7 +135,14 @@ func (d *Dice) Request(w *World) wire.Request {
 		r.Lo, r.Hi = d.span(w)
 		r.Live = d.runs(r.Lo, r.Hi)
 	case wire.Info:
-		if r.Nonce = "n"; d.Odds(2) {
+		switch d.N(4) {
+		case 0:
+			r.Nonce = "n"
+		case 1: // a node asks about claims
+			r.Client, r.Digest = Of(d, w.Nodes...), d.digest(w)
+			r.Over, r.Recalled = d.claims(w), d.claims(w)
+		default:
+			r.Nonce = "n"
 			r.Node = Of(d, w.Nodes...)
 			r.Client = Of(d, r.Node, r.Client)
 			r.Incarnation, r.Started, r.Voted = uuid.UUID{byte(d.N(4))}, Of(d, 0, w.Wall, wire.MaxInt), d.Odds(2)
@@ -146,6 +153,15 @@ func (d *Dice) Request(w *World) wire.Request {
 		r.Claim, r.Holder, r.Query = claim, Of(d, w.Clients...), "why"
 	}
 	return r
+}
+
+// claims are some that another node may name.
+func (d *Dice) claims(w *World) []wire.ClaimOf {
+	var out []wire.ClaimOf
+	for range d.N(4) {
+		out = append(out, wire.ClaimOf{Client: Of(d, w.Clients...), Claim: wire.ClaimID{Instance: Of(d, w.Instances...), Seq: d.seq(w)}})
+	}
+	return out
 }
 
 // Grants are votes of all nodes of the cluster for one claim, as honest nodes give them.
@@ -162,10 +178,18 @@ func (d *Dice) Grants(w *World, client string, claim wire.ClaimID, beat uint64) 
 	return all
 }
 
+// lives are those of which a node has the memory.
+func (d *Dice) lives() []uuid.UUID {
+	if d.Odds(2) {
+		return nil
+	}
+	return []uuid.UUID{{byte(1 + d.N(3))}}
+}
+
 // Answer is any answer that a decoder lets through.
 func (d *Dice) Answer(w *World) wire.Answer {
 	return d.AnswerOf(w, Of(d, wire.Granted, wire.Granted, wire.Granted, wire.Queued, wire.Refused, wire.Recall,
-		wire.Refreshed, wire.Evicted, wire.Informed, wire.Listed, wire.Evicting))
+		wire.Refreshed, wire.Evicted, wire.Informed, wire.Listed, wire.Evicting, wire.Over))
 }
 
 // AnswerOf is any such answer of one kind.
@@ -182,8 +206,12 @@ func (d *Dice) AnswerOf(w *World, kind wire.Kind) wire.Answer {
 	switch a.Kind {
 	case wire.Granted:
 		a.Fence, a.RangeSize, a.Behind, a.Late = d.fence(w), Of(d, uint64(0), 2, 64), d.Odds(4), d.Odds(4)
+		if d.Odds(4) {
+			a.Most = d.fence(w)
+		}
+		a.Continues = d.lives()
 	case wire.Queued:
-		a.Place, a.Recovering = d.N(4), Of(d, 0, w.Lease)
+		a.Place, a.Recovering, a.Again = d.N(4), Of(d, 0, w.Lease), Of(d, 0, 0, 1, 2)
 		if d.Odds(2) {
 			a.Blocker = &wire.Blocker{
 				Claim: wire.ClaimID{Instance: uuid.UUID{9}, Seq: 1}, Client: "other", Mode: d.mode(),
@@ -193,13 +221,20 @@ func (d *Dice) AnswerOf(w *World, kind wire.Kind) wire.Answer {
 	case wire.Refused:
 		a.Reason, a.Text, a.Retryable = Of(d, wire.ReasonAge, wire.ReasonClaims, "later"), "no", d.Odds(2)
 	case wire.Recall:
-		a.Behind = d.Odds(2)
+		if a.Behind = d.Odds(2); !a.Behind {
+			a.For = Of(d, append([]string{""}, w.Nodes...)...)
+		}
 	case wire.Evicted:
 		a.By, a.Text = "ops", "why"
 	case wire.Refreshed:
 		a.Claim.Instance, a.SentAt = claim.Instance, d.beat(w)
 		a.Lo, a.Hi = d.span(w)
-		a.Waiting, a.Unknown = d.runs(a.Lo, a.Hi), d.runs(a.Lo, a.Hi)
+		a.Waiting, a.Unknown, a.Continues = d.runs(a.Lo, a.Hi), d.runs(a.Lo, a.Hi), d.lives()
+	case wire.Over:
+		a.Over = d.claims(w)
+		for _, c := range d.claims(w) {
+			a.Yielded = append(a.Yielded, wire.YieldOf{ClaimOf: c, SentAt: d.beat(w)})
+		}
 	case wire.Informed:
 		a.Info = &wire.NodeInfo{
 			Nonce: "n", Nodes: w.Cluster.Nodes, MaxTTL: w.Cluster.MaxTTL, Skew: w.Cluster.Skew, State: wire.Voting,

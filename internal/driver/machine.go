@@ -387,6 +387,9 @@ func (m *machine) learn(s *step, f func(wire.Now, *members.Out)) {
 		return
 	}
 	var out members.Out
+	if m.core.Shown() {
+		m.members.Shown()
+	}
 	f(s.now, &out)
 	if out.Found != nil {
 		s.Notes = append(s.Notes, "the configuration of the nodes has changed: held locks are lost, waiting claims continue")

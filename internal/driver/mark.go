@@ -85,9 +85,9 @@ func takeMark(dir *statedir.Dir, cfg *NodeConfig, now wire.Now, run uuid.UUID) (
 	case m.Name != cfg.Name:
 		why = fmt.Sprintf("the state directory is that of node %q", m.Name)
 	case !m.Clean:
-		why = "it was not stopped cleanly"
+		why = "it was not stopped cleanly, or was stopped before it voted"
 	case m.Digest != cfg.proto().Digest() || m.MaxTTL != cfg.MaxLease.Milliseconds():
-		why = "its configuration is not the one that it stopped with"
+		why = "its configuration is not the one that it stopped or was bootstrapped with"
 	case !here:
 		why = "the state directory was copied, moved or restored, or the machine was started again, since the node stopped"
 	default:

@@ -47,7 +47,8 @@ type Machine struct {
 	settleAt time.Duration // when they do if nobody that they name is missing
 	settling bool          // nobody is, and it was not looked at then
 
-	// Since the query that began at goneSince no node of the configuration has shown it.
+	// Since the query that began at goneSince no node of the configuration has shown it,
+	// neither in a query nor in what it said about a claim.
 	gone      bool
 	goneSince time.Duration
 }
@@ -75,6 +76,10 @@ func (m *Machine) ask(now wire.Now, out *Out) {
 	out.Ask = m.query.Ask(now)
 	m.askAt = now.Mono + Patience
 }
+
+// Shown tells the machine that a node of the client's list has shown the client's
+// configuration in an answer about a claim.
+func (m *Machine) Shown() { m.gone = false }
 
 // Hear takes a node's answer to info, whoever asked for it.
 func (m *Machine) Hear(now wire.Now, a *wire.Answer, out *Out) {

@@ -289,6 +289,38 @@ func TestMachine(t *testing.T) {
 	}
 }
 
+// A query found the client's nodes silent once, for a second. An hour later one node has a
+// list of its own, and the others are slow for a moment. They have confirmed the client's
+// locks all the time (M5).
+func TestSilenceOfLongAgo(t *testing.T) {
+	once := func(nodes ...string) func(time.Duration, string) []*wire.Answer {
+		asked := ""
+		return func(_ time.Duration, nonce string) (all []*wire.Answer) {
+			if nonce == asked {
+				return nil
+			}
+			asked = nonce
+			for _, node := range nodes {
+				name, list, _ := strings.Cut(node, ":")
+				all = append(all, answer(nonce, name, 1, list))
+			}
+			return all
+		}
+	}
+	for _, shown := range []bool{true, false} {
+		m := New("p")
+		run(m, 0, time.Second, once("a:a b c", "b:a b c", "c:a b c"))
+		run(m, 2*time.Second, 4*time.Second, once("b:b"))
+		if shown {
+			m.Shown()
+		}
+		run(m, time.Hour, time.Hour+2*time.Second, once("b:b"))
+		if stays := m.digest == config("a b c").Digest(); stays != shown {
+			t.Errorf("its nodes confirmed its locks: %v; it counts by %v", shown, m.own.Nodes)
+		}
+	}
+}
+
 var ruled = regexp.MustCompile(`(?m)^- \*\*(M[0-9]+)\b`)
 
 // Each rule of docs/protocol.md about the nodes has a planted fault that leaves it out.

@@ -34,11 +34,8 @@ type life struct {
 	from, until time.Duration // until: the last moment at which it was seen to live
 }
 
-// heardOf is an answer that was delivered to a client.
-type heardOf struct {
-	digest string
-	at     time.Duration
-}
+// heardOf is a configuration that a name showed to a client.
+type heardOf struct{ name, digest string }
 
 // memory is for how long after its question an answer may count, and some more for clocks.
 const memory = 10*time.Second + time.Second
@@ -365,16 +362,21 @@ func (m *membership) checkMove(c *simClient, digest string) {
 	s := m.sim
 	own := c.core.Cluster()
 	last, silent, with := time.Duration(-1<<62), 0, 0
-	for name, h := range c.heard {
-		if h.digest == digest && h.at >= s.now-memory {
-			with++
+	lately := map[string]bool{}
+	for h, at := range c.heard {
+		if at < s.now-memory {
+			continue
 		}
-		if at, ok := c.heardOwn[name]; ok && slices.Contains(own.Nodes, name) {
-			last = max(last, at)
+		lately[h.name] = true
+		if h.digest == digest {
+			with++
 		}
 	}
 	for _, name := range own.Nodes {
-		if h, ok := c.heard[name]; !ok || h.at < s.now-memory {
+		if at, ok := c.heardOwn[name]; ok {
+			last = max(last, at)
+		}
+		if !lately[name] {
 			silent++
 		}
 	}
@@ -393,13 +395,13 @@ func (c *simClient) begin() {
 	c.queryInbox = fmt.Sprintf("%s.query.%s", c.name, c.instance)
 	machine := members.New(c.queryInbox)
 	c.members, c.began = machine, s.now
-	c.heard, c.heardOwn = map[string]heardOf{}, map[string]time.Duration{}
+	c.heard, c.heardOwn = map[heardOf]time.Duration{}, map[string]time.Duration{}
 	s.inboxes[c.queryInbox] = func(a *wire.Answer) {
 		c.do(func() {
 			if c.members != machine || a.Kind != wire.Informed {
 				return
 			}
-			c.heard[a.Node] = heardOf{a.Digest, s.now}
+			c.heard[heardOf{a.Node, a.Digest}] = s.now
 			// Not what comes when its query is over: that is of any time.
 			if c.core != nil && a.Digest == c.core.Digest() && queryOf(a.Info.Nonce) == c.lastQuery && s.now-c.queriedAt < members.Pause*9/10 {
 				c.heardOwn[a.Node] = s.now
@@ -410,11 +412,21 @@ func (c *simClient) begin() {
 	c.learn(machine.Query)
 }
 
+// shown notes that an answer about a claim shows the client's configuration.
+func (c *simClient) shown(a *wire.Answer) {
+	if c.members != nil && a.Digest == c.core.Digest() {
+		c.heardOwn[a.Node] = c.sim.now
+	}
+}
+
 // learn lets f work on the machine, and does what comes of it.
 func (c *simClient) learn(f func(wire.Now, *members.Out)) {
 	s := c.sim
 	now := c.clock.read(s.now)
 	var out members.Out
+	if c.core != nil && c.core.Shown() {
+		c.members.Shown()
+	}
 	f(now, &out)
 	if out.Found != nil {
 		s.members.found(c, *out.Found)

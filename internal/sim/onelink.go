@@ -23,6 +23,9 @@ func newOneLink(opt Options) *Sim {
 	}
 	if s.shared = r.IntN(2) > 0; s.shared && r.IntN(2) == 0 {
 		s.retention = s.between(0, time.Second)
+		if k := opt.Seed / 20 % 4; k == 1 || k == 2 {
+			s.retention *= 40 // others wait for longer than they may before it is over
+		}
 	}
 	for _, name := range s.cluster.Nodes {
 		nd := &simNode{sim: s, name: name, cfg: s.cluster, clock: s.newClock(time.Millisecond), inbox: "node." + name, claims: 1000, queue: 1000}
@@ -32,6 +35,9 @@ func newOneLink(opt Options) *Sim {
 		s.at(0, nd.start)
 	}
 	resources := 4 + r.IntN(12)
+	if s.retention > time.Second {
+		resources /= 3 // or what is kept is hardly ever wanted by others
+	}
 	for i := range 2 * n {
 		c := &simClient{sim: s, id: i, name: fmt.Sprintf("c%d", i), user: fmt.Sprintf("c%d", i), clock: s.newClock(time.Millisecond)}
 		s.clients = append(s.clients, c)

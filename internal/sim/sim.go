@@ -163,8 +163,8 @@ type simClient struct {
 	queryInbox string
 	asking     *event
 	began      time.Duration
-	heard      map[string]heardOf       // the last answer of each name
-	heardOwn   map[string]time.Duration // when it last showed the client's configuration, while that was asked
+	heard      map[heardOf]time.Duration // when an answer showed that last
+	heardOwn   map[string]time.Duration  // when it last showed the client's configuration, while that was asked
 	lastQuery  string
 	queriedAt  time.Duration
 }
@@ -680,6 +680,7 @@ func (c *simClient) hear(core *client.Client) func(*wire.Answer) {
 	return func(a *wire.Answer) {
 		c.do(func() {
 			if c.core == core {
+				c.shown(a)
 				if now := c.clock.read(c.sim.now); c.table != nil {
 					c.table.Handle(now, a, &c.out)
 				} else {

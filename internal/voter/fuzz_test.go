@@ -115,7 +115,7 @@ func FuzzNode(f *testing.F) {
 		d := dice.New(script)
 		cfg := wire.Config{Nodes: []string{"n1", "n2"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second}
 		w := &dice.World{
-			Cluster: cfg, Nodes: []string{"n1", "n1", "n2"}, Clients: []string{"a", "b", "n1"}, Instances: []uuid.UUID{{1}, {2}},
+			Cluster: cfg, Nodes: []string{"n1", "n1", "n2"}, Clients: []string{"a", "b", "n1", "n2"}, Instances: []uuid.UUID{{1}, {2}},
 			Resources: []string{"r", "s", "t"}, Lease: 10 * time.Second, Beat: 1_000_000, Seq: 4, Wall: 1_750_000_000_000_000,
 		}
 		now := wire.Now{Mono: time.Second, Wall: w.Wall}
@@ -137,12 +137,14 @@ func FuzzNode(f *testing.F) {
 			case 0:
 				n.Tick(now, &out)
 			case 1:
-				a := d.Answer(w)
-				a.Kind, a.Info = wire.Informed, &wire.NodeInfo{
-					Nonce: dice.Of(d, n.nonce(), "n"), Nodes: cfg.Nodes, Started: dice.Of(d, n.started, 0, wire.MaxInt), Voted: d.Odds(2),
+				a := d.AnswerOf(w, dice.Of(d, wire.Informed, wire.Over))
+				if a.Kind == wire.Informed {
+					a.Info = &wire.NodeInfo{
+						Nonce: dice.Of(d, n.nonce(), "n"), Nodes: cfg.Nodes, Started: dice.Of(d, n.started, 0, wire.MaxInt), Voted: d.Odds(2),
+					}
 				}
 				did = fmt.Sprintf("answer %+v %+v", a, a.Info)
-				if a.Incarnation == n.cfg.Incarnation || d.Odds(4) {
+				if a.Kind == wire.Over || a.Incarnation == n.cfg.Incarnation || d.Odds(4) {
 					n.HandleAnswer(now, &a, &out)
 				}
 			case 2:
@@ -175,6 +177,11 @@ func FuzzNode(f *testing.F) {
 					t.Fatalf("%s to nobody after %s", a.Kind, did)
 				} else if _, err := wire.DecodeAnswer(wire.AppendAnswer(nil, a)); err != nil {
 					t.Fatalf("%+v cannot be read after %s: %v", a, did, err)
+				}
+			}
+			if q := out.Ask; q != nil {
+				if _, err := wire.DecodeRequest(q.Verb, q.Client, "", wire.AppendRequest(nil, q)); err != nil {
+					t.Fatalf("%+v cannot be read after %s: %v", q, did, err)
 				}
 			}
 			if p := out.Probe; p != nil {

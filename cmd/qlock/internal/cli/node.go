@@ -258,12 +258,16 @@ func (a *app) runNode(cmd *cobra.Command, o *nodeOptions) error {
 		case <-ctx.Done():
 			stop() // a second signal ends the process at once
 			log.Info("node stops", "why", "signal")
+			voted := s.qnode().Ready()
 			if err := s.close(); err != nil {
 				return err
 			}
-			if o.node.StateDir == "" {
+			switch {
+			case o.node.StateDir == "":
 				log.Warn("node stopped; without --state-dir its votes are forgotten, and its next start waits for --max-lease")
-			} else {
+			case !voted:
+				log.Warn("node stopped before it voted; its next start waits for --max-lease again")
+			default:
 				log.Info("node stopped, its state was saved")
 			}
 			return nil
