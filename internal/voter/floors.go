@@ -12,37 +12,45 @@ import (
 )
 
 const (
-	manyFloors = 1 << 16 // numbers in the table of floors, unless Config says otherwise
-	mostFloors = 1 << 20 // that a mark may have
-	pageFloors = 1 << 8  // numbers that are made at a time: most nodes see few names
+	manyFloors = 1 << 16 // default number of entries in the table
+	mostFloors = 1 << 20 // most entries that a clean mark may have
+	pageFloors = 1 << 8  // entries allocated at a time; most nodes see few names
 )
 
-// floors remembers the fences of names without a record (N3). Each name has two of a
-// fixed number of places, by a hash; what is remembered of it is noted at both, and
-// the lower of the two is its floor. So a floor is never too low, and too high only
-// where other names came to both places, which costs no more than a higher fence: a
-// second round if it lies ahead of a claim's age.
+// floors remembers the highest fence given for each name that has no record (N3). A keyed
+// hash maps a name to two places in a table of fixed size. The floor of a forgotten
+// record is noted at both places, and the floor of a name is the lower of the two. So a
+// floor is never too low. It is too high only if other names share both places. That
+// costs only a higher fence, and a second round trip if that fence lies ahead of a
+// claim's age.
 //
-// Which names share a place must be unknown to clients: who knew it could raise the
-// floors of names that he may not lock. So the hash has a key. No other node has the
-// same one: names that meet here are strangers there.
+// Clients must not be able to predict which names share a place: a client that could
+// would raise the floors of names that it is not allowed to lock. That is why the hash
+// has a key. Each node has a key of its own, so names that collide at one node do not at
+// the others.
 type floors struct {
 	key   [2]uint64
-	pages [][]uint64 // nil: of zeros
+	pages [][]uint64 // a nil page holds zeros
 	size  int        // a power of two
 
-	least   uint64 // no floor is below it; only a mark of an earlier version has one
-	highest uint64 // of all fences that the node remembers, also those of records
+	// least is a lower bound of all floors. It is above 0 only if a mark of a version before
+	// 0.2 set it.
+	least uint64
+	// highest is the highest fence that the node remembers, for names with a record or
+	// without.
+	highest uint64
 
-	forgot   uint64        // above every fence of earlier lives that it does not remember (N8)
-	forgotAt time.Duration // when its clock showed that, by the other one
+	// forgot is above every fence from before that the node does not remember (N8), and
+	// forgotAt is the monotonic time at which the wall clock showed it.
+	forgot   uint64
+	forgotAt time.Duration
 }
 
 func newFloors(key [16]byte, size int) floors {
 	if size <= 0 {
 		size = manyFloors
 	}
-	size = 1 << bits.Len(uint(min(size, mostFloors)-1)) // rounded up //plant:floors
+	size = 1 << bits.Len(uint(min(size, mostFloors)-1)) // rounded up to a power of two //plant:floors
 	return floors{
 		key:   [2]uint64{binary.LittleEndian.Uint64(key[:8]), binary.LittleEndian.Uint64(key[8:])},
 		pages: make([][]uint64, (size+pageFloors-1)/pageFloors),
@@ -50,7 +58,7 @@ func newFloors(key [16]byte, size int) floors {
 	}
 }
 
-// places are where a name is in the table.
+// places are the two entries of the table that belong to a name.
 type places [2]uint32
 
 func (f *floors) of(name string) places {
@@ -58,7 +66,7 @@ func (f *floors) of(name string) places {
 	return places{uint32(h) & mask, uint32(h>>32) & mask}
 }
 
-// get is the floor of all names with these places.
+// get returns the floor of the names that have these places.
 func (f *floors) get(p places) uint64 {
 	return max(f.least, min(f.at(p[0]), f.at(p[1])))
 }
@@ -84,13 +92,13 @@ func (f *floors) raiseAt(place uint32, floor uint64) {
 	(*page)[place%pageFloors] = max((*page)[place%pageFloors], floor)
 }
 
-// ahead is how far the highest fence that the node remembers lies ahead of its clock,
-// in microseconds.
+// ahead returns by how many microseconds the highest fence that the node remembers lies
+// ahead of its wall clock, or 0 if it does not.
 func (f *floors) ahead(now wire.Now) int64 {
 	return max(int64(f.highest)-max(now.Wall, 0), 0)
 }
 
-// SavedFloors is the table in a clean mark (N8).
+// SavedFloors is the table of floors as a clean mark stores it (N8).
 type SavedFloors struct {
 	key   [2]uint64
 	pages [][]uint64
@@ -114,16 +122,17 @@ func (f *floors) restore(s *SavedFloors) {
 	}
 }
 
-// highest is the highest floor in the table.
+// highest returns the highest floor in the table.
 func (s *SavedFloors) highest() uint64 {
 	f := floors{}
 	f.restore(s)
 	return f.highest
 }
 
-// savedFloors is SavedFloors in JSON. Floors are written as what each lies above the
-// lowest that is not zero, behind the number of zeros before it, both as varints: a
-// full table is some 600 KB, and that of a node that saw few names a few hundred bytes.
+// savedFloors is the JSON form of SavedFloors. Each floor that is not zero is written as
+// two varints: the number of zeros before it, and its distance from the lowest such
+// floor. A full table takes some 600 KB, and that of a node that saw few names a few
+// hundred bytes.
 type savedFloors struct {
 	Key    []byte `json:"key"`
 	Size   int    `json:"size"`
@@ -132,6 +141,7 @@ type savedFloors struct {
 	Floors []byte `json:"floors,omitempty"`
 }
 
+// MarshalJSON implements json.Marshaler.
 func (s *SavedFloors) MarshalJSON() ([]byte, error) {
 	out := savedFloors{Size: s.size, Least: s.least}
 	out.Key = binary.LittleEndian.AppendUint64(out.Key, s.key[0])
@@ -161,8 +171,9 @@ func (s *SavedFloors) MarshalJSON() ([]byte, error) {
 	return json.Marshal(out)
 }
 
-// UnmarshalJSON reads a table, or fails: a node that believes half of one would give
-// tokens a second time.
+// UnmarshalJSON implements json.Unmarshaler. It returns an error for any table that is
+// not complete and consistent: a node that believed half of one would give tokens a
+// second time.
 func (s *SavedFloors) UnmarshalJSON(b []byte) error {
 	var in savedFloors
 	if err := json.Unmarshal(b, &in); err != nil {
@@ -172,10 +183,10 @@ func (s *SavedFloors) UnmarshalJSON(b []byte) error {
 		return fmt.Errorf("floors: the key has %d bytes, want 16", len(in.Key))
 	}
 	if in.Size < 1 || in.Size > mostFloors || bits.OnesCount(uint(in.Size)) != 1 {
-		return fmt.Errorf("floors: there are %d, want a power of two up to %d", in.Size, mostFloors)
+		return fmt.Errorf("floors: the table has %d entries, want a power of two up to %d", in.Size, mostFloors)
 	}
 	if in.Least > wire.MaxInt || in.Lowest > wire.MaxInt {
-		return errors.New("floors: one is above all fences")
+		return errors.New("floors: a floor is above the highest possible fence")
 	}
 	f := newFloors([16]byte(in.Key), in.Size)
 	place := uint64(0)
@@ -194,7 +205,7 @@ func (s *SavedFloors) UnmarshalJSON(b []byte) error {
 		}
 		place += zeros
 		if above > wire.MaxInt-in.Lowest {
-			return errors.New("floors: one is above all fences")
+			return errors.New("floors: a floor is above the highest possible fence")
 		}
 		f.raiseAt(uint32(place), in.Lowest+above)
 		if place+1 == uint64(in.Size) && len(rest) > 0 {
@@ -205,8 +216,8 @@ func (s *SavedFloors) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// sipHash is SipHash-2-4, which is made for tables whose keys come from strangers.
-// What the standard library has for them, hash/maphash, has seeds that cannot be kept
+// sipHash is SipHash-2-4, a keyed hash for tables whose keys come from untrusted clients.
+// The standard library's hash/maphash does not serve, because its seeds cannot be stored
 // in a mark.
 func sipHash(key [2]uint64, s string) uint64 {
 	v0 := key[0] ^ 0x736f6d6570736575

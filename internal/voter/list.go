@@ -9,18 +9,18 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// byArrival has the resources in the order in which they came, for lists in pages: a page
-// begins behind a number, and what comes and goes meanwhile moves nothing. A map has
-// no such order, and sorting it for each page would keep the locks waiting.
+// byArrival keeps the resources in order of arrival, for paged lists. A page starts after
+// an arrival number, so resources that come and go between two pages do not shift it. A
+// map has no such order, and sorting one for each page would delay lock requests.
 type byArrival struct {
 	slots []slot
 	born  uint64 // number given out last
-	gone  int    // slots that are empty
+	gone  int    // empty slots
 }
 
 type slot struct {
 	born uint64
-	res  *resource // nil: it is gone
+	res  *resource // nil if the resource is gone
 }
 
 func (r *byArrival) add(res *resource) {
@@ -33,7 +33,8 @@ func (r *byArrival) remove(res *resource) {
 	i := r.after(res.born - 1)
 	r.slots[i].res = nil
 	r.gone++
-	for n := len(r.slots); n > 0 && r.slots[n-1].res == nil; n-- { // mostly the last comes and goes
+	// The resource that came last usually goes first.
+	for n := len(r.slots); n > 0 && r.slots[n-1].res == nil; n-- {
 		r.slots = r.slots[:n-1]
 		r.gone--
 	}
@@ -48,19 +49,19 @@ func (r *byArrival) remove(res *resource) {
 	}
 }
 
-// after is the index of the first slot above born.
+// after returns the index of the first slot whose number is above born.
 func (r *byArrival) after(born uint64) int {
 	i, _ := slices.BinarySearchFunc(r.slots, born+1, func(s slot, born uint64) int { return cmp.Compare(s.born, born) })
 	return i
 }
 
-// What one page may cost, whatever is asked for.
+// Bounds of the work for one page, whatever the request asks for.
 const (
-	mostLooked = 10_000 // names looked at
-	mostShown  = 8      // claims that are shown of each name in a list
+	mostLooked = 10_000 // resources examined
+	mostShown  = 8      // claims shown of each resource in a list
 )
 
-// list answers with a page of what is locked and waited for here.
+// list answers with a page of the resources that are locked or waited for at this node.
 func (n *Node) list(now wire.Now, r *wire.Request, reply string, out *Out) {
 	if !n.isAsked(r, reply) {
 		return
@@ -79,13 +80,14 @@ func (n *Node) list(now wire.Now, r *wire.Request, reply string, out *Out) {
 		for _, c := range s.res.votes[:min(len(s.res.votes), mostShown)] {
 			rec.Claims = append(rec.Claims, c.record(now))
 		}
-		// Of a claim that its client holds the vote from before stands, which a node that
-		// waits has forgotten: whoever reads counts it. Such claims are first in the queue.
+		// A recovering node may have forgotten votes that still stand. It lists the claims whose
+		// clients say that they hold the lock, so that the reader can count them. They are at the
+		// head of the queue.
 		for i := 0; waits && i < len(s.res.queue) && s.res.queue[i].held && len(rec.Claims) < mostShown; i++ {
 			rec.Claims = append(rec.Claims, s.res.queue[i].record(now))
 		}
 		if len(page.Locks) > 0 && rec.PageSize() > room {
-			break // the next page begins with it
+			break // the next page begins with this one
 		}
 		page.Next = s.born
 		if !rec.Shrink(room) {
@@ -101,7 +103,7 @@ func (n *Node) list(now wire.Now, r *wire.Request, reply string, out *Out) {
 	n.listed(now, r, reply, page, out)
 }
 
-// inspect answers with a page of the claims on one name: its votes, then its queue.
+// inspect answers with a page of the claims on one resource: the votes, then the queue.
 func (n *Node) inspect(now wire.Now, r *wire.Request, reply string, out *Out) {
 	if !n.isAsked(r, reply) {
 		return
@@ -121,9 +123,9 @@ func (n *Node) inspect(now wire.Now, r *wire.Request, reply string, out *Out) {
 			}
 			if c.PageSize() > room {
 				if len(rec.Claims) > 0 {
-					break // the next page begins with it
+					break // the next page begins with this one
 				}
-				c.Note = "" // else it fits into none
+				c.Note = "" // with its note, the claim would fit into no page
 			}
 			room -= c.PageSize()
 			rec.Claims = append(rec.Claims, c)
@@ -140,7 +142,7 @@ func (n *Node) isAsked(r *wire.Request, reply string) bool {
 	return reply != "" && (r.Node == "" || r.Node == n.cfg.Name)
 }
 
-// room is how many bytes the records of a page may have.
+// room returns how many bytes the records of a page may take.
 func (n *Node) room(now wire.Now, r *wire.Request) int {
 	a := n.listing(now, r, &wire.Page{After: r.After, Next: wire.MaxInt})
 	return min(n.cfg.MaxBody, wire.PageBytes) - len(wire.AppendAnswer(nil, &a))
@@ -150,8 +152,8 @@ func (n *Node) listed(now wire.Now, r *wire.Request, reply string, page *wire.Pa
 	out.Answers = append(out.Answers, Send{reply, n.listing(now, r, page)})
 }
 
-// listing says as well how long the node gives no votes: what it may have forgotten, it does
-// not list.
+// listing includes how long the node gives no votes yet, because the list lacks what the
+// node may have forgotten.
 func (n *Node) listing(now wire.Now, r *wire.Request, page *wire.Page) wire.Answer {
 	a := n.answer(wire.Listed)
 	a.Client, a.Nonce, a.List, a.Recovering = r.Client, r.Nonce, page, n.recovering(now)
@@ -176,9 +178,9 @@ func (c *claim) record(now wire.Now) wire.ClaimRecord {
 
 func wholeMS(d time.Duration) time.Duration { return max(d, 0).Truncate(time.Millisecond) }
 
-// evict tells a claim's client to give it up, and extends its lease no more. The
-// vote stays until the client has given it back or the lease is over: taking it away
-// would give the lock to a second holder while the first believes that it holds.
+// evict asks a claim's client to give the claim up, and stops extending its lease. The
+// vote stays until the client gives it back or the lease ends. Taking it away at once
+// would give the lock to a second holder while the first still believes that it holds.
 func (n *Node) evict(now wire.Now, r *wire.Request, reply string, out *Out) {
 	c := n.find(r.Holder, r.Claim)
 	if c != nil && c.res.name != r.Resource {
@@ -195,13 +197,13 @@ func (n *Node) evict(now wire.Now, r *wire.Request, reply string, out *Out) {
 		return
 	}
 	a := n.answer(wire.Evicting)
-	// That a node does not know the claim counts if it votes, and not if it may have
-	// forgotten it (N10).
+	// A node that does not know the claim counts towards the end of the eviction only if it
+	// votes: a node that recovers may have forgotten the claim (N10).
 	a.Client, a.Nonce, a.Known, a.Recovering = r.Client, r.Nonce, c != nil, n.recovering(now)
 	out.Answers = append(out.Answers, Send{reply, a})
 }
 
-// isEvicted is all that such a claim's client is told.
+// isEvicted is the only answer that the client of an evicted claim gets about it.
 func (n *Node) isEvicted(c *claim) wire.Answer {
 	a := n.about(c, wire.Evicted)
 	a.By, a.Text = c.evicted.By, c.evicted.Why

@@ -12,31 +12,35 @@ import (
 )
 
 const (
-	// A node that may have forgotten votes hears itself ask so often before its wait
-	// begins, so that an earlier node of its name stops voting before that (N9).
+	// firstAsks is how many of its own questions a node that may have forgotten votes must
+	// hear before its wait begins, so that an earlier node of its name stops voting before
+	// that (N9).
 	firstAsks = 5
 
-	// A node asks for its name so many times in maxTTL, and more often while it waits.
+	// A node asks for its own name askEvery times in maxTTL, and askWaiting times while it
+	// waits.
 	askEvery, askWaiting = 20, 60
 
-	// A node that gives its name up says so as often: a message or two may be lost.
+	// farewells is how often a node repeats that it gives up its name, since messages may be
+	// lost.
 	farewells = 10
 
-	// So many others of one name are told apart.
+	// maxRivals bounds the other nodes of this name that are tracked one by one.
 	maxRivals = 8
 )
 
-// rival is another node of this node's name, which is not known to have stopped.
+// rival is another node of this node's name that is not known to have stopped.
 type rival struct {
 	incarnation uuid.UUID
-	voted       bool          // or it may have
-	until       time.Duration // no votes before this moment
+	voted       bool          // it gave votes, or may have
+	until       time.Duration // this node does not vote before this time
 }
 
 func (n *Node) probeDue() time.Duration {
 	switch {
 	case n.hears && !n.stopped && n.probeEchoed && n.probeAt < n.listenEnd:
-		return min(n.probeAt+n.cfg.ProbeWait, n.listenEnd) // the question that ends it is not later than it must be
+		// The question that ends the listening must not come late.
+		return min(n.probeAt+n.cfg.ProbeWait, n.listenEnd)
 	case n.stopped || !n.probed || !n.probeEchoed || n.asks > 0:
 		return n.probeAt + n.cfg.ProbeWait
 	case n.inQuarant || len(n.rivals) > 0:
@@ -45,40 +49,41 @@ func (n *Node) probeDue() time.Duration {
 	return n.probeAt + n.cfg.MaxTTL/askEvery
 }
 
-// away is for how long the node has not heard itself. It was paused, asleep, or
-// cut off; which of the clocks shows it is the same to us (N9).
+// away returns for how long the node has not heard itself. It may have been paused,
+// asleep, or cut off. For N9 it makes no difference which clock shows the gap.
 func (n *Node) away(now wire.Now) time.Duration {
 	return elapsed(now, n.heardAt, n.heardWall)
 }
 
-// elapsed is the larger of what the two clocks went on since a moment.
+// elapsed returns the time since a moment, by the clock that advanced more.
 func elapsed(now wire.Now, mono time.Duration, wall int64) time.Duration {
 	return max(now.Mono-mono, sat.Micros(now.Wall-wall) /*plant:away-wall*/)
 }
 
-// pause is how long a node that waits lets pass between two questions: an answer has
-// ProbeWait to come.
+// pause is the time between two questions of a node that waits. It is at least ProbeWait,
+// so that the answers can arrive.
 func (n *Node) pause(maxTTL time.Duration) time.Duration {
 	return max(n.cfg.ProbeWait, maxTTL/askWaiting)
 }
 
-// present is for how long a node that votes may not have heard itself: it asks every
-// maxTTL/askEvery, and what stands still for less than three pauses was not away (N9).
+// present is the longest time for which a voting node may go without hearing itself. It
+// asks every maxTTL/askEvery, and an interruption shorter than three pauses does not
+// count as absence (N9).
 func (n *Node) present(maxTTL time.Duration) time.Duration {
 	return maxTTL/askEvery + 3*n.pause(maxTTL)
 }
 
-// checkAlone notices that the node has not heard itself for so long that another
-// may have been started in its place, and wait: it listens for that one's questions
-// before it votes again. Or for so long that another may have waited as it must, and
-// vote, or have voted and be gone again. Then that nobody is heard proves nothing:
-// the node waits as one that forgot (N9).
+// checkAlone checks for how long the node has not heard itself (N9). There are two
+// limits. After the shorter one, another node may have been started in its place and be
+// waiting now: this node listens for that node's questions before it votes again. After
+// the longer one (maxTTL), the other may have finished its wait, voted, and gone again.
+// Then silence proves nothing, and this node waits as one that forgot.
 func (n *Node) checkAlone(now wire.Now, out *Out) {
 	if n.asks > 0 {
 		return
 	}
 	if n.hears && elapsed(now, n.echoAt, n.echoWall) > n.cfg.ProbeWait+n.pause(n.cfg.MaxTTL) {
-		n.hears = false // what was asked meanwhile it may have missed: it listens anew //plant:listens-anew
+		n.hears = false // it may have missed questions in the gap, so it starts to listen again //plant:listens-anew
 	}
 	away := n.away(now)
 	forgot := away > n.cfg.MaxTTL && !n.hears                                     //plant:absence-forgets
@@ -86,8 +91,9 @@ func (n *Node) checkAlone(now wire.Now, out *Out) {
 		return
 	}
 	n.back, n.probed = true, false
-	n.probe++                                                  // an answer to what it asked before is none
-	n.probeAt, n.probeEchoed = now.Mono-n.cfg.ProbeWait, false // due at once
+	// Answers to earlier questions no longer count, and the next one is due at once.
+	n.probe++
+	n.probeAt, n.probeEchoed = now.Mono-n.cfg.ProbeWait, false
 	if !forgot {
 		return
 	}
@@ -106,14 +112,16 @@ func (n *Node) ask(now wire.Now, out *Out) {
 	out.Probe = n.probeRequest()
 }
 
-// nonce is of the probe that is out. Nobody can guess it before he has heard that: whoever
-// asks under a name of his own may have the answer sent here, and what is heard so is no
-// sign that the probe was.
+// nonce returns the nonce of the current probe. Nobody can guess it without having heard
+// the probe. Otherwise a stranger could ask under a name of his own and direct the answer
+// to this node's inbox, and this node would take that for proof that its probe was heard.
 func (n *Node) nonce() string {
 	return fmt.Sprintf("%s/%d/%016x", n.cfg.Incarnation, n.probe, sipHash(n.secret, strconv.Itoa(n.probe)))
 }
 
-// HandleAnswer takes an answer to the node's own probe (N9).
+// HandleAnswer processes an answer to this node's own probe (N9) or to its question to
+// other nodes (N11). It appends what is to be sent to out. Answers that do not match are
+// ignored.
 func (n *Node) HandleAnswer(now wire.Now, a *wire.Answer, out *Out) {
 	if n.stopped {
 		return
@@ -127,7 +135,7 @@ func (n *Node) HandleAnswer(now wire.Now, a *wire.Answer, out *Out) {
 		return
 	}
 	if a.Info.Nonce != n.nonce() { //plant:nonce
-		return // of an earlier probe, or of an earlier life: who answered may be long gone
+		return // an answer to an earlier probe or life: its sender may be long gone
 	}
 	if a.Node != n.cfg.Name {
 		n.longerLease(max(a.Info.MaxTTL, a.Info.Longest), "node "+a.Node, out)
@@ -147,7 +155,8 @@ func (n *Node) HandleAnswer(now wire.Now, a *wire.Answer, out *Out) {
 	}
 	if n.back && !n.hears {
 		n.hears = true
-		n.listenEnd = now.Mono + 2*n.pause(n.longest) // two questions of another: one may be lost //plant:listens
+		// The other node asks twice in this time, and one of the two questions may be lost.
+		n.listenEnd = now.Mono + 2*n.pause(n.longest) //plant:listens
 	}
 	if n.asks > 0 {
 		n.asks--
@@ -156,8 +165,8 @@ func (n *Node) HandleAnswer(now wire.Now, a *wire.Answer, out *Out) {
 	}
 }
 
-// clash settles that another node has this node's name and is alive: the one that
-// started later stops (N9).
+// clash handles an answer from another live node of this name: the node that started
+// later stops (N9).
 func (n *Node) clash(now wire.Now, a *wire.Answer, out *Out) {
 	later := n.started > a.Info.Started //plant:clash
 	if n.started == a.Info.Started {
@@ -174,13 +183,13 @@ func (n *Node) clash(now wire.Now, a *wire.Answer, out *Out) {
 		"another node named %q is running (incarnation %s): this one started later and stops; give each node a name of its own", n.cfg.Name, a.Incarnation))
 }
 
-// contest notes a word of another node of this name. This one gives no votes until
-// the other says that it has stopped, or has been silent for so long that it has,
-// and until the votes that it may have given have run out. The other may not hear
-// what this one says, so each further question of it counts anew (N9).
+// contest records a message from another node of this name. This node does not vote until
+// the other says that it has stopped, or has been silent long enough to be taken as
+// stopped, and the votes that the other may have given have expired. The other may not
+// hear this node, so each further question restarts the wait (N9).
 func (n *Node) contest(now wire.Now, other uuid.UUID, voted, stopped bool, out *Out) {
 	if slices.Contains(n.gone, other) { //plant:gone
-		return // what it asked before it stopped, late
+		return // a late message, from before the other stopped
 	}
 	i := slices.IndexFunc(n.rivals, func(r rival) bool { return r.incarnation == other })
 	if stopped {
@@ -202,8 +211,8 @@ func (n *Node) contest(now wire.Now, other uuid.UUID, voted, stopped bool, out *
 			"another node named %q (incarnation %s) tried to start and was told to stop", n.cfg.Name, other))
 		return
 	}
-	// It asks often in maxTTL, and may have given votes until it asked again. So
-	// twice the time, in which some questions may be lost.
+	// The other asks many times in maxTTL, and may have voted until it last asked. Twice the
+	// time that its votes can stand allows for some lost questions.
 	if i < 0 || voted && !n.rivals[i].voted {
 		out.Notes = append(out.Notes, fmt.Sprintf(
 			"another node named %q (incarnation %s) is running: this one gives no votes until the other has stopped and its votes have expired", n.cfg.Name, other))
@@ -217,13 +226,13 @@ func (n *Node) setRival(i int, r rival, now wire.Now) {
 		n.rivals[i] = r
 	case len(n.rivals) < maxRivals:
 		n.rivals = append(n.rivals, r)
-	default: // somebody plays with the name: one wait for all
+	default: // more rivals than are tracked: one entry stands for the rest
 		n.rivals[maxRivals-1].voted = true
 		n.rivals[maxRivals-1].until = max(n.rivals[maxRivals-1].until, r.until)
 	}
 }
 
-// checkRivals ends the wait for others whose votes have run out by now.
+// checkRivals drops the rivals whose votes have expired by now.
 func (n *Node) checkRivals(now wire.Now, out *Out) {
 	before := len(n.rivals)
 	n.rivals = slices.DeleteFunc(n.rivals, func(r rival) bool { return r.until <= now.Mono })
@@ -241,11 +250,11 @@ func (n *Node) info(now wire.Now, r *wire.Request, reply string, out *Out) {
 		return
 	}
 	if r.Node != "" && r.Client != r.Node {
-		return // who asks in a node's name does so under its name: NATS lets no other
+		return // only nodes can publish under a node's name: NATS permissions
 	}
 	mine := r.Node == n.cfg.Name
 	if r.Node != "" && !mine && r.Voted {
-		return // of others, who has just started learns how long leases may be (N8)
+		return // a starting node asks others only for their longest lease (N8)
 	}
 	if reply != "" {
 		a := n.answer(wire.Informed)
@@ -263,22 +272,23 @@ func (n *Node) info(now wire.Now, r *wire.Request, reply string, out *Out) {
 	if n.stopped || !mine || r.Incarnation == n.cfg.Incarnation || slices.Contains(n.cfg.Past, r.Incarnation) /*plant:past-life*/ {
 		return
 	}
-	// Another node asks after this one's name. Where nothing was kept of it, it may
-	// also be this node's own life before the last restart, in a message that was
-	// late: so this alone does not make it stop. But it gives no votes meanwhile,
-	// since the other may not hear its answers (N9).
+	// Another incarnation asks for this node's name. If the node has no state directory, it
+	// may also be this node's own earlier life, in a late message. So a question alone does
+	// not make the node stop. It gives no votes meanwhile, since the other may not hear its
+	// answers (N9).
 	n.asked = true //plant:namesake-asks
 	n.contest(now, r.Incarnation, r.Voted, r.Stopped, out)
-	// One question at a time: two nodes that ask each other would never hear an
-	// answer in time.
+	// The node asks at most once per ProbeWait. If two nodes answered each question with a
+	// new one, neither would wait for the answer to any.
 	if !r.Stopped && now.Mono >= n.probeAt+n.cfg.ProbeWait {
 		n.ask(now, out)
 		n.asked = true
 	}
 }
 
-// Farewell is what a node says when it is stopped, to whoever bears its name next: that
-// its last question, which may still be on its way, is no sign of life (N9).
+// Farewell returns the message that a cleanly stopped node sends last. It tells the next
+// node of its name that questions of this one that are still under way are no sign of
+// life (N9).
 func (n *Node) Farewell() *wire.Request {
 	r := n.probeRequest()
 	r.Stopped = true

@@ -1,7 +1,9 @@
-// Package voter is the voting side of qlock as a pure machine: a message and a
-// reading of the clocks go in, answers and the next deadline come out. It has no
-// goroutine, socket, clock or random source. Rule numbers (N1 …) are those of
-// docs/protocol.md.
+// Package voter is the voting node of qlock as a pure state machine. Its inputs are a
+// message and a reading of the clocks; its outputs are messages and the next deadline. It
+// has no goroutine, socket, clock or random source. The rule numbers (N1 and so on) are
+// those of docs/protocol.md.
+//
+// All values are for use by one goroutine at a time.
 package voter
 
 import (
@@ -16,22 +18,34 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Config is what a node is told at its start.
+// Config is the configuration with which a node starts.
 type Config struct {
 	Name string
 	wire.Config
-	Incarnation uuid.UUID     // new at every start
-	ProbeWait   time.Duration // how long to listen for another node of the same name before the first vote
-	MaxClaims   int           // claims of one client name
-	MaxQueue    int           // claims waiting for one resource
-	MaxRuns     int           // runs of claims that fit into one answer, at least 2
-	MaxBody     int           // bytes of an answer that its connection takes
-	FloorKey    [16]byte      // random, and nobody else's: which names share a floor, and what its nonces are
-	Floors      int           // how many there are, a power of two; 0: as many as a node should have
-	Version     string
+	Incarnation uuid.UUID // new at every start
+	// ProbeWait is how long answers to a question for the node's own name may take (N9). The
+	// node does not vote before it has listened for that long.
+	ProbeWait time.Duration
+	// MaxClaims bounds the claims of one client name. A claim beyond it is refused.
+	MaxClaims int
+	// MaxQueue bounds the claims that wait for one resource. A claim beyond it is refused.
+	MaxQueue int
+	// MaxRuns is how many runs of claim numbers fit into one answer. Values below 2 mean
+	// wire.MaxRuns.
+	MaxRuns int
+	// MaxBody is the longest answer that the node's connection takes, in bytes; 0 means
+	// wire.MaxBody.
+	MaxBody int
+	// FloorKey is random and differs from that of every other node. It decides which names
+	// share a floor, and makes the node's nonces unpredictable.
+	FloorKey [16]byte
+	// Floors is the size of the table of floors. It is rounded up to a power of two, and is
+	// at most 1<<20; 0 means the default, 1<<16.
+	Floors  int
+	Version string
 
-	// Past is the node's own earlier lives, as far as it can be sure that they are
-	// over: their questions, should they come late, are nobody's (N9).
+	// Past lists earlier lives of this node that are known to be over. Late questions from
+	// them are ignored (N9).
 	Past []uuid.UUID
 }
 
@@ -41,17 +55,17 @@ type Send struct {
 	Answer wire.Answer
 }
 
-// Out collects what the node wants done. The caller owns it, may reuse it, and
-// clears it between steps.
+// Out collects the actions that the node requests. The caller owns it, may reuse it, and
+// calls Reset between steps.
 type Out struct {
 	Answers []Send
-	Probe   *wire.Request // to be published to all nodes, this one among them
+	Probe   *wire.Request // to be published to all nodes, including this one
 	Ask     *wire.Request // the same, for other nodes (N11)
-	Notes   []string      // what an operator should read
-	Ready   bool          // it votes from now on
+	Notes   []string      // messages for the operator's log
+	Ready   bool          // the node votes from now on
 }
 
-// Reset empties o and keeps its memory.
+// Reset empties o for reuse and keeps its memory.
 func (o *Out) Reset() {
 	clear(o.Answers)
 	o.Answers, o.Probe, o.Ask, o.Notes, o.Ready = o.Answers[:0], nil, nil, o.Notes[:0], false
@@ -64,66 +78,76 @@ type Node struct {
 	started int64 // wall clock at the start, µs
 
 	resources map[string]*resource
-	roll      byArrival // the same in the order in which they came
+	roll      byArrival // the same resources in order of arrival
 	sessions  map[sessionKey]*session
-	perClient map[string]int                             // claims by client name
-	peaks     struct{ resources, sessions, clients int } // of the maps, for shrink.Map
-	leases    leaseHeap
-	votes     int // of the claims in leases, those with this node's vote
-	moved     int // leases in it that turned out to have been extended, since all were looked at
-	old       old
-	floors    floors // of resources without a record
-	farAhead  bool   // fences lie so far ahead of the clock that other nodes may not follow, and it said so
+	perClient map[string]int // claims by client name
+	// peaks are the largest sizes of the maps, for shrink.Map.
+	peaks  struct{ resources, sessions, clients int }
+	leases leaseHeap
+	votes  int // number of claims with this node's vote
+	moved  int // leases in the heap found to have been extended, since the heap was last rebuilt
+	old    old
+	floors floors // highest fences of the resources without a record
+	// farAhead is set while fences lie further ahead of the clock than other nodes may follow
+	// (N3) and the operator was told.
+	farAhead bool
 
-	longest    time.Duration // longest lease that its name may have granted (N8)
-	since      time.Duration // it was started, monotonic
-	quarantine time.Duration // no votes before this moment (N8)
+	longest    time.Duration // longest lease that a node of this name may have granted (N8)
+	since      time.Duration // monotonic time of the start
+	quarantine time.Duration // no votes before this time (N8)
 	inQuarant  bool
-	waitAt     time.Duration // its last wait began
+	waitAt     time.Duration // start of the current or last quarantine
 	soughtAt   time.Duration // when the last question was sent that counted in asks
-	asks       int           // questions that it must hear itself ask before its wait begins (N9)
-	voted      bool          // a vote was given, or may have been
+	// asks is how many of its questions the node must still hear before its wait begins (N9).
+	asks int
+	// voted is set if a vote was given, or may have been.
+	voted bool
 
-	secret      [2]uint64     // of this life, for its nonces
-	probe       int           // number of the probe that is out (N9)
+	secret      [2]uint64     // random for this life; keys the nonces
+	probe       int           // number of the current probe (N9)
 	probeAt     time.Duration // when it was sent
 	probeWall   int64         // the same by the wall clock, µs
-	probeEchoed bool          // its answer by this very node came back: it was heard
-	echoAt      time.Duration // when the last probe was sent that was heard
+	probeEchoed bool          // the node heard its own answer to it
+	echoAt      time.Duration // when the last probe was sent that the node heard itself
 	echoWall    int64         // the same by the wall clock, µs
-	heardAt     time.Duration // the same of the last that shows that the node was not away
-	heardWall   int64         // the same by the wall clock, µs
-	back        bool          // it was away, and has not listened for long enough since (N9)
-	hears       bool          // while back: it has heard itself, without a pause, and listens
-	listenEnd   time.Duration // while it hears: a probe from then on ends it
-	asked       bool          // another asked for this node's name since
-	probed      bool          // full probes, as many as it takes, found no other node
-	rivals      []rival       // others of its name that may come to vote
-	gone        []uuid.UUID   // others of its name that said that they vote no more, the latest last
-	stopped     bool
-	farewells   int // how often it still says so (N9)
+	// heardAt is like echoAt, for the last probe that proves that the node was not away.
+	heardAt   time.Duration
+	heardWall int64 // the same by the wall clock, µs
+	// back is set while the node has been away and has not listened long enough since (N9).
+	back bool
+	// hears is set while a node that is back hears itself without a gap, and so listens.
+	hears bool
+	// listenEnd is the time from which a probe ends the listening.
+	listenEnd time.Duration
+	asked     bool    // another node asked for this name since the last probe
+	probed    bool    // the node has its name for itself: enough probes found no other
+	rivals    []rival // other nodes of its name that may come to vote
+	// gone lists the other nodes of its name that said that they stopped, the latest last.
+	gone      []uuid.UUID
+	stopped   bool
+	farewells int // how often the node still says that it stopped (N9)
 
-	lives []uuid.UUID // those before this one whose memory it has, the latest last
+	lives []uuid.UUID // earlier lives whose memory this node has, the latest last
 
-	serial  uint64      // counts steps, to do once a step what many claims ask for
-	recalls []*resource // whose heads recall at the end of this step
-	crowded []*resource // more of whose votes are looked at later
-	looked  []*resource // the room of that list, in turn
+	serial  uint64      // counts the steps, for work that is done once per step
+	recalls []*resource // resources whose head recalls votes at the end of this step
+	crowded []*resource // resources with more votes to examine in later steps
+	looked  []*resource // the previous array of crowded, for reuse
 	lookAt  time.Duration
-	looks   uint64      // votes that were looked at, for tests
-	changed []*resource // whose tries learn at its end what is before them now
+	looks   uint64      // votes examined, for tests
+	changed []*resource // resources whose tries are told so at the end of this step
 
 	ended  ended         // claims that are over for good (N11)
-	doubts []doubt       // that others are to be asked about
-	overAt time.Duration // not before that
+	doubts []doubt       // claims that other nodes are to be asked about
+	overAt time.Duration // not before this time
 
 	counts Counts
 }
 
-// New starts a node. saved is what it left at its last clean stop; without it
-// the node may have forgotten votes and is in quarantine until the longest lease
-// that it can have granted is over: forgot, or the configuration's if that is
-// longer (N8).
+// New starts a node. saved is what the node left at its last clean stop, or nil. New
+// ignores saved if it is stale. Without saved the node may have forgotten votes. It then
+// waits until the longest lease that it can have granted is over: forgot, or the
+// configuration's MaxTTL if that is longer (N8). forgot counts up to wire.MaxLease.
 func New(cfg Config, now wire.Now, saved *Saved, forgot time.Duration) *Node {
 	if saved != nil && saved.Stale(now, cfg.MaxTTL) { //plant:stale-mark
 		saved = nil
@@ -143,8 +167,10 @@ func New(cfg Config, now wire.Now, saved *Saved, forgot time.Duration) *Node {
 		perClient: map[string]int{},
 		floors:    newFloors(cfg.FloorKey, cfg.Floors),
 	}
-	n.secret = n.floors.key                                                    // before a mark gives its floors another
-	n.longest, n.since = max(cfg.MaxTTL, min(forgot, wire.MaxLease)), now.Mono // no message has a longer one
+	// Set before a mark replaces the key of the floors.
+	n.secret = n.floors.key
+	// No message has a lease longer than wire.MaxLease.
+	n.longest, n.since = max(cfg.MaxTTL, min(forgot, wire.MaxLease)), now.Mono
 	n.heardAt, n.heardWall = now.Mono, now.Wall
 	if saved == nil {
 		n.enterQuarantine(now)
@@ -157,11 +183,12 @@ func New(cfg Config, now wire.Now, saved *Saved, forgot time.Duration) *Node {
 	return n
 }
 
-// Fit tells the node how many bytes of an answer its connection takes from now on.
+// Fit sets how many bytes of an answer the connection takes from now on.
 func (n *Node) Fit(bytes int) { n.cfg.MaxBody, n.cfg.MaxRuns = bytes, wire.RunsIn(bytes) }
 
-// continued is the lives whose memory this one has, as long as votes can stand that
-// they gave: so a client knows that what it hears is no other node of this name (C13).
+// continued returns the lives whose memory this node has, for as long as votes that they
+// gave can stand. It tells a client that this is the same node, and not another of its
+// name (C13).
 func (n *Node) continued(now wire.Now) []uuid.UUID {
 	if len(n.lives) == 0 || now.Mono > n.since+n.runOut() {
 		return nil
@@ -169,27 +196,28 @@ func (n *Node) continued(now wire.Now) []uuid.UUID {
 	return n.lives
 }
 
-// enterQuarantine has the node give no votes until all have run out that it, or
-// another of its name, can have given until now (N8).
+// enterQuarantine makes the node give no votes until all votes that it, or another node
+// of its name, can have given until now have expired (N8).
 func (n *Node) enterQuarantine(now wire.Now) {
 	n.inQuarant, n.waitAt = true, now.Mono
 	n.quarantine = max(n.quarantine, now.Mono+n.listen()+n.runOut())
 }
 
-// listen is for how long after this node began to wait another of its name may vote:
-// until it is heard to ask, if it does not hear this one; until it hears this one's next
-// question, if it is the other way round, and it was away when the wait began (N9). It
-// may also have the configuration of before, and ask as seldom as that says.
+// listen returns for how long after this node began to wait another node of its name may
+// go on voting (N9). If the other does not hear this node, that is until this node hears
+// it ask. If this node does not hear the other, and the other was away when the wait
+// began, it is until the other hears this node's next question. The other may run with an
+// earlier configuration, and ask as seldom as that one says; so the longest lease counts.
 func (n *Node) listen() time.Duration { return n.present(n.longest) + 2*n.pause(n.longest) } //plant:listen
 
 func (n *Node) runOut() time.Duration { return n.longest + wire.Margin(n.longest) } //plant:run-out
 
-// mostBelieved is the longest lease that a node believes others about. A client that
-// lies can delay the first vote of a node that forgot, and by no more than that.
+// mostBelieved is the longest lease that a node believes on the word of others. So a
+// client that lies can delay the first vote of a node that forgot by at most that much.
 const mostBelieved = time.Hour
 
-// longerLease notes that the cluster may have allowed a longer lease when this
-// node's votes of before were given, of which it knows nothing any more (N8).
+// longerLease notes that the cluster may have allowed a longer lease when this node gave
+// votes that it has forgotten since (N8).
 func (n *Node) longerLease(ttl time.Duration, who string, out *Out) {
 	if ttl = min(ttl, mostBelieved); !n.inQuarant || ttl <= n.longest {
 		return
@@ -200,7 +228,7 @@ func (n *Node) longerLease(ttl time.Duration, who string, out *Out) {
 		"there may be longer leases than this node's configuration allows (%s has, or allows, leases of %v): it gives no votes until those have expired", who, n.longest))
 }
 
-// State is what the node can do now.
+// State returns what the node can do now.
 func (n *Node) State() wire.State {
 	switch {
 	case n.stopped:
@@ -215,22 +243,22 @@ func (n *Node) State() wire.State {
 
 func (n *Node) voting() bool { return n.State() == wire.Voting }
 
-// Probed reports whether the node made sure that it has its name for itself.
+// Probed reports whether the node has made sure that no other node uses its name.
 func (n *Node) Probed() bool { return n.probed }
 
-// Stopped reports whether the node gave up its name to an earlier node.
+// Stopped reports whether the node has given up its name to an earlier node.
 func (n *Node) Stopped() bool { return n.stopped }
 
-// Leaving reports whether a stopped node still has something to say.
+// Leaving reports whether a stopped node still has messages to send.
 func (n *Node) Leaving() bool { return n.stopped && n.farewells > 0 }
 
-// Claims is the number of claims that it knows.
+// Claims returns the number of claims that the node knows.
 func (n *Node) Claims() int { return len(n.leases) }
 
-// Resources is the number of names with votes or waiting claims.
+// Resources returns the number of resources with votes or waiting claims.
 func (n *Node) Resources() int { return len(n.resources) }
 
-// Deadline is when Tick must be called next.
+// Deadline returns the monotonic time at which Tick must be called next.
 func (n *Node) Deadline() time.Duration {
 	if n.stopped && n.farewells == 0 {
 		return 1 << 62
@@ -257,8 +285,8 @@ func (n *Node) Deadline() time.Duration {
 	return d
 }
 
-// Tick does what time alone brings: leases that ran out, the end of a
-// quarantine, the next probe.
+// Tick does what is due at a time: it ends leases, quarantines and waits, and sends the
+// next probe. A call before Deadline is harmless.
 func (n *Node) Tick(now wire.Now, out *Out) {
 	if n.stopped {
 		if n.farewells > 0 && now.Mono >= n.probeDue() {
@@ -272,9 +300,9 @@ func (n *Node) Tick(now wire.Now, out *Out) {
 	n.expire(now, out)
 	n.checkAhead(now, out)
 	if now.Mono >= n.probeDue() {
-		// Only a probe that this node heard itself was heard by others (N9). The
-		// answers had ProbeWait to come.
-		// Who asked meanwhile may not have listened yet when this was sent.
+		// A node that heard its own probe knows that others could hear it (N9), and that their
+		// answers had ProbeWait to arrive. A node that asked meanwhile may not have listened yet
+		// when the probe was sent.
 		if n.probeEchoed && !n.probed && !n.asked && (!n.back || n.hears && n.probeAt >= n.listenEnd) {
 			n.probed, n.back, n.hears = true, false, false
 			n.heardAt, n.heardWall = n.echoAt, n.echoWall
@@ -283,7 +311,7 @@ func (n *Node) Tick(now wire.Now, out *Out) {
 		n.ask(now, out)
 	}
 	n.checkRivals(now, out)
-	// Who has not yet been heard to ask so often as it must goes on asking.
+	// A node that has not yet heard enough of its own questions goes on asking.
 	if n.inQuarant && now.Mono >= n.quarantine && n.asks == 0 {
 		n.inQuarant = false
 		n.raiseFloors(now) //plant:wait-over
@@ -294,19 +322,20 @@ func (n *Node) Tick(now wire.Now, out *Out) {
 	n.askOthers(now, out)
 }
 
-// raiseFloors notes what the node forgot, or what another of its name gave: every
-// fence ever given was at most maxTTL ahead of the wall clock (reach; the skew is no
-// larger), and a quarantine is longer than that. So the clock at the end of a
-// quarantine is above them all, which the clock at its start is not (N8).
+// raiseFloors raises the floor of what the node forgot, or what another node of its name
+// gave, to the wall clock (N8). Every fence is given at most maxTTL ahead of the wall
+// clock (see reach; the skew is no larger), and a quarantine takes longer than that. So
+// the clock at the end of a quarantine is above all of them. The clock at its start is
+// not.
 //
-// Votes from before the quarantine get fences above the floor too, and what was
-// set aside for them ends: with the fences of before they could make a token
-// below one that another node of this name has helped to give since.
+// Votes from before the quarantine also get fences above the floor, and their ranges end.
+// With the earlier fences they could make a token below one that another node of this
+// name has helped to give since.
 func (n *Node) raiseFloors(now wire.Now) {
 	n.floors.forgot, n.floors.forgotAt = max(n.forgotten(now), uint64(max(now.Wall, 0))), now.Mono
 	for _, res := range n.resources {
 		for _, c := range res.votes {
-			floor := max(n.floorOf(now, res), 1) // a fence of 0 is none
+			floor := max(n.floorOf(now, res), 1) // a fence of 0 means none
 			if c.mode == quorum.Exclusive {
 				floor++
 			}
@@ -316,11 +345,11 @@ func (n *Node) raiseFloors(now wire.Now) {
 	}
 }
 
-// forgotten is above all fences that the node forgot. A wall clock that has been set
-// back since, by more than a cluster's clocks may be apart, was ahead then: what
-// counts is what it would have shown if it had been as it is now. That is as much
-// above what was forgotten, and else the clock's error would be the floor of all
-// names (N8).
+// forgotten returns a number above all fences that the node forgot (N8). If the wall
+// clock has since been set back by more than the clocks of a cluster may differ, it was
+// ahead when the floor was noted. Then the result is what the clock would have shown at
+// that time if it had been as it is now. That is also above what was forgotten. Otherwise
+// the error of the clock would become the floor of all names.
 func (n *Node) forgotten(now wire.Now) uint64 {
 	forgot, then := int64(n.floors.forgot), now.Wall-(now.Mono-n.floors.forgotAt).Microseconds()
 	if forgot-then > n.cfg.MaxTTL.Microseconds() { //plant:clock-set-back
@@ -329,8 +358,8 @@ func (n *Node) forgotten(now wire.Now) uint64 {
 	return uint64(forgot)
 }
 
-// floorOf is what every fence for res must be above (shared: not below): what the
-// node remembers, and what it forgot.
+// floorOf returns the number that every fence for res must be above (shared: not below).
+// It covers the fences that the node remembers and those that it forgot.
 func (n *Node) floorOf(now wire.Now, res *resource) uint64 {
 	return max(res.floor, n.forgotten(now))
 }
@@ -341,7 +370,7 @@ func (n *Node) raise(res *resource, floor uint64) {
 	n.floors.highest = max(n.floors.highest, floor)
 }
 
-// noteState says that the node votes, if it does, and serves who waited for it.
+// noteState announces that the node votes, if it does, and serves the waiting claims.
 func (n *Node) noteState(now wire.Now, out *Out) {
 	if !n.voting() {
 		return
@@ -359,7 +388,8 @@ func (n *Node) noteState(now wire.Now, out *Out) {
 	}
 }
 
-// Handle takes a request; reply is the inbox that its sender listens on.
+// Handle processes a request. reply is the inbox of its sender, or empty if the sender
+// wants no answer.
 func (n *Node) Handle(now wire.Now, r *wire.Request, reply string, out *Out) {
 	if n.stopped {
 		if n.farewells > 0 && r.Verb == wire.Info {

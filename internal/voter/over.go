@@ -10,19 +10,19 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// A release is final, whoever hears it. So a node that did not hear one, because a link
-// is cut that others do without, may take it from a node that did (N11). For what is not
-// over, such a node passes on a recall, and the yield that answers it (N12).
+// A release is final, no matter which node hears it. So a node that missed one because of
+// a broken link may learn of it from a node that did not (N11). For a claim that is not
+// over, that other node passes on the recall, and the yield that answers it (N12).
 
-// overPause is the least time between two questions.
+// overPause is the least time between two questions to other nodes.
 const overPause = 10 * time.Millisecond
 
-// ended is the last claims that are known to be over for good. Each has a row, and the
-// oldest of those in a row makes room for the next. Claims of one client have rows that
-// follow each other, so that of one client the latest are known, and of many the latest
-// of most.
+// ended remembers the last claims that are known to be over for good. Each claim belongs
+// to one row, where it displaces the oldest entry. Claims with consecutive numbers of one
+// client belong to consecutive rows. So if there is one client, its latest claims are
+// remembered, and if there are many, the latest claims of most of them.
 type ended struct {
-	pages [endedPages]*[endedPage]endedRow // made when they are needed
+	pages [endedPages]*[endedPage]endedRow // allocated on first use
 }
 
 type endedRow [endedInRow]wire.ClaimOf // the latest first
@@ -45,8 +45,8 @@ func (e *ended) add(client string, id wire.ClaimID) {
 	if e.pages[page] == nil {
 		e.pages[page] = new([endedPage]endedRow)
 	}
-	// The name is a part of a message, which is not to be kept for it. Mostly the claim
-	// of the same client that ended before is in the row before.
+	// The client's name is a slice of a message, which must not be kept in memory for it.
+	// Usually the entry before, in the row before, is of the same client.
 	if before := e.pages[page][(at+endedPage-1)%endedPage][0].Client; before == client {
 		client = before
 	} else {
@@ -54,7 +54,7 @@ func (e *ended) add(client string, id wire.ClaimID) {
 	}
 	row := &e.pages[page][at]
 	if row[0].Claim == id && row[0].Client == client {
-		return // it is said again
+		return // this was known
 	}
 	copy(row[1:], row[:])
 	row[0] = wire.ClaimOf{Client: client, Claim: id}
@@ -65,15 +65,16 @@ func (e *ended) has(c wire.ClaimOf) bool {
 	return e.pages[page] != nil && slices.Contains(e.pages[page][at][:], c)
 }
 
-// doubt is a claim of which other nodes may know that it is over, or may reach its
-// client, which has not answered this node's recall.
+// doubt is a claim in the way of others that another node may know to be over, or whose
+// client another node may reach. In the second case the client has not answered this
+// node's recall.
 type doubt struct {
 	of       wire.ClaimOf
 	recalled bool
 }
 
-// doubt notes what is in the way of a claim that other nodes would have served: they
-// are asked about it, all that such claims noted in one question.
+// doubt notes the claims in the way of c, which has the vote of another node. The other
+// nodes are asked about all claims noted in a step with one question.
 func (n *Node) doubt(c *claim) {
 	note := func(list []*claim) {
 		for _, o := range list {
@@ -95,7 +96,7 @@ func (n *Node) doubt(c *claim) {
 	note(c.res.queue)
 }
 
-// askOthers asks the other nodes about what is in doubt and is here yet.
+// askOthers asks the other nodes about the claims in doubt that this node still has.
 func (n *Node) askOthers(now wire.Now, out *Out) {
 	if len(n.doubts) == 0 || now.Mono < n.overAt || out.Ask != nil {
 		return
@@ -118,16 +119,16 @@ func (n *Node) askOthers(now wire.Now, out *Out) {
 	out.Ask = &wire.Request{Verb: wire.Info, Client: n.cfg.Name, Digest: n.digest, Over: over, Recalled: recalled} //plant:ask-others
 }
 
-// isPeer reports whether a name is another node's of this configuration.
+// isPeer reports whether name is that of another node of this configuration.
 func (n *Node) isPeer(name, digest string) bool {
 	return name != n.cfg.Name /*plant:peer*/ && digest == n.digest && slices.Contains(n.cfg.Nodes, name)
 }
 
-// vouch tells another node which of the claims that it asks about are over, and the
-// clients of those that are not that it recalls them.
+// vouch tells another node which of the claims that it asks about are over. To the
+// clients of the others that it wants back, it passes on the recall.
 func (n *Node) vouch(r *wire.Request, reply string, out *Out) {
 	if reply == "" || !n.isPeer(r.Client, r.Digest) {
-		return // NATS lets nobody else ask under a node's name
+		return // only nodes can ask under a node's name: NATS permissions
 	}
 	a := n.answer(wire.Over)
 	for _, c := range r.Over {
@@ -148,7 +149,8 @@ func (n *Node) vouch(r *wire.Request, reply string, out *Out) {
 	}
 }
 
-// asker is a node for which a claim was recalled, and where it hears of the yield.
+// asker is a node that had a claim recalled through this one, and the inbox to which the
+// yield is passed on.
 type asker struct{ node, reply string }
 
 // recallFor tells a claim's client that another node wants its vote back.
@@ -161,8 +163,8 @@ func (n *Node) recallFor(c *claim, node, reply string, out *Out) {
 	n.send(c, a, out) //plant:recall-for
 }
 
-// passOn tells a node for which a claim was recalled that it yields: no more than the
-// client's own message says, which that node may not hear (N12).
+// passOn tells the node that had the claim recalled that its client yields (N12). It
+// passes on only what the client's own message says, which that node may not have heard.
 func (n *Node) passOn(c *claim, r *wire.Request, out *Out) {
 	i := slices.IndexFunc(c.askers, func(a asker) bool { return a.node == r.Node })
 	if i < 0 {
@@ -175,15 +177,16 @@ func (n *Node) passOn(c *claim, r *wire.Request, out *Out) {
 	c.askers = slices.Delete(c.askers, i, i+1)
 }
 
-// over takes another node's word that claims are over: they are dropped as by release.
-// Yields that it passes on are as good as if they had come from the client.
+// over acts on another node's message. Claims that it says are over are dropped as by a
+// release. Yields that it passes on count as if they had come from the client.
 func (n *Node) over(now wire.Now, a *wire.Answer, out *Out) {
 	if a.Client != n.cfg.Name || !n.isPeer(a.Node, a.Digest) {
 		return
 	}
 	n.serial++
 	n.expire(now, out)
-	// Who waits goes first, or it would be given the votes of those who go after it.
+	// Waiting claims are dropped first. Otherwise votes that are freed in the first round
+	// would go to claims that are dropped in the second.
 	for _, voted := range []bool{false, true} {
 		for _, o := range a.Over {
 			if c := n.find(o.Client, o.Claim); c != nil && c.voted == voted {

@@ -6,16 +6,17 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// refresh extends what its sender lists, drops what it does not, and answers
-// which of the listed claims have no vote of this node (N6). It creates no
-// claims: a refresh's subject names no resource, so that NATS permissions could
-// not say on which; the client acquires again what it is told is unknown.
+// refresh extends the leases of the claims that are listed, drops the sender's other
+// claims in the range, and answers which of the listed claims do not have this node's
+// vote (N6). It creates no claims: the subject of a refresh names no resource, so NATS
+// permissions could not restrict them. The client acquires again what the answer calls
+// unknown.
 func (n *Node) refresh(now wire.Now, r *wire.Request, reply string, out *Out) {
 	a := n.answer(wire.Refreshed)
 	a.Client, a.Continues = r.Client, n.continued(now)
 	a.Claim.Instance, a.SentAt, a.Lo, a.Hi = r.Claim.Instance, r.SentAt, r.Lo, r.Hi
 	known := uint64(0)
-	voting := n.voting() // else what has the vote must wait for it to be confirmed //plant:refresh-voting
+	voting := n.voting() // a node that does not vote confirms no votes //plant:refresh-voting
 	s := n.sessions[sessionKey{r.Client, r.Claim.Instance}]
 	if s != nil {
 		s.hear(reply)
@@ -36,14 +37,14 @@ func (n *Node) refresh(now wire.Now, r *wire.Request, reply string, out *Out) {
 				}
 			}
 		}
-		slices.Sort(waiting) // maps have no order, the machine must have one
+		slices.Sort(waiting) // map order is random, and the machine must be deterministic
 		slices.Sort(gone)
 		for _, seq := range waiting {
 			a.Waiting = a.Waiting.Add(seq)
 			c := s.claims[seq]
 			n.recall(c.res) //plant:recall-at-refresh
 			if c.evicted != nil {
-				n.send(c, n.isEvicted(c), out) // should it not have heard
+				n.send(c, n.isEvicted(c), out) // in case the client missed the first answer
 			}
 		}
 		for _, seq := range gone {
@@ -53,8 +54,8 @@ func (n *Node) refresh(now wire.Now, r *wire.Request, reply string, out *Out) {
 			}
 		}
 		if len(gone) > 0 && len(waiting) > 0 {
-			// A claim just dropped may have made room for another of the same
-			// client: it is granted by a message of its own, with this beat.
+			// A dropped claim may have made room for another claim of the same client. The vote for
+			// that one was sent in a message of its own, with the same beat.
 			a.Waiting = nil
 			for _, seq := range waiting {
 				if c := s.claims[seq]; c != nil && !c.confirmed(voting) {
@@ -69,8 +70,8 @@ func (n *Node) refresh(now wire.Now, r *wire.Request, reply string, out *Out) {
 	if reply == "" {
 		return
 	}
-	// An answer says all about its range. A list that is too long for one message
-	// goes in several, each with a range of its own.
+	// An answer is complete for its range. Lists that are too long for one message are split,
+	// and each part states its own range.
 	for {
 		part := a
 		for _, list := range []wire.Runs{a.Waiting, a.Unknown} {
@@ -88,7 +89,8 @@ func (n *Node) refresh(now wire.Now, r *wire.Request, reply string, out *Out) {
 	}
 }
 
-// confirmed reports whether refreshed says that the claim has the node's vote.
+// confirmed reports whether the answer to a refresh says that the claim has this node's
+// vote.
 func (c *claim) confirmed(voting bool) bool {
 	return c.voted && voting && c.evicted == nil /*plant:confirm-evicted*/
 }

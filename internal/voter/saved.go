@@ -15,27 +15,34 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Saved is what a node leaves at a clean stop: all that it must not forget (N8).
+// Saved is what a node leaves at a clean stop: everything that it must not forget (N8).
 type Saved struct {
-	Floor  uint64            `json:"floor"`            // of all resources without claims: all that versions before 0.2 know
-	Table  *SavedFloors      `json:"table,omitempty"`  // the same in full; nil in their marks, and in that of a new cluster
-	Forgot uint64            `json:"forgot,omitempty"` // above what the node forgot before
-	Floors map[string]uint64 `json:"floors,omitempty"` // of resources with claims
+	// Floor is the highest floor of all resources without claims. It is the only floor that
+	// versions before 0.2 know.
+	Floor uint64 `json:"floor"`
+	// Table has those floors in full. It is nil in marks of versions before 0.2 and of a new
+	// cluster.
+	Table *SavedFloors `json:"table,omitempty"`
+	// Forgot is above every fence that the node had forgotten before.
+	Forgot uint64 `json:"forgot,omitempty"`
+	// Floors has the floors of resources with claims, by name in hexadecimal.
+	Floors map[string]uint64 `json:"floors,omitempty"`
 	Claims []SavedClaim      `json:"claims,omitempty"`
 
-	// The lives whose memory this is, the latest last.
+	// Lives lists the lives whose memory this is, the latest last.
 	Lives []uuid.UUID `json:"lives,omitempty"`
 
-	// How long ago the node last heard itself when this was saved, and what the
-	// clocks showed then. All zero: a new cluster's, of which nobody ever voted.
+	// Away is how long the node had not heard itself when this was saved. Wall (µs) and Boot
+	// (uptime) are what the clocks showed then. All are zero in the mark of a new cluster, of
+	// which no node has voted.
 	Away time.Duration `json:"away_ns,omitempty"`
 	Wall int64         `json:"wall_us,omitempty"`
 	Boot time.Duration `json:"boot_ns,omitempty"`
 }
 
-// age is how long the node has not heard itself, by the clock that went on most. A
-// clock that nobody sets cannot have gone back: then too much time has passed, or
-// nobody knows how much.
+// age returns for how long the node has not heard itself, by the clock that advanced
+// most. If the uptime went back, the time that passed is too long or unknown, and age
+// returns the maximum.
 func (s *Saved) age(now wire.Now) time.Duration {
 	if s.Wall == 0 {
 		return 0
@@ -53,20 +60,20 @@ func (s *Saved) age(now wire.Now) time.Duration {
 	return sat.Add(s.Away /*plant:away-before*/, max(wall, boot))
 }
 
-// Stale reports whether a node that starts now cannot rely on s: another may have
-// had its name since, and have voted (N8).
+// Stale reports whether a node that starts now cannot rely on s, because another node may
+// have used its name since, and voted (N8).
 func (s *Saved) Stale(now wire.Now, maxTTL time.Duration) bool {
 	return s.age(now) > maxTTL-wire.Margin(maxTTL)
 }
 
-// SavedClaim is a vote or a place in a queue. Its lease begins anew, whole, when
-// it is restored: how much was left by a clock that stopped cannot be known.
+// SavedClaim is a vote or a place in a queue. When it is restored, its lease begins anew
+// in full, because a clock that stopped cannot tell how much of it was left.
 type SavedClaim struct {
 	Client   string        `json:"client"`
 	Instance uuid.UUID     `json:"instance"`
 	Seq      uint64        `json:"seq"`
 	Reply    string        `json:"reply"`
-	Resource []byte        `json:"resource"` // arbitrary bytes, which JSON strings are not
+	Resource []byte        `json:"resource"` // base64 in JSON, since names are arbitrary bytes
 	Shared   bool          `json:"shared,omitempty"`
 	At       int64         `json:"at"`
 	TTL      time.Duration `json:"ttl_ns"`
@@ -84,15 +91,15 @@ type SavedClaim struct {
 	Evicted  *Eviction     `json:"evicted,omitempty"`
 }
 
-// Eviction is who wants a claim to end, and why.
+// Eviction records who evicts a claim, and why.
 type Eviction struct {
 	By  string `json:"by"`
 	Why string `json:"why,omitempty"`
 }
 
-// Save returns what a clean stop must leave behind, or false if there must be no
-// clean mark, because the node is not sure of its memory at this moment (N8): it
-// may have forgotten votes, or another of its name may have given some.
+// Save returns what a clean stop must leave behind. It returns false if the node is not
+// sure of its memory at this moment (N8): it may have forgotten votes, or another node of
+// its name may have given some. Then no clean mark may be written.
 func (n *Node) Save(now wire.Now) (*Saved, bool) {
 	var out Out
 	n.expire(now, &out)

@@ -7,16 +7,16 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Counts are of what happened since the node's start.
+// Counts are totals since the node's start.
 type Counts struct {
-	Granted uint64 // votes given; to say it again is none
-	Expired uint64 // claims, held or waiting, whose lease ran out
-	Evicted uint64 // claims that somebody wanted to end
-	Recalls uint64 // sent
+	Granted uint64 // votes given; a repeated grant does not count
+	Expired uint64 // claims, held or waiting, whose lease expired
+	Evicted uint64 // claims that were evicted
+	Recalls uint64 // recalls sent
 	Refused Refusals
 }
 
-// Refusals are of claims, by proto.Reason.
+// Refusals are totals of refused claims by wire.Reason.
 type Refusals struct{ Config, Lease, Age, Fence, Claims, Queue, Copy uint64 }
 
 func (r *Refusals) count(why wire.Reason) {
@@ -38,20 +38,20 @@ func (r *Refusals) count(why wire.Reason) {
 	}
 }
 
-// Counts tells what the node counted.
+// Counts returns the totals since the node's start.
 func (n *Node) Counts() Counts { return n.counts }
 
-// Ahead is how far the highest fence that the node gave, as far as it remembers, lies
-// ahead of its clock. By more than MaxTTL it does so only if that clock was set back.
+// Ahead returns how far the highest fence that the node remembers lies ahead of its wall
+// clock, at least 0. It exceeds MaxTTL only if that clock was set back.
 func (n *Node) Ahead(now wire.Now) time.Duration {
 	return min(time.Duration(n.floors.ahead(now))*time.Microsecond, mostAhead)
 }
 
-// mostAhead is as much as a message says.
+// mostAhead is the largest value that a message can carry.
 const mostAhead = 1 << 40 * time.Millisecond
 
-// checkAhead notes it when the node's fences come to lie further ahead than other
-// nodes may follow (N3).
+// checkAhead tells the operator when the node's fences come to lie further ahead than
+// other nodes may follow (N3), and when they no longer do.
 func (n *Node) checkAhead(now wire.Now, out *Out) {
 	ahead := n.Ahead(now)
 	if far := ahead > n.cfg.MaxTTL; far != n.farAhead {
@@ -65,14 +65,14 @@ func (n *Node) checkAhead(now wire.Now, out *Out) {
 	}
 }
 
-// Waiting is the number of claims without this node's vote.
+// Waiting returns the number of claims without this node's vote.
 func (n *Node) Waiting() int { return len(n.leases) - n.votes }
 
-// Clients is the number of client names with claims.
+// Clients returns the number of client names with claims.
 func (n *Node) Clients() int { return len(n.perClient) }
 
-// Recovering is how long the node will give no votes yet, as far as it knows; zero
-// when it votes or stopped.
+// Recovering returns how long the node will give no votes yet, as far as it knows. It is
+// zero when the node votes or has stopped.
 func (n *Node) Recovering(now wire.Now) time.Duration {
 	if n.stopped {
 		return 0

@@ -20,57 +20,67 @@ type sessionKey struct {
 	instance uuid.UUID
 }
 
-// session is what one client instance has here.
+// session holds the claims of one client instance at this node.
 type session struct {
 	key    sessionKey
-	reply  string // its inbox
+	reply  string // the client's inbox
 	claims map[uint64]*claim
-	peak   int // of claims, for shrink.Map
+	peak   int // largest size of claims, for shrink.Map
 }
 
 type claim struct {
-	session        *session
-	seq            uint64
-	res            *resource
-	mode           quorum.Mode
-	at             int64
-	ttl            time.Duration
-	sentAt         uint64 // highest seen for this claim (N1)
-	minFence       uint64
-	short          uint64      // it wanted more than the node gives, which was so much (N3); 0: it did not
-	held           bool        // says its client
-	try            bool        // it is told at once when what is in its way changes
-	said           *said       // of a try that waits: what it was told last
-	suppressQueued bool        // it waits, was not told so, and need not be
-	keep           bool        // its client keeps it between holders, and is told when others wait
-	lastRecall     recallState // by a recall, or when it was granted
-	rangeSize      uint64      // fences that it wants at a time
-	note           string      // for people
-	evicted        *Eviction   // it is to end
-	askers         []asker     // nodes that want their votes for it back, and do not reach its client
+	session  *session
+	seq      uint64
+	res      *resource
+	mode     quorum.Mode
+	at       int64
+	ttl      time.Duration
+	sentAt   uint64 // highest seen for this claim (N1)
+	minFence uint64
+	// short is the highest fence that the node gives, if the claim wants a higher one (N3);
+	// else 0.
+	short uint64
+	held  bool // as its client says
+	// A try is told at once when what is in its way changes, and said is what it was told
+	// last while it waits.
+	try            bool
+	said           *said
+	suppressQueued bool // it waits and was not told so, and need not be
+	// keep is set if the client keeps the claim between holders, and so is told when others
+	// wait.
+	keep       bool
+	lastRecall recallState // by a recall or a grant
+	rangeSize  uint64      // how many fences it wants at a time
+	note       string      // for people
+	evicted    *Eviction   // not nil: it is to end
+	askers     []asker     // nodes that want their vote back and do not reach its client
 
 	voted        bool
 	fence        uint64
-	reserved     uint64        // fences from that on
-	since        time.Duration // of the vote, or of its place in the queue
+	reserved     uint64        // number of fences that are its own, from fence on
+	since        time.Duration // start of the vote, or of the place in the queue
 	grantPending bool          // it asked for the vote that it has while the node did not vote
 
 	deadline time.Duration // end of its lease
-	key      time.Duration // deadline when it was last placed in the heap; deadlines only grow, so the heap may lag behind them
-	index    int           // in the heap
+	// key is the deadline by which the heap is ordered. Deadlines only grow, so the heap may
+	// lag behind them.
+	key   time.Duration
+	index int // in the heap
 }
 
-// recallState is what a claim with the vote was told last of those who wait (N4).
+// recallState is what the client of a claim with a vote was last told of those who wait
+// (N4).
 type recallState struct {
-	serial uint64 // the step in which its granted said so
+	serial uint64 // the step in which a grant told it
 	behind bool
-	next   time.Duration // it is not told the same again before that
+	next   time.Duration // the same is not repeated before this time
 	pause  time.Duration // zero: it was told nothing
 }
 
-// due reports whether a recall is due, and notes that it is sent. The first repetition
-// comes soon, since what was lost keeps others waiting. The next ones come ever later:
-// what does not answer by then is cut off, or was told and need not answer.
+// due reports whether a recall is due, and if so notes that it is sent. The first
+// repetition comes soon, because others wait if a recall was lost. The later ones come at
+// growing intervals: a client that has not answered by then is cut off, or heard it and
+// need not answer.
 func (t *recallState) due(now, ttl time.Duration, behind bool) bool {
 	switch {
 	case t.pause == 0 || t.behind != behind:
@@ -89,31 +99,33 @@ func (c *claim) id() wire.ClaimID {
 }
 
 // resource is the record of a name with votes or a queue. votes holds either one
-// exclusive claim or any number of shared ones; both lists are in order of age.
+// exclusive claim or any number of shared ones. Both lists are sorted by order.
 type resource struct {
 	name   string
-	born   uint64 // its place in the roll
+	born   uint64 // its number in the roll
 	votes  []*claim
 	queue  []*claim
 	tries  []*claim // those of the queue that are tries, in the same order
-	floor  uint64   // the highest fence given, as far as the node remembers
-	places places   // in the table of floors, where that lives on (N3)
+	floor  uint64   // highest fence given, as far as the node remembers
+	places places   // in the table of floors, which keeps the floor when the record goes (N3)
 	serial uint64   // last step at whose end its head recalls
 	moved  uint64   // last step in which what is before its tries may have changed
 
 	keepers int // votes of claims that are kept
 
-	// Votes are looked at whether they are to be recalled, the youngest first (N4).
-	unseen    int           // so many are left
-	lookTwice bool          // and then all again: something changed meanwhile
-	next      time.Duration // when the first of those that were looked at is to be recalled again
-	due       time.Duration // the same, of all: before that there is nothing to be found, if nothing changes
-	crowded   bool          // it is in the node's list of those that are looked at later
+	// The node examines votes for recall, the youngest first (N4).
+	unseen    int           // how many votes are still to be examined
+	lookTwice bool          // all must be examined once more, because of a change meanwhile
+	next      time.Duration // earliest time for a repeated recall among those examined
+	// due is the same for all votes. Before that time there is nothing to recall, unless
+	// something changes.
+	due     time.Duration
+	crowded bool // it is in the node's list of resources to examine later
 }
 
-// order is the order of queues: what is held elsewhere first, then by age, then
-// by id. No two claims of one client share an id; what another client calls by the
-// same one is told apart by the name.
+// order compares claims by their place in a queue: those held by votes of other nodes
+// first, then by age, then by id. Ids are unique within a client. If another client uses
+// the same id, the client names decide.
 func order(a, b *claim) int {
 	if a.held != b.held {
 		if a.held {
@@ -162,7 +174,7 @@ func (n *Node) dequeue(c *claim) {
 	}
 	n.change(c.res)
 	if i, ok := slices.BinarySearchFunc(c.res.queue, c, order); ok {
-		if i == 0 { // the common case: no move of all that wait behind
+		if i == 0 { // the common case: nothing behind it has to move
 			c.res.changed()
 			c.res.queue[0] = nil
 			c.res.queue = c.res.queue[1:]
@@ -172,10 +184,10 @@ func (n *Node) dequeue(c *claim) {
 	}
 }
 
-// lookAgain begins to look at all votes.
+// lookAgain restarts the examination with all votes.
 func (r *resource) lookAgain() { r.unseen, r.lookTwice, r.next = len(r.votes), false, math.MaxInt64 }
 
-// changed notes that what was found before, looking at the votes, may be so no more.
+// changed notes that the last examination of the votes may be out of date.
 func (r *resource) changed() { r.due, r.lookTwice = 0, r.unseen > 0 }
 
 func (r *resource) addVote(c *claim) {
@@ -234,8 +246,8 @@ func (n *Node) remove(c *claim) {
 	}
 }
 
-// old is records that are over and serve the next ones: a lock that is taken and
-// given back makes and drops one of each.
+// old holds records for reuse, because each lock and unlock makes and drops one of each
+// kind.
 type old struct {
 	sessions  pool[session]
 	resources pool[resource]
@@ -282,9 +294,9 @@ func (n *Node) newClaim(c claim) *claim {
 	return made
 }
 
-// forget is for a resource that nobody wants; its floor lives on in the table. Its
-// record keeps its serial, and whether it is crowded: it may be among those of this step,
-// or of a later one.
+// forget removes the record of a resource without claims; the table keeps its floor. The
+// record itself goes on to be reused with its serial and its crowded flag, because it may
+// still be in the lists of this step or a later one.
 func (n *Node) forget(res *resource) {
 	n.floors.raise(res.places, res.floor) //plant:floor-kept
 	delete(n.resources, res.name)
@@ -297,21 +309,21 @@ func (n *Node) forget(res *resource) {
 	n.old.resources.put(res)
 }
 
-// extend begins the claim's lease anew, by this node's clock, from now (N7); not that
-// of a claim that is evicted (N10).
+// extend starts the claim's lease anew, at this node's clock (N7). The lease of an
+// evicted claim is never extended (N10).
 func (n *Node) extend(now wire.Now, c *claim) {
 	if c.evicted == nil { //plant:extend-evicted
 		c.deadline = now.Mono + c.ttl
 	}
 }
 
-// few is what is not worth more care: leases to be looked at one by one, records to
-// be kept.
+// few is a number of leases small enough to be moved one by one, and the number of
+// records kept for reuse.
 const few = 64
 
-// moveAll does for all claims what is else done for each whose old end is reached: a
-// refresh has given one end to all that it lists, and in this way the heap has it in a
-// fraction of the time.
+// moveAll updates the keys of all leases at once. A refresh gives the same end to all
+// claims that it lists. Rebuilding the heap then takes a fraction of the time of moving
+// each lease.
 func (n *Node) moveAll() {
 	n.moved = 0
 	for _, c := range n.leases {
@@ -336,7 +348,8 @@ func (n *Node) expire(now wire.Now, out *Out) {
 	}
 }
 
-// within yields the claims from lo to hi, by whichever way is shorter.
+// within yields the claims numbered lo to hi. It loops over the range or over all claims,
+// whichever is smaller.
 func (s *session) within(lo, hi uint64) iter.Seq2[uint64, *claim] {
 	return func(yield func(uint64, *claim) bool) {
 		if hi < lo {
@@ -358,9 +371,8 @@ func (s *session) within(lo, hi uint64) iter.Seq2[uint64, *claim] {
 	}
 }
 
-// unknown returns what of the listed claims s does not have. A list may name far
-// more claims than there are, so the work goes by what is known, not by what is
-// named.
+// unknown returns the listed claims that s does not have. A list may name far more claims
+// than there are, so the work is proportional to the known ones.
 func (s *session) unknown(live wire.Runs) wire.Runs {
 	if s == nil {
 		return live
@@ -389,7 +401,7 @@ func (s *session) hear(reply string) {
 	}
 }
 
-// leaseHeap orders claims by the end of their leases.
+// leaseHeap is a min-heap of claims by the end of their leases.
 type leaseHeap []*claim
 
 func (h leaseHeap) Len() int { return len(h) }
@@ -398,7 +410,7 @@ func (h leaseHeap) Less(i, j int) bool {
 	if h[i].key != h[j].key {
 		return h[i].key < h[j].key
 	}
-	return h[i].id().Compare(h[j].id()) < 0 // the machine must not depend on map order
+	return h[i].id().Compare(h[j].id()) < 0 // makes the order deterministic
 }
 
 func (h leaseHeap) Swap(i, j int) {

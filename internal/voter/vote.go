@@ -39,19 +39,20 @@ func (n *Node) acquire(now wire.Now, r *wire.Request, reply string, out *Out) {
 		n.acquireUnknown(now, r, reply, out)
 		return
 	}
-	// A claim is for one resource in one mode; one that is said to be otherwise, late or
-	// not, is another's under the same number (N2).
+	// A claim is for one resource in one mode. If a message says otherwise, another client
+	// uses the same number, no matter how late the message is (N2).
 	if c.res.name != r.Resource || c.mode != r.Mode { //plant:number-twice
 		out.Notes = append(out.Notes, fmt.Sprintf(
 			"two clients send as one instance, one is a copy of the other (client %s, claim %s): neither keeps what both have", r.Client, r.Claim.Text()))
 		n.refuse(r, reply, wire.ReasonCopy, true, out, "another client has claim %d of this instance, on %q: one client is a copy of the other", r.Claim.Seq, c.res.name)
 		return
 	}
-	if r.SentAt <= c.sentAt { // a message from the past (N1) //plant:acquire-beat
+	if r.SentAt <= c.sentAt { // a late message (N1) //plant:acquire-beat
 		return
 	}
 	c.session.hear(reply)
-	if c.lastRecall.pause = 0; c.voted { // its client may yield now what it kept before
+	// The client may yield now what it did not yield before.
+	if c.lastRecall.pause = 0; c.voted {
 		c.res.changed()
 	}
 	c.sentAt = r.SentAt
@@ -86,9 +87,9 @@ func (n *Node) acquire(now wire.Now, r *wire.Request, reply string, out *Out) {
 	}
 }
 
-// nowHeld notes that a claim with this node's vote is held: that is what a holder
-// answers to a recall. It is not recalled again, and the tries that it was to
-// yield to learn that it will not (C10).
+// nowHeld notes that a claim with this node's vote is held. A holder says so in answer to
+// a recall. It is not recalled again. Tries that the claim would have yielded to learn
+// that it will not (C10).
 func (n *Node) nowHeld(c *claim) {
 	c.res.removeVote(c)
 	c.held = true
@@ -122,7 +123,7 @@ func (n *Node) acquireUnknown(now wire.Now, r *wire.Request, reply string, out *
 	case ahead > n.cfg.Skew: // N7
 		refuse(wire.ReasonAge, true, "the claim was made %v in the future by this node's clock, %v is allowed: set the clocks", ahead.Round(time.Millisecond), n.cfg.Skew)
 		return
-	case r.Held && r.MinFence > n.reach(now, res): // a vote below its token is none for it
+	case r.Held && r.MinFence > n.reach(now, res): // a vote below the token would not count
 		refuse(wire.ReasonFence, true, "the lock's token lies %v ahead of this node's clock, %v is allowed: set the clocks",
 			time.Duration(int64(r.MinFence)-max(now.Wall, 0))*time.Microsecond, n.cfg.MaxTTL)
 		return
@@ -139,9 +140,9 @@ func (n *Node) acquireUnknown(now wire.Now, r *wire.Request, reply string, out *
 		sentAt: r.SentAt, held: r.Held, try: r.Try, keep: r.Keep, rangeSize: r.RangeSize, note: r.Note,
 	})
 	free := n.voting() && n.free(c) //plant:free
-	// Votes count as well, all but one: what many claims of one name cost, all
-	// others wait for.
-	// What is held elsewhere has twice the room, to find its place in a full queue.
+	// All votes but one count as well, since claims of one name cost time for which all
+	// others wait. A claim that is held elsewhere has twice the room, so that it finds its
+	// place in a full queue.
 	most := n.cfg.MaxQueue
 	if c.held {
 		most = sat.Mul(most, 2)
@@ -189,8 +190,8 @@ func (n *Node) refuse(r *wire.Request, reply string, why wire.Reason, retryable 
 	out.Answers = append(out.Answers, Send{reply, a})
 }
 
-// clip keeps a text to what its reader takes: a long name in it, or many, must not
-// cost the whole answer.
+// clip shortens a text to the length that receivers accept. Otherwise a long name in it,
+// or many, would make the whole answer invalid.
 func clip(text string) string {
 	if len(text) > wire.MaxText {
 		text = strings.ToValidUTF8(text[:wire.MaxText], "")
@@ -198,16 +199,16 @@ func clip(text string) string {
 	return text
 }
 
-// reach bounds the fences that clients name: nobody may push a resource to the end
-// of the number range. Fences come from wall clocks: a client's, which may be ahead
-// of a node's by the skew, and by way of other nodes, whose clocks agree with this
-// one's within what the skew leaves of the longest lease (N3).
+// reach returns the highest fence that a client may ask for (N3), so that nobody can use
+// up a resource's number range. Fences come from wall clocks. A client's may be ahead of
+// a node's by the skew. Other nodes' clocks agree with this one's within what the skew
+// leaves of the longest lease.
 func (n *Node) reach(now wire.Now, res *resource) uint64 {
 	return max(res.floor, uint64(max(now.Wall+n.cfg.MaxTTL.Microseconds(), 0)))
 }
 
-// wants notes the fence that a claim wants, or that it cannot have it: then the
-// claim is told how far the node goes, since to want it again is in vain (C3).
+// wants notes the fence that a claim asks for. If the node cannot give it, the claim is
+// told how far the node goes, since asking for it again would be futile (C3).
 func (n *Node) wants(now wire.Now, c *claim, want uint64) {
 	if most := n.reach(now, c.res); want > most {
 		if c.short == 0 {
@@ -219,13 +220,13 @@ func (n *Node) wants(now wire.Now, c *claim, want uint64) {
 	c.minFence, c.short = max(c.minFence, want), 0
 }
 
-// free reports whether nothing stands between c and the node's vote: no vote
-// conflicts and no conflicting claim waits before it (N2).
+// free reports whether c can have the node's vote: no vote conflicts, and no conflicting
+// claim waits before it (N2).
 func (n *Node) free(c *claim) bool { return n.blocker(c) == nil }
 
-// blocker is the oldest conflicting vote, else the first conflicting claim ahead
-// in the queue. Votes never conflict among themselves, so the first of them
-// stands for all.
+// blocker returns the oldest conflicting vote, else the first conflicting claim before c
+// in the queue, else nil. Votes never conflict with each other, so the first one
+// represents all.
 func (n *Node) blocker(c *claim) *claim {
 	if v := c.res.votes; len(v) > 0 && quorum.Conflicts(v[0].mode, c.mode) {
 		return v[0]
@@ -241,19 +242,19 @@ func (n *Node) blocker(c *claim) *claim {
 	return nil
 }
 
-// vote gives c the node's vote with a fence above (shared: not below) all that
-// went before on this resource (N3). hint is the clock of the release that made
-// room: it is the same at every node, so that the fences come out equal there.
+// vote gives c the node's vote, with a fence above (shared: not below) all earlier fences
+// of this resource (N3). hint is the clock of the release that made room, or 0. It is the
+// same at every node, which makes the fences of different nodes equal.
 //
-// A shared fence starts from the claim's age as an exclusive one does, and
-// becomes the floor: otherwise nodes that started at different times would hand
-// every reader different fences, and each shared lock would take two rounds.
+// A shared fence also starts from the claim's age, and becomes the floor. Otherwise nodes
+// that started at different times would give each reader different fences, and every
+// shared lock would take two round trips.
 func (n *Node) vote(now wire.Now, c *claim, hint int64) {
 	least := n.floorOf(now, c.res)
 	if c.mode == quorum.Exclusive {
 		least++
 	}
-	c.fence = max(least, uint64(c.at), uint64(hint), c.minFence, 1) // 0 is none //plant:fence
+	c.fence = max(least, uint64(c.at), uint64(hint), c.minFence, 1) // 0 means none //plant:fence
 	n.reserve(now, c)
 	c.voted, c.since = true, now.Mono
 	n.votes++
@@ -264,8 +265,8 @@ func (n *Node) vote(now wire.Now, c *claim, hint int64) {
 	n.change(c.res)
 }
 
-// reserve raises the floor to the last of the fences that are c's: all that it
-// wants, but none further ahead than a fence may be wanted (N3).
+// reserve sets aside the fences that the claim asks for, and raises the floor to the last
+// of them. It reserves none that lies further ahead than a fence may be asked for (N3).
 func (n *Node) reserve(now wire.Now, c *claim) {
 	c.reserved = 1
 	if reach := uint64(max(now.Wall+n.cfg.MaxTTL.Microseconds(), 0)); c.rangeSize > 1 && c.mode == quorum.Exclusive && reach > c.fence {
@@ -274,7 +275,7 @@ func (n *Node) reserve(now wire.Now, c *claim) {
 	n.raise(c.res, c.fence+c.reserved-1) //plant:span-kept
 }
 
-// keeper counts c among those that are kept.
+// keeper returns 1 if the claim is kept, else 0.
 func keeper(c *claim) int {
 	if c.keep {
 		return 1
@@ -282,15 +283,15 @@ func keeper(c *claim) int {
 	return 0
 }
 
-// isWaitedFor reports whether somebody waits for a claim that its client keeps,
-// younger or older: it is to be passed on among that client's holders no more (N4).
+// isWaitedFor reports whether a conflicting claim, younger or older, waits for a claim
+// that is kept. Its client must then no longer pass it on among its holders (N4).
 func (c *claim) isWaitedFor() bool {
 	return c.keep && len(c.res.queue) > 0 && quorum.Conflicts(c.res.queue[0].mode, c.mode)
 }
 
-// grantedOrNot answers a claim that has the vote. A node that does not vote confirms
-// none either: another of its name may have given it to somebody else since. It is
-// granted again when the node votes.
+// grantedOrNot answers a claim that has the vote. A node that does not vote does not
+// confirm votes either, because another node of its name may have given the vote to
+// somebody else since. It grants the claim again when it votes.
 func (n *Node) grantedOrNot(now wire.Now, c *claim, out *Out) {
 	if n.voting() { //plant:confirm-voting
 		n.granted(now, c, out)
@@ -321,10 +322,11 @@ func (n *Node) granted(now wire.Now, c *claim, out *Out) {
 	n.send(c, a, out)
 }
 
-// queued answers a claim that has to wait.
+// queued tells a claim that asked that it has to wait.
 func (n *Node) queued(now wire.Now, c *claim, out *Out) { n.tell(now, c, 0, out) }
 
-// tell says that the claim waits, and for whom; again counts how often since it asked.
+// tell says that the claim waits, and for which claim. again is how many times the node
+// has said so since the claim last asked.
 func (n *Node) tell(now wire.Now, c *claim, again int, out *Out) {
 	c.suppressQueued = false //plant:told
 	a := n.about(c, wire.Queued)
@@ -349,22 +351,22 @@ func (n *Node) tell(now wire.Now, c *claim, again int, out *Out) {
 	n.send(c, a, out)
 }
 
-// said is what a try that waits was told last: which claim is in its way, and whether
-// that goes first. It fails by what it knows of that (C10), so it is told when that
-// changes, and need not ask.
+// said is what a waiting try was told last: which claim is in its way, and whether that
+// claim goes first. The try fails by that (C10). So it is told of each change, and need
+// not ask.
 type said struct {
 	blocker wire.ClaimID
 	ahead   bool
-	again   int // how often it was told without having asked
+	again   int // how many times it was told since it last asked
 }
 
-// mostAgain bounds what a try is told that is not heard of again. One that is in
-// earnest fails or has its lock after a few changes; and whoever left many that do
-// neither would have each change of hands of that lock cost as many answers.
+// mostAgain bounds how often a try is told of changes without being heard from. A live
+// one fails or gets its lock after a few changes. Without the bound, whoever left many
+// tries behind would make each handover of the lock cost as many answers.
 const mostAgain = 16
 
-// change notes that what is before the tries of a queue may be another now. They are
-// told at the end of the step, once.
+// change notes that the claims before the tries of a queue may have changed. The tries
+// are told once, at the end of the step.
 func (n *Node) change(res *resource) {
 	if len(res.tries) > 0 && res.moved != n.serial {
 		res.moved = n.serial
@@ -372,13 +374,12 @@ func (n *Node) change(res *resource) {
 	}
 }
 
-// tellTries tells tries what is in their way now, if they were told something else
-// (N5).
+// tellTries tells tries what is in their way now, unless they know it (N5).
 func (n *Node) tellTries(now wire.Now, out *Out) {
 	for _, res := range n.changed {
 		for _, c := range res.tries {
 			again := 1
-			if s := c.said; s != nil { // else it was told before the node's restart
+			if s := c.said; s != nil { // nil: it was told before the node's restart
 				if again += s.again; again > mostAgain || s.holds(c, n.blocker(c)) {
 					continue
 				}
@@ -390,7 +391,7 @@ func (n *Node) tellTries(now wire.Now, out *Out) {
 	n.changed = n.changed[:0]
 }
 
-// holds reports whether what was said is true yet.
+// holds reports whether what was said is still true.
 func (s *said) holds(c, blocker *claim) bool {
 	if blocker == nil {
 		return s.blocker == wire.ClaimID{}
@@ -398,10 +399,10 @@ func (s *said) holds(c, blocker *claim) bool {
 	return s.blocker == blocker.id() && s.ahead == (order(blocker, c) < 0)
 }
 
-// recall asks the votes that stand in the way of the head of the queue, and are
-// younger, to yield (N4): once, at the end of the step. A step may give a queue
-// many heads, or take many votes away, and were each time all the others asked,
-// one message would make answers by the square of them.
+// recall requests that younger votes in the way of the head of the queue be recalled
+// (N4). That happens once, at the end of the step. A step may change the head of a queue
+// many times, or remove many votes. Recalling all others each time would make the number
+// of answers to one message quadratic.
 func (n *Node) recall(res *resource) {
 	if res.serial != n.serial {
 		res.serial = n.serial
@@ -434,15 +435,16 @@ func (n *Node) sendRecalls(now wire.Now, out *Out) {
 	clear(list)
 }
 
-// Of one name, so many votes are looked at in one step, and as many each lookPause after
-// it: a crowd of readers does not make each message about its lock a long one (N4).
+// lookMost is how many votes of one name are examined in one step, and again each
+// lookPause after it. It keeps a crowd of readers from slowing every message about its
+// lock (N4).
 const (
 	lookMost  = 512
 	lookPause = time.Millisecond
 )
 
-// look recalls what is to be recalled of the votes of a name that were not looked at yet,
-// or of the last of them, the youngest first.
+// look recalls votes of a resource as needed. It goes on where the last examination
+// stopped, from younger to older votes, and examines at most lookMost.
 func (n *Node) look(now wire.Now, res *resource, out *Out) {
 	for looked := 0; ; looked++ {
 		if res.unseen == 0 && res.lookTwice {
@@ -464,7 +466,7 @@ func (n *Node) look(now wire.Now, res *resource, out *Out) {
 		head, v := res.queue[0], res.votes[res.unseen]
 		older := order(head, v) < 0
 		if !quorum.Conflicts(v.mode, head.mode) || !older && res.keepers == 0 {
-			res.unseen = 0 // as with this one it is with all that are older
+			res.unseen = 0 // all older votes are in the same state
 			continue
 		}
 		if !v.keep && (!older || v.held) {
@@ -474,7 +476,7 @@ func (n *Node) look(now wire.Now, res *resource, out *Out) {
 		again := v.lastRecall.due(now.Mono, v.ttl, behind)
 		res.next = min(res.next, v.lastRecall.next)
 		if !again || behind && v.lastRecall.serial == n.serial {
-			continue // not yet, or its granted said so
+			continue // not yet, or the grant in this step said so
 		}
 		n.counts.Recalls++
 		a := n.about(v, wire.Recall)
@@ -490,8 +492,8 @@ func (n *Node) look(now wire.Now, res *resource, out *Out) {
 	}
 }
 
-// promote gives votes from the head of the queue as long as nothing conflicts
-// (N5), and forgets a resource that nobody wants.
+// promote gives votes from the head of the queue as long as nothing conflicts (N5), and
+// forgets a resource without claims.
 func (n *Node) promote(now wire.Now, res *resource, hint int64, out *Out) {
 	if n.voting() {
 		for len(res.queue) > 0 {
@@ -510,7 +512,7 @@ func (n *Node) promote(now wire.Now, res *resource, hint int64, out *Out) {
 	}
 }
 
-// drop removes a claim for good and serves who waited for it (N5).
+// drop removes a claim for good and serves the claims that waited for it (N5).
 func (n *Node) drop(now wire.Now, c *claim, hint int64, out *Out) {
 	if c.voted {
 		n.unvote(c)
@@ -525,7 +527,7 @@ func (n *Node) drop(now wire.Now, c *claim, hint int64, out *Out) {
 func (n *Node) release(now wire.Now, r *wire.Request, out *Out) {
 	c := n.find(r.Client, r.Claim)
 	if c == nil {
-		n.ended.add(r.Client, r.Claim) // it was not heard of, or its lease ran out
+		n.ended.add(r.Client, r.Claim) // its acquire was not heard, or its lease expired
 		return
 	}
 	if c.res.name != r.Resource {
@@ -534,7 +536,8 @@ func (n *Node) release(now wire.Now, r *wire.Request, out *Out) {
 	n.ended.add(c.session.key.client, r.Claim)
 	hint := r.Now
 	if sat.Micros(hint-now.Wall) > n.cfg.Skew {
-		hint = 0 // as an age would be refused; equal fences are a convenience //plant:release-hint
+		// As an age would be refused (N7). Without the hint only the fences may differ.
+		hint = 0 //plant:release-hint
 	}
 	n.drop(now, c, hint, out)
 }
@@ -551,7 +554,7 @@ func (n *Node) yield(now wire.Now, r *wire.Request, out *Out) {
 	n.giveBack(now, c, r.SentAt, out)
 }
 
-// giveBack puts a claim that yields into the queue.
+// giveBack moves a claim that yields back into the queue.
 func (n *Node) giveBack(now wire.Now, c *claim, sentAt uint64, out *Out) {
 	if sentAt <= c.sentAt { //plant:yield-beat
 		return
@@ -564,6 +567,6 @@ func (n *Node) giveBack(now wire.Now, c *claim, sentAt uint64, out *Out) {
 		n.promote(now, c.res, 0, out)
 	}
 	if !c.voted { //plant:yield-answer
-		n.queued(now, c, out) // behind whom: a try must know (C10)
+		n.queued(now, c, out) // a try must know which claim is in its way (C10)
 	}
 }
