@@ -1,7 +1,10 @@
-// Package client is the asking side of qlock as a pure machine: calls, answers
-// and readings of the clocks go in; requests, events and the next deadline come
-// out. It has no goroutine, socket, clock or random source. Rule numbers (C1 …)
-// are those of docs/protocol.md.
+// Package client is the client side of qlock as a pure state machine. Its inputs are
+// calls, answers of nodes and readings of the clocks; its outputs are requests, events
+// and the next deadline. It has no goroutine, socket, clock or random source. The rule
+// numbers (C1 and so on) are those of docs/protocol.md.
+//
+// All values are for use by one goroutine at a time. Methods that take a wire.Now expect
+// readings in the order in which they were taken.
 package client
 
 import (
@@ -19,55 +22,67 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Config is what a client is told at its start.
+// Config is the configuration with which a client starts.
 type Config struct {
 	Name     string
 	Instance uuid.UUID
-	TTL      time.Duration            // lease
-	MaxRuns  int                      // runs that fit into one refresh
-	Seed     uint64                   // any number, of which the jitter comes; 0: none
-	Trips    map[string]time.Duration // how long nodes took to answer something else, as far as known
-	Cluster  wire.Config
+	TTL      time.Duration // duration of a lease
+	MaxRuns  int           // runs of claim numbers that fit into one refresh
+	// Seed is the seed of the jitter (C6), which should differ between clients; 0: no jitter.
+	Seed uint64
+	// Trips has the round trips to nodes as measured by other messages, as far as known.
+	Trips   map[string]time.Duration
+	Cluster wire.Config
 }
 
-// EventKind is what became of a claim.
+// EventKind says what happened to a claim.
 type EventKind uint8
 
 const (
-	Held           EventKind = iota // its quorum stands, its token is known
-	Lost                            // it was held and is no more (C7)
-	Failed                          // it will not be held: see the claim's Report
-	Wanted                          // it is held and kept, and others wait for it (N4)
-	TokensReserved                  // it is held and kept, and the nodes know; or it has tokens again
-	Changed                         // it waits and is watched, and what the nodes say of it may have changed
-	Evicted                         // it is held, and is to end: its owner gives it back (Request.ManualEviction)
+	// Held: a quorum of votes stands, and the token is known (C3).
+	Held EventKind = iota
+	// Lost: the claim was held and is no longer (C7).
+	Lost
+	// Failed: the claim will not be held. Client.Report says why.
+	Failed
+	// Wanted: the claim is held and kept, and others wait for it (N4).
+	Wanted
+	// TokensReserved: the claim is held and kept, and the nodes know it, or it has new
+	// tokens.
+	TokensReserved
+	// Changed: the claim waits and is watched, and what the nodes say of it may have changed.
+	Changed
+	// Evicted: the claim is held and must end, and its owner gives it back
+	// (Claim.LeaveEviction).
+	Evicted
 )
 
-// Event tells the driver what became of a claim.
+// Event tells the driver what happened to a claim.
 type Event struct {
 	Kind  EventKind
 	Claim *Claim
 }
 
-// Out collects what the client wants done. The caller owns it, may reuse it,
-// and clears it between steps.
+// Out collects the actions that the client requests. The caller owns it, may reuse it,
+// and calls Reset between steps.
 type Out struct {
 	Requests []wire.Request
 	Events   []Event
-	Notes    []string // what an operator should read
-	AskInfo  bool     // a node showed another configuration: ask who is there
-	Renew    bool     // somebody else may be this instance: call Client.Renew before anything here is sent (C15)
+	Notes    []string // messages for the operator's log
+	AskInfo  bool     // a node showed another configuration: query the membership
+	// Renew is set if another process may use the same instance. The driver must call
+	// Client.Renew before it sends anything of this Out (C15).
+	Renew bool
 }
 
-// Reset empties o and keeps its memory.
+// Reset empties o for reuse and keeps its memory.
 func (o *Out) Reset() {
 	clear(o.Requests)
 	clear(o.Events)
 	o.Requests, o.Events, o.Notes, o.AskInfo, o.Renew = o.Requests[:0], o.Events[:0], o.Notes[:0], false, false
 }
 
-// Client is all claims of one client instance. It is not safe for concurrent
-// use.
+// Client manages all claims of one client instance. It is not safe for concurrent use.
 type Client struct {
 	cfg    Config
 	digest string
@@ -75,67 +90,74 @@ type Client struct {
 	clock  leaseClock
 	now    time.Duration // lease clock at this step
 	wall   int64
-	leapt  bool // by more than a lease since the reading before: see step
+	leapt  bool // the clock advanced by more than a lease in one reading: see step
 
-	parting bool // another was found to be this instance: Renew tells all that are
-	shown   bool // a node of the list showed the client's configuration: see Shown
+	// parting is set if another process uses this instance, which Renew tells all of them.
+	parting bool
+	// shown is set if a node of the list showed the client's configuration: see Shown.
+	shown bool
 
 	seq         uint64
 	sentAt      uint64 // highest ever sent
 	claims      map[uint64]*Claim
-	peak        int    // of claims, for shrink.Map
+	peak        int    // largest size of claims, for shrink.Map
 	first, last *Claim // in order of seq
 	due         dueHeap
-	moved       int // deadlines in it that turned out to have moved, since all were looked at
+	moved       int // deadlines in due found to have moved, since the heap was last rebuilt
 
-	refreshAt   time.Duration // next refresh, never when zero
+	refreshAt   time.Duration // next refresh; zero: none
 	refreshedAt time.Duration // the last one sent
 
-	// Claims that are over and were answered about since, to be swept from the
-	// nodes at sweepAt (C9); never when zero.
+	// Claims with numbers from sweepLo to sweepHi include some that are over and that a node
+	// has since answered about. At sweepAt a refresh makes the nodes drop them (C9); zero:
+	// none.
 	sweepAt          time.Duration
 	sweepLo, sweepHi uint64
 
-	// Claims that nodes are to be asked for again, at againAt (C6); never when zero.
+	// At againAt the claims in again are acquired again at some nodes (C6); zero: none.
 	againAt time.Duration
 	again   []*Claim
 
-	fences []uint64 // scratch
+	fences []uint64 // scratch space
 	untils []time.Duration
 	trips  []float64
 
 	counts Counts
 }
 
-// node is what the client knows of a node's life.
+// node is what the client knows of a node.
 type node struct {
 	name        string
-	lives       []life // latest last
+	lives       []life // incarnations, the latest last
 	clashUntil  time.Duration
-	otherDigest string // the configuration it showed last, if not the client's
+	otherDigest string // the configuration that it showed last, if not the client's
 	trip        trip
 }
 
-// life is what is known of one incarnation: it had started when its first answer
-// was received, and was alive when the last beat that it answered was sent.
+// life is what the client knows of one incarnation. It had started when its first answer
+// was received. It was alive when the latest beat that it answered was sent.
 type life struct {
 	incarnation uuid.UUID
 	started     time.Duration // at the latest
-	alive       time.Duration // at the earliest: its end is later
+	alive       time.Duration // at the earliest
 }
 
-// State is where a claim is in its life.
+// State is the state of a claim.
 type State uint8
 
 const (
+	// Waiting: the claim is not held yet.
 	Waiting State = iota
+	// Holding: the claim is held.
 	Holding
+	// Over: the claim was lost, failed, or was released.
 	Over
 )
 
-// Claim is one attempt on one resource. Its fields are the client's; a driver
-// reads what methods give, and User, which is its own.
+// Claim is one attempt to lock one resource. All fields but User belong to the client; a
+// driver reads them by methods. Like its Client, a Claim is not safe for concurrent use.
 type Claim struct {
+	// User belongs to the driver; the client does not touch it.
 	User any
 
 	seq              uint64
@@ -143,11 +165,11 @@ type Claim struct {
 	mode             quorum.Mode
 	at               int64
 	try              bool
-	suppressQueued   bool // its next acquire is
-	suppressedQueued bool // its last one was
+	suppressQueued   bool // set for the next acquire
+	suppressedQueued bool // set for the last acquire
 	note             string
 	watched          bool // its owner is told when what the nodes say of it changes
-	repeated         bool // it was asked for again, as it was not held in time
+	repeated         bool // it was acquired again, because it was not held in time
 	manual           bool // its owner gives it back when it is evicted
 	evicted          *Eviction
 	state            State
@@ -155,55 +177,64 @@ type Claim struct {
 	made             time.Duration
 	sentAt           uint64 // highest sent about this claim
 	minFence         uint64 // fence last asked for
-	lowered          uint8  // how often that was less than before
-	wonAt            uint64 // highest sent about it when it came to be held
+	lowered          uint8  // how often minFence was lowered
+	wonAt            uint64 // highest sent about it when it became held
 
 	// A claim that is kept between holders (internal/hold) has tokens for them.
-	keep          bool
-	keptAt        uint64 // beat with which the nodes were first told
-	wanted        bool   // others wait
-	known         bool   // enough nodes know that it is kept: whoever waits is heard of by one of them
+	keep   bool
+	keptAt uint64 // sentAt of the message that first told the nodes
+	wanted bool   // others wait
+	// known is set when a quorum knows that the claim is kept. One of these nodes hears of
+	// each claim that waits.
+	known         bool
 	announced     bool   // all nodes were told that it is held
-	tokenNext     uint64 // the token that is given out next
-	tokenEnd      uint64 // behind the last that may be
-	rangeSize     uint64 // how many are asked for at a time
-	requestedFrom uint64 // the first of those that are asked for now, or 0
+	tokenNext     uint64 // next token to give out
+	tokenEnd      uint64 // one above the last token that may be given out
+	rangeSize     uint64 // how many tokens are asked for at a time
+	requestedFrom uint64 // first of the tokens that are asked for now, or 0
 
 	votes []vote // by node
 
-	askAt    time.Duration // next acquire (C4), never when zero
+	askAt    time.Duration // next acquire (C4); zero: none
 	askDelay time.Duration
-	asked    uint64 // the fence that the last acquire wanted, 0 if none
-	again    bool   // it is among those that nodes are to be asked for again
+	asked    uint64 // fence that the last acquire asked for; 0: none
+	again    bool   // it is in Client.again
 
-	key        time.Duration // in the due heap; the claim's deadline may have moved up since
-	index      int           // in the due heap, -1 if not in it
+	key        time.Duration // its place in the due heap; the deadline may have become later since
+	index      int           // in the due heap, or -1
 	prev, next *Claim
 }
 
 // vote is what one node said about one claim.
 type vote struct {
-	until     time.Duration // the vote stands until then (C1); zero: none
+	until     time.Duration // the vote stands until then (C1); zero: no vote
 	fence     uint64
-	rangeSize uint64        // fences from that on that are set aside
-	most      uint64        // a higher fence was wanted than the node gave, which was so much; 0: none was
-	mostAt    time.Duration // then
-	life      uuid.UUID     // of the node, when it gave it
-	unproven  *newVote      // one that does not count yet (C13)
-	keeps     bool          // it knows that the claim is kept
-	wanted    bool          // it wants the vote back, and was not answered: the claim has its quorum, and is not held yet
-	sentAt    uint64        // of its latest answer that counted (C2)
-	asked     uint64        // beat of the latest acquire that it was sent
-	again     bool          // it is to be sent another: it does not know the claim, or has a vote whose fence was not heard
-	yielded   uint64        // beat of the latest yield to this node (C2)
-	heard     heard
-	detail    *detail // for errors and tries; nil after a grant
+	rangeSize uint64 // number of fences set aside, from fence on
+	// most is the highest fence that the node could give at mostAt, when a higher one was
+	// wanted; 0: none was.
+	most     uint64
+	mostAt   time.Duration
+	life     uuid.UUID // incarnation of the node that gave it
+	unproven *newVote  // a vote that does not count yet (C13)
+	keeps    bool      // the node knows that the claim is kept
+	// wanted is set if the node wants the vote back, and the claim did not answer because it
+	// has a quorum and is not held yet.
+	wanted bool
+	sentAt uint64 // of the latest answer that counted (C2)
+	asked  uint64 // beat of the latest acquire sent to it
+	// again is set if the node must be sent another acquire: it does not know the claim, or
+	// has a vote whose fence the client did not hear.
+	again   bool
+	yielded uint64 // beat of the latest yield to it (C2)
+	heard   heard
+	detail  *detail // for errors and tries; nil after a grant
 }
 
-// newVote is a vote for a held claim by a life of a node that has not the memory of
-// the one whose vote made the lock, or of a node that had no part in it. It may be
-// one that forgot, or one of the same name in another cluster, to which the
-// connection was led.
+// newVote is a vote for a held claim that does not count yet (C13). It comes from an
+// incarnation that does not have the memory of the one that voted when the claim became
+// held, or from a node that had not voted then. The node may honestly have forgotten the
+// claim. It may also be a node of the same name in another cluster, to which the
+// connection now leads.
 type newVote struct {
 	life             uuid.UUID
 	until            time.Duration
@@ -212,8 +243,8 @@ type newVote struct {
 	keeps            bool
 }
 
-// continues reports whether an answer comes from the life of the node that gave the
-// vote, or from one that has its memory.
+// continues reports whether an answer comes from the incarnation that gave the vote, or
+// from one that has its memory.
 func (v *vote) continues(a *wire.Answer) bool {
 	return v.life == a.Incarnation || slices.Contains(a.Continues, v.life)
 }
@@ -228,7 +259,8 @@ const (
 )
 
 type detail struct {
-	sentAt     uint64 // of the answer that told it, and how often that had been told again
+	// sentAt is the beat of the answer that said so, and again counts its repetitions.
+	sentAt     uint64
 	again      int
 	place      int
 	blocker    *wire.Blocker
@@ -239,7 +271,7 @@ type detail struct {
 	retryable  bool
 }
 
-// New starts a client that knows its cluster.
+// New starts a client. cfg.Cluster is the configuration by which it counts votes.
 func New(cfg Config, now wire.Now) *Client {
 	c := &Client{cfg: cfg, claims: map[uint64]*Claim{}, clock: newLeaseClock(now)}
 	c.now, c.wall = c.clock.now, now.Wall
@@ -256,27 +288,27 @@ func (c *Client) setCluster(cluster wire.Config) {
 		c.nodes[i].name = name
 		c.nodes[i].trip.mean = float64(c.cfg.Trips[name])
 	}
-	c.cfg.Trips = nil // of the first cluster only
+	c.cfg.Trips = nil // measured for the first cluster only
 }
 
-// Cluster is the configuration that the client counts votes by.
+// Cluster returns the configuration by which the client counts votes.
 func (c *Client) Cluster() wire.Config { return c.cfg.Cluster }
 
 // Shown reports whether a node of the list has shown that configuration, in an answer
-// about a claim, since Shown was called last (M5).
+// about a claim, since the last call of Shown (M5).
 func (c *Client) Shown() bool {
 	shown := c.shown
 	c.shown = false
 	return shown
 }
 
-// Digest is that configuration's.
+// Digest returns the digest of that configuration.
 func (c *Client) Digest() string { return c.digest }
 
-// Claims is the number of claims that are not over.
+// Claims returns the number of claims that are not over.
 func (c *Client) Claims() int { return len(c.claims) }
 
-// All lists the claims that are not over, in the order in which they were made.
+// All returns the claims that are not over, in the order in which they were made.
 func (c *Client) All() []*Claim {
 	out := make([]*Claim, 0, len(c.claims))
 	for cl := c.first; cl != nil; cl = cl.next {
@@ -285,29 +317,42 @@ func (c *Client) All() []*Claim {
 	return out
 }
 
-func (cl *Claim) State() State       { return cl.state }
-func (cl *Claim) Token() uint64      { return cl.token }
-func (cl *Claim) Resource() string   { return cl.resource }
-func (cl *Claim) Mode() quorum.Mode  { return cl.mode }
-func (cl *Claim) Seq() uint64        { return cl.seq }
+// State returns the state of the claim.
+func (cl *Claim) State() State { return cl.state }
+
+// Token returns the fencing token, or 0 if the claim was never held.
+func (cl *Claim) Token() uint64 { return cl.token }
+
+// Resource returns the name of what the claim locks.
+func (cl *Claim) Resource() string { return cl.resource }
+
+// Mode returns the mode of the claim.
+func (cl *Claim) Mode() quorum.Mode { return cl.mode }
+
+// Seq returns the number of the claim, which is unique within its instance.
+func (cl *Claim) Seq() uint64 { return cl.seq }
+
+// Made returns the age of the claim: a wall clock in microseconds.
 func (cl *Claim) Made() (at int64)   { return cl.at }
 func (c *Client) need(cl *Claim) int { return quorum.Size(len(c.nodes), cl.mode) }
 
-// standsFrom leaves a margin for drift between this clock and the nodes' (C1).
+// standsFrom returns until when a vote stands that answers a message sent at sentAt. It
+// leaves a margin for drift between this clock and the nodes' (C1).
 func (c *Client) standsFrom(sentAt uint64) time.Duration {
 	return time.Duration(sentAt)*time.Microsecond + c.cfg.TTL - wire.Margin(c.cfg.TTL) //plant:stands-until
 }
 
-// step reads the clocks and does what has become due, before anything else can
-// count a vote that has run out.
+// step reads the clocks and does what is due. Every call starts with it, so that no
+// expired vote is counted.
 func (c *Client) step(now wire.Now, out *Out) {
 	c.read(now)
 	if c.leapt {
-		// It was not there for a whole lease: asleep, stopped, or a snapshot that is
-		// brought to life while what it was taken of goes on. Nothing it had stands any
-		// more, and what it would give back in the name of this instance may be the other's.
+		// The process was asleep or stopped for a whole lease, or it is a snapshot brought to
+		// life while the original may go on. None of its votes stand any more, and a release
+		// under this instance might give back what the original holds.
 		c.leapt = false
-		out.Renew = true // also if it never asked for anything: its numbers may be given out by the other //plant:leapt
+		// That includes a client without claims, since the original may use the same numbers.
+		out.Renew = true //plant:leapt
 	}
 	for len(c.due) > 0 && c.due[0].key <= c.now {
 		cl := c.due[0]
@@ -323,19 +368,19 @@ func (c *Client) step(now wire.Now, out *Out) {
 	}
 }
 
-// read takes a reading of the clocks, and remembers if it is far from the one before.
+// read reads the clocks, and notes if the lease clock leapt by more than a lease.
 func (c *Client) read(now wire.Now) {
 	before := c.now
 	c.now, c.wall = c.clock.read(now), now.Wall
 	c.leapt = c.leapt || c.now-before > c.cfg.TTL
 }
 
-// few is how many deadlines that moved are always looked at one by one.
+// few is how many deadlines that moved are always handled one by one.
 const few = 64
 
-// moveAll does for all claims what is else done for each that is reached: a refresh
-// has moved their deadlines to one moment, and in this way they are set to it in a
-// fraction of the time.
+// moveAll updates all keys in the heap at once. A refresh moves the deadlines of all
+// claims to one moment. Rebuilding the heap then takes a fraction of the time of moving
+// each.
 func (c *Client) moveAll() {
 	c.moved = 0
 	for _, cl := range c.due {
@@ -344,7 +389,7 @@ func (c *Client) moveAll() {
 	heap.Init(&c.due)
 }
 
-// Tick does what time alone brings: loss, asking again, the refresh.
+// Tick does what is due: it ends claims that are lost, asks again, and refreshes.
 func (c *Client) Tick(now wire.Now, out *Out) {
 	c.step(now, out)
 	if c.refreshAt > 0 && c.refreshAt <= c.now {
@@ -358,8 +403,9 @@ func (c *Client) Tick(now wire.Now, out *Out) {
 	}
 }
 
-// Wait is how long from now, by the lease clock, until Tick must be called; the
-// driver calls it at least once a second while there are claims, as C8 wants.
+// Wait returns how long from now, by the lease clock, until Tick must be called, and
+// false if it need not be. While there are claims, the driver must call Tick at least
+// once a second (C8).
 func (c *Client) Wait() (time.Duration, bool) {
 	var d time.Duration
 	if len(c.due) > 0 {
@@ -380,17 +426,19 @@ func (c *Client) Wait() (time.Duration, bool) {
 	return max(d-c.now, 0), true
 }
 
-// Request is what a claim is for.
+// Request describes a claim to make.
 type Request struct {
 	Resource      string
 	Mode          quorum.Mode
-	Try           bool   // it fails as soon as another claim is known to be in the way (C10)
-	Keep          bool   // its client keeps it between holders
-	ShortDeadline bool   // who waits gives up soon, and will want to know why
-	Watch         bool   // who waits wants to see what for: see Client.Watch
-	At            int64  // its age, a wall clock in microseconds, if it is older than this call
-	Note          string // for people
-	User          any
+	Try           bool // it fails as soon as another claim is known to be in the way (C10)
+	Keep          bool // the client keeps it between holders
+	ShortDeadline bool // the caller will give up soon and want to know why
+	Watch         bool // the caller wants to see what it waits for: see Client.Watch
+	// At is the age of the claim, a wall clock in microseconds. It counts if it is above 0
+	// and earlier than this call.
+	At   int64
+	Note string // for people
+	User any
 }
 
 // Claim makes a claim and asks all nodes for their votes.
@@ -424,7 +472,7 @@ func (c *Client) Claim(now wire.Now, w Request, out *Out) *Claim {
 	return cl
 }
 
-// ask sends the claim's acquire, to all nodes or to one, and sets the next (C4).
+// ask sends the claim's acquire, to all nodes or to one, and schedules the next one (C4).
 func (c *Client) ask(cl *Claim, only string, out *Out) {
 	r := wire.Request{
 		Verb: wire.Acquire, Client: c.cfg.Name, Resource: cl.resource,
@@ -438,7 +486,7 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 		}
 	}
 	if cl.state == Holding {
-		// Tokens up to the last that was given out were given out.
+		// Tokens up to the last one given out are in use.
 		r.Held, r.MinFence = true, max(cl.tokenNext-1, cl.requestedFrom)
 		if cl.requestedFrom > 0 || cl.keep && !cl.known {
 			cl.askAt = c.now + cl.askDelay
@@ -474,17 +522,18 @@ func (c *Client) id(cl *Claim) wire.ClaimID {
 	return wire.ClaimID{Instance: c.cfg.Instance, Seq: cl.seq}
 }
 
-// nextSentAt is the lease clock in microseconds, or one more than the claim's last
-// beat. That a beat is the time of sending spares the client a memory of when it
-// sent what (C1). It may run ahead of the clock by one microsecond for each
-// further message about one claim within one microsecond; the margin covers it.
+// nextSentAt returns the beat of the next message about a claim: the lease clock in
+// microseconds, or one more than the claim's last beat if that is higher. As a beat is
+// the time of sending, the client need not remember when it sent a message (C1). Several
+// messages about a claim within one microsecond make the beat run ahead of the clock by
+// as many microseconds; the margin of the lease covers that.
 func (c *Client) nextSentAt(cl *Claim) uint64 {
 	cl.sentAt = max(uint64(c.now/time.Microsecond), cl.sentAt+1)
 	c.sentAt = max(c.sentAt, cl.sentAt)
 	return cl.sentAt
 }
 
-// Release ends a claim, held or waiting.
+// Release ends a claim, held or waiting. It does nothing if the claim is over.
 func (c *Client) Release(now wire.Now, cl *Claim, out *Out) {
 	c.step(now, out)
 	if cl.state != Over {
@@ -492,14 +541,14 @@ func (c *Client) Release(now wire.Now, cl *Claim, out *Out) {
 	}
 }
 
-// end forgets the claim and tells the nodes so. Should the message be lost, the
-// next refresh does not list the claim; there is one even if no claim is left.
+// end ends the claim and tells the nodes. If that message is lost, the next refresh does
+// not list the claim. That refresh is sent even if no claim is left.
 func (c *Client) end(cl *Claim, out *Out) {
 	c.forget(cl)
 	c.releaseMsg(cl.seq, cl.resource, out)
 }
 
-// forget is the end of a claim without a word to the nodes.
+// forget ends a claim without telling the nodes.
 func (c *Client) forget(cl *Claim) {
 	cl.state = Over
 	delete(c.claims, cl.seq)
@@ -527,9 +576,9 @@ func (c *Client) releaseMsg(seq uint64, resource string, out *Out) {
 	})
 }
 
-// Disconnected tells the client that its connection is away. It may come back to
-// another cluster of the same names: votes from there and from here must not add up,
-// so a claim that is not held yet counts from zero (C13).
+// Disconnected notes that the connection is down. It may be restored to another cluster
+// of the same names. Votes of two clusters must not add up, so a claim that is not held
+// yet counts from zero (C13).
 func (c *Client) Disconnected(now wire.Now, out *Out) {
 	c.step(now, out)
 	for cl := c.first; cl != nil; cl = cl.next {
@@ -537,22 +586,23 @@ func (c *Client) Disconnected(now wire.Now, out *Out) {
 	}
 }
 
-// fromZero forgets the votes of a claim that is not held, and of one that is held those
-// that do not count yet.
+// fromZero drops the votes of a claim that waits. Of a held claim it drops the votes that
+// do not count yet.
 func (c *Client) fromZero(cl *Claim) {
 	for i := range cl.votes {
 		v := &cl.votes[i]
 		v.unproven = nil //plant:new-vote-dropped
 		if cl.state == Waiting {
-			// Nothing counts that answers what was sent before: it may be read only now.
+			// Answers to what was sent before do not count either: they may arrive only now.
 			v.yielded, v.until = cl.sentAt+1, 0 //plant:from-zero
 		}
 	}
 }
 
-// Reconnected makes good at once what was lost while the connection was away
-// (C6). A driver calls Disconnected too, when the connection goes away: answers to
-// what was buffered meanwhile may be read before it hears that it is back.
+// Reconnected repeats at once what may have been lost while the connection was down (C6).
+// A driver must also call Disconnected when the connection goes down, because answers to
+// messages that were buffered meanwhile may arrive before the driver learns that it is up
+// again.
 func (c *Client) Reconnected(now wire.Now, out *Out) {
 	c.step(now, out)
 	for cl := c.first; cl != nil; cl = cl.next {
@@ -571,7 +621,7 @@ func (cl *Claim) anyVote(now time.Duration) bool {
 	return slices.ContainsFunc(cl.votes, func(v vote) bool { return v.until > now })
 }
 
-// refresh names all claims that live, in as many messages as they need (C6).
+// refresh lists all claims that are not over, in as many messages as needed (C6).
 func (c *Client) refresh(out *Out) {
 	c.refreshedAt = c.now
 	c.refreshAt, c.sweepAt = 0, 0
@@ -580,23 +630,24 @@ func (c *Client) refresh(out *Out) {
 	}
 	c.list(c.first, 1, c.seq /*plant:last-number*/, out)
 	for cl := c.first; cl != nil; cl = cl.next {
-		// Held by votes that do not agree, as it may be when nodes went and came back: from
-		// outside that looks like one that is not held yet, and with a token that nobody knows.
+		// If nodes went and came back, the claim may be held by votes with different fences.
+		// Others would take it for one that waits, and would not know its token.
 		if cl.state == Holding && !cl.announced && c.carried(cl, cl.token) < c.need(cl) { //plant:held-told
 			c.ask(cl, "", out)
 		}
 	}
 }
 
-// nextRefresh is a third of a lease from now, less a tenth of that at most: many clients
-// that one event brought into step, a node's restart or a deploy, are out of step again
-// after a few leases. It is never later, so a claim is kept as well as without (C6).
+// nextRefresh returns the time of the next refresh: after a third of a lease, less up to
+// a tenth of that (C6). The jitter spreads clients whom one event, such as a restart or a
+// deployment, brought into step. It never makes a refresh later, so claims are kept as
+// safely as without.
 func (c *Client) nextRefresh() time.Duration {
 	at := c.now + c.cfg.TTL/3
 	if c.cfg.Seed == 0 { //plant:jitter
 		return at
 	}
-	// The mixing of splitmix64; the beat differs each time.
+	// The mixing function of splitmix64. The beat differs each time.
 	x := c.cfg.Seed + (c.sentAt+1)*0x9e3779b97f4a7c15
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
 	x = (x ^ x>>27) * 0x94d049bb133111eb
@@ -604,12 +655,12 @@ func (c *Client) nextRefresh() time.Duration {
 	return at - time.Duration(x%uint64(max(c.cfg.TTL/30, 1)))
 }
 
-// sweepSoon remembers that a node answered about a claim that is over. Mostly
-// that is the last node's answer, which came after the lock was already given
-// back; but it may be that of a node that heard acquire after release and has a
-// vote for nobody. Nothing tells the two apart, so the nodes are told once more
-// that the claim is over: not one by one, which would be a message for each
-// lock, but in one refresh of that range for all that came within moments (C9).
+// sweepSoon notes that a node answered about a claim that is over. Usually that is the
+// vote of the last node, which arrived after the lock was released. But the node may also
+// have received the acquire after the release, and have a vote for a claim that is over.
+// The client cannot tell the two apart, so it tells the nodes again that the claim is
+// over (C9). One refresh covers all such claims of a short time, since a message for each
+// would be one for each lock.
 func (c *Client) sweepSoon(seq uint64) {
 	if c.sweepAt == 0 {
 		c.sweepAt = c.now + c.moment()
@@ -630,9 +681,9 @@ func (c *Client) sweep(out *Out) {
 	c.list(from, c.sweepLo, c.sweepHi, out)
 }
 
-// askSoon has a claim acquired again at a node, with all others that are to be within
-// moments: when several nodes forgot, each says so of every claim, and one acquire of
-// each is enough for all of them (C6).
+// askSoon schedules an acquire of the claim at node i. If several nodes forgot, each
+// reports every claim. So the client waits a moment, and one acquire of each claim serves
+// all of them (C6).
 func (c *Client) askSoon(cl *Claim, i int) {
 	cl.votes[i].again = true
 	if !cl.again {
@@ -644,8 +695,8 @@ func (c *Client) askSoon(cl *Claim, i int) {
 	}
 }
 
-// askAgain acquires again what askSoon gathered: at the one node that wants it, or at
-// all if several do.
+// askAgain sends the acquires that askSoon scheduled: to the one node that needs it, or
+// to all if several do.
 func (c *Client) askAgain(out *Out) {
 	all := c.again
 	c.again, c.againAt = nil, 0
@@ -662,7 +713,7 @@ func (c *Client) askAgain(out *Out) {
 			}
 		}
 		switch where {
-		case 0: // it was asked for meanwhile
+		case 0: // acquired again meanwhile
 		case 1:
 			c.ask(cl, only, out)
 		default:
@@ -671,12 +722,12 @@ func (c *Client) askAgain(out *Out) {
 	}
 }
 
-// Fit tells the client how many bytes of a request its connection takes from now on.
+// Fit sets how many bytes of a request the connection takes from now on.
 func (c *Client) Fit(bytes int) { c.cfg.MaxRuns = wire.RunsIn(bytes) }
 
-// list sends the refresh of the range lo to hi, whose first living claim is from.
-// What it does not name within the range is dropped by the nodes: hi is never
-// above the last number given out, and none is given out meanwhile (C6).
+// list sends the refresh of the range lo to hi. from is the first live claim in it. The
+// nodes drop what it does not list within the range. That is safe because hi is never
+// above the last number given out, and no number is given out meanwhile (C6).
 func (c *Client) list(from *Claim, lo, hi uint64, out *Out) {
 	sentAt := max(uint64(c.now/time.Microsecond), c.sentAt+1)
 	c.sentAt = sentAt
@@ -697,8 +748,8 @@ func (c *Client) list(from *Claim, lo, hi uint64, out *Out) {
 	out.Requests = append(out.Requests, r)
 }
 
-// deadline is when something must be done about the claim: it asks again, or
-// while it is held refreshes early, or is lost.
+// deadline returns when the claim next needs action: an acquire if it waits; a refresh
+// ahead of time, an acquire, or its loss if it is held.
 func (c *Client) deadline(cl *Claim) time.Duration {
 	const never = 1 << 62
 	switch cl.state {
@@ -720,7 +771,7 @@ func (c *Client) deadline(cl *Claim) time.Duration {
 	return never
 }
 
-// lostAt is when the standing votes become fewer than a quorum (C7).
+// lostAt returns when fewer than a quorum of votes will stand (C7).
 func (c *Client) lostAt(cl *Claim) time.Duration {
 	c.untils = c.untils[:0]
 	for i := range cl.votes {
@@ -730,8 +781,8 @@ func (c *Client) lostAt(cl *Claim) time.Duration {
 	return c.untils[len(c.untils)-c.need(cl)]
 }
 
-// schedule puts the claim in its place in the heap after its deadline moved. A
-// deadline that moved up may wait until the old one is reached.
+// schedule updates the claim's place in the heap after its deadline moved. A deadline
+// that became later is found when the earlier one is reached.
 func (c *Client) schedule(cl *Claim) {
 	d := c.deadline(cl)
 	switch {
@@ -744,12 +795,12 @@ func (c *Client) schedule(cl *Claim) {
 	}
 }
 
-// act does what the claim's deadline is for.
+// act does what is due for the claim.
 func (c *Client) act(cl *Claim, out *Out) {
 	switch cl.state {
 	case Waiting:
 		if c.settled(cl) && !cl.watched {
-			cl.askAt = 0 // the refresh asks for it from now on
+			cl.askAt = 0 // the refresh covers it from now on
 			cl.askDelay = c.firstDelay(cl)
 			cl.key = c.deadline(cl)
 			heap.Fix(&c.due, cl.index)
@@ -757,7 +808,8 @@ func (c *Client) act(cl *Claim, out *Out) {
 		}
 		cl.repeated = true
 		c.ask(cl, "", out)
-		cl.changed(out) // also if nobody answers
+		// The owner learns that the nodes were asked again even if nobody answers.
+		cl.changed(out)
 	case Holding:
 		if c.lostAt(cl) <= c.now { //plant:votes-over
 			c.lose(cl, out)
@@ -774,7 +826,7 @@ func (c *Client) act(cl *Claim, out *Out) {
 	}
 }
 
-// lose ends a held claim: it can never be held again (C7).
+// lose ends a held claim for good (C7).
 func (c *Client) lose(cl *Claim, out *Out) {
 	var foreign []string
 	for i := range cl.votes {
@@ -790,9 +842,11 @@ func (c *Client) lose(cl *Claim, out *Out) {
 	out.Events = append(out.Events, Event{Lost, cl})
 }
 
-// Eviction is who wanted a claim to end, and why.
+// Eviction is who evicted a claim, and why. It is an error, so that it can be the cause
+// of one.
 type Eviction struct{ By, Why string }
 
+// Error returns a phrase such as "by NAME: REASON".
 func (e *Eviction) Error() string {
 	if e.Why == "" {
 		return "by " + e.By
@@ -800,11 +854,11 @@ func (e *Eviction) Error() string {
 	return fmt.Sprintf("by %s: %s", e.By, e.Why)
 }
 
-// Eviction tells why the claim is over, nil if it was not evicted.
+// Eviction returns who evicted the claim, or nil if it was not evicted.
 func (cl *Claim) Eviction() *Eviction { return cl.evicted }
 
-// evict ends a claim because somebody who may wants it to end. One node's word is
-// enough: it was asked, and its lease there goes on no more (C12).
+// evict ends a claim that was evicted. The word of one node is enough, since that node no
+// longer extends the claim's lease (C12).
 func (c *Client) evict(cl *Claim, a *wire.Answer, out *Out) {
 	again := cl.evicted != nil
 	cl.evicted = &Eviction{a.By, a.Text}
@@ -825,14 +879,13 @@ func (c *Client) evict(cl *Claim, a *wire.Answer, out *Out) {
 	out.Events = append(out.Events, Event{Failed, cl})
 }
 
-// settled reports that the claim has its place: asking its nodes again would
-// tell it nothing, and a crowd of waiters that asked would be a herd. Enough
-// nodes have it queued to keep it from a quorum, or every node has answered. Who
-// then forgets it, or votes for it in a message that is lost, is found by the
-// refresh.
+// settled reports whether the claim has its place (C4): enough nodes have it queued to
+// exclude a quorum, or every node has answered. Asking again would tell it nothing, and a
+// crowd of waiters that asks would overload the nodes. The refresh finds nodes that
+// forget it later, and votes whose message is lost.
 //
-// A try is not content with a place: it must learn who is in its way as that
-// changes, and does not live long enough to be one of a crowd.
+// A try is never settled. It must learn of each change of what is in its way, and is too
+// short-lived to be one of a crowd.
 func (c *Client) settled(cl *Claim) bool {
 	if cl.try {
 		return false
@@ -849,16 +902,16 @@ func (c *Client) settled(cl *Claim) bool {
 		}
 	}
 	if standing >= c.need(cl) || c.torn(cl) /*plant:torn-asks*/ {
-		return false // different fences, or one node knows more than another (C14): it must ask
+		return false // different fences, or the nodes contradict each other (C14)
 	}
 	return waits > len(cl.votes)-c.need(cl) || answered == len(cl.votes)
 }
 
-// torn reports that the nodes contradict each other about a claim: one gave it its
-// vote, and another has somebody before it, who may be over and was not heard to be
-// (C14). So it is also where a quorum gave votes with different fences, and one of these
-// nodes did not give more when it was asked: it may be cut off, and the vote of the other
-// node is needed.
+// torn reports whether the nodes contradict each other about a waiting claim (C14). One
+// node gave it its vote, and another has a claim before it that may be over, if the node
+// missed the release. That matters also when a quorum voted with different fences, and
+// one of these nodes did not raise its fence when asked to: it may be cut off, and then
+// the vote of the other node is needed.
 func (c *Client) torn(cl *Claim) bool {
 	blocked, standing := false, 0
 	for i := range cl.votes {
@@ -872,22 +925,24 @@ func (c *Client) torn(cl *Claim) bool {
 	return cl.state == Waiting && blocked && standing > 0 && (standing < c.need(cl) || again)
 }
 
-// index is where a node stands among the nodes, and in the votes of each claim.
+// index returns the index of a node in nodes and in the votes of each claim.
 func (c *Client) index(name string) (i int, ok bool) {
 	return slices.BinarySearchFunc(c.nodes, name, func(n node, name string) int { return cmp.Compare(n.name, name) })
 }
 
-// Handle takes an answer of a node.
+// Handle processes an answer of a node. Answers that are not for this client, or too old
+// to count, are ignored.
 func (c *Client) Handle(now wire.Now, a *wire.Answer, out *Out) {
 	c.step(now, out)
 	if a.Client != c.cfg.Name { //plant:answer-client
-		return // a node answers where a request says: another's may say it is here
+		// Requests name the inbox for their answers, so answers to another client may come here.
+		return
 	}
 	if a.Claim.Instance != c.cfg.Instance {
-		return // not ours
+		return // for another instance
 	}
 	i, ok := c.index(a.Node)
-	if a.SentAt > c.sentAt { // of a message that was never sent, or not from here
+	if a.SentAt > c.sentAt { // it repeats a beat that this client did not send
 		if ok && a.Digest == c.digest {
 			c.noteCopy(out) //plant:copy-noticed
 		}
@@ -923,14 +978,15 @@ func (c *Client) Handle(now wire.Now, a *wire.Answer, out *Out) {
 	cl := c.claims[a.Claim.Seq]
 	if cl == nil {
 		if a.Kind != wire.Refused {
-			c.sweepSoon(a.Claim.Seq) // over is over: undo what came too late (C9) //plant:sweep
+			c.sweepSoon(a.Claim.Seq) // over is over: undo a late vote (C9) //plant:sweep
 		}
 		return
 	}
 	v := &cl.votes[i]
 	switch a.Kind {
 	case wire.Queued:
-		// A refreshed that overtook it says that the claim waits, and not for whom.
+		// An answer to a refresh overtook this one. It says that the claim waits, but not for
+		// which claim.
 		if v.heard == queued && v.yielded <= a.SentAt && a.SentAt < v.sentAt && !v.knows(a) {
 			v.detail = c.queuedDetail(a)
 			c.evaluate(cl, out)
@@ -951,7 +1007,7 @@ func (c *Client) Handle(now wire.Now, a *wire.Answer, out *Out) {
 	}
 	if a.SentAt > cl.sentAt /*plant:beat-unsent*/ || a.SentAt < v.yielded || a.SentAt < v.sentAt ||
 		a.SentAt == v.sentAt && v.heard == voted && a.Kind != wire.Granted {
-		return // from before the yield, or older than what this node said since (C2)
+		return // from before the yield, or older than a later answer of this node (C2)
 	}
 	if a.Kind == wire.Queued && v.heard == queued && v.knows(a) {
 		return
@@ -982,7 +1038,7 @@ func (c *Client) Handle(now wire.Now, a *wire.Answer, out *Out) {
 		}
 	case wire.Queued:
 		if b := a.Blocker; cl.try && b != nil && c.over(b) {
-			c.sweepSoon(b.Claim.Seq) // should its release be lost (C9)
+			c.sweepSoon(b.Claim.Seq) // in case its release was lost (C9)
 		}
 		v.heard = queued
 		c.unvoted(cl, v)
@@ -1000,14 +1056,14 @@ func (c *Client) queuedDetail(a *wire.Answer) *detail {
 	return &detail{sentAt: a.SentAt, again: a.Again, place: a.Place, blocker: a.Blocker, at: c.now, recovering: a.Recovering}
 }
 
-// knows reports whether the node said something since about the claim's place: of what
-// it told again, unasked, the beat is the same.
+// knows reports whether the node has said something later about the claim's place.
+// Messages that it sends unasked repeat the beat, and are told apart by their count.
 func (v *vote) knows(a *wire.Answer) bool {
 	d := v.detail
 	return d != nil && (a.SentAt < d.sentAt || a.SentAt == d.sentAt /*plant:told-before*/ && a.Again < d.again)
 }
 
-// refreshSoon has the next refresh within moments, once for all that ask.
+// refreshSoon schedules a refresh in a moment, one for all callers.
 func (c *Client) refreshSoon() {
 	soon := max(c.now, c.refreshedAt+c.cfg.TTL/100)
 	if c.refreshAt == 0 || c.refreshAt > soon {
@@ -1015,18 +1071,18 @@ func (c *Client) refreshSoon() {
 	}
 }
 
-// checkIncarnation follows a node's incarnations and reports whether its name can count. A
-// node that restarts has one life after the other, and answers of an earlier one
-// may come late; they do no harm, since a node that forgot votes waits until they
-// have run out. But two lives of which each was alive after the other had started
-// are two nodes with one name, and count for neither (N9).
+// checkIncarnation tracks a node's incarnations and reports whether its name counts. A
+// node that restarts has one incarnation after the other. Late answers of an earlier one
+// do no harm, since a node that forgot votes waits until they have expired. But if each
+// of two incarnations was alive after the other had started, they are two nodes with one
+// name, and count for neither (N9).
 func (c *Client) checkIncarnation(i int, a *wire.Answer, out *Out) bool {
 	n := &c.nodes[i]
 	sent := time.Duration(a.SentAt) * time.Microsecond
 	k := slices.IndexFunc(n.lives, func(l life) bool { return l.incarnation == a.Incarnation })
 	if k < 0 {
 		if len(n.lives) > 0 {
-			c.refreshSoon() // it may know nothing of the claims
+			c.refreshSoon() // it may not know the claims
 		}
 		if len(n.lives) == 8 {
 			n.lives = slices.Delete(n.lives, 0, 1)
@@ -1058,7 +1114,7 @@ func (c *Client) clashTime() time.Duration {
 	return c.cfg.Cluster.MaxTTL + wire.Margin(c.cfg.Cluster.MaxTTL)
 }
 
-// evaluate draws the conclusion from the votes as they are now.
+// evaluate acts on the claim's votes as they are now.
 func (c *Client) evaluate(cl *Claim, out *Out) {
 	switch cl.state {
 	case Holding:
@@ -1082,19 +1138,19 @@ func (c *Client) evaluate(cl *Claim, out *Out) {
 			}
 			for i := range cl.votes {
 				if cl.votes[i].wanted { //plant:recall-owed
-					c.ask(cl, c.nodes[i].name, out) // as an answer to the recall (C5)
+					c.ask(cl, c.nodes[i].name, out) // the answer to the recall (C5)
 				}
 			}
 		case quorum.Split:
 			fence, wait := c.attainable(cl, fence)
-			if cl.wants(&cl.minFence, fence) { // ask at once, but once for each fence (C3)
+			if cl.wants(&cl.minFence, fence) { // ask at once, but only once for each fence (C3)
 				c.ask(cl, "", out)
 				return
 			}
 			if cl.askAt == 0 { //plant:split-asks
 				cl.askAt = c.now + cl.askDelay
 			}
-			if wait > 0 { // as it said; but it may go on to say so
+			if wait > 0 { // the time that the node gave; if it is wrong, the node says so again
 				cl.askAt = min(cl.askAt, c.now+max(wait, cl.askDelay/64)) //plant:split-waits
 			}
 			c.schedule(cl)
@@ -1110,8 +1166,8 @@ func (c *Client) evaluate(cl *Claim, out *Out) {
 	}
 }
 
-// tally is the one place where a claim's votes are counted; lostAt is when they will count
-// no more.
+// tally is the only place where a claim's votes are counted. lostAt computes when the
+// result will change.
 func (c *Client) tally(cl *Claim) (quorum.Outcome, uint64) {
 	c.fences = c.fences[:0]
 	for i := range cl.votes {
@@ -1122,11 +1178,11 @@ func (c *Client) tally(cl *Claim) (quorum.Outcome, uint64) {
 	return quorum.Held(c.fences, c.need(cl), cl.token)
 }
 
-// cannotWin reports that the claim fails: no quorum is possible without the nodes
-// that refused (C11), or at which it is a try and what is in its way goes first
-// (C10). A younger claim that has votes does not, however many: it is being
-// recalled, and either yields or shows that it is held. So nothing but a holder goes
-// before the oldest of several tries, and on a free lock that one does not fail.
+// cannotWin reports whether the claim must fail, because no quorum is possible without
+// the nodes that refused it (C11) or, for a try, that report that what is in its way goes
+// first (C10). A younger claim with votes does not go first: it is being recalled, and
+// yields or shows that it is held. So only a holder is ahead of the oldest of several
+// tries, and on a free lock the oldest does not fail.
 func (c *Client) cannotWin(cl *Claim) bool {
 	against := 0
 	for i := range cl.votes {
@@ -1140,17 +1196,16 @@ func (c *Client) cannotWin(cl *Claim) bool {
 	return len(cl.votes)-against < c.need(cl) //plant:hopeless
 }
 
-// over reports whether a claim was this client's, and is no more: its release is on
-// its way to the node that still has it. What another client calls by such an id is
-// another's claim.
+// over reports whether a blocker is a claim of this client that is over: its release is
+// on its way to the node. A claim of another client that uses the same id is not.
 func (c *Client) over(b *wire.Blocker) bool {
 	id := b.Claim
 	return b.Client == c.cfg.Name && id.Instance == c.cfg.Instance && id.Seq <= c.seq && c.claims[id.Seq] == nil
 }
 
-// idle reports whether the node has the claim queued only because it does not vote. That
-// refreshed said that the claim waits tells neither for whom nor why: then there may be
-// somebody in its way.
+// idle reports whether the node has the claim queued only because it does not vote. After an
+// answer to a refresh, which says only that the claim waits, it returns false, because
+// another claim may be in its way.
 func (v *vote) idle() bool {
 	return v.detail != nil && v.detail.blocker == nil && v.detail.recovering > 0
 }
@@ -1162,21 +1217,22 @@ func (v *vote) blocker() *wire.Blocker {
 	return v.detail.blocker
 }
 
-// recall gives the node's vote back to an older claim, unless the claim is held,
-// which it then says, or has its quorum (C5). The vote is given back also if the
-// claim never heard of it; and again at every recall, since the yield may have
-// been lost.
+// recall answers a node that wants its vote back for an older claim (C5). The client
+// yields, unless the claim has a quorum. A held claim says that it is held. The client
+// also yields a vote that it has not heard of. It yields again at each recall, since a
+// yield may be lost.
 func (c *Client) recall(cl *Claim, i int, behind bool, out *Out) {
 	if cl.state == Holding { //plant:holder-recalled
 		if cl.keep {
 			c.behind(cl, out)
 		}
 		if !behind {
-			c.ask(cl, c.nodes[i].name, out) // it says that it is held, and is not recalled again
+			// The node learns that it is held, and does not recall it again.
+			c.ask(cl, c.nodes[i].name, out)
 		}
 		return
 	}
-	if behind { // younger ones wait, as they should
+	if behind { // only younger claims wait
 		c.behind(cl, out)
 		return
 	}
@@ -1187,7 +1243,7 @@ func (c *Client) recall(cl *Claim, i int, behind bool, out *Out) {
 	}
 	c.counts.Yields++
 	sentAt := c.nextSentAt(cl)
-	// What the node said before does not count any more (C2).
+	// Earlier answers of the node no longer count (C2).
 	v.yielded = sentAt
 	v.until, v.heard, v.detail = 0, queued, &detail{sentAt: sentAt, at: c.now} //plant:yielded
 	v.wanted = false
@@ -1198,8 +1254,8 @@ func (c *Client) recall(cl *Claim, i int, behind bool, out *Out) {
 	c.evaluate(cl, out)
 }
 
-// recallFor is a recall by a node that is not heard, which another passes on (N12). All
-// that were asked to may do so: one answer is enough.
+// recallFor answers a recall of a node that is not heard, which another node passes on
+// (N12). Several nodes may pass on the same recall; one answer is enough.
 func (c *Client) recallFor(cl *Claim, name string, out *Out) {
 	i, ok := c.index(name)
 	if !ok {
@@ -1215,8 +1271,9 @@ func (c *Client) recallFor(cl *Claim, name string, out *Out) {
 	c.recall(cl, i, false, out)
 }
 
-// confirmed counts the new votes for a held claim that were asked for before a node that
-// knew the claim all the time confirmed it: so it is one cluster that answers (C13).
+// confirmed counts the new votes for a held claim, if a node that has known the claim all
+// along confirmed it in answer to a later message. That shows that all of them belong to
+// one cluster (C13).
 func (c *Client) confirmed(cl *Claim, sentAt uint64) {
 	counted := false
 	for i := range cl.votes {
@@ -1231,9 +1288,9 @@ func (c *Client) confirmed(cl *Claim, sentAt uint64) {
 	}
 }
 
-// refreshed extends the votes that still stand, and only those (C6); a claim
-// that the node does not know, or whose vote the client did not hear of, is
-// acquired again there.
+// refreshed processes the answer to a refresh. It extends votes that still stand, and no
+// others (C6). A claim that the node does not know, or whose vote the client did not hear
+// of, is acquired again there.
 func (c *Client) refreshed(i int, a *wire.Answer, out *Out) {
 	until := c.standsFrom(a.SentAt)
 	for cl := c.first; cl != nil; {
@@ -1254,13 +1311,14 @@ func (c *Client) refreshed(i int, a *wire.Answer, out *Out) {
 				v.heard, v.detail = silent, nil
 				c.unvoted(cl, v)
 				c.evaluate(cl, out)
-				if cl.state != Over && a.SentAt > v.asked { // else an acquire that it had not seen is on its way
+				// Otherwise an acquire that it had not received is on its way.
+				if cl.state != Over && a.SentAt > v.asked {
 					c.askSoon(cl, i) //plant:forgotten
 				}
 			}
 		case a.Waiting.Has(cl.seq):
 			if fresh || v.heard != voted {
-				if v.heard == voted { // what it was told before that vote is over
+				if v.heard == voted { // earlier reports of its place are void
 					v.detail = &detail{sentAt: v.sentAt, again: math.MaxInt, at: c.now}
 				}
 				v.sentAt = a.SentAt
@@ -1277,26 +1335,26 @@ func (c *Client) refreshed(i int, a *wire.Answer, out *Out) {
 			v.unproven.until = until
 		case fresh:
 			v.sentAt = a.SentAt
-			c.askSoon(cl, i) // its fence must be heard from itself
+			c.askSoon(cl, i) // only a grant tells its fence
 		}
 		cl = next
 	}
 }
 
-// unvoted notes that a node says it has no vote of the claim. A vote that makes
-// up a held claim stands all the same, until its time is over (C1): the client
-// gave it back neither by release nor by yield, so the node has forgotten it, and
-// gives none until the votes that it forgot have run out (N8). Else a node that
-// crashed would do the holder more harm by coming back than by staying away.
+// unvoted notes that a node says that it has no vote for the claim. A vote that makes up
+// a held claim goes on to stand until its time is over (C1). The client neither released
+// nor yielded it, so the node has forgotten it, and gives no votes until the forgotten
+// ones have expired (N8). If the vote ended here, a node that crashed would do more harm
+// to the holder by coming back than by staying away.
 func (c *Client) unvoted(cl *Claim, v *vote) {
 	if cl.state != Holding {
 		v.until = 0
 	}
 }
 
-// SetCluster takes another configuration, on which a quorum of its nodes agreed.
-// Another list of nodes is another cluster: votes of the old one are worth
-// nothing in it, so what is held is lost, and what waits asks anew.
+// SetCluster switches to another configuration, on which a quorum of its nodes agreed.
+// Votes of the old one do not count in it. So held claims are lost, and waiting claims
+// are requested anew. It does nothing if the configuration is the same.
 func (c *Client) SetCluster(now wire.Now, cluster wire.Config, out *Out) {
 	c.step(now, out)
 	if cluster.Digest() == c.digest {
@@ -1316,15 +1374,14 @@ func (c *Client) SetCluster(now wire.Now, cluster wire.Config, out *Out) {
 		cl.minFence, cl.askDelay = 0, c.firstDelay(cl)
 		c.ask(cl, "", out)
 		for i := range cl.votes {
-			// Nothing that answers what was asked before counts: not a refusal because
-			// of the old configuration, nor, should that one come back, a vote that was
-			// yielded in it (C2).
+			// Answers to what was asked before do not count: neither a refusal because of the old
+			// configuration, nor, if that one comes back, a vote that was yielded in it (C2).
 			cl.votes[i].yielded = cl.sentAt
 		}
 	}
 }
 
-// dueHeap orders claims by when something must be done about them.
+// dueHeap is a min-heap of claims by the time at which they need action.
 type dueHeap []*Claim
 
 func (h dueHeap) Len() int { return len(h) }

@@ -7,17 +7,17 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// leaseClock is the clock that leases run on at a client (C8). Between two
-// readings it goes on by the larger of what the monotonic and the wall clock
-// went on: a sleeping machine's monotonic clock stands still while its votes run
-// out, and a wall clock may be set back. It errs towards losing a lock early.
+// leaseClock is the clock by which a client measures leases (C8). At each reading it
+// advances by as much as the monotonic or the wall clock did, whichever is more. The
+// monotonic clock may stand still while the machine sleeps, and the wall clock may be set
+// back. So it can only err towards losing a lock early.
 type leaseClock struct { //plant:clock-fields
 	last   wire.Now
 	now    time.Duration
-	behind time.Duration // the wall clock, by its rounding
+	behind time.Duration // by how much rounding has put the wall clock behind
 }
 
-// rounding is that of proto.Now.Wall.
+// rounding is the resolution of wire.Now.Wall.
 const rounding = time.Microsecond
 
 // startAt keeps the first beats, which are readings of this clock, above zero.
@@ -29,8 +29,9 @@ func (c *leaseClock) read(now wire.Now) time.Duration {
 	mono := now.Mono - c.last.Mono
 	wall := sat.Micros(now.Wall - c.last.Wall)
 	c.now = sat.Add(c.now, max(mono, wall, 0)) //plant:lease-clock
-	// The wall clock comes rounded. What it makes up for after a reading in which it was
-	// behind is no leap, else a clock that is read often would run ahead.
+	// The wall clock is rounded. If it was behind in one reading, it catches up in a later
+	// one. That is no real advance, and counting it would make a clock that is read often run
+	// fast.
 	if ahead := wall - mono; ahead > rounding {
 		c.behind = 0
 	} else {

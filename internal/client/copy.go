@@ -8,15 +8,15 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// A process or a virtual machine can be copied while it runs: a snapshot is started
-// again, once or many times, with or without the one that it was taken of. The copies
-// have one instance, one inbox, and the same claims; what one of them gives back, all
-// lose. Two things show it: an answer to a message that this client did not send, and a
-// clock that leapt, which is how a snapshot comes to life (C15).
+// A process or virtual machine may be copied while it runs, for example by restoring a
+// snapshot. The copies share one instance, one inbox and the same claims, and what one
+// releases, all lose. Two things show it: an answer to a message that this client did not
+// send, and a lease clock that leaps when a snapshot comes to life (C15).
 
-// noteCopy notes that a node answered a message that this instance sent and this client
-// did not. Nodes repeat beats and make none, and a beat is above all that were sent
-// before: so it is neither late nor of an earlier connection.
+// noteCopy notes that another process uses this instance, because a node answered a
+// message that this client did not send. Nodes only repeat beats, and the beat is above
+// all that this client sent. So the answer is neither late nor from an earlier
+// connection.
 func (c *Client) noteCopy(out *Out) {
 	if out.Renew {
 		return
@@ -27,16 +27,16 @@ func (c *Client) noteCopy(out *Out) {
 		"another process uses the same client instance: one is a copy of the other (perhaps a restored snapshot); locks held here are lost, and waiting claims are requested again")
 }
 
-// Renew gives the client another instance, which nobody else has or had. What it holds
-// is lost. What waits asks anew, with its age. Under the instance before it gives nothing
-// back, and what this step was about to say is not said: the claims may be those of
-// another, who lives. If they are nobody's, their leases end.
+// Renew gives the client a new instance, which must be unique. Held claims are lost.
+// Waiting claims are requested again, with their age. Renew releases nothing under the
+// old instance, and removes the messages of this step from out, because the claims may
+// belong to another process that lives. If they belong to nobody, their leases expire.
 func (c *Client) Renew(now wire.Now, instance uuid.UUID, out *Out) {
 	c.step(now, out)
 	old := c.cfg.Instance
 	c.cfg.Instance = instance
 	c.refreshAt, c.sweepAt = 0, 0
-	c.sentAt = 0 // beats are of an instance; what this step had sent was not
+	c.sentAt = 0 // beats belong to an instance, and the messages of this step are not sent
 	for cl := c.first; cl != nil; {
 		next := cl.next
 		if cl.state == Holding {
@@ -53,12 +53,13 @@ func (c *Client) Renew(now wire.Now, instance uuid.UUID, out *Out) {
 		c.refreshAt = c.now + c.cfg.TTL/3
 	}
 	out.Requests = slices.DeleteFunc(out.Requests, func(r wire.Request) bool {
-		return r.Claim.Instance == old && r.Verb != wire.Evict // that is to end another's claim, or one of its own
+		// An eviction remains. It is about another's claim, or one of this client's own.
+		return r.Claim.Instance == old && r.Verb != wire.Evict
 	})
 	if c.parting { //plant:parting
-		// The last word under the old instance. It drops nothing, and its answers repeat a
-		// beat that nobody sent, for all copies to see: one that went on with a claim that is
-		// kept would give out tokens that another has given out.
+		// The last message under the old instance. It drops nothing. Its answers repeat a beat
+		// that no copy sent, which shows all of them that there are copies. A copy that kept a
+		// claim unaware would give out tokens that another has given out.
 		c.parting = false
 		out.Requests = append(out.Requests, wire.Request{
 			Verb: wire.Refresh, Client: c.cfg.Name, Claim: wire.ClaimID{Instance: old}, SentAt: wire.MaxInt, Lo: 1,

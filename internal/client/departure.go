@@ -7,27 +7,30 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Departure is what the nodes say, in one round of asking, of a claim that somebody wants
-// to end (N10).
+// Departure collects what the nodes say, in answer to one request, of a claim that is
+// being evicted (N10).
 //
-// Only the word of a node that votes counts for its end. One that does not vote may have
-// forgotten the claim while its vote stands: that it does not know it says nothing. Of one
-// that votes, no vote for the claim stands if it does not know it.
+// Only a node that votes counts towards the end of the claim. If such a node does not
+// know the claim, it has no standing vote for it. A node that does not vote may have
+// forgotten the claim while its vote stands, so its not knowing the claim proves nothing.
+//
+// A Departure is not safe for concurrent use.
 type Departure struct {
 	cluster       wire.Config
 	digest, nonce string
 
-	Gone   []string // nodes that vote, and do not have the claim
-	Having []string // nodes that have it, and extend its lease no more
-	Unsure []string // nodes that do not know it, and may have forgotten it
+	Gone   []string // nodes that vote and do not have the claim
+	Having []string // nodes that have it, and no longer extend its lease
+	Unsure []string // nodes that do not know it but may have forgotten it
 }
 
-// NewDeparture is for the answers of cluster to the question with nonce.
+// NewDeparture returns a Departure for the answers of cluster to the request with this
+// nonce.
 func NewDeparture(cluster wire.Config, nonce string) *Departure {
 	return &Departure{cluster: cluster, digest: cluster.Digest(), nonce: nonce}
 }
 
-// Hear takes an answer, of which the first of each node counts.
+// Hear takes an answer. The first answer of each node counts; all others are ignored.
 func (d *Departure) Hear(a *wire.Answer) {
 	if a.Kind != wire.Evicting || a.Nonce != d.nonce || a.Digest != d.digest ||
 		!slices.Contains(d.Silent(), a.Node) {
@@ -49,20 +52,20 @@ func sorted(nodes []string, node string) []string {
 	return nodes
 }
 
-// Silent lists the nodes that have not answered.
+// Silent returns the nodes that have not answered.
 func (d *Departure) Silent() []string {
 	heard := slices.Concat(d.Gone, d.Having, d.Unsure)
 	return slices.DeleteFunc(slices.Clone(d.cluster.Nodes), func(n string) bool { return slices.Contains(heard, n) })
 }
 
-// need is an exclusive quorum, which meets the quorum of any claim in a node.
+// need is an exclusive quorum, which has a node in common with the quorum of any claim.
 func (d *Departure) need() int { return quorum.Size(len(d.cluster.Nodes), quorum.Exclusive) }
 
-// Over reports that the claim holds nothing any more, and does not wait.
+// Over reports whether the claim neither holds the lock nor waits for it any more.
 func (d *Departure) Over() bool { return len(d.Gone) >= d.need() }
 
-// Decided reports that further answers say no more: it is over, or so many nodes have it
-// that it is not.
+// Decided reports whether further answers cannot change the result: the claim is over, or
+// too many nodes have it.
 func (d *Departure) Decided() bool {
 	return d.Over() || len(d.Having) > len(d.cluster.Nodes)-d.need()
 }

@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// mostLowered is how often a claim asks at once for a lower fence than before. Each
-// answer may show that another is the one to ask for; that must end.
+// mostLowered bounds how often a claim asks at once for a lower fence than before. Each
+// answer may change which fence to ask for, and that must end.
 const mostLowered = 8
 
-// wants notes that fence is to be asked for next, and reports whether at once.
+// wants notes the fence to ask for next in last, and reports whether to ask at once.
 func (cl *Claim) wants(last *uint64, fence uint64) bool {
 	switch {
 	case fence == *last:
@@ -24,14 +24,14 @@ func (cl *Claim) wants(last *uint64, fence uint64) bool {
 	return true
 }
 
-// attainable is the fence that a claim with different ones should want: the highest
-// that a quorum of nodes may come to give. A node gives none below the one that its
-// vote has, and some go no further than they said: their clocks are behind, or the
-// node with the highest had its clock ahead at some time (N3). Where that leaves
-// none, it is the highest of all.
+// attainable returns the fence that a claim with different fences should ask for (C3):
+// the highest that a quorum of nodes may come to give. A node gives none below the fence
+// of its vote. Some nodes do not go beyond a limit that they stated, if their clocks are
+// behind, or if the node with the highest fence had its clock ahead at some time (N3). If
+// no fence is left, the result is the highest of all.
 //
-// wait is how long it takes until as many nodes as it needs can give it, as far as
-// they said; 0 if they can, or did not say.
+// wait is how long it takes until a quorum can give that fence, by the limits that nodes
+// stated; 0 if they can give it now or stated none.
 func (c *Client) attainable(cl *Claim, highest uint64) (fence uint64, wait time.Duration) {
 	if !slices.ContainsFunc(cl.votes, func(v vote) bool { return v.most > 0 }) {
 		return highest, 0
@@ -58,7 +58,7 @@ func (c *Client) attainable(cl *Claim, highest uint64) (fence uint64, wait time.
 	return fence, c.untils[need-1]
 }
 
-// able is the number of nodes that may come to give the fence, as far as is known.
+// able returns how many nodes may come to give the fence, as far as is known.
 func (c *Client) able(cl *Claim, fence uint64) int {
 	able := 0
 	for i := range cl.votes {
@@ -70,11 +70,12 @@ func (c *Client) able(cl *Claim, fence uint64) int {
 	return able
 }
 
-// reaches is how long it takes until the node gives the fence, by what it said last.
+// reaches returns how long it takes until the node can give the fence, by the limit that
+// it stated last.
 func (v *vote) reaches(fence uint64, now time.Duration) time.Duration {
 	if v.most == 0 || fence <= v.fence {
 		return 0
 	}
-	short := int64(fence) - int64(v.most) // both below 2^53
+	short := int64(fence) - int64(v.most) // both are below 2^53
 	return max(time.Duration(short)*time.Microsecond-(now-v.mostAt), 0)
 }

@@ -5,19 +5,19 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// A claim can be kept while one holder of its client follows the other, with a
-// token for each (package internal/hold decides who). The nodes are told so: they
-// set tokens aside for it, and say when others wait (N3, N4).
+// A claim can be kept while one holder of its client follows another, each with a token
+// of its own (package internal/hold decides who). The nodes know that it is kept. They
+// set tokens aside for it, and report when others wait (N3, N4).
 
-// Spans begin small and double while they are used up: what is set aside and not
-// used lets the tokens run ahead of the clock, by a microsecond each.
+// A range starts small, and doubles as tokens are used up. Each token that is set aside
+// and not used lets the tokens run ahead of the clock by a microsecond.
 const (
 	firstRange   = 64
 	largestRange = 4096
 )
 
-// Keep tells the nodes that the claim is kept, and has tokens set aside: there is
-// an event when they are.
+// Keep tells the nodes that the claim is kept, and has tokens set aside. A TokensReserved
+// event follows when they are. It does nothing if the claim is kept already or over.
 func (c *Client) Keep(now wire.Now, cl *Claim, out *Out) {
 	c.step(now, out)
 	if cl.keep || cl.state == Over {
@@ -31,15 +31,16 @@ func (c *Client) Keep(now wire.Now, cl *Claim, out *Out) {
 	cl.keptAt = cl.sentAt
 }
 
-// Kept reports whether the nodes know that the claim is kept, so that it is told
-// when others wait for it.
+// Kept reports whether a quorum of nodes knows that the claim is kept, so that the client
+// learns when others wait for it.
 func (cl *Claim) Kept() bool { return cl.known }
 
-// Wanted reports whether others wait for a claim that is kept.
+// Wanted reports whether others wait for a kept claim.
 func (cl *Claim) Wanted() bool { return cl.wanted }
 
-// Next gives out a token of a kept claim that is held, greater than all before it;
-// or none, and there is an event when there are some.
+// Next gives out a token of a kept exclusive claim that is held, greater than all before
+// it. It returns false if there is none; a TokensReserved event follows when there are
+// more.
 func (c *Client) Next(now wire.Now, cl *Claim, out *Out) (uint64, bool) {
 	c.step(now, out)
 	if cl.state != Holding || !cl.keep || cl.mode != quorum.Exclusive {
@@ -50,7 +51,7 @@ func (c *Client) Next(now wire.Now, cl *Claim, out *Out) (uint64, bool) {
 		cl.tokenNext++ //plant:next-token
 	}
 	if cl.requestedFrom == 0 && cl.tokenEnd-cl.tokenNext < cl.rangeSize/2 { //plant:span-next
-		if ok && cl.tokenEnd > cl.token+1 { // it has been through one
+		if ok && cl.tokenEnd > cl.token+1 { // a whole range was used up
 			cl.rangeSize = min(2*cl.rangeSize, largestRange)
 		}
 		cl.requestedFrom = cl.tokenEnd
@@ -59,14 +60,14 @@ func (c *Client) Next(now wire.Now, cl *Claim, out *Out) (uint64, bool) {
 	return token, ok
 }
 
-// stocked takes the tokens that a quorum has set aside. Mostly they follow those
-// that there are.
+// stocked takes the tokens that a quorum has set aside. Usually they follow the ones
+// before.
 func (c *Client) stocked(cl *Claim, out *Out) {
 	known := cl.keep && !cl.known && c.keepers(cl) >= c.need(cl)
 	more := cl.requestedFrom > 0 && c.carried(cl, cl.requestedFrom) >= c.need(cl)
 	if !known && !more {
-		// A node that began anew has a fence of its own: all must set aside from the
-		// highest on, as all must give the highest (C3).
+		// A restarted node has another fence. All nodes must set tokens aside from the highest
+		// on, as they must agree on the highest fence (C3).
 		if cl.requestedFrom > 0 { //plant:span-highest
 			highest, _ := c.attainable(cl, c.highest(cl))
 			if cl.wants(&cl.requestedFrom, max(highest, cl.tokenEnd)) {
@@ -78,7 +79,7 @@ func (c *Client) stocked(cl *Claim, out *Out) {
 	cl.known = cl.known || known
 	if more {
 		if cl.requestedFrom > cl.tokenEnd {
-			cl.tokenNext = cl.requestedFrom // what lies between was never set aside
+			cl.tokenNext = cl.requestedFrom // the tokens between were never set aside
 		}
 		cl.tokenEnd = cl.requestedFrom + c.reserved(cl, cl.requestedFrom)
 		cl.requestedFrom = 0
@@ -86,7 +87,7 @@ func (c *Client) stocked(cl *Claim, out *Out) {
 	out.Events = append(out.Events, Event{TokensReserved, cl})
 }
 
-// highest is the highest fence of a standing vote.
+// highest returns the highest fence of a standing vote.
 func (c *Client) highest(cl *Claim) uint64 {
 	most := uint64(0)
 	for i := range cl.votes {
@@ -97,7 +98,7 @@ func (c *Client) highest(cl *Claim) uint64 {
 	return most
 }
 
-// carried is how many standing votes carry a fence.
+// carried returns how many standing votes carry a fence.
 func (c *Client) carried(cl *Claim, fence uint64) int {
 	n := 0
 	for i := range cl.votes {
@@ -108,7 +109,8 @@ func (c *Client) carried(cl *Claim, fence uint64) int {
 	return n
 }
 
-// reserved is how many tokens from fence on all of these votes set aside.
+// reserved returns how many tokens, from fence on, all standing votes with that fence set
+// aside.
 func (c *Client) reserved(cl *Claim, fence uint64) uint64 {
 	least := uint64(0)
 	for i := range cl.votes {
@@ -119,7 +121,7 @@ func (c *Client) reserved(cl *Claim, fence uint64) uint64 {
 	return max(least, 1)
 }
 
-// keepers is how many nodes know that the claim is kept.
+// keepers returns how many nodes know that the claim is kept.
 func (c *Client) keepers(cl *Claim) int {
 	n := 0
 	for i := range cl.votes {

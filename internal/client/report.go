@@ -7,38 +7,42 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Report is how a claim stands with the nodes: what errors are written from.
+// Report is the state of a claim at the nodes, from which errors are written.
 type Report struct {
 	Mode       quorum.Mode
-	Need       int  // votes
-	Repeated   bool // the nodes were asked again, and had the time to answer the first request
+	Need       int  // votes needed
+	Repeated   bool // the nodes were asked again, and had time to answer the first request
 	Suppressed bool // the nodes were not asked yet to say that the claim waits
 	Nodes      []NodeReport
-	Blocker    *wire.Blocker // who is in the way at most nodes, as far as known
-	BlockerFor time.Duration // since when, now
-	Place      int           // claims before this one, in the longest queue of a node that knows who is in the way
-	Queued     bool          // Place is known
+	Blocker    *wire.Blocker // the claim in the way at most nodes, as far as known
+	BlockerFor time.Duration // for how long it has had its vote or place, as of now
+	// Place is how many claims are before this one, in the longest queue of a node that knows
+	// what is in the way.
+	Place  int
+	Queued bool // Place is known
 }
 
-// NodeReport is what one node had to say.
+// NodeReport is what one node said about a claim.
 type NodeReport struct {
-	Name        string
-	Voted       bool // and the vote stands
-	Queued      bool
-	Refused     bool
-	Recovering  time.Duration // it will not vote for so long
-	Reason      wire.Reason   // refused
-	Text        string
-	Short       time.Duration // its vote's fence cannot yet follow that of Highest: so long, by its clock
+	Name       string
+	Voted      bool // it voted, and the vote stands
+	Queued     bool
+	Refused    bool
+	Recovering time.Duration // for how long it will not vote
+	Reason     wire.Reason   // why it refused
+	Text       string
+	// Short is how long it takes, by the node's clock, until its vote's fence can follow that
+	// of the node named Highest.
+	Short       time.Duration
 	Highest     string
 	OtherConfig bool // it showed another configuration
 	Clash       bool // two nodes answer under its name
 }
 
-// Silent reports that nothing was heard from the node about the claim.
+// Silent reports whether the node has said nothing about the claim.
 func (n NodeReport) Silent() bool { return !n.Voted && !n.Queued && !n.Refused }
 
-// Votes is the number of votes of a claim that stand now.
+// Votes returns how many votes of a claim stand now.
 func (c *Client) Votes(cl *Claim) int {
 	n := 0
 	for i := range cl.votes {
@@ -49,7 +53,8 @@ func (c *Client) Votes(cl *Claim) int {
 	return n
 }
 
-// Report tells how the claim stands, or stood when it ended.
+// Report returns the state of the claim at the nodes, as it is or as it was when it
+// ended.
 func (c *Client) Report(now wire.Now, cl *Claim) Report {
 	c.read(now)
 	r := Report{Mode: cl.mode, Need: c.need(cl), Repeated: cl.repeated, Suppressed: cl.suppressedQueued}
@@ -86,7 +91,7 @@ func (c *Client) Report(now wire.Now, cl *Claim) Report {
 					}
 				}
 				if b.Voted {
-					same += len(cl.votes) // a holder rather than one who waits ahead
+					same += len(cl.votes) // prefer a holder to a claim that waits ahead
 				}
 				if same > best {
 					best, r.Blocker, r.BlockerFor = same, b, b.For+c.now-d.at
@@ -100,8 +105,8 @@ func (c *Client) Report(now wire.Now, cl *Claim) Report {
 		if v.heard != queued || v.detail == nil {
 			continue
 		}
-		// A node that gives no votes has the holder in its queue, and counts it as one that
-		// waits: those that know better come first.
+		// A node that does not vote has the holder in its queue, and counts it as a waiting
+		// claim. Nodes that know better take precedence.
 		if b := v.detail.blocker; r.Blocker == nil || b != nil && b.Voted == r.Blocker.Voted {
 			r.Place, r.Queued = max(r.Place, v.detail.place), true
 		}
@@ -109,8 +114,8 @@ func (c *Client) Report(now wire.Now, cl *Claim) Report {
 	return r
 }
 
-// HeldAt reports whether the claim is held at a reading of the clocks that the
-// client has not taken yet: what a holder that looked at its clock would find.
+// HeldAt reports whether the claim is held at a reading of the clocks that the client has
+// not processed: what a holder finds that looks at its clock now.
 func (c *Client) HeldAt(now wire.Now, cl *Claim) bool {
 	clock := c.clock
 	return cl.state == Holding && c.lostAt(cl) > clock.read(now)

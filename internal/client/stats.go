@@ -6,26 +6,26 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Counts are of what happened since the client's start.
+// Counts are totals since the client's start.
 type Counts struct {
-	Recalls uint64 // heard, of claims that were not over
-	Yields  uint64 // sent: votes given back to older claims
-	Copies  uint64 // how often another was found to be the same instance
+	Recalls uint64 // recalls heard, of claims that were not over
+	Yields  uint64 // votes given back to older claims
+	Copies  uint64 // how often another process was found to use this instance
 }
 
-// Counts tells what the client counted.
+// Counts returns the totals since the client's start.
 func (c *Client) Counts() Counts { return c.counts }
 
 // NodeTrip is how one node answers.
 type NodeTrip struct {
 	Name      string
-	Heard     bool          // ever
-	Since     time.Duration // its last answer that counted
-	Measured  bool          // a round trip
+	Heard     bool          // it has answered
+	Since     time.Duration // time since its last answer that counted
+	Measured  bool          // RoundTrip is known
 	RoundTrip time.Duration // smoothed
 }
 
-// Trips tells how the nodes answer, in order of their names.
+// Trips returns how each node answers, sorted by name.
 func (c *Client) Trips(now wire.Now) []NodeTrip {
 	clock := c.clock
 	t := clock.read(now)
@@ -43,34 +43,34 @@ func (c *Client) Trips(now wire.Now) []NodeTrip {
 	return out
 }
 
-// trip is how long a node takes from a message's sending to its answer.
+// trip measures the time from sending a message to a node to its answer.
 type trip struct {
-	heard time.Duration // its last answer, never when zero
-	beat  uint64        // highest of an answer that was measured
-	at    time.Duration // when that came
-	mean  float64       // ns; before anything was measured that of what is not known here
+	heard time.Duration // its last answer; zero: none
+	beat  uint64        // highest that was measured
+	at    time.Duration // when that answer came
+	mean  float64       // ns; before the first measurement, of Config.Trips
 }
 
-// tripMemory is how much time the mean is of.
+// tripMemory is the time constant of the mean.
 const tripMemory = 5 * time.Second
 
-// hear measures an answer. Its beat is the moment of sending, so the time that it
-// took is known without a memory of what was sent. But answers repeat beats: a vote
-// that comes after a wait in the queue has that of the acquire, long ago, and says so if
-// it is the first answer to it; a recall has the last that the node saw. So only the
-// first answer counts at a beat above all that this node has answered. What comes later
-// at an old beat is above none, also if the answer before it was lost, as long as the
-// node has answered anything since.
+// hear measures an answer. Its beat is the time of sending, so the client need not
+// remember what it sent. But answers repeat beats. A vote that follows a wait in the
+// queue repeats the beat of an old acquire, and says so if it is the first answer to it.
+// A recall repeats the last beat that the node saw. So an answer counts only if its beat
+// is above all that the node answered before. Then late answers to old beats do not count
+// even if the first answer was lost, as long as the node has answered anything since.
 //
-// The mean is weighted by the time since the measurement before, and not by their
-// number: else it would be of the last millisecond for a client that locks all the
-// time, and of the last minutes for one that only refreshes.
+// The mean is weighted by the time since the last measurement, not by the number of
+// measurements. Otherwise it would cover a millisecond for a client that locks all the
+// time, and minutes for one that only refreshes.
 func (t *trip) hear(now time.Duration, a *wire.Answer) {
 	t.heard = now
 	if a.Kind == wire.Recall || a.Late || a.SentAt <= t.beat {
 		return
 	}
-	took := float64(max(now-time.Duration(a.SentAt)*time.Microsecond, 0)) // beats may be ahead of the clock by a little
+	// Beats may be slightly ahead of the clock.
+	took := float64(max(now-time.Duration(a.SentAt)*time.Microsecond, 0))
 	if t.beat == 0 {
 		t.mean = took
 	} else {

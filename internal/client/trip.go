@@ -2,22 +2,23 @@ package client
 
 import "time"
 
-// How long to wait before something is said again goes by how long the nodes take to
-// answer (C4, C6, C9). All of it is bounded by the lease too: a node that was away for
-// minutes has a long round trip, and a lease may be hardly longer than one.
+// How long the client waits before it repeats a message depends on how long nodes take to
+// answer (C4, C6, C9). The lease bounds all of it: a node that was away for minutes has a
+// long round trip, and a lease may be hardly longer than one.
 
-// Who is not granted within leastDelay, or within some round trips to enough nodes for a
-// quorum, asks again. A quiet claim is told its place then: a lock that goes from hand to
-// hand among those who wait for moments only is spared half of the nodes' answers. It is
-// only for nodes that answer so fast that who gives up hardly ever does so before.
+// A claim that is not granted within leastDelay, or within some round trips to a quorum
+// of nodes, asks again. A claim whose first acquire is quiet (N2) learns its place only
+// then. That saves half of the nodes' answers for a lock that goes from hand to hand
+// among clients that wait only for moments. It applies only if nodes answer so fast that
+// callers hardly ever give up earlier.
 const (
 	leastDelay = 20 * time.Millisecond
-	mostDelay  = 250 * time.Millisecond // where no round trip was measured, or a short one
+	mostDelay  = 250 * time.Millisecond // if no round trip was measured, or a short one
 	mostQuiet  = 100 * time.Millisecond
 	quietTrips = 4
 )
 
-// trip is how long so many nodes take to answer, or false if fewer are known.
+// trip returns within what time that many nodes answer, or false if fewer were measured.
 func (c *Client) trip(nodes int) (time.Duration, bool) {
 	c.trips = c.trips[:0]
 	for i := range c.nodes {
@@ -36,8 +37,7 @@ func (c *Client) trip(nodes int) (time.Duration, bool) {
 	return time.Duration(c.trips[nodes-1]), true
 }
 
-// near reports whether so many nodes answered fast, and not only when they were asked
-// who they are.
+// near reports whether that many nodes answered fast, not counting Config.Trips.
 func (c *Client) near(nodes int) bool {
 	near := 0
 	for i := range c.nodes {
@@ -48,22 +48,22 @@ func (c *Client) near(nodes int) bool {
 	return near >= nodes
 }
 
-// quietTime is how long a quiet claim is content with silence.
+// quietTime returns how long after a quiet acquire the claim asks again.
 func (c *Client) quietTime(cl *Claim) time.Duration {
 	trip, _ := c.trip(c.need(cl))
 	return min(max(leastDelay, quietTrips*trip), mostQuiet)
 }
 
-// firstDelay is how long the first acquire is waited for: long enough for all answers
-// that count, and so short that a lost message is hardly noticed.
+// firstDelay returns how long the client waits for the answers to the first acquire: long
+// enough for all that count, and so short that a lost message hardly matters.
 func (c *Client) firstDelay(cl *Claim) time.Duration {
 	trip, _ := c.trip(c.need(cl))
 	return max(min(max(c.cfg.TTL/50, leastDelay), mostDelay), min(3*trip /*plant:round-trips*/, c.cfg.TTL/3))
 }
 
-// earlyPause is how long after a refresh another is sent before it is due, because a
-// held claim's votes run low: when the answers should have come, and in time for those
-// of the next one.
+// earlyPause returns the least time between a refresh and another one ahead of time,
+// which is sent because a held claim's votes will expire soon. By then the answers should
+// have come, and there is still time for those of the next one.
 func (c *Client) earlyPause(cl *Claim) time.Duration {
 	trip, _ := c.trip(c.need(cl))
 	return max(c.cfg.TTL/12, min(trip+trip/4, mostEarlyPause(c.cfg.TTL)))
@@ -71,8 +71,8 @@ func (c *Client) earlyPause(cl *Claim) time.Duration {
 
 func mostEarlyPause(ttl time.Duration) time.Duration { return ttl / 4 }
 
-// moment is how long what several nodes answer to one message is waited for, to answer
-// it once.
+// moment returns how long the client collects answers of several nodes in order to react
+// once.
 func (c *Client) moment() time.Duration {
 	far := time.Duration(0)
 	for i := range c.nodes {

@@ -6,10 +6,11 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Watch has the owner of a claim that waits told when what the nodes say of it may have
-// changed. The nodes are asked at once if they were not asked yet to say that it waits. They
-// tell its place only in answer to an acquire (N2), so a claim that is watched goes on asking
-// when it has its place (C4), and what is known of it is a third of a lease old at most.
+// Watch makes Changed events follow when what the nodes say of a waiting claim may have
+// changed. If the nodes were not yet asked to say that it waits, they are asked at once.
+// Nodes tell a claim's place only in answer to an acquire (N2). So a watched claim goes
+// on asking when it has its place (C4), and what is known of it is at most a third of a
+// lease old.
 func (c *Client) Watch(now wire.Now, cl *Claim, out *Out) {
 	c.step(now, out)
 	if cl.state != Waiting || cl.watched {
@@ -29,13 +30,13 @@ func (cl *Claim) changed(out *Out) {
 	}
 }
 
-// LeaveEviction lets the owner decide when the claim is given back if it is evicted while it
-// is held, as N10 allows: its lease at the nodes runs to its end, and nothing extends it
-// there. The owner must end what it does, and has until the claim is lost to do so.
+// LeaveEviction leaves it to the owner to release the claim if it is evicted while it is
+// held, as N10 allows. The nodes no longer extend its lease then. The owner must end its
+// work and has until the claim is lost to do so.
 func (cl *Claim) LeaveEviction() { cl.manual = true }
 
-// Stands is how long from a reading of the clocks that the client has not taken yet the claim
-// stays held without another message (C7); 0 if it is not held.
+// Stands returns for how long after now, a reading of the clocks that the client need not
+// have processed, the claim stays held without another message (C7); 0 if it is not held.
 func (c *Client) Stands(now wire.Now, cl *Claim) time.Duration {
 	clock := c.clock
 	if cl.state != Holding {
@@ -44,8 +45,9 @@ func (c *Client) Stands(now wire.Now, cl *Claim) time.Duration {
 	return max(c.lostAt(cl)-clock.read(now), 0)
 }
 
-// Refreshed reports that a quorum of nodes has answered the last refresh, or the acquire that
-// came after it, so that no answer still to come from that one will extend the claim by much.
+// Refreshed reports whether a quorum of nodes has answered the last refresh, or the
+// acquire that came after it. Later answers to that refresh will not extend the claim by
+// much.
 func (c *Client) Refreshed(cl *Claim) bool {
 	if cl.state != Holding {
 		return true
@@ -54,7 +56,7 @@ func (c *Client) Refreshed(cl *Claim) bool {
 	return c.refreshedAt == 0 || c.lostAt(cl) >= c.standsFrom(sent)
 }
 
-// Refresh sends the next refresh now.
+// Refresh sends the next refresh now. It does nothing if there are no claims.
 func (c *Client) Refresh(now wire.Now, out *Out) {
 	c.step(now, out)
 	if c.first != nil {
