@@ -1,9 +1,13 @@
-// Package hold lets the goroutines of one client share claims: a pure machine
-// between the driver and internal/client. Whoever of them waits for a name that
-// another of them has gets it from that one, with a token of the claim's, and no
-// message. Readers share one shared claim. When somebody waits for it elsewhere, it is
-// passed on no more, or within bounds that the driver sets: then all who wait, here or
-// there, go by their age at the nodes.
+// Package hold lets the goroutines of one client share claims. It is a pure state machine
+// between the driver and internal/client. A goroutine that waits for a name that another
+// goroutine of the client holds gets it from that one, with a token of the claim and
+// without a message to the nodes. Readers share one shared claim.
+//
+// When another client waits for the claim, the claim is no longer passed on, or only
+// within bounds that the driver sets. Then all waiters, here and elsewhere, are served by
+// their age at the nodes.
+//
+// All values are for use by one goroutine at a time.
 package hold
 
 import (
@@ -20,55 +24,71 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// EventKind is what became of a hold.
+// EventKind says what happened to a hold.
 type EventKind uint8
 
 const (
-	Held     EventKind = iota // it holds, and has its token
-	Lost                      // it held, and its claim was lost
-	Failed                    // it will not hold
-	Returned                  // it was the last to hold, and its claim was given back
-	Wanted                    // it holds, and somebody else waits: told once, if it asked (Table.Wanted)
-	Changed                   // it waits and is watched, and what it waits for may have changed
-	Evicted                   // it holds, and its claim is to end: it is given back by Unlock
+	// Held: it holds the lock and has its token.
+	Held EventKind = iota
+	// Lost: it held the lock, and its claim was lost.
+	Lost
+	// Failed: it will not hold the lock.
+	Failed
+	// Returned: it was the last to hold the lock, and its claim was released.
+	Returned
+	// Wanted: it holds the lock, and somebody else waits. Sent once, if asked for
+	// (Table.Wanted).
+	Wanted
+	// Changed: it waits and is watched, and what it waits for may have changed.
+	Changed
+	// Evicted: it holds the lock, and its claim must end. Its owner calls Unlock.
+	Evicted
 )
 
-// Event tells the driver what became of a use.
+// Event tells the driver what happened to a hold.
 type Event struct {
 	Kind  EventKind
 	Hold  *Hold
-	First bool // Held: of all that its claim serves
-	Votes int  // Held: those that its claim stood by; what follows in the same step may end it
+	First bool // with Held: it is the first that its claim serves
+	// Votes is set with Held: how many votes of the claim stood then. A later event of the
+	// same step may end the hold.
+	Votes int
 
-	Eviction *client.Eviction // Lost, Failed: who wanted it, nil if nobody did
+	// Eviction is set with Lost, Failed and Evicted if the claim was evicted.
+	Eviction *client.Eviction
 }
 
-// Out collects what is to be done: messages, and what became of holds. The caller
-// owns it, may reuse it, and clears it between steps.
+// Out collects the messages to send and what happened to holds. The caller owns it, may
+// reuse it, and calls Reset between steps.
 type Out struct {
 	client.Out
 	Holds []Event
 }
 
-// Reset empties o and keeps its memory.
+// Reset empties o for reuse and keeps its memory.
 func (o *Out) Reset() {
 	o.Out.Reset()
 	clear(o.Holds)
 	o.Holds = o.Holds[:0]
 }
 
-// State is where a hold is in its life.
+// State is the state of a hold.
 type State uint8
 
 const (
+	// Waiting: the hold does not have the lock yet.
 	Waiting State = iota
+	// Holding: the hold has the lock.
 	Holding
+	// Over: the hold was lost, failed, or was unlocked.
 	Over
 )
 
-// Hold is one goroutine's wish for a name, and then its hold. Its fields are the
-// table's; a driver reads what methods give, and User, which is its own.
+// Hold is one goroutine's request for a lock, and then its part in it. All fields but
+// User belong to the table; a driver reads them by methods. Like its Table, a Hold is not
+// safe for concurrent use.
 type Hold struct {
+	// User belongs to the driver; the table does not touch it.
 	User any
 
 	shared        *sharedClaim
@@ -76,48 +96,54 @@ type Hold struct {
 	try           bool
 	note          string
 	shortDeadline bool
-	at            int64         // its age, by the wall clock
-	since         time.Duration // of its hold, by the monotonic clock
+	at            int64         // its age by the wall clock, µs
+	since         time.Duration // when it got the lock, by the monotonic clock
 	token         uint64
 	state         State
 	ours          bool // it failed because of another hold of this client
 	watched       bool // it is told when what it waits for may have changed
-	manual        bool // it is given back by its owner when its claim is evicted
-	asksWanted    bool // it is to be told when somebody else waits, and was not yet
+	manual        bool // its owner gives it back when its claim is evicted
+	asksWanted    bool // it must be told when somebody else waits, and was not yet
 }
 
-func (u *Hold) State() State  { return u.state }
+// State returns the state of the hold.
+func (u *Hold) State() State { return u.state }
+
+// Token returns the fencing token, or 0 if the hold never had the lock.
 func (u *Hold) Token() uint64 { return u.token }
 
-// Claim is that which the hold waits for or has a part in, nil if it has none now.
+// Claim returns the claim that the hold waits for or takes part in, or nil if there is
+// none now.
 func (u *Hold) Claim() *client.Claim { return u.shared.claim }
 
-// sharedClaim is a claim and those who use it: the only one for its name, unless it is
-// for a try.
+// sharedClaim is a claim and the holds that use it. There is one for each name, and one
+// more for each try that the nodes must decide.
 type sharedClaim struct {
 	resource string
 	try      bool
-	claim    *client.Claim // nil for moments only
-	unused   bool          // the claim is held and nobody has used it yet
+	claim    *client.Claim // nil only within a step
+	unused   bool          // the claim is held, and nobody has used it yet
 	last     uint64        // token given out last
-	watched  bool          // some who waited are watched
-	asked    bool          // some who held are to be told that others wait
-	latest   *Hold         // to hold
-	evicted  bool          // its claim is to end: it serves nobody any more
-	givenUp  bool          // who waits has another shared claim: this one is given back
+	watched  bool          // some waiting holds are watched
+	asked    bool          // some holders must be told that others wait
+	latest   *Hold         // the latest holder
+	evicted  bool          // its claim must end, and serves nobody any more
+	givenUp  bool          // waiting holds use another shared claim, and this one ends
 	holders  []*Hold       // one writer or any number of readers
-	queue    []*Hold       // who waits, first come first
-	room     [2]*Hold      // for one of each: mostly there are no more
+	queue    []*Hold       // waiting holds in order of service
+	room     [2]*Hold      // initial memory for one of each, which is usually enough
 
-	idle      time.Duration // the claim is kept for nobody until then; zero: it is not
-	passUntil time.Duration // others wait for it, and it may be passed on until then; zero: nobody waits, or it may not
-	passed    int           // how often it was since others wait
-	timed     bool          // it is in the list of those that are passed on
+	idle time.Duration // the unused claim is kept until then; zero: it is in use
+	// Others wait for the claim, and it may be passed on until passUntil; zero: nobody waits,
+	// or it may not be passed on.
+	passUntil time.Duration
+	passed    int  // how often it was passed on since others wait
+	timed     bool // it is in Table.passing
 
-	prev, next *sharedClaim // in the list of the idle, or in that of those that are passed on
+	prev, next *sharedClaim // in Table.idle or Table.passing
 }
 
-// list is shared claims in the order in which their time is over.
+// list is a list of shared claims, ordered by the time at which they are due.
 type list struct{ first, last *sharedClaim }
 
 func (l *list) add(s *sharedClaim) {
@@ -149,45 +175,51 @@ func newSharedClaim(resource string) *sharedClaim {
 	return s
 }
 
-// Table is all holds of one client. It is not safe for concurrent use.
+// Table manages all holds of one client. It is not safe for concurrent use.
 type Table struct {
 	core      *client.Client
 	retention time.Duration
 	claims    map[string]*sharedClaim
-	peak      int // of claims, for shrink.Map
+	peak      int // largest size of claims, for shrink.Map
 
 	idle list
 
-	passMost   int           // how often a claim is passed on that others wait for; 0: no bound
-	passWithin time.Duration // and for how long; 0: no bound
-	passing    list          // such claims
+	// A claim may be passed on passMost times and for passWithin while others wait for it; 0:
+	// no bound.
+	passMost   int
+	passWithin time.Duration
+	// passing lists the claims that are passed on while others wait.
+	passing list
 }
 
-// New makes a table on core, which it has for itself from now on. A claim that
-// nobody uses any more is kept for retention, or until somebody else waits for it.
+// New returns a table on top of core, which nothing else may use from then on. A claim
+// that nobody uses is kept for retention, or until another client waits for it.
 func New(core *client.Client, retention time.Duration) *Table {
 	return &Table{core: core, retention: retention, claims: map[string]*sharedClaim{}}
 }
 
-// PassOn lets a claim be passed on that others wait for: most times, and within so much
-// time from when they are known to wait. Zero is no bound; two zeros, as at the start,
-// are never.
+// PassOn lets a claim be passed on while other clients wait for it: at most most times,
+// and within that time after it became known that they wait. Zero means no bound. Both
+// zero, which is the default, means never.
 func (t *Table) PassOn(most int, within time.Duration) { t.passMost, t.passWithin = most, within }
 
-// Request is what a hold is for.
+// Request describes a hold to make.
 type Request struct {
 	Resource      string
 	Mode          quorum.Mode
-	Try           bool   // it fails when it would have to wait for another
-	ShortDeadline bool   // it gives up soon, and will want to know why
-	Watch         bool   // it is told when what it waits for may have changed
-	Manual        bool   // its owner gives it back when its claim is evicted
-	At            int64  // its age, a wall clock in microseconds, if it is older than this call
-	Note          string // for people
-	User          any
+	Try           bool // it fails instead of waiting for another
+	ShortDeadline bool // the caller will give up soon and want to know why
+	Watch         bool // it is told when what it waits for may have changed
+	Manual        bool // its owner gives it back when its claim is evicted
+	// At is the age of the hold, a wall clock in microseconds. It counts if it is above 0 and
+	// earlier than this call.
+	At   int64
+	Note string // for people
+	User any
 }
 
-// Lock wants a hold.
+// Lock requests a lock. It returns the hold at once; events tell what becomes of it. Some
+// of them may be in out already.
 func (t *Table) Lock(now wire.Now, w Request, out *Out) *Hold {
 	t.readClocks(now, out)
 	resource, mode, try := w.Resource, w.Mode, w.Try
@@ -197,7 +229,7 @@ func (t *Table) Lock(now wire.Now, w Request, out *Out) *Hold {
 	}
 	s := t.claims[resource]
 	if try && !t.mayTry(now, s, u) {
-		if s != nil && s.idle > 0 { // a claim that nobody uses is in nobody's way //plant:idle-for-try
+		if s != nil && s.idle > 0 { // an unused claim must not block its own client //plant:idle-for-try
 			t.end(now, s, out)
 			s = nil
 		}
@@ -206,7 +238,7 @@ func (t *Table) Lock(now wire.Now, w Request, out *Out) *Hold {
 			out.Holds = append(out.Holds, Event{Kind: Failed, Hold: u})
 			return u
 		}
-		s = newSharedClaim(resource) // the nodes must say
+		s = newSharedClaim(resource) // only the nodes can decide the try
 		s.try = true
 	} else if s == nil {
 		s = newSharedClaim(resource)
@@ -224,16 +256,16 @@ func (t *Table) Lock(now wire.Now, w Request, out *Out) *Hold {
 	return u
 }
 
-// keep has the nodes told that a claim has more than one user, and so that others
-// who wait must be heard of.
+// keep tells the nodes that several holds use the claim, so that they report when others
+// wait.
 func (t *Table) keep(now wire.Now, s *sharedClaim, out *Out) {
 	if len(s.holders)+len(s.queue) > 1 && s.isHeld() && (len(s.queue) == 0 || t.suits(s, s.queue[0])) {
 		t.core.Keep(now, s.claim, &out.Out)
 	}
 }
 
-// mayTry reports whether a try can be decided here: it can have a part in what this
-// client holds, and nobody stands before it.
+// mayTry reports whether a try can be served by the claim that this client holds, with
+// nobody before it.
 func (t *Table) mayTry(now wire.Now, s *sharedClaim, u *Hold) bool {
 	return s != nil && len(s.queue) == 0 && s.isHeld() && t.suits(s, u) && t.mayPass(now, s) &&
 		(len(s.holders) == 0 || u.mode == quorum.Shared && s.holders[0].mode == quorum.Shared)
@@ -241,14 +273,15 @@ func (t *Table) mayTry(now wire.Now, s *sharedClaim, u *Hold) bool {
 
 func (s *sharedClaim) isHeld() bool { return s.claim != nil && s.claim.State() == client.Holding } //plant:is-held
 
-// suits reports whether u can be served under the shared claim: a writer's claim
-// serves readers too.
+// suits reports whether the shared claim can serve u. An exclusive claim also serves
+// readers.
 func (t *Table) suits(s *sharedClaim, u *Hold) bool {
 	return s.claim.Mode() == quorum.Exclusive || u.mode == quorum.Shared
 }
 
-// mayPass reports whether the claim may serve one more: its first, or when nobody
-// waits for it elsewhere as far as the nodes know, or within the bounds for that.
+// mayPass reports whether the claim may serve one more hold: if nobody has used it yet,
+// if the nodes know of no other client that waits for it, or within the bounds for
+// passing on.
 func (t *Table) mayPass(now wire.Now, s *sharedClaim) bool {
 	return !s.evicted && (s.unused || s.claim.Kept() /*plant:known-kept*/ && (!s.claim.Wanted() || t.inBounds(now, s)))
 }
@@ -258,13 +291,14 @@ func (t *Table) inBounds(now wire.Now, s *sharedClaim) bool {
 	return now.Mono < s.passUntil && (t.passMost == 0 || s.passed < t.passMost) //plant:in-bounds
 }
 
-// isDue reports whether others who wait for the claim are to have it next. While it has
-// a holder the nodes have time to learn that it is kept.
+// isDue reports whether the claim must go to other clients that wait for it. While it has
+// a holder, the nodes still have time to learn that it is kept.
 func (t *Table) isDue(now wire.Now, s *sharedClaim) bool {
 	return s.evicted || s.claim.Wanted() && (!t.inBounds(now, s) || len(s.holders) == 0 && !s.claim.Kept())
 }
 
-// boundPassing notes since when others wait for a claim that may be passed on all the same.
+// boundPassing starts the bounds of a claim that may be passed on, once others wait for
+// it.
 func (t *Table) boundPassing(now wire.Now, s *sharedClaim) {
 	if t.passMost == 0 && t.passWithin == 0 || s.passUntil > 0 || s.givenUp || !s.isHeld() || !s.claim.Wanted() {
 		return
@@ -276,8 +310,8 @@ func (t *Table) boundPassing(now wire.Now, s *sharedClaim) {
 	}
 }
 
-// unboundPassing is for a claim that is passed on no more, and for the next one, which nobody
-// waits for yet.
+// unboundPassing clears the bounds of a claim that is no longer passed on. They do not
+// apply to the next claim, which nobody waits for yet.
 func (t *Table) unboundPassing(s *sharedClaim) {
 	t.stopPassing(s)
 	s.passUntil, s.passed = 0, 0
@@ -290,7 +324,8 @@ func (t *Table) stopPassing(s *sharedClaim) {
 	}
 }
 
-// Unlock ends a hold, whether it holds or waits.
+// Unlock ends a hold, whether it has the lock or waits. It does nothing if the hold is
+// over.
 func (t *Table) Unlock(now wire.Now, u *Hold, out *Out) {
 	t.readClocks(now, out)
 	s := u.shared
@@ -309,20 +344,20 @@ func (t *Table) Unlock(now wire.Now, u *Hold, out *Out) {
 
 func remove(list []*Hold, u *Hold) []*Hold {
 	i := len(list) - 1
-	if list[i] != u { // else who waits last goes: all may, one by one
+	if list[i] != u { // the last one in the list goes first when many give up in reverse order
 		i = slices.Index(list, u)
 	}
-	if i == 0 { // the common case: no move of all that wait behind
+	if i == 0 { // the common case: nothing behind it has to move
 		list[0] = nil
 		if len(list) == 1 {
-			return list[:0] // its memory serves the next
+			return list[:0] // keep the memory for the next one
 		}
 		return list[1:]
 	}
 	return slices.Delete(list, i, i+1)
 }
 
-// serve gives holds from the head of the queue for as long as nothing conflicts.
+// serve gives the lock to the head of the queue as long as nothing conflicts.
 func (t *Table) serve(now wire.Now, s *sharedClaim, out *Out) {
 	for len(s.queue) > 0 && s.isHeld() {
 		u := s.queue[0]
@@ -338,7 +373,7 @@ func (t *Table) serve(now wire.Now, s *sharedClaim, out *Out) {
 			var ok bool
 			if token, ok = t.core.Next(now, s.claim, &out.Out); !ok { //plant:no-token
 				t.core.Keep(now, s.claim, &out.Out)
-				return // some are on their way, or the claim has just been lost
+				return // more tokens are on their way, or the claim was just lost
 			}
 		}
 		if !s.unused && s.claim.Wanted() {
@@ -355,7 +390,7 @@ func (t *Table) serve(now wire.Now, s *sharedClaim, out *Out) {
 	}
 }
 
-// proceed does all that can be done for a shared claim.
+// proceed does everything that is possible now for a shared claim.
 func (t *Table) proceed(now wire.Now, s *sharedClaim, out *Out) {
 	t.boundPassing(now, s)
 	t.serve(now, s, out)
@@ -366,9 +401,9 @@ func (t *Table) proceed(now wire.Now, s *sharedClaim, out *Out) {
 	t.settle(now, s, out)
 }
 
-// part lets those who wait have a claim of their own, which stands in the nodes'
-// queues by the age of the first of them, while the one that there is has holders
-// yet: somebody waits elsewhere, or the first of them cannot be served by it.
+// part gives the waiting holds a claim of their own while the present one still has
+// holders. At the nodes it is queued by the age of the first of them. The reason is that
+// other clients wait, or that the present claim cannot serve the first one.
 func (t *Table) part(now wire.Now, s *sharedClaim, out *Out) {
 	other := &sharedClaim{resource: s.resource, queue: s.queue, watched: s.watched}
 	for _, u := range other.queue {
@@ -380,8 +415,8 @@ func (t *Table) part(now wire.Now, s *sharedClaim, out *Out) {
 	t.settle(now, other, out)
 }
 
-// settle gives back a claim that nobody wants, or that does not suit the
-// next, and asks for another.
+// settle releases a claim that nobody wants, or that does not suit the next hold, and
+// requests another one if holds wait.
 func (t *Table) settle(now wire.Now, s *sharedClaim, out *Out) {
 	if len(s.holders) > 0 {
 		return
@@ -397,7 +432,8 @@ func (t *Table) settle(now wire.Now, s *sharedClaim, out *Out) {
 		t.end(now, s, out)
 		return
 	case s.claim != nil && !s.isHeld() && s.claim.Mode() != s.queue[0].mode:
-		t.giveBack(now, s, out) // the first in the queue gave up, and the next wants another
+		// The first in the queue gave up, and the next one needs another mode.
+		t.giveBack(now, s, out)
 	}
 	if s.claim == nil {
 		s.claim = t.core.Claim(now, client.Request{
@@ -407,8 +443,8 @@ func (t *Table) settle(now wire.Now, s *sharedClaim, out *Out) {
 	}
 }
 
-// separateTries gives tries claims of their own: they were to be served by a claim that there
-// is no more, and are not to wait like others.
+// separateTries gives tries claims of their own. They were to be served by a claim that
+// is gone, and must not wait as other holds do.
 func (t *Table) separateTries(now wire.Now, s *sharedClaim, out *Out) {
 	for i := 0; i < len(s.queue); {
 		u := s.queue[i]
@@ -435,7 +471,7 @@ func (t *Table) giveBack(now wire.Now, s *sharedClaim, out *Out) {
 	s.unused, s.latest, s.evicted = false, nil, false
 }
 
-// end gives back a claim that nobody uses, and is over with its record.
+// end releases a claim that nobody uses, and removes its record.
 func (t *Table) end(now wire.Now, s *sharedClaim, out *Out) {
 	t.giveBack(now, s, out)
 	t.forget(s)
@@ -449,13 +485,13 @@ func (t *Table) forget(s *sharedClaim) {
 	}
 }
 
-// drain takes what the client's step brought about, until it brings no more.
+// drain processes the events of the client until there are no more.
 func (t *Table) drain(now wire.Now, out *Out) {
 	for i := 0; i < len(out.Events); i++ {
 		e := out.Events[i]
 		s := e.Claim.User.(*sharedClaim)
 		if s.claim != e.Claim {
-			continue // given back meanwhile
+			continue // released meanwhile
 		}
 		switch e.Kind {
 		case client.Held:
@@ -466,7 +502,7 @@ func (t *Table) drain(now wire.Now, out *Out) {
 			s.claim, s.unused, s.evicted = nil, false, false //plant:lost
 			t.unboundPassing(s)
 			if len(s.holders) > 0 {
-				s.latest = nil // what becomes of them is told
+				s.latest = nil // their events are Lost, not Returned
 			}
 			t.wake(s)
 			for _, u := range s.holders {
@@ -481,7 +517,7 @@ func (t *Table) drain(now wire.Now, out *Out) {
 				out.Holds = append(out.Holds, Event{Kind: Failed, Hold: u, Eviction: e.Claim.Eviction()})
 			}
 			s.queue = nil
-			t.forget(s) // its claim stays, to be reported on
+			t.forget(s) // its claim stays, for reports
 		case client.Wanted:
 			if s.idle > 0 {
 				t.end(now, s, out)
@@ -508,7 +544,7 @@ func (t *Table) retain(now wire.Now, s *sharedClaim) {
 	t.idle.add(s)
 }
 
-// wake takes a shared claim from among the idle.
+// wake removes a shared claim from the idle list.
 func (t *Table) wake(s *sharedClaim) {
 	if s.idle == 0 {
 		return
@@ -517,14 +553,15 @@ func (t *Table) wake(s *sharedClaim) {
 	t.idle.remove(s)
 }
 
-// readClocks reads the clocks before anything is decided: what is lost is known to be
-// (C7).
+// readClocks makes the client read the clocks before anything is decided, so that a lost
+// claim is known to be lost (C7).
 func (t *Table) readClocks(now wire.Now, out *Out) {
 	t.core.Tick(now, &out.Out)
 	t.drain(now, out)
 }
 
-// Tick does what time alone brings.
+// Tick does what is due: it ends claims that were lost or kept long enough, and makes the
+// client ask and refresh.
 func (t *Table) Tick(now wire.Now, out *Out) {
 	t.readClocks(now, out)
 	for s := t.idle.first; s != nil && s.idle <= now.Mono; s = t.idle.first {
@@ -532,12 +569,13 @@ func (t *Table) Tick(now wire.Now, out *Out) {
 	}
 	for s := t.passing.first; s != nil && s.passUntil <= now.Mono; s = t.passing.first {
 		t.stopPassing(s)
-		t.proceed(now, s, out) // who waits here goes by age now, with a claim at the nodes
+		t.proceed(now, s, out) // waiting holds now request a claim of their own age
 	}
 	t.drain(now, out)
 }
 
-// Wait is how long until Tick must be called.
+// Wait returns how long until Tick must be called, and false if it need not be. The same
+// condition as for client.Client.Wait applies.
 func (t *Table) Wait(now wire.Now) (time.Duration, bool) {
 	d, ok := t.core.Wait()
 	if s := t.idle.first; s != nil {
@@ -553,25 +591,25 @@ func (t *Table) Wait(now wire.Now) (time.Duration, bool) {
 	return d, ok
 }
 
-// Handle takes an answer of a node.
+// Handle processes an answer of a node.
 func (t *Table) Handle(now wire.Now, a *wire.Answer, out *Out) {
 	t.core.Handle(now, a, &out.Out)
 	t.drain(now, out)
 }
 
-// Disconnected tells the client that its connection is away.
+// Disconnected notes that the connection is down: see client.Client.Disconnected.
 func (t *Table) Disconnected(now wire.Now, out *Out) {
 	t.core.Disconnected(now, &out.Out)
 	t.drain(now, out)
 }
 
-// Reconnected makes good at once what was lost while the connection was away.
+// Reconnected notes that the connection is up again: see client.Client.Reconnected.
 func (t *Table) Reconnected(now wire.Now, out *Out) {
 	t.core.Reconnected(now, &out.Out)
 	t.drain(now, out)
 }
 
-// SetCluster takes another configuration.
+// SetCluster switches to another configuration: see client.Client.SetCluster.
 func (t *Table) SetCluster(now wire.Now, cluster wire.Config, out *Out) {
 	t.core.SetCluster(now, cluster, &out.Out)
 	t.drain(now, out)
@@ -583,10 +621,10 @@ func (t *Table) Renew(now wire.Now, instance uuid.UUID, out *Out) {
 	t.drain(now, out)
 }
 
-// Claims is the number of claims, used or kept.
+// Claims returns the number of claims, used or kept.
 func (t *Table) Claims() int { return t.core.Claims() }
 
-// All lists the holds that are not over.
+// All returns the holds that are not over.
 func (t *Table) All() []*Hold {
 	var all []*Hold
 	for _, cl := range t.core.All() {
@@ -596,7 +634,8 @@ func (t *Table) All() []*Hold {
 	return all
 }
 
-// ReleaseIdle gives back what nobody uses, at most so many. It reports whether there is more.
+// ReleaseIdle releases at most most claims that nobody uses, and reports whether there
+// are more.
 func (t *Table) ReleaseIdle(now wire.Now, most int, out *Out) (more bool) {
 	for ; most > 0 && t.idle.first != nil; most-- {
 		t.end(now, t.idle.first, out)
@@ -605,8 +644,8 @@ func (t *Table) ReleaseIdle(now wire.Now, most int, out *Out) (more bool) {
 	return t.idle.first != nil
 }
 
-// Ours tells who of this client's own keeps u from its hold: its mode and since
-// when it holds; or false if that is not the reason.
+// Ours returns the mode of this client's hold that keeps u from the lock, and for how
+// long it has held. It returns false if no hold of this client does.
 func (t *Table) Ours(now wire.Now, u *Hold) (quorum.Mode, time.Duration, bool) {
 	s := u.shared
 	if len(s.holders) == 0 || !u.ours && !s.isHeld() {
@@ -616,7 +655,7 @@ func (t *Table) Ours(now wire.Now, u *Hold) (quorum.Mode, time.Duration, bool) {
 	return h.mode, now.Mono - h.since, true
 }
 
-// Report tells how the claim stands that u waits for.
+// Report returns the state of the claim that u waits for.
 func (t *Table) Report(now wire.Now, u *Hold) client.Report {
 	if u.shared.claim == nil {
 		return client.Report{Mode: u.mode}
@@ -624,8 +663,8 @@ func (t *Table) Report(now wire.Now, u *Hold) client.Report {
 	return t.core.Report(now, u.shared.claim)
 }
 
-// HeldAt reports whether the hold holds at a reading of the clocks that was not
-// taken yet: what a holder that looked at its clock would find.
+// HeldAt reports whether u holds the lock at a reading of the clocks that the table has
+// not processed: what a holder finds that looks at its clock now.
 func (t *Table) HeldAt(now wire.Now, u *Hold) bool {
 	return u.state == Holding && t.core.HeldAt(now, u.shared.claim)
 }

@@ -7,8 +7,9 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// enqueue puts a hold in the queue: at its end, or among the others by its age if it was
-// given one. The others go by the order in which they came, whatever the wall clock did.
+// enqueue puts a hold at the end of the queue, or among the others by age if its age was
+// given by the caller. All others keep their order of arrival, whatever the wall clock
+// did.
 func (s *sharedClaim) enqueue(u *Hold, byAge bool) {
 	s.watched = s.watched || u.watched
 	i := len(s.queue)
@@ -22,8 +23,8 @@ func (s *sharedClaim) enqueue(u *Hold, byAge bool) {
 	}
 }
 
-// tell tells those who asked that somebody waits, or that what they wait for may have
-// changed.
+// tell sends the events that somebody waits, and that what a hold waits for may have
+// changed, to the holds that asked for them.
 func (s *sharedClaim) tell(t *Table, out *Out) {
 	if s.asked {
 		s.tellWanted(t, out)
@@ -33,7 +34,7 @@ func (s *sharedClaim) tell(t *Table, out *Out) {
 	}
 }
 
-// tellWanted tells holders that asked that somebody else waits, once each.
+// tellWanted tells each holder that asked, once, that somebody else waits.
 func (s *sharedClaim) tellWanted(t *Table, out *Out) {
 	if !s.isHeld() || !s.claim.Wanted() && len(s.queue) == 0 && !(s.givenUp && t.claims[s.resource] != nil) {
 		return
@@ -47,7 +48,7 @@ func (s *sharedClaim) tellWanted(t *Table, out *Out) {
 	s.asked = false
 }
 
-// tellWatchers tells those who wait and are watched.
+// tellWatchers tells the watched holds that wait.
 func (s *sharedClaim) tellWatchers(out *Out) {
 	for _, u := range s.queue {
 		if u.watched {
@@ -56,7 +57,8 @@ func (s *sharedClaim) tellWatchers(out *Out) {
 	}
 }
 
-// Watch has u told from now on when what it waits for may have changed.
+// Watch makes Changed events follow when what u waits for may have changed. The first one
+// follows at once.
 func (t *Table) Watch(now wire.Now, u *Hold, out *Out) {
 	t.readClocks(now, out)
 	if u.state == Waiting {
@@ -66,7 +68,7 @@ func (t *Table) Watch(now wire.Now, u *Hold, out *Out) {
 	t.drain(now, out)
 }
 
-// watch asks the nodes, if they were not asked yet, and has u told how it stands now.
+// watch asks the nodes if they were not asked yet, and sends the first event.
 func (t *Table) watch(now wire.Now, u *Hold, out *Out) {
 	if u.shared.claim != nil {
 		t.core.Watch(now, u.shared.claim, &out.Out)
@@ -74,8 +76,9 @@ func (t *Table) watch(now wire.Now, u *Hold, out *Out) {
 	out.Holds = append(out.Holds, Event{Kind: Changed, Hold: u})
 }
 
-// Wanted has u told once when somebody else waits: another client, for which the nodes are
-// told that the claim is kept (N4), or another hold of this one.
+// Wanted makes one Wanted event follow when somebody else waits: another hold of this
+// client, or another client. The nodes are told that the claim is kept, so that they
+// report the latter (N4).
 func (t *Table) Wanted(now wire.Now, u *Hold, out *Out) {
 	t.readClocks(now, out)
 	if u.state == Holding {
@@ -87,8 +90,8 @@ func (t *Table) Wanted(now wire.Now, u *Hold, out *Out) {
 	t.drain(now, out)
 }
 
-// evicted ends a claim that somebody who may wants to end, but for those who give it back
-// themselves. It serves nobody else.
+// evicted ends the holds of an evicted claim, except those whose owners give it back
+// themselves. The claim serves nobody else.
 func (t *Table) evicted(now wire.Now, s *sharedClaim, out *Out) {
 	s.evicted = true
 	t.wake(s)
@@ -101,18 +104,18 @@ func (t *Table) evicted(now wire.Now, s *sharedClaim, out *Out) {
 		return !u.manual
 	})
 	if len(s.holders) == 0 {
-		s.latest = nil // what becomes of them is told
+		s.latest = nil // their events are Lost, not Returned
 	}
 	t.proceed(now, s, out)
 }
 
-// Ahead is how many of this client's own wait before u.
+// Ahead returns how many holds of this client wait before u.
 func (t *Table) Ahead(u *Hold) int {
 	return max(slices.Index(u.shared.queue, u), 0)
 }
 
-// Stands is how long from now u's claim stays held without another message, 0 if u does not
-// hold.
+// Stands returns for how long from now u's claim stays held without another message; 0 if
+// u does not hold.
 func (t *Table) Stands(now wire.Now, u *Hold) time.Duration {
 	if u.state != Holding {
 		return 0
@@ -120,13 +123,13 @@ func (t *Table) Stands(now wire.Now, u *Hold) time.Duration {
 	return t.core.Stands(now, u.shared.claim)
 }
 
-// Refreshed reports that no refresh is under way whose answers would let u's claim stand for
-// longer.
+// Refreshed reports whether no refresh is under way whose answers would extend u's claim
+// by much.
 func (t *Table) Refreshed(u *Hold) bool {
 	return u.state != Holding || t.core.Refreshed(u.shared.claim)
 }
 
-// Refresh tells the nodes now which claims live.
+// Refresh sends the next refresh now.
 func (t *Table) Refresh(now wire.Now, out *Out) {
 	t.core.Refresh(now, &out.Out)
 	t.drain(now, out)
