@@ -1,18 +1,21 @@
-// Package quorum is the one place where votes become a lock: it knows how many
-// nodes make a quorum and when a set of votes is one, and nothing else.
+// Package quorum decides when votes make a lock. It is the only place that knows how many
+// votes a quorum needs.
 //
-// It follows etcd-io/raft's quorum package in knowing nothing of time, of
-// messages, or of who the voters are.
+// Like the quorum package of etcd-io/raft, it knows nothing of time, messages, or who the
+// voters are. Its functions are pure, and safe for concurrent use.
 package quorum
 
-// Mode says which other claims a claim tolerates beside it.
+// Mode is the mode of a claim.
 type Mode uint8
 
 const (
-	Exclusive Mode = iota // conflicts with every other claim
-	Shared                // conflicts with exclusive claims only
+	// Exclusive claims conflict with every other claim.
+	Exclusive Mode = iota
+	// Shared claims conflict only with exclusive ones.
+	Shared
 )
 
+// String returns "exclusive" or "shared".
 func (m Mode) String() string {
 	if m == Shared {
 		return "shared"
@@ -20,14 +23,15 @@ func (m Mode) String() string {
 	return "exclusive"
 }
 
-// Conflicts reports whether claims of modes a and b cannot hold together.
+// Conflicts reports whether claims of modes a and b cannot both hold the same lock.
 func Conflicts(a, b Mode) bool { return a == Exclusive || b == Exclusive }
 
-// Size is the number of votes that a claim of the given mode needs among n nodes.
+// Size returns how many votes a claim of mode m needs among n nodes; n is at least 1.
 //
-// Exclusive quorums are majorities, so any two of them meet in a node. A shared
-// quorum only has to meet every exclusive one: n+1-q nodes do, which for even n
-// is one node fewer than a majority.
+// An exclusive quorum is a majority, so any two of them have a node in common. A shared
+// quorum needs a node in common with every exclusive one only. For that n+1-q nodes
+// suffice, where q is the exclusive quorum. For even n that is one node less than a
+// majority.
 func Size(n int, m Mode) int {
 	q := n/2 + 1
 	if m == Shared {
@@ -40,20 +44,24 @@ func Size(n int, m Mode) int {
 type Outcome uint8
 
 const (
-	Pending Outcome = iota // fewer votes than a quorum
-	Split                  // a quorum, but no quorum agrees on one fence
-	Won                    // a quorum, all with the same fence
+	// Pending: there are fewer votes than a quorum.
+	Pending Outcome = iota
+	// Split: there is a quorum, but no quorum agrees on one fence.
+	Split
+	// Won: a quorum of votes makes the claim held.
+	Won
 )
 
+// String returns the outcome in lower case.
 func (o Outcome) String() string { return [...]string{"pending", "split", "won"}[o] }
 
-// Held tells whether a claim holds with the votes that stand now, and with which token. It
-// is the one answer to that, for the client that has the claim and for whoever looks at
-// it from outside.
+// Held returns whether a claim is held by the votes that stand now, and its token. fences
+// are the fences of these votes, one per node, and need is the size of a quorum. Both the
+// client that has the claim and outside observers use this function.
 //
-// token is the one that the claim holds with already, 0 if it does not yet, as far as is
-// known. It takes a quorum of votes that agree to become held (C3), and then any quorum of
-// votes to stay so: a node that came back without its state gives another fence (C7).
+// token is the token with which the claim is already held, as far as is known, or 0. To
+// become held, a claim needs a quorum of votes that agree (C3). To stay held, any quorum
+// suffices, because a node that came back without its state gives another fence (C7).
 func Held(fences []uint64, need int, token uint64) (Outcome, uint64) {
 	if token > 0 && len(fences) >= need {
 		return Won, token
@@ -61,27 +69,29 @@ func Held(fences []uint64, need int, token uint64) (Outcome, uint64) {
 	return Tally(fences, need)
 }
 
-// Tally judges the fences of the votes that stand now, one per node, against a
-// quorum of need votes.
+// Tally evaluates the fences of the standing votes, one per node, against a quorum of
+// need votes.
 //
-// Won: need votes carry the same fence, which is returned; it is the token, and
-// a whole quorum of nodes has it as its floor, so that every later exclusive
-// quorum meets it in a node. Split: there are need votes, but no need of them
-// agree; the highest fence is returned, for the claim to ask for everywhere
-// (rule C3). Were the highest, or the need-th highest, taken as token at once,
-// a node outside could later vote below it.
+// Won: need votes have the same fence, which is returned. It is the token. A whole quorum
+// of nodes has it as floor, so every later exclusive quorum includes such a node.
 //
-// At most one fence can win when need is a majority. A shared quorum may be half
-// of the nodes, and then two fences may have one each; the higher is returned:
-// both are safe, and the choice must not depend on the order of the votes.
+// Split: there are need votes, but no need of them agree. The highest fence is returned,
+// for the claim to ask for at all nodes (C3). Taking the highest, or the need-th highest,
+// as token at once would be wrong: another node could vote below it later.
+//
+// Pending: there are fewer votes. The fence is 0.
+//
+// If need is a majority, at most one fence can win. A shared quorum may be half of the
+// nodes, so two fences may win. Either is safe; the higher one is returned, so that the
+// result does not depend on the order of the votes.
 func Tally(fences []uint64, need int) (Outcome, uint64) {
 	if len(fences) < need {
 		return Pending, 0
 	}
 	var best, highest uint64
 	won := false
-	// Quadratic, but over at most a few dozen nodes, and usually left after the
-	// first round: a map or a sort would cost more and allocate.
+	// The loop is quadratic, but there are at most a few dozen nodes, and it usually ends
+	// after one pass. A map or a sort would cost more and allocate.
 	for i, f := range fences {
 		highest = max(highest, f)
 		if won && f <= best {
