@@ -8,57 +8,60 @@ import (
 )
 
 const (
-	// Patience is how long all nodes may take to answer before it is enough that a
-	// configuration is agreed on by those that did (M4). The question is repeated as often.
+	// Patience is how long all nodes have to answer. After that, the answers that there are
+	// suffice if a configuration is agreed on (M4). The question is repeated at this
+	// interval.
 	Patience = 250 * time.Millisecond
 
-	// settle is the least time for which nodes are waited for that nobody has named yet,
-	// after all those that were named have answered, if they are fewer than several: who is
-	// heard first may be the one node that was told a list of its own. Several of them that
-	// agree are a cluster, and a client need not begin later because of them.
+	// settle is the least time for which nodes that nobody has named are waited for, after
+	// all named nodes have answered, if fewer than several agree. The first node heard may be
+	// one that was told a list of its own. If several nodes agree, they are a cluster, and
+	// waiting for more would only delay the start.
 	settle  = 10 * time.Millisecond
 	several = 3
 
-	// Pause is the least time from the beginning of one query of a client that has a
-	// configuration to that of the next, and how long one goes on.
+	// Pause is the least time between the starts of two queries of a client that has a
+	// configuration, and the longest duration of one.
 	Pause = time.Second
 )
 
-// Out is what a step of the machine wants.
+// Out collects the actions that the machine requests in a step.
 type Out struct {
-	Ask   string                   // ask all nodes with this nonce; "": do not
-	Found *wire.Config             // count by this from now on, nil: no change
-	Trips map[string]time.Duration // with Found: how long the answers of nodes took
+	Ask   string                   // ask all nodes with this nonce; empty: do not
+	Found *wire.Config             // count votes by this configuration from now on; nil: no change
+	Trips map[string]time.Duration // set with Found: the round trips to nodes
 }
 
-// Machine knows the configuration that a client counts by, and asks the nodes for it.
+// Machine knows the configuration by which a client counts votes, and queries the nodes
+// for it. It is not safe for concurrent use.
 type Machine struct {
 	prefix string
 	serial int
 
-	own    *wire.Config // nil: it has none yet
-	digest string       // own's
+	own    *wire.Config // nil: none yet
+	digest string       // digest of own
 
-	query    *Query        // nil: none is under way
-	began    time.Duration // the query, on the monotonic clock
-	askAt    time.Duration // when the question is repeated
-	enoughAt time.Duration // when those suffice that have answered
-	enough   bool          // it was looked at then
-	settleAt time.Duration // when they do if nobody that they name is missing
-	settling bool          // nobody is, and it was not looked at then
+	query    *Query        // nil: none under way
+	began    time.Duration // start of the query, by the monotonic clock
+	askAt    time.Duration // when to repeat the question
+	enoughAt time.Duration // from then on the answers that there are suffice
+	enough   bool          // conclude has run since enoughAt
+	settleAt time.Duration // when the answers suffice if no named node is missing
+	settling bool          // no named node is missing, and conclude has not run since settleAt
 
-	// Since the query that began at goneSince no node of the configuration has shown it,
-	// neither in a query nor in what it said about a claim.
+	// gone is set if no node of the configuration has shown it since the query that began at
+	// goneSince, neither in a query nor in an answer about a claim.
 	gone      bool
 	goneSince time.Duration
 }
 
-// New makes a machine for a client that has no configuration yet. Its nonces begin with
-// prefix, which nobody else's may.
+// New returns a machine for a client that has no configuration yet. Its nonces begin with
+// prefix, which must be unique.
 func New(prefix string) *Machine { return &Machine{prefix: prefix} }
 
-// Query asks the nodes: as the client begins, and when a node has shown it another
-// configuration. While a query is under way, and soon after one, it does nothing.
+// Query queries the nodes. A client calls it when it starts, and when a node shows it
+// another configuration. Query does nothing while a query is under way, and for Pause
+// after the start of the last one if the client has a configuration.
 func (m *Machine) Query(now wire.Now, out *Out) {
 	if m.query != nil || m.own != nil && now.Mono-m.began < Pause {
 		return
@@ -81,7 +84,7 @@ func (m *Machine) ask(now wire.Now, out *Out) {
 // configuration in an answer about a claim.
 func (m *Machine) Shown() { m.gone = false }
 
-// Hear takes a node's answer to info, whoever asked for it.
+// Hear processes a node's answer to info. It ignores answers to others' questions.
 func (m *Machine) Hear(now wire.Now, a *wire.Answer, out *Out) {
 	if m.query == nil || !m.query.Hear(now, a) {
 		return
@@ -94,7 +97,7 @@ func (m *Machine) Hear(now wire.Now, a *wire.Answer, out *Out) {
 		}
 		longest = max(longest, min(got.Nodes[i].RoundTrip, Patience))
 	}
-	if len(m.query.nodes) == 1 { // others are as far away, perhaps
+	if len(m.query.nodes) == 1 { // perhaps the other nodes are as far away
 		m.enoughAt, m.enough = max(m.enoughAt, now.Mono+longest), false
 	}
 	if m.settling = len(got.Missing) == 0; m.settling {
@@ -111,7 +114,7 @@ func (m *Machine) Hear(now wire.Now, a *wire.Answer, out *Out) {
 	m.conclude(now, out)
 }
 
-// Tick does what time alone brings.
+// Tick does what is due: it concludes, ends or repeats a query.
 func (m *Machine) Tick(now wire.Now, out *Out) {
 	if m.query == nil {
 		return
@@ -120,7 +123,7 @@ func (m *Machine) Tick(now wire.Now, out *Out) {
 		return
 	}
 	if m.own != nil && now.Mono-m.began >= Pause {
-		m.query = nil // the next node that shows another configuration makes it ask again
+		m.query = nil // the next node that shows another configuration starts a new one
 		return
 	}
 	if now.Mono >= m.askAt {
@@ -128,8 +131,8 @@ func (m *Machine) Tick(now wire.Now, out *Out) {
 	}
 }
 
-// Wait is how long nothing has to be done without an answer; ok is false if that is for
-// ever.
+// Wait returns how long until Tick must be called, if no answer comes; ok is false if it
+// need not be.
 func (m *Machine) Wait(now wire.Now) (d time.Duration, ok bool) {
 	if m.query == nil {
 		return 0, false
@@ -144,7 +147,7 @@ func (m *Machine) Wait(now wire.Now) (d time.Duration, ok bool) {
 	return max(at-now.Mono, 0), true
 }
 
-// conclude ends the query if it has found what the client is to count by.
+// conclude ends the query if it has found the configuration for the client.
 func (m *Machine) conclude(now wire.Now, out *Out) {
 	if now.Mono < m.enoughAt && (!m.settling || now.Mono < m.settleAt) {
 		return
@@ -164,7 +167,8 @@ func (m *Machine) conclude(now wire.Now, out *Out) {
 	}
 }
 
-// Membership is what the query under way has found so far.
+// Membership returns what the query under way has found so far. It is empty if there is
+// none.
 func (m *Machine) Membership(now wire.Now) Membership {
 	if m.query == nil {
 		return Membership{}

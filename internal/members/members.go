@@ -1,11 +1,13 @@
-// Package members decides which nodes a cluster has, and which configuration a client
-// counts votes by (rules M1 to M5 of docs/protocol.md). Like packages node and client it
+// Package members decides which nodes a cluster has, and by which configuration a client
+// counts votes (rules M1 to M5 of docs/protocol.md). Like packages voter and client it
 // has no clock, goroutine, channel or random source: time is an argument. The simulator
-// runs it as it is.
+// runs the same code.
 //
-// A Query is one question to all nodes and what they answered; it compares the answers and
-// decides nothing. A Machine asks for a client: when it begins, and again whenever a node
-// shows another configuration. It says when the client has to count by which.
+// A Query is one question to all nodes and their answers. It compares the answers and
+// decides nothing. A Machine asks for a client when it starts, and again when a node
+// shows another configuration. It decides when the client changes its configuration.
+//
+// All values are for use by one goroutine at a time.
 package members
 
 import (
@@ -21,17 +23,18 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Conflict is how a node contradicts the others.
+// Conflict says how a node contradicts others.
 type Conflict string
 
 const (
-	// NameClash: another process answers under the same name.
+	// NameClash means that another process answers under the same name.
 	NameClash Conflict = "name clash"
-	// OtherConfig: it has a valid configuration, and more nodes show another.
+	// OtherConfig means that its configuration is valid, but more nodes show another one.
 	OtherConfig Conflict = "other configuration"
-	// Unlisted: the list that it shows does not have its own name.
+	// Unlisted means that the list that it shows does not contain its own name.
 	Unlisted Conflict = "not in its own list"
-	// WrongDigest: the digest in its answers is not that of the configuration it shows.
+	// WrongDigest means that the digest in its answers is not that of the configuration that
+	// it shows.
 	WrongDigest Conflict = "wrong digest"
 )
 
@@ -41,41 +44,45 @@ type Node struct {
 	Incarnation uuid.UUID
 	Digest      string
 	Info        wire.NodeInfo // of its newest answer
-	Recovering  time.Duration
-	RoundTrip   time.Duration // of the first answer
-	Clock       time.Duration // by how much its clock is ahead of the client's, to half a round trip
-	Conflict    Conflict      // "": none
+	// Recovering is for how long it will give no votes.
+	Recovering time.Duration
+	RoundTrip  time.Duration // of the first answer
+	// Clock is by how much its clock is ahead of the client's, with an error of up to half a
+	// round trip.
+	Clock    time.Duration
+	Conflict Conflict // empty: none
 
-	first int // how often the nodes had been asked when it was first heard
-	last  int // the last of these questions that it answered
+	first int // number of questions asked when it was first heard
+	last  int // number of the latest question that it answered
 }
 
-// Config is the configuration that the node shows.
+// Config returns the configuration that the node shows.
 func (n *Node) Config() wire.Config {
 	return wire.Config{Nodes: n.Info.Nodes, MaxTTL: n.Info.MaxTTL, Skew: n.Info.Skew}
 }
 
-// overBy reports that n is no more, as far as o of the same name shows: o answered a
-// question from after n was first heard, and n has answered none since.
+// overBy reports whether o, of the same name, shows that n is no more: o answered a
+// question from after n was first heard, and n has answered none since o was first heard.
 func (n *Node) overBy(o *Node) bool {
 	return o.Name == n.Name && o.Incarnation != n.Incarnation && o.last > n.last && o.last > n.first && n.last <= o.first
 }
 
-// fresh is for how long an answer counts, from its question on.
+// recentAnswer is for how long an answer counts, from its question on.
 const recentAnswer = 10 * time.Second
 
-// mostNodes bounds what is remembered of who answers.
+// mostNodes bounds how many processes are remembered.
 const mostNodes = 4 * wire.MaxNodes
 
-// Query is a question to all nodes, which may be repeated, and the answers.
+// Query is a question to all nodes, which may be repeated, and the answers. It is not
+// safe for concurrent use.
 type Query struct {
 	nonce string
-	asked []wire.Now // when, each time
+	asked []wire.Now // when each question was asked
 	nodes []Node     // in the order of their first answers
 }
 
-// NewQuery makes a query whose questions carry nonces that begin with nonce. No other
-// query may have the same.
+// NewQuery returns a query. The nonces of its questions begin with nonce, which no other
+// query may use.
 func NewQuery(nonce string) *Query { return &Query{nonce: nonce} }
 
 // Ask returns the nonce of one more question.
@@ -84,7 +91,7 @@ func (q *Query) Ask(now wire.Now) string {
 	return q.nonce + "/" + strconv.Itoa(len(q.asked))
 }
 
-// Hear takes an answer, and reports whether it is one to this query (M1).
+// Hear takes an answer, and reports whether it belongs to this query (M1).
 func (q *Query) Hear(now wire.Now, a *wire.Answer) bool {
 	if a.Info == nil {
 		return false
@@ -106,7 +113,8 @@ func (q *Query) Hear(now wire.Now, a *wire.Answer) bool {
 			Clock: time.Duration(a.Info.Now-asked.Wall)*time.Microsecond - trip/2,
 		})
 	}
-	if n := &q.nodes[i]; round >= n.last { // an earlier one is late, and says less
+	// An answer to an earlier question is late, and says less.
+	if n := &q.nodes[i]; round >= n.last {
 		n.last, n.Info, n.Digest, n.Recovering = round, *a.Info, a.Digest, a.Recovering
 	}
 	return true
@@ -114,20 +122,22 @@ func (q *Query) Hear(now wire.Now, a *wire.Answer) bool {
 
 // Membership is what the nodes said, compared with each other.
 type Membership struct {
-	Nodes []Node // those that answered, by name; processes of one name follow each other
+	Nodes []Node // the nodes that answered, sorted by name and then by incarnation
 
-	// Config is the configuration that more names count for than for any other, nil if
-	// none counts for any; Agreed is whether they are enough (M3).
+	// Config is the configuration for which most names count, nil if none counts for any.
+	// Agreed says whether they are enough (M3).
 	Config *wire.Config
 	Digest string
 	Agreed bool
 
-	Missing []string // names that a node which answered lists, or that were expected, without an answer
+	// Missing lists the names that are expected, or that a node that answered lists, and that
+	// have not answered. It is sorted.
+	Missing []string
 }
 
-// Membership compares the answers that count now. own is the configuration that the
-// client has, nil if it has none; its nodes are expected to answer. Unless gone is set,
-// those of them that are silent count against every other configuration (M5).
+// Membership compares the answers that count at this time. own is the configuration of
+// the client, or nil if it has none; its nodes are expected to answer. Unless gone is
+// set, its silent nodes count against every other configuration (M5).
 func (q *Query) Membership(now wire.Now, own *wire.Config, gone bool) Membership {
 	var m Membership
 	for i := range q.nodes {
@@ -141,7 +151,8 @@ func (q *Query) Membership(now wire.Now, own *wire.Config, gone bool) Membership
 		return cmp.Or(cmp.Compare(a.Name, b.Name), slices.Compare(a.Incarnation[:], b.Incarnation[:]))
 	})
 
-	names, of := map[string]int{}, map[string]*Node{} // names that count for a digest, and one of their nodes
+	// The number of names that count for each digest, and one of their nodes.
+	names, of := map[string]int{}, map[string]*Node{}
 	heard := map[string]bool{}
 	for i, next := 0, 0; i < len(m.Nodes); i = next {
 		for next = i + 1; next < len(m.Nodes) && m.Nodes[next].Name == m.Nodes[i].Name; next++ {
@@ -153,7 +164,8 @@ func (q *Query) Membership(now wire.Now, own *wire.Config, gone bool) Membership
 			of[n.Digest] = n
 		}
 	}
-	for digest, count := range names { // of equals the same one at every look
+	// If counts are equal, the result must not depend on map order.
+	for digest, count := range names {
 		if best := names[m.Digest]; count > best || count == best && digest < m.Digest {
 			m.Digest = digest
 		}
@@ -195,8 +207,8 @@ func (q *Query) Membership(now wire.Now, own *wire.Config, gone bool) Membership
 	return m
 }
 
-// evaluate looks at the processes of one name, notes what each contradicts, and reports
-// whether the name counts for the configuration that they show (M2).
+// evaluate notes what the processes of one name contradict, and reports whether the name
+// counts for the configuration that they show (M2).
 func evaluate(nodes []Node) bool {
 	counts := true
 	for i := range nodes {
