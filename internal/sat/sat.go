@@ -1,14 +1,15 @@
-// Package sat computes with times and limits that somebody chose: where a sum or a
-// product is out of range, the result is the end of the range. "For ever" is often
-// said by the greatest value of a type, and must not come round to its least.
+// Package sat is saturating arithmetic for times and limits that users choose: if a
+// result is out of range, it is the end of the range. Users often say "for ever" with the
+// greatest value of a type, and that must not overflow to the least. Its functions are
+// safe for concurrent use.
 package sat
 
 import "time"
 
-// Signed is what is counted and measured in.
+// Signed is the constraint of what is counted and measured in.
 type Signed interface{ ~int | ~int64 }
 
-// Add is a + b.
+// Add returns a + b.
 func Add[T Signed](a, b T) T {
 	sum := a + b
 	switch {
@@ -20,7 +21,7 @@ func Add[T Signed](a, b T) T {
 	return sum
 }
 
-// Mul is a * n for n that is not negative.
+// Mul returns a * n; n must not be negative.
 func Mul[T Signed](a, n T) T {
 	product := a * n
 	if n == 0 || product/n == a && (product < 0) == (a < 0) {
@@ -32,10 +33,10 @@ func Mul[T Signed](a, n T) T {
 	return greatest[T]()
 }
 
-// Micros is a number of microseconds, which is what messages and wall clocks count in.
+// Micros returns n microseconds, the unit of messages and wall clocks.
 func Micros(n int64) time.Duration { return Mul(time.Duration(n), time.Microsecond) }
 
-// greatest is the greatest value of T: that of int differs between machines.
+// greatest returns the greatest value of T, which for int depends on the machine.
 func greatest[T Signed]() T {
 	most := T(1)
 	for most<<1 > most {
