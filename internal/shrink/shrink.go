@@ -1,15 +1,15 @@
-// Package shrink gives back the memory of tables that were once large. Go's maps
-// and slices keep the room that they ever needed: a node that once saw a million
-// names at a time would carry them for ever.
+// Package shrink frees the memory of tables that were once large. Go's maps and slices
+// keep all memory that they ever needed, so a node that once had a million names would
+// keep it for ever. Its functions are as safe for concurrent use as their arguments.
 package shrink
 
-// few is how many entries are not worth a copy.
+// few is a number of entries that are not worth a copy.
 const few = 1024
 
-// Map is to be called after each delete, with the same peak for the same map. It
-// returns m, or when three quarters of the most that m had since the last copy are
-// gone a copy of the right size: so that each delete pays for a third of an entry's
-// copy at most.
+// Map must be called after each delete from m, always with the same peak for the same
+// map. If three quarters of the largest number of entries since the last copy are gone,
+// it returns a smaller copy, and else m. So a delete costs the copy of at most a third of
+// an entry on average.
 func Map[M ~map[K]V, K comparable, V any](m M, peak *int) M {
 	*peak = max(*peak, len(m)+1)
 	if *peak < few || len(m) > *peak/4 {
@@ -23,8 +23,8 @@ func Map[M ~map[K]V, K comparable, V any](m M, peak *int) M {
 	return small
 }
 
-// Slice returns s, or when three quarters of its capacity are unused a copy with
-// half of that.
+// Slice returns s, or a copy with half the capacity if three quarters of the capacity are
+// unused.
 func Slice[S ~[]E, E any](s S) S {
 	if cap(s) < few || len(s) > cap(s)/4 {
 		return s
