@@ -1,6 +1,7 @@
-// Package dice turns the bytes of a fuzz test into choices, and into messages that are
-// well formed and otherwise anything: what a machine may be told by a network that
-// repeats, reorders and delays, by other versions, and by whoever may publish.
+// Package dice turns the input of a fuzz test into choices, and into messages that are
+// well formed but otherwise arbitrary. They stand for what a machine may receive from a
+// network that repeats, reorders and delays messages, from other versions, and from
+// anybody who may publish.
 package dice
 
 import (
@@ -12,17 +13,17 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Dice are bytes that are used up one by one. When none is left every choice is the
-// first.
+// Dice is a sequence of bytes, one of which each choice consumes. When none is left,
+// every choice is the first. It is not safe for concurrent use.
 type Dice struct{ bytes []byte }
 
-// New makes dice of the input of a fuzz test.
+// New returns dice of the input of a fuzz test.
 func New(bytes []byte) *Dice { return &Dice{bytes} }
 
-// Left reports whether a choice is left.
+// Left reports whether bytes are left.
 func (d *Dice) Left() bool { return len(d.bytes) > 0 }
 
-// N chooses from 0 to n-1; n is at most 256.
+// N returns a number from 0 to n-1; n must be from 1 to 256.
 func (d *Dice) N(n int) int {
 	if len(d.bytes) == 0 {
 		return 0
@@ -32,13 +33,13 @@ func (d *Dice) N(n int) int {
 	return int(b) % n
 }
 
-// Odds is true once in n times.
+// Odds returns true in about one of n cases; n must be from 1 to 256.
 func (d *Dice) Odds(n int) bool { return d.N(n) == n-1 }
 
-// Of chooses one of several.
+// Of returns one of several values, at least one and at most 256.
 func Of[T any](d *Dice, all ...T) T { return all[d.N(len(all))] }
 
-// Pass is how far time goes on: mostly by little, now and then by a lease or more.
+// Pass returns a time to let pass: usually a short one, sometimes a lease or more.
 func (d *Dice) Pass(lease time.Duration) time.Duration {
 	if d.N(8) > 0 {
 		return Of(d, 0, time.Microsecond, time.Millisecond, 30*time.Millisecond)
@@ -46,17 +47,18 @@ func (d *Dice) Pass(lease time.Duration) time.Duration {
 	return Of(d, lease/12, lease/3, lease/2, lease, 4*lease)
 }
 
-// World is who and what messages are about.
+// World lists the participants and subjects of messages.
 type World struct {
 	Cluster   wire.Config
-	Nodes     []string // that answer: some may be no nodes
+	Nodes     []string // that answer; some may not be in the cluster
 	Clients   []string
 	Instances []uuid.UUID
 	Resources []string
 	Lease     time.Duration
 	Beat      uint64 // about the highest that was sent
 	Seq       uint64 // about the highest that was given out
-	Wall      int64
+	// Wall is the wall clock in microseconds.
+	Wall int64
 }
 
 func (d *Dice) beat(w *World) uint64 {
@@ -82,7 +84,7 @@ func (d *Dice) digest(w *World) string {
 	return w.Cluster.Digest()
 }
 
-// runs are some of the numbers from lo to hi.
+// runs returns some of the numbers from lo to hi.
 func (d *Dice) runs(lo, hi uint64) wire.Runs {
 	var out wire.Runs
 	at := lo
@@ -103,7 +105,7 @@ func (d *Dice) span(w *World) (lo, hi uint64) {
 	return Of(d, 1, d.seq(w)), Of(d, w.Seq, d.seq(w), w.Seq+3, wire.MaxInt)
 }
 
-// Request is any request that a decoder lets through.
+// Request returns an arbitrary request that a decoder accepts.
 func (d *Dice) Request(w *World) wire.Request {
 	r := wire.Request{
 		Verb:   Of(d, wire.Acquire, wire.Acquire, wire.Acquire, wire.Release, wire.Yield, wire.Refresh, wire.Info, wire.List, wire.Inspect, wire.Evict),
@@ -155,7 +157,7 @@ func (d *Dice) Request(w *World) wire.Request {
 	return r
 }
 
-// claims are some that another node may name.
+// claims returns some claims that another node may name.
 func (d *Dice) claims(w *World) []wire.ClaimOf {
 	var out []wire.ClaimOf
 	for range d.N(4) {
@@ -164,7 +166,8 @@ func (d *Dice) claims(w *World) []wire.ClaimOf {
 	return out
 }
 
-// Grants are votes of all nodes of the cluster for one claim, as honest nodes give them.
+// Grants returns votes of all nodes of the cluster for one claim, as honest nodes give
+// them.
 func (d *Dice) Grants(w *World, client string, claim wire.ClaimID, beat uint64) []wire.Answer {
 	var all []wire.Answer
 	fence := uint64(max(w.Wall, 1)) + uint64(d.N(3))
@@ -178,7 +181,7 @@ func (d *Dice) Grants(w *World, client string, claim wire.ClaimID, beat uint64) 
 	return all
 }
 
-// lives are those of which a node has the memory.
+// lives returns incarnations whose memory a node may have.
 func (d *Dice) lives() []uuid.UUID {
 	if d.Odds(2) {
 		return nil
@@ -186,13 +189,13 @@ func (d *Dice) lives() []uuid.UUID {
 	return []uuid.UUID{{byte(1 + d.N(3))}}
 }
 
-// Answer is any answer that a decoder lets through.
+// Answer returns an arbitrary answer that a decoder accepts.
 func (d *Dice) Answer(w *World) wire.Answer {
 	return d.AnswerOf(w, Of(d, wire.Granted, wire.Granted, wire.Granted, wire.Queued, wire.Refused, wire.Recall,
 		wire.Refreshed, wire.Evicted, wire.Informed, wire.Listed, wire.Evicting, wire.Over))
 }
 
-// AnswerOf is any such answer of one kind.
+// AnswerOf returns such an answer of the given kind.
 func (d *Dice) AnswerOf(w *World, kind wire.Kind) wire.Answer {
 	a := wire.Answer{Kind: kind, Node: Of(d, w.Nodes...), Digest: d.digest(w), Client: Of(d, w.Clients...)}
 	if a.Incarnation = (uuid.UUID{1}); d.Odds(32) {
