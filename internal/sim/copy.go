@@ -12,10 +12,10 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// A snapshot of a client's machine is taken while it runs, and brought to life later,
-// beside it: two processes with one instance, one inbox, and the same claims (C15).
+// A snapshot of a client's machine is taken while it runs, and comes to life later beside
+// it. Then two processes have one instance, one inbox, and the same claims (C15).
 
-// snapshot is a client as it was at a moment.
+// snapshot is the state of a client at one moment.
 type snapshot struct {
 	of    *simClient
 	copy  *simClient
@@ -26,7 +26,8 @@ type snapshot struct {
 func (s *Sim) take(c *simClient) *snapshot {
 	snap := &snapshot{of: c, taken: s.now, copy: &simClient{
 		sim: s, id: c.id, name: c.name, user: c.user, clock: c.clock, inbox: c.inbox, instance: c.instance, paused: true,
-		slack: c.slack + 5*time.Microsecond, // no two machines wake in the same microsecond, again and again
+		// Otherwise the two machines would wake in the same microsecond each time.
+		slack: c.slack + 5*time.Microsecond,
 	}}
 	done := map[unsafe.Pointer]reflect.Value{unsafe.Pointer(c): reflect.ValueOf(snap.copy)}
 	for _, list := range s.jobs {
@@ -49,8 +50,8 @@ func (s *Sim) take(c *simClient) *snapshot {
 	return snap
 }
 
-// revive brings a snapshot to life. Its monotonic clock stood still; its wall clock is
-// right again, or stood still too.
+// revive brings a snapshot to life. Its monotonic clock stood still. Its wall clock is
+// right, or if frozen is set, stood still too.
 func (s *Sim) revive(snap *snapshot, frozen bool, resources int, r *rand.Rand) {
 	c := snap.copy
 	c.clock.stopped += s.now - snap.taken
@@ -72,11 +73,12 @@ func (s *Sim) revive(snap *snapshot, frozen bool, resources int, r *rand.Rand) {
 	}
 	for _, cl := range c.core.All() {
 		for _, o := range s.jobs[cl.Resource()] {
-			o.free = false // the copy asks for what it had, and may have asked first
+			o.free = false // the copy requests what it had, and may have asked first
 		}
 	}
 	for _, j := range snap.jobs {
-		j.asked = s.now // it was not there meanwhile, to be answered
+		// It could not be answered in the meantime.
+		j.asked = s.now
 		s.jobs[j.res] = append(s.jobs[j.res], j)
 		if j.held {
 			j.timer = s.at(time.Duration(r.Int64N(int64(ttl))), func() { c.do(j.release) })
@@ -86,9 +88,9 @@ func (s *Sim) revive(snap *snapshot, frozen bool, resources int, r *rand.Rand) {
 	c.resume()
 }
 
-// copyLater takes snapshots, and revives each when more than a lease has passed, with
-// clocks that show it. No promise is broken by that: who was not there for a lease has
-// nothing, and takes nothing from whom it is a copy of.
+// copyLater takes snapshots and revives each after more than a lease, with clocks that
+// show it. No promise may be broken: the copy has nothing any more, and takes nothing
+// from the original.
 func (s *Sim) copyLater(resources int) {
 	r := rand.New(rand.NewPCG(s.opt.Seed, 0x636f7079))
 	for range 1 + r.IntN(3) {
@@ -103,13 +105,14 @@ func (s *Sim) copyLater(resources int) {
 	}
 }
 
-// copyWithinLease revives a snapshot at once, or so soon that its locks are good yet. For
-// a while both copies hold, and each may take from the other: until one has heard an
-// answer to the other, which is a third of a lease, and then for as long as a vote
-// stands. After that all promises hold again.
+// copyWithinLease revives a snapshot at once, or so soon that its locks are still valid.
+// For some time both copies hold, and each may take locks from the other. That ends when
+// one of them has heard an answer to the other, after a third of a lease, and the votes
+// from before have expired. Then all promises must hold again.
 func (s *Sim) copyWithinLease(resources int) {
 	r := rand.New(rand.NewPCG(s.opt.Seed, 0x636f7079))
-	s.world = rough // it may be overtaken
+	// It may be overtaken.
+	s.world = rough
 	s.loss, s.late = 0, 0
 	s.at(time.Second+time.Duration(r.Int64N(int64(faulty/2))), func() {
 		c := s.clients[r.IntN(len(s.clients))]
@@ -121,14 +124,14 @@ func (s *Sim) copyWithinLease(resources int) {
 	})
 }
 
-// nextInstance is another for a client that may have copies. It takes nothing from the
-// dice, which would make another world of this one.
+// nextInstance returns another instance for a client that may have copies. It draws no
+// random numbers, which would change the world.
 func (c *simClient) nextInstance() uuid.UUID {
 	c.sim.uuids++
 	return uuid.NewSHA1(c.instance, []byte{byte(c.sim.uuids), byte(c.sim.uuids >> 8), byte(c.sim.uuids >> 16)})
 }
 
-// deepCopy copies all that p leads to. What was done before is taken from there.
+// deepCopy copies everything that p leads to, except what done maps to copies already.
 func deepCopy[T any](p *T, done map[unsafe.Pointer]reflect.Value) *T {
 	to := reflect.New(reflect.TypeFor[*T]()).Elem()
 	copyInto(to, reflect.ValueOf(&p).Elem(), done)

@@ -7,13 +7,14 @@ import (
 	"github.com/qlock/qlock/internal/voter"
 )
 
-// Two clusters whose names, nodes and configuration are the same, blue and green, say.
-// Clients are led from one to the other when they reconnect. What a client holds it
-// got from one of them, and there nobody else may have it meanwhile (C13).
+// Two clusters, such as blue and green, have the same names, nodes and configuration. A
+// client may reach the other cluster when it reconnects. What it holds, it got from one
+// of them, and in that one nobody else may have it meanwhile (C13).
 
 // newForeign makes the second cluster.
 func (s *Sim) newForeign() {
-	s.world = rough // who is led away is overtaken by all who are not
+	// All others overtake a client that is connected to the other cluster.
+	s.world = rough
 	s.sides, s.won = map[string]int{}, map[*client.Claim]int{}
 	for _, nd := range append([]*simNode(nil), s.nodes...) {
 		twin := s.newTwin(nd, s.newDir())
@@ -24,8 +25,8 @@ func (s *Sim) newForeign() {
 	s.at(s.between(0, 5*time.Second), s.lead)
 }
 
-// sideOf is the cluster that gave the job what it holds. A claim that is kept goes from
-// holder to holder, wherever its client is connected by then.
+// sideOf returns the cluster that gave the job its lock. A kept claim goes from holder to
+// holder, whichever cluster its client is connected to by then.
 func (s *Sim) sideOf(j *job) int {
 	if s.members != nil {
 		return s.members.rights[j.client.core.Digest()]
@@ -43,7 +44,7 @@ func (s *Sim) sideOf(j *job) int {
 	return s.won[claim]
 }
 
-// lead has a client reconnect, to the other cluster or to the same.
+// lead makes a client reconnect, to either cluster.
 func (s *Sim) lead() {
 	if !s.working {
 		return
@@ -65,7 +66,8 @@ func (s *Sim) reconnect(c *simClient, side int) {
 		c.flush()
 	})
 	s.sides[c.name], s.sides[c.inbox] = side, side
-	s.at(s.between(0, 20*time.Millisecond), func() { s.isBack(c) }) // its driver hears of it later
+	// Its driver learns of it later.
+	s.at(s.between(0, 20*time.Millisecond), func() { s.isBack(c) })
 }
 
 func (s *Sim) isBack(c *simClient) {

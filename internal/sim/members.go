@@ -12,35 +12,40 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// membership is a world in which clients learn from the nodes which nodes there are, as
-// they do in production (M1 to M5), while that is made hard: single nodes have lists of
-// their own, a few nodes of another cluster answer as well, two processes of one name
-// contradict each other, and the operator renames the whole cluster, all nodes stopped and
-// started with another list or another longest lease.
+// membership is a world in which clients learn the list of nodes from the nodes, as in
+// production (M1 to M5), under faults made for that. Single nodes have lists of their
+// own. A few nodes of another cluster answer as well. Two processes of one name
+// contradict each other. The operator renames the whole cluster: all nodes stop, and
+// start with another list or another longest lease.
 type membership struct {
-	sim    *Sim
-	quiet  bool           // every message arrives, within 5 ms each way, and machines are well
-	rights map[string]int // digests of the configurations that were the cluster's, and of others
+	sim *Sim
+	// With quiet, every message arrives within 5 ms each way, and machines are well.
+	quiet bool
+	// rights maps the digest of each configuration to 0 if it was the cluster's, else to a
+	// number of its own.
+	rights map[string]int
 	lives  []*life
 	serial int
 }
 
 // life is a node process with one configuration.
 type life struct {
-	nd          *simNode
-	core        *voter.Node
-	name        string
-	digest      string
-	from, until time.Duration // until: the last moment at which it was seen to live
+	nd     *simNode
+	core   *voter.Node
+	name   string
+	digest string
+	// from and until are when it was first and last seen alive.
+	from, until time.Duration
 }
 
 // heardOf is a configuration that a name showed to a client.
 type heardOf struct{ name, digest string }
 
-// memory is for how long after its question an answer may count, and some more for clocks.
+// memory is for how long after its question an answer may count, plus an allowance for
+// clocks.
 const memory = 10*time.Second + time.Second
 
-// newMembership makes such a world.
+// newMembership returns such a world.
 func newMembership(opt Options) *Sim {
 	s := emptySim(opt)
 	m := &membership{sim: s, quiet: opt.Seed%3 == 0, rights: map[string]int{}}
@@ -68,7 +73,7 @@ func newMembership(opt Options) *Sim {
 		c := &simClient{sim: s, id: i, name: fmt.Sprintf("c%d", i), user: fmt.Sprintf("c%d", i), clock: s.newClock(time.Second)}
 		s.clients = append(s.clients, c)
 		s.at(s.between(0, 3*time.Second), func() {
-			if c.members == nil { // else it has crashed already
+			if c.members == nil { // otherwise it has crashed already
 				c.begin()
 			}
 		})
@@ -91,7 +96,7 @@ func (m *membership) newNode(name string, cfg wire.Config) *simNode {
 	return nd
 }
 
-// play does one thing to the cluster, and the next some time later.
+// play applies one fault to the cluster, and schedules the next.
 func (m *membership) play() {
 	s := m.sim
 	if !s.working {
@@ -113,16 +118,16 @@ func (m *membership) play() {
 	switch kind {
 	case 0: // a node is started with a list of its own, and later with the right one
 		m.stray(nd)
-	case 1: // a few nodes of another cluster are led to the same subjects
+	case 1: // a few nodes of another cluster answer on the same subjects
 		m.foreign(1 + r.IntN(2))
-	case 2: // all nodes come up with another list, or another longest lease
+	case 2: // all nodes start with another list, or another longest lease
 		m.rename()
-	case 3, 4, 5: // a client process ends, another begins
+	case 3, 4, 5: // a client process ends, and another begins
 		c.crash()
-	case 6: // a node is down for a while
+	case 6: // a node is down for a time
 		nd.stop(r.IntN(2) == 0)
 		s.at(s.downFor(), func() { m.start(nd) })
-	case 7: // a client hears or reaches some nodes only
+	case 7: // a client is cut off from some nodes
 		s.res.Cuts++
 		until := s.now + s.between(0, 2*ttl)
 		for _, o := range s.nodes {
@@ -131,13 +136,13 @@ func (m *membership) play() {
 				s.cuts[[2]string{o.host(), c.queryInbox}] = until
 			}
 		}
-	case 8: // a node stands still
+	case 8: // a node pauses
 		if nd.core != nil && !nd.paused {
 			s.res.Pauses++
 			nd.paused = true
 			s.at(s.between(0, ttl), nd.resume)
 		}
-	case 9: // a second process of one name, with another list
+	case 9: // a second process of the same name, with another list
 		if nd.core != nil {
 			twin := s.newTwin(nd, nil)
 			twin.cfg = m.other([]string{nd.name, "n9"}, maxTTL)
@@ -147,7 +152,7 @@ func (m *membership) play() {
 	}
 }
 
-// other is a configuration that is not the cluster's.
+// other returns a configuration that is not the cluster's.
 func (m *membership) other(nodes []string, longest time.Duration) wire.Config {
 	cfg := wire.Config{Nodes: slices.Compact(slices.Sorted(slices.Values(nodes))), MaxTTL: longest, Skew: skew}
 	if _, known := m.rights[cfg.Digest()]; !known {
@@ -171,7 +176,8 @@ func (m *membership) stray(nd *simNode) {
 	s.tracef("%s has a list of its own: %v", nd.host(), nd.cfg.Nodes)
 	s.at(s.downFor(), nd.start)
 	s.at(s.between(0, 3*maxTTL), func() {
-		if s.working && s.cluster.Digest() == right.Digest() && nd.twin == "" { // else it was renamed since
+		// Otherwise the cluster was renamed since.
+		if s.working && s.cluster.Digest() == right.Digest() && nd.twin == "" {
 			nd.stop(false)
 			nd.cfg = right
 			s.at(s.downFor(), func() { m.start(nd) })
@@ -179,7 +185,7 @@ func (m *membership) stray(nd *simNode) {
 	})
 }
 
-// foreign has n nodes of another cluster answer for a while.
+// foreign makes n nodes of another cluster answer for a time.
 func (m *membership) foreign(n int) {
 	s := m.sim
 	s.res.WrongConfig++
@@ -208,7 +214,7 @@ func (m *membership) rename() {
 	s.res.WrongConfig++
 	old := s.cluster
 	var names []string
-	for _, name := range old.Nodes { // some go on
+	for _, name := range old.Nodes { // some stay
 		if r.IntN(3) > 0 {
 			names = append(names, name)
 		}
@@ -247,8 +253,9 @@ func (m *membership) rename() {
 	}
 }
 
-// start starts a node, unless the cluster was renamed since that was planned: an operator
-// who goes on to start nodes with the list of before has two clusters of one name.
+// start starts a node, unless the cluster was renamed since the start was planned. An
+// operator who went on to start nodes with the old list would have two clusters of one
+// name.
 func (m *membership) start(nd *simNode) {
 	if digest := nd.cfg.Digest(); m.rights[digest] == 0 && digest != m.sim.cluster.Digest() {
 		return
@@ -256,20 +263,20 @@ func (m *membership) start(nd *simNode) {
 	nd.start()
 }
 
-// belongs reports whether a node that runs now is to go on in the calm.
+// belongs reports whether a node must run after all faults have ended.
 func (m *membership) belongs(nd *simNode) bool {
 	return m == nil || slices.Contains(m.sim.cluster.Nodes, nd.name)
 }
 
-// lastWants has each client want a lock when all is well again: it must have learned what
-// the cluster is, or do so now.
+// lastWants makes each client request a lock when all faults have ended. It must have
+// learned the list of nodes, or do so now.
 func (m *membership) lastWants() {
 	for _, c := range m.sim.clients {
 		c.wantOnce(2)
 	}
 }
 
-// look notes who runs with which configuration.
+// look notes, again and again, which nodes run with which configuration.
 func (m *membership) look() {
 	s := m.sim
 	s.at(10*time.Millisecond, m.look)
@@ -291,7 +298,8 @@ func (m *membership) note() {
 	m.lives = slices.DeleteFunc(m.lives, func(l *life) bool { return l.until < s.now-2*memory })
 }
 
-// running counts the names of nodes that ran with the configuration at some time since.
+// running returns how many names of nodes ran with the configuration at some time since
+// then.
 func (m *membership) running(digest string, since time.Duration) int {
 	names := map[string]bool{}
 	for _, l := range m.lives {
@@ -302,7 +310,7 @@ func (m *membership) running(digest string, since time.Duration) int {
 	return len(names)
 }
 
-// found checks what a client's machine found.
+// found checks the configuration that a client's machine found.
 func (m *membership) found(c *simClient, cfg wire.Config) {
 	s := m.sim
 	m.note()
@@ -310,7 +318,7 @@ func (m *membership) found(c *simClient, cfg wire.Config) {
 	s.tracef("%s counts by %v %s from now on", c.name, cfg.Nodes, digest)
 	need := quorum.Size(len(cfg.Nodes), quorum.Exclusive)
 	if n := m.running(digest, s.now-memory); n < need {
-		s.fail("%s takes %v for the nodes, which %d of them have, or had lately: %d are a quorum", c.name, cfg.Nodes, n, need)
+		s.fail("%s takes the configuration with nodes %v, which only %d of them have, or had lately; a quorum is %d", c.name, cfg.Nodes, n, need)
 	}
 	if c.core == nil {
 		s.res.Found++
@@ -323,11 +331,11 @@ func (m *membership) found(c *simClient, cfg wire.Config) {
 	m.checkMove(c, digest)
 }
 
-// checkFirst checks what a client begins with where every message arrives: what most of
-// those have that ran all the time.
+// checkFirst checks the first configuration of a client where every message arrives. It
+// must be the one of most nodes that ran all the time.
 func (m *membership) checkFirst(c *simClient, digest string) {
 	s := m.sim
-	names := map[string]map[string]bool{} // by name: what it showed meanwhile
+	names := map[string]map[string]bool{} // what each name showed meanwhile
 	all := map[string]int{}
 	for _, l := range m.lives {
 		if l.until < c.began {
@@ -355,9 +363,10 @@ func (m *membership) checkFirst(c *simClient, digest string) {
 	}
 }
 
-// checkMove checks that no few draw a client away: those whose configuration it takes are
-// more than those of its own nodes that it has not heard from lately, unless it has heard
-// of none that has its configuration for as long as leases last.
+// checkMove checks that a minority cannot make a client change its configuration. The
+// nodes whose configuration it takes must be more than the nodes of its own list that it
+// has not heard from lately, unless none has shown it its own configuration for as long
+// as leases last.
 func (m *membership) checkMove(c *simClient, digest string) {
 	s := m.sim
 	own := c.core.Cluster()
@@ -381,14 +390,14 @@ func (m *membership) checkMove(c *simClient, digest string) {
 		}
 	}
 	if with <= silent && s.now-last < own.MaxTTL {
-		s.fail("%s leaves %v for %s, which it heard from %d, while %d of its nodes are silent and it heard of one %v ago",
+		s.fail("%s leaves %v for %s, which %d nodes showed, while %d of its own nodes are silent and one showed its configuration %v ago",
 			c.name, own.Nodes, digest, with, silent, s.now-last)
 	}
 }
 
 // ---- clients that learn the nodes
 
-// begin is what New does: a process starts that knows no node.
+// begin starts a process that knows no node, as qlock.New does.
 func (c *simClient) begin() {
 	s := c.sim
 	c.core, c.table, c.instance = nil, nil, s.newUUID()
@@ -402,7 +411,7 @@ func (c *simClient) begin() {
 				return
 			}
 			c.heard[heardOf{a.Node, a.Digest}] = s.now
-			// Not what comes when its query is over: that is of any time.
+			// Not an answer that comes after its query: it may be of any age.
 			if c.core != nil && a.Digest == c.core.Digest() && queryOf(a.Info.Nonce) == c.lastQuery && s.now-c.queriedAt < members.Pause*9/10 {
 				c.heardOwn[a.Node] = s.now
 			}
@@ -419,7 +428,7 @@ func (c *simClient) shown(a *wire.Answer) {
 	}
 }
 
-// learn lets f work on the machine, and does what comes of it.
+// learn calls f on the machine and performs the actions that it requests.
 func (c *simClient) learn(f func(wire.Now, *members.Out)) {
 	s := c.sim
 	now := c.clock.read(s.now)
@@ -459,10 +468,10 @@ func (c *simClient) learn(f func(wire.Now, *members.Out)) {
 	}
 }
 
-// queryOf is what the nonces of a query have in common.
+// queryOf returns the common prefix of the nonces of a query.
 func queryOf(nonce string) string { return nonce[:strings.LastIndexByte(nonce, '/')+1] }
 
-// wantOnce is one job, and no other after it.
+// wantOnce runs one job.
 func (c *simClient) wantOnce(resources int) {
 	s := c.sim
 	if c.core == nil {
@@ -475,7 +484,7 @@ func (c *simClient) wantOnce(resources int) {
 	c.flush()
 }
 
-// checkEnd checks that all clients count by what the cluster has in the end.
+// checkEnd checks that in the end all clients have the configuration of the cluster.
 func (m *membership) checkEnd() {
 	s := m.sim
 	for _, c := range s.clients {

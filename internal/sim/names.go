@@ -11,17 +11,19 @@ import (
 	"github.com/qlock/qlock/internal/voter"
 )
 
-// simDir is a state directory. It stands in for what the driver does with a real
-// one: a mark counts only where it was written (N8).
+// simDir is a state directory. It stands for what the driver does with a real one: a mark
+// is valid only where it was written (N8).
 type simDir struct {
-	sim     *Sim
-	disk    []byte // the clean mark, nil if there is none
-	written string // where, and in which directory: a copy has the mark, and is another place
+	sim  *Sim
+	disk []byte // the clean mark; nil: none
+	// written tells where, and in which directory, the mark was written. A copy contains the
+	// mark but is another place.
+	written string
 	place   int
 	digest  string
 	longest time.Duration
 	runs    []uuid.UUID
-	user    *simNode // who has it locked
+	user    *simNode // the node that has it locked
 }
 
 func (s *Sim) newDir() *simDir {
@@ -29,7 +31,7 @@ func (s *Sim) newDir() *simDir {
 	return &simDir{sim: s, place: s.dirs}
 }
 
-// copied is a copy, as cp -a makes one.
+// copied returns a copy, such as cp -a makes.
 func (d *simDir) copied() *simDir {
 	c := *d
 	c.user = nil
@@ -39,7 +41,7 @@ func (d *simDir) copied() *simDir {
 	return &c
 }
 
-// take is what a node does with its directory at its start.
+// take does what a node does with its directory when it starts.
 func (d *simDir) take(nd *simNode, run uuid.UUID) (saved *voter.Saved, longest time.Duration, past []uuid.UUID) {
 	if d == nil {
 		return nil, nd.previous, nil
@@ -62,14 +64,14 @@ func (d *simDir) take(nd *simNode, run uuid.UUID) (saved *voter.Saved, longest t
 	return saved, longest, past
 }
 
-// save leaves a clean mark.
+// save writes a clean mark.
 func (d *simDir) save(nd *simNode, saved *voter.Saved) {
 	d.disk, _ = json.Marshal(saved)
 	d.longest, d.digest = nd.cfg.MaxTTL, nd.cfg.Digest()
 	d.written = fmt.Sprintf("%s in %d", nd.host(), d.place)
 }
 
-// newTwin is another machine under the name of nd.
+// newTwin returns another machine under the name of nd.
 func (s *Sim) newTwin(nd *simNode, dir *simDir) *simNode {
 	s.twins++
 	s.res.Twins++
@@ -81,14 +83,16 @@ func (s *Sim) newTwin(nd *simNode, dir *simDir) *simNode {
 	return twin
 }
 
-// names is a world in which machines take each other's names: nodes are cut off,
-// asleep, stopped or killed, replaced meanwhile by others with directories of their
-// own, with copies, or with none; these end in turn, and the first ones come back.
-// Everything that the bounds on docs/protocol.md allow is played, in every order.
+// names is a world in which machines take each other's names. Nodes are cut off, asleep,
+// stopped or killed. Others replace them meanwhile, with directories of their own, with
+// copies, or with none. These end in turn, and the first ones come back. All orders occur
+// that the bounds in docs/protocol.md allow.
 type names struct {
-	sim    *Sim
-	keeps  bool // the first machines have state directories
-	oneWay int  // of two machines of one name, 1: the first does not hear the second, 2: the other way round
+	sim   *Sim
+	keeps bool // the first machines have state directories
+	// With oneWay, of two machines of one name one does not hear the other: if it is 1, the
+	// first one, and if 2, the second one.
+	oneWay int
 }
 
 // newNames chooses such a world and returns how many nodes it has.
@@ -100,7 +104,7 @@ func (s *Sim) newNames() int {
 	return [...]int{1, 1, 2, 3, 3, 3, 4, 5}[s.rng.IntN(8)]
 }
 
-// settle has the rest of the world leave room for the play.
+// settle limits the other faults of the world, to leave room for these.
 func (m *names) settle() {
 	s := m.sim
 	s.world = rough
@@ -108,7 +112,7 @@ func (m *names) settle() {
 	s.late = [...]float64{0, 0, 0.01}[s.rng.IntN(3)]
 }
 
-// How a node goes away, and what brings it back.
+// How a node goes away.
 const (
 	stays = iota
 	paused
@@ -155,7 +159,7 @@ func (m *names) leave(nd *simNode, way int) (back func()) {
 	return func() {}
 }
 
-// play has machines of one name, or of several names at once, replace each other.
+// play makes machines of one name, or of several names at once, replace each other.
 func (m *names) play() {
 	s := m.sim
 	if !s.working {
@@ -185,7 +189,7 @@ func (m *names) play() {
 	}
 	way, end := r.IntN(ways), r.IntN(ways)
 	if m.oneWay > 0 && (way == cutOff || end == cutOff) {
-		way, end = stays, stays // who is cut off as well has no way left to be heard
+		way, end = stays, stays // with a further cut nothing could be heard any more
 	}
 	kind := r.IntN(4)
 	comes := s.between(0, 3*time.Second)
@@ -228,7 +232,7 @@ func (m *names) play() {
 		})
 		over = max(over, jitter+max(comes+lives, returns))
 	}
-	// Who is cut off while it holds learns of nothing until its lease is over.
+	// A client that is cut off while it holds learns nothing until its lease ends.
 	if r.IntN(2) == 0 {
 		at := max(comes+lives-s.between(0, 2*time.Second), 0)
 		s.at(at, m.cutHolder)
@@ -236,10 +240,10 @@ func (m *names) play() {
 	s.at(over+s.between(0, 8*time.Second), m.play)
 }
 
-// changeLease has the operator allow another longest lease, by the order that
-// docs/operations.md gives: all nodes stop, then all start with the new
-// configuration; who keeps no state is told the old one. Clients learn of it later,
-// in their own time.
+// changeLease makes the operator allow another longest lease, in the order that
+// docs/operations.md gives. All nodes stop, and then all start with the new
+// configuration. A node that keeps no state is told the old one. Clients learn of it
+// later, each at its own time.
 func (m *names) changeLease(firsts map[string]*simNode) {
 	s := m.sim
 	before := s.cluster.MaxTTL
@@ -261,8 +265,8 @@ func (m *names) changeLease(firsts map[string]*simNode) {
 	}
 }
 
-// cutOneWay cuts one of the two links between machines of one name. Never both:
-// two that cannot hear each other at all are two nodes, and no rule can tell.
+// cutOneWay cuts one of the two directions between machines of one name, never both. No
+// rule can detect two machines that cannot hear each other at all.
 func (m *names) cutOneWay(first, second *simNode) {
 	s := m.sim
 	deaf, mute := first, second
@@ -277,7 +281,7 @@ func (m *names) cutOneWay(first, second *simNode) {
 	s.cuts[[2]string{mute.host(), deaf.inbox}] = faulty
 }
 
-// cutHolder cuts a client that holds off from all nodes.
+// cutHolder cuts off a client that holds from all nodes.
 func (m *names) cutHolder() {
 	s := m.sim
 	if !s.working {

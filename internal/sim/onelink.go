@@ -8,10 +8,10 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// newOneLink is a world in which nothing is wrong but one link: each client and each
-// node is at a server, and two of the servers do not hear each other for longer than a
-// lease, again and again. Every client reaches a quorum all the time. So nobody may
-// wait for a lease (N11, N12, C14).
+// newOneLink returns a world in which only one link fails. Each client and each node is
+// connected to a server, and the link between two of the servers fails again and again
+// for longer than a lease. Every client reaches a quorum all the time. So nobody may have
+// to wait for a lease to end (N11, N12, C14).
 func newOneLink(opt Options) *Sim {
 	s := emptySim(opt)
 	s.world, s.patience = rough, 2*time.Second
@@ -24,7 +24,7 @@ func newOneLink(opt Options) *Sim {
 	if s.shared = r.IntN(2) > 0; s.shared && r.IntN(2) == 0 {
 		s.retention = s.between(0, time.Second)
 		if k := opt.Seed / 20 % 4; k == 1 || k == 2 {
-			s.retention *= 40 // others wait for longer than they may before it is over
+			s.retention *= 40 // longer than any claim may wait
 		}
 	}
 	for _, name := range s.cluster.Nodes {
@@ -36,7 +36,7 @@ func newOneLink(opt Options) *Sim {
 	}
 	resources := 4 + r.IntN(12)
 	if s.retention > time.Second {
-		resources /= 3 // or what is kept is hardly ever wanted by others
+		resources /= 3 // otherwise others would hardly ever want what is kept
 	}
 	for i := range 2 * n {
 		c := &simClient{sim: s, id: i, name: fmt.Sprintf("c%d", i), user: fmt.Sprintf("c%d", i), clock: s.newClock(time.Millisecond)}
@@ -54,7 +54,8 @@ func newOneLink(opt Options) *Sim {
 	return s
 }
 
-// cutLink cuts the link between the first two servers, both ways, for all who are there.
+// cutLink cuts the link between the first two servers, in both directions, for all that
+// are connected to them.
 func (s *Sim) cutLink() {
 	s.res.Cuts++
 	until := s.now + ttl + s.between(ttl/5, ttl/2)

@@ -9,8 +9,8 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// passOn is how far the clients of this world pass a claim on that others wait for, and
-// what they did.
+// passOn has the bounds within which the clients of this world pass on a claim that
+// others wait for, and what they did.
 type passOn struct {
 	most   int
 	within time.Duration
@@ -18,11 +18,11 @@ type passOn struct {
 }
 
 type passed struct {
-	since time.Duration // others were known to wait, by its client's clock
+	since time.Duration // when others were known to wait, by the client's clock
 	times int
 }
 
-// newPassOn draws the bounds, by dice of its own: the other worlds stay as they are.
+// newPassOn draws the bounds. Random numbers of its own leave the other worlds unchanged.
 func newPassOn(seed uint64) passOn {
 	p := passOn{claims: map[*client.Claim]*passed{}}
 	if r := rand.New(rand.NewPCG(seed, 0x70617373)); r.IntN(2) == 0 {
@@ -34,8 +34,8 @@ func newPassOn(seed uint64) passOn {
 	return p
 }
 
-// overtaken is by how much the bounds raise that for being overtaken: each other client
-// may pass on to so many, once before the waiter's turn.
+// overtaken returns by how much the bounds raise the limit for being overtaken: each
+// other client may pass its claim on that often, once before the waiter's turn.
 func (p *passOn) overtaken(clients int) int64 {
 	if p.most == 0 && p.within > 0 {
 		return 30_000 // as many as fit into that time
@@ -43,8 +43,8 @@ func (p *passOn) overtaken(clients int) int64 {
 	return int64(p.most) * int64(clients-1)
 }
 
-// check counts who has a part in a claim after its first holder though others wait, of
-// which there are only so many, and only for so long.
+// check counts the holders of a claim after the first one while others wait. Their number
+// and the time are bounded.
 func (p *passOn) check(s *Sim, c *simClient, now wire.Now, uses []hold.Event) {
 	for _, cl := range c.core.All() {
 		if cl.Wanted() && cl.State() == client.Holding && p.claims[cl] == nil {
@@ -60,7 +60,7 @@ func (p *passOn) check(s *Sim, c *simClient, now wire.Now, uses []hold.Event) {
 			s.res.PassedOn++
 			late := now.Mono - w.since
 			if p.most == 0 && p.within == 0 || p.most > 0 && w.times > p.most || p.within > 0 && late >= p.within {
-				s.fail("%s has passed a claim on that others wait for %d times, the last after %v; the bounds are %d and %v",
+				s.fail("%s has passed on a claim that others wait for %d times, the last time after %v; the bounds are %d and %v",
 					c.name, w.times, late, p.most, p.within)
 			}
 		}

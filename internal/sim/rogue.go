@@ -10,13 +10,13 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// rogue is a client that is not honest, within what NATS permissions leave to it
-// (docs/security.md): it may ask for any lock under its own name, with any body and
-// any reply subject, and keep to no rule. It can be in others' way for as long as
-// it goes on. It must not make two hold, or tokens fall, or push them out of reach.
+// rogue is a dishonest client within the limits of its NATS permissions
+// (docs/security.md). It may ask for any lock under its own name, with any body and any
+// reply subject, and follows no rule. It may obstruct others for as long as it goes on.
+// It must not cause two holders, or falling tokens, or tokens that are out of reach.
 type rogue struct {
 	sim   *Sim
-	rng   *rand.Rand // of its own: the rest of the world stays as it is
+	rng   *rand.Rand // its own, so that the rest of the world does not change
 	claim wire.ClaimID
 	beat  uint64
 	names int
@@ -38,7 +38,7 @@ func (r *rogue) act() {
 	victim := s.clients[r.rng.IntN(len(s.clients))]
 	reply := "rogue"
 	switch r.rng.IntN(4) {
-	case 0: // somebody else's claim, and the answers to it go to whose it is
+	case 0: // another client's claim; the answers go to that client
 		r.claim = wire.ClaimID{Instance: victim.instance, Seq: 1 + r.rng.Uint64N(20)}
 		reply = victim.inbox
 	case 1:

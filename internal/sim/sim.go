@@ -1,9 +1,9 @@
-// Package sim runs the machines that production runs, node.Node and
-// client.Client unchanged, in one goroutine and in virtual time under faults that
-// all come from one seed, and checks at every event what the protocol promises.
+// Package sim is a deterministic simulator. It runs the machines of production unchanged
+// (packages voter, client, hold and members), in one goroutine and in virtual time. One
+// seed decides all faults. After every event it checks what the protocol promises.
 //
-// After TigerBeetle's and Resonate's simulators: one seed, one thread, faults on,
-// checks always.
+// The model is the simulators of TigerBeetle and Resonate: one seed, one thread, faults
+// always on, checks always on.
 package sim
 
 import (
@@ -28,49 +28,58 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Options choose a run. Everything else follows from the seed.
+// Options choose a run. The same options always give the same run.
 type Options struct {
 	Seed  uint64
-	Trace io.Writer // nil: none
-	Copy  bool      // machines are well, but for one snapshot of a client that comes to life within a lease
+	Trace io.Writer // nil: no trace
+	// With Copy, machines are well, but one snapshot of a client comes to life within a
+	// lease.
+	Copy bool
 
-	Owners  bool // jobs use what few ask for: they watch, are told when they are wanted, and end an eviction themselves
-	Members bool // clients learn from the nodes which nodes there are, while that is made hard
+	// With Owners, jobs watch what they wait for, ask to be told when others want the lock,
+	// and end evictions themselves.
+	Owners bool
+	// With Members, clients learn the list of nodes from the nodes, under faults made for
+	// that.
+	Members bool
 }
 
-// Result counts what a run did.
+// Result counts what happened in a run.
 type Result struct {
-	Events, Held, Lost, GaveUp, TryFailed                               int
-	Crashes, Restarts, Pauses, Cuts, Suspends                           int
-	Dropped, Duplicated, Late                                           int
-	Nodes, Clients, Resources                                           int
-	Overtaken                                                           [worlds]int // the most that one waiter was, by the kind of world
+	Events, Held, Lost, GaveUp, TryFailed     int
+	Crashes, Restarts, Pauses, Cuts, Suspends int
+	Dropped, Duplicated, Late                 int
+	Nodes, Clients, Resources                 int
+	// Overtaken is the most often that one waiter was, for each kind of world.
+	Overtaken                                                           [worlds]int
 	WaitedLongest, TriedLongest                                         time.Duration
 	Twins, WrongConfig, ClientCrashes, Refused                          int
 	Evicted, EvictedLate, Departed, TriedFree, PassedOn, Wanted, Copies int
-	Found, Moved                                                        int // configurations, at the start of a client and later
+	// Found and Moved count the configurations that clients took at their start and later.
+	Found, Moved int
 }
 
-// Worlds differ in what may come between a waiter and its turn.
+// The kinds of worlds differ in what may come between a waiter and its turn.
 const (
 	sound = iota // every message arrives, within 5 ms
-	lossy        // messages may be lost or late, machines are well
+	lossy        // messages may be lost or late, and machines are well
 	rough        // everything happens
 	worlds
 )
 
-// mostOvertaken is how often younger claims may hold what a waiter waits for: those
-// whose requests were on their way before its own, and whom no vote was recalled
-// from in time. To these come those that clients pass their claims on to (passOn). Who
-// is cut off from nodes, as in the rough worlds, is passed by all who are not.
+// mostOvertaken bounds how often younger claims may be held that conflict with a waiting
+// one. These are claims whose requests were under way earlier, and that no vote was
+// recalled from in time. Holds to which clients pass their claims on come in addition
+// (passOn). In rough worlds there is no bound, because any client may overtake one that
+// is cut off from nodes.
 var mostOvertaken = [worlds]int64{sound: 15, lossy: 30, rough: 1 << 30}
 
 const (
 	ttl      = 10 * time.Second
 	maxTTL   = 12 * time.Second
 	skew     = 5 * time.Second
-	faulty   = 100 * time.Second // how long faults and work go on
-	calm     = 90 * time.Second  // after which nothing may be left
+	faulty   = 100 * time.Second // duration of faults and work
+	calm     = 90 * time.Second  // after it nothing may be left
 	baseWall = int64(1_750_000_000_000_000)
 )
 
@@ -98,13 +107,14 @@ func (h *eventHeap) Pop() any {
 	return e
 }
 
-// hostClock turns true time into one machine's readings.
+// hostClock computes the readings of one machine's clocks from true time.
 type hostClock struct {
-	rate    float64       // of both clocks
-	offset  time.Duration // of the wall clock
-	ahead   time.Duration // it was started so far ahead, and NTP has not yet set it right
-	stopped time.Duration // true time that the monotonic clock slept through
-	asleep  time.Duration // since when it sleeps, -1 if awake
+	rate   float64       // of both clocks
+	offset time.Duration // of the wall clock
+	// ahead is how far the clock is ahead from the machine's start until NTP corrects it.
+	ahead   time.Duration
+	stopped time.Duration // how much true time the monotonic clock slept through
+	asleep  time.Duration // start of the present sleep, or -1
 }
 
 func (c *hostClock) read(t time.Duration) wire.Now {
@@ -120,30 +130,32 @@ func (c *hostClock) read(t time.Duration) wire.Now {
 }
 
 type simNode struct {
-	sim     *Sim
-	stops   int // how often it stood still or ended
-	name    string
-	cfg     wire.Config
-	clock   hostClock
-	core    *voter.Node // nil while it is down
-	dir     *simDir     // nil: it keeps nothing
-	inbox   string
-	timer   *event
-	out     voter.Out
-	twin    string // "": the first machine of its name, else what sets this one apart
+	sim   *Sim
+	stops int // how often it was paused or stopped
+	name  string
+	cfg   wire.Config
+	clock hostClock
+	core  *voter.Node // nil while it is down
+	dir   *simDir     // nil: it keeps no state
+	inbox string
+	timer *event
+	out   voter.Out
+	// twin is empty for the first machine of its name, else a suffix that identifies this
+	// one.
+	twin    string
 	paused  bool
 	backlog []func()
 	claims  int // limits
 	queue   int
 
-	previous time.Duration // longest lease that was allowed before, as the operator says
+	previous time.Duration // longest lease allowed earlier, as the operator states it
 }
 
 type simClient struct {
 	sim      *Sim
 	id       int
-	name     string // the machine's
-	user     string // the client's
+	name     string // of the machine
+	user     string // of the client
 	clock    hostClock
 	core     *client.Client
 	table    *hold.Table // nil: each of its jobs has a claim of its own
@@ -154,39 +166,43 @@ type simClient struct {
 	backlog  []func()
 	instance uuid.UUID
 
-	evictions int           // how often one of its claims was to be evicted
+	evictions int           // how often somebody evicted one of its claims
 	copied    bool          // it had or has a copy
-	slack     time.Duration // of its timers
+	slack     time.Duration // added to its timers
 
-	// where it learns the nodes
+	// For clients that learn the list of nodes.
 	members    *members.Machine
 	queryInbox string
 	asking     *event
 	began      time.Duration
-	heard      map[heardOf]time.Duration // when an answer showed that last
-	heardOwn   map[string]time.Duration  // when it last showed the client's configuration, while that was asked
-	lastQuery  string
-	queriedAt  time.Duration
+	heard      map[heardOf]time.Duration // when an answer last showed it
+	// heardOwn has, for each name, when it last showed the client's configuration, in answer to
+	// the query under way or in an answer about a claim.
+	heardOwn  map[string]time.Duration
+	lastQuery string
+	queriedAt time.Duration
 }
 
-// job is what one goroutine of a client does: wants, waits, holds, releases.
+// job is the work of one goroutine of a client: it requests a lock, waits, holds, and
+// releases.
 type job struct {
 	client *simClient
-	claim  *client.Claim // of its own
-	use    *hold.Hold    // or a part in a claim of its client's
+	// A job has a claim of its own, or a hold on a claim that its client's jobs share.
+	claim  *client.Claim
+	use    *hold.Hold
 	made   int64
 	mode   quorum.Mode
 	res    string
 	asked  time.Duration
 	try    bool
-	manual bool // it decides itself when it is given back if it is evicted
-	asks   bool // it was told to be told that somebody else waits
-	free   bool // and nobody else wanted it so far
+	manual bool // it releases the lock itself when it is evicted
+	asks   bool // it asked to be told when somebody else waits
+	free   bool // it is a try, and nobody else has wanted the lock so far
 	held   bool
 	ended  bool
-	side   int // the cluster that its client was connected to when it got the lock
+	side   int // cluster to which its client was connected when it got the lock
 	timer  *event
-	over   int // younger claims on the same resource that were held meanwhile
+	over   int // younger conflicting claims that were held while it waited
 }
 
 // Sim is one run.
@@ -199,50 +215,55 @@ type Sim struct {
 	nodes   []*simNode
 	clients []*simClient
 	inboxes map[string]func(*wire.Answer)
-	cuts    map[[2]string]time.Duration // from, to: cut until
-	deaf    map[string]bool             // hears nobody
-	mute    map[string]bool             // is heard by nobody
-	sides   map[string]int              // which of two clusters it is connected to
-	won     map[*client.Claim]int       // in which of the two
-	jobs    map[string][]*job           // waiting or holding, by resource
-	tokens  map[string]*tokens
-	res     Result
-	err     error
+	cuts    map[[2]string]time.Duration // by sender and receiver: cut until then
+	deaf    map[string]bool             // hosts that hear nobody
+	mute    map[string]bool             // hosts that nobody hears
+	// sides tells, by host or inbox, which of two clusters it is connected to.
+	sides  map[string]int
+	won    map[*client.Claim]int // by claim: in which of them it became held
+	jobs   map[string][]*job     // waiting or holding, by resource
+	tokens map[string]*tokens
+	res    Result
+	err    error
 
-	// what this seed's world is like
+	// The properties of this seed's world.
 	loss, dup, late float64
 	codec           bool
 	batches         bool                     // requests of one moment go in one message
-	shared          bool                     // clients share claims among their jobs
-	retention       time.Duration            // and keep them
-	passOn          passOn                   // and pass them on
-	ended           map[string]time.Duration // when a job on a name was over, for the last time
+	shared          bool                     // the jobs of a client share claims
+	retention       time.Duration            // and the client keeps unused ones for that long
+	passOn          passOn                   // and passes them on while others wait
+	ended           map[string]time.Duration // by resource: when a job last ended
 	cluster         wire.Config
 	twins, dirs     int
-	names           *names // a world of nodes that replace each other, nil in others
+	names           *names // nil unless nodes replace each other in this world
 	members         *membership
-	owners          *rand.Rand // of jobs that use what few ask for, nil if there are none
-	operator        *rand.Rand // of one who evicts claims, nil if there is none
-	rtc             *rand.Rand // of machines that start with their clocks ahead, nil if there are none
-	floors          int        // of each node: few, so that names share them, or as many as a node has
-	wrong           string     // who has another configuration in this world: "node", "client" or nobody
-	uuids           uint64
-	working         bool
-	world           int
-	patience        time.Duration // nobody waits for longer, and nobody holds for long; 0: any time
-	lenient         time.Duration // until then two may hold: see copyWithinLease
+	owners          *rand.Rand // nil unless jobs do what Options.Owners says
+	operator        *rand.Rand // nil unless an operator evicts claims
+	rtc             *rand.Rand // nil unless machines start with their clocks ahead
+	// floors is the size of each node's table: small, so that names share floors, or the
+	// default.
+	floors  int
+	wrong   string // who has another configuration: "node", "client", or nobody
+	uuids   uint64
+	working bool
+	world   int
+	// patience bounds how long anybody waits, and makes all holds short; 0: no bound.
+	patience time.Duration
+	lenient  time.Duration // until then two may hold: see copyWithinLease
 }
 
 type tokens struct{ exclusive, any uint64 }
 
-// Run runs one seed and returns what it did, or the first broken promise.
+// Run runs one seed. It returns what happened and the first broken promise, if any.
+// Concurrent calls are safe.
 func Run(opt Options) (Result, error) {
 	s := newSim(opt)
 	s.run()
 	return s.res, s.err
 }
 
-// emptySim is a world without anybody in it.
+// emptySim returns a world without nodes and clients.
 func emptySim(opt Options) *Sim {
 	return &Sim{
 		opt: opt, rng: rand.New(rand.NewPCG(opt.Seed, 0x716c6f636b)),
@@ -255,14 +276,14 @@ func newSim(opt Options) *Sim {
 	if opt.Members {
 		return newMembership(opt)
 	}
-	if opt.Seed%20 == 14 { // none of those that have an operator, or anything else of their own
+	if opt.Seed%20 == 14 { // none of these seeds has an operator or other peculiarities
 		return newOneLink(opt)
 	}
 	s := emptySim(opt)
 	r := s.rng
 	n := 1 + r.IntN(7)
 	if r.IntN(3) > 0 {
-		n = 2 + r.IntN(4) // the sizes that people run
+		n = 2 + r.IntN(4) // the usual sizes
 	}
 	if opt.Seed%4 == 3 {
 		n = s.newNames()
@@ -311,7 +332,7 @@ func newSim(opt Options) *Sim {
 	}
 	for i := range clients {
 		c := &simClient{sim: s, id: i, name: fmt.Sprintf("c%d", i), clock: s.newClock(time.Second)}
-		if c.user = c.name; opt.Seed%7 == 3 { // two programs of one name
+		if c.user = c.name; opt.Seed%7 == 3 { // two programs with the same name
 			c.user = fmt.Sprintf("c%d", i/2*2)
 		}
 		s.clients = append(s.clients, c)
@@ -330,10 +351,12 @@ func newSim(opt Options) *Sim {
 	if opt.Seed%5 == 3 {
 		s.rtc = rand.New(rand.NewPCG(opt.Seed, 0x727463))
 	}
-	if opt.Seed%8 == 5 && s.world != sound && s.rtc == nil { // with clocks wrong by hours tokens rest on who is honest
+	// Not with clocks that are wrong by hours: then tokens rest on the honesty of clients.
+	if opt.Seed%8 == 5 && s.world != sound && s.rtc == nil {
 		s.newRogue(resources)
 	}
-	if opt.Seed%5 == 2 && opt.Seed%16 != 8 { // by dice of its own: the other worlds stay as they are
+	// Random numbers of its own leave the other worlds unchanged.
+	if opt.Seed%5 == 2 && opt.Seed%16 != 8 {
 		s.operator = rand.New(rand.NewPCG(opt.Seed, 0x65766963))
 		s.at(5*time.Second, s.evict)
 	}
@@ -350,7 +373,7 @@ func newSim(opt Options) *Sim {
 	case s.world == rough:
 		s.at(s.between(0, 10*time.Second), s.fault)
 	}
-	if opt.Seed%4 == 1 && !opt.Copy { // by dice of its own
+	if opt.Seed%4 == 1 && !opt.Copy { // with random numbers of its own
 		s.copyLater(resources)
 	}
 	return s
@@ -358,7 +381,8 @@ func newSim(opt Options) *Sim {
 
 func (s *Sim) newClock(spread time.Duration) hostClock {
 	return hostClock{
-		rate:   1 + (s.rng.Float64()*2-1)*0.009, // within the one per cent that docs/protocol.md allows
+		// Within the one per cent that docs/protocol.md allows.
+		rate:   1 + (s.rng.Float64()*2-1)*0.009,
 		offset: s.between(-spread, spread),
 		asleep: -1,
 	}
@@ -412,7 +436,7 @@ func (s *Sim) run() {
 		e.run()
 		s.check()
 		if s.res.Events++; s.res.Events > 2_000_000 {
-			s.fail("more events than any run should need: a storm of messages")
+			s.fail("more events than any run needs: probably a storm of messages")
 		}
 	}
 	if s.err == nil {
@@ -427,7 +451,7 @@ func (s *Sim) isCut(from, to string) bool {
 	return s.sides[from] != s.sides[to] || s.deaf[to] || s.mute[from] || s.now < s.cuts[[2]string{from, to}]
 }
 
-// carry delivers a message, or not, or twice, or late. Nothing is assumed of it.
+// carry delivers a message once, twice, late, or not at all.
 func (s *Sim) carry(from, to, what string, deliver func()) {
 	if s.isCut(from, to) || s.working && s.rng.Float64() < s.loss {
 		s.res.Dropped++
@@ -449,7 +473,7 @@ func (s *Sim) carry(from, to, what string, deliver func()) {
 	}
 }
 
-// publish sends requests to all nodes: one, or several in a batch.
+// publish sends requests to all nodes, several of them as a batch.
 func (s *Sim) publish(from, reply string, list ...wire.Request) {
 	if s.codec {
 		s.checkCodec(list)
@@ -474,7 +498,7 @@ func (s *Sim) publish(from, reply string, list ...wire.Request) {
 	}
 }
 
-// checkCodec checks that requests come out of a message as they went into it.
+// checkCodec checks that decoding returns what was encoded.
 func (s *Sim) checkCodec(list []wire.Request) {
 	var batch []byte
 	for _, r := range list {
@@ -553,9 +577,9 @@ func (nd *simNode) start() {
 	nd.flush()
 }
 
-// setClock has the machine start with its wall clock hours ahead, in some worlds. It
-// is set right before a node that forgot votes: what it gave by such a clock would
-// stay, and others would have to do without it.
+// setClock makes a machine start with its wall clock hours ahead, in some worlds. The
+// clock is corrected before a node that forgot votes gives any. Otherwise the fences that
+// it gave would stay too high, and the other nodes would have to do without it.
 func (nd *simNode) setClock() {
 	s := nd.sim
 	if s.rtc == nil || !s.working || s.rtc.IntN(2) == 0 {
@@ -570,7 +594,7 @@ func (nd *simNode) setClock() {
 	})
 }
 
-// do runs f now, when the node goes on, or never if it does not live till then.
+// do runs f now, or when a paused node resumes, or never if the node ends before that.
 func (nd *simNode) do(f func()) {
 	switch {
 	case nd.core == nil:
@@ -650,7 +674,7 @@ func (nd *simNode) stop(clean bool) {
 	nd.stops++
 	nd.core = nil
 	if nd.paused {
-		nd.resume() // what the dead process had not read is gone with it
+		nd.resume() // what the dead process had not read is lost
 	}
 	s.cancel(nd.timer)
 }
@@ -675,7 +699,8 @@ func (c *simClient) start(cfg wire.Config) {
 	s.inboxes[c.inbox] = c.hear(c.core)
 }
 
-// hear is what answers come to, for as long as the process lives whose core that is.
+// hear returns the handler of answers to the process that core belongs to. It ignores
+// them when that process has ended.
 func (c *simClient) hear(core *client.Client) func(*wire.Answer) {
 	return func(a *wire.Answer) {
 		c.do(func() {
@@ -692,7 +717,7 @@ func (c *simClient) hear(core *client.Client) func(*wire.Answer) {
 	}
 }
 
-// do runs f now, or when the client goes on.
+// do runs f now, or when a paused client resumes.
 func (c *simClient) do(f func()) {
 	if c.paused {
 		c.backlog = append(c.backlog, f)
@@ -778,7 +803,7 @@ func (c *simClient) wait() (time.Duration, bool) {
 	return c.core.Wait()
 }
 
-// end gives back what a job has, or ends its waiting.
+// end releases what a job has, or ends its waiting.
 func (c *simClient) end(j *job) {
 	now := c.clock.read(c.sim.now)
 	if j.use != nil {
@@ -795,7 +820,7 @@ func (j *job) token() uint64 {
 	return j.claim.Token()
 }
 
-// id tells jobs apart in a trace.
+// id identifies a job in a trace.
 func (j *job) id() int64 { return j.made - baseWall }
 
 func (c *simClient) want(resources int) {
@@ -827,7 +852,7 @@ func (c *simClient) want(resources int) {
 	})
 }
 
-// ask has the client want what the job wants.
+// ask makes the client request the job's lock.
 func (c *simClient) ask(j *job) {
 	s := c.sim
 	s.tracef("%s wants %s %v try=%v", c.name, j.res, j.mode, j.try)
@@ -844,7 +869,7 @@ func (c *simClient) ask(j *job) {
 	}
 }
 
-// then waits for the end of the job by looking again; it draws nothing.
+// then calls next after the job has ended. It polls, and draws no random numbers.
 func (j *job) then(next func()) {
 	j.client.sim.at(200*time.Millisecond, func() {
 		if j.ended {
@@ -897,14 +922,14 @@ func (j *job) event(k hold.EventKind) {
 	switch k {
 	case hold.Held:
 		if j.held || j.ended {
-			s.fail("%s #%d on %s is held after it was held or over", c.name, j.id(), j.res)
+			s.fail("%s #%d on %s became held though it was held already or over", c.name, j.id(), j.res)
 		}
 		j.held, j.side = true, s.sideOf(j)
 		j.decided(false)
 		s.res.Held++
 		s.res.WaitedLongest = max(s.res.WaitedLongest, s.now-j.asked)
 		if s.patience > 0 && s.now-j.asked > s.patience {
-			s.fail("%s #%d on %s was waited for %v, though its client reaches a quorum", c.name, j.id(), j.res, s.now-j.asked)
+			s.fail("%s #%d on %s waited for %v, though its client reaches a quorum", c.name, j.id(), j.res, s.now-j.asked)
 		}
 		s.tracef("%s HOLDS %s #%d %v token %d", c.name, j.res, j.id(), j.mode, j.token())
 		s.checkToken(j)
@@ -931,14 +956,14 @@ func (j *job) event(k hold.EventKind) {
 		j.endIfNot()
 	case hold.Wanted:
 		if !j.held || j.ended || !j.asks {
-			s.fail("%s #%d on %s is told that somebody waits, and did not ask or does not hold", c.name, j.id(), j.res)
+			s.fail("%s #%d on %s was told that somebody waits, but did not ask or does not hold", c.name, j.id(), j.res)
 		}
 		j.asks = false
 		s.res.Wanted++
 	case hold.Evicted:
-		// It holds until it says otherwise: nobody else may have the lock.
+		// The job holds the lock until it releases it. Nobody else may have it.
 		if !j.held || j.ended || !j.manual {
-			s.fail("%s #%d on %s is left to end its eviction", c.name, j.id(), j.res)
+			s.fail("%s #%d on %s was told to end its eviction itself, but did not ask for that or does not hold", c.name, j.id(), j.res)
 		}
 		s.res.EvictedLate++
 		s.tracef("%s is to give back %s #%d", c.name, j.res, j.id())
@@ -961,7 +986,7 @@ func (j *job) event(k hold.EventKind) {
 	}
 }
 
-// own has a job that holds for some time use what few ask for.
+// own makes a job that holds for that long use rare features (Options.Owners).
 func (j *job) own(hold time.Duration) {
 	c, s := j.client, j.client.sim
 	if j.manual && j.claim != nil {
@@ -996,12 +1021,12 @@ func (j *job) endIfNot() {
 	}
 }
 
-// crash ends the client process; a new one with a new instance takes its place.
+// crash ends the client process. A new one with a new instance replaces it.
 func (c *simClient) crash() {
 	s := c.sim
 	s.res.ClientCrashes++
 	s.tracef("%s crashes", c.name)
-	if !c.copied { // else another hears there
+	if !c.copied { // otherwise the copy listens there
 		delete(s.inboxes, c.inbox)
 	}
 	s.cancel(c.timer)
@@ -1026,7 +1051,7 @@ func (c *simClient) crash() {
 	}
 }
 
-// wake lets the machine's monotonic clock go on.
+// wake makes the machine's monotonic clock go on.
 func (c *simClient) wake() {
 	if c.clock.asleep >= 0 {
 		c.clock.stopped += c.sim.now - c.clock.asleep
@@ -1070,7 +1095,7 @@ func (s *Sim) fault() {
 		nd := s.nodes[r.IntN(len(s.nodes))]
 		nd.stop(true)
 		s.at(s.downFor(), nd.start)
-	case 4: // a client stops for a while, its clocks go on
+	case 4: // a client pauses, and its clocks go on
 		c := s.clients[r.IntN(len(s.clients))]
 		if !c.paused {
 			s.res.Pauses++
@@ -1078,7 +1103,7 @@ func (s *Sim) fault() {
 			c.paused = true
 			s.at(s.between(0, 2*ttl), c.resume)
 		}
-	case 5: // its machine sleeps: the monotonic clock stands still
+	case 5: // a client's machine sleeps: its monotonic clock stands still
 		c := s.clients[r.IntN(len(s.clients))]
 		if !c.paused {
 			s.res.Suspends++
@@ -1087,7 +1112,7 @@ func (s *Sim) fault() {
 			c.clock.asleep = s.now
 			s.at(s.between(0, 2*ttl), c.resume)
 		}
-	case 6: // links are cut, one way or both
+	case 6: // links are cut, in one direction or both
 		s.res.Cuts++
 		var hosts []string
 		for _, nd := range s.nodes {
@@ -1110,10 +1135,10 @@ func (s *Sim) fault() {
 		}
 	case 7: // a client process dies
 		s.clients[r.IntN(len(s.clients))].crash()
-	case 8: // a wall clock is set
+	case 8: // a client's wall clock is set
 		c := s.clients[r.IntN(len(s.clients))]
-		// Not in the same second as a sleep, of which a clock set back hides a part:
-		// docs/protocol.md, Bounds.
+		// Not in the same second as a sleep, part of which a clock that is set back would hide
+		// (docs/protocol.md, Bounds).
 		if c.paused {
 			break
 		}
@@ -1122,7 +1147,7 @@ func (s *Sim) fault() {
 		c.tick()
 		c.flush()
 		s.tracef("%s has its wall clock set to %v", c.name, c.clock.offset)
-	case 9: // a node's process stops for a while, or its machine sleeps
+	case 9: // a node's process pauses, or its machine sleeps
 		nd := s.nodes[r.IntN(len(s.nodes))]
 		if nd.core != nil && !nd.paused {
 			s.res.Pauses++
@@ -1146,14 +1171,14 @@ func (s *Sim) fault() {
 		s.res.WrongConfig++
 		nd.stop(r.IntN(2) == 0)
 		nd.dir.disk = nil                // a mark of another configuration is void (N8)
-		nd.cfg.Nodes = []string{nd.name} // it takes itself for a whole cluster
+		nd.cfg.Nodes = []string{nd.name} // it is a whole cluster by itself
 		s.at(s.downFor(), nd.start)
 		s.at(s.between(0, 2*maxTTL), func() {
 			nd.stop(false)
 			nd.cfg = s.cluster
 			s.at(s.downFor(), nd.start)
 		})
-	case 13: // power fails: several nodes crash at once, and some are soon restarted again
+	case 13: // a power failure: several nodes crash at once, and some are soon restarted again
 		for _, nd := range s.nodes {
 			if r.IntN(3) == 0 {
 				continue
@@ -1166,10 +1191,11 @@ func (s *Sim) fault() {
 				s.at(at+s.between(0, 300*time.Millisecond), nd.start)
 			}
 		}
-	case 14: // a client believes in another list of nodes, and later in the right one
+	case 14: // a client starts with another list of nodes, and later with the right one
 		c := s.clients[r.IntN(len(s.clients))]
 		if len(s.cluster.Nodes) == 1 || s.wrong == "node" {
-			break // a node and a client with the same other list are another cluster
+			// A node and a client with the same other list would be another cluster.
+			break
 		}
 		s.wrong = "client"
 		s.res.WrongConfig++
@@ -1178,7 +1204,7 @@ func (s *Sim) fault() {
 		wrong.Nodes = []string{s.cluster.Nodes[r.IntN(len(s.cluster.Nodes))]}
 		c.start(wrong)
 		s.at(s.between(0, 2*maxTTL), c.crash)
-	case 12: // somebody starts a second node under a name that is taken
+	case 12: // somebody starts a second node under a name that is in use
 		nd := s.nodes[r.IntN(len(s.nodes))]
 		if nd.twin != "" || nd.core == nil || s.twins > 0 || len(s.nodes) == 1 {
 			break
@@ -1195,8 +1221,8 @@ func (s *Sim) downFor() time.Duration {
 	return s.between(0, 2*maxTTL)
 }
 
-// calmDown ends all faults and new work: what waits must be served, and nothing
-// may be left behind.
+// calmDown ends all faults and new work. From then on all waiting claims must be served,
+// and nothing may be left behind.
 func (s *Sim) calmDown() {
 	s.tracef("calm")
 	s.working = false
@@ -1215,7 +1241,7 @@ func (s *Sim) calmDown() {
 			nd.cfg = s.cluster
 		}
 	}
-	for _, nd := range s.nodes { // when the twins have let go of their directories
+	for _, nd := range s.nodes { // after the twins have released their directories
 		if nd.twin == "" && s.members.belongs(nd) {
 			nd.start()
 		}
@@ -1226,7 +1252,7 @@ func (s *Sim) calmDown() {
 			c.crash()
 		}
 	}
-	// The second node's last answer may still be on its way.
+	// The last answer of a second node may still be under way.
 	s.at(time.Second, func() {
 		for _, nd := range s.nodes {
 			if nd.core != nil && nd.core.Stopped() {
@@ -1237,7 +1263,7 @@ func (s *Sim) calmDown() {
 	})
 }
 
-// evict has an operator end a claim, held or waiting (N10, C12).
+// evict makes an operator evict a claim, held or waiting (N10, C12).
 func (s *Sim) evict() {
 	if !s.working {
 		return
@@ -1267,16 +1293,18 @@ func (s *Sim) evict() {
 	s.askDeparture(e)
 }
 
-// eviction is an operator's wish that a claim ends.
+// eviction is an operator's request that a claim end.
 type eviction struct {
 	job   *job
 	claim *client.Claim
 	id    wire.ClaimID
-	held  bool // when it was wished: of what a node may not have heard yet, nothing is promised
+	// held is set if the claim was held at the request. Of a claim that some node may not
+	// have heard of, nothing is promised.
+	held  bool
 	until time.Duration
 }
 
-// askDeparture asks all nodes to end a claim, and again until it is over, as
+// askDeparture asks all nodes to evict a claim, and repeats that until it is over, as
 // Locker.Evict does.
 func (s *Sim) askDeparture(e *eviction) {
 	r, j, c, id := s.operator, e.job, e.job.client, e.id
@@ -1321,8 +1349,8 @@ func (s *Sim) askDeparture(e *eviction) {
 				nd.flush()
 				stops := nd.stops
 				s.at(ttl+ttl/20, func() {
-					// Not if it was wanted again meanwhile: its client may not have heard the
-					// first time, and have acquired it again since.
+					// Not if it was evicted again: the client may have missed the first message,
+					// and have acquired the claim again since.
 					if known && nd.core != nil && !nd.paused && nd.stops == stops && c.evictions == times {
 						s.checkEvicted(nd, j.res, id)
 					}
@@ -1332,10 +1360,10 @@ func (s *Sim) askDeparture(e *eviction) {
 	}
 }
 
-// departed checks that a claim that was told to be over holds nothing any more.
+// departed checks that a claim holds nothing any more when it was reported as over.
 func (s *Sim) departed(e *eviction) {
 	s.res.Departed++
-	s.tracef("%v of %s on %s is over, say enough nodes", e.id, e.job.client.name, e.job.res)
+	s.tracef("%v of %s on %s is over according to enough nodes", e.id, e.job.client.name, e.job.res)
 	for _, o := range s.jobs[e.job.res] {
 		of := o.claim
 		if o.use != nil {
@@ -1347,7 +1375,7 @@ func (s *Sim) departed(e *eviction) {
 	}
 }
 
-// checkEvicted checks that the node extended the claim's lease no more.
+// checkEvicted checks that the node has not extended the claim's lease.
 func (s *Sim) checkEvicted(nd *simNode, resource string, id wire.ClaimID) {
 	nd.core.Handle(nd.clock.read(s.now), &wire.Request{Verb: wire.Inspect, Client: "operator", Resource: resource}, "operator", &nd.out)
 	defer nd.flush()
@@ -1357,9 +1385,9 @@ func (s *Sim) checkEvicted(nd *simNode, resource string, id wire.ClaimID) {
 		}
 		for _, rec := range a.Answer.List.Locks {
 			for _, c := range rec.Claims {
-				// Not one that went, and was acquired again: its client does not hear.
+				// Not one that went and was acquired again by a client that does not hear.
 				if c.Claim == id && c.Evicted && c.For > ttl {
-					s.fail("%s still has %v on %s, which was to be evicted a lease ago", nd.host(), id, resource)
+					s.fail("%s still has %v on %s, which was evicted more than a lease ago", nd.host(), id, resource)
 				}
 			}
 		}
@@ -1387,9 +1415,9 @@ func (s *Sim) check() {
 	}
 }
 
-// holds reports whether the client believes that it holds. One that runs believes
-// it until it is told otherwise; one that stands still is asked what it would find
-// on looking at its clocks.
+// holds reports whether the client believes that it has the lock. One that runs does
+// until it is told otherwise. For one that is paused, it is what reading its clocks would
+// tell it.
 func (j *job) holds() bool {
 	if !j.held || j.ended {
 		return false
@@ -1405,9 +1433,9 @@ func (j *job) holds() bool {
 	}
 }
 
-// mostAhead is how far a token may lie ahead of true time: what a fence may be ahead of a
-// node's clock, with how much a clock may be wrong, and those after it that are set
-// aside (N3).
+// mostAhead bounds how far a token may lie ahead of true time (N3): how far a fence may
+// be ahead of a node's clock, plus how wrong a clock may be, plus the range of fences
+// that is set aside.
 const mostAhead = maxTTL + 3*time.Second
 
 func (s *Sim) checkToken(j *job) {
@@ -1420,7 +1448,7 @@ func (s *Sim) checkToken(j *job) {
 		s.tokens[j.res] = t
 	}
 	token := j.token()
-	if s.sides != nil || j.side != 0 { // of two clusters, each has tokens of its own
+	if s.sides != nil || j.side != 0 { // each of two clusters has tokens of its own
 		return
 	}
 	if s.now < s.lenient {
@@ -1429,7 +1457,7 @@ func (s *Sim) checkToken(j *job) {
 	}
 	if j.mode == quorum.Exclusive {
 		if token <= t.any {
-			s.fail("%s has token %d on %s, %d was given before", j.client.name, token, j.res, t.any)
+			s.fail("%s has token %d on %s, but %d was given before", j.client.name, token, j.res, t.any)
 		}
 		t.exclusive = max(t.exclusive, token)
 	} else if token < t.exclusive {

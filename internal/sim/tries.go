@@ -7,18 +7,19 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// mostTry bounds how long a try may take where every message arrives within 5 ms: it
-// asks; what is younger than it and not held is asked to yield, or says that it is
-// held; and each change of what is in its way is told (N5, C10). That is some delays one
-// after the other, and one round trip more if a refresh overtook the acquire. It is less
-// than the time after which a try asks again, which would make good what was not told.
+// mostTry bounds how long a try may take if every message arrives within 5 ms. It asks.
+// Younger claims that are not held are asked to yield, and yield or say that they are
+// held. Each change of what is in its way is told (N5, C10). These delays follow each
+// other, and one round trip more if a refresh overtook the acquire. The bound is below
+// the time after which a try asks again, which would hide a change that was not told.
 const mostTry = 100 * time.Millisecond
 
-// quiet is how long a name must have been left alone to count as free: all messages
-// have arrived, and what came after its release was swept (C9).
+// quiet is how long a name must have been unused to count as free. In that time all
+// messages arrive, and late votes are swept (C9).
 const quiet = 100 * time.Millisecond
 
-// begin notes whether a try comes to a free lock, and ends the hope of others.
+// begin notes whether a try finds the lock free. For all others on that name, it is no
+// longer free.
 func (j *job) begin() {
 	s := j.client.sim
 	for _, o := range s.jobs[j.res] {
@@ -28,8 +29,8 @@ func (j *job) begin() {
 		s.now > s.ended[j.res]+quiet && s.isFree(j.client, j.res)
 }
 
-// isFree reports whether nobody but c has, or awaits, anything on a name; what c keeps
-// itself is in nobody's way.
+// isFree reports whether nobody but c has or waits for anything on a name. What c keeps
+// itself does not count.
 func (s *Sim) isFree(c *simClient, res string) bool {
 	for _, o := range s.clients {
 		for _, cl := range o.core.All() {
@@ -62,18 +63,19 @@ func (s *Sim) isFree(c *simClient, res string) bool {
 // decided checks how a try ended, and after how long.
 func (j *job) decided(failed bool) {
 	s := j.client.sim
-	if !j.try || s.world != sound || j.asked < time.Second { // until then the nodes may not vote yet
+	// In the first second, nodes may not vote yet.
+	if !j.try || s.world != sound || j.asked < time.Second {
 		return
 	}
 	took := s.now - j.asked
 	s.res.TriedLongest = max(s.res.TriedLongest, took)
 	if took > mostTry {
-		s.fail("%s #%d on %s was a try, and took %v (failed: %v)", j.client.name, j.id(), j.res, took, failed)
+		s.fail("%s #%d on %s is a try and took %v (failed: %v)", j.client.name, j.id(), j.res, took, failed)
 	}
 	if j.free {
 		s.res.TriedFree++
 		if failed {
-			s.fail("%s #%d on %s was a try on a free lock, and failed", j.client.name, j.id(), j.res)
+			s.fail("%s #%d on %s is a try on a free lock and failed", j.client.name, j.id(), j.res)
 		}
 	}
 }
