@@ -865,7 +865,9 @@ func (c *Client) evict(cl *Claim, a *wire.Answer, out *Out) {
 	if cl.state == Holding && cl.manual {
 		if !again {
 			out.Events = append(out.Events, Event{Evicted, cl})
-			if !cl.announced { // a recall cannot ask it any more whether it is held: a try would wait for it (C10)
+			// Nodes recall an evicted claim no more, so no answer to a recall tells them that it is
+			// held. Without this message a try would wait for it (C10).
+			if !cl.announced {
 				c.ask(cl, "", out)
 			}
 		}
