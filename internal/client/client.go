@@ -865,8 +865,8 @@ func (c *Client) evict(cl *Claim, a *wire.Answer, out *Out) {
 	if cl.state == Holding && cl.manual {
 		if !again {
 			out.Events = append(out.Events, Event{Evicted, cl})
-			// Nodes recall an evicted claim no more, so no answer to a recall tells them that it is
-			// held. Without this message a try would wait for it (C10).
+			// Nodes no longer recall an evicted claim, so no answer to a recall can tell them that
+			// it is held. Without this message a try would wait for it (C10).
 			if !cl.announced {
 				c.ask(cl, "", out)
 			}

@@ -116,8 +116,9 @@ func (u *Hold) Token() uint64 { return u.token }
 // none now.
 func (u *Hold) Claim() *client.Claim { return u.shared.claim }
 
-// sharedClaim is a claim and the holds that use it. There is one for each name, and one
-// more for each try that the nodes must decide.
+// sharedClaim is a claim and the holds that use it. For each name, new holds use one of
+// them (Table.claims). Each try that the nodes must decide has another, and one that is
+// given up remains until its holders are done.
 type sharedClaim struct {
 	resource string
 	try      bool

@@ -26,7 +26,7 @@ func (m Mode) String() string {
 // Conflicts reports whether claims of modes a and b cannot both hold the same lock.
 func Conflicts(a, b Mode) bool { return a == Exclusive || b == Exclusive }
 
-// Size returns how many votes a claim of mode m needs among n nodes; n is at least 1.
+// Size returns how many votes a claim of mode m needs among n nodes.
 //
 // An exclusive quorum is a majority, so any two of them have a node in common. A shared
 // quorum needs a node in common with every exclusive one only. For that n+1-q nodes

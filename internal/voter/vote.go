@@ -43,7 +43,7 @@ func (n *Node) acquire(now wire.Now, r *wire.Request, reply string, out *Out) {
 	// uses the same number, no matter how late the message is (N2).
 	if c.res.name != r.Resource || c.mode != r.Mode { //plant:number-twice
 		out.Notes = append(out.Notes, fmt.Sprintf(
-			"two clients send as one instance, one is a copy of the other (client %s, claim %s): neither keeps what both have", r.Client, r.Claim.Text()))
+			"two clients use the same instance: one is a copy of the other (client %s, claim %s), and neither keeps the claims that both have", r.Client, r.Claim.Text()))
 		n.refuse(r, reply, wire.ReasonCopy, true, out, "another client has claim %d of this instance, on %q: one client is a copy of the other", r.Claim.Seq, c.res.name)
 		return
 	}
@@ -112,7 +112,7 @@ func (n *Node) acquireUnknown(now wire.Now, r *wire.Request, reply string, out *
 		if r.Held {
 			n.longerLease(r.TTL, "client "+r.Client, out)
 		}
-		refuse(wire.ReasonConfig, true, "this node has configuration %s (nodes %v, longest lease %v), the client knows another", n.digest, n.cfg.Nodes, n.cfg.MaxTTL)
+		refuse(wire.ReasonConfig, true, "this node has configuration %s (nodes %v, longest lease %v); the client has another one", n.digest, n.cfg.Nodes, n.cfg.MaxTTL)
 		return
 	case r.TTL > n.cfg.MaxTTL:
 		if r.Held {
@@ -121,10 +121,10 @@ func (n *Node) acquireUnknown(now wire.Now, r *wire.Request, reply string, out *
 		refuse(wire.ReasonLease, false, "lease %v is longer than the %v that this cluster allows", r.TTL, n.cfg.MaxTTL)
 		return
 	case ahead > n.cfg.Skew: // N7
-		refuse(wire.ReasonAge, true, "the claim was made %v in the future by this node's clock, %v is allowed: set the clocks", ahead.Round(time.Millisecond), n.cfg.Skew)
+		refuse(wire.ReasonAge, true, "the claim's age is %v ahead of this node's clock, and at most %v is allowed: synchronize the clocks", ahead.Round(time.Millisecond), n.cfg.Skew)
 		return
 	case r.Held && r.MinFence > n.reach(now, res): // a vote below the token would not count
-		refuse(wire.ReasonFence, true, "the lock's token lies %v ahead of this node's clock, %v is allowed: set the clocks",
+		refuse(wire.ReasonFence, true, "the lock's token is %v ahead of this node's clock, and at most %v is allowed: synchronize the clocks",
 			time.Duration(int64(r.MinFence)-max(now.Wall, 0))*time.Microsecond, n.cfg.MaxTTL)
 		return
 	case n.perClient[r.Client] >= n.cfg.MaxClaims:
@@ -536,7 +536,8 @@ func (n *Node) release(now wire.Now, r *wire.Request, out *Out) {
 	n.ended.add(c.session.key.client, r.Claim)
 	hint := r.Now
 	if sat.Micros(hint-now.Wall) > n.cfg.Skew {
-		// As an age would be refused (N7). Without the hint only the fences may differ.
+		// A hint as far ahead as this is ignored, as an age would be refused (N7). The hint only
+		// helps nodes to give equal fences.
 		hint = 0 //plant:release-hint
 	}
 	n.drop(now, c, hint, out)
