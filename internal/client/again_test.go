@@ -11,7 +11,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// talk is a client and what its nodes answer.
+// talk is a client and the answers of its nodes.
 type talk struct {
 	*Client
 	t   *testing.T
@@ -43,14 +43,14 @@ func (k *talk) hold(claims int) {
 	k.out.Reset()
 }
 
-// grant answers the claim's latest acquire in the name of a node.
+// grant answers the claim's latest acquire on behalf of a node.
 func (k *talk) grant(node string, cl *Claim) {
 	a := answerOf(node, oneConfig, wire.Granted, cl.sentAt)
 	a.Claim.Seq, a.Incarnation = cl.seq, uuid.UUID{'n'}
 	k.Handle(k.now, a, &k.out)
 }
 
-// wait lets time pass, and the client do what is due, and returns the requests.
+// wait lets time pass, makes the client do what is due, and returns the requests.
 func (k *talk) wait(d time.Duration) []wire.Request {
 	k.out.Reset()
 	end := k.now.Mono + d
@@ -67,7 +67,7 @@ func (k *talk) wait(d time.Duration) []wire.Request {
 	return k.out.Requests
 }
 
-// refreshed answers a refresh in the name of a node.
+// refreshed answers a refresh on behalf of a node.
 func (k *talk) refreshed(node string, r wire.Request, unknown wire.Runs, life byte) {
 	a := answerOf(node, oneConfig, wire.Refreshed, r.SentAt)
 	a.Lo, a.Hi, a.Unknown, a.Incarnation = r.Lo, r.Hi, unknown, uuid.UUID{life}
@@ -83,9 +83,9 @@ func count(all []wire.Request, verb wire.Verb) (n int) {
 	return n
 }
 
-// When all nodes have forgotten, each says so of every claim, and of the refreshes that
-// are on their way. Each claim is acquired again once, at all nodes, and all of them in
-// one step, so that they can go in few messages (C6).
+// When all nodes have forgotten, each reports every claim, in answer to each refresh that
+// is under way. Each claim is acquired again once, at all nodes, and all claims in one
+// step, so that they fit into few messages (C6).
 func TestForgottenByAllIsAskedForOnce(t *testing.T) {
 	const claims = 5000
 	k := newTalk(t, 10*time.Second, nil)
@@ -113,8 +113,7 @@ func TestForgottenByAllIsAskedForOnce(t *testing.T) {
 	for range 500 {
 		note(k.wait(time.Millisecond))
 		for _, r := range k.out.Requests {
-			// The nodes are new ones, so they are asked once more, and do not know the
-			// claims yet.
+			// The nodes are new ones, so they are asked once more, and do not know the claims yet.
 			if r.Verb == wire.Refresh && len(again) == 0 {
 				for _, node := range oneConfig.Nodes {
 					k.refreshed(node, r, r.Live, 9)
@@ -132,8 +131,8 @@ func TestForgottenByAllIsAskedForOnce(t *testing.T) {
 	}
 }
 
-// An answer to a refresh that was sent before the acquire says nothing of what the
-// acquire will do.
+// An answer to a refresh that was sent before the acquire says nothing about the effect
+// of the acquire.
 func TestUnknownBeforeTheAcquireCame(t *testing.T) {
 	k := newTalk(t, 10*time.Second, nil)
 	k.hold(3)
@@ -151,7 +150,7 @@ func TestUnknownBeforeTheAcquireCame(t *testing.T) {
 	}
 }
 
-// One node that forgot is asked alone: the others would only say what they said.
+// One node that forgot is asked alone. The others would only repeat their answers.
 func TestForgottenByOneIsAskedForThere(t *testing.T) {
 	k := newTalk(t, 10*time.Second, nil)
 	k.hold(2)

@@ -10,8 +10,9 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// A claim that has one node's vote while others have somebody before it asks again, and
-// says so, at most as often as any claim that asks (C14). One that just waits does not.
+// A claim that has one node's vote while other nodes have another claim before it asks
+// again and says so, as often as any claim that asks at most (C14). One that merely waits
+// does not.
 func TestNodesThatContradictAreToldToCheck(t *testing.T) {
 	k := newTalk(t, 10*time.Second, nil)
 	cl := k.Claim(k.now, Request{Resource: "r", Mode: quorum.Exclusive}, &k.out)
@@ -37,8 +38,8 @@ func TestNodesThatContradictAreToldToCheck(t *testing.T) {
 			checks++
 		}
 	}
-	// With pauses of 0.2, 0.4, 0.8, 1.6, 3.2 s, and of a third of the lease, while the vote
-	// stands.
+	// With pauses of 0.2, 0.4, 0.8, 1.6 and 3.2 s, and then of a third of the lease, while
+	// the vote stands.
 	if checks != 6 {
 		t.Errorf("%d acquires say check within a lease, want 6", checks)
 	}
@@ -52,7 +53,8 @@ func TestNodesThatContradictAreToldToCheck(t *testing.T) {
 		t.Errorf("a claim that waits everywhere sends %d acquires", n)
 	}
 
-	// A node that does not vote has nothing to check: who waits for it does not ask.
+	// A node that does not vote has nothing to check, so a claim that waits for it does not
+	// ask.
 	k = newTalk(t, 10*time.Second, nil)
 	cl = k.Claim(k.now, Request{Resource: "r", Mode: quorum.Exclusive}, &k.out)
 	for _, node := range []string{"n1", "n2"} {

@@ -8,8 +8,8 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// C8: however often it is read, it goes on as the clocks do; and by the larger of
-// both when one of them leaps.
+// C8: however often the lease clock is read, it advances as the clocks do, and by the
+// larger of both when one of them leaps.
 func TestLeaseClock(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	at := func(mono, wall time.Duration) wire.Now {
@@ -35,16 +35,16 @@ func TestLeaseClock(t *testing.T) {
 		d := time.Duration(r.IntN(3000))
 		step(d, d, d)
 	}
-	step(0, time.Hour, time.Hour)                   // it slept
+	step(0, time.Hour, time.Hour)                   // the machine slept
 	step(time.Second, 0, time.Second)               // the wall clock was set back
-	step(time.Second, 2*time.Second, 2*time.Second) // and on again
+	step(time.Second, 2*time.Second, 2*time.Second) // and forward again
 	for range 1000 {
 		step(time.Millisecond, -time.Millisecond, time.Millisecond)
 	}
 }
 
-// A wall clock that is set by centuries is ahead by more than a time can tell: what was
-// held is lost, as after a sleep, and not held on as if no time had passed.
+// A wall clock that is set centuries ahead leaps by more than a duration can express.
+// Held claims are lost, as after a sleep, and do not stay held as if no time had passed.
 func TestLeaseClockAtItsEnd(t *testing.T) {
 	c := newLeaseClock(wire.Now{Wall: -8_000_000_000_000_000})
 	if now := c.read(wire.Now{Mono: time.Second, Wall: 8_000_000_000_000_000}); now < 100*365*24*time.Hour {

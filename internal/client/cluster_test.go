@@ -15,7 +15,7 @@ var (
 	anotherConfig = wire.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 6 * time.Second, Skew: time.Second}
 )
 
-// waitingClient has asked once, and is waiting.
+// waitingClient returns a client that has asked once and waits.
 func waitingClient() (c *Client, cl *Claim, now wire.Now, asked uint64) {
 	now = wire.Now{Mono: time.Second, Wall: 1_000_000}
 	c = New(Config{Name: "a", Instance: uuid.UUID{1}, TTL: 5 * time.Second, MaxRuns: 4, Cluster: oneConfig}, now)
@@ -31,8 +31,8 @@ func answerOf(node string, cfg wire.Config, k wire.Kind, sentAt uint64) *wire.An
 	}
 }
 
-// A refusal of what was asked with the old configuration may come after the client
-// has taken the new one.
+// A refusal because of the old configuration may arrive after the client has taken the
+// new one.
 func TestLateRefusalOfTheOldConfiguration(t *testing.T) {
 	c, cl, now, asked := waitingClient()
 	var out Out

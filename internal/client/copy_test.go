@@ -10,7 +10,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// copied is a client that holds r, and waits for s.
+// copied returns a client that holds r and waits for s.
 func copied(t *testing.T) (*Client, *Claim, *Claim, wire.Now) {
 	t.Helper()
 	now := wire.Now{Mono: time.Second, Wall: 1_750_000_000_000_000}
@@ -34,7 +34,7 @@ func answerTo(c *Client, cl *Claim, kind wire.Kind, sentAt uint64) *wire.Answer 
 	}
 }
 
-// renewed checks what becomes of such a client when it begins anew.
+// renewed checks the state of such a client after it took a new instance.
 func renewed(t *testing.T, c *Client, held, waits *Claim, now wire.Now, out *Out, lastWord bool) {
 	t.Helper()
 	if !out.Renew {
@@ -81,7 +81,7 @@ func TestBeatOfACopy(t *testing.T) {
 	if c.Counts().Copies != 1 || len(out.Notes) != 1 {
 		t.Errorf("%+v, %q", c.Counts(), out.Notes)
 	}
-	// What still comes for the old instance concerns nobody.
+	// Late messages for the old instance have no effect.
 	out.Reset()
 	late := answerTo(c, waits, wire.Granted, wire.MaxInt)
 	late.Claim.Instance = uuid.UUID{1}
@@ -91,7 +91,7 @@ func TestBeatOfACopy(t *testing.T) {
 	}
 }
 
-// A node has the number for something else (N2).
+// A node has the number for another claim (N2).
 func TestNumberOfACopy(t *testing.T) {
 	c, held, waits, now := copied(t)
 	var out Out
@@ -101,8 +101,8 @@ func TestNumberOfACopy(t *testing.T) {
 	renewed(t, c, held, waits, now, &out, true)
 }
 
-// A client that was not there for a lease may be a snapshot: it gives nothing back. It
-// need not tell others of that, who may have every right to go on.
+// A client that was away for a lease may be a snapshot, and releases nothing. It need not
+// tell others, which may rightly go on.
 func TestLeapOfAClock(t *testing.T) {
 	for _, leap := range []struct{ mono, wall time.Duration }{{11 * time.Second, 11 * time.Second}, {0, 11 * time.Second}} {
 		for name, step := range map[string]func(c *Client, held *Claim, now wire.Now, out *Out){
@@ -123,7 +123,7 @@ func TestLeapOfAClock(t *testing.T) {
 	}
 	c, _, _, now := copied(t)
 	var out Out
-	for range 9 { // no leap, but a time of a lease and more
+	for range 9 { // no leap, but more than a lease in all
 		now.Mono += 9 * time.Second
 		now.Wall += (9 * time.Second).Microseconds()
 		c.Tick(now, &out)

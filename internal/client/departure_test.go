@@ -7,7 +7,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Whose word counts for the end of a claim (N10).
+// Which nodes' answers count towards the end of a claim (N10).
 func TestDeparture(t *testing.T) {
 	cluster := wire.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: time.Minute, Skew: time.Second}
 	answer := func(node string, change ...func(*wire.Answer)) *wire.Answer {

@@ -13,12 +13,13 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// check compares all that the client has of the same thing.
+// check compares the client's different records of the same facts.
 func (c *Client) check() error {
 	n, last := 0, (*Claim)(nil)
 	for cl := c.first; cl != nil; cl = cl.next {
 		due := c.deadline(cl)
-		if cl.state == Holding { // an early refresh goes by the round trips, and may come a little late
+		// An early refresh depends on the round trips, and may come a little late.
+		if cl.state == Holding {
 			due = c.lostAt(cl)
 		}
 		switch {
@@ -49,9 +50,8 @@ func (c *Client) check() error {
 	return nil
 }
 
-// Whatever a client is told, in whatever order: it does not panic, what it has is
-// consistent, it says nothing that a node would not read, and a claim's life goes one
-// way.
+// Whatever a client receives, in any order: it does not panic, its state is consistent,
+// nodes can decode its messages, and a claim's states follow in order.
 func FuzzClient(f *testing.F) {
 	for seed := range uint64(64) {
 		rng, script := rand.New(rand.NewPCG(seed, 2)), make([]byte, 1500)
@@ -137,7 +137,8 @@ func FuzzClient(f *testing.F) {
 				c.HeldAt(now, cl)
 			}
 			if d.N(3) == 0 {
-				continue // several steps' events at once, as answers that come in one message have it
+				// Events of several steps come together, as with answers in one message.
+				continue
 			}
 			for _, e := range out.Events {
 				before := lives[e.Claim]

@@ -7,8 +7,8 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Clients that one event brought into step do not stay in it, and none refreshes later
-// than without jitter (C6).
+// Clients that one event brought into step get out of step, and none refreshes later than
+// without jitter (C6).
 func TestRefreshesGetOutOfStep(t *testing.T) {
 	const ttl, clients = 10 * time.Second, 100
 	last := map[time.Duration]int{} // when the tenth refresh was, in hundredths of a second

@@ -11,8 +11,8 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// recallFor lets the client hear of node by that another wants its vote back, and returns
-// what it answers.
+// recallFor lets the client hear from by that node wants its vote back, and returns its
+// answer.
 func (k *talk) recallFor(by, wants string, cl *Claim) []wire.Request {
 	k.out.Reset()
 	a := answerOf(by, oneConfig, wire.Recall, cl.sentAt)
@@ -21,8 +21,8 @@ func (k *talk) recallFor(by, wants string, cl *Claim) []wire.Request {
 	return k.out.Requests
 }
 
-// A recall that one node passes on for another is answered to that one, once for all who
-// pass it on (N12), and what that one said before does not count any more.
+// A recall that nodes pass on for another is answered to that other node, once for all
+// that pass it on (N12). What that node said before no longer counts.
 func TestRecallForAnotherNode(t *testing.T) {
 	k := newTalk(t, 12*time.Second, nil)
 	cl := k.Claim(k.now, Request{Resource: "r", Mode: quorum.Exclusive}, &k.out)
@@ -49,7 +49,7 @@ func TestRecallForAnotherNode(t *testing.T) {
 	}
 }
 
-// A claim that is held says so, to the node that wants the vote back.
+// A held claim tells the node that wants the vote back that it is held.
 func TestRecallOfAHeldClaimForAnotherNode(t *testing.T) {
 	k := newTalk(t, 12*time.Second, nil)
 	k.hold(1)

@@ -9,22 +9,22 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// A connection breaks, the claim asks again into its buffer, and the connection is led to
-// another cluster of the same names. The answer from there is read before the driver's
-// loop says that the connection is another: a vote of the one and a vote of the other make
-// a lock that nobody takes back (C13).
+// A connection breaks, the claim asks again into its buffer, and the connection is
+// restored to another cluster of the same names. The answer from there arrives before the
+// driver notices the reconnect. A vote of one cluster and a vote of the other must not
+// make a lock (C13).
 func TestVotesOfTwoClustersBeforeReconnected(t *testing.T) {
 	c, cl, now, asked := waitingClient()
 	var out Out
 	c.Handle(now, answerOf("n1", oneConfig, wire.Granted, asked), &out)
 	c.Disconnected(now, &out)
 	now.Mono, now.Wall = now.Mono+time.Second, now.Wall+1_000_000
-	c.Tick(now, &out) // asks again: in the buffer of the connection
+	c.Tick(now, &out) // asks again: into the buffer of the connection
 	if cl.sentAt == asked {
 		t.Fatal("the claim has not asked again")
 	}
 	other := answerOf("n2", oneConfig, wire.Granted, cl.sentAt)
-	other.Incarnation = uuid.UUID{99} // of the other cluster
+	other.Incarnation = uuid.UUID{99} // in the other cluster
 	c.Handle(now, other, &out)
 	if cl.State() == Holding {
 		t.Error("held by a vote of each of two clusters")
@@ -35,9 +35,9 @@ func TestVotesOfTwoClustersBeforeReconnected(t *testing.T) {
 	}
 }
 
-// A new vote for a held claim waits for a node that knew the claim to confirm it. It
-// does not wait beyond a reconnect: the node that confirms may be of the first cluster
-// again, and the vote of the second (C13).
+// A new vote for a held claim counts when a node that knew the claim confirms it, but not
+// across a reconnect: the node that confirms may be in the first cluster again, and the
+// vote from the second (C13).
 func TestNewVoteEndsWithItsConnection(t *testing.T) {
 	for _, again := range []bool{false, true} {
 		c, cl, now, asked := waitingClient()

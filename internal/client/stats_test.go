@@ -8,7 +8,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// after is the clocks d later.
+// after returns the clocks d later.
 func after(now wire.Now, d time.Duration) wire.Now {
 	return wire.Now{Mono: now.Mono + d, Wall: now.Wall + d.Microseconds()}
 }
@@ -24,7 +24,7 @@ func tripOf(t *testing.T, c *Client, now wire.Now, node string) NodeTrip {
 	return NodeTrip{}
 }
 
-// Answers repeat beats, and only the first at a beat tells how long a node takes.
+// Answers repeat beats, and only the first one at a beat shows how long a node takes.
 func TestRoundTrips(t *testing.T) {
 	c, _, now, asked := waitingClient()
 	var out Out
@@ -34,7 +34,8 @@ func TestRoundTrips(t *testing.T) {
 	check := func(what string, now wire.Now, node string, trip, since time.Duration) {
 		t.Helper()
 		got := tripOf(t, c, now, node)
-		got.RoundTrip = got.RoundTrip.Round(10 * time.Microsecond) // beats may be ahead of the clock by some
+		// Beats may be slightly ahead of the clock.
+		got.RoundTrip = got.RoundTrip.Round(10 * time.Microsecond)
 		if got != (NodeTrip{Name: node, Heard: true, Since: since, Measured: true, RoundTrip: trip}) {
 			t.Errorf("%s: %+v, want a round trip of %v, %v ago", what, got, trip, since)
 		}
@@ -50,7 +51,8 @@ func TestRoundTrips(t *testing.T) {
 	check("a vote after a wait", after(now, time.Second), "n1", 10*time.Millisecond, time.Second)
 
 	tardy := answerOf("n3", oneConfig, wire.Granted, asked)
-	tardy.Late, tardy.Claim.Seq = true, 1000 // of a claim that there is not: votes are for other tests
+	// For a claim that does not exist: votes are for other tests.
+	tardy.Late, tardy.Claim.Seq = true, 1000
 	c.Handle(now, tardy, &out)
 	if got := tripOf(t, c, now, "n3"); !got.Heard || got.Measured {
 		t.Errorf("a first answer that is late: %+v, want that it was heard and tells no round trip", got)
@@ -63,7 +65,7 @@ func TestRoundTrips(t *testing.T) {
 		t.Errorf("counts %+v", got)
 	}
 
-	// A claim is over before the slowest node has answered: its answer counts here.
+	// A claim is over before the slowest node has answered. Its answer still counts here.
 	out.Reset()
 	other := c.Claim(now, Request{Resource: "s", Mode: quorum.Exclusive}, &out)
 	sentAt := other.sentAt
@@ -76,8 +78,8 @@ func TestRoundTrips(t *testing.T) {
 	c.Handle(after(now, time.Second), late, &out)
 	check("repeated", after(now, time.Second), "n3", 40*time.Millisecond, 0)
 
-	// n1 was lost on the way; its answer to the next message counts, and what comes at
-	// the old beat does not.
+	// n1's answer was lost. Its answer to the next message counts, and late ones to the old
+	// beat do not.
 	out.Reset()
 	now = after(now, time.Second)
 	c.Reconnected(now, &out)
@@ -97,8 +99,8 @@ func TestRoundTrips(t *testing.T) {
 	}
 }
 
-// The mean is over time: it follows within seconds, whether there are ten thousand
-// answers a second or one in three seconds, and one slow answer is not all.
+// The mean is over time. It follows within seconds, whether there are ten thousand
+// answers a second or one in three seconds, and one slow answer does not dominate it.
 func TestRoundTripsAreSmoothed(t *testing.T) {
 	const fast, slow = 100 * time.Microsecond, time.Second
 	for _, every := range []time.Duration{100 * time.Microsecond, 10 * time.Millisecond, 3 * time.Second} {
@@ -119,7 +121,8 @@ func TestRoundTripsAreSmoothed(t *testing.T) {
 		}
 		answer(time.Millisecond)
 		settles(fast)
-		now += slow // what is sent from now on takes as long, and nothing overtakes it
+		// What is sent from now on takes as long, and overtakes nothing.
+		now += slow
 		answer(slow)
 		if got := time.Duration(n.mean); got < slow/10 || got > slow/2 {
 			t.Errorf("an answer each %v: %v after one that took %v", every, got, slow)

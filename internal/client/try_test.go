@@ -10,14 +10,14 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// What a node tells a try again, unasked, repeats the same beat. It may be overtaken, by
-// the next of that kind or by a refreshed, which says that the try waits but not for
-// whom: what counts is what the node said last about that.
+// When a node tells a try of a change unasked, it repeats the same beat. Later messages
+// may overtake it: the next of that kind, or the answer to a refresh, which says that the
+// try waits but not for which claim. What the node said last about that counts.
 func TestToldAgain(t *testing.T) {
 	tests := []struct {
 		name  string
 		order []string // of n1's answers
-		fails bool     // once n2 has said that another goes first
+		fails bool     // after n2 has said that another claim goes first
 	}{
 		{"in order", []string{"younger", "ahead"}, true},
 		{"the other way round", []string{"ahead", "younger"}, true},
@@ -71,8 +71,8 @@ func TestToldAgain(t *testing.T) {
 	}
 }
 
-// The client's own claim that is over is in nobody's way, though a node has it yet; and
-// the node is told once more that it is over, as its release may have been lost (C9).
+// The client's own claim that is over is in nobody's way, even if a node still has it.
+// The node is told once more that it is over, since its release may have been lost (C9).
 func TestTryBehindOwnReleasedClaim(t *testing.T) {
 	c, cl, now, _ := waitingClient()
 	var out Out

@@ -11,7 +11,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// queue answers the claim's latest acquire in the name of a node: it waits for svc.
+// queue answers the claim's latest acquire on behalf of a node: it waits for svc.
 func (k *talk) queue(node string, cl *Claim, voted bool, place int, recovering time.Duration) {
 	a := answerOf(node, oneConfig, wire.Queued, cl.sentAt)
 	a.Claim.Seq, a.Incarnation, a.Place, a.Recovering = cl.seq, uuid.UUID{'n'}, place, recovering
@@ -28,8 +28,8 @@ func (k *talk) changes() (n int) {
 	return n
 }
 
-// A node that gives no votes has the holder in its queue, and does not make it seem to wait,
-// whichever node is heard first.
+// A node that does not vote has the holder in its queue. That must not make the holder
+// look like a waiting claim, whichever node is heard first.
 func TestPlaceIsToldByThoseWhoKnow(t *testing.T) {
 	for ill := range oneConfig.Nodes {
 		k := newTalk(t, 10*time.Second, nil)
@@ -54,8 +54,8 @@ func TestPlaceIsToldByThoseWhoKnow(t *testing.T) {
 	}
 }
 
-// A claim that is watched is told of every answer, and asks again when it has its place. One
-// that is not watched does neither.
+// A watched claim tells of every answer, and asks again when it has its place. One that
+// is not watched does neither.
 func TestWatch(t *testing.T) {
 	for _, watch := range []string{"", "from the start", "later"} {
 		t.Run(fmt.Sprintf("%q", watch), func(t *testing.T) {
@@ -81,8 +81,8 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// A held claim whose owner decides is evicted without being released, told once, and ends when
-// its votes do.
+// A held claim that its owner releases is not released when it is evicted. The owner is
+// told once, and the claim ends when its votes do.
 func TestLeaveEviction(t *testing.T) {
 	k := newTalk(t, 10*time.Second, nil)
 	k.hold(1)

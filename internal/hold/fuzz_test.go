@@ -16,7 +16,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// check compares all that the table has of the same thing.
+// check compares the table's different records of the same facts.
 func (t *Table) check(all []*Hold) error {
 	living := map[*Hold]int{}
 	for _, u := range t.All() {
@@ -67,9 +67,10 @@ func (t *Table) check(all []*Hold) error {
 	return nil
 }
 
-// A node, two clients, and a network in which messages wait, come in any order, more
-// than once, several in one step, and among them such as nobody sent. Nothing panics,
-// what a table has is consistent, and the life of a use goes one way.
+// A node, two clients, and a network in which messages wait, arrive in any order,
+// repeatedly, or several in one step, among them messages that nobody sent. Nothing
+// panics, the state of each table is consistent, and the states of a hold follow in
+// order.
 func FuzzTables(f *testing.F) {
 	for seed := range uint64(64) {
 		rng, script := rand.New(rand.NewPCG(seed, 3)), make([]byte, 1500)
@@ -96,7 +97,7 @@ func FuzzTables(f *testing.F) {
 			table    *Table
 			uses     []*Hold
 			out      Out
-			requests []wire.Request // on their way
+			requests []wire.Request // under way
 			answers  []wire.Answer
 		}
 		retention := dice.Of(d, 0, time.Second, 20*time.Second)
@@ -163,7 +164,7 @@ func FuzzTables(f *testing.F) {
 					}
 					p.table.Unlock(now, u, &p.out)
 				}
-			case 4: // nodes hear what is on its way
+			case 4: // nodes receive what is under way
 				did = "delivery to nodes"
 				for i := range p.requests {
 					for _, n := range nodes {

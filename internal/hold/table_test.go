@@ -26,8 +26,8 @@ const (
 	lease  = 10 * time.Second
 )
 
-// world is one real node and some clients with real tables. Messages take no time,
-// but for those of clients that are cut off, which are lost.
+// world is one real node, and clients with real tables. Messages take no time, and those
+// of clients that are cut off are lost.
 type world struct {
 	t      *testing.T
 	now    time.Duration
@@ -35,7 +35,7 @@ type world struct {
 	tables map[string]*Table
 	outs   map[string]*Out
 	cut    map[string]bool
-	asked  int // messages of clients
+	asked  int // number of messages of clients
 	log    []string
 }
 
@@ -58,7 +58,7 @@ func (w *world) clock() wire.Now {
 	return wire.Now{Mono: w.now, Wall: 1_800_000_000_000_000 + w.now.Microseconds()}
 }
 
-// pass lets time go on, a millisecond at a time.
+// pass lets time pass, a millisecond at a time.
 func (w *world) pass(d time.Duration) {
 	for end := w.now + d; w.now < end; {
 		w.now += time.Millisecond
@@ -89,7 +89,7 @@ func (w *world) answers(out *voter.Out) {
 	}
 }
 
-// deliver carries messages until there are no more, and notes what became of uses.
+// deliver carries messages until there are no more, and notes the events of holds.
 func (w *world) deliver() {
 	for busy := true; busy; {
 		busy = false
@@ -118,9 +118,9 @@ func (w *world) deliver() {
 	}
 }
 
-// lock wants a lock for the use called by the client's name and a number.
+// lock requests a lock for the hold named by the client's name and a number.
 func (w *world) lock(name string, mode quorum.Mode, try ...bool) *Hold {
-	w.now += time.Microsecond // who comes later is younger
+	w.now += time.Microsecond // so that the later one is younger
 	u := w.tables[name[:1]].Lock(w.clock(), Request{Resource: "r", Mode: mode, Try: len(try) > 0, User: name}, w.outs[name[:1]])
 	w.deliver()
 	return u
@@ -184,7 +184,7 @@ func TestPassedOnInOrder(t *testing.T) {
 	w.empty()
 }
 
-// When somebody waits elsewhere, all go by age.
+// When another client waits, all are served by age.
 func TestOthersAreHeeded(t *testing.T) {
 	w := newWorld(t, 0, "a", "b")
 	a1, a2, b1, a3 := w.lock("a1", writer), w.lock("a2", writer), w.lock("b1", writer), w.lock("a3", writer)
@@ -200,7 +200,7 @@ func TestOthersAreHeeded(t *testing.T) {
 	w.empty()
 }
 
-// A reader may join readers, but not pass a writer, wherever that waits.
+// A reader may join readers, but not overtake a writer, wherever it waits.
 func TestReadersJoin(t *testing.T) {
 	w := newWorld(t, 0, "a", "b")
 	r1, r2 := w.lock("a1", reader), w.lock("a2", reader)
@@ -217,7 +217,7 @@ func TestReadersJoin(t *testing.T) {
 	w.unlock(wr)
 	w.want("b1 returned, a3 holds")
 
-	// Here a writer of one's own waits, and has its place at the nodes.
+	// Here a writer of the same client waits, and has its place at the nodes.
 	own, late := w.lock("a4", writer), w.lock("b2", reader)
 	w.unlock(r3)
 	w.want("a3 returned, a4 holds")
@@ -280,12 +280,12 @@ func TestKept(t *testing.T) {
 	if w.asked > asked || a2.Token() <= a1.Token() {
 		t.Errorf("%d messages, tokens %d and %d", w.asked-asked, a1.Token(), a2.Token())
 	}
-	// Another gets it at once.
+	// Another hold gets it at once.
 	b1 := w.lock("b1", writer)
 	w.want("a2 returned, b1 holds")
 	w.unlock(b1)
 	w.want("")
-	// And it goes back when its time is over, counted from the last use.
+	// It is released when its time is over, counted from the last use.
 	w.pass(2 * time.Second)
 	w.unlock(w.lock("b2", writer))
 	w.pass(2 * time.Second)
@@ -316,7 +316,7 @@ func TestKeptAndLost(t *testing.T) {
 	if a2.State() != Holding || a2.Token() <= b1.Token() {
 		t.Errorf("a2 is %v with token %d after %d", a2.State(), a2.Token(), b1.Token())
 	}
-	// Held and lost: its holder is told, and who waits goes on waiting.
+	// Held and lost: its holder is told, and the waiting hold goes on waiting.
 	a3 := w.lock("a3", writer)
 	w.take()
 	w.cut["a"] = true
@@ -332,8 +332,8 @@ func TestKeptAndLost(t *testing.T) {
 	w.empty()
 }
 
-// Who reads alone does not know whether somebody waits: the nodes must be asked
-// before another reader joins.
+// A single reader does not know whether somebody waits. The nodes must be asked before
+// another reader joins.
 func TestFirstToJoinAsks(t *testing.T) {
 	w := newWorld(t, 0, "a", "b")
 	r1 := w.lock("a1", reader)
@@ -349,7 +349,7 @@ func TestFirstToJoinAsks(t *testing.T) {
 	w.empty()
 }
 
-// What this client keeps and nobody uses is in the way of none of its own tries.
+// What this client keeps unused does not block its own tries.
 func TestTryBesideKept(t *testing.T) {
 	for _, kept := range []quorum.Mode{writer, reader} {
 		for _, try := range []quorum.Mode{writer, reader} {
@@ -376,8 +376,8 @@ func TestTryBesideKept(t *testing.T) {
 	}
 }
 
-// A try that was to be served by a claim that there is no more does not wait like
-// others: it asks the nodes as a try.
+// A try that was to be served by a claim that is gone does not wait as others do. It asks
+// the nodes as a try.
 func TestTryOutlivesTheClaim(t *testing.T) {
 	w := newWorld(t, time.Hour, "a", "b")
 	w.unlock(w.lock("a1", writer))
@@ -406,7 +406,7 @@ func TestTryOutlivesTheClaim(t *testing.T) {
 	w.empty()
 }
 
-// Within bounds a claim is passed on though others wait; then all go by age.
+// Within bounds a claim is passed on though others wait. Then all are served by age.
 func TestPassedOnWithinBounds(t *testing.T) {
 	tests := []struct {
 		name   string
@@ -453,8 +453,8 @@ func TestPassedOnWithinBounds(t *testing.T) {
 	}
 }
 
-// Who waits here has a place at the nodes as soon as the time for passing on is over,
-// not only when the holder is done.
+// Waiting holds get a place at the nodes as soon as the time for passing on is over, not
+// only when the holder is done.
 func TestPassingOnEndsInTime(t *testing.T) {
 	w := newWorld(t, 0, "a", "b")
 	w.tables["a"].PassOn(0, 100*time.Millisecond)
@@ -472,8 +472,8 @@ func TestPassingOnEndsInTime(t *testing.T) {
 	w.unlock(b1)
 	w.want("b1 returned, a2 holds")
 
-	// Who comes later does not begin the time anew.
-	w.unlock(w.lock("a0", writer)) // the claim is known to be kept
+	// A later waiter does not start the time anew.
+	w.unlock(w.lock("a0", writer)) // the nodes know that the claim is kept
 	b2 := w.lock("b2", writer)
 	w.pass(200 * time.Millisecond)
 	a3 := w.lock("a3", writer)
@@ -487,7 +487,7 @@ func TestPassingOnEndsInTime(t *testing.T) {
 	w.empty()
 }
 
-// Readers that join count as well: a writer elsewhere is passed by no more of them.
+// Readers that join count as well: no more of them overtake a writer of another client.
 func TestReadersJoinWithinBounds(t *testing.T) {
 	w := newWorld(t, 0, "a", "b")
 	w.tables["a"].PassOn(2, 0)
@@ -505,7 +505,7 @@ func TestReadersJoinWithinBounds(t *testing.T) {
 	w.empty()
 }
 
-// A time that is for ever is long, and does not come round to the past.
+// An unlimited time is long, and does not overflow into the past.
 func TestRetentionForEver(t *testing.T) {
 	w := newWorld(t, math.MaxInt64, "a", "b")
 	w.unlock(w.lock("a1", writer))

@@ -23,7 +23,7 @@ func config(nodes string) wire.Config {
 
 func at(d time.Duration) wire.Now { return wire.Now{Mono: d, Wall: 1e15 + d.Microseconds()} }
 
-// answer is what process number life of a node says.
+// answer is what a node's process with the number life says.
 func answer(nonce, name string, life byte, nodes string) *wire.Answer {
 	cfg := config(nodes)
 	return &wire.Answer{
@@ -32,7 +32,7 @@ func answer(nonce, name string, life byte, nodes string) *wire.Answer {
 	}
 }
 
-// describe is a membership in one line.
+// describe returns a membership in one line.
 func describe(m Membership) string {
 	var parts []string
 	for i := range m.Nodes {
@@ -107,7 +107,7 @@ func TestMembership(t *testing.T) {
 				own = &cfg
 			}
 			got := describe(q.Membership(at(time.Millisecond), own, c.gone))
-			// Of lists that equally many have, which is shown goes by the digest.
+			// If several lists have equally many nodes, the digest decides which is shown.
 			if c.name == "one against one" || c.name == "half are not more than half" {
 				if strings.Contains(got, "agreed") {
 					t.Error(got)
@@ -127,7 +127,7 @@ func TestMembership(t *testing.T) {
 	}
 }
 
-// A node that shows one configuration and names the digest of another is broken.
+// A node that shows one configuration and the digest of another is broken.
 func TestWrongDigest(t *testing.T) {
 	q := NewQuery("q")
 	nonce := q.Ask(at(0))
@@ -141,7 +141,7 @@ func TestWrongDigest(t *testing.T) {
 	}
 }
 
-// Only an answer to this very query counts (M1), and not for ever.
+// Only an answer to the same query counts (M1), and only for a time.
 func TestOtherAnswers(t *testing.T) {
 	q := NewQuery("q/1")
 	q.Ask(at(0))
@@ -169,8 +169,8 @@ func TestOtherAnswers(t *testing.T) {
 	}
 }
 
-// run gives the machine time until it finds something, or until the end, and the answers
-// at the moments of which say tells. It returns what it did.
+// run runs the machine until it finds something, or until the end. say gives the answers
+// for each moment. It returns what the machine did.
 func run(m *Machine, from, until time.Duration, say func(now time.Duration, nonce string) []*wire.Answer) string {
 	var did []string
 	var out Out
@@ -213,7 +213,7 @@ func run(m *Machine, from, until time.Duration, say func(now time.Duration, nonc
 
 func TestMachine(t *testing.T) {
 	const ms = time.Millisecond
-	// everybody who answers a question after so long, with which list
+	// every process that answers a question after that time, with its list
 	at0 := func(delay time.Duration, nodes ...string) func(time.Duration, string) []*wire.Answer {
 		asked := map[string]time.Duration{}
 		return func(now time.Duration, nonce string) (all []*wire.Answer) {
@@ -260,11 +260,11 @@ func TestMachine(t *testing.T) {
 	if m.own == nil {
 		t.Fatal("nothing found")
 	}
-	// One node has a list of its own, and no other is heard: the client stays.
+	// One node has a list of its own, and no other is heard: the client does not change.
 	if got := run(m, 2*time.Second, 10*time.Second, at0(1*ms, "b:b")); strings.HasSuffix(got, "b") || strings.Count(got, "asks") != 4 || m.query != nil {
 		t.Errorf("%s", got)
 	}
-	// It does so for as long as leases last, and then there is nobody but that one.
+	// That lasts as long as leases do. After that, there is nobody but that node.
 	long := 2*time.Second + maxTTL + wire.Margin(maxTTL)
 	if got := run(m, long-2*time.Second, long-ms, at0(1*ms, "b:b")); strings.HasSuffix(got, " b") {
 		t.Errorf("%s", got)
@@ -272,7 +272,7 @@ func TestMachine(t *testing.T) {
 	if got := run(m, long, long+2*time.Second, at0(1*ms, "b:b")); got != "32.6s asks p/4/1; 32.85s b" {
 		t.Errorf("%s", got)
 	}
-	// Any that has the client's configuration makes it begin anew.
+	// Any node with the client's configuration restarts that time.
 	m.own, m.digest, m.gone, m.goneSince = new(wire.Config), "", true, 0
 	*m.own, m.digest = config("a b c"), config("a b c").Digest()
 	if got := run(m, 2*long, 2*long+2*time.Second, at0(1*ms, "a:a b c", "b:b")); strings.HasSuffix(got, " b") || m.gone {

@@ -2,8 +2,8 @@ package quorum
 
 import "testing"
 
-// Every exclusive quorum meets every other quorum in a node, and no smaller
-// number of votes would do.
+// Every exclusive quorum has a node in common with every other quorum, and no smaller
+// number of votes would suffice.
 func TestSizesIntersect(t *testing.T) {
 	for n := 1; n <= 64; n++ {
 		q, r := Size(n, Exclusive), Size(n, Shared)
@@ -25,7 +25,7 @@ func TestSizesIntersect(t *testing.T) {
 	}
 }
 
-// dumbTally counts with a map and no shortcuts.
+// dumbTally counts with a map and without shortcuts.
 func dumbTally(fences []uint64, need int) (Outcome, uint64) {
 	count := map[uint64]int{}
 	var highest, winner uint64
@@ -104,7 +104,8 @@ func BenchmarkTally(b *testing.B) {
 	}
 }
 
-// What is held stays so by any votes, and what is not yet needs votes that agree.
+// A held claim stays held by any votes, and one that is not held yet needs votes that
+// agree.
 func TestHeld(t *testing.T) {
 	for _, tt := range []struct {
 		fences  []uint64

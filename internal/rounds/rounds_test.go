@@ -13,8 +13,8 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// crowd has ten clients with four workers each, on names that nobody else uses, and
-// with clocks up to apart from the true time.
+// crowd has ten clients with four workers each, on names that nobody else uses, with
+// clocks that differ from true time by up to apart.
 func (w *world) crowd(apart time.Duration, s *stats) {
 	for range 10 {
 		a := w.client(time.Duration(w.rng.Int64N(int64(2*apart)+1)) - apart)
@@ -32,8 +32,8 @@ func (s *stats) want(t *testing.T, locks int, rounds float64, longest time.Durat
 	}
 }
 
-// Who is alone on a name asks once for it, whatever others do on theirs, and however
-// their clocks differ from its own (N3).
+// A client that is alone on a name asks once for it, whatever others do on theirs, and
+// however their clocks differ from its own (N3).
 func TestStrangersDoNotMeet(t *testing.T) {
 	for _, nodes := range []int{3, 5} {
 		for _, apart := range []time.Duration{0, time.Millisecond, 5 * time.Millisecond, 100 * time.Millisecond} {
@@ -48,11 +48,11 @@ func TestStrangersDoNotMeet(t *testing.T) {
 	}
 }
 
-// One name that many clients lock in turn, with time between: its floor is ahead of
-// the ages of those whose clocks are behind, and the same at all nodes.
+// Many clients lock one name in turn, with time between. Its floor is ahead of the ages
+// of clients whose clocks are behind, and the same at all nodes.
 func TestOneNameInTurn(t *testing.T) {
 	w := begun(t, 3)
-	w.crowd(0, new(stats)) // strangers, so that floors move
+	w.crowd(0, new(stats)) // other clients, so that floors move
 	var s stats
 	var clients []*asker
 	for i := range 4 {
@@ -67,8 +67,8 @@ func TestOneNameInTurn(t *testing.T) {
 	s.want(t, 200, 1.02, 2*time.Millisecond)
 }
 
-// A client that may lock one name drives the floors of the nodes apart there, as far
-// as they let it (N3). Others, on their names, do not notice.
+// A client that may lock one name makes its floors differ between nodes, as far as they
+// allow (N3). Others, on other names, are unaffected.
 func TestOneHostileName(t *testing.T) {
 	for _, up := range []int{3, 2} {
 		t.Run(fmt.Sprintf("%d of 3 nodes", up), func(t *testing.T) {
@@ -77,7 +77,8 @@ func TestOneHostileName(t *testing.T) {
 				n.stop()
 			}
 			for i, n := range w.nodes {
-				n.wrong = time.Duration(i) * 3 * time.Millisecond // so that one goes further than the other
+				// So one goes further than the other.
+				n.wrong = time.Duration(i) * 3 * time.Millisecond
 			}
 			seq := uint64(0)
 			var push func()
@@ -102,19 +103,19 @@ func TestOneHostileName(t *testing.T) {
 	}
 }
 
-// Nodes are started while their clocks are ahead, which are set right some time later
-// (N8). All clocks are right, all nodes that are up vote, and locks take no longer
+// Nodes start while their clocks are ahead, and the clocks are corrected some time later
+// (N8). When all clocks are right and all nodes that are up vote, locks take no longer
 // than ever.
 func TestStartedAhead(t *testing.T) {
 	const (
 		clean  = iota // with a clean mark
-		forgot        // without
+		forgot        // without one
 	)
 	for _, tt := range []struct {
-		wrong []time.Duration // at the start, of all nodes
+		wrong []time.Duration // error of each node's clock at its start
 		how   int
-		right time.Duration // when their clocks are right, after the start
-		down  int           // so many of the last are down then
+		right time.Duration // time after the start when their clocks are corrected
+		down  int           // how many of the last nodes are down then
 	}{
 		{[]time.Duration{0, 0, 0}, forgot, 0, 0},
 		{[]time.Duration{2 * time.Hour, 0, 0}, clean, time.Second, 0},
@@ -123,7 +124,7 @@ func TestStartedAhead(t *testing.T) {
 		{[]time.Duration{2 * time.Hour, 2*time.Hour + 3*time.Second, 0}, clean, time.Second, 1},
 		{[]time.Duration{2 * time.Hour, 0, 0}, forgot, time.Second, 1},
 		{[]time.Duration{2 * time.Hour, 2*time.Hour + 3*time.Second, 0}, forgot, time.Second, 0},
-		// Right only when they vote already: what they forgot is as wrong until then.
+		// Corrected only when they vote already, so what they forgot is as wrong until then.
 		{[]time.Duration{2 * time.Hour, 0, 0}, forgot, time.Minute, 0},
 		{[]time.Duration{2 * time.Hour, 0, 0}, forgot, time.Minute, 1},
 		{[]time.Duration{2 * time.Hour, 2*time.Hour + 3*time.Second, 0}, forgot, time.Minute, 0},
@@ -161,8 +162,8 @@ func TestStartedAhead(t *testing.T) {
 	}
 }
 
-// polluted is a cluster of which the first node forgot, voted while its clock was two
-// hours ahead, and gave fences for the names with it.
+// polluted returns a cluster whose first node forgot, voted while its clock was two hours
+// ahead, and gave fences for the names with it.
 func polluted(t *testing.T, nodes int, names ...string) *world {
 	w := newWorld(t, nodes)
 	for _, n := range w.nodes[1:] {
@@ -185,9 +186,9 @@ func polluted(t *testing.T, nodes int, names ...string) *world {
 	return w
 }
 
-// What a node gave while its clock was ahead stays: its vote is worth nothing on those
-// names, until the time has come. Those of the other nodes suffice, and nobody insists
-// on what they cannot give (C3).
+// Fences that a node gave while its clock was ahead remain. Its vote is useless for those
+// names until that time has come. The votes of the other nodes suffice, and nobody
+// insists on fences that they cannot give (C3).
 func TestGivenByAWrongClock(t *testing.T) {
 	for _, nodes := range []int{3, 5} {
 		t.Run(fmt.Sprintf("%d nodes", nodes), func(t *testing.T) {
@@ -212,7 +213,7 @@ func TestGivenByAWrongClock(t *testing.T) {
 	}
 }
 
-// The same where one client passes the lock on among its own, who need tokens from a
+// The same, where one client passes the lock on among its holds, which need tokens of a
 // quorum's votes.
 func TestPassedOnBesideAWrongClock(t *testing.T) {
 	w := polluted(t, 3, "passed on")
@@ -225,8 +226,8 @@ func TestPassedOnBesideAWrongClock(t *testing.T) {
 	s.want(t, 3000, 1, 5*time.Millisecond)
 }
 
-// A node that forgot has a fence above those that a kept claim has from the others:
-// where its vote is needed, they set tokens aside from its fence on (C3).
+// A node that forgot has a higher fence than the other votes of a kept claim. Where its
+// vote is needed, the others set tokens aside from its fence on (C3).
 func TestPassedOnAfterACrash(t *testing.T) {
 	w := begun(t, 3)
 	var s stats
@@ -248,8 +249,9 @@ func TestPassedOnAfterACrash(t *testing.T) {
 	}
 }
 
-// Where the other nodes are too few, a lock waits for the time to come. Who waits
-// learns which node cannot follow which, and asks no more often than ever.
+// Where the other nodes are too few, a lock has to wait until that time has come. The
+// waiting client learns which node cannot follow which, and asks no more often than
+// usual.
 func TestWaitingForAWrongClock(t *testing.T) {
 	w := polluted(t, 3, "late")
 	w.nodes[2].stop()

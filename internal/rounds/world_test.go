@@ -26,7 +26,7 @@ const (
 	skew     = 5 * time.Second
 	ttl      = 10 * time.Second
 
-	// What a message takes, as in one data centre. Each link keeps its order.
+	// The time that a message takes, as in one data centre. Each link keeps its order.
 	fastest = 100 * time.Microsecond
 	slowest = 300 * time.Microsecond
 )
@@ -62,8 +62,8 @@ type world struct {
 	cluster wire.Config
 	nodes   []*machine
 	clients map[string]*asker
-	links   map[[2]string]time.Duration // when the last message on it arrives
-	tokens  map[string]uint64           // the highest by name
+	links   map[[2]string]time.Duration // when the last message on each arrives
+	tokens  map[string]uint64           // highest by name
 }
 
 func newWorld(t testing.TB, nodes int) *world {
@@ -81,7 +81,7 @@ func newWorld(t testing.TB, nodes int) *world {
 	return w
 }
 
-// begun is a new cluster whose nodes vote.
+// begun returns a new cluster whose nodes vote.
 func begun(t testing.TB, nodes int) *world {
 	w := newWorld(t, nodes)
 	for _, n := range w.nodes {
@@ -106,7 +106,7 @@ func (w *world) after(d time.Duration, run func()) {
 	heap.Push(&w.events, event{w.now + max(d, 0), w.seq, run})
 }
 
-// run lets time go on by d.
+// run lets time d pass.
 func (w *world) run(d time.Duration) {
 	end := w.now + d
 	for len(w.events) > 0 && w.events[0].at <= end {
@@ -124,12 +124,12 @@ func (w *world) carry(from, to string, deliver func()) {
 	w.after(at-w.now, deliver)
 }
 
-// machine is one on which a node runs.
+// machine is a machine that runs a node.
 type machine struct {
 	world *world
 	name  string
-	wrong time.Duration // its wall clock is ahead by that
-	core  *voter.Node   // nil: it is down
+	wrong time.Duration // how far its wall clock is ahead
+	core  *voter.Node   // nil while it is down
 	life  byte
 	out   voter.Out
 }
@@ -138,7 +138,7 @@ func (n *machine) clock() wire.Now {
 	return wire.Now{Mono: n.world.now, Wall: baseWall + (n.world.now + n.wrong).Microseconds()}
 }
 
-// start starts a node that left saved; nil: it forgot.
+// start starts a node with the mark saved; nil: it forgot.
 func (n *machine) start(saved *voter.Saved) {
 	n.life++
 	n.core = voter.New(voter.Config{
@@ -148,7 +148,7 @@ func (n *machine) start(saved *voter.Saved) {
 	n.tick(n.core)
 }
 
-// stop returns the mark that it leaves, nil if there is none.
+// stop returns the mark that the node leaves, or nil.
 func (n *machine) stop() *voter.Saved {
 	saved, _ := n.core.Save(n.clock())
 	n.core = nil
@@ -193,10 +193,10 @@ func (n *machine) flush() {
 type asker struct {
 	world *world
 	name  string
-	ahead time.Duration // its wall clock, of the true time
+	ahead time.Duration // how far its wall clock is ahead
 	table *hold.Table
 	out   hold.Out
-	asked map[uint64]int // how often, by claim that is not held
+	asked map[uint64]int // how often each claim asked that is not held
 	timer uint64
 }
 
@@ -260,7 +260,7 @@ type worker struct {
 	i      int
 }
 
-// own are names that nobody else uses.
+// own returns names that nobody else uses.
 func own(a *asker, k int) func(i int) string {
 	return func(i int) string { return fmt.Sprintf("%s.%d.%d", a.name, k, i) }
 }
@@ -305,7 +305,7 @@ func (k *worker) told(e hold.Event) {
 	}
 }
 
-// stats are of locks that were had.
+// stats are totals of locks that were acquired.
 type stats struct {
 	rounds int
 	waits  []time.Duration

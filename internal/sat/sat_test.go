@@ -12,7 +12,7 @@ var edges = []int64{
 	math.MaxInt64 / 1000, math.MaxInt64/1000 + 1, math.MaxInt64 / 2, math.MaxInt64/2 + 1, math.MaxInt64 - 1, math.MaxInt64,
 }
 
-// clamp is what must come out.
+// clamp is the expected result.
 func clamp(x *big.Int) int64 {
 	switch {
 	case x.IsInt64():

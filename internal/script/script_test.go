@@ -47,7 +47,7 @@ func TestStories(t *testing.T) {
 	}
 }
 
-// play runs a story and returns it with what really came of each step.
+// play runs a story and returns it with the actual effects of each step.
 func play(story string) string {
 	w := newWorld()
 	var out strings.Builder
@@ -65,7 +65,7 @@ func play(story string) string {
 				step(w, lines[i])
 			}
 		}
-		for ; i < len(lines) && lines[i] != ""; i++ { // what the story expected
+		for ; i < len(lines) && lines[i] != ""; i++ { // the expected effects
 		}
 		if w.out.Len() > 0 {
 			out.WriteString("----\n" + w.out.String())
@@ -74,8 +74,8 @@ func play(story string) string {
 	return out.String()
 }
 
-// step runs one command; an error is part of what comes of it, so that a story
-// with a mistake in it fails where the mistake is.
+// step runs one command. An error is one of its effects, so that a story with a mistake
+// fails where the mistake is.
 func step(w *world, line string) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -108,8 +108,8 @@ var (
 	ruled = regexp.MustCompile(`(?m)^- \*\*([NC][0-9]+)\b`)
 )
 
-// Every rule of docs/protocol.md has a story that tells what it is for, and
-// every story names rules that exist.
+// Every rule of docs/protocol.md has a story that shows its purpose, and every story
+// names existing rules.
 func TestRulesHaveStories(t *testing.T) {
 	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "protocol.md"))
 	if err != nil {

@@ -21,12 +21,12 @@ import (
 
 const probeWait = 100 * time.Millisecond
 
-// world is what a story is played in: hosts, a network that does nothing by
-// itself, and true time.
+// world is where a story runs: hosts, a network that does nothing by itself, and true
+// time.
 type world struct {
-	now     time.Duration // 0: the nodes vote, the story begins
+	now     time.Duration // 0: the nodes vote, and the story begins
 	hosts   map[string]*host
-	order   []string // of hosts, as they came
+	order   []string // hosts in order of creation
 	flight  []*message
 	aside   []*message
 	cuts    map[[2]string]bool
@@ -34,7 +34,7 @@ type world struct {
 	claims  map[string]*claim
 	cluster wire.Config
 	limits  voter.Config
-	probes  bool // are messages like others
+	probes  bool // probes are messages like others
 	out     strings.Builder
 }
 
@@ -44,24 +44,27 @@ type tokens struct{ exclusive, any uint64 }
 type host struct {
 	name   string
 	wall   time.Duration // its wall clock's offset
-	slept  time.Duration // what its monotonic clock missed
-	asleep time.Duration // since when, if suspended
+	slept  time.Duration // how long its monotonic clock slept
+	asleep time.Duration // start of the present sleep
 	paused bool
-	due    time.Duration // of its next Tick
+	due    time.Duration // its next Tick
 
 	node   *voter.Node // nil while it is down
 	isNode bool
 	id     string // of the node: its name in the cluster
 	config wire.Config
 	lives  byte
-	known  byte // of these, the state directory names those after this one
+	// The state directory names the earlier lives after this one.
+	known  byte
 	mark   []byte
 	marked string        // digest in the mark
 	ttl    time.Duration // longest that it may have granted
 
-	client   *client.Client
-	of       string    // the client that it is a copy of, or itself: its name at the nodes, and its inbox
-	instance uuid.UUID // now
+	client *client.Client
+	// of is the client that it is a copy of, or itself. It determines its name at the nodes,
+	// and its inbox.
+	of       string
+	instance uuid.UUID // the current one
 }
 
 type claim struct {
@@ -96,8 +99,8 @@ func (w *world) read(h *host) wire.Now {
 	return wire.Now{Mono: mono, Wall: max((w.now + h.wall).Microseconds(), 0), Boot: w.now + time.Hour}
 }
 
-// id makes ids of which those of a come before those of b, and of two lives of
-// one node the first before the second.
+// id returns ids such that those of a come before those of b, and that of a node's first
+// life before that of its second.
 func id(name string, life byte) uuid.UUID {
 	var u uuid.UUID
 	copy(u[:14], name)
@@ -119,8 +122,8 @@ func (w *world) list(all []wire.ClaimOf) (text string) {
 	return text
 }
 
-// nameOfInstance is the name of the client that began with it, and a stroke for each
-// time that it began anew (C15).
+// nameOfInstance returns the name of the client that started with it, and a stroke for
+// each new instance since (C15).
 func (w *world) nameOfInstance(instance uuid.UUID) string {
 	for _, h := range w.hosts {
 		for life := byte(0); h.client != nil && life <= h.lives; life++ {
@@ -134,7 +137,7 @@ func (w *world) nameOfInstance(instance uuid.UUID) string {
 
 func clientID(name string) uuid.UUID { return id(name, 0) }
 
-// inbox is what answers to a host are sent to; copies of a client have one.
+// inbox returns where answers to a host are sent. Copies of a client share one.
 func (h *host) inbox() string {
 	if h.client != nil {
 		return h.of
@@ -209,8 +212,8 @@ func (w *world) publish(from *host, r wire.Request) error {
 			}
 		}
 	}
-	// A yield is nothing to the other nodes but where it does not come to the one that is
-	// meant (N12).
+	// A yield matters to other nodes only if the node that it names does not receive it
+	// (N12).
 	elsewhere := r.Verb == wire.Yield && slices.ContainsFunc(w.order, func(name string) bool {
 		return w.hosts[name].id == r.Node && w.cuts[[2]string{from.name, name}]
 	})
@@ -221,7 +224,8 @@ func (w *world) publish(from *host, r wire.Request) error {
 	for _, name := range w.order {
 		h := w.hosts[name]
 		if !h.isNode || r.Node != "" && h.id != r.Node && !elsewhere {
-			continue // a node that is not meant says how long its leases are, which are the same for all here
+			// Other nodes say how long their leases are, which is the same for all here.
+			continue
 		}
 		to = append(to, name)
 		m := m
@@ -324,7 +328,7 @@ func (w *world) answerTo(from *host, to string, a wire.Answer) error {
 	return nil
 }
 
-// cutOff loses what was just sent where the network is cut, and says so.
+// cutOff loses what was just sent where the network is cut, and shows it.
 func (w *world) cutOff(sent int) string {
 	var to []string
 	w.flight = slices.DeleteFunc(w.flight, func(m *message) bool {
@@ -361,7 +365,7 @@ func (w *world) nodeDid(h *host, out voter.Out) {
 		case w.probes || w.namesakes(h.id) > 1 || h.node.Stopped():
 			w.must(w.publish(h, *p))
 		case w.cuts[[2]string{h.name, h.name}]:
-		default: // heard by itself at once: not worth a line
+		default: // heard by itself at once: not shown
 			var heard voter.Out
 			h.node.Handle(w.read(h), p, h.name, &heard)
 			for _, s := range heard.Answers {
@@ -420,7 +424,7 @@ func (w *world) clientDid(h *host, out client.Out) {
 	w.checkHolders()
 }
 
-// broken is what must panics with: a promise that does not hold.
+// broken is the panic value of must: a broken promise.
 type broken struct{ error }
 
 func (w *world) must(err error) {
@@ -463,7 +467,7 @@ func (w *world) checkToken(cl *client.Claim) {
 	t.any = max(t.any, cl.Token())
 }
 
-// meant lists the hosts that one end of a link names; it need not be there yet.
+// meant returns the hosts that one end of a link names. They need not exist yet.
 func (w *world) meant(end string) []string {
 	if end == "*" {
 		return w.order
@@ -755,7 +759,7 @@ func (w *world) command(line string) (err error) {
 		if err := w.pass(probeWait, true); err != nil {
 			return err
 		}
-		w.out.Reset() // that they are ready now is understood
+		w.out.Reset() // that they are ready now goes without saying
 		return nil
 
 	case "client":
@@ -997,7 +1001,7 @@ func (w *world) toHost(h *host, verb string, args []string, opts map[string]stri
 	return nil
 }
 
-// move does what a verb does with the messages that meet all of args.
+// move applies a verb to the messages that match all of args.
 func (w *world) move(verb string, args []string) error {
 	list := w.flight
 	if verb == "let-go" {

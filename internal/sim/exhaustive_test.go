@@ -22,19 +22,19 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Small worlds, explored to the end: every order in which messages can arrive (in
-// larger worlds: every order in which so many are overtaken by all others), with so
-// many lost or repeated, nodes restarted with and without their memory, clients
-// that give up, and leaps of time, at every moment at which each of them can come
-// to pass. In every state at most one claim is held, or readers together, and
-// tokens rise; from every state in which nothing more can go wrong, whoever waits
-// gets the lock, and nothing is left behind.
+// Small worlds are explored exhaustively: every order in which messages can arrive (in
+// larger worlds: every order in which a number of messages are overtaken by all others),
+// with a number of messages lost or repeated, nodes restarted with and without their
+// memory, clients that give up, and leaps of time, at every possible moment. In every
+// state, at most one claim is held, or readers together, and tokens rise. From every
+// state in which nothing more can go wrong, waiting claims get the lock, and nothing is
+// left behind.
 //
-// A machine's state follows from what it was given, and machines meet only in
-// messages. So each machine's states are worked out once, by running the real
-// machine, and kept; the state of the world is which state each machine is in,
-// what is under way, and how much may still go wrong. That makes a step of the
-// world a few look-ups, and worlds that came about in different ways the same.
+// A machine's state is a function of its inputs, and machines interact only by messages.
+// So the states of each machine are computed once, by running the real machine, and
+// stored. The state of the world is the state of each machine, the messages under way,
+// and how much may still go wrong. Then a step of the world takes a few look-ups, and
+// worlds that arose in different ways are recognized as equal.
 
 var exhaustive = flag.Bool("sim.exhaustive", false, "explore the larger of the small worlds too, for minutes")
 
@@ -44,7 +44,7 @@ const (
 	xMoment = xTTL / 1000
 )
 
-// xWorld is one small world: what there is, and what may happen in it how often.
+// xWorld is one small world: its members, and how often each event may happen.
 type xWorld struct {
 	name    string
 	nodes   int
@@ -52,24 +52,26 @@ type xWorld struct {
 	try     bool
 	behind  bool // the second client's clock is behind the first's, not ahead
 	drops   int  // messages that are lost
-	dups    int  // messages that come again
-	crashes int  // nodes that restart and forgot
+	dups    int  // messages that are repeated
+	crashes int  // nodes that restart and have forgotten
 	stops   int  // nodes that restart with a clean mark
-	ends    int  // claims that are given back or given up, by their clients' choice
-	leaps   int  // how often time goes on
+	ends    int  // claims that their clients release or give up
+	leaps   int  // leaps of time
 	leap    []time.Duration
-	late    int  // messages that may be under way while time leaps
-	swaps   int  // if positive: messages come in order, and so many times one is put last; else in any order
-	large   bool // only with -sim.exhaustive
+	late    int // messages that may be under way while time leaps
+	// If swaps is positive, messages come in order, and that many times one is put last; else
+	// they come in any order.
+	swaps int
+	large bool // only with -sim.exhaustive
 
-	// Lies about the protocol, to see that the explorer can find a fault.
-	forgetful bool // a crash is taken for the first start of a new cluster
+	// Deliberate errors, to see that the explorer finds faults.
+	forgetful bool // a crash counts as the first start of a new cluster
 	tamper    func(a *wire.Answer, yielded bool)
 	slow      bool // the clients' clocks stand still
 	find      string
 }
 
-// xInput is what can be done to a machine.
+// xInput is an input to a machine.
 type xInput struct {
 	do  xDo
 	msg uint16
@@ -104,7 +106,7 @@ type xLocal struct {
 	failed bool          // it was lost, or never held
 }
 
-// xStep is what came of an input.
+// xStep is the result of an input.
 type xStep struct {
 	to    *xLocal
 	sends []uint16
@@ -116,7 +118,7 @@ type xState struct {
 	now    time.Duration
 	locals [8]*xLocal
 	flight []uint16 // oldest first, or in any order if that does not matter
-	left   [8]uint8 // how often may still happen: see xDrops and so on
+	left   [8]uint8 // how often each event may still happen: see xDrops and so on
 	any    uint64   // highest token given
 	excl   uint64   // highest token given to a writer
 }
@@ -129,7 +131,7 @@ const (
 	xEnds
 	xLeaps
 	xSwaps
-	xNothing // what costs nothing
+	xNothing // xNothing costs nothing
 )
 
 // xMessage is a message to one machine.
@@ -152,10 +154,10 @@ type explorer struct {
 	seeds    [2]maphash.Seed
 	path     []func() string
 	err      error
-	trail    []string // to it
+	trail    []string // events that led to it
 	edges    int
 	deepest  int
-	ended    int // states from which nothing more can happen
+	ended    int // states in which nothing more can happen
 }
 
 func (x *explorer) isClient(m int) bool { return m >= x.nodes }
@@ -187,7 +189,7 @@ func (x *explorer) clock(m int, now time.Duration) wire.Now {
 	return wire.Now{Mono: now, Wall: wall}
 }
 
-// machine is a real machine, brought to a state.
+// machine is a real machine in some state.
 type xMachine struct {
 	node  *voter.Node
 	life  byte
@@ -206,7 +208,7 @@ func (x *explorer) nodeConfig(m int, life byte) voter.Config {
 	}
 }
 
-// build runs a machine through all that brought it to l.
+// build runs a machine through all inputs that led to l.
 func (x *explorer) build(l *xLocal) *xMachine {
 	var inputs []xInput
 	for ; l.from != nil; l = l.from {
@@ -256,7 +258,8 @@ func (x *explorer) apply(mc *xMachine, m int, in xInput, msg *xMessage) (sends [
 		mc.due = mc.node.Deadline()
 		for _, s := range out.Answers {
 			a := s.Answer
-			a.Place, a.Recovering, a.Text = 0, 0, "" // told, but nothing is decided by it
+			// These are told, but nothing is decided by them.
+			a.Place, a.Recovering, a.Text = 0, 0, ""
 			if a.Blocker != nil {
 				b := *a.Blocker
 				b.For = 0
@@ -312,7 +315,7 @@ func (x *explorer) apply(mc *xMachine, m int, in xInput, msg *xMessage) (sends [
 	return sends
 }
 
-// settle ticks a node, and lets it hear its own probe at once: probes are no part
+// settle ticks a node and lets it hear its own probe at once, since probes are not part
 // of this world.
 func (x *explorer) settle(n *voter.Node, now wire.Now, out *voter.Out) {
 	for n.Tick(now, out); out.Probe != nil; n.Tick(now, out) {
@@ -331,7 +334,7 @@ func (x *explorer) settle(n *voter.Node, now wire.Now, out *voter.Out) {
 	}
 }
 
-// pass lets a node do what was due until now, while time leapt: it was not away.
+// pass lets a node do what became due while time leapt. It was not away.
 func (x *explorer) pass(n *voter.Node, m int, now wire.Now, out *voter.Out) {
 	for n.Deadline() < now.Mono {
 		x.settle(n, x.clock(m, n.Deadline()), out)
@@ -377,7 +380,7 @@ func (x *explorer) intern(msg xMessage) uint16 {
 	return id
 }
 
-// describe writes a message short enough for a path of fifty to be read.
+// describe returns a message in a form short enough for long paths to be readable.
 func (x *explorer) describe(msg xMessage) string {
 	who := func(id wire.ClaimID) string { return x.host(x.nodes + int(id.Instance[1])) }
 	var b strings.Builder
@@ -404,7 +407,7 @@ func (x *explorer) describe(msg xMessage) string {
 	return b.String()
 }
 
-// step is what comes of an input in a state, worked out once.
+// step returns the result of an input in a state. It is computed once.
 func (x *explorer) step(l *xLocal, in xInput) *xStep {
 	if s := l.steps[in]; s != nil {
 		return s
@@ -425,7 +428,7 @@ func (x *explorer) step(l *xLocal, in xInput) *xStep {
 		to.due = mc.due
 		if mc.core != nil {
 			to.token, to.state, to.failed = mc.claim.Token(), mc.claim.State(), mc.lost
-			// The client is asked, as a holder would.
+			// The client is asked as a holder would ask it.
 			low, high := in.now, in.now+10*xTTL // not sort.Search: an int may have 32 bits
 			for low < high {
 				if mid := low + (high-low)/2; mc.core.HeldAt(x.clock(l.machine, mid), mc.claim) {
@@ -446,8 +449,8 @@ func (x *explorer) step(l *xLocal, in xInput) *xStep {
 // holds reports whether the client counts its claim as held now.
 func (l *xLocal) holds(now time.Duration) bool { return l.state == client.Holding && now < l.until }
 
-// dumper writes a machine's state so that equal states have equal texts. What no
-// later step can depend on is left out.
+// dumper writes a machine's state so that equal states give equal texts. It leaves out
+// what no later step can depend on.
 type dumper struct {
 	strings.Builder
 	seen map[uintptr]int
@@ -579,7 +582,7 @@ func (x *explorer) explore() {
 	x.visit(s)
 }
 
-// after is the state after one machine got one input.
+// after returns the state after one machine got one input.
 func (x *explorer) after(s xState, m int, in xInput) xState {
 	in.now = s.now
 	step := x.step(s.locals[m], in)
@@ -658,9 +661,8 @@ func (x *explorer) visit(s xState) {
 		return s
 	}
 
-	// A tick that is due comes before all else. Were it late, what it sends would be
-	// late, and that is tried; and what is given to a machine does its tick's work
-	// first.
+	// A tick that is due comes first. A late tick would only send late messages, which are
+	// explored anyway, and any input makes the machine do what is due first.
 	for m := range x.machines {
 		if s.locals[m].due <= s.now {
 			try(func() string { return "tick " + x.host(m) }, func() xState { return x.after(s, m, xInput{do: xTick}) })
@@ -711,8 +713,8 @@ func (x *explorer) visit(s xState) {
 			}
 		}
 	}
-	// Where time passes, a client that waits for a moment (C6, C9) gets to the end of it
-	// at no cost.
+	// Where time passes, a client that waits for a moment (C6, C9) gets to its end at no
+	// cost.
 	if len(x.leap) > 0 && len(s.flight) == 0 {
 		next := s.now + xMoment + 1
 		for m := range x.machines {
@@ -743,7 +745,7 @@ func (x *explorer) visit(s xState) {
 	}
 }
 
-// check is what must be true in every state.
+// check checks what must be true in every state.
 func (x *explorer) check(s *xState) {
 	for a := x.nodes; a < x.machines; a++ {
 		for b := a + 1; b < x.machines; b++ {
@@ -766,9 +768,9 @@ func (x *explorer) check(s *xState) {
 	}
 }
 
-// calm follows a state in which nothing more can go wrong through calm times, with
-// machines of its own: all is delivered, all clocks tick, and who holds gives back.
-// Who waits must get the lock, and when all are over nothing may be left anywhere.
+// calm continues from a state in which nothing more can go wrong, with machines of its
+// own. All messages are delivered, all clocks tick, and holders release. Waiting claims
+// must get the lock, and when all are over, nothing may be left.
 func (x *explorer) calm(s xState) {
 	if x.lies() {
 		return
@@ -830,8 +832,9 @@ var (
 	xThenRead  = []quorum.Mode{quorum.Exclusive, quorum.Shared} // the writer is older
 	xThenWrite = []quorum.Mode{quorum.Shared, quorum.Exclusive}
 
-	xAsk   = []time.Duration{250 * time.Millisecond}                           // a claim asks again
-	xForg  = []time.Duration{10300 * time.Millisecond}                         // leases and quarantines are over
+	xAsk = []time.Duration{250 * time.Millisecond} // a claim asks again
+	// Leases and quarantines are over.
+	xForg  = []time.Duration{10300 * time.Millisecond}
 	xAnyOf = []time.Duration{250 * time.Millisecond, 10300 * time.Millisecond} // one or the other
 )
 
@@ -858,7 +861,7 @@ func TestExhaustive(t *testing.T) {
 		{name: "3 nodes, a loss, asking again", nodes: 3, modes: xWriters, ends: 1, drops: 1, leaps: 1, leap: xAsk, late: 1, swaps: 1},
 		{name: "3 nodes, a crash", nodes: 3, modes: xWriters, ends: 1, crashes: 1, swaps: 1},
 
-		// Some minutes.
+		// These take some minutes.
 		{name: "1 node, a loss and two leaps", nodes: 1, modes: xWriters, drops: 1, leaps: 2, leap: xAnyOf, late: 1, swaps: 4, large: true},
 		{name: "2 nodes, an end and a loss", nodes: 2, modes: xWriters, ends: 1, drops: 1, large: true},
 		{name: "2 nodes, a clean restart", nodes: 2, modes: xWriters, ends: 1, stops: 1, swaps: 5, large: true},
@@ -894,8 +897,8 @@ func TestExhaustive(t *testing.T) {
 	t.Logf("%d states, %d steps, %d ends", states, steps, paths)
 }
 
-// Of two tries on a free lock, at least one gets it (C10), in whatever order the
-// messages come.
+// Of two tries on a free lock, at least one gets it (C10), whatever the order of
+// messages.
 func TestExhaustiveTries(t *testing.T) {
 	for _, w := range []xWorld{
 		{name: "1 node", nodes: 1, modes: xWriters},
@@ -927,9 +930,9 @@ func TestExhaustiveTries(t *testing.T) {
 	}
 }
 
-// The explorer finds what is broken: a node that forgets and votes, a client whose
-// clock stands still, answers that pretend to be newer than they are, tries that
-// do not ask whether what is in their way will yield.
+// The explorer finds faults: a node that forgets and votes, a client whose clock stands
+// still, answers that pretend to be newer than they are, and tries that do not ask
+// whether what is in their way will yield.
 func TestExhaustiveFindsFaults(t *testing.T) {
 	for _, w := range []xWorld{
 		{name: "a node forgets (N8)", nodes: 1, modes: xWriters, crashes: 1, forgetful: true, find: "two hold"},

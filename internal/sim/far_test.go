@@ -12,7 +12,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// far is one client and its nodes, who take half of a round trip to hear each other.
+// far is one client and its nodes, half a round trip apart.
 type far struct {
 	t       *testing.T
 	now     time.Duration
@@ -30,7 +30,8 @@ type far struct {
 
 func newFar(t *testing.T, trip, ttl time.Duration, known bool) *far {
 	f := &far{t: t, half: trip / 2, now: time.Second}
-	cfg := wire.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: time.Hour, Skew: 5 * time.Second} // no node asks for its name meanwhile
+	// No node asks for its name meanwhile.
+	cfg := wire.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: time.Hour, Skew: 5 * time.Second}
 	trips := map[string]time.Duration{}
 	for i, name := range cfg.Nodes {
 		n := voter.New(voter.Config{Name: name, Config: cfg, Incarnation: uuid.UUID{9, byte(i)}, MaxClaims: 1000, MaxQueue: 1000}, f.clock(), &voter.Saved{}, 0)
@@ -62,7 +63,7 @@ func (f *far) later(do func()) {
 	f.dueAt = append(f.dueAt, f.now+f.half)
 }
 
-// flush sends what the client wants sent.
+// flush sends the messages of the client.
 func (f *far) flush() {
 	for _, r := range f.cout.Requests {
 		f.out++
@@ -90,7 +91,7 @@ func (f *far) flush() {
 	f.cout.Reset()
 }
 
-// run lets time pass until done says so, or for d.
+// run lets time pass until done returns true, or for d.
 func (f *far) run(d time.Duration, done func() bool) {
 	for end := f.now + d; !done(); {
 		next := end
@@ -116,7 +117,7 @@ func (f *far) run(d time.Duration, done func() bool) {
 	}
 }
 
-// lock takes a lock and gives it back, and returns how many messages that took in all.
+// lock acquires and releases a lock, and returns how many messages that took.
 func (f *far) lock(hold time.Duration) (out, in int, took time.Duration) {
 	f.t.Helper()
 	f.out, f.in = 0, 0
@@ -143,15 +144,15 @@ func (f *far) lock(hold time.Duration) (out, in int, took time.Duration) {
 	return f.out, f.in, took
 }
 
-// A lock on the other side of the world costs what it costs next door: the client waits
-// for an answer before it asks again (C4).
+// A lock on the other side of the world takes as many messages as one nearby: the client
+// waits for an answer before it asks again (C4).
 func TestMessagesOfALockFarAway(t *testing.T) {
 	never := time.Duration(0)
 	for _, c := range []struct {
 		trip, ttl, hold time.Duration
 		out, in         int // at most
 	}{
-		// Acquire, release, and the refresh that names nothing when all is over (C6).
+		// Acquire, release, and the empty refresh after the last claim is over (C6).
 		{200 * time.Microsecond, 10 * time.Second, never, 3, 6},
 		{20 * time.Millisecond, 10 * time.Second, never, 3, 6},
 		{300 * time.Millisecond, 10 * time.Second, never, 3, 6},
@@ -159,8 +160,8 @@ func TestMessagesOfALockFarAway(t *testing.T) {
 		{time.Second, 10 * time.Second, never, 3, 6},
 		{300 * time.Millisecond, 10 * time.Second, 30 * time.Second, 12, 33},
 		{300 * time.Millisecond, time.Second, 30 * time.Second, 120, 350},
-		// A lease that is hardly longer than the round trip keeps no lock for long, but it
-		// must not cost more for that.
+		// A lease that is hardly longer than the round trip keeps no lock for long, but must not
+		// take more messages either.
 		{300 * time.Millisecond, 400 * time.Millisecond, never, 8, 21},
 	} {
 		f := newFar(t, c.trip, c.ttl, true)

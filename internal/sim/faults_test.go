@@ -28,8 +28,7 @@ var (
 
 const root = "../.."
 
-// readFaults reads all planted faults (package plant says what they look like), and
-// plants each.
+// readFaults reads all planted faults (for their form see package plant) and plants each.
 func readFaults(t *testing.T) ([]plant.Fault, map[string]*plant.Broken) {
 	t.Helper()
 	tree, err := plant.Load(os.DirFS(root))
@@ -74,7 +73,8 @@ func readFaults(t *testing.T) ([]plant.Fault, map[string]*plant.Broken) {
 	return all, broken
 }
 
-// imports knows what the broken packages import, as the go command has compiled it.
+// imports returns an importer of what the broken packages import, as compiled by the go
+// command.
 func imports(t *testing.T, broken map[string]*plant.Broken) types.Importer {
 	t.Helper()
 	args := []string{"list", "-export", "-deps", "-f", "{{.ImportPath}}\t{{.Export}}"}
@@ -103,7 +103,7 @@ func imports(t *testing.T, broken map[string]*plant.Broken) types.Importer {
 	})
 }
 
-// build compiles the tests of pkg with the fault in, by go's overlay.
+// build compiles the tests of pkg with the fault, by means of go's overlay.
 func build(t *testing.T, b *plant.Broken, pkg string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -138,9 +138,9 @@ func build(t *testing.T, b *plant.Broken, pkg string) string {
 
 var failedSeed = regexp.MustCompile(`seed (\d+): (.*)`)
 
-// A checker that was never seen to fail is not a checker: each planted fault must
-// be caught. Without -sim.faults it is only checked that every fault finds its points
-// and compiles, and that every point has a fault; .ci/run builds and runs them all.
+// A checker is trusted only if it was seen to fail, so each planted fault must be caught.
+// Without -sim.faults the test checks only that every fault finds its points and
+// compiles, and that every point has a fault. .ci/run builds and runs them all.
 func TestPlantedFaults(t *testing.T) {
 	all, broken := readFaults(t)
 	compiled := imports(t, broken)

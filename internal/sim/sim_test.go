@@ -28,7 +28,7 @@ func TestSeeds(t *testing.T) {
 		}
 		return
 	}
-	// A seed's garbage is gone with it: collect it rarely.
+	// The garbage of a seed goes with the seed, so collect it rarely.
 	defer debug.SetGCPercent(debug.SetGCPercent(1000))
 	var list []uint64
 	if *kind == "" && *first == 1 {
@@ -77,7 +77,7 @@ func TestSeeds(t *testing.T) {
 	}
 }
 
-// keptSeeds are those that found something once.
+// keptSeeds are seeds that found a fault once.
 func keptSeeds(t *testing.T) (list []uint64) {
 	text, err := os.ReadFile("testdata/seeds.txt")
 	if err != nil {
@@ -97,8 +97,8 @@ func keptSeeds(t *testing.T) (list []uint64) {
 	return list
 }
 
-// A snapshot of a client that comes to life within its lease is noticed, and after some
-// more than a lease nobody is the worse for it (C15).
+// A client's snapshot that comes to life within its lease is noticed, and soon after the
+// lease has passed all promises hold (C15).
 func TestCopyWithinLease(t *testing.T) {
 	var sum Result
 	from, to, opt := uint64(1), uint64(*seeds)/3, Options{Copy: true}
@@ -116,7 +116,8 @@ func TestCopyWithinLease(t *testing.T) {
 	t.Logf("%+v", sum)
 }
 
-// Jobs watch what they wait for, are told when they are wanted, and end evictions themselves.
+// Jobs watch what they wait for, are told when others want their lock, and end evictions
+// themselves.
 func TestOwners(t *testing.T) {
 	var sum Result
 	for seed := range uint64(max(*seeds/3, 1)) {
@@ -133,8 +134,8 @@ func TestOwners(t *testing.T) {
 	}
 }
 
-// Clients learn from the nodes which nodes there are, and are drawn away by no few (M1 to
-// M5).
+// Clients learn the list of nodes from the nodes, and no minority changes it for them (M1
+// to M5).
 func TestMembers(t *testing.T) {
 	var sum Result
 	for seed := range uint64(max(*seeds/3, 1)) {

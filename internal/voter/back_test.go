@@ -10,7 +10,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// tick has a node do what is due, and hear what it asks.
+// tick makes a node do what is due, and hear its own question.
 func tick(n *Node, now *wire.Now) Out {
 	var out Out
 	for range 4 {
@@ -26,7 +26,7 @@ func tick(n *Node, now *wire.Now) Out {
 	return out
 }
 
-// ready is a node that votes, and has just heard itself.
+// ready returns a node that votes and has just heard itself.
 func ready(t *testing.T) (*Node, *wire.Now) {
 	t.Helper()
 	n, now := attacked(t)
@@ -37,7 +37,7 @@ func ready(t *testing.T) (*Node, *wire.Now) {
 	return n, now
 }
 
-// until returns after how long the node votes.
+// until returns after what time the node votes.
 func until(t *testing.T, n *Node, now *wire.Now) time.Duration {
 	t.Helper()
 	const step = 10 * time.Millisecond
@@ -51,9 +51,9 @@ func until(t *testing.T, n *Node, now *wire.Now) time.Duration {
 	return 0
 }
 
-// A node asks for its name every 1.5 s here. What stands still for less than 1.5 s
-// more costs nothing; after that it listens for a second, and its question has 0.3 s to
-// be answered (N9).
+// The node asks for its name every 1.5 s here. An interruption that is shorter than 1.5 s
+// in addition costs nothing. After a longer one, the node listens for a second, and its
+// question has 0.3 s to be answered (N9).
 func TestBackFromAPause(t *testing.T) {
 	for _, c := range []struct{ pause, wait time.Duration }{
 		{time.Second, 0},
@@ -70,8 +70,8 @@ func TestBackFromAPause(t *testing.T) {
 	}
 }
 
-// A restart that takes no longer than such a pause costs no more than the question
-// that every start asks.
+// A restart that takes no longer than such an interruption costs only the question that
+// every start asks.
 func TestBackByAMark(t *testing.T) {
 	for _, c := range []struct{ down, wait time.Duration }{
 		{3000 * time.Millisecond, 300 * time.Millisecond},
@@ -90,19 +90,21 @@ func TestBackByAMark(t *testing.T) {
 	}
 }
 
-// A node that is away again while it listens may have missed what it listens for.
+// A node that is away again while it listens may have missed the questions that it
+// listens for.
 func TestAwayWhileItListens(t *testing.T) {
 	n, now := ready(t)
 	pass(now, 10*time.Second)
 	tick(n, now)
-	pass(now, 810*time.Millisecond) // since its question: a pause of a waiting node, and time for an answer
+	// Since its question: a pause of a waiting node, and the time for an answer.
+	pass(now, 810*time.Millisecond)
 	if got, want := until(t, n, now), 1300*time.Millisecond; got != want {
 		t.Errorf("it votes in %v, want %v", got, want)
 	}
 }
 
-// Before it has listened, that it hears itself is no reason to believe its memory: a
-// mark that it leaves then is as old as what it heard before it was away (N8).
+// Until it has listened, hearing itself does not prove that its memory is current. A mark
+// that it leaves then is as old as what it heard before it was away (N8).
 func TestMarkWhileItListens(t *testing.T) {
 	n, now := ready(t)
 	pass(now, 10*time.Second)
@@ -117,8 +119,8 @@ func TestMarkWhileItListens(t *testing.T) {
 	}
 }
 
-// What ran out while a node stood still is given to nobody before it has seen that it
-// stood still.
+// A vote that expired while a node stood still goes to nobody until the node has noticed
+// that it stood still.
 func TestExpiryAfterAPause(t *testing.T) {
 	for _, message := range []bool{false, true} {
 		n, now := ready(t)

@@ -11,8 +11,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// A lock on a name that nobody else wants, and its release, among many names: what
-// it costs the machine alone.
+// An uncontended lock and its release, among many names: the cost to the machine alone.
 func BenchmarkLock(b *testing.B) {
 	const names = 1 << 17 // more than there are floors
 	resources := make([]string, names)
@@ -34,8 +33,8 @@ func BenchmarkLock(b *testing.B) {
 	}
 }
 
-// A name that many readers keep, and a writer that waits and is heard of all the time: what
-// one message of the writer's costs.
+// Many readers keep claims on a name, and a writer waits and is heard again and again:
+// the cost of one message of the writer.
 func BenchmarkCrowdedName(b *testing.B) {
 	c := newReaders(60_000)
 	c.write(1, 1)

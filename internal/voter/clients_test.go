@@ -10,8 +10,8 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// NATS guards the client's name in the subject, and nothing guards the ids in the
-// body: under another name they are other claims.
+// NATS guards the client's name in the subject, and nothing guards the ids in the body.
+// Under another client name the same ids are other claims.
 func TestIDsOfOthersAreOthers(t *testing.T) {
 	cfg := wire.Config{Nodes: []string{"n1"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second}
 	now := wire.Now{Mono: time.Second, Wall: 1_000_000}
@@ -48,8 +48,8 @@ func TestIDsOfOthersAreOthers(t *testing.T) {
 	}
 }
 
-// A number names one claim. That it is used for two shows two clients of one instance,
-// and whoever comes second is told (N2).
+// A number identifies one claim. Its use for two claims shows two clients with one
+// instance, and the second one is told (N2).
 func TestNumberOfTwoClaims(t *testing.T) {
 	cfg := wire.Config{Nodes: []string{"n1"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second}
 	now := wire.Now{Mono: time.Second, Wall: 1_000_000}

@@ -32,8 +32,8 @@ func TestSipHash(t *testing.T) {
 	}
 }
 
-// Whatever falls together, no name's floor is below what was noted of it (N3), also
-// after a mark (N8).
+// Whichever names collide, no name's floor is below what was noted of it (N3), also after
+// a mark (N8).
 func TestFloorsAreNeverTooLow(t *testing.T) {
 	for _, size := range []int{1, 2, 64, 1000, manyFloors} {
 		rng := rand.New(rand.NewPCG(uint64(size), 1))
@@ -76,7 +76,7 @@ func TestFloorsAreNeverTooLow(t *testing.T) {
 	}
 }
 
-// Which names share places is another matter at each node, and known to nobody.
+// Which names share places differs between nodes, and nobody else knows it.
 func TestFloorsHaveAKey(t *testing.T) {
 	a, b := newFloors([16]byte{1}, 0), newFloors([16]byte{2}, 0)
 	same := 0
@@ -90,7 +90,7 @@ func TestFloorsHaveAKey(t *testing.T) {
 	}
 }
 
-// A table that is not whole is none: the node waits (N8).
+// An incomplete table is not used: the node waits (N8).
 func TestSavedFloorsAreWhole(t *testing.T) {
 	f := newFloors([16]byte{1}, 1<<10)
 	for i := range 500 {
@@ -147,7 +147,7 @@ func (c *crowd) claim(name string, seq uint64, at int64) uint64 {
 	return fence
 }
 
-// A mark of a version that had one floor for all names counts for all names.
+// A mark of a version with one floor for all names counts for all names.
 func TestOneFloorOfAnOldMark(t *testing.T) {
 	c := newCrowd(10)
 	old := uint64(c.now.Wall + 1000)
@@ -176,8 +176,8 @@ func TestOneFloorOfAnOldMark(t *testing.T) {
 	}
 }
 
-// The clock of a node that forgot was ahead at the end of its wait, and was set right
-// (N8): tokens are above all that it can have given, and no further ahead.
+// The clock of a node that forgot was ahead at the end of its wait, and was corrected
+// (N8). Tokens are above all that it can have given, and no further ahead.
 func TestForgottenByAWrongClock(t *testing.T) {
 	for _, wrong := range []time.Duration{0, 20 * time.Second, 2 * time.Hour} {
 		c := newCrowd(10)
@@ -187,14 +187,15 @@ func TestForgottenByAWrongClock(t *testing.T) {
 		c.now.Mono += time.Minute
 		c.now.Wall = right + time.Minute.Microseconds()
 		c.node.heardAt, c.node.heardWall = c.now.Mono, c.now.Wall
-		fence := int64(c.claim("r", 1, right-1_000_000)) // by a clock that is behind, or made before
+		// From a clock that is behind, or made earlier.
+		fence := int64(c.claim("r", 1, right-1_000_000))
 		if fence <= right {
 			t.Errorf("%v: a fence %v below what may have been given", wrong, time.Duration(right-fence)*time.Microsecond)
 		}
 		if most := right + min(wrong, c.cfg.MaxTTL).Microseconds() + 1; fence > most {
 			t.Errorf("%v: a fence %v ahead", wrong, time.Duration(fence-most)*time.Microsecond)
 		}
-		// It goes on so after a mark.
+		// The same applies after a mark.
 		saved, _ := c.node.Save(c.now)
 		if got := int64(saved.Forgot); got < right || got > right+min(wrong, c.cfg.MaxTTL).Microseconds() {
 			t.Errorf("%v: the mark has %v", wrong, time.Duration(got-right)*time.Microsecond)
@@ -202,7 +203,7 @@ func TestForgottenByAWrongClock(t *testing.T) {
 	}
 }
 
-// What a node gave while its clock was ahead stays; it says so.
+// The fences that a node gave while its clock was ahead remain, and it says so.
 func TestAheadOfItsClock(t *testing.T) {
 	c := newCrowd(10)
 	if got := c.node.Ahead(c.now); got != 0 {

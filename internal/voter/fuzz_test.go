@@ -15,7 +15,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// check compares all that the node has of the same thing.
+// check compares the node's different records of the same facts.
 func (n *Node) check() error {
 	votes, perClient, keepers := 0, map[string]int{}, map[*resource]int{}
 	for i, c := range n.leases {
@@ -101,8 +101,8 @@ func (n *Node) check() error {
 	return nil
 }
 
-// Whatever a node is told, in whatever order: it does not panic, what it has is
-// consistent, and what it says can be read.
+// Whatever a node receives, in any order: it does not panic, its state is consistent, and
+// its messages can be decoded.
 func FuzzNode(f *testing.F) {
 	for seed := range uint64(64) {
 		rng, script := rand.New(rand.NewPCG(seed, 1)), make([]byte, 1500)
@@ -189,7 +189,7 @@ func FuzzNode(f *testing.F) {
 					t.Fatalf("%+v cannot be read after %s: %v", p, did, err)
 				}
 			}
-			if n.Deadline() <= now.Mono { // it is due, and what is due is done
+			if n.Deadline() <= now.Mono { // what is due has been done
 				n.Tick(now, &out)
 			}
 			out.Reset()

@@ -11,7 +11,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// attacked is a node that votes, of three.
+// attacked returns a voting node of three.
 func attacked(t *testing.T) (*Node, *wire.Now) {
 	t.Helper()
 	cfg := Config{
@@ -36,7 +36,7 @@ func pass(now *wire.Now, d time.Duration) {
 	now.Mono, now.Wall = now.Mono+d, now.Wall+d.Microseconds()
 }
 
-// hear has the node handle a question, and its own answer to it.
+// hear makes the node handle a question, and its own answer to it.
 func hear(n *Node, now wire.Now, q *wire.Request, client string, out *Out) {
 	if q == nil {
 		return
@@ -50,16 +50,16 @@ func hear(n *Node, now wire.Now, q *wire.Request, client string, out *Out) {
 	}
 }
 
-// Whoever may ask info under a name of its own, and knows the node's inbox, has the
-// node's answer sent there. The node itself is heard by nobody all the time, and must
-// not take that for its own question (N9).
+// An attacker who may ask info under a name of its own, and knows the node's inbox,
+// directs the node's answer there. Nobody has heard the node's own question, and the node
+// must not take the answer for proof that somebody did (N9).
 func TestHearsItselfByAnothersQuestion(t *testing.T) {
 	n, now := attacked(t)
 	for range 1000 {
 		var out Out
 		pass(now, 100*time.Millisecond)
 		n.Tick(*now, &out) // its question is lost
-		// Incarnations stand in every answer, and questions are numbered.
+		// Incarnations are in every answer, and questions are numbered.
 		for i := max(n.probe-1, 1); i <= n.probe+1; i++ {
 			nonce := fmt.Sprintf("%s/%d", n.cfg.Incarnation, i)
 			hear(n, *now, &wire.Request{Verb: wire.Info, Nonce: nonce}, "monitor", &out)
@@ -70,9 +70,9 @@ func TestHearsItselfByAnothersQuestion(t *testing.T) {
 	}
 }
 
-// A node slept for an hour and may have been replaced. The first that it reads is
-// another node's word that a claim is over, of before it slept: it gives nobody that
-// vote (N9).
+// A node slept for an hour and may have been replaced. The first message that it reads is
+// another node's word, from before the sleep, that a claim is over. It gives that vote to
+// nobody (N9).
 func TestVotesAfterASleep(t *testing.T) {
 	n, now := attacked(t)
 	var out Out

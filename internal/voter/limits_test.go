@@ -10,8 +10,8 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// What a mark says, and what clocks show, may be anything. A sum that is out of range must
-// not make it look fresh.
+// The contents of a mark and the readings of clocks may be arbitrary. A sum that is out
+// of range must not make a mark look recent.
 func TestMarksAtTheEndOfTheNumbers(t *testing.T) {
 	const wall = 1_750_000_000_000_000
 	now := wire.Now{Wall: wall, Boot: time.Hour}
@@ -32,19 +32,20 @@ func TestMarksAtTheEndOfTheNumbers(t *testing.T) {
 	}
 }
 
-// A wall clock that goes on so far that the time comes round shows an absence as well.
+// A wall clock that advances so far that the sum overflows shows an absence as well.
 func TestAbsenceAtTheEndOfTheNumbers(t *testing.T) {
 	now := wire.Now{Wall: 1_000_000}
 	n := voter(t, Config{Name: "n1", Config: wire.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 12 * time.Second}, Incarnation: uuid.UUID{1}}, &now)
 	var out Out
-	now.Wall += 1 << 61 // as many nanoseconds are none, modulo 1<<64
+	// Modulo 1<<64, this is no time at all in nanoseconds.
+	now.Wall += 1 << 61
 	n.Tick(now, &out)
 	if n.voting() {
 		t.Error("it votes as if it had not been away")
 	}
 }
 
-// No lease is longer than messages can say, whatever a state directory says.
+// No lease is longer than messages can express, whatever a state directory says.
 func TestForgottenLeaseAtTheEndOfTheNumbers(t *testing.T) {
 	n := New(Config{Name: "n1", Config: wire.Config{Nodes: []string{"n1"}, MaxTTL: 12 * time.Second}, Incarnation: uuid.UUID{1}}, wire.Now{}, nil, math.MaxInt64)
 	if n.quarantine < wire.MaxLease || n.quarantine > 2*wire.MaxLease {
@@ -52,8 +53,8 @@ func TestForgottenLeaseAtTheEndOfTheNumbers(t *testing.T) {
 	}
 }
 
-// A wait that is not the first is as long as the first, for the longer lease of which the
-// node hears meanwhile (N8).
+// A second wait is as long as the first one for the longer lease that the node hears of
+// meanwhile (N8).
 func TestLongerLeaseInALaterWait(t *testing.T) {
 	now := wire.Now{Wall: 1_000_000}
 	n := voter(t, Config{Name: "n1", Config: wire.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 12 * time.Second}, Incarnation: uuid.UUID{1}, ProbeWait: 300 * time.Millisecond}, &now)
@@ -80,7 +81,7 @@ func TestLongerLeaseInALaterWait(t *testing.T) {
 	if want := began + n.listen() + time.Minute; n.quarantine < want {
 		t.Errorf("it waits until %v, want at least %v", n.quarantine, want)
 	}
-	// It hears itself late, and of a lease that is longer yet after that.
+	// It hears itself late, and after that hears of an even longer lease.
 	pass(30 * time.Second)
 	for n.asks > 0 {
 		pass(n.Deadline() - now.Mono)

@@ -14,7 +14,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// pages asks for one page after the other, and calls between after each.
+// pages requests one page after the other, and calls between after each.
 func (c *crowd) pages(t *testing.T, r wire.Request, between func()) (records []wire.Record, pages int) {
 	t.Helper()
 	r.Client, r.Nonce = "ops", "nonce"
@@ -43,8 +43,8 @@ func (c *crowd) pages(t *testing.T, r wire.Request, between func()) (records []w
 	}
 }
 
-// What is there from the first page to the last is listed once, whatever else comes
-// and goes meanwhile.
+// A resource that exists from the first page to the last is listed once, whatever else
+// comes and goes meanwhile.
 func TestListWhileLocksComeAndGo(t *testing.T) {
 	const many = 30_000
 	c := newCrowd(4 * many)
@@ -89,7 +89,7 @@ func TestListWhileLocksComeAndGo(t *testing.T) {
 	}
 }
 
-// A page that finds nothing still ends, and says where to go on.
+// A page that finds nothing ends as well, and says where to go on.
 func TestListOfFewAmongMany(t *testing.T) {
 	c := newCrowd(50_000)
 	for i := range 50_000 {
@@ -101,8 +101,8 @@ func TestListOfFewAmongMany(t *testing.T) {
 	}
 }
 
-// Holders first, then the queue in its order, over as many pages as it takes; a list
-// shows a few readers and counts them all.
+// Holders come first, then the queue in its order, over as many pages as needed. A list
+// shows a few readers and counts all of them.
 func TestInspectALongQueue(t *testing.T) {
 	c := newCrowd(10_000)
 	ask := func(seq uint64, mode quorum.Mode) {
@@ -154,8 +154,8 @@ func TestInspectALongQueue(t *testing.T) {
 	}
 }
 
-// N10: the lease goes on to its end and no further, the vote is not confirmed, and
-// every word about the claim is that it is evicted.
+// N10: the lease of an evicted claim ends as it was, the vote is not confirmed, and every
+// answer about the claim says that it is evicted.
 func TestEviction(t *testing.T) {
 	c := newCrowd(100)
 	c.acquire(0)
@@ -224,8 +224,8 @@ func TestEviction(t *testing.T) {
 	}
 }
 
-// However little a message may have, and whatever stands in names and notes, each page
-// fits, and what is listed is all that there is. Notes are left out before claims.
+// However small messages must be, and whatever names and notes contain, each page fits,
+// and the pages are complete. Notes are left out before claims.
 func TestPagesFit(t *testing.T) {
 	notes := []string{"", "plain", strings.Repeat("<", 256), strings.Repeat("\x01", 256), strings.Repeat("\u2028", 85), strings.Repeat("é", 128), strings.Repeat("日", 85)}
 	long := strings.Repeat("*", 1000) // 3,000 bytes in a page

@@ -13,16 +13,16 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// inUse is the heap that is left is in use when all garbage is gone.
+// inUse returns the heap in use after garbage collection.
 func inUse() int64 {
 	var m runtime.MemStats
 	runtime.GC()
-	runtime.GC() // what the first one finalized
+	runtime.GC() // for what the first run finalized
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
 }
 
-// crowd is a node and many clients' requests to it.
+// crowd is a node, and many clients' requests to it.
 type crowd struct {
 	node *Node
 	cfg  wire.Config
@@ -58,8 +58,8 @@ func (c *crowd) release(i int) {
 
 func (c *crowd) reset() { c.out.Reset() }
 
-// Names come and go by the million, and a node keeps of them a table of floors, which
-// has one size. Of the claims it knows some thousands of the last (N11).
+// Millions of names come and go. The node keeps only a table of floors of constant size,
+// and some thousands of the last claims (N11).
 func TestNamesLeaveNothing(t *testing.T) {
 	const (
 		byOne  = 1_000_000
@@ -98,7 +98,7 @@ func TestNamesLeaveNothing(t *testing.T) {
 	runtime.KeepAlive(c)
 }
 
-// What docs/reliability.md says that a held lock costs a node.
+// The memory that a held lock costs a node, as docs/reliability.md says.
 func TestBytesOfAHeldLock(t *testing.T) {
 	const locks, most = 100_000, 600
 	c := newCrowd(locks)

@@ -15,40 +15,41 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Two machines bear one name, one after the other or at once. Every order is
-// explored, to the end and with the real node, in which they start with what they
-// left behind or with nothing, stop, crash, sleep, are cut off, and do not hear each
-// other one way: so many such events, one at any of the steps in which time goes on.
-// A client asks at every moment, so a node that votes has given a vote at that
-// moment. No node may vote while a vote stands of which it knows nothing (N8, N9).
+// Two machines have one name, one after the other or at the same time. The test explores
+// with the real node, exhaustively, every order of a number of events. A machine may
+// start with what it left behind or with nothing, stop, crash, sleep, or be cut off, or
+// one may not hear the other. An event may happen at each step of time. A client asks all
+// the time, so a node that votes has given a vote at that moment. No node may vote while
+// a vote stands that it does not know of (N8, N9).
 //
-// Of messages only their loss is explored here; they are late and repeated in
-// internal/sim.
+// The test loses messages, and does not delay or repeat them; internal/sim does.
 
 var namesDepth = flag.Int("voter.names", 0, "how many events are explored in TestNames; more than the default takes minutes")
 
 const (
 	namesTTL   = 6000 * time.Millisecond
-	namesStep  = namesTTL / 6 // between two events at the least
+	namesStep  = namesTTL / 6 // least time between two events
 	namesProbe = namesTTL / 100
 )
 
-// bearer is one machine.
+// bearer is one machine with the name.
 type bearer struct {
 	node   *Node // nil while it is down
 	saved  *Saved
-	slept  time.Duration // what its monotonic clock missed
+	slept  time.Duration // how long its monotonic clock slept
 	asleep bool
-	cut    bool // from everybody, itself too
+	cut    bool // from everybody, including itself
 	life   int
-	knows  []int // the lives whose votes it remembers
-	kept   []int // the same of what it left
+	knows  []int // lives whose votes it remembers
+	kept   []int // the same, for what it left at its stop
 }
 
 type namesWorld struct {
-	now     time.Duration
-	m       [2]bearer
-	deaf    int // 1: the first does not hear the second, 2: the other way round, 0: both hear
+	now time.Duration
+	m   [2]bearer
+	// If deaf is 1, the first does not hear the second; if 2, the second does not hear the
+	// first.
+	deaf    int
 	lives   int
 	votes   map[int]time.Duration // when the latest vote of a life was given
 	left    int
@@ -69,7 +70,7 @@ func (w *namesWorld) clone() *namesWorld {
 		b := &c.m[i]
 		b.knows, b.kept = slices.Clone(b.knows), slices.Clone(b.kept)
 		if b.node != nil {
-			n := *b.node // it has no claims: nothing else is shared
+			n := *b.node // it has no claims, so nothing else is shared
 			n.rivals, n.gone = slices.Clone(n.rivals), slices.Clone(n.gone)
 			b.node = &n
 		}
@@ -78,7 +79,7 @@ func (w *namesWorld) clone() *namesWorld {
 	return &c
 }
 
-// key is all that the future depends on.
+// key returns everything that the future depends on.
 func (w *namesWorld) key() string {
 	var s strings.Builder
 	rel := func(at, now time.Duration) time.Duration { return max(at-now, -3*namesTTL) }
@@ -148,7 +149,7 @@ func (w *namesWorld) start(i int, fresh bool) {
 	}, now, saved, 0)
 }
 
-// events are what may happen to the world at a step, by name.
+// events returns what may happen to the world at a step, by name.
 func (w *namesWorld) events() map[string]func(w *namesWorld) {
 	out := map[string]func(w *namesWorld){}
 	for i := range w.m {
@@ -176,7 +177,8 @@ func (w *namesWorld) events() map[string]func(w *namesWorld) {
 				out[name+" wakes"] = func(w *namesWorld) { w.m[i].asleep = false }
 			}
 		}
-		if w.deaf == 0 { // who is cut off as well would not be heard at all: docs/protocol.md, Bounds
+		// With a further cut nothing could be heard any more: docs/protocol.md, Bounds.
+		if w.deaf == 0 {
 			out[name+" is cut off, or reached again"] = func(w *namesWorld) { w.m[i].cut = !w.m[i].cut }
 		}
 	}
@@ -187,13 +189,13 @@ func (w *namesWorld) events() map[string]func(w *namesWorld) {
 	return out
 }
 
-// hears reports whether i hears what k says.
+// hears reports whether i hears k.
 func (w *namesWorld) hears(i, k int) bool {
 	a, b := &w.m[i], &w.m[k]
 	return a.node != nil && !a.asleep && !a.cut && !b.cut && (i == k || w.deaf != i+1)
 }
 
-// say delivers a question to who hears it, and their answers.
+// say delivers a question to all that hear it, and their answers.
 func (w *namesWorld) say(k int, q *wire.Request) {
 	for i := range w.m {
 		if !w.hears(i, k) {
@@ -205,7 +207,7 @@ func (w *namesWorld) say(k int, q *wire.Request) {
 	}
 }
 
-// did does what machine i wants done; its answers go to machine to.
+// did performs the actions that machine i requests; its answers go to machine to.
 func (w *namesWorld) did(i int, out *Out, to int) {
 	for _, s := range out.Answers {
 		if a := s.Answer; to >= 0 && w.hears(to, i) {
@@ -219,7 +221,7 @@ func (w *namesWorld) did(i int, out *Out, to int) {
 	}
 }
 
-// step lets time go on, and reports the first vote that must not be.
+// step lets time pass, and reports the first vote that is not allowed.
 func (w *namesWorld) step() error {
 	for end := w.now + namesStep; w.now < end; {
 		w.now += namesProbe / 2
@@ -246,17 +248,18 @@ func (w *namesWorld) step() error {
 		}
 		for i := range w.m {
 			b := &w.m[i]
-			// Who is cut off gives no votes that anybody hears of.
+			// Nobody hears of votes of a machine that is cut off.
 			if b.node == nil || b.asleep || b.cut {
 				continue
 			}
-			var out Out // a client asks: whatever it is, the node looks at its clocks first
+			// A client asks. Whatever the request is, the node first reads its clocks.
+			var out Out
 			b.node.Handle(w.clock(b), &wire.Request{Verb: wire.Info, Client: "c"}, "", &out)
 			if !b.node.voting() {
 				continue
 			}
 			for life, at := range w.votes {
-				// A client counts a vote from when it asked, for less than the lease (C1).
+				// A client counts a vote from its request, for less than the lease (C1).
 				if !slices.Contains(b.knows, life) && w.now-at < namesTTL-wire.Margin(namesTTL) {
 					return fmt.Errorf("machine %d votes while a vote given %v before stands, of which it knows nothing", i+1, w.now-at)
 				}
@@ -281,10 +284,10 @@ func TestNames(t *testing.T) {
 	begin := &namesWorld{votes: map[int]time.Duration{}, left: depth}
 	begin.m[0].saved, begin.m[0].kept = &Saved{}, nil
 	begin.start(0, false)
-	// Keys are long, and there are millions: what is kept of each is a hash.
+	// Keys are long, and there are millions of them, so only a hash of each is kept.
 	level, seen := []*namesWorld{begin}, map[[16]byte]struct{}{}
 	votes, steps := 0, 0
-	// When nothing more can happen, time goes on until all is as it will stay.
+	// When nothing more can happen, time passes until nothing changes any more.
 	for len(level) > 0 {
 		var next []*namesWorld
 		visit := func(w *namesWorld) {

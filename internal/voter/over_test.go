@@ -11,7 +11,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// peers is two nodes of three that vote.
+// peers is two voting nodes of three.
 type peers struct {
 	t     *testing.T
 	cfg   wire.Config
@@ -42,7 +42,7 @@ func idOf(client string, seq uint64) wire.ClaimOf {
 	return wire.ClaimOf{Client: client, Claim: wire.ClaimID{Instance: uuid.UUID{client[0]}, Seq: seq}}
 }
 
-// say lets a node hear a request, and returns what it asks other nodes.
+// say lets a node hear a request, and returns its question to other nodes.
 func (p *peers) say(node, client string, r wire.Request) *wire.Request {
 	p.t.Helper()
 	p.beat++
@@ -69,7 +69,7 @@ func (p *peers) release(node, client string, seq uint64) {
 	p.say(node, client, wire.Request{Verb: wire.Release, Claim: wire.ClaimID{Seq: seq}})
 }
 
-// ask lets n2 hear a question, and returns what it vouches for.
+// ask lets n2 hear a question, and returns its answer.
 func (p *peers) ask(as string, q *wire.Request) *wire.Answer {
 	p.t.Helper()
 	p.say("n2", as, *q)
@@ -83,7 +83,7 @@ func (p *peers) ask(as string, q *wire.Request) *wire.Answer {
 	return &a.Answer
 }
 
-// tell lets n1 hear what another node says.
+// tell lets n1 hear another node's answer.
 func (p *peers) tell(a wire.Answer) {
 	p.out.Reset()
 	p.nodes["n1"].HandleAnswer(p.now, &a, &p.out)
@@ -94,8 +94,8 @@ func (p *peers) has(node, client string, seq uint64) *claim {
 	return p.nodes[node].find(client, c.Claim)
 }
 
-// stuck has n1 keep a vote that its client gave back, and b wait behind it with n2's
-// vote: what n1 asks.
+// stuck makes n1 keep a vote that its client released, while b waits behind it with n2's
+// vote. It returns n1's question.
 func (p *peers) stuck() *wire.Request {
 	p.t.Helper()
 	p.acquire("n1", "a", 1, false)
@@ -112,8 +112,8 @@ func (p *peers) stuck() *wire.Request {
 	return q
 }
 
-// A node takes the word of another that heard the release, and gives its vote to who
-// waits (N11).
+// A node believes another node that heard the release, and gives its vote to the claim
+// that waits (N11).
 func TestReleaseHeardElsewhere(t *testing.T) {
 	for _, way := range []string{"release", "refresh", "release of what it does not know"} {
 		p := newPeers(t)
@@ -141,9 +141,10 @@ func TestReleaseHeardElsewhere(t *testing.T) {
 	}
 }
 
-// What is not known to be over is not said to be: a claim that lives, one whose lease ran
-// out, which may be held by the votes of other nodes, one that is evicted, which may be
-// held yet, one of another client under the same id, and one that was never heard of.
+// A node does not say that a claim is over unless it knows it: not of a live claim; of
+// one whose lease ended, which may be held by votes of other nodes; of one that is
+// evicted, which may still be held; of another client's claim with the same id; or of one
+// that it never heard of.
 func TestNotOverElsewhere(t *testing.T) {
 	p := newPeers(t)
 	q := p.stuck()
@@ -166,7 +167,7 @@ func TestNotOverElsewhere(t *testing.T) {
 	}
 }
 
-// Only nodes of the same configuration are answered, and believed.
+// Only nodes of the same configuration are answered and believed.
 func TestWhoMayVouch(t *testing.T) {
 	p := newPeers(t)
 	q := p.stuck()
@@ -235,8 +236,8 @@ func TestQuestionsAreBounded(t *testing.T) {
 	}
 }
 
-// Who is over is dropped at once, waiting ones first, so that no vote goes from one that
-// is over to the next.
+// Claims that are over are dropped at once, waiting ones first, so that no vote goes from
+// one to another of them.
 func TestManyOverAtOnce(t *testing.T) {
 	p := newPeers(t)
 	for seq := range uint64(10) {
@@ -272,8 +273,8 @@ func TestLastEndingsAreKnown(t *testing.T) {
 	}
 }
 
-// cutOff has n1 keep a vote for a, which waits, and whose client does not hear it. b is
-// older, and waits for that vote: what n1 asks. n2 knows both.
+// cutOff makes n1 keep a vote for a, which waits and whose client does not hear n1. b is
+// older, and waits for that vote. n2 knows both. It returns n1's question.
 func (p *peers) cutOff() *wire.Request {
 	p.t.Helper()
 	p.say("n1", "a", wire.Request{Verb: wire.Acquire, Claim: wire.ClaimID{Seq: 1}})
@@ -289,7 +290,7 @@ func (p *peers) cutOff() *wire.Request {
 	return q
 }
 
-// yields lets n2 hear that a gives n1's vote back, and returns what it passes on.
+// yields lets n2 hear that a yields n1's vote, and returns what n2 passes on.
 func (p *peers) yields(client, node string) *wire.Answer {
 	p.t.Helper()
 	p.say("n2", client, wire.Request{Verb: wire.Yield, Claim: wire.ClaimID{Seq: 1}, Node: node})
@@ -301,8 +302,8 @@ func (p *peers) yields(client, node string) *wire.Answer {
 	return nil
 }
 
-// A node that hears a claim's client passes on that another node recalls its vote, and
-// that the client gives it back (N12).
+// A node that hears a claim's client passes on another node's recall of its vote, and the
+// client's yield (N12).
 func TestRecallPassedOn(t *testing.T) {
 	p := newPeers(t)
 	q := p.cutOff()
@@ -332,7 +333,8 @@ func TestRecallPassedOn(t *testing.T) {
 	}
 }
 
-// What is passed on late is late: a vote that was given, or confirmed, since stays.
+// A late message that is passed on has no effect on a vote that was given or confirmed
+// since.
 func TestLateYieldPassedOn(t *testing.T) {
 	p := newPeers(t)
 	p.say("n2", "n1", *p.cutOff())
@@ -344,7 +346,8 @@ func TestLateYieldPassedOn(t *testing.T) {
 	}
 }
 
-// A recall is passed on for nodes of the list alone, and a yield is taken from them alone.
+// Recalls are passed on only for nodes of the list, and yields are believed only from
+// them.
 func TestWhoMayPassOn(t *testing.T) {
 	p := newPeers(t)
 	q := p.cutOff()
@@ -374,7 +377,7 @@ func TestWhoMayPassOn(t *testing.T) {
 	}
 }
 
-// Of a claim that is over, that is said, and nothing recalled.
+// Of a claim that is over, a node says so, and passes no recall on.
 func TestRecalledIsOver(t *testing.T) {
 	p := newPeers(t)
 	q := p.cutOff()

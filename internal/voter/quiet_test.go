@@ -9,8 +9,8 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Who need not be told that it waits is told nothing, for as long as it asks no more,
-// the node votes, and there is no other reason to tell it.
+// A client that need not be told that it waits is not told, as long as it does not ask
+// again, the node votes, and there is no other reason.
 func TestQuietWait(t *testing.T) {
 	cfg := Config{
 		Name: "n1", Config: wire.Config{Nodes: []string{"n1"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second},
@@ -72,7 +72,7 @@ func TestQuietWait(t *testing.T) {
 	say(wire.Acquire, 3, loud, wire.Queued)
 	say(wire.Acquire, 4, func(r *wire.Request) { r.Try = true }, wire.Queued)
 	say(wire.Acquire, 5, nil, wire.Refused)
-	// The try learns each time who has the vote now.
+	// The try learns of each change of the vote.
 	if a := say(wire.Release, 1, nil, wire.Granted, wire.Queued); !a[0].Answer.Late {
 		t.Error("a vote after a wait is not called late")
 	}
@@ -83,7 +83,7 @@ func TestQuietWait(t *testing.T) {
 		t.Error("a vote is called late though it was told that it waits")
 	}
 
-	// A clean restart forgets nothing of that.
+	// A clean restart keeps that.
 	say(wire.Acquire, 6, nil)
 	saved, ok := n.Save(now)
 	if !ok {
@@ -95,7 +95,7 @@ func TestQuietWait(t *testing.T) {
 		t.Error("after a restart a vote after a wait is not called late")
 	}
 
-	// A node that does not vote says so: that may take long.
+	// A node that does not vote says so, because that may take long.
 	start(nil)
 	say(wire.Acquire, 7, nil, wire.Queued)
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// What is set aside for a kept claim ends where a fence may be wanted at the most, and
-// the clock that a release names counts no further than an age may (N3).
+// The range of a kept claim ends at the highest fence that a claim may want, and the
+// clock of a release counts only as far ahead as an age may be (N3).
 func TestFencesStayInReach(t *testing.T) {
 	c := newCrowd(10)
 	reach := uint64(c.now.Wall + c.node.cfg.MaxTTL.Microseconds())

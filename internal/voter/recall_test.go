@@ -10,9 +10,9 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// What a vote costs by recalls does not go by how many wait or how often they ask (N4):
-// two thousand readers keep their claims, do not hear that writers wait, and the
-// writers' refreshes come all the time.
+// The number of recalls of a vote does not depend on how many claims wait or how often
+// they ask (N4). Two thousand readers keep their claims and do not hear that writers
+// wait, and the writers' refreshes keep coming.
 func TestRecallsAreBounded(t *testing.T) {
 	const (
 		readers, writers = 2000, 20
@@ -72,7 +72,8 @@ func TestRecallsAreBounded(t *testing.T) {
 		if len(at) > int(most) {
 			t.Fatalf("claim %d is recalled %d times in %v, at most %d are allowed", seq, len(at), span, most)
 		}
-		// And what is lost is made good: soon at first, and then as long as it lasts.
+		// Lost recalls are repeated: soon at first, and then at intervals as long as the waiting
+		// lasts.
 		if again := at[1] - began; again > ttl/100 {
 			t.Fatalf("claim %d is recalled again after %v", seq, again)
 		}
@@ -84,7 +85,7 @@ func TestRecallsAreBounded(t *testing.T) {
 	}
 }
 
-// A vote that comes anew is recalled anew: its client has given the one before back.
+// A new vote is recalled anew, since its client has yielded the one before.
 func TestNewVoteIsRecalledAtOnce(t *testing.T) {
 	cfg := Config{
 		Name: "n1", Config: wire.Config{Nodes: []string{"n1"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second},
@@ -111,12 +112,12 @@ func TestNewVoteIsRecalledAtOnce(t *testing.T) {
 		if !say(wire.Acquire, uint64(round)+2, now.Wall-1-round) {
 			t.Fatalf("round %d: the younger claim's vote is not recalled", round)
 		}
-		say(wire.Yield, 1, 0)                 // the older one has the vote
-		say(wire.Release, uint64(round)+2, 0) // and the younger one again
+		say(wire.Yield, 1, 0)                 // the older claim has the vote
+		say(wire.Release, uint64(round)+2, 0) // and now the younger one has it again
 	}
 }
 
-// readers is a node with one name that many readers keep.
+// readers is a node with one name on which many readers keep claims.
 type readers struct {
 	*crowd
 	recalls map[uint64]int // by claim
@@ -155,8 +156,8 @@ func (r *readers) count() {
 	r.reset()
 }
 
-// However many have votes on a name, a message looks at some of them, and time brings the
-// rest (N4): so it is of no use to others to make a name crowded.
+// However many claims have votes on a name, each message examines a bounded number, and
+// time brings the rest (N4). So nobody can slow others down by crowding a name.
 func TestCrowdedNameIsLookedAtInParts(t *testing.T) {
 	const many = 20*lookMost + 7
 	c := newReaders(many)
@@ -178,7 +179,7 @@ func TestCrowdedNameIsLookedAtInParts(t *testing.T) {
 		}
 		looked(c.tick)
 	}
-	// Some go and some come meanwhile; who stays is not passed over.
+	// Some go and some come meanwhile, and none that stay are passed over.
 	c = newReaders(many)
 	looked(func() { c.write(1, 1) })
 	sentAt := uint64(1)
@@ -215,7 +216,7 @@ func TestCrowdedNameIsLookedAtInParts(t *testing.T) {
 	if c.node.looks != before || len(c.node.crowded) > 0 {
 		t.Error("it goes on looking though all have been told, and it is too early to say it again")
 	}
-	// Of a name that nobody wants any more nothing is left to be looked at.
+	// When nobody wants a name any more, nothing is left to be examined.
 	c.now.Mono += c.cfg.MaxTTL / 30
 	looked(func() { c.write(1, 4) })
 	for seq := range uint64(many) {

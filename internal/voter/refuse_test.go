@@ -13,8 +13,8 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// A refusal can be read whatever names it tells: its client would take it for
-// silence otherwise, and never learn why.
+// A refusal can be decoded whatever names it contains. Otherwise its client would take it
+// for silence and never learn the reason.
 func TestRefusalsCanBeRead(t *testing.T) {
 	var many []string
 	for i := range wire.MaxNodes {
@@ -37,7 +37,7 @@ func TestRefusalsCanBeRead(t *testing.T) {
 			digest = "other"
 		}
 		var out Out
-		for seq := range uint64(5) { // a node that does not vote queues them, as many as it may
+		for seq := range uint64(5) { // a node that does not vote queues claims up to its limit
 			n.Handle(wire.Now{}, &wire.Request{
 				Verb: wire.Acquire, Client: "a", Resource: c.resource, Claim: wire.ClaimID{Instance: uuid.UUID{1}, Seq: seq + 1},
 				SentAt: 1, TTL: time.Second, Digest: digest,
@@ -51,8 +51,8 @@ func TestRefusalsCanBeRead(t *testing.T) {
 	}
 }
 
-// A limit that is none, and a clock from before 1970, are numbers like others: what is
-// held elsewhere finds its place, and an age in the future is refused.
+// Extreme limits, and clocks from before 1970, work like others: a claim held elsewhere
+// finds its place, and an age in the future is refused.
 func TestLimitsAtTheirEnds(t *testing.T) {
 	cfg := wire.Config{Nodes: []string{"n1"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second}
 	for _, c := range []struct {

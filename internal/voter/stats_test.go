@@ -10,7 +10,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// A story with one of everything that a node counts.
+// A sequence with one of everything that a node counts.
 func TestCounts(t *testing.T) {
 	c := newCrowd(2)
 	n := c.node
@@ -46,7 +46,7 @@ func TestCounts(t *testing.T) {
 	}
 	want := Counts{}
 	ask("b", 1, nil)
-	ask("b", 1, nil) // is told again
+	ask("b", 1, nil) // it is told again
 	want.Granted++
 	check("a vote", want, 1, 0, 1)
 
@@ -63,7 +63,7 @@ func TestCounts(t *testing.T) {
 		func(r *wire.Request) { r.TTL = time.Hour },
 		func(r *wire.Request) { r.At = c.now.Wall + time.Minute.Microseconds() },
 		func(r *wire.Request) { r.MinFence, r.Held = 1<<52, true },
-		nil, // it waits behind one, and one holds
+		nil, // one waits, and one holds
 	} {
 		ask("c", 1, change)
 	}
@@ -83,7 +83,7 @@ func TestCounts(t *testing.T) {
 	ask("d", 1, func(r *wire.Request) { r.Verb, r.Resource = wire.Release, "d" })
 	ask("d", 2, func(r *wire.Request) { r.Resource = "e" }) // extends its lease
 	c.now.Mono += time.Second
-	n.Tick(c.now, &c.out) // a's vote runs out, and b's place
+	n.Tick(c.now, &c.out) // a's vote and b's place expire
 	want.Expired += 2
 	want.Granted++ // b had it in between
 	check("leases run out", want, 1, 0, 1)
