@@ -54,7 +54,7 @@ type host struct {
 	id     string // of the node: its name in the cluster
 	config wire.Config
 	lives  byte
-	// The state directory names the earlier lives after this one.
+	// Of these lives, the state directory names those after known.
 	known  byte
 	mark   []byte
 	marked string        // digest in the mark
