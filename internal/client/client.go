@@ -639,7 +639,7 @@ func (c *Client) refresh(out *Out) {
 }
 
 // nextRefresh returns the time of the next refresh: after a third of a lease, less up to
-// a tenth of that (C6). The jitter spreads clients whom one event, such as a restart or a
+// a tenth of that (C6). The jitter spreads clients that one event, such as a restart or a
 // deployment, brought into step. It never makes a refresh later, so claims are kept as
 // safely as without.
 func (c *Client) nextRefresh() time.Duration {
