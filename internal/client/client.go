@@ -910,10 +910,10 @@ func (c *Client) settled(cl *Claim) bool {
 }
 
 // torn reports whether the nodes contradict each other about a waiting claim (C14). One
-// node gave it its vote, and another has a claim before it that may be over, if the node
-// missed the release. That matters also when a quorum voted with different fences, and
-// one of these nodes did not raise its fence when asked to: it may be cut off, and then
-// the vote of the other node is needed.
+// node gave it its vote, and another has it queued behind a claim, or for an unknown
+// reason. The claim in its way may be over, if the node missed the release. That matters
+// also when a quorum voted with different fences, and one of these nodes did not raise its
+// fence when asked to: it may be cut off, and then the vote of the other node is needed.
 func (c *Client) torn(cl *Claim) bool {
 	blocked, standing := false, 0
 	for i := range cl.votes {
@@ -1205,9 +1205,9 @@ func (c *Client) over(b *wire.Blocker) bool {
 	return b.Client == c.cfg.Name && id.Instance == c.cfg.Instance && id.Seq <= c.seq && c.claims[id.Seq] == nil
 }
 
-// idle reports whether the node has the claim queued only because it does not vote. After an
-// answer to a refresh, which says only that the claim waits, it returns false, because
-// another claim may be in its way.
+// idle reports whether the node has the claim queued only because it does not vote. If the
+// node has said only in answer to a refresh that the claim waits, the reason is unknown.
+// Then idle returns false, since another claim may be in its way (C14).
 func (v *vote) idle() bool {
 	return v.detail != nil && v.detail.blocker == nil && v.detail.recovering > 0
 }
