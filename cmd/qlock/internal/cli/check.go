@@ -31,6 +31,9 @@ func (a *app) check() *cobra.Command {
 lock, look at it as qlock ls and qlock info do, and release it. Then report what is
 wrong and what to do about it.
 
+If the user may list locks, look for deadlocks as well: clients that wait for each
+other in a circle, each for a lock that the next one holds.
+
 The lock has a random name under qlock.check. If your user may only acquire other
 locks, give one with --lock.
 
@@ -397,6 +400,7 @@ func (l *link) checkLook(ctx context.Context, locker *qlock.Locker, name string,
 		r.add(problem, "list", "locks cannot be shown ("+what+"): "+plain(err), "the log of a node says why it does not answer; --timeout waits longer")
 	default:
 		r.add(fine, "list", fmt.Sprintf("%s shown in %v", several(len(all), "lock"), round(time.Since(began))), "")
+		checkDeadlocks(ctx, locker, all, r)
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/election"
 )
 
 // Exit statuses. Those of qlock run's own lie where commands seldom have theirs,
@@ -103,8 +104,8 @@ configuration file or the selected NATS context.`,
 	)
 	root.AddCommand(
 		a.demo(), a.node(), a.permissions(),
-		a.run(), a.lock(), a.unlock(),
-		a.ls(), a.info(), a.watch(), a.nodes(), a.check(), a.bench(),
+		a.run(), a.elect(), a.lock(), a.unlock(),
+		a.ls(), a.info(), a.leader(), a.watch(), a.nodes(), a.check(), a.bench(),
 		a.version(),
 	)
 	root.SetHelpCommand(&cobra.Command{Hidden: true, Use: "help [COMMAND]", Short: "Show the help of a command",
@@ -166,7 +167,7 @@ func (a *app) status(err error) int {
 // the line begins with the program's name already.
 func plain(err error) string {
 	s := err.Error()
-	for _, p := range []string{"qlock: ", "qlock/embedded: ", "New: ", "StartNode: ", "permissions: "} {
+	for _, p := range []string{"qlock: ", "qlock/embedded: ", "New: ", "StartNode: ", "permissions: ", "election: ", "semaphore: "} {
 		s = strings.TrimPrefix(s, p)
 	}
 	return strings.ReplaceAll(s, ": qlock: ", ": ")
@@ -205,7 +206,7 @@ func flagError(cmd *cobra.Command, err error) error {
 
 // dashedName is how a command is told a name that looks like a flag.
 func dashedName(cmd *cobra.Command) string {
-	if cmd.Name() == "run" {
+	if cmd.Name() == "run" || cmd.Name() == "elect" {
 		return cmd.CommandPath() + " [flags] -- -name -- COMMAND"
 	}
 	return cmd.CommandPath() + " [flags] -- -name"
@@ -294,7 +295,7 @@ func lockStatus(err error) int {
 		return exitRefused
 	case errors.Is(err, qlock.ErrNoQuorum):
 		return exitNoQuorum
-	case errors.Is(err, qlock.ErrInvalidName), errors.Is(err, qlock.ErrInvalidLease):
+	case errors.Is(err, qlock.ErrInvalidName), errors.Is(err, qlock.ErrInvalidLease), errors.Is(err, election.ErrInvalidValue):
 		return exitUsage
 	}
 	return exitSelf

@@ -24,6 +24,7 @@ var lasting = [][2]string{
 	{"qlock watch", "Ctrl-C ends it"},
 	{"qlock ls 'orders.>' --watch", "has no locks"},
 	{"qlock info nightly --watch", "of cluster"},
+	{"qlock leader scheduler --watch --json", `"leader":null`},
 	{"qlock node --name n1 --nodes n1,n2,n3 --state-dir DIR/n1 --listen", "node serves"},
 	{"qlock node --name n1 --nodes n1,n2,n3 --state-dir DIR/n1 --server", "node serves"},
 	{"qlock node --config", "node serves"},
@@ -31,6 +32,8 @@ var lasting = [][2]string{
 
 // endsWith are the examples that end with another status than 0 where nothing is held.
 var endsWith = map[string]int{
+	"qlock leader scheduler":                                exitFailed,
+	"qlock leader scheduler --value":                        exitFailed,
 	"qlock unlock nightly --force --claim 0f2a91c7/3 --yes": exitFailed,
 	"qlock unlock catalog --force --holder billing --yes":   exitFailed,
 }
@@ -86,7 +89,7 @@ func TestExamplesRun(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, stub := range []string{"backup.sh", "read-catalog", "make"} {
+	for _, stub := range []string{"backup.sh", "read-catalog", "make", "render.sh", "scheduler"} {
 		write(stub, "#!/bin/sh\nexit 0\n")
 	}
 	write("node.yaml", "name: n1\nnodes: [n1]\nlisten: 127.0.0.1:0\n")

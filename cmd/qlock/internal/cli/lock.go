@@ -74,13 +74,13 @@ evicted while it waited; 125 another failure; 2 bad flags.`,
 				}
 				defer noParent()
 			}
-			h, err := a.take(ctx, c, o, l, "lock", args[0])
+			h, err := a.take(ctx, c, o, l, "lock", args[0], o.acquire(args[0]))
 			if err != nil {
 				return err
 			}
 			defer h.close()
 			if asJSON {
-				err = a.json(map[string]any{"name": args[0], "encoded": encoded(args[0]), "token": h.Token(), "shared": h.Shared()})
+				err = a.json(map[string]any{"name": args[0], "encoded": encoded(args[0]), "token": h.Token(), "shared": o.shared})
 			} else {
 				_, err = fmt.Fprintln(a.out, h.Token())
 			}

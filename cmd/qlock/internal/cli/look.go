@@ -186,7 +186,8 @@ type claimReport struct {
 // lockReport is a lock in JSON.
 type lockReport struct {
 	Name     string        `json:"name"`
-	Encoded  string        `json:"encoded"` // what no encoding of text changes, and what permissions are written with
+	Use      *use          `json:"use,omitempty"` // of locks that recipes make
+	Encoded  string        `json:"encoded"`       // what no encoding of text changes, and what permissions are written with
 	Holding  int           `json:"holding"`
 	Waiting  int           `json:"waiting"`
 	Holders  []claimReport `json:"holders"`
@@ -226,7 +227,7 @@ func claimReports(claims []qlock.ClaimInfo) []claimReport {
 
 func reportOf(i *qlock.LockInfo) lockReport {
 	return lockReport{
-		Name: i.Name, Encoded: encoded(i.Name), Holding: i.Holding, Waiting: i.Waiting,
+		Name: i.Name, Use: useOf(i.Name), Encoded: encoded(i.Name), Holding: i.Holding, Waiting: i.Waiting,
 		Holders: claimReports(i.Holders), Queue: claimReports(i.Queue),
 		Answered: append([]string{}, i.Answered...), Silent: append([]string{}, i.Silent...),
 		Waits: append([]string{}, i.Recovering...),
@@ -250,6 +251,9 @@ func (a *app) ls() *cobra.Command {
 its note and token, how long it has held the lock, how much of the lease is left, how
 many clients wait, and how many nodes voted for it. PATTERN limits this to some
 locks, written as in NATS subjects: orders.> or stock.*.count.
+
+Locks that recipes make are shown as what they are: the leader of an election, or a
+permit of a semaphore.
 
 If fewer nodes than all voted for a lock, it may be changing hands at this moment, or
 some nodes do not answer or disagree: qlock info shows the view of each node. A
@@ -288,6 +292,16 @@ func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string 
 		{title: "Lease left", right: true, drop: 4}, {title: "Waiting", right: true}, {title: "Votes", drop: 3},
 		{title: "Token", right: true, drop: 5}, {title: "Note", least: 20, drop: 1},
 	}}
+	uses := usesOf(locks)
+	row := func(use string, cells ...string) {
+		if uses != nil {
+			cells = slices.Insert(cells, 1, use)
+		}
+		g.rows = append(g.rows, cells)
+	}
+	if uses != nil { // else the column would be empty
+		g.columns = slices.Insert(g.columns, 1, column{title: "Use", drop: 6})
+	}
 	free, waiting, split, unclear := 0, 0, 0, 0
 	for i := range locks {
 		info := &locks[i]
@@ -300,7 +314,7 @@ func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string 
 			}
 			return s
 		}
-		name, wait := lockNamed(info.Name), ""
+		name, use, wait := lockNamed(info.Name), uses[info.Name], ""
 		if info.Waiting > 0 {
 			wait = fmt.Sprint(info.Waiting)
 		}
@@ -319,15 +333,15 @@ func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string 
 			} else {
 				free++
 			}
-			g.rows = append(g.rows, []string{name, "", paint(a.out, who, text.FgYellow), "", "", wait, votes(most), "", ""})
+			row(use, name, "", paint(a.out, who, text.FgYellow), "", "", wait, votes(most), "", "")
 		}
 		for k := range info.Holders {
 			h := &info.Holders[k]
-			g.rows = append(g.rows, []string{name, modeOf(h), a.holder(h), age(h.For), age(h.Lease), wait, votes(len(h.Voted)), fmt.Sprint(h.Token), printable.Text(h.Note)})
-			name, wait = "", "" // one lock, several holders
+			row(use, name, modeOf(h), a.holder(h), age(h.For), age(h.Lease), wait, votes(len(h.Voted)), fmt.Sprint(h.Token), printable.Text(h.Note))
+			name, use, wait = "", "", "" // one lock, several holders
 		}
 		if more := info.Holding - len(info.Holders); more > 0 {
-			g.rows = append(g.rows, []string{"", "", fmt.Sprintf("and %d more", more), "", "", "", "", "", ""})
+			row("", "", "", fmt.Sprintf("and %d more", more), "", "", "", "", "", "")
 		}
 	}
 	table, without := g.render(width)

@@ -14,9 +14,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/printable"
+	"github.com/qlock/qlock/semaphore"
 )
 
 const (
@@ -37,6 +39,10 @@ type runOptions struct {
 	onLoss string
 	grace  time.Duration
 	until  string
+	slots  int
+
+	what  string // what the command runs under, for messages
+	ended bool   // a signal that ends programs has come
 }
 
 func (a *app) run() *cobra.Command {
@@ -77,6 +83,11 @@ The group gets the terminal when qlock's own group would have it: from the start
 in a pipeline from when it asks for it. Ctrl-Z also stops qlock, until the shell
 continues both. The lock is not refreshed meanwhile, and may be lost.
 
+With --slots N up to N commands run at the same time, under one permit each of the
+semaphore NAME, first come first served. QLOCK_PERMIT is the number of the permit, from
+1 to N, and QLOCK_TOKEN its token. Give the same N everywhere: as many permits are held
+as the largest N allows. A semaphore and a lock of the same name have nothing in common.
+
 The lock is released when the command ends: processes that it leaves in the
 background continue without a lock. With --until group the lock is held until the
 whole group has ended. Programs of other users, such as those that sudo starts,
@@ -96,28 +107,50 @@ Exit status:
   qlock run nightly --try -- ./backup.sh            fail at once if it runs elsewhere
   qlock run deploy --wait 10m --on-loss kill -- make deploy
   qlock run deploy --note "release 4.2, ask Ada" -- make deploy
-  qlock run catalog --shared -- ./read-catalog`,
+  qlock run catalog --shared -- ./read-catalog
+  qlock run render --slots 4 -- ./render.sh         four at a time, in the whole cluster`,
 		Args: runArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.lockOptions.check(); err != nil {
 				return err
 			}
-			name, argv := args[0], args[1:]
-			if cmd.ArgsLenAtDash() == 0 {
-				argv = args[2:] // after the second --
+			if o.slots > 0 && o.shared {
+				return usage("--slots limits how many commands run at the same time, and --shared does not limit them: give one or the other")
 			}
+			name, argv := runWords(cmd, args)
 			o.noteOf(argv[0], cmd.Flags())
-			return a.runCommand(cmd.Context(), o, name, argv)
+			o.what = fmt.Sprintf("lock %q", name)
+			acquire := o.acquire(name)
+			if o.slots > 0 {
+				o.what = fmt.Sprintf("the permit of semaphore %q", name)
+				acquire = o.acquirePermit(name)
+			}
+			a.supervise()
+			return a.runCommand(cmd.Context(), o, "run", name, argv, acquire)
 		},
 	}
 	fs := cmd.Flags()
 	o.lockOptions.flags(fs)
-	choiceFlag(fs, &o.onLoss, "on-loss", onLossTerm, []string{onLossTerm, onLossKill, onLossIgnore}, "what to do with the command when the lock is lost")
+	o.flags(fs, []string{onLossTerm, onLossKill, onLossIgnore})
+	countFlag(fs, &o.slots, "slots", 0, 1, semaphore.MaxLimit, "run up to this many commands at the same time; default: one, under a lock")
+	o.connection.flags(fs)
+	return cmd
+}
+
+// flags are those of every command that runs another.
+func (o *runOptions) flags(fs *pflag.FlagSet, onLoss []string) {
+	choiceFlag(fs, &o.onLoss, "on-loss", onLossTerm, onLoss, "what to do with the command when the lock is lost")
 	durationFlag(fs, &o.grace, "grace", 5*time.Second, 0, "time from SIGTERM to SIGKILL with --on-loss term")
 	choiceFlag(fs, &o.until, "until", untilCommand, []string{untilCommand, untilGroup}, "hold the lock until the command has ended, or until its whole process group has")
 	o.logs.flags(fs, "warn")
-	o.connection.flags(fs)
-	return cmd
+}
+
+// runWords are the name and the command of arguments that runArgs has accepted.
+func runWords(cmd *cobra.Command, args []string) (name string, argv []string) {
+	if cmd.ArgsLenAtDash() == 0 {
+		return args[0], args[2:] // after the second --
+	}
+	return args[0], args[1:]
 }
 
 func runArgs(cmd *cobra.Command, args []string) error {
@@ -126,20 +159,20 @@ func runArgs(cmd *cobra.Command, args []string) error {
 	case dash == 0 && len(args) > 2 && args[1] == "--": // a name that begins with -
 		return nil
 	case dash == 0 && len(args) > 1 && args[1] == "--":
-		return usage("the command after the second -- is missing: qlock run -- %s -- COMMAND", args[0])
+		return usage("the command after the second -- is missing: %s -- %s -- COMMAND", cmd.CommandPath(), args[0])
 	case len(args) == 0 || dash == 0:
 		return usage("the name of the lock is missing: %s", cmd.UseLine())
 	case dash < 0:
-		return usage("the command goes after --: qlock run %s -- COMMAND", args[0])
+		return usage("the command goes after --: %s %s -- COMMAND", cmd.CommandPath(), args[0])
 	case dash > 1:
 		return usage("one name is needed before --, got %d arguments", dash)
 	case len(args) == 1:
-		return usage("the command after -- is missing: qlock run %s -- COMMAND", args[0])
+		return usage("the command after -- is missing: %s %s -- COMMAND", cmd.CommandPath(), args[0])
 	}
 	return nil
 }
 
-func (a *app) runCommand(parent context.Context, o *runOptions, name string, argv []string) error {
+func (a *app) runCommand(parent context.Context, o *runOptions, role, name string, argv []string, acquire acquisition) error {
 	// Known before others wait for a lock that nobody can use.
 	path, err := exec.LookPath(argv[0])
 	if err != nil {
@@ -148,7 +181,6 @@ func (a *app) runCommand(parent context.Context, o *runOptions, name string, arg
 	if err := o.connection.check(); err != nil {
 		return err // before anything is started
 	}
-	a.supervise()
 	// Before the wait, in which the file of this program may be replaced.
 	g, err := startGuard(a.err.file)
 	if err != nil {
@@ -171,7 +203,7 @@ func (a *app) runCommand(parent context.Context, o *runOptions, name string, arg
 	}
 	taken := make(chan result, 1)
 	go func() {
-		h, err := a.take(ctx, &o.connection, &o.lockOptions, &o.logs, "run", name)
+		h, err := a.take(ctx, &o.connection, &o.lockOptions, &o.logs, role, name, acquire)
 		taken <- result{h, err}
 	}()
 	var r result
@@ -203,6 +235,7 @@ func (a *app) runCommand(parent context.Context, o *runOptions, name string, arg
 	}
 	cmd := &exec.Cmd{Path: path, Args: argv, Stdin: a.in, Stdout: a.out, Stderr: a.err.file}
 	cmd.Env = append(os.Environ(), "QLOCK_NAME="+name, "QLOCK_TOKEN="+strconv.FormatUint(r.lock.Token(), 10))
+	cmd.Env = append(cmd.Env, r.lock.env...)
 	patience, grace := o.guardTimes(r.lock)
 	armed, err := g.arm(patience, grace)
 	if err != nil {
@@ -264,6 +297,7 @@ func (w *attendance) attend() error {
 	for {
 		select {
 		case s := <-w.signals:
+			w.o.ended = w.o.ended || fatal(s)
 			stop, err := c.pass(s)
 			if err != nil && fatal(s) && w.lost != nil {
 				w.unheard = true
@@ -329,7 +363,7 @@ func (w *attendance) lose() {
 	if cause := context.Cause(w.lock.Context()); errors.Is(cause, qlock.ErrEvicted) {
 		why = " (" + printable.Text(strings.TrimPrefix(plain(cause), "lock lost: ")) + ")"
 	}
-	what := fmt.Sprintf("lock %q is lost%s, the command", w.lock.Name(), why)
+	what := fmt.Sprintf("%s is lost%s, the command", w.o.what, why)
 	switch w.o.onLoss {
 	case onLossIgnore:
 		w.say("%s continues without it (--on-loss ignore)", what)
@@ -380,9 +414,9 @@ func (w *attendance) end(status int) error {
 	}
 	switch {
 	case lost && errors.Is(loss, qlock.ErrEvicted):
-		return &statusError{exitLost, fmt.Errorf("lock %q: %w", w.lock.Name(), loss)}
+		return &statusError{exitLost, fmt.Errorf("%s: %w", w.o.what, loss)}
 	case lost:
-		return &statusError{exitLost, fmt.Errorf("lock %q: %w while the command ran", w.lock.Name(), loss)}
+		return &statusError{exitLost, fmt.Errorf("%s: %w while the command ran", w.o.what, loss)}
 	case status != 0:
 		return &statusError{status, nil}
 	}

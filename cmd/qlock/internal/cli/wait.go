@@ -62,9 +62,36 @@ func (o *lockOptions) check() error {
 	return nil
 }
 
-// heldLock is a lock with all that was made to have it.
+// holding is what a command runs under: a lock, a permit or a leadership.
+type holding interface {
+	Token() uint64
+	Context() context.Context
+	Unlock(context.Context) error
+}
+
+// acquisition is how a holding is acquired, by a Locker made as the options say. The
+// progress is told how the wait stands.
+type acquisition func(ctx context.Context, l *qlock.Locker, p *progress) (h holding, env []string, err error)
+
+// acquire acquires a lock.
+func (o *lockOptions) acquire(name string) acquisition {
+	return func(ctx context.Context, l *qlock.Locker, p *progress) (holding, []string, error) {
+		var opts []qlock.LockOption
+		if o.shared {
+			opts = append(opts, qlock.Shared())
+		}
+		if o.try {
+			opts = append(opts, qlock.Try())
+		}
+		k, err := p.wait(l.Start(ctx, name, opts...))
+		return k, nil, err
+	}
+}
+
+// heldLock is a holding with all that was made to have it.
 type heldLock struct {
-	*qlock.Lock
+	holding
+	env    []string // for the command, beside name and token
 	locker *qlock.Locker
 	link   *link
 	lease  time.Duration
@@ -76,7 +103,7 @@ func (h *heldLock) close() {
 }
 
 // take takes a lock as the options say, and tells a person who waits how it stands.
-func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs, role, name string) (*heldLock, error) {
+func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs, role, name string, acquire acquisition) (*heldLock, error) {
 	lease := o.lease
 	if lease == 0 {
 		lease = qlock.DefaultLease
@@ -122,19 +149,12 @@ func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs
 	if err != nil {
 		return fail(err)
 	}
-	var opts []qlock.LockOption
-	if o.shared {
-		opts = append(opts, qlock.Shared())
-	}
-	if o.try {
-		opts = append(opts, qlock.Try())
-	}
-	lock, err := p.wait(locker.Start(ctx, name, opts...))
+	held, env, err := acquire(ctx, locker, p)
 	if err != nil {
 		_ = locker.Close()
 		return fail(err)
 	}
-	return &heldLock{lock, locker, l, lease}, nil
+	return &heldLock{held, env, locker, l, lease}, nil
 }
 
 // lockerFor makes a Locker with this lease, and shows meanwhile which nodes answer.
@@ -166,6 +186,8 @@ type progress struct {
 	noServer bool       // no server has answered yet, and one is waited for
 	link     *link      // of a Locker that looks for its nodes
 	pending  *qlock.Pending
+	told     *qlock.Waiting // what a recipe said that it waits for
+	toldAt   time.Time
 
 	done sync.WaitGroup
 }
@@ -194,6 +216,11 @@ func (p *progress) wait(r *qlock.Pending) (*qlock.Lock, error) {
 	defer p.set(func() { p.pending = nil })
 	<-r.Done()
 	return r.Lock()
+}
+
+// tell is for recipes, which wait by themselves.
+func (p *progress) tell(w qlock.Waiting) {
+	p.set(func() { p.told, p.toldAt = &w, time.Now() })
 }
 
 func (p *progress) start(began time.Time) {
@@ -238,7 +265,7 @@ func (p *progress) draw(waited time.Duration) {
 // text is how the wait stands.
 func (p *progress) text(waited time.Duration) string {
 	p.mu.Lock()
-	noServer, l, r := p.noServer, p.link, p.pending
+	noServer, l, r, told, toldAt := p.noServer, p.link, p.pending, p.told, p.toldAt
 	p.mu.Unlock()
 	why := "no node answers"
 	switch {
@@ -247,6 +274,14 @@ func (p *progress) text(waited time.Duration) string {
 	case r != nil:
 		r.Changed() // asks the nodes to say so from now on
 		why = waitsFor(r.Status())
+	case told != nil:
+		w := *told
+		if w.Holder != nil {
+			h := *w.Holder
+			h.For += time.Since(toldAt)
+			w.Holder = &h
+		}
+		why = waitsFor(w)
 	case l != nil:
 		if n := l.answering(p.ctx); n > 0 {
 			why = fmt.Sprintf("%d %s, too few", n, verb(n, "node answers", "nodes answer"))
