@@ -14,26 +14,33 @@ import (
 	"github.com/qlock/qlock"
 )
 
-// A transfer needs both accounts. Whoever transfers in the other direction at the same
-// time asks for the same two locks, and gets them in the same order.
+// transfer needs both accounts. A transfer in the other direction at the same time asks for
+// the same two locks, and acquires them in the same order.
+func transfer(ctx context.Context, locker *qlock.Locker, from, to string, move func(ctx context.Context, from, to uint64) error) error {
+	locks, err := locker.LockAll(ctx, from, to)
+	if err != nil {
+		return err // neither is held, and the error says which was in the way
+	}
+	err = move(locks.Context(), locks.Token(from), locks.Token(to))
+	return errors.Join(err, locks.Unlock(ctx)) // an error if one of them was lost meanwhile
+}
+
 func ExampleLocker_LockAll() {
 	ctx := context.Background()
 	locker, stop := newLocker("bank")
 	defer stop()
 
-	locks, err := locker.LockAll(ctx, "account.savings", "account.checking")
+	err := transfer(ctx, locker, "account.savings", "account.checking", func(ctx context.Context, from, to uint64) error {
+		fmt.Println("both are held:", qlock.Held(ctx) == nil)
+		fmt.Println("each has a token:", from > 0, to > 0)
+		return nil
+	})
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println("held:", locks.Names())
-	// Work under locks.Context(), and send locks.Token(name) with each write.
-	fmt.Println("tokens:", locks.Token("account.checking") > 0, locks.Token("account.savings") > 0)
-	if err := locks.Unlock(ctx); err != nil {
-		log.Fatal(err) // one of them was lost while the work was done
-	}
 	// Output:
-	// held: [account.checking account.savings]
-	// tokens: true true
+	// both are held: true
+	// each has a token: true true
 }
 
 // If one of the names is held by another client, none is acquired.

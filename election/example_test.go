@@ -11,21 +11,32 @@ import (
 	"github.com/qlock/qlock/embedded"
 )
 
-// A scheduler that runs in several processes and schedules in one of them.
+// lead schedules while this process is the leader, and campaigns while it is not.
+func lead(ctx context.Context, locker *qlock.Locker, schedule func(ctx context.Context, term uint64) error) error {
+	e, err := election.New(locker, "scheduler")
+	if err != nil {
+		return err
+	}
+	return e.Run(ctx, "10.0.0.7:8080", func(ctx context.Context) error {
+		// This process leads until ctx ends. If the leadership is lost, Run campaigns again.
+		return schedule(ctx, qlock.Token(ctx)) // the term: send it with each write
+	})
+}
+
+// A scheduler that runs in several processes, and schedules in one of them.
 func Example() {
 	ctx, stopped := context.WithCancel(context.Background())
 	locker, stop := newLocker("scheduler") // each process has its own
 	defer stop()
 
-	e, err := election.New(locker, "scheduler")
-	if err != nil {
-		log.Fatal(err)
-	}
-	err = e.Run(ctx, "10.0.0.7:8080", func(ctx context.Context) error {
-		// This process leads until ctx ends. If the leadership is lost, Run campaigns again.
+	err := lead(ctx, locker, func(ctx context.Context, term uint64) error {
+		e, err := election.New(locker, "scheduler")
+		if err != nil {
+			return err
+		}
 		leader, err := e.Leader(ctx)
 		fmt.Println(leader.Client, "leads at", leader.Value, err)
-		fmt.Println("the term is that of the context:", leader.Term == qlock.Token(ctx))
+		fmt.Println("the term is that of the context:", leader.Term == term)
 		stopped() // as a signal would
 		<-ctx.Done()
 		return nil

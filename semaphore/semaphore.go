@@ -289,7 +289,7 @@ func (s *Semaphore) collect(ctx context.Context, cancel context.CancelCauseFunc,
 	results := make(chan result, len(rest))
 	for _, number := range rest {
 		go func() {
-			h, err := s.lock(waits, s.locker.Lock, number)
+			h, err := s.waitFor(waits, number)
 			results <- result{h, err}
 		}()
 	}
@@ -325,8 +325,16 @@ type held struct {
 	number int
 }
 
-func (s *Semaphore) lock(ctx context.Context, lock func(context.Context, string) (*qlock.Lock, error), number int) (*held, error) {
-	k, err := lock(ctx, s.permit(number))
+func (s *Semaphore) waitFor(ctx context.Context, number int) (*held, error) {
+	k, err := s.locker.Lock(ctx, s.permit(number))
+	if err != nil {
+		return nil, err
+	}
+	return &held{k, number}, nil
+}
+
+func (s *Semaphore) tryOne(ctx context.Context, number int) (*held, error) {
+	k, err := s.locker.TryLock(ctx, s.permit(number))
 	if err != nil {
 		return nil, err
 	}
@@ -348,7 +356,7 @@ func (s *Semaphore) try(ctx context.Context, limit, k int) (got []*held, rest []
 		now := rest[:min(round, len(rest))]
 		rest = rest[len(now):]
 		locks, errs := make([]*held, len(now)), make([]error, len(now))
-		one := func(i int) { locks[i], errs[i] = s.lock(ctx, s.locker.TryLock, now[i]) }
+		one := func(i int) { locks[i], errs[i] = s.tryOne(ctx, now[i]) }
 		if len(now) == 1 {
 			one(0)
 		} else {
