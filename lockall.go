@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/qlock/qlock/internal/driver"
-	"github.com/qlock/qlock/internal/natsio"
 	"github.com/qlock/qlock/internal/subject"
 )
 
@@ -53,10 +52,8 @@ func (l *Locker) lockAll(ctx context.Context, patience driver.Patience, names []
 		return nil, fmt.Errorf("%w: no names are given, at least one is needed", ErrInvalidName)
 	}
 	names = slices.Compact(slices.Sorted(slices.Values(names)))
-	resources := make([]string, len(names))
-	for i, name := range names { // before anything is acquired
-		var err error
-		if resources[i], err = subject.EncodeName(name); err != nil {
+	for _, name := range names { // before anything is acquired
+		if _, err := subject.EncodeName(name); err != nil {
 			return nil, err
 		}
 	}
@@ -70,17 +67,13 @@ func (l *Locker) lockAll(ctx context.Context, patience driver.Patience, names []
 		}
 		return nil, err
 	}
-	note := l.opt.note
-	if own, ok := ctx.Value(noteKey{}).(string); ok {
-		note = own
-	}
 	// The context of each lock is attached to that of the one before. So that of the last
 	// ends when any of them is lost, without a goroutine, and Held sees it.
 	parent, lifetime := ctx, driver.Detached
-	for i, name := range names {
-		r := driver.Request{Name: name, Resource: resources[i], Mode: exclusive, Patience: patience, Lifetime: lifetime, Note: note}
-		if err := natsio.ContextError(ctx); err != nil {
-			return fail(&LockError{Op: operation(&r), Name: name, Reason: ErrNoQuorum, Cause: fmt.Errorf("not asked: %w", err)})
+	for _, name := range names {
+		r := driver.Request{Name: name, Mode: exclusive, Patience: patience, Lifetime: lifetime}
+		if _, err := l.prepare(ctx, &r, nil); err != nil {
+			return fail(err)
 		}
 		k := new(Lock)
 		l.client.Start(parent, &k.hold, r)
@@ -91,7 +84,7 @@ func (l *Locker) lockAll(ctx context.Context, patience driver.Patience, names []
 		case <-parent.Done(): // one that was acquired before is lost: the rest is of no use
 			ended = parent
 		}
-		if failure := k.hold.Wait(ended); failure != nil {
+		if failure := k.hold.Wait(ended, nil); failure != nil {
 			return fail(l.lockError(&r, failure))
 		}
 		s.locks = append(s.locks, k)
