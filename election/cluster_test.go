@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -16,6 +17,12 @@ import (
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/election"
 	"github.com/qlock/qlock/qlocktest"
+)
+
+// A longer run: go test -run TestFaults -faults.rounds 20 -faults.seed 7
+var (
+	rounds = flag.Int("faults.rounds", 1, "how often TestFaults does to the cluster all that it can")
+	seed   = flag.Uint64("faults.seed", 14, "of what TestFaults does")
 )
 
 // reign is a time in which a candidate led for certain: it saw that its context had not
@@ -31,7 +38,7 @@ type reign struct {
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	c := qlocktest.StartCluster(t, 3, qlocktest.WithLinks())
-	r := rand.New(rand.NewPCG(14, 4))
+	r := rand.New(rand.NewPCG(*seed, 4))
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	began := time.Now()
@@ -85,7 +92,7 @@ func TestFaults(t *testing.T) {
 		})
 	}
 	names := c.Names()
-	for range 2 {
+	for range *rounds {
 		name := names[r.IntN(len(names))]
 		c.Crash(t, name)
 		time.Sleep(200 * time.Millisecond)

@@ -46,6 +46,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -58,6 +59,9 @@ import (
 var (
 	// ErrNoLeader: nobody leads at this moment.
 	ErrNoLeader = errors.New("election: there is no leader")
+	// ErrHandOver is the cause of the end of the context of Run's function when a preferred
+	// candidate campaigns: see YieldsToPreferred.
+	ErrHandOver = errors.New("election: a preferred candidate campaigns")
 	// ErrCampaigning: this Election campaigns already, or leads. Each candidate needs an
 	// Election and a qlock.Locker of its own.
 	ErrCampaigning = errors.New("election: a candidate campaigns or leads already")
@@ -78,7 +82,45 @@ type Election struct {
 	events   *nats.Conn
 	interval time.Duration
 
+	preference preference
+
 	running atomic.Bool // a campaign or a leadership
+}
+
+// preference is what a candidate is to others, where some of them are preferred.
+type preference uint8
+
+const (
+	none     preference = iota // it knows of no preference
+	prefers                    // it leads only while no preferred candidate wants to
+	isPrefer                   // it is preferred
+)
+
+// Preferred makes this candidate a preferred one, such as the one in the zone of the
+// database: it gets leadership before all others that campaign, and leaders whose Election
+// has the option YieldsToPreferred hand it over. Among several preferred candidates the order
+// is that in which they began to campaign. All candidates of the election need one of the
+// two options.
+//
+// If a preferred candidate dies while it campaigns, nobody may lead until its lease is over.
+// A candidate whose turn has come, and that finds a preferred one, holds the lock for a round
+// trip before it steps back: Leader and Observe may show it.
+func Preferred() Option {
+	return func(e *Election) error {
+		e.preference = isPrefer
+		return nil
+	}
+}
+
+// YieldsToPreferred lets this candidate step back for a preferred one: see Preferred. When it
+// leads, and a preferred candidate begins to campaign, Leadership.HandOver is closed, and the
+// context of Run's function ends with the cause ErrHandOver. A campaign costs one round trip
+// more, and one shared lock while it leads.
+func YieldsToPreferred() Option {
+	return func(e *Election) error {
+		e.preference = prefers
+		return nil
+	}
 }
 
 // Option changes how an Election works.
@@ -150,13 +192,17 @@ const (
 	partLeader = "leader"
 	partValue0 = "value-0"
 	partValue1 = "value-1"
+	// partPreferred is held by a preferred candidate, exclusively, from when it begins to
+	// campaign until it leads no longer. Others that lead hold it shared. So they hear of a
+	// preferred one that begins to wait, and cannot acquire it while one is there.
+	partPreferred = "preferred"
 )
 
 func (e *Election) lock(part string) string { return prefix + e.name + "." + part }
 
 // ParseName takes the name of a lock apart that an election uses, for those who show locks.
 // leader is whether it is the one whose holder leads; the others have what leaders
-// proclaimed. ok is false if the lock belongs to no election.
+// proclaimed, or are for candidates that are preferred. ok is false if the lock belongs to no election.
 func ParseName(lock string) (election string, leader, ok bool) {
 	rest, ok := strings.CutPrefix(lock, prefix)
 	i := strings.LastIndexByte(rest, '.')
@@ -166,7 +212,7 @@ func ParseName(lock string) (election string, leader, ok bool) {
 	switch rest[i+1:] {
 	case partLeader:
 		return rest[:i], true, true
-	case partValue0, partValue1:
+	case partValue0, partValue1, partPreferred:
 		return rest[:i], false, true
 	}
 	return "", false, false
@@ -185,12 +231,45 @@ func (e *Election) Campaign(ctx context.Context, value string) (*Leadership, err
 	if !e.running.CompareAndSwap(false, true) {
 		return nil, fmt.Errorf("%w: election %q", ErrCampaigning, e.name)
 	}
-	lock, err := e.locker.Lock(qlock.ContextWithNote(ctx, note), e.lock(partLeader))
+	lock, preferred, err := e.campaign(qlock.ContextWithNote(ctx, note))
 	if err != nil {
 		e.running.Store(false)
 		return nil, fmt.Errorf("election %q: not elected: %w", e.name, err)
 	}
-	return newLeadership(e, lock, value), nil
+	return newLeadership(e, lock, preferred, value), nil
+}
+
+// campaign acquires the lock that is the leadership, and that for preferred candidates if
+// there are any.
+func (e *Election) campaign(ctx context.Context) (lock, preferred *qlock.Lock, err error) {
+	if e.preference == isPrefer {
+		if preferred, err = e.locker.Lock(ctx, e.lock(partPreferred)); err != nil {
+			return nil, nil, err
+		}
+		if lock, err = e.locker.Lock(ctx, e.lock(partLeader)); err != nil {
+			_ = preferred.Unlock(ctx)
+		}
+		return lock, preferred, err
+	}
+	for {
+		if lock, err = e.locker.Lock(ctx, e.lock(partLeader)); err != nil || e.preference == none {
+			return lock, nil, err
+		}
+		if preferred, err = e.locker.TryRLock(ctx, e.lock(partPreferred)); err == nil {
+			return lock, preferred, nil
+		}
+		_ = lock.Unlock(ctx)
+		switch {
+		case ctx.Err() != nil, !errors.Is(err, qlock.ErrHeld) && !errors.Is(err, qlock.ErrNoQuorum):
+			return nil, nil, err
+		}
+		// It is the turn of a preferred candidate. Until that has led, or is gone, there is
+		// nothing to campaign for.
+		if preferred, err = e.locker.RLock(ctx, e.lock(partPreferred)); err != nil {
+			return nil, nil, err
+		}
+		_ = preferred.Unlock(ctx)
+	}
 }
 
 // Run campaigns, and calls lead when this candidate is the leader. The context of lead ends
@@ -223,7 +302,19 @@ func (l *Leadership) run(ctx context.Context, lead func(ctx context.Context) err
 	defer func() {
 		over := l.Context().Err() != nil // lost, or the Locker is closed, as Campaign will say
 		lost := l.Resign(ctx)            // also if lead panics
-		again = (over || lost != nil) && ctx.Err() == nil
+		again = (over || lost != nil || context.Cause(leading) == ErrHandOver) && ctx.Err() == nil
 	}()
+	if yields := l.HandOver(); yields != nil {
+		var watch sync.WaitGroup
+		defer watch.Wait()
+		defer cancel(nil)
+		watch.Go(func() {
+			select {
+			case <-yields:
+				cancel(ErrHandOver)
+			case <-leading.Done():
+			}
+		})
+	}
 	return false, lead(leading)
 }

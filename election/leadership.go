@@ -14,7 +14,8 @@ import (
 type Leadership struct {
 	election *Election
 	lock     *qlock.Lock
-	over     sync.Once // the Election may campaign again
+	prefers  *qlock.Lock // nil: no candidate is preferred
+	over     sync.Once   // the Election may campaign again
 
 	// turn guards what follows. It is a channel, since a proclamation may have to wait, and
 	// its caller's context may end.
@@ -24,11 +25,14 @@ type Leadership struct {
 	proclaims [2]*qlock.Lock // by number modulo 2; nil: none
 }
 
-func newLeadership(e *Election, lock *qlock.Lock, value string) *Leadership {
-	l := &Leadership{election: e, lock: lock, turn: make(chan struct{}, 1), value: value}
+func newLeadership(e *Election, lock, preferred *qlock.Lock, value string) *Leadership {
+	l := &Leadership{election: e, lock: lock, prefers: preferred, turn: make(chan struct{}, 1), value: value}
 	// What was proclaimed ends with the leadership, by whatever that ends.
 	context.AfterFunc(lock.Context(), func() {
 		l.end()
+		if preferred != nil {
+			_ = preferred.Unlock(context.Background())
+		}
 		l.turn <- struct{}{}
 		for i, k := range l.proclaims {
 			if k != nil {
@@ -62,6 +66,16 @@ func (l *Leadership) Value() string {
 	l.turn <- struct{}{}
 	defer func() { <-l.turn }()
 	return l.value
+}
+
+// HandOver is closed when a preferred candidate campaigns, for a leader whose Election has the
+// option YieldsToPreferred: finish, and Resign. For others it is nil, and never ready. It
+// stays open when the leadership ends, so wait for the end of Context as well.
+func (l *Leadership) HandOver() <-chan struct{} {
+	if l.prefers == nil || l.election.preference != prefers {
+		return nil
+	}
+	return l.prefers.Wanted()
 }
 
 // Proclaim replaces the value that others see of the leader. When it returns nil, whoever
@@ -153,6 +167,9 @@ func (l *Leadership) repeat(k *qlock.Lock) {
 // the program ends, or the others wait for the lease. An ended ctx does not keep it from
 // its work.
 func (l *Leadership) Resign(ctx context.Context) error {
+	if l.prefers != nil {
+		_ = l.prefers.Unlock(ctx) // first, or the next candidate might find it held
+	}
 	err := l.lock.Unlock(ctx)
 	l.end()
 	if err != nil {

@@ -30,8 +30,11 @@ type Leader struct {
 type Candidate struct {
 	Client string
 	Value  string        // given to Campaign
-	For    time.Duration // how long it campaigns
+	For    time.Duration // how long it campaigns, or waits for a preferred candidate
 	Claim  string        // the id of its claim
+	// Preferred is whether it is a preferred candidate. Only an Election with one of the
+	// options Preferred and YieldsToPreferred knows.
+	Preferred bool
 }
 
 // Leader asks the nodes who leads, in one round trip.
@@ -105,12 +108,36 @@ func (e *Election) Candidates(ctx context.Context) ([]Candidate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("election %q: %w", e.name, err)
 	}
-	out := make([]Candidate, len(info.Queue))
-	for i := range info.Queue {
-		c := &info.Queue[i]
-		out[i] = Candidate{Client: c.Client, For: c.For, Claim: c.ID}
-		out[i].Value, _ = decode(c.Note)
+	var out []Candidate
+	seen := map[string]bool{}
+	add := func(claims []qlock.ClaimInfo, which func(*qlock.ClaimInfo) bool, preferred bool) {
+		for i := range claims {
+			c := &claims[i]
+			if id := c.Client + "/" + instance(c.ID); which(c) && !seen[id] {
+				seen[id] = true
+				value, _ := decode(c.Note)
+				out = append(out, Candidate{Client: c.Client, Value: value, For: c.For, Claim: c.ID, Preferred: preferred})
+			}
+		}
 	}
+	any := func(*qlock.ClaimInfo) bool { return true }
+	if e.preference == none {
+		add(info.Queue, any, false)
+		return out, nil
+	}
+	preferred, err := e.locker.Inspect(ctx, e.lock(partPreferred))
+	if err != nil {
+		return nil, fmt.Errorf("election %q: %w", e.name, err)
+	}
+	for i := range info.Holders {
+		c := &info.Holders[i]
+		seen[c.Client+"/"+instance(c.ID)] = true // the leader
+	}
+	exclusive := func(c *qlock.ClaimInfo) bool { return !c.Shared }
+	add(preferred.Holders, exclusive, true)
+	add(preferred.Queue, exclusive, true)
+	add(info.Queue, any, false)
+	add(preferred.Queue, any, false) // those that have stepped back
 	return out, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"flag"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -15,6 +16,12 @@ import (
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/qlocktest"
 	"github.com/qlock/qlock/semaphore"
+)
+
+// A longer run: go test -run TestFaults -faults.rounds 20 -faults.seed 7
+var (
+	rounds = flag.Int("faults.rounds", 1, "how often TestFaults does to the cluster all that it can")
+	seed   = flag.Uint64("faults.seed", 14, "of what TestFaults does")
 )
 
 // span is a time in which a client held a permit for certain: it saw that its context had
@@ -32,7 +39,7 @@ func TestFaults(t *testing.T) {
 	t.Parallel()
 	const clients, limit = 4, 2
 	c := qlocktest.StartCluster(t, 3)
-	r := rand.New(rand.NewPCG(14, 3))
+	r := rand.New(rand.NewPCG(*seed, 3))
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	began := time.Now()
@@ -90,7 +97,7 @@ func TestFaults(t *testing.T) {
 		})
 	}
 	names := c.Names()
-	for range 2 {
+	for range *rounds {
 		name := names[r.IntN(len(names))]
 		c.Crash(t, name)
 		time.Sleep(200 * time.Millisecond)
