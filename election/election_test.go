@@ -252,6 +252,11 @@ func TestForgedProclamation(t *testing.T) {
 		if err := forged.Unlock(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+		namesake, _ := w.client("a")
+		if _, err := namesake.Lock(note, "qlock.election.scheduler.value-1"); err != nil {
+			t.Fatal(err)
+		}
+		wantLeader(t, e, "a", "true", k.Token())
 		mustResign(t, k)
 	})
 }

@@ -368,6 +368,21 @@ func TestLossDuringWait(t *testing.T) {
 		}
 		mustRelease(t, waits.p)
 
+		// The same of one that came while it waited.
+		sc, sd := newSemaphore(t, a, 3), newSemaphore(t, b, 3)
+		p = mustAcquire(t, sc, 1)
+		q := mustAcquire(t, sc, 1)
+		waits = start(t.Context(), sd, 3)
+		mustRelease(t, q)
+		synctest.Wait()
+		evictPermit(t, a, q.Numbers()[0])
+		mustRelease(t, p)
+		<-waits.done
+		if waits.err != nil || waits.p.Context().Err() != nil {
+			t.Fatal("what was granted was not held by then", waits.err)
+		}
+		mustRelease(t, waits.p)
+
 		// Who is evicted from the gate is not to wait: it is told.
 		p = mustAcquire(t, sa, 1)
 		waits = start(t.Context(), sb, 2)

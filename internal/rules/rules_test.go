@@ -70,6 +70,7 @@ var coreNames = map[string]*regexp.Regexp{
 // internal ones that know nothing of messages and of the protocol.
 var api = []string{
 	base, base + "/embedded", base + "/metrics", base + "/cmd/qlock/internal/cli",
+	base + "/election", base + "/semaphore",
 	base + "/internal/loopback", base + "/internal/permissions", base + "/internal/printable",
 	base + "/internal/redact", base + "/internal/sat", base + "/internal/subject",
 	base + "/internal/version",
@@ -289,6 +290,28 @@ func TestMetricsUsesAPI(t *testing.T) {
 	}
 	if seen == 0 {
 		t.Error("package metrics is gone")
+	}
+}
+
+// recipes are packages that stand on the public API alone, as those of other programs do.
+var recipes = []string{"election", "semaphore"}
+
+func TestRecipesUseAPI(t *testing.T) {
+	_, files := sources(t)
+	seen := map[string]bool{}
+	for _, s := range files {
+		if !slices.Contains(recipes, s.dir()) {
+			continue
+		}
+		seen[s.dir()] = true
+		for p := range s.imports {
+			if strings.HasPrefix(p, base+"/") {
+				t.Errorf("%s imports %s: of this repository, a recipe may use the library alone", s.name, p)
+			}
+		}
+	}
+	if len(seen) != len(recipes) {
+		t.Errorf("of the recipes %v only %v are there", recipes, slices.Collect(maps.Keys(seen)))
 	}
 }
 

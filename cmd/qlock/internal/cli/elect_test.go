@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/qlock/qlock/internal/subject"
 )
@@ -159,4 +160,19 @@ func TestElectServerAway(t *testing.T) {
 	}
 	first := p.out.String()
 	p.says(p.out, first+"term")
+}
+
+// A leader that is killed is followed by the next candidate when its lease is over.
+func TestElectKilled(t *testing.T) {
+	t.Parallel()
+	c := sharedCluster(t)
+	name := lockName(t)
+	one := launch(t, "elect", name, "-s", c.url(), "--lease", "1s", "--", "sh", "-c", "echo leads; while :; do sleep 0.02; done")
+	one.says(one.out, "leads")
+	two := launch(t, "elect", name, "-s", c.url(), "--lease", "1s", "--", "echo", "two leads")
+	two.says(two.err, "waiting for")
+	began := time.Now()
+	one.kill()
+	two.wait().want(t, 0, "two leads")
+	t.Logf("the next one led after %v, the lease was 1s", time.Since(began).Round(time.Millisecond))
 }

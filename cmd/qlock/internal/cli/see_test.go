@@ -446,7 +446,7 @@ func TestCheck(t *testing.T) {
 	r := qlockCmd(t, "check", "-s", c.url())
 	r.want(t, 0, "connected to NATS at nats://", "3 of 3 nodes vote, 2 are needed", "all nodes run version", "clocks agree within", " shown in ", "a lock was acquired in", "No problems found.")
 	report := decode[checkReport](t, qlockCmd(t, "check", "-s", c.url(), "--json"))
-	if report.Problems != 0 || report.Warnings != 0 || len(report.Findings) != 6 {
+	if report.Problems != 0 || report.Warnings != 0 || len(report.Findings) != 7 {
 		t.Errorf("%+v", report)
 	}
 	qlockCmd(t, "check", "-s", c.url(), "--cluster", "nobody").want(t, exitFailed, "problem", `no node of cluster "nobody" answered`)
