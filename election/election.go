@@ -83,6 +83,7 @@ type Election struct {
 	interval time.Duration
 
 	preference preference
+	wait       []qlock.LockOption
 
 	running atomic.Bool // a campaign or a leadership
 }
@@ -148,6 +149,15 @@ func WithInterval(d time.Duration) Option {
 			return fmt.Errorf("election: WithInterval: %v is less than 1ms", d)
 		}
 		e.interval = d
+		return nil
+	}
+}
+
+// WithWaitFunc has f called while Campaign waits, with what it waits for: see
+// qlock.WithWaitFunc.
+func WithWaitFunc(f func(qlock.Waiting)) Option {
+	return func(e *Election) error {
+		e.wait = []qlock.LockOption{qlock.WithWaitFunc(f)}
 		return nil
 	}
 }
@@ -243,16 +253,16 @@ func (e *Election) Campaign(ctx context.Context, value string) (*Leadership, err
 // there are any.
 func (e *Election) campaign(ctx context.Context) (lock, preferred *qlock.Lock, err error) {
 	if e.preference == isPrefer {
-		if preferred, err = e.locker.Lock(ctx, e.lock(partPreferred)); err != nil {
+		if preferred, err = e.locker.Lock(ctx, e.lock(partPreferred), e.wait...); err != nil {
 			return nil, nil, err
 		}
-		if lock, err = e.locker.Lock(ctx, e.lock(partLeader)); err != nil {
+		if lock, err = e.locker.Lock(ctx, e.lock(partLeader), e.wait...); err != nil {
 			_ = preferred.Unlock(ctx)
 		}
 		return lock, preferred, err
 	}
 	for {
-		if lock, err = e.locker.Lock(ctx, e.lock(partLeader)); err != nil || e.preference == none {
+		if lock, err = e.locker.Lock(ctx, e.lock(partLeader), e.wait...); err != nil || e.preference == none {
 			return lock, nil, err
 		}
 		if preferred, err = e.locker.TryRLock(ctx, e.lock(partPreferred)); err == nil {
@@ -265,7 +275,7 @@ func (e *Election) campaign(ctx context.Context) (lock, preferred *qlock.Lock, e
 		}
 		// It is the turn of a preferred candidate. Until that has led, or is gone, there is
 		// nothing to campaign for.
-		if preferred, err = e.locker.RLock(ctx, e.lock(partPreferred)); err != nil {
+		if preferred, err = e.locker.RLock(ctx, e.lock(partPreferred), e.wait...); err != nil {
 			return nil, nil, err
 		}
 		_ = preferred.Unlock(ctx)

@@ -105,6 +105,13 @@ func TestCampaign(t *testing.T) {
 		_, err = es[1].Campaign(within(t, time.Second), "x")
 		wantError(t, err, qlock.ErrHeld, `election "scheduler": not elected`, "held by a")
 		wantError(t, err, context.DeadlineExceeded)
+		d, _ := w.client("d")
+		told := make(chan qlock.Waiting, 10)
+		_, err = newElection(t, d, election.WithWaitFunc(func(w qlock.Waiting) { told <- w })).Campaign(within(t, time.Second), "x")
+		wantError(t, err, qlock.ErrHeld)
+		if w := <-told; w.Holder == nil || w.Holder.Client != "a" {
+			t.Errorf("it waits for %+v", w)
+		}
 		second := start(t.Context(), es[1], "10.0.0.2:80")
 		third := start(t.Context(), es[2], "10.0.0.3:80 ü%\x00")
 		list, err := look.Candidates(t.Context())

@@ -71,10 +71,24 @@ var ErrLimit = errors.New("semaphore: number of permits out of range")
 type Semaphore struct {
 	locker *qlock.Locker
 	name   string
+	wait   []qlock.LockOption
 
 	mu      sync.Mutex // guards what follows
 	limit   int
 	changed chan struct{} // closed when limit changes
+}
+
+// Option changes how a Semaphore works.
+type Option func(*Semaphore) error
+
+// WithWaitFunc has f called while Acquire waits, with what it waits for: see
+// qlock.WithWaitFunc. First that is the client whose turn it is, then those that hold the
+// permits: several goroutines may call f at the same time then.
+func WithWaitFunc(f func(qlock.Waiting)) Option {
+	return func(s *Semaphore) error {
+		s.wait = []qlock.LockOption{qlock.WithWaitFunc(f)}
+		return nil
+	}
 }
 
 // New returns a semaphore with limit permits. All clients that share it must give the same
@@ -82,15 +96,26 @@ type Semaphore struct {
 //
 // Errors: qlock.ErrInvalidName if the name cannot be the name of a lock, or is longer than
 // 900 bytes; ErrLimit.
-func New(l *qlock.Locker, name string, limit int) (*Semaphore, error) {
+func New(l *qlock.Locker, name string, limit int, opts ...Option) (*Semaphore, error) {
 	if l == nil {
 		return nil, errors.New("semaphore: New: the Locker is nil")
 	}
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
+	if err := checkLimit(limit); err != nil {
+		return nil, err
+	}
 	s := &Semaphore{locker: l, name: name, limit: limit, changed: make(chan struct{})}
-	return s, checkLimit(limit)
+	for _, opt := range opts {
+		if opt == nil {
+			continue
+		}
+		if err := opt(s); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
 }
 
 // maxName leaves room for what the names of the locks have beside the semaphore's.
@@ -194,7 +219,7 @@ func (s *Semaphore) Acquire(ctx context.Context, k int) (*Permits, error) {
 		if _, _, err := s.check(k); err != nil {
 			return nil, err
 		}
-		gate, err := s.locker.Lock(ctx, s.gate())
+		gate, err := s.locker.Lock(ctx, s.gate(), s.wait...)
 		if err != nil {
 			return nil, fmt.Errorf("semaphore %q: it is not this call's turn: %w", s.name, err)
 		}
@@ -326,7 +351,7 @@ type held struct {
 }
 
 func (s *Semaphore) waitFor(ctx context.Context, number int) (*held, error) {
-	k, err := s.locker.Lock(ctx, s.permit(number))
+	k, err := s.locker.Lock(ctx, s.permit(number), s.wait...)
 	if err != nil {
 		return nil, err
 	}

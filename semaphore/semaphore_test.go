@@ -594,3 +594,40 @@ func (h *holders) leave(err error) {
 		h.t.Error(err)
 	}
 }
+
+// Who waits can be told for whom.
+func TestWaitFunc(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		a, _ := w.client("a")
+		b, _ := w.client("b")
+		c, _ := w.client("c")
+		p := mustAcquire(t, newSemaphore(t, a, 2), 2)
+		var mu sync.Mutex // guards holders
+		holders := map[string]bool{}
+		for _, l := range []*qlock.Locker{b, c} {
+			s, err := semaphore.New(l, "renders", 2, nil, semaphore.WithWaitFunc(func(w qlock.Waiting) {
+				mu.Lock()
+				defer mu.Unlock()
+				if w.Holder != nil {
+					holders[l.Name()+" for "+w.Holder.Client] = true
+				}
+			}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = s.TryAcquire(t.Context(), 1)
+			wantError(t, err, qlock.ErrHeld)
+			waits := start(t.Context(), s, 1)
+			defer func() {
+				<-waits.done
+				mustRelease(t, waits.p)
+			}()
+		}
+		mu.Lock()
+		if !holders["b for a"] || !holders["c for b"] {
+			t.Errorf("%v", holders)
+		}
+		mu.Unlock()
+		mustRelease(t, p)
+	})
+}
