@@ -127,9 +127,10 @@ func YieldsToPreferred() Option {
 // Option changes how an Election works.
 type Option func(*Election) error
 
-// WithEvents lets Observe learn of changes at once, from the events that leaders publish:
-// it subscribes on nc, which may be the Locker's connection. Otherwise, and if events are
-// lost, it learns of them when it asks the nodes again.
+// WithEvents lets Observe learn of changes at once, from the events that leaders publish,
+// unless their Locker has the option qlock.WithoutEvents: it subscribes on nc, which may be
+// the Locker's connection. Otherwise, and if events are lost, it learns of them when it asks
+// the nodes again.
 func WithEvents(nc *nats.Conn) Option {
 	return func(e *Election) error {
 		if nc == nil {

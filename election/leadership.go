@@ -20,9 +20,11 @@ type Leadership struct {
 	// turn guards what follows. It is a channel, since a proclamation may have to wait, and
 	// its caller's context may end.
 	turn      chan struct{}
-	value     string
-	number    uint64         // of the last proclamation that was tried
+	number    uint64         // of the last proclamation
 	proclaims [2]*qlock.Lock // by number modulo 2; nil: none
+
+	mu    sync.Mutex // guards what follows
+	value string
 }
 
 func newLeadership(e *Election, lock, preferred *qlock.Lock, value string) *Leadership {
@@ -63,14 +65,14 @@ func (l *Leadership) Token() uint64 { return l.lock.Token() }
 
 // Value is what was given to Campaign, or proclaimed last.
 func (l *Leadership) Value() string {
-	l.turn <- struct{}{}
-	defer func() { <-l.turn }()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	return l.value
 }
 
 // HandOver is closed when a preferred candidate campaigns, for a leader whose Election has the
-// option YieldsToPreferred: finish, and Resign. For others it is nil, and never ready. It
-// stays open when the leadership ends, so wait for the end of Context as well.
+// option YieldsToPreferred: finish, and Resign. For others it is nil, and never ready. It may
+// stay open when the leadership ends, so wait for the end of Context as well.
 func (l *Leadership) HandOver() <-chan struct{} {
 	if l.prefers == nil || l.election.preference != prefers {
 		return nil
@@ -112,6 +114,8 @@ func (l *Leadership) Proclaim(ctx context.Context, value string) error {
 		}
 		return fmt.Errorf("election %q: not proclaimed: %w", l.election.name, err)
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.value = value
 	return nil
 }
@@ -157,8 +161,8 @@ func (l *Leadership) repeat(k *qlock.Lock) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	defer context.AfterFunc(l.Context(), cancel)()
-	text, _ := encode(l.value) // it was proclaimed before
-	_ = l.proclaim(ctx, text)  // it fails if the leadership ends, or the Locker is closed
+	text, _ := encode(l.Value()) // it was proclaimed before
+	_ = l.proclaim(ctx, text)    // it fails if the leadership ends, or the Locker is closed
 }
 
 // Resign ends the leadership, and its context; the next candidate leads. It returns

@@ -22,7 +22,7 @@
 // Calls of Acquire are served in the order in which they were made, as the nodes see it:
 // a call for many permits is not overtaken by later calls for few. As everywhere in
 // package qlock, the order is that of the clients' clocks, and goroutines of one Locker
-// hand their turn to each other while no other client waits.
+// hand their turn to each other while no other client waits (or longer: qlock.WithPassOn).
 //
 // # What is not guaranteed
 //
