@@ -19,7 +19,7 @@ import (
 	"github.com/qlock/qlock/qlocktest"
 )
 
-// A longer run: go test -run TestFaults -faults.rounds 20 -faults.seed 7
+// A longer run: go test -run TestFaults -faults.rounds=20 -faults.seed=7
 var (
 	rounds = flag.Int("faults.rounds", 1, "how often TestFaults does to the cluster all that it can")
 	seed   = flag.Uint64("faults.seed", 14, "of what TestFaults does")
