@@ -45,7 +45,8 @@ func (b *batching) allowed(nc Conn, inbox string) bool {
 		b.asked = time.Now()
 		question := wire.AppendRequest(nil, &wire.Request{Verb: wire.Info, Nonce: "batch"})
 		question = append(wire.AppendToBatch(wire.AppendSeparator(nil), wire.Info, "", question), ']')
-		_ = nc.PublishRequest(b.subject, inbox, question) // the next publish fails too, and reports it
+		// If this fails, the next publish fails too, and reports it.
+		_ = nc.PublishRequest(b.subject, inbox, question)
 	}
 	return false
 }

@@ -48,13 +48,13 @@ type Mark struct {
 	// incarnations of the node that used the directory, the latest last
 	Runs  []string        `json:"runs,omitempty"`
 	Place Place           `json:"place"`           // set by Write
-	Saved json.RawMessage `json:"saved,omitempty"` // the node's tables at its clean stop; opaque here
+	Saved json.RawMessage `json:"saved,omitempty"` // the node's tables, opaque here
 }
 
 // file is the format of the mark on disk.
 type file struct {
 	Version int             `json:"version"`
-	SHA256  string          `json:"sha256"` // of Version and Mark without white space, in lower-case hex
+	SHA256  string          `json:"sha256"` // of Version and compact Mark, in lower-case hex
 	Mark    json.RawMessage `json:"mark"`
 }
 
