@@ -103,7 +103,7 @@ func once(ctx context.Context, cl client, g *guard) (waited, all time.Duration, 
 // result is the result of a load.
 type result struct {
 	took    time.Duration
-	samples [][]time.Duration // by worker, of operations that began and ended during the measurement
+	samples [][]time.Duration // by worker, of what began and ended during the measurement
 	traffic traffic
 	counted bool // traffic is known
 }

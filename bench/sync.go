@@ -38,9 +38,10 @@ var goSync = &workload{
 // syncVariant is one of these benchmarks.
 type syncVariant struct {
 	name        string
-	parallelism int                                               // goroutines for each processor
-	own         bool                                              // each goroutine has a mutex that no other uses
-	op          func(i int, do func(), scratch *[16 << 10]uint64) // do locks and unlocks
+	parallelism int  // goroutines for each processor
+	own         bool // each goroutine has a mutex that no other uses
+	// op is one operation. do locks and unlocks.
+	op func(i int, do func(), scratch *[16 << 10]uint64)
 }
 
 var syncVariants = []syncVariant{
