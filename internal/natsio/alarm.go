@@ -9,6 +9,7 @@ type Alarm struct{ timer *time.Timer }
 // Idle is how long a loop sleeps when nothing is due.
 const Idle = time.Hour
 
+// NewAlarm returns an Alarm. Its owner must call Stop when it is done.
 func NewAlarm() Alarm { return Alarm{time.NewTimer(Idle)} }
 
 // In returns a channel that can be received from after wait has passed. If wait is not
@@ -22,6 +23,7 @@ func (a Alarm) In(wait time.Duration) <-chan time.Time {
 	return a.timer.C
 }
 
+// Stop stops the timer.
 func (a Alarm) Stop() { a.timer.Stop() }
 
 // always is closed, so it can be received from at any time.

@@ -46,6 +46,7 @@ type User struct {
 	// environment.
 	Password string
 
+	// Publish and Subscribe are the subjects that the user may publish and subscribe to.
 	Publish, Subscribe []string
 }
 

@@ -335,7 +335,7 @@ func (t *Tree) Where(name string) string {
 
 // Broken is the source of a module with a fault in it.
 type Broken struct {
-	// the files that the fault changes, by their paths from the root, with slashes
+	// Files has the files that the fault changes, by their paths from the root, with slashes.
 	Files map[string]string
 
 	tree  *Tree

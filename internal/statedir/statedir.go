@@ -38,14 +38,14 @@ var errInUse = errors.New("in use by another node")
 
 // Mark is what a node leaves in its state directory.
 type Mark struct {
-	// true only after a clean stop or a bootstrap; false while the node runs
+	// Clean is true only after a clean stop or a bootstrap. It is false while the node runs.
 	Clean   bool   `json:"clean"`
 	Cluster string `json:"cluster"`
 	Name    string `json:"name"`
 	Digest  string `json:"digest"` // of the configuration
 	MaxTTL  int64  `json:"max_ttl_ms"`
 	Written int64  `json:"written_us"` // wall clock, µs since 1970
-	// incarnations of the node that used the directory, the latest last
+	// Runs has the incarnations of the node that used the directory, the latest last.
 	Runs  []string        `json:"runs,omitempty"`
 	Place Place           `json:"place"`           // set by Write
 	Saved json.RawMessage `json:"saved,omitempty"` // the node's tables, opaque here

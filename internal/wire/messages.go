@@ -58,6 +58,7 @@ type ClaimID struct {
 	Seq      uint64
 }
 
+// String returns a short form of the id for logs. It may be ambiguous; see Text.
 func (id ClaimID) String() string { return fmt.Sprintf("%.8s/%d", id.Instance, id.Seq) }
 
 // Text returns the complete id in the form that ParseClaimID reads.
@@ -145,6 +146,7 @@ func (r Runs) Len() uint64 {
 // Verb is the operation that a request asks for. It is part of the subject.
 type Verb string
 
+// The verbs. docs/protocol.md specifies the requests.
 const (
 	Acquire Verb = subject.Acquire
 	Release Verb = subject.Release
@@ -174,14 +176,15 @@ type Request struct {
 	Try            bool          // the client wants to know at once if another claim is in the way
 	SuppressQueued bool          // the node need not tell a new claim that it has to wait
 	Check          bool          // nodes contradict each other: what is in the way may be over
-	// The client keeps the claim between holders, and wants to know when others wait.
+	// Keep means that the client keeps the claim between holders, and wants to know when others
+	// wait.
 	Keep      bool
 	RangeSize uint64 // with Keep: number of consecutive fences wanted, for those holders
 	Digest    string // digest of the configuration that the client knows
 	Note      string // the client's description of the claim, for people
 
-	// acquire, yield, list, inspect: only this node is meant (empty: all); info: the node whose
-	// name is probed
+	// Node is, in acquire, yield, list and inspect, the only node that is meant (empty: all). In
+	// info, it is the node whose name is probed.
 	Node string
 
 	Now int64 // release: the client's wall clock, µs since 1970
@@ -201,9 +204,10 @@ type Request struct {
 	Started     int64
 	Voted       bool
 	Stopped     bool // the node gave up its name, and votes no more
-	// With Digest: a node asks which of these claims are over.
+	// Over, with Digest, is a node's question which of these claims are over.
 	Over []ClaimOf
-	// A node asks the same about these, which have its vote and do not answer its recall.
+	// Recalled is the same question about claims that have the node's vote and do not answer its
+	// recall.
 	Recalled []ClaimOf
 }
 
@@ -223,6 +227,7 @@ type YieldOf struct {
 // Kind is the kind of an answer.
 type Kind string
 
+// The kinds of answers. docs/protocol.md specifies them.
 const (
 	Granted   Kind = "granted"
 	Queued    Kind = "queued"
@@ -242,22 +247,24 @@ type Answer struct {
 	Node        string
 	Incarnation uuid.UUID
 	Digest      string
-	// The client of the request, from the subject. Votes for another name do not count.
+	// Client is the client of the request, from the subject. Votes for another name do not
+	// count.
 	Client string
 
 	Claim     ClaimID // refreshed: only its Instance
 	SentAt    uint64
 	Fence     uint64 // granted
 	RangeSize uint64 // granted: number of the claim's fences, from Fence on; 0 means 1
-	// granted: the highest fence that the node gives, if the client wanted a higher one; else 0
+	// Most is, in granted, the highest fence that the node gives, if the client wanted a higher
+	// one, and else 0.
 	Most uint64
 
 	Behind bool // granted, recall of a claim that is kept: others wait for it
 	Late   bool // granted: the claim had to wait, and the node did not tell it so
 
 	Place int // queued: the number of claims before this one
-	// queued, for a try: how often the node told it, since it asked, that what is in its way
-	// changed
+	// Again is, in queued for a try, how often the node told the try, since it asked, that what
+	// is in its way changed.
 	Again      int
 	Blocker    *Blocker      // queued: the claim in the way; nil if none is (node recovering)
 	Recovering time.Duration // queued, info, listed, evicting: how long the node will give no votes
@@ -323,6 +330,7 @@ type ClaimRecord struct {
 // Reason is why a node refused a request.
 type Reason string
 
+// The reasons.
 const (
 	ReasonLease  Reason = "lease"  // the lease is longer than the cluster allows
 	ReasonConfig Reason = "config" // the client knows another configuration
@@ -346,6 +354,7 @@ type Blocker struct {
 // State is the state of a node, which determines whether it votes.
 type State string
 
+// The states.
 const (
 	Probing    State = "probing"    // asking whether another node has its name; gives no votes
 	Recovering State = "recovering" // may have forgotten votes; gives none until those have expired
