@@ -11,8 +11,8 @@ type Place struct {
 	Boot   string `json:"boot,omitempty"`   // the machine's current run, from one start to the next
 	Device uint64 `json:"device,omitempty"` // of the file
 	Inode  uint64 `json:"inode,omitempty"`
-	// Born is when the file was created, in ns since 1970: a copy may get the inode number of a removed
-	// file.
+	// Born is when the file was created, in ns since 1970. It is needed because a copy may get
+	// the inode number of a removed file.
 	Born int64  `json:"born_ns,omitempty"`
 	Path string `json:"path,omitempty"` // of the directory, absolute and without symbolic links
 }

@@ -17,9 +17,9 @@ import (
 type Direction uint8
 
 const (
-	Out  Direction = 1 << iota // from the client of the proxy to the target
-	Back                       // from the target to the client
-	Both = Out | Back          // both directions
+	Out  Direction    = 1 << iota // from the client of the proxy to the target
+	Back                          // from the target to the client
+	Both = Out | Back             // both directions
 )
 
 // Proxy forwards the connections made to its address to a target. Its methods are safe for
