@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// change is a figure that differs between two runs by more than it varies within
+// change is a figure that differs between two runs by more than it varies within each of
 // them.
 type change struct {
 	workload, rival, figure string
@@ -18,11 +18,11 @@ type change struct {
 
 func (c change) relative() float64 { return c.now.median/c.base.median - 1 }
 
-// compare finds what changed from one run to another. It looks at ratios to the
-// floor of the same round, and at messages and bytes; never at times, which say
-// more about the machine and what else it did. Beyond the spread means: all rounds
-// of the one run are on one side of all rounds of the other. And the medians must
-// differ by the tolerance, since rounds in a row vary less than runs on two days.
+// compare finds what changed from one run to another. It looks at ratios to the floor of
+// the same round, and at messages and bytes. It never looks at times, which depend more on
+// the machine and on its other load. A figure has changed if all rounds of one run are on
+// one side of all rounds of the other. The medians must also differ by the tolerance, since
+// consecutive rounds vary less than runs on two days.
 func compare(base, now *Report, workloads []*workload, tolerance float64) (changes []change, compared int) {
 	for _, wl := range workloads {
 		for _, rival := range now.rivals(wl.name) {

@@ -17,7 +17,7 @@ var handoverColumns = []column{
 	{key: "out", title: "messages out", unit: count, counted: true},
 }
 
-// oneKey is workers on one key, spread over clients.
+// oneKey runs workers on one key, spread over clients.
 func oneKey(ctx context.Context, c *cell, workers, clients int) error {
 	cs, err := c.connect(ctx, clients)
 	if err != nil {
@@ -42,7 +42,7 @@ func oneKey(ctx context.Context, c *cell, workers, clients int) error {
 
 const hotClients = 8
 
-// hot is a key that a few processes want all the time.
+// hot is a key that a few processes lock all the time.
 var hot = &workload{
 	name:    "hot",
 	extent:  forDuration,
@@ -53,7 +53,7 @@ var hot = &workload{
 
 const localWorkers = 64
 
-// local is a key that one process wants all the time, in many goroutines.
+// local is a key that one process locks all the time, from many goroutines.
 var local = &workload{
 	name:    "local",
 	extent:  forDuration,
@@ -62,7 +62,8 @@ var local = &workload{
 	run: func(ctx context.Context, c *cell) error { return oneKey(ctx, c, localWorkers, 1) },
 }
 
-// crowd is very many who all come at once for one key, and go when they had it.
+// crowd is a large number of clients that all ask for one key at the same time. Each leaves
+// after it has held the key.
 func crowd(clients int) *workload {
 	return &workload{
 		name:   fmt.Sprintf("crowd%d", clients),
@@ -103,7 +104,7 @@ func runCrowd(ctx context.Context, c *cell, clients int) error {
 				served.Add(1)
 			} else if limited.Err() == nil {
 				errs[i] = err
-				cancel() // one that fails for another reason than time ends it all
+				cancel() // a failure for another reason than time ends all
 			}
 		})
 	}
@@ -219,7 +220,7 @@ func read(ctx context.Context, cl client, g *guard) (time.Duration, error) {
 	return waited, err
 }
 
-// pause is work that needs time and no processor.
+// pause simulates work that takes time but no processor.
 func pause(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -7,10 +7,11 @@ import (
 	"time"
 )
 
-// processCPU is the processor time that this process has used.
+// processCPU returns the processor time that this process has used.
 func processCPU() (time.Duration, bool) { return cpuOf(syscall.RUSAGE_SELF) }
 
-// familyCPU is that of this process and of those that it started and that ended.
+// familyCPU returns the processor time of this process and of its child processes that have
+// ended.
 func familyCPU() (time.Duration, bool) {
 	self, ok := processCPU()
 	children, ok2 := cpuOf(syscall.RUSAGE_CHILDREN)

@@ -20,9 +20,9 @@ import (
 
 const etcdMembers = 3
 
-// etcdRival is concurrency.Mutex of etcd's own client on three members in this
-// process. A client has one session, as its documentation has it. A session can
-// hold a key only once, so goroutines of one client take turns.
+// etcdRival is concurrency.Mutex of etcd's own client on three members in this process. A
+// client has one session, as etcd's documentation recommends. A session can hold a key only
+// once, so goroutines of one client take turns.
 func etcdRival(fsync bool) *rival {
 	name := "etcd fsync"
 	if !fsync {
@@ -82,8 +82,8 @@ func (e *etcd) start(ctx context.Context, fsync bool) error {
 		cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
 		cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{own}, []url.URL{own}
 		cfg.UnsafeNoFsync = !fsync
-		// Half of what it comes with: etcd's advice is some round trips, and the first
-		// election takes as long.
+		// Half of the defaults: etcd recommends a few round trips, and the first election takes as
+		// long.
 		cfg.TickMs, cfg.ElectionMs = 50, 500
 		cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 		cluster += fmt.Sprintf(",%s=%s", cfg.Name, peer.String())
@@ -111,8 +111,8 @@ func (e *etcd) start(ctx context.Context, fsync bool) error {
 }
 
 func (e *etcd) close() error {
-	// All at once and hard: each would hand its leadership to one that is about to
-	// end, too.
+	// All members stop at once and without a handover: otherwise each would transfer its
+	// leadership to a member that is about to stop too.
 	var wg sync.WaitGroup
 	for _, m := range e.members {
 		wg.Go(func() {
@@ -169,8 +169,8 @@ type etcdHold struct {
 	key string
 }
 
-// token is the revision at which the lock's key was seen to be the oldest: etcd's
-// documentation suggests it, though the package does not speak of fencing.
+// token is the revision at which the lock's key was seen to be the oldest. etcd's
+// documentation suggests it, although the package does not mention fencing.
 func (h *etcdHold) token() uint64 { return uint64(h.m.Header().Revision) }
 
 func (h *etcdHold) unlock(ctx context.Context) error {

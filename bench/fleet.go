@@ -23,11 +23,11 @@ const (
 	overTCP   = "TCP"
 )
 
-// fleet is the NATS that a rival runs on: one server, to which everybody has a
-// connection inside the process; or servers with routes over loopback, and clients
-// over loopback too. All rivals on NATS get the same: three servers over loopback, and
-// one where the rival is one node or one replica, which a second server would only
-// put a route before.
+// fleet is the NATS system that a rival runs on. It is one server to which all clients have
+// a connection inside the process, or several servers with routes over loopback and clients
+// over loopback too. All rivals on NATS get the same number of servers over loopback, which
+// is three. A rival with one node or one replica gets one server, because a second one
+// would only add a route.
 type fleet struct {
 	dir     string
 	ports   []*loopback.Port
@@ -36,7 +36,7 @@ type fleet struct {
 	next    atomic.Uint64 // the server of the next client
 }
 
-// serversFor is how many servers a rival of n nodes or replicas gets.
+// serversFor returns how many servers a rival of n nodes or replicas gets.
 func serversFor(n int, transport string) int {
 	if transport == overTCP && n > 1 {
 		return 3
@@ -63,7 +63,7 @@ func (f *fleet) start(ctx context.Context, size int, jetStream bool) error {
 		if size == 1 {
 			break
 		}
-		// JetStream has to know all routes before the first server starts.
+		// JetStream must know all routes before the first server starts.
 		number, err := f.reserve()
 		if err != nil {
 			return err
@@ -74,7 +74,7 @@ func (f *fleet) start(ctx context.Context, size int, jetStream bool) error {
 	for i := range size {
 		o := &server.Options{
 			ServerName: fmt.Sprintf("s%d", i+1), NoSigs: true, NoLog: true,
-			// As package embedded has them.
+			// The same settings as in package embedded.
 			NoFastProducerStall: true, WriteDeadline: 2 * time.Second,
 		}
 		if f.tcp {
@@ -116,8 +116,8 @@ func (f *fleet) reserve() (int, error) {
 	return freePort()
 }
 
-// freePort finds a port that was free a moment ago, for systems where one cannot
-// be kept.
+// freePort finds a port that was free a moment ago, for systems on which a port cannot be
+// reserved.
 func freePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -137,7 +137,7 @@ func (f *fleet) ready(ctx context.Context) error {
 	})
 }
 
-// poll asks until it is true, for things that nobody tells when they come.
+// poll calls f until it returns true, for conditions that nothing signals.
 func poll(ctx context.Context, what string, f func() (bool, error)) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -163,7 +163,7 @@ func (f *fleet) connect() (*nats.Conn, error) {
 	return f.local(i)
 }
 
-// local makes a connection inside the process, for what lives beside a server.
+// local makes a connection inside the process, for a component next to a server.
 func (f *fleet) local(i int) (*nats.Conn, error) {
 	return nats.Connect("", append(connOptions(), nats.InProcessServer(f.servers[i%len(f.servers)]))...)
 }
@@ -171,7 +171,8 @@ func (f *fleet) local(i int) (*nats.Conn, error) {
 func connOptions() []nats.Option {
 	return []nats.Option{
 		nats.MaxReconnects(-1), nats.Timeout(10 * time.Second),
-		// Else it prints to standard error. What matters comes to the caller, too.
+		// The default handler prints to standard error. The caller gets the errors that matter as
+		// well.
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}),
 	}
 }

@@ -12,18 +12,18 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// floorRival is what no quorum lock over NATS can be faster than: publish a request
-// to n responders that answer without a decision, wait for a majority of answers,
-// publish a release that nobody answers. It excludes nobody.
+// floorRival is a lower bound of the cost of a quorum lock over NATS. A client publishes a
+// request to n responders that answer without a decision, waits for a majority of answers,
+// and publishes a release that nobody answers. It excludes nobody.
 //
-// It says what a lock has to say: bodies are as long as qlock's, and each tells the
-// claim that it is about. A responder reads the claim from the request and writes it
-// into its answer, and the client reads it from there. The claim stands at a fixed
-// place, so that this is as cheap as can be; the rest is constant, and nobody reads it.
+// It transmits what a lock must transmit: bodies are as long as qlock's, and each names the
+// claim that it is about. A responder reads the claim from the request and writes it into
+// its answer, and the client reads it from there. The claim is at a fixed position, so that
+// this costs as little as possible. The rest of the body is constant, and nobody reads it.
 //
-// Where a workload has all clients want one key, they take turns by a mutex of
-// this process: a lock that calls the next waiter also needs one message to the
-// nodes and a majority of answers from them, from one holder to the next.
+// If a workload has all clients lock one key, they take turns by a mutex of this process: a
+// lock that notifies the next waiter also needs one message to the nodes and a majority of
+// answers from them, from one holder to the next.
 func floorRival(n int, transport string) *rival {
 	name := floorName(n, transport)
 	return &rival{
@@ -68,7 +68,8 @@ func (f *floor) start() error {
 		if _, err := nc.Subscribe("floor.>", func(m *nats.Msg) {
 			claim, ok := readClaim(m.Data)
 			if ok && m.Reply != "" {
-				_ = nc.Publish(m.Reply, floorBody(claim, floorAnswer)) // an answer less than a majority shows as an error at the client
+				// If too few answers for a majority arrive, the client reports an error.
+				_ = nc.Publish(m.Reply, floorBody(claim, floorAnswer))
 			}
 		}); err != nil {
 			return err
@@ -97,8 +98,8 @@ func (f *floor) connect(ctx context.Context) (client, error) {
 		nc.Close()
 		return nil, err
 	}
-	// All must be heard once, through whatever routes there are, before the first
-	// majority is worth measuring.
+	// Before the first measurement, all responders must have answered once, through all routes
+	// in between.
 	err = poll(ctx, fmt.Sprintf("not all of %d responders are heard", f.n), func() (bool, error) {
 		again, cancel := context.WithTimeout(ctx, connectTry)
 		defer cancel()
@@ -123,20 +124,20 @@ type floorClient struct {
 	waiting map[uint64]*echo
 }
 
-// echo is a request that is under way.
+// echo is a request in progress.
 type echo struct {
 	missing int
 	done    chan struct{}
 }
 
-// floorClaim is who asks, and which of his requests it is.
+// floorClaim identifies a client and one of its requests.
 type floorClaim struct {
 	instance uuid.UUID
 	seq      uint64
 }
 
-// A body of the floor is its claim in text, as in qlock's bodies, and behind it as
-// much as they have of other things.
+// A body of the floor consists of its claim as text, as in qlock's bodies, and of as many
+// further bytes as they have.
 const (
 	claimBefore, claimBetween, claimAfter = `{"instance":"`, `","seq":`, `,`
 	instanceLen, seqLen                   = 36, 16 // text of a UUID, and a number in hexadecimal
@@ -169,8 +170,8 @@ func floorBody(c floorClaim, rest string) []byte {
 	return append(b, rest...)
 }
 
-// readClaim reads a body's claim. It reports false for what is no body, such as the
-// server's word that nobody hears a request.
+// readClaim reads the claim of a body. It reports false for other messages, such as the
+// server's reply that a request has no subscribers.
 func readClaim(b []byte) (c floorClaim, ok bool) {
 	if len(b) < claimLen || string(b[:len(claimBefore)]) != claimBefore {
 		return c, false
@@ -214,13 +215,13 @@ func (c *floorClient) ask(ctx context.Context, key string, need int) (floorClaim
 func (c *floorClient) receive(m *nats.Msg) {
 	claim, ok := readClaim(m.Data)
 	if !ok || claim.instance != c.instance {
-		return // the server says that nobody hears yet
+		return // the server says that there are no subscribers yet
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.waiting[claim.seq]
 	if e == nil {
-		return // one more than the majority
+		return // an answer beyond the majority
 	}
 	if e.missing--; e.missing == 0 {
 		delete(c.waiting, claim.seq)

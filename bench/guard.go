@@ -6,17 +6,16 @@ import (
 	"sync/atomic"
 )
 
-// guard watches one key: whoever holds its lock enters, and leaves before the
-// lock is given back. A lock that lets two in at once is not worth measuring.
+// guard watches one key. The holder of the key's lock enters, and leaves before it releases
+// the lock. A lock that two clients hold at once is not worth measuring.
 type guard struct {
 	key      string
-	excluded bool // false: the floor, of which nothing is expected
+	excluded bool // false: the floor, which need not exclude anybody
 
 	writers, readers atomic.Int32
-	// counter is read at the beginning of a visit and written at its end, by load
-	// and store and not by Add: two visits at once lose one of their increments,
-	// also where neither saw the other. It is atomic only so that what it shows is
-	// a number and not a data race.
+	// counter is read at the beginning of a visit and written at its end, by load and store and
+	// not by Add. So two visits at once lose one of their increments, even if neither visit saw
+	// the other. It is atomic only so that such a fault is a number and not a data race.
 	counter atomic.Int64
 	entered atomic.Int64
 	token   atomic.Uint64 // of the last writer
@@ -61,7 +60,7 @@ func (v visit) leave() {
 		v.g.readers.Add(-1)
 		return
 	}
-	// Somebody who should not be here now has a chance to run.
+	// Gives a visitor that should not be here a chance to run.
 	runtime.Gosched()
 	v.g.counter.Store(v.seen + 1)
 	v.g.writers.Add(-1)
@@ -73,7 +72,7 @@ func (g *guard) violated(format string, args ...any) {
 	g.example.CompareAndSwap(nil, &text)
 }
 
-// check says after the end of the load how often exclusion was violated, and how.
+// check returns, after the end of the load, how often exclusion was violated, and how.
 func (g *guard) check() (int64, string) {
 	if !g.excluded {
 		return 0, ""

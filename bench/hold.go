@@ -16,7 +16,7 @@ const (
 	holdWorkers = 256
 )
 
-// holding is what it costs to have very many locks and to do nothing with them.
+// holding measures the cost of holding a large number of locks without using them.
 var holding = &workload{
 	name: "hold",
 	extent: func(s settings) string {
@@ -46,8 +46,8 @@ func runHold(ctx context.Context, c *cell) error {
 	if err != nil {
 		return err
 	}
-	// Whoever must see to it himself that his locks live begins with it at the first:
-	// taking all may take longer than a lease.
+	// If the holder itself must extend its locks, it starts with the first lock: to acquire all
+	// of them may take longer than a lease.
 	keeping, stop := context.WithCancel(ctx)
 	defer stop()
 	var h heldLocks
@@ -61,8 +61,8 @@ func runHold(ctx context.Context, c *cell) error {
 		stop()
 		return errors.Join(fmt.Errorf("no lock was had within %v", c.Limit), takeErr, <-failed)
 	}
-	// One third of a lease, so that all of them settle in their rhythm, and then two
-	// to measure: everything is refreshed once in each.
+	// The locks settle in their rhythm for one third of a lease, and two thirds are measured.
+	// Every lock is refreshed once in each third.
 	third := lease / 3
 	u, err := c.watch(ctx, third, 2*third)
 	checkHeld(ctx, c, cs, &h)
@@ -80,7 +80,7 @@ func runHold(ctx context.Context, c *cell) error {
 		c.note = fmt.Sprintf("not all %s were had: %v", thousands(c.Locks), takeErr)
 	}
 	if lost != nil {
-		// What it costs to keep them is not known then.
+		// The cost of keeping the locks is then unknown.
 		c.note = fmt.Sprintf("not all could be kept: %v", lost)
 		return nil
 	}
@@ -101,9 +101,9 @@ func runHold(ctx context.Context, c *cell) error {
 	return nil
 }
 
-// checkHeld has another client than the holder ask for some of the locks, for a
-// moment: none may be given to it while it is held. One that its holder extended
-// too late is another's by right.
+// checkHeld has another client than the holder ask for some of the locks, for a moment.
+// That client must not get a lock that is held. It may get a lock that its holder extended
+// too late.
 func checkHeld(ctx context.Context, c *cell, cs []client, h *heldLocks) {
 	const asked, moment = 32, 200 * time.Millisecond
 	g := c.guard("hold")
@@ -122,24 +122,24 @@ func checkHeld(ctx context.Context, c *cell, cs []client, h *heldLocks) {
 	wg.Wait()
 }
 
-// heldLocks are locks that somebody holds and goes on holding.
+// heldLocks are locks that are held until the end.
 type heldLocks struct {
-	mu    sync.Mutex // guards locks, to which is only ever added
+	mu    sync.Mutex // guards locks, which only grows
 	locks []*heldLock
 }
 
 type heldLock struct {
 	hold
 	number int
-	asked  atomic.Int64 // when the last word that made it live was sent, in Unix nanoseconds
+	asked  atomic.Int64 // when the last message that extended it was sent, in ns since 1970
 }
 
 func (k *heldLock) key() string { return holdKey(k.number) }
 
 func holdKey(number int) string { return fmt.Sprintf("hold.%d", number) }
 
-// late reports that the lock may have run out, because its holder did not come to
-// extend it.
+// late reports whether the lock may have expired because its holder did not extend it in
+// time.
 func (k *heldLock) late() bool {
 	_, extended := k.hold.(extender)
 	return extended && time.Since(time.Unix(0, k.asked.Load())) >= lease
@@ -159,8 +159,8 @@ func (h *heldLocks) all() []*heldLock {
 	return h.locks
 }
 
-// takeMany takes locks until there are enough, or time is over. Each is a key of
-// its own. It returns an error if some were not had for another reason than time.
+// takeMany acquires locks until there are enough, or time is over. Each has a key of its
+// own. It returns an error if acquiring some locks failed for another reason than time.
 func takeMany(ctx context.Context, c *cell, cs []client, h *heldLocks) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Limit)
 	defer cancel()
@@ -192,11 +192,11 @@ func takeMany(ctx context.Context, c *cell, cs []client, h *heldLocks) error {
 	return nil
 }
 
-// keepers are how many extensions may be under way at once.
+// keepers is how many extensions may be in progress at once.
 const keepers = 64
 
-// keep extends what must be extended by its holder, each every third of its
-// lease, until ctx ends or the first of them is lost.
+// keep extends the locks that their holder must extend, each every third of its lease,
+// until ctx ends or the first of them is lost.
 func (h *heldLocks) keep(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -244,7 +244,7 @@ func (k *heldLock) extend(ctx context.Context) error {
 
 var errLockLost = errors.New("a lock was lost")
 
-// use is what was used in some time.
+// use has the resources that were used in a period.
 type use struct {
 	took     time.Duration
 	cpu      time.Duration
@@ -252,7 +252,7 @@ type use struct {
 	traffic  traffic
 }
 
-// watch waits, and then sees what is used.
+// watch waits for settle, and then measures for d what is used.
 func (c *cell) watch(ctx context.Context, settle, d time.Duration) (use, error) {
 	if err := pause(ctx, settle); err != nil {
 		return use{}, err
@@ -282,11 +282,11 @@ func (c *cell) used(ctx context.Context) (u use, err error) {
 	return u, err
 }
 
-// memory is what lives on the heap of this process, which clients and nodes and
-// servers share, and in the memory of servers outside of it.
+// memory returns the live heap of this process, which clients, nodes and servers share,
+// plus the memory of servers in other processes, in bytes.
 func (c *cell) memory(ctx context.Context) (int64, error) {
 	runtime.GC()
-	runtime.GC() // what was in a sync.Pool survives the first
+	runtime.GC() // the content of a sync.Pool survives the first collection
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	total := int64(m.HeapAlloc)

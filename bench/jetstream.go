@@ -12,20 +12,20 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// jetStreamRival is a mutex on a JetStream stream in memory, as good as we know
-// to make one: a subject for each lock, of which the last message says who has
-// it. Whoever locks publishes on condition that the last message is the one by
-// which the lock became free (or that there is none), with a TTL for the case that
-// he dies. Whoever unlocks publishes on condition that the last message is still
-// his. The stream republishes each message, and that wakes who waits: nobody
-// polls. The sequence of the message is the fencing token.
+// jetStreamRival is a mutex on a JetStream stream in memory, as good as we can make one.
+// Each lock has a subject whose last message says which client holds it. A client locks by
+// publishing on condition that the last message is the one that freed the lock (or that
+// there is none). Its message has a TTL in case the client dies. A client unlocks by
+// publishing on condition that the last message is still its own. The stream republishes
+// each message, and that wakes waiters, so no client polls. The sequence of the message is
+// the fencing token.
 //
-// It is what a mutex on a key-value bucket does, which is such a stream. Freeing a
-// key by a message and not by its deletion costs half as much or less: a deletion
-// goes through JetStream's API.
+// A mutex on a key-value bucket does the same, since a bucket is such a stream. Freeing a
+// key by a message costs at most half as much as deleting it, because a deletion goes
+// through JetStream's API.
 //
-// Goroutines of one client take turns, so that a release wakes one of each client
-// and not all.
+// Goroutines of one client take turns, so that a release wakes one of each client and not
+// all.
 func jetStreamRival(replicas int, transport string) *rival {
 	name := fmt.Sprintf("jetstream R%d", replicas)
 	if replicas == 1 && transport == overTCP {
@@ -49,21 +49,22 @@ func jetStreamRival(replicas int, transport string) *rival {
 
 const (
 	jsStream = "LOCKS"
-	jsLocks  = "js.lock."  // and the key: who has it
-	jsEvents = "js.event." // and the key: the same, for those who wait
-	jsFree   = "Free"      // the header of a message that frees
+	jsLocks  = "js.lock."  // followed by the key: the holder
+	jsEvents = "js.event." // followed by the key: the same, for waiters
+	jsFree   = "Free"      // header of a message that frees the lock
 
-	// What became free is forgotten, some time after it can be of use to anybody.
+	// A message that frees a lock is deleted after this time, when it is of no more use to any
+	// client.
 	jsForget = time.Minute
 
-	// So long after a wait its client goes on listening to the key: as the next wait
-	// is likely to come soon where one was. Then it stops, as each message of the key
-	// would be sent to all clients that ever waited for it.
+	// After a wait, a client keeps its subscription to the key for this time, since another
+	// wait for the key is likely soon. Then it unsubscribes, because otherwise each message of
+	// the key would be sent to all clients that ever waited for it.
 	jsLinger = 100 * time.Millisecond
 
-	// When who waits asks for himself, for the case that what he should have been
-	// told was lost. The first time is soon: the replica that said that the key is
-	// taken may have been behind.
+	// A waiter asks for the state after these times, in case a message to it was lost. It asks
+	// soon for the first time, because the replica that said that the key is taken may have
+	// lagged behind.
 	jsAskFirst, jsAskAgain = 20 * time.Millisecond, time.Second
 )
 
@@ -82,8 +83,8 @@ func (j *jetStream) start(ctx context.Context, replicas int) error {
 	cfg := jetstream.StreamConfig{
 		Name: jsStream, Subjects: []string{jsLocks + ">"}, Storage: jetstream.MemoryStorage, Replicas: replicas,
 		MaxMsgsPerSubject: 1, AllowMsgTTL: true,
-		AllowDirect: true, // asking for a key's last message costs half as much
-		// A lock that runs out leaves a message too, so that waiters are woken.
+		AllowDirect: true, // halves the cost of asking for a key's last message
+		// A lock that expires leaves a message too, so that waiters are woken.
 		SubjectDeleteMarkerTTL: jsForget,
 		RePublish:              &jetstream.RePublish{Source: jsLocks + ">", Destination: jsEvents + ">"},
 	}
@@ -123,32 +124,32 @@ type jsClient struct {
 	guesses map[string]jsGuess
 }
 
-// jsGuess is what a client knows of a key without asking.
+// jsGuess is what a client knows about a key without asking.
 type jsGuess struct {
-	seq     uint64 // the message by which it freed the key itself, 0 if it never did
-	foreign bool   // others lock it, too: the last guess was wrong
+	seq     uint64 // the message by which this client freed the key; 0 if it never did
+	foreign bool   // other clients lock it too: the last guess was wrong
 }
 
-// jsTopic hears what happens to a key, for one goroutine of its client at a time.
+// jsTopic is the subscription to a key, for one goroutine of its client at a time.
 type jsTopic struct {
 	sub   *nats.Subscription
-	free  chan uint64 // the sequence of the last message that freed; of several the newest
-	used  bool        // somebody waits, or may soon
-	until *time.Timer // while it is not used: when it ends
+	free  chan uint64 // sequence of the newest message that freed the key
+	used  bool        // a goroutine waits, or may wait soon
+	until *time.Timer // ends the subscription while it is not used
 }
 
-// hear notes what happened last. Taken means that another was faster: whoever did
-// not come to try yet need not.
+// hear records the newest message. If the key is taken, another client was faster, so a
+// waiter that has not tried yet need not try.
 func (t *jsTopic) hear(m *nats.Msg) {
 	select {
-	case <-t.free: // what it said is out of date
+	case <-t.free: // it is out of date
 	default:
 	}
 	if !frees(m.Header) {
 		return
 	}
 	if seq, err := strconv.ParseUint(m.Header.Get("Nats-Sequence"), 10, 64); err == nil {
-		t.free <- seq // there is room: nobody else writes
+		t.free <- seq // there is room: nothing else writes
 	}
 }
 
@@ -164,7 +165,7 @@ func (c *jsClient) lock(ctx context.Context, key string) (hold, error) {
 	return h, nil
 }
 
-// acquire has the key's turn among the goroutines of this client.
+// acquire must be called by the goroutine that has the key's turn in this client.
 func (c *jsClient) acquire(ctx context.Context, key string) (hold, error) {
 	c.mu.Lock()
 	guess := c.guesses[key]
@@ -177,7 +178,7 @@ func (c *jsClient) acquire(ctx context.Context, key string) (hold, error) {
 	defer func() { c.leave(topic) }()
 	last, free := guess.seq, true
 	if guess.foreign && topic == nil {
-		// A wrong guess costs more than the question.
+		// A wrong guess costs more than a query.
 		var err error
 		if last, free, err = c.look(ctx, key); err != nil {
 			return nil, err
@@ -195,7 +196,7 @@ func (c *jsClient) acquire(ctx context.Context, key string) (hold, error) {
 			}
 		}
 		if first && topic == nil && !guess.foreign {
-			// Most likely it is free, and the guess was wrong.
+			// Most likely the key is free, and the guess was wrong.
 			var err error
 			if last, free, err = c.look(ctx, key); err != nil {
 				return nil, err
@@ -212,8 +213,7 @@ func (c *jsClient) acquire(ctx context.Context, key string) (hold, error) {
 			if topic, err = c.topic(key); err != nil {
 				return nil, err
 			}
-			// What happened before the subscription is found by asking, and what happens
-			// after it is told.
+			// A query shows what happened before the subscription; the subscription shows the rest.
 			if last, free, err = c.look(ctx, key); err != nil {
 				return nil, err
 			}
@@ -229,14 +229,14 @@ func (c *jsClient) acquire(ctx context.Context, key string) (hold, error) {
 	}
 }
 
-// guessed notes whether a guess was right.
+// guessed records whether a guess was right.
 func (c *jsClient) guessed(key string, right bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.guesses[key] = jsGuess{seq: c.guesses[key].seq, foreign: !right}
 }
 
-// wait returns the sequence on which the key became free.
+// wait waits until the key is free, and returns the sequence of the message that freed it.
 func (c *jsClient) wait(ctx context.Context, key string, topic *jsTopic, ask time.Duration) (uint64, error) {
 	timer := time.NewTimer(ask)
 	defer timer.Stop()
@@ -256,7 +256,8 @@ func (c *jsClient) wait(ctx context.Context, key string, topic *jsTopic, ask tim
 	}
 }
 
-// look asks for the key's last message, and whether it leaves it free.
+// look returns the sequence of the key's last message, and whether the key is free after
+// it.
 func (c *jsClient) look(ctx context.Context, key string) (seq uint64, free bool, err error) {
 	m, err := c.stream.GetLastMsgForSubject(ctx, jsLocks+key)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
@@ -285,7 +286,7 @@ func (c *jsClient) topic(key string) (*jsTopic, error) {
 	return t, nil
 }
 
-// leave has a topic end after a while, unless somebody waits again before.
+// leave ends a subscription after a while, unless another wait for the key begins before.
 func (c *jsClient) leave(t *jsTopic) {
 	if t == nil {
 		return
@@ -303,7 +304,7 @@ func (c *jsClient) end(key string, t *jsTopic) {
 		return
 	}
 	delete(c.topics, key)
-	_ = t.sub.Unsubscribe() // of a connection that is closed there is nothing to end
+	_ = t.sub.Unsubscribe() // on a closed connection there is nothing to end
 }
 
 func (c *jsClient) publish(ctx context.Context, key string, last uint64, free bool) (uint64, error) {
@@ -320,10 +321,10 @@ func (c *jsClient) publish(ctx context.Context, key string, last uint64, free bo
 	return ack.Sequence, nil
 }
 
-// publishHeld is publish for who holds the key. The leader of several replicas
-// acknowledges a message before it takes the subject off its list of those with a
-// message on its way, and refuses the next one for so long. It may be said again: it
-// has the same condition.
+// publishHeld does what publish does, for the holder of the key. The leader of several
+// replicas acknowledges a message before it takes the subject off its list of subjects with
+// a message in progress, and it rejects the next message until then. publishHeld repeats
+// the message, which is safe because its condition is the same.
 func (c *jsClient) publishHeld(ctx context.Context, key string, last uint64, free bool) (uint64, error) {
 	for {
 		seq, err := c.publish(ctx, key, last, free)
@@ -341,7 +342,7 @@ const (
 	jsUnderWay      = 10164 // another message for the subject is on its way to the replicas
 )
 
-// wrongSequence reports whether somebody else was first.
+// wrongSequence reports whether another client was first.
 func wrongSequence(err error) bool {
 	return isAPIError(err, jsWrongSequence) || isAPIError(err, jsUnderWay)
 }
@@ -364,8 +365,8 @@ func (c *jsClient) close() error {
 type jsHold struct {
 	c     *jsClient
 	key   string
-	first uint64 // the message that took it: the token
-	seq   uint64 // the last that extended it
+	first uint64 // the message that acquired the lock: the token
+	seq   uint64 // the last message that extended it
 }
 
 func (h *jsHold) token() uint64 { return h.first }

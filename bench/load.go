@@ -10,16 +10,16 @@ import (
 	"time"
 )
 
-// settings are how long and how much.
+// settings determine the duration and the size of a run.
 type settings struct {
 	Rounds   int           `json:"rounds"`
-	Duration time.Duration `json:"duration_ns"` // of what is measured in a cell
-	Limit    time.Duration `json:"limit_ns"`    // of the load of a cell that may take its time
+	Duration time.Duration `json:"duration_ns"` // of the measurement in a cell
+	Limit    time.Duration `json:"limit_ns"`    // of a cell whose load may take its time
 	Waiters  int           `json:"waiters"`     // in a crowd
 	Locks    int           `json:"locks"`       // held at once
 }
 
-// workload is one thing that is done with every rival, and one table.
+// workload is a load that every rival is measured with. It gives one table.
 type workload struct {
 	name, title string
 	extent      func(s settings) string // of one round, for the reader
@@ -84,8 +84,8 @@ func (c *cell) close() error {
 	return errors.Join(errs...)
 }
 
-// once locks, visits, and gives back. It returns how long the lock took, and how
-// long all of it.
+// once locks the key, visits the guard and unlocks. It returns how long acquiring took, and
+// how long all of it took.
 func once(ctx context.Context, cl client, g *guard) (waited, all time.Duration, err error) {
 	start := time.Now()
 	h, err := cl.lock(ctx, g.key)
@@ -100,12 +100,12 @@ func once(ctx context.Context, cl client, g *guard) (waited, all time.Duration, 
 	return waited, time.Since(start), nil
 }
 
-// result is what came of a load.
+// result is the result of a load.
 type result struct {
 	took    time.Duration
-	samples [][]time.Duration // by worker, of what began and ended while it was measured
+	samples [][]time.Duration // by worker, of what began and ended during the measurement
 	traffic traffic
-	counted bool // traffic says something
+	counted bool // traffic is known
 }
 
 func (r *result) ops() (n int) {
@@ -125,7 +125,7 @@ func (r *result) all() []time.Duration {
 	return all
 }
 
-// counts are how much each worker did.
+// counts returns how many operations each worker did.
 func (r *result) counts() (counts []float64) {
 	for _, s := range r.samples {
 		counts = append(counts, float64(len(s)))
@@ -133,11 +133,11 @@ func (r *result) counts() (counts []float64) {
 	return counts
 }
 
-// load has workers do op again and again, and measures for c.Duration after a
-// tenth of it, in which connections and heaps find their size; longer, if nothing
-// was done by then. op gives what it wants to have sampled.
+// load has workers call op repeatedly. It measures for c.Duration, after a tenth of that in
+// which connections and heaps reach their size. It measures for longer if no call has ended
+// by then. op returns the duration to sample.
 func (c *cell) load(ctx context.Context, workers int, op func(ctx context.Context, worker, i int) (time.Duration, error)) (*result, error) {
-	// Whoever hangs, hangs for so long and no longer.
+	// A call that hangs is ended after this time.
 	ctx, cancel := context.WithTimeout(ctx, 2*c.Duration+c.Limit)
 	defer cancel()
 	const (
@@ -172,7 +172,7 @@ func (c *cell) load(ctx context.Context, workers int, op func(ctx context.Contex
 			}
 		})
 	}
-	// wait reports whether the load still goes on when d is over.
+	// wait waits for d, and reports whether the load still goes on then.
 	wait := func(d time.Duration) bool {
 		timer := time.NewTimer(d)
 		defer timer.Stop()
@@ -216,7 +216,7 @@ func (c *cell) load(ctx context.Context, workers int, op func(ctx context.Contex
 	return r, nil
 }
 
-// firstLines keeps an error of many workers readable.
+// firstLines shortens an error of many workers so that it is readable.
 func firstLines(err error) error {
 	lines := strings.Split(err.Error(), "\n")
 	if len(lines) <= 3 {
@@ -232,7 +232,7 @@ func (c *cell) traffic() (traffic, error) {
 	return traffic{}, nil
 }
 
-// perHandover notes how many messages went into and out of the servers for each.
+// perHandover records how many messages went into and out of the servers for each handover.
 func (c *cell) perHandover(t traffic, counted bool, n int) {
 	if counted && n > 0 {
 		c.set("in", float64(t.inMsgs)/float64(n))

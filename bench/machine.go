@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Machine is where a run was made, as far as it matters and names nobody.
+// Machine describes where a run was made, without identifying the machine or its owner.
 type Machine struct {
 	CPU      string   `json:"cpu,omitempty"`
 	Cores    int      `json:"cores"`
@@ -20,19 +20,20 @@ type Machine struct {
 	Go       string   `json:"go"`
 	Versions []string `json:"versions"`
 
-	// Others is the part of all processor time during the run that other processes
-	// used, and Stolen what the host of a virtual machine took. Nil if not known.
+	// Others is the fraction of all processor time during the run that other processes used,
+	// and Stolen the fraction that the host of a virtual machine took. They are nil if not
+	// known.
 	Others *float64 `json:"others,omitempty"`
 	Stolen *float64 `json:"stolen,omitempty"`
 }
 
-// usage is processor time since the machine started, as far as the system tells it.
+// usage is the processor time since the machine started, as far as the system provides it.
 type usage struct {
 	all, busy, stolen float64 // of all processors
 	own               time.Duration
 }
 
-// ticks is how many units of /proc/stat are in a second on every Linux.
+// ticks is the number of units of /proc/stat per second, on every Linux.
 const ticks = 100
 
 func machineUsage() (u usage, ok bool) {
@@ -63,7 +64,7 @@ func machineUsage() (u usage, ok bool) {
 	return u, ok
 }
 
-// shared notes who else used the machine since.
+// shared records how much of the machine other processes have used since.
 func (m *Machine) shared(since usage) {
 	now, ok := machineUsage()
 	if all := now.all - since.all; ok && all > 0 {
@@ -99,7 +100,7 @@ func thisMachine() Machine {
 	return m
 }
 
-// cpuModel is the processor's name where the system tells it as text.
+// cpuModel returns the processor's name where the system provides it as text.
 func cpuModel() string {
 	f, err := os.Open("/proc/cpuinfo")
 	if err != nil {

@@ -1,6 +1,6 @@
-// Bench measures qlock beside the floor of any quorum lock over NATS and beside
-// the locks of JetStream, etcd and Redis: the same workloads, on this machine, in
-// turns. Tables go to standard output, progress to standard error.
+// Bench measures qlock together with the floor of any quorum lock over NATS and with the
+// locks of JetStream, etcd and Redis: the same workloads, on this machine, in turns. It
+// writes tables to standard output and progress to standard error.
 //
 //	go run .                                   # everything; an hour and a half
 //	go run . -quick                            # the same, small; minutes
@@ -28,7 +28,7 @@ import (
 
 var allWorkloads = []*workload{alone, spread, own, hot, local, crowd(4), crowd(200), readers, holding, goSync}
 
-// allRivals are made anew for each run.
+// allRivals returns the rivals, newly made for each run.
 func allRivals() []*rival {
 	return []*rival{
 		floorRival(1, inProcess), floorRival(3, inProcess), floorRival(5, inProcess), floorRival(16, inProcess),
@@ -100,7 +100,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) (err 
 	if err != nil {
 		return fmt.Errorf("-rivals: %w", err)
 	}
-	if *cpu == "" && *mem == "" { // a profile is of what was asked for
+	if *cpu == "" && *mem == "" { // a profile covers only what was asked for
 		rivals = withFloors(rivals)
 	}
 
@@ -141,8 +141,8 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) (err 
 	return report.failed()
 }
 
-// choose takes those that a list names, in the order of all; of an empty list
-// everything. A name may also be the first words of several.
+// choose returns the elements that a list names, in the order of all. An empty list means
+// all. A name may also be the first words of several names.
 func choose[T any](all []T, list string, name func(T) string) ([]T, error) {
 	if list == "" {
 		return all, nil
@@ -174,7 +174,7 @@ func choose[T any](all []T, list string, name func(T) string) ([]T, error) {
 	return chosen, nil
 }
 
-// withFloors adds the floors that the ratios of those chosen are to.
+// withFloors adds the floors that the ratios of the chosen rivals refer to.
 func withFloors(chosen []*rival) (all []*rival) {
 	needed := map[string]bool{}
 	for _, r := range chosen {
@@ -188,7 +188,7 @@ func withFloors(chosen []*rival) (all []*rival) {
 	return all
 }
 
-// measured are those that a report has cells of.
+// measured returns the workloads that have cells in a report.
 func measured(r *Report, workloads []*workload) (found []*workload) {
 	for _, wl := range workloads {
 		if len(r.rivals(wl.name)) > 0 {
@@ -218,7 +218,7 @@ func writePage(name string, r *Report, workloads []*workload) error {
 	return os.WriteFile(name, []byte(text), 0o644)
 }
 
-// profiles begins what was asked for and returns what ends it.
+// profiles starts the requested profiles and returns a function that ends them.
 func profiles(cpu, mem string) (func() error, error) {
 	var cpuFile *os.File
 	if cpu != "" {

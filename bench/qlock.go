@@ -14,12 +14,12 @@ import (
 	"github.com/qlock/qlock"
 )
 
-// connectTry is how long one attempt to hear somebody may take, where a message
-// may have gone out before its hearers were known.
+// connectTry is how long one attempt to reach a peer may take, where a message may have
+// been sent before its subscribers were known.
 const connectTry = 200 * time.Millisecond
 
-// qlockRival is qlock with n nodes, as it comes, which is with two events for
-// observers per lock; or with options.
+// qlockRival is qlock with n nodes. Without opts it has the default options, with which
+// each lock publishes two events for observers.
 func qlockRival(n int, transport, variant string, opts ...qlock.Option) *rival {
 	name := fmt.Sprintf("qlock n=%d", n)
 	if transport == overTCP {
@@ -67,7 +67,7 @@ func (q *qlockService) start(ctx context.Context, n int) error {
 		q.conns = append(q.conns, nc)
 		cfg := qlock.NodeConfig{
 			Name: name, Nodes: names, StateDir: filepath.Join(q.dir, name),
-			ProbeWait: 100 * time.Millisecond, // loopback
+			ProbeWait: 100 * time.Millisecond, // enough on loopback
 		}
 		if err := qlock.Bootstrap(cfg); err != nil {
 			return err
@@ -133,7 +133,7 @@ func (c *qlockClient) rlock(ctx context.Context, key string) (hold, error) {
 	return (*qlockHold)(k), nil
 }
 
-// mutex is a sync.Locker on key.
+// mutex returns a sync.Locker for key.
 func (c *qlockClient) mutex(key string) sync.Locker { return c.locker.RWMutex(key) }
 
 func (c *qlockClient) close() error {

@@ -22,9 +22,9 @@ import (
 
 const redisServer = "redis-server"
 
-// redsyncRival is redsync on n redis-servers, without persistence. It has its own
-// defaults but for the expiry, which is everybody's lease, and the number of
-// tries: with its 32 it gives up.
+// redsyncRival is redsync on n redis-servers, without persistence. It uses redsync's
+// defaults except for the expiry, which is the lease of all rivals, and the number of
+// tries, since it gives up with its default of 32.
 func redsyncRival(n int) *rival {
 	return &rival{
 		name: fmt.Sprintf("redsync n=%d", n), transport: overTCP, floor: floorName(3, overTCP),
@@ -35,7 +35,7 @@ func redsyncRival(n int) *rival {
 			return ""
 		},
 		start: func(ctx context.Context, _ setup) (service, error) {
-			logging.Disable() // else it prints to standard error
+			logging.Disable() // the default prints to standard error
 			dir, err := os.MkdirTemp("", "qlock-bench-redis-")
 			if err != nil {
 				return nil, err
@@ -115,7 +115,7 @@ func (r *redisService) close() error {
 		errs = append(errs, cmd.Process.Kill())
 	}
 	for _, cmd := range r.servers {
-		_ = cmd.Wait() // it was killed, and says so
+		_ = cmd.Wait() // it was killed, and reports that
 	}
 	for _, p := range r.ports {
 		errs = append(errs, p.Close())
@@ -123,7 +123,7 @@ func (r *redisService) close() error {
 	return errors.Join(append(errs, os.RemoveAll(r.dir))...)
 }
 
-// usage adds up what the servers say of themselves.
+// usage returns the sum of what the servers report about themselves.
 func (r *redisService) usage(ctx context.Context) (cpu time.Duration, memory int64, err error) {
 	clients := r.clients()
 	defer func() { err = errors.Join(err, closeAll(clients)) }()
@@ -136,7 +136,7 @@ func (r *redisService) usage(ctx context.Context) (cpu time.Duration, memory int
 			name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
 			x, err := strconv.ParseFloat(value, 64)
 			if err != nil {
-				continue // not one of the numbers
+				continue // not a number that is needed
 			}
 			switch name {
 			case "used_cpu_sys", "used_cpu_user":

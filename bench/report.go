@@ -13,7 +13,7 @@ import (
 	"unicode/utf8"
 )
 
-// Report is what a run leaves: everything that was measured, unprocessed.
+// Report is the result of a run: all measurements, unprocessed.
 type Report struct {
 	Machine  Machine  `json:"machine"`
 	Settings settings `json:"settings"`
@@ -25,7 +25,7 @@ type Cell struct {
 	Workload   string             `json:"workload"`
 	Rival      string             `json:"rival"`
 	Transport  string             `json:"transport"`
-	Floor      string             `json:"floor"` // the rival that ratios are to
+	Floor      string             `json:"floor"` // the rival that ratios refer to
 	Round      int                `json:"round"`
 	Values     map[string]float64 `json:"values,omitempty"`
 	Violations int64              `json:"violations,omitempty"` // of exclusion
@@ -54,7 +54,7 @@ func (r *Report) write(name string) error {
 	return os.WriteFile(name, append(data, '\n'), 0o644)
 }
 
-// failed says what a reader of the tables must not overlook.
+// failed returns an error with everything that a reader of the tables must not overlook.
 func (r *Report) failed() error {
 	var errs []error
 	for _, c := range r.Cells {
@@ -72,8 +72,8 @@ func (r *Report) failed() error {
 type column struct {
 	key, title string
 	unit       unit
-	more       bool // is better
-	ratio      bool // to the floor: comparable between machines
+	more       bool // more is better
+	ratio      bool // a ratio to the floor: comparable between machines
 	counted    bool // messages or bytes: comparable as they are
 }
 
@@ -88,7 +88,7 @@ const (
 	byteCount
 )
 
-// rivals are the names of those that have cells of a workload, in order.
+// rivals returns the names of the rivals that have cells of a workload, in order.
 func (r *Report) rivals(workload string) (names []string) {
 	for _, c := range r.Cells {
 		if c.Workload == workload && !slices.Contains(names, c.Rival) {
@@ -116,7 +116,7 @@ func (r *Report) values(workload, rival, key string) (values []float64) {
 	return values
 }
 
-// ratios are a rival's values to those of its floor in the same round.
+// ratios returns a rival's values divided by those of its floor in the same round.
 func (r *Report) ratios(workload, rival, key string) (ratios []float64) {
 	for _, c := range r.cells(workload, rival) {
 		v, ok := c.Values[key]
@@ -132,7 +132,7 @@ func (r *Report) ratios(workload, rival, key string) (ratios []float64) {
 	return ratios
 }
 
-// table writes a workload's table as Markdown that is readable as it is.
+// table writes a workload's table as Markdown that is also readable as plain text.
 func (r *Report) table(w io.Writer, wl *workload) {
 	columns := slices.DeleteFunc(slices.Clone(wl.columns), func(c column) bool {
 		return !slices.ContainsFunc(r.rivals(wl.name), func(rival string) bool { return len(r.values(wl.name, rival, c.key)) > 0 })
@@ -224,7 +224,7 @@ func markdown(w io.Writer, head []string, right []bool, rows [][]string) {
 	}
 }
 
-// format gives the median, and the least and the most where they differ.
+// format returns the median, and also the minimum and the maximum where they differ.
 func (c column) format(s spreadOf) string {
 	if s.n == 0 {
 		return "–"
@@ -271,7 +271,7 @@ func formatRatio(s spreadOf) string {
 	return significant(s.median)
 }
 
-// significant writes three digits, or all before the point.
+// significant writes three digits, or all digits before the decimal point.
 func significant(x float64) string {
 	if math.IsNaN(x) {
 		return "–"
@@ -298,7 +298,7 @@ func thousands(n int) string {
 	return s
 }
 
-// section is a workload's part of the page: the table and how it was made.
+// section writes a workload's part of the page: the table and how it was made.
 func (r *Report) section(w io.Writer, wl *workload) {
 	rounds := 0
 	for _, c := range r.Cells {
@@ -312,8 +312,8 @@ func (r *Report) section(w io.Writer, wl *workload) {
 
 func upperFirst(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 
-// replaceSections puts what was measured into a page, between the markers
-// <!-- bench:NAME --> and <!-- /bench:NAME -->, and leaves the rest of it alone.
+// replaceSections puts the measurements into a page, between the markers <!-- bench:NAME
+// --> and <!-- /bench:NAME -->, and leaves the rest of the page unchanged.
 func (r *Report) replaceSections(page string, workloads []*workload) (string, error) {
 	page, err := replaceBetween(page, "machine", r.machineText())
 	for _, wl := range workloads {

@@ -6,34 +6,34 @@ import (
 	"time"
 )
 
-// lease is how long a lock outlives its silent holder, with every rival: it
-// decides how much is to be done to keep locks, and nothing else that is measured.
+// lease is how long a lock outlives its silent holder, with every rival. It determines how
+// much work it is to keep locks, and affects no other measurement.
 const lease = 10 * time.Second
 
 // rival is a kind of lock, in one of the ways to run it.
 type rival struct {
 	name      string // as in the tables; the first word is its family
-	transport string // between the clients and what they talk to
-	floor     string // the name of the floor that its ratios are to
+	transport string // between the clients and the servers or nodes
+	floor     string // the name of the floor that its ratios refer to
 	absent    func() string
 	start     func(ctx context.Context, s setup) (service, error)
 }
 
-// setup is what a workload wants of a rival.
+// setup is what a workload requires of a rival.
 type setup struct {
-	turns bool // the floor lets its clients go one after the other
+	turns bool // the floor makes its clients take turns
 }
 
-// service is a rival that runs.
+// service is a running rival.
 type service interface {
-	// connect makes a client with a connection of its own: what one process of a
-	// fleet would have.
+	// connect makes a client with a connection of its own, as one process of a fleet would
+	// have.
 	connect(ctx context.Context) (client, error)
 	close() error
 }
 
-// client is one process's access to the locks. It may be used by several
-// goroutines, also for one key.
+// client is one process's access to the locks. It is safe for concurrent use, also for one
+// key.
 type client interface {
 	lock(ctx context.Context, key string) (hold, error)
 	close() error
@@ -50,14 +50,13 @@ type hold interface {
 	unlock(ctx context.Context) error
 }
 
-// extender is a hold whose holder must see to it himself that it does not run
-// out.
+// extender is a hold that expires unless its holder extends it.
 type extender interface {
 	extend(ctx context.Context) error
 }
 
-// traffic is what went through NATS servers: into one of them, be it from a
-// client or from another server, and out.
+// traffic counts what went through NATS servers: into one of them, from a client or from
+// another server, and out.
 type traffic struct{ inMsgs, outMsgs, inBytes, outBytes int64 }
 
 func (t traffic) sub(u traffic) traffic {
@@ -67,14 +66,14 @@ func (t traffic) sub(u traffic) traffic {
 // metered is a service whose messages can be counted.
 type metered interface{ traffic() (traffic, error) }
 
-// outsider is a service in processes of its own: what they use is not seen in
-// this process.
+// outsider is a service in processes of its own: measurements of this process do not
+// include what they use.
 type outsider interface {
 	usage(ctx context.Context) (cpu time.Duration, memory int64, err error)
 }
 
-// turns lets goroutines of this process have a key one after the other, in the
-// order in which they came.
+// turns makes goroutines of this process take turns with a key, in the order of their
+// arrival.
 type turns struct {
 	mu   sync.Mutex // guards keys and every turn's users
 	keys map[string]*turn

@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// run measures every workload on every rival. In each round each rival has its
-// turn once, another one first each time: what else happens on the machine then
-// meets all of them, and no one always comes after the same.
+// run measures every workload on every rival. In each round each rival has one turn, and
+// each round begins with another rival. So other load on the machine affects all rivals,
+// and a rival does not always follow the same one.
 func run(ctx context.Context, s settings, workloads []*workload, rivals []*rival, progress io.Writer) *Report {
 	report := &Report{Machine: thisMachine(), Settings: s}
 	if before, ok := machineUsage(); ok {
@@ -74,10 +74,10 @@ func (c *Cell) summary(wl *workload) string {
 	return ""
 }
 
-// quiet waits until no more goroutines are left than that: connections between
-// etcd's members outlive them by five seconds, and keep memory that would be
-// missed in the account of whoever comes next. What does not end is not waited
-// for; it shows in the tests.
+// quiet waits until at most goroutines goroutines are left. Connections between etcd's
+// members outlive them by five seconds, and keep memory that would falsify the measurement
+// of the next rival. quiet gives up after a while; the tests show goroutines that never
+// end.
 func quiet(ctx context.Context, goroutines int) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -94,7 +94,7 @@ func runCell(ctx context.Context, s settings, wl *workload, r *rival, round int)
 			return out
 		}
 	}
-	// The one before leaves nothing to be collected in this one's time.
+	// The previous rival must leave nothing to be collected during this measurement.
 	debug.FreeOSMemory()
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit+3*s.Duration+3*s.Limit,
 		fmt.Errorf("%s on %s took too long", wl.name, r.name))
@@ -124,7 +124,7 @@ func runCell(ctx context.Context, s settings, wl *workload, r *rival, round int)
 	}
 	for key, v := range c.values {
 		if math.IsNaN(v) || math.IsInf(v, 0) {
-			delete(c.values, key) // JSON has no word for it, and neither has a table
+			delete(c.values, key) // JSON and tables cannot represent it
 		}
 	}
 	out.Values = c.values

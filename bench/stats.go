@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// percentiles are by the nearest rank, in nanoseconds; of no samples NaN.
+// percentiles returns percentiles by the nearest rank, in nanoseconds, or NaN if there are
+// no samples. It sorts samples.
 func percentiles(samples []time.Duration, wanted ...float64) []float64 {
 	slices.Sort(samples)
 	var out []float64
@@ -21,7 +22,8 @@ func percentiles(samples []time.Duration, wanted ...float64) []float64 {
 	return out
 }
 
-// jain is Jain's index of fairness: 1 if all got the same, 1/n if one got all.
+// jain returns Jain's index of fairness: 1 if all shares are equal, 1/n if one has
+// everything.
 func jain(shares []float64) float64 {
 	var sum, squares float64
 	for _, x := range shares {
@@ -34,7 +36,7 @@ func jain(shares []float64) float64 {
 	return sum * sum / (float64(len(shares)) * squares)
 }
 
-// spreadOf is a median and what it is the median of.
+// spreadOf is a median with the number and range of its values.
 type spreadOf struct {
 	median, min, max float64
 	n                int

@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// goSync is a lock that stands where a sync.Mutex stood: the benchmarks of Go's
-// package sync for its mutex, which dsync published of its own. The root module
-// has the same for go test -bench.
+// goSync measures a lock as a drop-in replacement for sync.Mutex. It runs the benchmarks of
+// Go's package sync for its mutex, for which dsync published results of its own. The root
+// module has the same benchmarks for go test -bench.
 var goSync = &workload{
 	name:    "sync",
 	extent:  forDuration,
@@ -38,9 +38,10 @@ var goSync = &workload{
 // syncVariant is one of these benchmarks.
 type syncVariant struct {
 	name        string
-	parallelism int                                               // goroutines for each processor
-	own         bool                                              // each has a mutex that nobody else wants
-	op          func(i int, do func(), scratch *[16 << 10]uint64) // do locks and unlocks
+	parallelism int  // goroutines for each processor
+	own         bool // each goroutine has a mutex that no other uses
+	// op is one operation. do locks and unlocks.
+	op func(i int, do func(), scratch *[16 << 10]uint64)
 }
 
 var syncVariants = []syncVariant{
@@ -70,8 +71,7 @@ func andMuchWork(_ int, do func(), scratch *[16 << 10]uint64) {
 	}
 }
 
-// inBetween locks every fourth time, and otherwise works and lets another
-// goroutine run.
+// inBetween locks every fourth time. Otherwise it works and lets another goroutine run.
 func inBetween(i int, do func(), scratch *[16 << 10]uint64) {
 	if i%4 == 0 {
 		do()
@@ -127,7 +127,7 @@ func (v syncVariant) run(ctx context.Context, c *cell, cl client) error {
 	return nil
 }
 
-// mutexer is a client with mutexes like sync's.
+// mutexer is a client with mutexes like those of package sync.
 type mutexer interface{ mutex(key string) sync.Locker }
 
 // holdLocker makes a sync.Locker of a client that has none.
@@ -135,13 +135,13 @@ type holdLocker struct {
 	ctx context.Context
 	cl  client
 	key string
-	h   hold // whoever has the lock writes and reads it
+	h   hold // only the holder of the lock writes and reads it
 }
 
 func (l *holdLocker) Lock() {
 	h, err := l.cl.lock(l.ctx, l.key)
 	if err != nil {
-		panic(fmt.Errorf("lock %s: %w", l.key, err)) // a sync.Locker has no other way to say so
+		panic(fmt.Errorf("lock %s: %w", l.key, err)) // a sync.Locker cannot return an error
 	}
 	l.h = h
 }

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// alone is one client that locks and unlocks a key that nobody else wants.
+// alone is one client that locks and unlocks a key that no other client uses.
 var alone = &workload{
 	name:   "alone",
 	extent: forDuration,
@@ -50,8 +50,8 @@ var manyColumns = []column{
 	{key: "out", title: "messages out", unit: count, counted: true},
 }
 
-// spread is many who hardly ever want the same at the same time. Each key was locked
-// by another client before, mostly, and now and then two want it at once.
+// spread is many clients that rarely lock the same key at the same time. Usually another
+// client has locked the key before, and now and then two clients ask for it at once.
 var spread = &workload{
 	name:    "spread",
 	extent:  forDuration,
@@ -59,15 +59,15 @@ var spread = &workload{
 	columns: manyColumns,
 	run: func(ctx context.Context, c *cell) error {
 		return manyKeys(ctx, c, spreadKeys, func(w, i int) int {
-			// A stride that shares no factor with the number of keys: every worker comes
-			// to every key, and no two go together.
+			// The stride shares no factor with the number of keys: every worker uses every key, and
+			// no two workers use the same order.
 			return (w*7919 + i*(2*w+7)) % spreadKeys
 		})
 	},
 }
 
-// own is as many who never want the same: whoever locks a key has locked it before,
-// and nobody else has.
+// own is as many clients that never lock the same key. Each key is locked repeatedly by one
+// client only.
 var own = &workload{
 	name:   "own",
 	extent: forDuration,
@@ -79,7 +79,7 @@ var own = &workload{
 	},
 }
 
-// manyKeys has each worker lock the keys that which tells, one after the other.
+// manyKeys has each worker lock the keys that which returns, one after the other.
 func manyKeys(ctx context.Context, c *cell, keys int, which func(worker, i int) int) error {
 	clients, err := c.connect(ctx, spreadClients)
 	if err != nil {

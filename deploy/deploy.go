@@ -1,3 +1,3 @@
-// Package deploy has no code: it is the files around it, for containers, systemd and
-// Kubernetes, and the tests that hold them against what they are for.
+// Package deploy has no code. It consists of the files around it, for containers, systemd
+// and Kubernetes, and of tests that check that these files fulfil their purpose.
 package deploy

@@ -18,22 +18,22 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Cluster is several servers in one process, for demonstrations. Tests have more in
-// package qlocktest.
+// Cluster is several servers in one process, for demonstrations. Package qlocktest offers
+// more for tests.
 type Cluster struct {
 	servers []*Server
 	dir     string
 	ports   []*loopback.Port // of the servers, kept while one of them is down
 }
 
-// StartCluster starts n servers with a node in each, on loopback and free ports,
-// as one NATS cluster and one lock cluster. It is bootstrapped, and all nodes
-// hear each other and vote when it returns. The state lives in a temporary
+// StartCluster starts n servers with a node in each, on loopback and free ports, as one
+// NATS cluster and one lock cluster. n is 1 to 64. The cluster is bootstrapped. When
+// StartCluster returns, all nodes hear each other and vote. The state is in a temporary
 // directory until Close.
 //
-// Each change may alter the configuration of one server, the i-th of n, before it
-// starts. Its Routes are then those of the servers before it; unless they are
-// changed, a later restart gets those of all servers.
+// Each change may alter the configuration of one server, the i-th of n, before it starts.
+// Its Routes are then those of the servers before it. Unless they are changed, a later
+// restart uses the routes of all servers.
 func StartCluster(ctx context.Context, n int, change ...func(i int, c *Config)) (*Cluster, error) {
 	if n < 1 || n > wire.MaxNodes {
 		return nil, fmt.Errorf("qlock/embedded: StartCluster: %d nodes, allowed are 1 to %d", n, wire.MaxNodes)
@@ -54,10 +54,10 @@ func (c *Cluster) start(ctx context.Context, n int, change []func(int, *Config))
 	for i := range n {
 		names = append(names, fmt.Sprintf("n%d", i+1))
 	}
-	// The servers come first and one after the other, each with routes to those
-	// before it: that is the whole mesh.
+	// The servers start first, one after the other, each with routes to those before it. That
+	// gives the whole mesh.
 	var routes []string
-	own := make([]bool, n) // routes of its own
+	own := make([]bool, n) // the server has routes of its own
 	for i, name := range names {
 		port, err := c.reserve()
 		if err != nil {
@@ -70,7 +70,7 @@ func (c *Cluster) start(ctx context.Context, n int, change []func(int, *Config))
 		cfg := Config{
 			Node: qlock.NodeConfig{
 				Name: name, Nodes: names, StateDir: filepath.Join(c.dir, name),
-				ProbeWait: 100 * time.Millisecond, // loopback
+				ProbeWait: 100 * time.Millisecond, // enough on loopback
 			},
 			Port: port, RoutePort: routePort, Routes: append([]string(nil), routes...),
 		}
@@ -103,8 +103,8 @@ func (c *Cluster) start(ctx context.Context, n int, change []func(int, *Config))
 	return c.WaitReady(ctx)
 }
 
-// reserve keeps a port for a server that may stop and start again. Where that
-// cannot be done it is -1, any free port.
+// reserve reserves a port for a server that may stop and start again. It returns -1, which
+// means any free port, where a port cannot be reserved.
 func (c *Cluster) reserve() (int, error) {
 	p, err := loopback.Reserve()
 	if err != nil {
@@ -114,9 +114,8 @@ func (c *Cluster) reserve() (int, error) {
 	return cmp.Or(p.Number, -1), nil
 }
 
-// WaitReady waits until every server that runs hears the votes of all the others
-// that run: that routes stand is not enough, the subscriptions must have crossed
-// them.
+// WaitReady waits until every running server hears the votes of all other running servers.
+// Routes alone are not enough for that: the subscriptions must have crossed them.
 func (c *Cluster) WaitReady(ctx context.Context) error {
 	want := map[string]int{}
 	for _, s := range c.servers {
@@ -135,7 +134,7 @@ func (c *Cluster) WaitReady(ctx context.Context) error {
 	return nil
 }
 
-// waitVotes asks the nodes who they are until as many as wanted answer that they vote.
+// waitVotes asks the nodes until want of them answer that they vote.
 func waitVotes(ctx context.Context, s *Server, want int) error {
 	nc := s.Conn()
 	if nc == nil {
@@ -159,8 +158,8 @@ func waitVotes(ctx context.Context, s *Server, want int) error {
 	}
 }
 
-// countVotes counts the nodes that say they vote. It does not wait for long for others: one
-// that is down is listed by the rest.
+// countVotes counts the nodes that say they vote. It waits only briefly for the others: the
+// nodes that answer also list one that is down.
 func countVotes(ctx context.Context, nc *nats.Conn, cfg qlock.NodeConfig) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 	defer cancel()
@@ -171,13 +170,13 @@ func countVotes(ctx context.Context, nc *nats.Conn, cfg qlock.NodeConfig) (int, 
 	return m.Voting(), nil
 }
 
-// Servers are the cluster's servers in the order of their names, n1 first. Stop
-// one with Server.Close or Crash, and start it with Server.Restart.
+// Servers returns the cluster's servers in the order of their names, n1 first. Stop one
+// with Server.Close or Crash, and start it again with Server.Restart.
 func (c *Cluster) Servers() []*Server { return c.servers }
 
-// Crash stops the server with that name, and its node, as if their process were killed:
-// the node saves nothing. After Server.Restart it does not vote until all votes that it may
-// have given have expired.
+// Crash stops the server called name, and its node, as if their process were killed: the
+// node saves nothing. After Server.Restart, the node does not vote until all votes that it
+// may have given have expired.
 func (c *Cluster) Crash(name string) error {
 	for _, s := range c.servers {
 		if s.Name() == name {

@@ -1,5 +1,6 @@
-// Package embedded runs a nats-server and a qlock node in this process: beside
-// each service one, they are the NATS cluster and the lock cluster at once.
+// Package embedded runs a nats-server and a qlock node in this process. With one such
+// server next to each instance of a service, these servers are both the NATS cluster and
+// the lock cluster.
 package embedded
 
 import (
@@ -25,52 +26,50 @@ import (
 
 // Config configures a nats-server and the node in it.
 type Config struct {
-	// Node is the node's configuration. Its Name is the server's name as well.
+	// Node is the node's configuration. Its Name is also the server's name.
 	Node qlock.NodeConfig
 
-	// Host and Port are where clients connect; default 127.0.0.1 and a free port.
-	// Port 4222 is the usual one.
+	// Host and Port are where clients connect; default 127.0.0.1 and a free port. The usual
+	// port is 4222.
 	Host string
 	Port int
 
-	// RouteHost and RoutePort are where the other servers of the cluster connect;
-	// default 127.0.0.1 and a free port. Routes lists the addresses of all servers
-	// of the cluster, such as nats-route://10.0.0.1:6222; the server's own may be
-	// among them. List all of them at every server: an address that is only known
-	// by gossip is given up after one failed attempt. Without Routes and RoutePort
-	// the server stands alone.
+	// RouteHost and RoutePort are where the other servers of the cluster connect; default
+	// 127.0.0.1 and a free port. Routes lists the addresses of all servers of the cluster, such
+	// as nats-route://10.0.0.1:6222; the server's own may be among them. List all addresses at
+	// every server: a server gives up an address that it knows only by gossip after one failed
+	// attempt. Without Routes and RoutePort the server is not part of a cluster.
 	RouteHost string
 	RoutePort int
 	Routes    []string
 
-	// RouteUser and RoutePassword are what servers must show each other.
+	// RouteUser and RoutePassword are the credentials that servers must present to each other.
 	RouteUser, RoutePassword string
 
-	// TLS and RouteTLS are for clients and for routes; nil: plain. For routes the
-	// certificate must serve for both ends of a connection, and each end's
-	// certificate is asked for.
+	// TLS and RouteTLS are for client connections and for routes; nil means no TLS. A route
+	// certificate must be valid for both ends of a connection, and each end requests the
+	// certificate of the other.
 	TLS, RouteTLS *tls.Config
 
-	// Username and Password, or Token, are what clients must show.
+	// Username and Password, or Token, are the credentials that clients must present.
 	Username, Password, Token string
 
-	// Options changes what this package sets before the server starts: accounts,
-	// users, JetStream, limits, monitoring, and whatever else a server has. May be
-	// nil. With users or accounts, set ConnOptions too.
+	// Options changes what this package sets before the server starts: accounts, users,
+	// JetStream, limits, monitoring, and all other options of a server. It may be nil. If you
+	// set users or accounts, set ConnOptions too.
 	Options func(*server.Options)
 
-	// ConnOptions are for the two connections that this package makes to its own
-	// server, the node's and Conn's: credentials, names, handlers.
+	// ConnOptions apply to the two connections that this package makes to its own server, which
+	// are the node's and Conn's. They set credentials, names and handlers.
 	ConnOptions []nats.Option
 
-	// Logger is for the server and the node; default: silent. Neither waits for it:
-	// see qlock.NodeConfig.Logger. Lines of both that it does not take in time are
+	// Logger is for the server and the node; by default nothing is logged. Neither waits for
+	// it: see qlock.NodeConfig.Logger. Lines of both that it does not accept in time are
 	// counted in the node's LogDropped, unless Node has a Logger of its own.
 	Logger *slog.Logger
 }
 
-// Server is a nats-server and a node. Its methods may be called from several
-// goroutines.
+// Server is a nats-server and a node. Its methods are safe for concurrent use.
 type Server struct {
 	cfg Config
 
@@ -81,9 +80,9 @@ type Server struct {
 	node   *qlock.Node
 }
 
-// Start starts the server and its node. It returns when clients can connect and
-// the node serves; the node's vote may still be some time away (Node().WaitReady,
-// and qlock.Bootstrap for a new cluster), and a quorum needs the other nodes.
+// Start starts the server and its node. It returns when clients can connect and the node
+// serves. The node may begin to vote some time later (see Node().WaitReady, and
+// qlock.Bootstrap for a new cluster), and a quorum needs the other nodes.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{cfg: withLogger(cfg)}
 	if err := s.Restart(ctx); err != nil {
@@ -96,7 +95,8 @@ func withLogger(cfg Config) Config {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	// The server logs from the goroutines that carry messages, under its locks.
+	// The server logs from goroutines that carry messages, while it holds locks, so it must not
+	// wait for the logger.
 	cfg.Logger = slog.New(logqueue.New(cfg.Logger.Handler()))
 	if cfg.Node.Logger == nil {
 		cfg.Node.Logger = cfg.Logger
@@ -104,9 +104,9 @@ func withLogger(cfg Config) Config {
 	return cfg
 }
 
-// Restart starts a server again that was closed or crashed, at the same addresses
-// and with what it left in its state directory. On a running server it does
-// nothing.
+// Restart starts a closed or crashed server again. The server has the same
+// addresses, and uses what it left in its state directory. Restart does nothing if the
+// server runs.
 func (s *Server) Restart(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -144,7 +144,7 @@ func (s *Server) startServer(ctx context.Context) error {
 		default:
 		}
 	}
-	// The next start must be found where this one was.
+	// The next start must use the same addresses.
 	if a, ok := srv.Addr().(*net.TCPAddr); ok {
 		s.cfg.Port = a.Port
 	}
@@ -166,11 +166,11 @@ func (s *Server) startNode(ctx context.Context) error {
 	return err
 }
 
-// connect makes a connection inside the process: several times faster than
-// loopback, and gone with the server.
+// connect makes a connection inside the process. It is several times faster than loopback,
+// and ends with the server.
 func (s *Server) connect(ctx context.Context, name string) (*nats.Conn, error) {
-	// The client library's own limit of two seconds is short for a machine on which
-	// many servers start at once.
+	// The client library's default of two seconds is short for a machine on which many servers
+	// start at once.
 	limit := 10 * time.Second
 	if d, ok := ctx.Deadline(); ok {
 		limit = max(time.Until(d), time.Millisecond)
@@ -178,9 +178,10 @@ func (s *Server) connect(ctx context.Context, name string) (*nats.Conn, error) {
 	log := s.cfg.Logger.With("connection", name)
 	opts := []nats.Option{
 		nats.Name(name), nats.InProcessServer(s.server), nats.Timeout(limit),
-		// It is open for as long as the server runs, also while credentials are changed.
+		// The connection stays open for as long as the server runs, even while credentials are
+		// changed.
 		nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(),
-		// Else it prints to standard error.
+		// The default handler prints to standard error.
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			log.Warn("NATS connection", "error", err)
 		}),
@@ -203,7 +204,7 @@ func (s *Server) connect(ctx context.Context, name string) (*nats.Conn, error) {
 	var m made
 	select {
 	case m = <-done:
-	case <-ctx.Done(): // the client library knows no context
+	case <-ctx.Done(): // the client library does not accept a context
 		go func() {
 			if m := <-done; m.err == nil {
 				m.nc.Close()
@@ -217,15 +218,16 @@ func (s *Server) connect(ctx context.Context, name string) (*nats.Conn, error) {
 	return m.nc, nil
 }
 
-// options are nats-server's own, with what was found to matter for locks.
+// options returns the options of nats-server, with those settings that were found to matter
+// for locks.
 func (c *Config) options() (*server.Options, error) {
 	o := &server.Options{
 		ServerName: c.Node.Name,
 		Host:       or(c.Host, "127.0.0.1"),
 		Port:       free(c.Port),
 		Username:   c.Username, Password: c.Password, Authorization: c.Token,
-		NoSigs: true, // signals are the program's, not the server's
-		// One slow observer must not hold up those who publish requests.
+		NoSigs: true, // signals belong to the program, not to the server
+		// One slow observer must not delay clients that publish requests.
 		NoFastProducerStall: true,
 		WriteDeadline:       2 * time.Second,
 	}
@@ -239,7 +241,7 @@ func (c *Config) options() (*server.Options, error) {
 			Host: or(c.RouteHost, "127.0.0.1"), Port: free(c.RoutePort),
 			Username: c.RouteUser, Password: c.RoutePassword,
 			PoolSize: 1, // as fast for small messages, with fewer goroutines
-			// A route that is half open is found within seconds, not minutes.
+			// A half-open route is detected within seconds, not minutes.
 			PingInterval: time.Second, MaxPingsOut: 2,
 			Compression: server.CompressionOpts{Mode: server.CompressionOff},
 		}
@@ -275,7 +277,8 @@ func or(s, otherwise string) string {
 	return s
 }
 
-// free makes the zero of our Config, a free port, into the server's word for it.
+// free converts a port: 0 means any free port in Config, and the server has another value
+// for that.
 func free(port int) int {
 	if port == 0 {
 		return server.RANDOM_PORT
@@ -283,17 +286,18 @@ func free(port int) int {
 	return port
 }
 
-// Conn is a connection to this server inside the process, for the service's own
-// use and for qlock.New. It belongs to the Server, and ends with it: unlike a
-// connection over the network it does not go to another server. Nil while the
-// server is down.
+// Conn returns a connection to this server inside the process, for the service's own use
+// and for qlock.New. It belongs to the Server, and ends with it: unlike a connection over
+// the network, it does not move to another server. Conn returns nil while the server is
+// down.
 func (s *Server) Conn() *nats.Conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.conn
 }
 
-// ClientURL is where clients connect; empty while the server is down.
+// ClientURL returns the address where clients connect. It is empty while the server is
+// down.
 func (s *Server) ClientURL() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -303,8 +307,8 @@ func (s *Server) ClientURL() string {
 	return s.server.ClientURL()
 }
 
-// RouteURL is the address of this server for the Routes of others; empty if it
-// has none, or is down.
+// RouteURL returns the address of this server for the Routes of others. It is empty if the
+// server has none, or is down.
 func (s *Server) RouteURL() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -318,38 +322,39 @@ func (s *Server) RouteURL() string {
 	return "nats-route://" + net.JoinHostPort(or(s.cfg.RouteHost, "127.0.0.1"), strconv.Itoa(a.Port))
 }
 
-// Node is the node, nil while the server is down.
+// Node returns the node, or nil while the server is down.
 func (s *Server) Node() *qlock.Node {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.node
 }
 
-// NATS is the server itself, for what this package does not wrap; nil while it is
-// down.
+// NATS returns the nats-server itself, for what this package does not wrap. It returns nil
+// while the server is down.
 func (s *Server) NATS() *server.Server {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.server
 }
 
-// Name is the node's and the server's name.
+// Name returns the name of the node and the server.
 func (s *Server) Name() string { return s.cfg.Node.Name }
 
-// Close stops the node cleanly, so that it may vote at once when it starts again,
-// and then the server. Calling it again does nothing.
+// Close stops the node cleanly, so that it may vote at once when it starts again, and then
+// stops the server. Further calls do nothing.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.shut()
 }
 
-// Tests crash servers, by package qlocktest, and demonstrations by Cluster.Crash.
+// Only tests (by package qlocktest) and demonstrations (by Cluster.Crash) crash servers, so
+// the function is not exported.
 func init() {
 	crash.Server = func(s any) error { return s.(*Server).crash() }
 }
 
-// crash stops node and server as the death of their process would: no state is saved.
+// crash stops node and server as if their process were killed: no state is saved.
 func (s *Server) crash() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -11,12 +11,12 @@ import (
 	"github.com/qlock/qlock/internal/redact"
 )
 
-// logger hands the server's lines on, without the passwords of addresses in them. A
-// fatal one must not end the process: the server is a guest in it.
+// logger forwards the server's lines, without the passwords of addresses. A fatal error
+// must not end the process, in which the server is only a part.
 //
-// The server tries a peer that is down once a second, on several routes, and says so
-// each time. A fault that stays is said a few times a minute; how often it was not said
-// stands in the next line.
+// The server retries a peer that is down once a second, on several routes, and logs each
+// attempt. logger writes such a repeated fault only a few times a minute, and the next line
+// says how often it was left out.
 type logger struct {
 	log    *slog.Logger
 	failed chan error
@@ -25,7 +25,7 @@ type logger struct {
 	said map[string]*saying
 }
 
-// saying is how often a line was said since a moment.
+// saying records how often a line was logged since a moment.
 type saying struct {
 	since time.Time
 	times int
@@ -33,7 +33,7 @@ type saying struct {
 
 const (
 	sayEvery = time.Minute
-	sayTimes = 3    // in that time: as many faults of a kind are told apart
+	sayTimes = 3    // in that time, so that as many faults of a kind are told apart
 	maxSaid  = 1000 // strangers choose from where they connect
 )
 
@@ -41,11 +41,11 @@ func newLogger(log *slog.Logger, failed chan error) *logger {
 	return &logger{log: log, failed: failed, said: map[string]*saying{}}
 }
 
-// changing are the parts of a line that are others each time: the count of attempts,
-// the connection's number, the port that a connection was made from.
+// changing matches the parts of a line that differ each time: the count of attempts, the
+// connection's number, and the port that a connection was made from.
 var changing = regexp.MustCompile(`attempt \d+|\b[a-z]+id:\d+|:\d+ - |:\d+->`)
 
-// news reports whether a line is to be said, and how often it was not before.
+// news reports whether a line must be logged, and how often it was left out before.
 func (l *logger) news(text string) (say bool, unsaid int) {
 	key := changing.ReplaceAllString(text, "#")
 	now := time.Now()

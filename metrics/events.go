@@ -9,8 +9,9 @@ import (
 	"github.com/qlock/qlock"
 )
 
-// Events counts what clients tell of their locks. Each observer of a cluster sees
-// all of it: of several, take one, as max by (cluster) does, and not the sum.
+// Events counts the events that clients publish about their locks. Each observer of a
+// cluster sees all events. If there are several observers, use one of them, for example
+// with max by (cluster), and not their sum.
 type Events struct {
 	group
 	sub *nats.Subscription
@@ -20,12 +21,13 @@ type Events struct {
 	malformed                prometheus.Counter
 }
 
-// From half a millisecond to two minutes: a lock on a local network that is free,
-// and a queue behind a batch job.
+// buckets are seconds. They range from a free lock on a local network (half a millisecond)
+// to a queue behind a batch job (two minutes).
 var buckets = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120}
 
-// NewEvents listens to the events of a cluster until Close. Names of clients and
-// locks are no labels: there may be millions.
+// NewEvents subscribes to the events of a cluster and counts them until Close. Names of
+// clients and locks are not labels, since there may be millions. It returns an error if the
+// subscription fails.
 func NewEvents(nc *nats.Conn, cluster string) (*Events, error) {
 	labels := prometheus.Labels{"cluster": cluster}
 	counter := func(name, help string) *prometheus.CounterVec {
@@ -81,7 +83,7 @@ func (e *Events) hear(subject string, body []byte) {
 	}
 }
 
-// Close stops listening; what was counted stays.
+// Close ends the subscription. The counts stay as they are.
 func (e *Events) Close() error {
 	if err := e.sub.Unsubscribe(); err != nil {
 		return fmt.Errorf("metrics: %w", err)

@@ -15,8 +15,9 @@ type locker struct {
 	wait, roundTrip, heard                    *prometheus.Desc
 }
 
-// NewLocker collects what a Locker counts. The labels are its cluster and its name:
-// of two Lockers with the same of both, a registry takes one.
+// NewLocker returns a collector of a Locker's statistics. Its labels are the cluster and
+// the name of the Locker. A registry accepts only one of several Lockers that have both in
+// common.
 func NewLocker(l *qlock.Locker) prometheus.Collector {
 	labels := prometheus.Labels{"cluster": l.Cluster(), "client": l.Name()}
 	desc := func(name, help string, variable ...string) *prometheus.Desc {

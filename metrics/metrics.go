@@ -1,11 +1,12 @@
-// Package metrics gives Prometheus what qlock's nodes and clients count, and what
-// clients tell. Register the collectors that fit with a registry of your own:
+// Package metrics exports the statistics of qlock's nodes and clients, and the events that
+// clients publish, to Prometheus. Register the collectors that you need with your own
+// registry:
 //
 //	reg.MustRegister(metrics.NewLocker(locker))
 //	reg.MustRegister(metrics.NewNode(node, "prod"))
 //
-// The qlock command serves those of a node at /metrics. docs/operations.md has alerts
-// that are worth having.
+// The qlock command serves those of a node at /metrics. docs/operations.md recommends
+// alerts.
 package metrics
 
 import (
@@ -17,7 +18,7 @@ import (
 	"github.com/qlock/qlock"
 )
 
-// states that a node can be in, so that each has a series from the start.
+// states has all states of a node, so that each has a series from the start.
 var states = []qlock.NodeState{qlock.NodeProbing, qlock.NodeRecovering, qlock.NodeVoting, qlock.NodeStopped}
 
 type node struct {
@@ -30,7 +31,8 @@ type node struct {
 	dropped                                     *prometheus.Desc
 }
 
-// NewNode collects what a node counts.
+// NewNode returns a collector of a node's statistics. cluster is a label of all its
+// metrics.
 func NewNode(n *qlock.Node, cluster string) prometheus.Collector {
 	labels := prometheus.Labels{"cluster": cluster, "node": n.Name()}
 	desc := func(name, help string, variable ...string) *prometheus.Desc {
@@ -67,7 +69,7 @@ func (c *node) Describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
-// to gives the two ways to send a metric to ch.
+// to returns two functions that send a metric to ch.
 func to(ch chan<- prometheus.Metric) (gauge func(*prometheus.Desc, float64, ...string), counter func(*prometheus.Desc, uint64, ...string)) {
 	return func(d *prometheus.Desc, v float64, labels ...string) {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
@@ -113,13 +115,13 @@ func truth(b bool) float64 {
 	return 0
 }
 
-// Peer is how one node of the cluster looks from another.
+// Peer is the state of one node of the cluster as another node sees it.
 type Peer struct {
 	Name        string
 	Heard       bool
 	Votes       bool // its votes count
-	Clash       bool // two answer under its name
-	OtherConfig bool // it has another configuration than the one that asks
+	Clash       bool // two nodes answer under its name
+	OtherConfig bool // its configuration differs from that of the node that asks
 	RoundTrip   time.Duration
 }
 
@@ -128,7 +130,8 @@ type peers struct {
 	up, votes, clash, other, roundTrip *prometheus.Desc
 }
 
-// NewPeers collects how the nodes look from here; ask is called at each look.
+// NewPeers returns a collector of the states of the nodes as this node sees them. It calls
+// ask at each collection, possibly from several goroutines at once.
 func NewPeers(ask func() []Peer) prometheus.Collector {
 	desc := func(name, help string) *prometheus.Desc {
 		return prometheus.NewDesc(name, help, []string{"peer"}, nil)
@@ -164,7 +167,7 @@ func (c *peers) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// NewConnection collects how a NATS connection fares.
+// NewConnection returns a collector of the state of a NATS connection.
 func NewConnection(nc *nats.Conn) prometheus.Collector {
 	return group{
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "qlock_nats_connected", Help: "1 while connected to NATS."},
@@ -174,16 +177,17 @@ func NewConnection(nc *nats.Conn) prometheus.Collector {
 	}
 }
 
-// Server is what NewServer reads of a nats-server in this process. A *server.Server
-// of the nats-server module has these methods, and embedded.Server.NATS returns one.
-// It is an interface so that a program that only exports metrics links no server.
+// Server has the methods of a nats-server in this process that NewServer uses. A
+// *server.Server of the nats-server module has these methods, and embedded.Server.NATS
+// returns one. Server is an interface so that a program that only exports metrics does not
+// link nats-server.
 type Server interface {
 	NumClients() int
 	NumRoutes() int
 	NumSlowConsumers() int64
 }
 
-// NewServer collects the counters of a nats-server in this process.
+// NewServer returns a collector of the statistics of a nats-server in this process.
 func NewServer(s Server) prometheus.Collector {
 	return group{
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "qlock_server_clients", Help: "Clients connected to this server."},
@@ -195,7 +199,7 @@ func NewServer(s Server) prometheus.Collector {
 	}
 }
 
-// group is several collectors as one.
+// group combines several collectors into one.
 type group []prometheus.Collector
 
 func (g group) Describe(ch chan<- *prometheus.Desc) {

@@ -25,7 +25,7 @@ type Authority struct {
 	pool *x509.CertPool
 }
 
-// NewAuthority creates an authority. Its name shows in error messages.
+// NewAuthority creates an authority. Its name appears in error messages.
 func NewAuthority(t testing.TB, name string) *Authority {
 	t.Helper()
 	a, err := newAuthority(name)
@@ -70,7 +70,8 @@ func template(name string) (*x509.Certificate, error) {
 	}, nil
 }
 
-// Pool contains the authority's own certificate, for tls.Config.RootCAs and ClientCAs.
+// Pool returns a pool with the authority's own certificate, for tls.Config.RootCAs and
+// ClientCAs.
 func (a *Authority) Pool() *x509.CertPool { return a.pool.Clone() }
 
 // Certificate issues a certificate with a new key.
@@ -102,9 +103,9 @@ func (a *Authority) issue(name string) (tls.Certificate, error) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
 }
 
-// Config is for a server or a client: it has a certificate for name, and trusts the
-// certificates of the authority. A server that requires certificates of its clients needs
-// ClientAuth as well.
+// Config returns a configuration for a server or a client. It has a certificate for name,
+// and trusts the certificates of the authority. A server that requires certificates of its
+// clients needs ClientAuth as well.
 func (a *Authority) Config(t testing.TB, name string) *tls.Config {
 	t.Helper()
 	c, err := a.config(name)
@@ -124,7 +125,7 @@ func (a *Authority) config(name string) (*tls.Config, error) {
 	return c, nil
 }
 
-// trust is for a client without a certificate.
+// trust returns a configuration for a client without a certificate.
 func (a *Authority) trust() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: a.pool}
 }

@@ -32,7 +32,7 @@ func (c *Cluster) ConnectTo(t testing.TB, name string, opts ...nats.Option) *nat
 	return c.connect(t, c.client(), c.urls[i:i+1], opts)
 }
 
-// client is a new name.
+// client returns a new name for a client.
 func (c *Cluster) client() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -50,7 +50,7 @@ func (c *Cluster) connect(t testing.TB, name string, urls []string, more []nats.
 		nats.Name(name), nats.SetCustomDialer(&dialer{}), nats.Timeout(max(time.Until(end), time.Second)),
 		nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(), nats.ReconnectWait(10 * time.Millisecond), nats.ReconnectJitter(0, 0),
 		nats.PingInterval(max(c.cfg.lease/5, 10*time.Millisecond)), nats.MaxPingsOutstanding(1),
-		// The first is the first, and there are no others.
+		// The first server comes first, and no other servers are added.
 		nats.DontRandomize(), nats.IgnoreDiscoveredServers(),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("NATS connection", "error", err) }),
 	}
@@ -144,7 +144,8 @@ func dialerOf(t testing.TB, what string, nc *nats.Conn) *dialer {
 	return d
 }
 
-// await waits for what must come; text says what did not.
+// await waits until ok returns true. If it never does, the test fails with text, which says
+// what is missing.
 func await(t testing.TB, text string, ok func() bool) {
 	t.Helper()
 	ctx, cancel := withPatience(t)
@@ -167,7 +168,7 @@ type dialer struct {
 
 var errCut = errors.New("disconnected by the test")
 
-// Dial is what nats.go calls.
+// Dial implements nats.CustomDialer.
 func (d *dialer) Dial(network, address string) (net.Conn, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -24,7 +24,7 @@ import (
 // votes after this time and 16 % more.
 const DefaultLease = time.Second
 
-// patience bounds the wait for anything that must come.
+// patience is the longest wait for anything that must happen.
 const patience = 30 * time.Second
 
 // Option changes a cluster before it starts.
@@ -65,17 +65,19 @@ func WithConfig(change func(i int, c *embedded.Config)) Option {
 }
 
 // Cluster is a cluster of nodes, each with a nats-server of its own. The nodes are named
-// n1, n2 and so on. Its methods may be called from several goroutines. Those with a t may
-// end that test, so call them from the goroutine that runs it.
+// n1, n2 and so on. Its methods are safe for concurrent use. Methods with a t may end that
+// test, so call them from the goroutine that runs it.
 type Cluster struct {
 	cluster *embedded.Cluster
 	cfg     config
 	names   []string
 	urls    []string // of the servers, also while they are down
 	log     *record
-	tls     *tls.Config // of all servers; nil: plain
+	tls     *tls.Config // of all servers; nil: no TLS
 
-	links map[[2]int]*testproxy.Proxy // what the first server dials to reach the second; nil without WithLinks
+	// The key is a pair of servers. The first one dials the proxy to reach the second. nil without
+	// WithLinks.
+	links map[[2]int]*testproxy.Proxy
 
 	mu      sync.Mutex      // guards what follows
 	cut     map[[2]int]bool // by pair
@@ -101,7 +103,7 @@ func StartCluster(t testing.TB, n int, opts ...Option) *Cluster {
 	if c.cfg.links {
 		c.links, err = newLinks(n)
 	}
-	t.Cleanup(func() { // also when it did not start
+	t.Cleanup(func() { // also if the start failed
 		t.Helper()
 		if c.cluster != nil {
 			if err := c.cluster.Close(); err != nil {
@@ -174,7 +176,7 @@ func (c *Cluster) Server(t testing.TB, name string) *embedded.Server {
 	return c.cluster.Servers()[c.index(t, name)]
 }
 
-// index is the number of a server.
+// index returns the index of the server called name. The test ends if there is none.
 func (c *Cluster) index(t testing.TB, name string) int {
 	t.Helper()
 	i := slices.Index(c.names, name)
@@ -184,13 +186,14 @@ func (c *Cluster) index(t testing.TB, name string) int {
 	return i
 }
 
-// withPatience is a context for what must come before the test's time is over. It is not
-// the test's own, so that it serves in functions given to t.Cleanup as well.
+// withPatience returns a context for a wait that must end before the test's time is over.
+// It is not derived from the test's context, so that it can also be used in functions that
+// are passed to t.Cleanup.
 func withPatience(t testing.TB) (context.Context, context.CancelFunc) {
 	end := time.Now().Add(patience)
 	if d, ok := t.(interface{ Deadline() (time.Time, bool) }); ok {
-		// The text that says what did not come is worth more than the stacks of a test
-		// that was killed.
+		// End before the test is killed: the message that says what is missing is more useful than
+		// stacks of goroutines.
 		if limit, ok := d.Deadline(); ok && limit.Add(-time.Second).Before(end) {
 			end = limit.Add(-time.Second)
 		}
@@ -198,7 +201,7 @@ func withPatience(t testing.TB) (context.Context, context.CancelFunc) {
 	return context.WithDeadline(context.Background(), end)
 }
 
-// each does f with the servers of these names at once, and waits.
+// each calls f with the servers of these names concurrently, and waits for all calls.
 func (c *Cluster) each(t testing.TB, what string, names []string, f func(*embedded.Server) error) {
 	t.Helper()
 	if len(names) == 0 {
@@ -278,8 +281,8 @@ const (
 	aQuorum   howMany = false
 )
 
-// wait asks the nodes who they are, through each running server, until enough of them are
-// in the state that good checks.
+// wait asks all nodes through each running server, until enough of them are in the state
+// that good checks.
 func (c *Cluster) wait(ctx context.Context, t testing.TB, what, state string, good func(*qlock.Member) bool, many howMany) {
 	t.Helper()
 	need, asked, running := len(c.names)/2+1, 0, 0
@@ -305,7 +308,7 @@ func (c *Cluster) wait(ctx context.Context, t testing.TB, what, state string, go
 	}
 }
 
-// reaches is how many nodes that run a server has links to, with its own.
+// reaches returns how many running nodes the server i has links to, including its own node.
 func (c *Cluster) reaches(i int) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -318,15 +321,15 @@ func (c *Cluster) reaches(i int) int {
 	return n
 }
 
-// ask asks by way of a server until as many good answers come as wanted. It returns how
-// many came last.
+// ask asks the nodes through the server s until want answers are good. It returns how many
+// were good last.
 func (c *Cluster) ask(ctx context.Context, s *embedded.Server, good func(*qlock.Member) bool, want int) (int, error) {
 	nc := s.Conn()
 	if nc == nil {
 		return 0, fmt.Errorf("%s was stopped meanwhile", s.Name())
 	}
 	name := cmp.Or(c.cfg.name, qlock.DefaultCluster)
-	// While a node is down, each question takes all the time that it has.
+	// While a node is down, each query takes all the time that it may take.
 	for limit := 100 * time.Millisecond; ; limit = min(2*limit, time.Second) {
 		got := 0
 		short, cancel := context.WithTimeout(ctx, limit)

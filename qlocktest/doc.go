@@ -13,8 +13,8 @@
 //
 // Everything that this package starts is stopped when the test ends, and its files are
 // removed. Functions return no errors: if something fails, the test ends with a message
-// that says what failed and why. Each test can have a cluster of its own, and tests can
-// run in parallel.
+// that says what failed and why. Each test can have a cluster of its own, and tests can run
+// in parallel.
 //
 // # What to test
 //
@@ -27,7 +27,7 @@
 //
 //   - [Cluster.Disconnect] breaks the holder's connection. The lock is lost when its
 //     lease ends, and then another client can acquire it.
-//   - [Cluster.Crash] of so many nodes that no quorum is left.
+//   - [Cluster.Crash] crashes so many nodes that no quorum is left.
 //   - qlock.Locker.Evict ends the lock at once, without waiting for the lease.
 //
 // A crash of one node of three must not affect your program. The other two are enough.
@@ -35,8 +35,8 @@
 // # Time
 //
 // Time is real, and leases are short (see [DefaultLease]), so that a test which waits for
-// the end of a lease is fast. Wait with a generous timeout for what must happen, and do
-// not assert how soon it happens: a busy machine is slow. A machine that stands still for
+// the end of a lease is fast. Wait with a generous timeout for what must happen, and do not
+// assert how soon it happens: a busy machine is slow. A machine that stands still for
 // longer than the lease loses locks. If a test must not lose any, give it a longer lease
 // with [WithLease].
 //

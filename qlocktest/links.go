@@ -10,7 +10,7 @@ import (
 	"github.com/qlock/qlock/internal/testproxy"
 )
 
-// newLinks makes a proxy for each server and each other that it dials.
+// newLinks makes a proxy for each server and each other server that it dials.
 func newLinks(n int) (map[[2]int]*testproxy.Proxy, error) {
 	links := map[[2]int]*testproxy.Proxy{}
 	for i := range n {
@@ -28,9 +28,10 @@ func newLinks(n int) (map[[2]int]*testproxy.Proxy, error) {
 	return links, nil
 }
 
-// link leads a server to all others through proxies, at its first start and at later ones.
+// link replaces the routes of a server to all others by proxies, for its first start and
+// for later ones.
 func (c *Cluster) link(i int, s *embedded.Config) {
-	for j, route := range s.Routes { // to those before it, which run
+	for j, route := range s.Routes { // routes to the servers before it, which run
 		if u, err := url.Parse(route); err == nil {
 			c.target(j, u.Host)
 		}
@@ -43,8 +44,8 @@ func (c *Cluster) link(i int, s *embedded.Config) {
 	}
 }
 
-// noWayAround keeps what servers tell each other of their addresses from leading around
-// the proxies: it is a dead end.
+// noWayAround makes servers advertise to each other an address that leads nowhere.
+// Otherwise they would connect to each other without the proxies.
 func noWayAround(s *embedded.Config) {
 	change := s.Options
 	s.Options = func(o *server.Options) {
@@ -55,7 +56,7 @@ func noWayAround(s *embedded.Config) {
 	}
 }
 
-// target tells the proxies where a server is.
+// target tells the proxies the address of the server j.
 func (c *Cluster) target(j int, addr string) {
 	for link, p := range c.links {
 		if link[1] == j {

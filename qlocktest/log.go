@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// record keeps what servers, nodes and clients log until it is known whether anybody
-// wants to read it. It is an io.Writer of whole lines.
+// record keeps what servers, nodes and clients log until it is known whether the log is
+// needed. It is an io.Writer of whole lines.
 type record struct {
 	start time.Time
 
@@ -18,7 +18,7 @@ type record struct {
 	dropped int
 }
 
-// most is how many lines are kept of a long test: the last ones.
+// most is how many lines are kept, which are the last ones.
 const most = 2000
 
 func (r *record) Write(line []byte) (int, error) {
@@ -43,7 +43,8 @@ func (r *record) String() string {
 	return text
 }
 
-// logger has attributes with each line, and the time since the cluster's start.
+// logger returns a logger that adds attrs to each line, and the time since the cluster's
+// start.
 func (r *record) logger(attrs ...any) *slog.Logger {
 	return slog.New(slog.NewTextHandler(r, &slog.HandlerOptions{
 		Level: slog.LevelDebug,

@@ -1,5 +1,5 @@
 // Qlock runs nodes, runs commands under a lock, and shows what a cluster does.
-// See qlock --help, and package internal/cli beside it.
+// See qlock --help, and package internal/cli.
 package main
 
 import (

@@ -13,8 +13,8 @@ import (
 	"github.com/qlock/qlock/embedded"
 )
 
-// demonstrate makes traffic to look at: a lock, a wait for it, readers, a try that
-// fails, and a lock that is lost because two of three nodes die.
+// demonstrate makes traffic to look at: a lock, a client that waits for it, readers, a try
+// that fails, and a lock that is lost because two of three nodes die.
 func demonstrate(ctx context.Context, subject string) (err error) {
 	fmt.Print("Neither -server nor NATS_URL is given: NATS with three nodes starts in this process,\n" +
 		"with some traffic. Requests to the nodes are in lower case, EVENTS in capitals.\n\n")
@@ -83,7 +83,7 @@ func demonstrate(ctx context.Context, subject string) (err error) {
 func traffic(ctx context.Context, client map[string]*qlock.Locker) error {
 	orders, billing, mail := client["orders"], client["billing"], client["mail"]
 
-	// One client holds the lock, one waits, one does not wait.
+	// One client holds the lock, one waits, and one does not wait.
 	first, err := orders.Lock(ctx, "orders.42")
 	if err != nil {
 		return err

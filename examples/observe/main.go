@@ -154,7 +154,7 @@ func (p *printer) count(what string) int {
 func (p *printer) print(subject string, body []byte) {
 	s, err := qlock.ParseSubject(subject)
 	switch {
-	case err != nil: // it is none of qlock's
+	case err != nil: // not a subject of qlock
 	case s.Verb == "":
 		p.printBatch(s, body)
 	default:
@@ -186,11 +186,11 @@ func (p *printer) printOne(s qlock.Subject, body []byte) {
 	fmt.Println(strings.TrimRight(line, " "))
 }
 
-// printBatch writes several requests that came in one message: a list, with verb and
-// name in each, which is encoded as in subjects.
+// printBatch writes several requests that came in one message. The body is a list, in which
+// each request has its verb and name; the name is encoded as in subjects.
 func (p *printer) printBatch(s qlock.Subject, body []byte) {
 	var list []json.RawMessage
-	_ = json.Unmarshal(body, &list) // anything but a list is not shown
+	_ = json.Unmarshal(body, &list) // a body that is not a list is not shown
 	for _, one := range list {
 		var r struct{ Verb, Name string }
 		if json.Unmarshal(one, &r) == nil && r.Verb != "" {

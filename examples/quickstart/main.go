@@ -160,8 +160,8 @@ type service struct {
 	name   string
 	nc     *nats.Conn
 	locker *qlock.Locker
-	added  int // increments that the store confirmed
-	lost   int // locks
+	added  int // number of increments that the store confirmed
+	lost   int // number of locks
 }
 
 func connect(ctx context.Context, s *show, cluster *embedded.Cluster, home int, name string) (*service, error) {
@@ -218,7 +218,8 @@ func (v *service) work(ctx, during context.Context, s *show, counter *store, cra
 		err := v.locker.Do(ctx, "counter", add)
 		switch {
 		case errors.Is(err, qlock.ErrLost):
-			v.lost++ // this machine stood still for a lease; the store was still safe
+			// This machine stood still for a lease. The store was still safe.
+			v.lost++
 		case err != nil:
 			return err
 		}
@@ -226,9 +227,9 @@ func (v *service) work(ctx, during context.Context, s *show, counter *store, cra
 	return nil
 }
 
-// store is what the lock protects. It is fenced: it rejects a write whose token is lower
-// than one that it has seen, so that a holder that was stopped for longer than its lease,
-// and wakes up, does no harm.
+// store is the data that the lock protects. It is fenced: it rejects a write whose token is
+// lower than one that it has seen. So a holder that was stopped for longer than its lease
+// does no harm when it resumes.
 type store struct {
 	mu     sync.Mutex
 	value  int

@@ -66,8 +66,8 @@ func run() (err error) {
 	defer stop()
 	var all sync.WaitGroup
 	for i, program := range []string{"A", "B"} {
-		// As in a separate process: a connection to a server of its own, and a
-		// Locker. The two share nothing but the name of the lock.
+		// As in a separate process, each program has a connection to a server of its own, and a
+		// Locker. The two share only the name of the lock.
 		nc, err := nats.Connect(cluster.Servers()[i].ClientURL(), nats.Name(program))
 		if err != nil {
 			return err
@@ -116,8 +116,8 @@ func run() (err error) {
 	return b.verdict()
 }
 
-// prices is what the lock protects: ask is always one above bid, except while a write
-// is in progress.
+// prices is the data that the lock protects: ask is always one above bid, except while a
+// write is in progress.
 type prices struct{ bid, ask int }
 
 func (p *prices) read() (bid, ask int) {
@@ -132,7 +132,7 @@ func (p *prices) rise() {
 	p.ask++
 }
 
-// pause reports whether there is more to do after it.
+// pause waits for d, and reports whether there is more to do then.
 func pause(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():
@@ -156,7 +156,7 @@ func wait(ctx context.Context, all *sync.WaitGroup) error {
 	}
 }
 
-// What somebody does.
+// What a reader or writer is doing.
 const (
 	away   = ' '
 	waits  = '.'
@@ -168,7 +168,7 @@ const (
 type board struct {
 	mu    sync.Mutex // guards the rest
 	names []string
-	now   []byte // what each does
+	now   []byte // what each reader and writer does
 	chart [][]byte
 	wrong error
 
@@ -208,7 +208,7 @@ func (b *board) check(bid, ask int) {
 	}
 }
 
-// fail keeps the first that went wrong. Call with b.mu held.
+// fail keeps the first error. It must be called with b.mu held.
 func (b *board) fail(err error) {
 	if b.wrong == nil {
 		b.wrong = err

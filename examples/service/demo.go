@@ -71,7 +71,7 @@ func demonstrate(ctx context.Context) (err error) {
 	return errors.Join(err, last.want("")) // the requests in progress were answered
 }
 
-// request is one that is in progress.
+// request is a request in progress.
 type request struct {
 	customer string
 	answer   chan *nats.Msg
@@ -100,7 +100,7 @@ func ask(ctx context.Context, nc *nats.Conn, customer string) *request {
 	return r
 }
 
-// want waits for the answer and checks its code, "" for none.
+// want waits for the answer and checks its code, which is "" if there is none.
 func (r *request) want(code string) error {
 	m, ok := <-r.answer
 	if !ok {
@@ -112,7 +112,7 @@ func (r *request) want(code string) error {
 	return nil
 }
 
-// terminate does what a supervisor does to end this process.
+// terminate ends this process as a supervisor does.
 func terminate(ctx context.Context) error {
 	p, err := os.FindProcess(os.Getpid())
 	if err != nil {

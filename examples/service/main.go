@@ -152,7 +152,8 @@ func start(ctx context.Context, server, cluster, name string, opts ...nats.Optio
 	return s, nil
 }
 
-// handle gives each request a goroutine, since micro calls it for one at a time.
+// handle runs each request in a goroutine of its own, because micro calls it for one
+// request at a time.
 func (s *service) handle(r micro.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,15 +1,15 @@
-// Package loopback keeps ports of 127.0.0.1 for servers that stop and start
-// again. A free port that a server found once may be anybody's while it is down:
-// the next who asks for a free one gets it now and then.
+// Package loopback reserves ports of 127.0.0.1 for servers that stop and start again. While
+// a server is down, another program may get its port: now and then a program that asks for
+// any free port gets that one.
 package loopback
 
-// Port is a port that is kept.
+// Port is a reserved port.
 type Port struct {
-	Number int // 0 where ports cannot be kept: any free one
+	Number int // 0, any free port, where ports cannot be reserved
 	close  func() error
 }
 
-// Close gives the port up. Calling it again does nothing.
+// Close releases the port. Further calls do nothing.
 func (p *Port) Close() error {
 	if p.close == nil {
 		return nil

@@ -6,11 +6,11 @@ import (
 	"syscall"
 )
 
-// Reserve finds a free port and keeps it until Close. It does so by a socket that
-// is bound and does not listen: connections are refused as if it were not there;
-// who asks for any free port does not get this one; and a server that asks for
-// this port has it, since such a socket and a listener share an address if both
-// have SO_REUSEADDR, which net.Listen sets.
+// Reserve finds a free port and reserves it until Close. It uses a socket that is bound and
+// does not listen. Connections are refused as if the socket did not exist, and a program
+// that asks for any free port does not get this one. A server that asks for this port gets
+// it, because such a socket and a listener may share an address if both have SO_REUSEADDR,
+// which net.Listen sets.
 func Reserve() (*Port, error) {
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -2,6 +2,6 @@
 
 package loopback
 
-// Reserve keeps nothing: other systems do not let a listener share the address of
-// a socket that is only bound.
+// Reserve reserves nothing: this system does not let a listener share the address of a
+// socket that is only bound.
 func Reserve() (*Port, error) { return &Port{}, nil }

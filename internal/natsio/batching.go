@@ -7,17 +7,18 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// batching is whether several requests of a client may go in one message. The subject
-// of a batch names no resource, so it needs a permission of its own, and a user who is
-// limited to some resources must not have it. Whether this user has it, and whether
-// nodes hear batches, is asked when there first is something to put together: by a batch
-// that wants nothing but an answer. Until that has come, requests go one by one.
+// batching decides whether several requests of a client may go in one message. The subject
+// of a batch names no resource, so a batch needs a permission of its own. A user who is
+// limited to some resources must not have that permission. To find out whether the user has
+// it, and whether the nodes subscribe to batches, the first occasion for a batch sends one
+// that only asks for an answer. Until the answer arrives, requests are sent one by one.
 //
-// The publisher's goroutine calls allowed; any goroutine may call the other methods.
+// Only the publisher's goroutine may call allowed. Any goroutine may call the other
+// methods.
 type batching struct {
 	subject string
 	state   atomic.Int32
-	asked   time.Time // the publisher's goroutine alone uses it
+	asked   time.Time // used by the publisher's goroutine only
 }
 
 const (
@@ -28,10 +29,11 @@ const (
 	batchesUnwanted
 )
 
-// batchPatience is how long an answer may take before it is asked again.
+// batchPatience is how long batching waits for an answer before it asks again.
 const batchPatience = 10 * time.Second
 
-// allowed reports whether batches may be sent. If that is not known, it asks.
+// allowed reports whether batches may be sent. If that is not known yet, it asks the nodes
+// and returns false.
 func (b *batching) allowed(nc Conn, inbox string) bool {
 	switch state := b.state.Load(); state {
 	case batchesAllowed:
@@ -43,16 +45,17 @@ func (b *batching) allowed(nc Conn, inbox string) bool {
 		b.asked = time.Now()
 		question := wire.AppendRequest(nil, &wire.Request{Verb: wire.Info, Nonce: "batch"})
 		question = append(wire.AppendToBatch(wire.AppendSeparator(nil), wire.Info, "", question), ']')
-		_ = nc.PublishRequest(b.subject, inbox, question) // what follows fails too, and reports it
+		// If this fails, the next publish fails too, and reports it.
+		_ = nc.PublishRequest(b.subject, inbox, question)
 	}
 	return false
 }
 
-// answered notes that a node answered a batch.
+// answered records that a node answered a batch.
 func (b *batching) answered() { b.state.CompareAndSwap(batchesAsked, batchesAllowed) }
 
-// deny notes that NATS lets no batch through, and reports whether some may have been
-// lost.
+// deny records that NATS denies batches. It reports whether batches with requests may have
+// been lost.
 func (b *batching) deny() (lost bool) {
 	if b.state.CompareAndSwap(batchesAllowed, batchesDenied) {
 		return true
@@ -61,26 +64,25 @@ func (b *batching) deny() (lost bool) {
 	return false
 }
 
-// reset forgets what was known of another connection to a server.
+// reset discards the result after a reconnect: it may not hold for the new connection.
 func (b *batching) reset() {
 	if b.state.Load() != batchesUnwanted {
 		b.state.Store(batchesUnknown)
 	}
 }
 
-// batch is several requests that are put into one message. The publisher's goroutine
-// alone uses it.
+// batch collects several requests for one message. Only the publisher's goroutine uses it.
 type batch struct {
-	most  int // bytes of it; 0: nothing fits
+	most  int // limit of its size in bytes; 0: no request fits
 	body  []byte
 	count int
 	reply bool // one of its requests wants an answer
 }
 
-// room is what a batch needs for a request beside its body.
+// room is how many bytes of a batch a request needs besides its name and body.
 const room = len(`,{"verb":"acquire","name":"",]`)
 
-// fits reports whether a request can be added to what there is already.
+// fits reports whether the batch has room for one more request.
 func (b *batch) fits(name string, body []byte) bool {
 	return b.count < wire.MaxBatch && len(b.body)+len(name)+len(body)+room <= b.most
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// Conn is what is used of a connection while a client runs. *nats.Conn is one. Each
-// of its methods may block for as long as the connection stands still.
+// Conn has the methods of a connection that a running client uses. *nats.Conn implements
+// it. Each method may block for as long as the connection is blocked.
 type Conn interface {
 	Publish(subject string, data []byte) error
 	PublishRequest(subject, reply string, data []byte) error
@@ -21,23 +21,24 @@ type Conn interface {
 	IsClosed() bool
 }
 
-// A NATS connection may stand still: while it flushes into a black hole, every call on
-// it waits for its mutex, for up to a minute. What has a context must come back
-// meanwhile, so calls on the connection are made by a goroutine that can be left behind.
+// A NATS connection may be blocked: while it flushes to a peer that accepts nothing, every
+// call on it waits for its mutex, for up to a minute. A function that has a context must
+// return meanwhile, so calls on the connection run in a goroutine that can be left behind.
 
-// ErrStandsStill: a context ended while a call on the connection did not come back.
+// ErrStandsStill means that a context ended while a call on the connection had not
+// returned.
 var ErrStandsStill = errors.New("the NATS connection is blocked: a call on it has not returned")
 
-// standsStill is how long a call may take to come back when its context has ended,
-// before the connection is said to stand still. What it says itself tells more.
+// standsStill is how long a call may take to return after its context has ended, before the
+// connection counts as blocked. If the call returns in that time, its own error says more.
 const standsStill = 100 * time.Millisecond
 
-// closePatience is how long Close waits for a connection that stands still.
+// closePatience is how long Close waits for a blocked connection.
 const closePatience = time.Second
 
-// Leave calls do, by which a client or a node that is closed leaves its connection, and
-// waits for it and for the log, but not for longer than a Close may take: then it logs
-// what comes of a connection that stands still, and returns nil.
+// Leave calls do, with which a closing client or node leaves its connection, and waits for
+// it and for the log. It waits no longer than a Close may take. If do has not returned by
+// then, Leave logs the message blocked and returns nil.
 func Leave(do func() error, log *Log, blocked string) error {
 	patience := time.NewTimer(closePatience - LogPatience)
 	defer patience.Stop()
@@ -53,13 +54,13 @@ func Leave(do func() error, log *Log, blocked string) error {
 	}
 }
 
-// NobodyHears reports whether a message is the server's word, in place of an answer, that
-// nobody subscribes to what was asked on.
+// NobodyHears reports whether m is the server's reply that there are no subscribers to the
+// subject of a request.
 func NobodyHears(m *nats.Msg) bool { return len(m.Data) == 0 && m.Header.Get("Status") == "503" }
 
-// Call calls do, which ends with ctx unless the connection stands still. If
-// it does, Call returns ErrStandsStill with the context's error, and undo is
-// called should do come back without an error.
+// Call calls do and returns its error. do must end with ctx, which it does unless the
+// connection is blocked. If it does not return, Call returns ErrStandsStill together with
+// the context's error. If do then succeeds after all, undo is called.
 func Call(ctx context.Context, do func() error, undo func()) error {
 	done := make(chan error, 1)
 	go func() { done <- do() }()
@@ -83,7 +84,8 @@ func Call(ctx context.Context, do func() error, undo func()) error {
 	return fmt.Errorf("%w: %w", ErrStandsStill, ContextError(ctx))
 }
 
-// CloseCause is what is known of why a connection is closed for ever.
+// CloseCause returns an error that says, as far as known, why a connection is closed
+// permanently.
 func CloseCause(nc Conn) error {
 	if last := nc.LastError(); last != nil && !errors.Is(last, nats.ErrConnectionClosed) {
 		return fmt.Errorf("%w, its last error was: %w", nats.ErrConnectionClosed, last)
@@ -91,8 +93,8 @@ func CloseCause(nc Conn) error {
 	return nats.ErrConnectionClosed
 }
 
-// ContextError is why ctx ended, nil if it has not: its error, and its cause where that
-// says something else.
+// ContextError returns why ctx ended, or nil if it has not ended. The result wraps the
+// context's error, and also its cause where that differs.
 func ContextError(ctx context.Context) error {
 	err, cause := ctx.Err(), context.Cause(ctx)
 	if err == nil || errors.Is(cause, err) {
@@ -101,14 +103,14 @@ func ContextError(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", err, cause)
 }
 
-// enoughPayload is a max_payload with which nothing has to be left out.
+// enoughPayload is a max_payload, in bytes, at which no message has to be shortened.
 const enoughPayload = 8 << 10
 
-// Advise warns of what will cost locks some day: a connection that is closed for ever by
-// what passes, or that finds a silent server too late for another. lease is how long
-// one may be silent.
+// Advise logs warnings about connection options that will cost locks some day. Such a
+// connection is closed permanently by a fault that passes, or detects a silent server too
+// late to reach another one. lease is how long a client may go without an answer.
 func Advise(nc *nats.Conn, lease time.Duration, log *Log, about string) {
-	o := &nc.Opts // of how the connection was made: these never change
+	o := &nc.Opts // options of the connection's making: these never change
 	var faults []string
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
 	if !o.AllowReconnect {
@@ -135,21 +137,22 @@ func Advise(nc *nats.Conn, lease time.Duration, log *Log, about string) {
 	}
 }
 
-// silenceTime is how long a connection may take until it is one to another server: the
-// client library gives up when so many pings and one more were not answered.
+// silenceTime returns how long it may take until a silent server is replaced by another
+// one. The client library gives up a server when so many pings and one more were not
+// answered.
 func silenceTime(o *nats.Options, alone bool) time.Duration {
 	if o.PingInterval <= 0 {
 		return 1 << 62
 	}
 	d := o.PingInterval * time.Duration(o.MaxPingsOut+1)
 	if alone && o.CustomReconnectDelayCB == nil {
-		d += o.ReconnectWait // else another server is tried at once
+		d += o.ReconnectWait // otherwise another server is tried at once
 	}
 	return d
 }
 
-// silenceLeft is what is left of a lease, in the worst case, when nothing is answered
-// any more: the last refresh that was is a third of it ago (C1, C6).
+// silenceLeft returns what remains of a lease, in the worst case, when answers stop: the
+// last refresh that succeeded is a third of the lease ago (C1, C6).
 func silenceLeft(lease time.Duration) time.Duration {
 	return lease - lease/50 - lease/3
 }

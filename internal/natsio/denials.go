@@ -12,36 +12,35 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// A NATS server tells what a user may not publish by an error on the connection, not by
-// an answer. The connection is the caller's, and so is its error handler: while clients
-// use the connection, it is wrapped, and it still gets all errors but those that answer
-// a question of a client's own. Should the caller set another handler meanwhile, the
-// connection's last error is read in its place, which is slower when several requests
-// are denied at once.
+// A NATS server reports a denied publish by an error on the connection, not by an answer.
+// The connection and its error handler belong to the caller. While clients use the
+// connection, the handler is wrapped: it still gets all errors, except those that answer a
+// client's own question. If the caller sets another handler meanwhile, the connection's
+// last error is read instead. That takes longer when several requests are denied at once.
 
-// Denials is what one client learns of publishes that NATS denied. Its owner calls
-// Watch once, Stop when it hears of no more, and then Restore. Read is called by the
-// publisher's goroutine, and tell by that of the connection's callbacks.
+// Denials reports the publishes of one client that NATS denied. Its owner calls Watch once,
+// Stop when it needs no more reports, and then Restore. The publisher's goroutine calls
+// Read, and the goroutine of the connection's callbacks calls tell.
 type Denials struct {
 	nc   Conn
 	told func(err error, known bool) (expected bool)
 
-	mu      sync.Mutex // guards what follows; told is not called under it
-	last    error      // that was looked at
+	mu      sync.Mutex // guards what follows; not held during calls of told
+	last    error      // last error that was examined
 	watched *watched   // nil before Watch
 }
 
-// NewDenials makes a Denials whose owner knows the error last already. told is called
-// with each error that may say that a publish was denied, from the goroutine of
-// the connection's callbacks or that which calls Read. known says that it was told of
-// this very error last. It reports whether the owner expected the error, so that the
-// caller's handler need not hear of it.
+// NewDenials returns a Denials whose owner knows the error last already. told is called
+// with each error that may say that a publish was denied. The call comes from the goroutine
+// of the connection's callbacks or from the one that calls Read. known means that told was
+// last called with this same error. told reports whether the owner expected the error; the
+// caller's handler does not get an expected error.
 func NewDenials(nc Conn, last error, told func(err error, known bool) (expected bool)) *Denials {
 	return &Denials{nc: nc, last: last, told: told}
 }
 
-// Read looks at what the connection remembers, which is its last error. It blocks while
-// the connection stands still.
+// Read examines the last error that the connection remembers. It blocks while the
+// connection is blocked.
 func (d *Denials) Read() {
 	if err := d.nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) {
 		d.tell(err)
@@ -51,13 +50,13 @@ func (d *Denials) Read() {
 func (d *Denials) tell(err error) (expected bool) {
 	d.mu.Lock()
 	known := err == d.last
-	d.last = err // the connection remembers it until the next
+	d.last = err // the connection remembers it until the next error
 	d.mu.Unlock()
 	return d.told(err, known)
 }
 
-// Watch wraps the error handler of the connection. It blocks while the connection stands
-// still.
+// Watch wraps the error handler of the connection. It blocks while the connection is
+// blocked.
 func (d *Denials) Watch(nc *nats.Conn) {
 	w := watchedOf(nc)
 	d.mu.Lock()
@@ -67,7 +66,7 @@ func (d *Denials) Watch(nc *nats.Conn) {
 	w.wrap(nc)
 }
 
-// Stop ends the calls of told that Watch causes. It does not touch the connection.
+// Stop ends the calls of told that Watch causes. It does not use the connection.
 func (d *Denials) Stop() {
 	d.mu.Lock()
 	w := d.watched
@@ -77,10 +76,10 @@ func (d *Denials) Stop() {
 	}
 }
 
-// Restore gives the connection the error handler back that it had before Watch, if
-// nobody else uses it, and nobody has set or wrapped it since. nats.go has handlers that
-// can be read and set, but no way to do both at once: a handler that is set in the very
-// moment may be overwritten. It blocks while the connection stands still.
+// Restore sets the error handler that the connection had before Watch, if no other client
+// uses the connection, and if the handler was not set or wrapped since. nats.go can read
+// and set a handler, but cannot do both at once: Restore may overwrite a handler that is
+// set at the same moment. It blocks while the connection is blocked.
 func (d *Denials) Restore(nc *nats.Conn) {
 	d.mu.Lock()
 	w := d.watched
@@ -90,10 +89,10 @@ func (d *Denials) Restore(nc *nats.Conn) {
 	}
 }
 
-// watched is a connection whose errors are listened to.
+// watched is a connection whose error handler is wrapped.
 type watched struct {
-	// setting is held by whoever changes the connection's handler, while its calls on the
-	// connection may block. Nobody else waits for it.
+	// setting is held while the connection's handler is changed. The calls on the connection
+	// may block then, so nothing else waits for setting.
 	setting sync.Mutex
 
 	mu  sync.Mutex // guards all; nothing is called under it
@@ -133,7 +132,7 @@ func (w *watched) list() []*Denials {
 	return all
 }
 
-// tell tells all clients. It reports whether one of them expected the error.
+// tell passes an error to all clients, and reports whether one of them expected it.
 func (w *watched) tell(err error) (expected bool) {
 	for _, d := range w.list() {
 		expected = d.tell(err) || expected
@@ -141,7 +140,7 @@ func (w *watched) tell(err error) (expected bool) {
 	return expected
 }
 
-// wrap puts a handler of ours in front of the connection's, unless one is there already.
+// wrap puts our handler in front of the connection's, unless it is there already.
 func (w *watched) wrap(nc *nats.Conn) {
 	w.setting.Lock()
 	defer w.setting.Unlock()
@@ -151,8 +150,9 @@ func (w *watched) wrap(nc *nats.Conn) {
 	}
 }
 
-// unwrap takes our handler away if it is the outermost and no client needs it. If another
-// is around it, as that of a service of package micro, ours stays and passes errors on.
+// unwrap removes our handler if it is the outermost and no client needs it. If another
+// handler wraps ours, as that of a service of package micro does, ours stays and passes
+// errors on.
 func (w *watched) unwrap(nc *nats.Conn) {
 	w.setting.Lock()
 	defer w.setting.Unlock()
@@ -183,16 +183,16 @@ func (w *wrapper) handle(nc *nats.Conn, sub *nats.Subscription, err error) {
 	}
 }
 
-// identify is what a wrapper is called with to tell that it is one, since functions
-// cannot be compared.
+// identify is the error that a wrapper is called with so that it identifies itself, since
+// functions cannot be compared.
 type identify struct{ wrapper *wrapper }
 
 func (*identify) Error() string { return "which error handler is this?" }
 
 var handleCode = reflect.ValueOf((&wrapper{}).handle).Pointer()
 
-// wrapperOf is the wrapper whose method h is, or nil. It calls no code but our own: of
-// the caller's handler it looks at the address.
+// wrapperOf returns the wrapper whose method h is, or nil. It calls our own code only; it
+// looks at the address of the caller's handler, and does not call it.
 func wrapperOf(h nats.ErrHandler) *wrapper {
 	if h == nil || reflect.ValueOf(h).Pointer() != handleCode {
 		return nil
@@ -202,7 +202,7 @@ func wrapperOf(h nats.ErrHandler) *wrapper {
 	return who.wrapper
 }
 
-// DeniedSubject takes the subject out of the server's words: Permissions Violation for
+// DeniedSubject extracts the subject from the server's message: Permissions Violation for
 // Publish to "<subject>".
 func DeniedSubject(err error) (string, bool) {
 	_, rest, ok := strings.Cut(err.Error(), `Publish to "`)
@@ -215,7 +215,8 @@ func DeniedSubject(err error) (string, bool) {
 	return subject, ok
 }
 
-// PermissionError says that err means that a permission is missing.
+// PermissionError returns an error that says that a permission for subject is missing. It
+// wraps err.
 func PermissionError(subject string, err error) error {
 	return fmt.Errorf("the NATS user lacks a permission for %s: %w", subject, err)
 }

@@ -8,27 +8,28 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Leaps notes when the wall clock went ahead of the monotonic one. Locks are lost by that
-// (C8), since it may mean that the machine slept; whoever lost one should know. It has no
-// lock of its own: its owner's guards it.
+// Leaps records when the wall clock went ahead of the monotonic clock. That may mean that
+// the machine slept, so locks are lost by it (C8), and their holders should learn why.
+// Leaps has no lock of its own: its owner's lock guards it.
 type Leaps struct {
 	known  bool
-	offset time.Duration // of the wall clock from the monotonic one
-	by     time.Duration // the last leap
+	offset time.Duration // of the wall clock from the monotonic clock
+	by     time.Duration // size of the last leap
 	at     time.Duration // when it was seen, by the monotonic clock
-	asleep time.Duration // of that, asleep, if the machine tells
+	asleep time.Duration // the part of by in which the machine slept, if that is known
 	tells  bool
-	slept  time.Duration // until now, but for a constant, if it tells
+	slept  time.Duration // total time asleep so far, plus a constant, if that is known
 }
 
-// leap is more than clocks are slewed by in a second.
+// leap is the smallest difference that counts as a leap. It is more than clocks are slewed
+// by in a second.
 const leap = 50 * time.Millisecond
 
-// Read takes a reading of the clocks.
+// Read evaluates a reading of the clocks.
 func (w *Leaps) Read(now wire.Now) {
 	offset := time.Duration(now.Wall)*time.Microsecond - now.Mono
 	if ahead := offset - w.offset; !w.known || ahead > leap {
-		// Both go on evenly, but that one stands still while the machine sleeps.
+		// Both clocks run evenly, but the monotonic clock stops while the machine sleeps.
 		up := statedir.Uptime()
 		slept, tells := up-now.Mono, up > 0
 		if w.known {
@@ -40,7 +41,8 @@ func (w *Leaps) Read(now wire.Now) {
 	w.offset = offset
 }
 
-// Explain says why locks were lost, if a leap within the lease explains it; else "".
+// Explain returns why locks were lost if a leap within the lease explains it, and otherwise
+// "".
 func (w *Leaps) Explain(now wire.Now, lease time.Duration) string {
 	by := w.by.Round(time.Millisecond)
 	switch {

@@ -10,15 +10,15 @@ import (
 	"github.com/qlock/qlock/internal/logqueue"
 )
 
-// Log writes at most one line a second for each message, and says how many it left
-// out: what it reports may come from anybody, at any rate. Any goroutine may use it. It
-// never waits for the logger, because its users have deadlines: they end the contexts
-// of lost locks, or vote.
+// Log writes at most one line a second for each message, and says how many it left out:
+// anyone may cause what it reports, at any rate. Any goroutine may use it. It never waits
+// for the logger, because its users have deadlines: they end the contexts of lost locks, or
+// vote.
 type Log struct {
-	log   *slog.Logger // into queue
+	log   *slog.Logger // writes into queue
 	queue *logqueue.Handler
 
-	mu   sync.Mutex        // guards last, kept short
+	mu   sync.Mutex        // guards last; held briefly
 	last map[string]*limit // by kind of message
 }
 
@@ -27,30 +27,31 @@ type limit struct {
 	skipped int
 }
 
-// NewLog makes a Log in front of l. Its lines have the attributes attrs.
+// NewLog returns a Log that writes to l. Its lines have the attributes attrs.
 func NewLog(l *slog.Logger, attrs ...any) *Log {
 	queue := logqueue.New(l.Handler())
 	return &Log{log: slog.New(queue).With(attrs...), queue: queue, last: map[string]*limit{}}
 }
 
-// LogPatience is how long a Close waits for the logger to take the last lines.
+// LogPatience is how long a Close waits for the logger to write the last lines.
 const LogPatience = 100 * time.Millisecond
 
-// Logger is the logger behind the limit, for lines that are written once.
+// Logger returns the logger without the rate limit, for lines that are written once.
 func (l *Log) Logger() *slog.Logger { return l.log }
 
-// Dropped is how many lines the logger did not take in time.
+// Dropped returns how many lines were dropped because the logger was too slow.
 func (l *Log) Dropped() uint64 { return l.queue.Dropped() }
 
-// Flush waits until the logger has taken all lines, for patience at most.
+// Flush waits until the logger has written all lines, but at most for patience.
 func (l *Log) Flush(patience time.Duration) {
 	giveUp := time.NewTimer(patience)
 	defer giveUp.Stop()
 	l.queue.Flush(giveUp.C)
 }
 
-// Line logs msg; args may be anything. The variable part of msg stands in parentheses,
-// because it must not count as a message of its own.
+// Line logs msg with args, as slog.Logger.Log does, unless the rate limit of msg is
+// reached. args may be anything. The variable part of msg must be in parentheses, so that
+// it does not count as a message of its own.
 func (l *Log) Line(level slog.Level, msg string, args ...any) {
 	if !l.log.Enabled(context.Background(), level) {
 		return

@@ -14,73 +14,74 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// PublisherConfig is what a Publisher is told at its start.
+// PublisherConfig is the configuration of a Publisher.
 type PublisherConfig struct {
 	Cluster, Client string
-	Inbox           string // where answers go
-	Batches         bool   // requests may go together in one message, if NATS lets them
-	MaxPayload      int    // bytes of a message that the connection takes; 0: not known
+	Inbox           string // where answers are sent
+	Batches         bool   // several requests may go in one message, if NATS permits it
+	MaxPayload      int    // largest message that the connection takes, bytes; 0: not known
 }
 
-// PublisherOwner is told by a Publisher what it finds when it looks at its connection.
-// The Publisher's goroutine makes the calls, before it publishes more.
+// PublisherOwner receives what a Publisher finds when it looks at its connection. The
+// Publisher's goroutine makes the calls, before it publishes more.
 type PublisherOwner interface {
-	// BeforePublish is called before messages are published; acquired is the highest
-	// claim number that they ask for, or 0.
+	// BeforePublish is called before messages are published; acquired is the highest claim
+	// number that they ask for, or 0.
 	BeforePublish(acquired uint64)
-	// PayloadChanged says that the connection takes another number of bytes now.
+	// PayloadChanged is called when the size of the largest message that the connection takes
+	// has changed to most bytes.
 	PayloadChanged(most int)
-	// ConnectionClosed says that the connection is closed for ever. It may be called
+	// ConnectionClosed is called when the connection is closed permanently. It may be called
 	// again.
 	ConnectionClosed()
 }
 
-// Publisher publishes for a client, in order, from a goroutine of its own, which calls
-// Run. Publishing may stand still for as long as the connection does: while it
-// reconnects or flushes into a black hole, every call on it waits for its mutex, for up
-// to a minute. The clock goes on meanwhile, and whoever holds a lock must be told that
-// it is lost. So only the Publisher's goroutine touches the connection while a client
-// runs. Any goroutine may call the other methods, and none of them waits.
+// Publisher publishes the messages of a client, in order, from a goroutine of its own,
+// which calls Run. Publishing may block for as long as the connection does: while the
+// connection reconnects, or flushes to a peer that accepts nothing, every call on it waits
+// for its mutex, for up to a minute. Leases go on expiring meanwhile, and the holder of a
+// lost lock must be told in time. So only the Publisher's goroutine uses the connection
+// while a client runs. Any goroutine may call the other methods, and none of them waits.
 type Publisher struct {
 	nc    Conn
 	cfg   PublisherConfig
 	owner PublisherOwner
 	log   *Log
-	most  atomic.Int64 // bytes of a message that the connection takes; 0: not known yet
+	most  atomic.Int64 // largest message that the connection takes, bytes; 0: not known yet
 
 	batching batching
 
 	mu      sync.Mutex // guards what follows; nothing is published under it
 	queue   queue
-	spare   queue // the memory of the queue before
+	spare   queue // the memory of the previous queue
 	dropped bool  // messages were dropped since the queue was last taken
-	crowded bool  // several goroutines lock and unlock just now
-	paused  int   // how often it was told to publish nothing for now
+	crowded bool  // several goroutines lock and unlock at present
+	paused  int   // number of calls of Pause without a Resume
 	timed   bool  // the timer for events runs
 
 	wake   chan struct{} // has room for one
-	events *time.Timer   // sees to events that nothing else took along
+	events *time.Timer   // publishes events if no request takes them along
 
-	yieldAgain atomic.Int64 // until then (ns since 1970) nobody gives way in Yield
+	yieldAgain atomic.Int64 // Yield does nothing until then (ns since 1970)
 
-	// The goroutine of Run alone uses these.
+	// Only the goroutine of Run uses these.
 	batch       batch
 	noWaitUntil time.Time // until then it does not wait for others to add their messages
 }
 
-// eventDelay is how long events wait for company. Most locks are given back before
-// that, and an event that goes with the release costs no flush and no switch of its
-// own.
+// eventDelay is how long events wait for other messages. Most locks are released before
+// that. An event that goes with the release needs no flush and no switch of goroutines of
+// its own.
 const eventDelay = 2 * time.Millisecond
 
-// longTurn is as long as Go lets one goroutine compute while others are ready to run,
-// and busyTime how long nobody is waited for after somebody computed that long.
+// longTurn is how long Go lets one goroutine compute while others are ready to run. After a
+// wait that long, the Publisher does not wait for other goroutines for busyTime.
 const (
 	longTurn = 10 * time.Millisecond
 	busyTime = time.Second
 )
 
-// NewPublisher makes a Publisher. It publishes nothing until Run is called.
+// NewPublisher returns a Publisher. It publishes nothing until Run is called.
 func NewPublisher(nc Conn, cfg PublisherConfig, log *Log, owner PublisherOwner) *Publisher {
 	p := &Publisher{nc: nc, cfg: cfg, owner: owner, log: log, wake: make(chan struct{}, 1)}
 	p.most.Store(int64(cfg.MaxPayload))
@@ -92,9 +93,10 @@ func NewPublisher(nc Conn, cfg PublisherConfig, log *Log, owner PublisherOwner) 
 	return p
 }
 
-// Requests queues what a step of the machine gave. Call it in the order of the steps:
-// were an acquire to overtake its claim's release, the nodes would have a vote for nobody
-// until it is swept (C9). crowded says that several goroutines lock and unlock just now.
+// Requests queues the requests of one step of the machine. It must be called in the order
+// of the steps: if an acquire overtook the release of its claim, the nodes would have a
+// vote for a claim that is over until it is swept (C9). crowded means that several
+// goroutines lock and unlock at present.
 func (p *Publisher) Requests(all []wire.Request, crowded bool) {
 	p.mu.Lock()
 	p.crowded = crowded
@@ -110,7 +112,7 @@ func (p *Publisher) Requests(all []wire.Request, crowded bool) {
 	p.Wake()
 }
 
-// Event queues an event. It goes with the next request, or a little later.
+// Event queues an event. It is published with the next request, or a little later.
 func (p *Publisher) Event(kind, resource string, e *wire.EventBody) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -135,15 +137,15 @@ func (p *Publisher) wakeForEvents() {
 	}
 }
 
-// Pause keeps it from publishing until Resume was called as often. It looks at the
-// connection meanwhile, as ever.
+// Pause stops publishing until Resume was called as often as Pause. The Publisher still
+// looks at the connection meanwhile.
 func (p *Publisher) Pause() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.paused++
 }
 
-// Resume undoes one Pause.
+// Resume cancels one Pause.
 func (p *Publisher) Resume() {
 	p.mu.Lock()
 	p.paused--
@@ -151,7 +153,7 @@ func (p *Publisher) Resume() {
 	p.Wake()
 }
 
-// Wake makes it look at the connection, also when there is nothing to publish.
+// Wake makes the Publisher look at the connection, even if it has nothing to publish.
 func (p *Publisher) Wake() {
 	select {
 	case p.wake <- struct{}{}:
@@ -159,9 +161,9 @@ func (p *Publisher) Wake() {
 	}
 }
 
-// Yield lets the Publisher publish before its caller goes on, for programs that end, or
-// close their connection, right after their last Unlock. It is no promise; and in a
-// program that computes all the time it is not tried.
+// Yield gives the Publisher an opportunity to publish before the caller goes on. It is for
+// programs that end, or close their connection, right after their last Unlock. It
+// guarantees nothing, and it does nothing in a program that computes all the time.
 func (p *Publisher) Yield() {
 	before := time.Now()
 	if before.UnixNano() < p.yieldAgain.Load() {
@@ -173,7 +175,8 @@ func (p *Publisher) Yield() {
 	}
 }
 
-// MaxBody is how many bytes of a message the connection takes, as far as known.
+// MaxBody returns the size of the largest message that the connection takes, in bytes, as
+// far as known.
 func (p *Publisher) MaxBody() int {
 	if most := p.most.Load(); most > 0 {
 		return int(most)
@@ -181,11 +184,11 @@ func (p *Publisher) MaxBody() int {
 	return wire.MaxBody
 }
 
-// BatchAnswered notes that a node answered a batch.
+// BatchAnswered records that a node answered a batch.
 func (p *Publisher) BatchAnswered() { p.batching.answered() }
 
-// BatchDenied takes the subject of a publish that NATS denied. It reports whether that
-// was a batch's, and whether requests may have been lost with it.
+// BatchDenied records that NATS denied a publish on subject. It reports whether that is the
+// subject of batches, and whether requests may have been lost with a batch.
 func (p *Publisher) BatchDenied(subject string) (isBatch, lost bool) {
 	if subject != p.batching.subject {
 		return false, false
@@ -193,11 +196,11 @@ func (p *Publisher) BatchDenied(subject string) (isBatch, lost bool) {
 	return true, p.batching.deny()
 }
 
-// Reconnected forgets what was known of another connection to a server: permissions may
-// be others now.
+// Reconnected discards what was known about the previous connection to a server: the
+// permissions may be different now.
 func (p *Publisher) Reconnected() { p.batching.reset() }
 
-// Run publishes until stop is closed, and then what there is.
+// Run publishes until stop is closed, and then publishes what is still queued.
 func (p *Publisher) Run(stop <-chan struct{}) {
 	defer p.events.Stop()
 	for {
@@ -211,9 +214,9 @@ func (p *Publisher) Run(stop <-chan struct{}) {
 	}
 }
 
-// publish looks at the connection and publishes what is queued.
+// publish looks at the connection and publishes the queue.
 func (p *Publisher) publish() {
-	// Another server may take less.
+	// After a reconnect, the new server may have a lower limit.
 	if most := p.nc.MaxPayload(); most > 0 && most != p.most.Swap(most) {
 		p.owner.PayloadChanged(int(most))
 	}
@@ -262,7 +265,7 @@ func (p *Publisher) send(q queue) (failed error) {
 		subject, name, body := subjects[last.subject:m.subject], subjects[m.name:m.subject], q.bodies[last.body:m.body]
 		last = m
 		switch {
-		case m.verb == "": // an event may overtake requests, but not they it
+		case m.verb == "": // an event may overtake requests, but requests may not overtake an event
 			publish(subject, body, m.reply)
 			continue
 		case !m.batchable():
@@ -282,10 +285,11 @@ func (p *Publisher) send(q queue) (failed error) {
 	return failed
 }
 
-// take gives what is to be published. Where several are about it, those that are ready
-// to run put in theirs first: what goes in one message costs all of us a fraction. But
-// in a program that computes all the time, that is to wait for a turn with those who
-// do, and each turn is ten milliseconds: then it does without for a while.
+// take returns the messages to publish. If several goroutines lock and unlock, those that
+// are ready to run may add their messages first, since messages that share a batch cost
+// much less. But in a program that computes all the time, this means to wait until
+// goroutines that compute have used their turns of ten milliseconds each. After such a
+// wait, take stops waiting for a while.
 func (p *Publisher) take() (q queue, dropped bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -304,6 +308,6 @@ func (p *Publisher) take() (q queue, dropped bool) {
 	}
 	q, dropped = p.queue, p.dropped
 	p.queue, p.dropped = p.spare, false
-	p.spare = queue{} // it is in use
+	p.spare = queue{} // in use now
 	return q, dropped
 }

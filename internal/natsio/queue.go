@@ -5,34 +5,35 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// queue is messages that wait to be published, in order. Its subjects become one string
+// queue holds messages that wait to be published, in order. Its subjects become one string
 // when they are published. It has no lock of its own: the publisher's guards it.
 type queue struct {
 	messages  []message
 	subjects  []byte
 	bodies    []byte
 	acquired  uint64 // highest claim number that its requests ask for, or 0
-	batchable int    // requests that may go in one message with others
+	batchable int    // number of requests that may share a message with others
 }
 
 type message struct {
-	verb          wire.Verb // "": an event
-	name          int       // where the resource begins, which is the end of the subject if there is none
-	subject, body int       // their ends; they begin where those of the message before end
+	verb wire.Verb // "": an event
+	// where the resource begins; the end of the subject if there is none
+	name          int
+	subject, body int // where they end; they begin where those of the previous message end
 	reply         bool
 }
 
-// batchable reports whether the message may go in one with others.
+// batchable reports whether the message may share a message with others.
 func (m *message) batchable() bool { return m.verb.InBatch() && m.name < m.subject }
 
-// mostWaiting is how many bytes wait for a connection that stands still. What does
-// not fit is dropped: the protocol repeats what matters.
+// mostWaiting is how many bytes may wait for a blocked connection. Messages beyond that are
+// dropped: the protocol repeats what matters.
 const mostWaiting = 4 << 20
 
 func (q *queue) isFull() bool { return len(q.bodies) > mostWaiting }
 
-// addRequest adds a request, whose resource is encoded already. If it is longer than
-// most, it goes without what is for people: a lock matters more.
+// addRequest adds a request, whose resource must be encoded already. If it is longer than
+// most bytes, it is sent without the texts for people, because the lock matters more.
 func (q *queue) addRequest(cluster string, r *wire.Request, most int) {
 	q.subjects = subject.AppendRequest(q.subjects, cluster, string(r.Verb), r.Client, r.Resource)
 	begin := len(q.bodies)
@@ -50,7 +51,7 @@ func (q *queue) addRequest(cluster string, r *wire.Request, most int) {
 	}
 }
 
-// addEvent adds what nobody answers. If it is longer than most, it goes without its note.
+// addEvent adds an event. If it is longer than most bytes, it is sent without its note.
 func (q *queue) addEvent(cluster, kind, client, resource string, e *wire.EventBody, most int) {
 	q.subjects = subject.AppendEvent(q.subjects, cluster, kind, client, resource)
 	begin := len(q.bodies)
@@ -68,10 +69,10 @@ func (q *queue) end(verb wire.Verb, name int, reply bool) {
 	}
 }
 
-// emptied is a queue without messages that has the memory of q, unless that is much.
+// emptied returns an empty queue that reuses the memory of q, unless that is large.
 func (q *queue) emptied() queue {
 	if cap(q.bodies) > mostWaiting/4 {
-		return queue{} // that was a bad time, do not keep it
+		return queue{} // it grew in an exceptional situation: free it
 	}
 	return queue{messages: q.messages[:0], subjects: q.subjects[:0], bodies: q.bodies[:0]}
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// Users writes a server's authorization block for users with passwords.
+// Users returns a server's authorization block for users with passwords.
 func Users(users ...User) (string, error) {
 	if err := checkUsers(users); err != nil {
 		return "", err
@@ -21,14 +21,14 @@ func Users(users ...User) (string, error) {
 	return w.String(), nil
 }
 
-// Files are the paths of a server's certificate, its key, and the authority that
-// issues certificates, as the server reads them.
+// Files holds the paths of a server's certificate, its key, and the authority that issues
+// certificates, as the server reads them.
 type Files struct{ Cert, Key, CA string }
 
-// UsersByCertificate writes the blocks tls and authorization for users who show
-// a certificate instead of a password: a user is who has its name as a DNS name,
-// or as an e-mail address, in its certificate. The connection is encrypted and
-// both ends are certain of each other.
+// UsersByCertificate returns the blocks tls and authorization for users who present a
+// certificate instead of a password. The server takes a client for the user whose name the
+// client's certificate contains as a DNS name or as an e-mail address. The connection is
+// encrypted, and both ends authenticate each other.
 func UsersByCertificate(f Files, users ...User) (string, error) {
 	if err := checkUsers(users); err != nil {
 		return "", err
@@ -41,9 +41,9 @@ func UsersByCertificate(f Files, users ...User) (string, error) {
 	return w.String(), nil
 }
 
-// Routes writes the block cluster of a server in a mesh whose servers show each
-// other certificates. The certificate must serve for both ends of a connection.
-// List all servers of the mesh; the server's own address may be among them.
+// Routes returns the block cluster for a server of a mesh whose servers authenticate each
+// other by certificates. The certificate must be valid for both ends of a connection. List
+// all servers of the mesh; the server's own address may be among them.
 func Routes(cluster, listen string, f Files, routes ...string) (string, error) {
 	if err := checkToken("cluster", cluster); err != nil {
 		return "", err
@@ -60,22 +60,23 @@ func Routes(cluster, listen string, f Files, routes ...string) (string, error) {
 	return w.String(), nil
 }
 
-// Account is a NATS account that uses the lock service of another.
+// Account is a NATS account that uses the lock service of another account.
 type Account struct {
 	Name  string
 	Users []User
 }
 
-// Accounts writes the block accounts: the account name with the nodes, and
-// accounts that use its lock service. Each of those may ask only under the names of
-// the users listed for it here, and for what their roles may ask, whatever users it
-// may get later; the events of these, and no others, reach the observers of the first account.
+// Accounts returns the block accounts: the account name with the nodes, and the accounts
+// that use its lock service. Each of these may send requests only under the names of the
+// users that are listed for it here, and only those that their roles allow, whatever users
+// it gets later. The events of these users reach the observers of the first account, and no
+// other events do.
 //
-// Answers to one request are several, so the export must be a stream of them. The
-// server keeps a record of every request across accounts for as long as its
-// answers may come: this is bounded by a minute, which is longer than any wait
-// for an answer unless leases are longer than three minutes, since a client that
-// waits asks anew every third of its lease.
+// One request has several answers, so the export must be a stream of them. The server keeps
+// a record of every request across accounts for as long as its answers may come, for which
+// the configuration sets a limit of one minute. That is longer than any wait for an answer
+// unless leases are longer than three minutes, since a waiting client repeats its request
+// every third of its lease.
 func Accounts(name string, users []User, others ...Account) (string, error) {
 	all := append([]User(nil), users...)
 	names := map[string]bool{name: true}
@@ -145,10 +146,10 @@ func Accounts(name string, users []User, others ...Account) (string, error) {
 	return w.String(), nil
 }
 
-// services are the subjects that the account may ask on: those of its users' roles,
-// for all resources, since what its users are limited to is for their account to say.
-// With a wildcard in place of the verb, whoever governs the account could let a client
-// evict others.
+// services returns the subjects on which the account may send requests. They follow from
+// the roles of its users and include all resources: limiting its users to some resources is
+// up to their account. The subjects name each verb. With a wildcard in place of the verb,
+// the administrator of the account could let a client evict others.
 func (a Account) services() []string {
 	var out []string
 	for _, u := range a.Users {
@@ -166,7 +167,7 @@ func (a Account) services() []string {
 	return out
 }
 
-// events are the subjects on which the account's clients tell what they do.
+// events returns the subjects on which the account's clients publish events.
 func (a Account) events() []string {
 	var out []string
 	for _, u := range a.Users {
@@ -177,8 +178,8 @@ func (a Account) events() []string {
 	return out
 }
 
-// acrossAccounts lets nodes answer requests of other accounts: the server puts a
-// reply subject of its own under _R_ in place of the inbox.
+// acrossAccounts lets nodes answer requests of other accounts: the server replaces the
+// inbox by a reply subject of its own under _R_.
 func acrossAccounts(users []User) []User {
 	out := append([]User(nil), users...)
 	for i := range out {
@@ -189,10 +190,10 @@ func acrossAccounts(users []User) []User {
 	return out
 }
 
-// SigningKeys writes commands of the tool nsc that give an account in operator
-// mode a scoped signing key for each of the users, whose names must be Template.
-// A user that is issued with such a key has the permissions of its role, under
-// its own name, and whoever has only that key can issue no others.
+// SigningKeys returns commands of the tool nsc that create, for an account in operator
+// mode, a scoped signing key for each of the users, whose names must be Template. A user
+// that is issued with such a key has the permissions of its role, under its own name. The
+// owner of only that key can issue no other users.
 func SigningKeys(account string, users ...User) (string, error) {
 	if err := checkToken("account", account); err != nil {
 		return "", err
@@ -223,7 +224,7 @@ func SigningKeys(account string, users ...User) (string, error) {
 	return b.String(), nil
 }
 
-// writer indents what stands between braces.
+// writer indents the text between braces.
 type writer struct {
 	strings.Builder
 	depth int
@@ -291,6 +292,6 @@ func (w *writer) users(users []User, passwords bool) {
 	w.close("]")
 }
 
-// quoted is a string of a configuration file. NATS knows the escapes of Go's that
-// can occur here.
+// quoted returns s as a string of a configuration file. NATS understands those escapes of
+// Go that can occur here.
 func quoted(s string) string { return strconv.Quote(s) }

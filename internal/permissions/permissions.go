@@ -1,9 +1,9 @@
-// Package permissions writes NATS configuration in which a user can do with
-// locks what its role allows, and nothing else: who may lock under which name,
-// and what, is enforced by the NATS server, before a message reaches a node.
+// Package permissions writes NATS configuration that limits a user to what its role allows.
+// The NATS server then enforces who may lock what under which name, before a message
+// reaches a node.
 //
-// docs/security.md has what it writes, and why. The tests of integration/security
-// run real servers with it.
+// docs/security.md shows what this package writes, and explains it. The tests of
+// integration/security run real servers with it.
 package permissions
 
 import (
@@ -17,38 +17,40 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// Template stands for a user's name in the permissions of a scoped signing key:
-// the server puts in the name of the user that connects. It knows it in operator
-// mode (JWT) only.
+// Template is the placeholder of a user's name in the permissions of a scoped signing key.
+// The server replaces it by the name of the user that connects, in operator mode (JWT)
+// only.
 const Template = "{{name()}}"
 
-// Role is what a user is.
+// Role is the role of a user, which determines its permissions.
 type Role string
 
 const (
-	RoleClient    Role = "client"    // takes locks under its own name
+	RoleClient    Role = "client"    // locks under its own name
 	RoleObserver  Role = "observer"  // sees events
 	RoleAuditor   Role = "auditor"   // sees events and requests
-	RoleMonitor   Role = "monitor"   // asks nodes how they are
-	RoleInspector Role = "inspector" // asks nodes who holds what
-	RoleOperator  Role = "operator"  // the same, and evicts
+	RoleMonitor   Role = "monitor"   // asks nodes for their state
+	RoleInspector Role = "inspector" // asks nodes which locks are held and by whom
+	RoleOperator  Role = "operator"  // does what an inspector does, and evicts
 	RoleNode      Role = "node"      // votes
 )
 
-// User is a NATS user and what it may do. Nothing is allowed that is not listed.
+// User is a NATS user and its permissions. What is not listed is not allowed.
 type User struct {
 	Role    Role
 	Cluster string
 	Name    string
 
-	// Password is its password, or the bcrypt hash of one. Empty: the variable
-	// QLOCK_<NAME>, which the server takes from its environment.
+	// Password is the user's password, or the bcrypt hash of one. If it is empty, the
+	// configuration refers to the variable QLOCK_<NAME>, which the server takes from its
+	// environment.
 	Password string
 
+	// Publish and Subscribe are the subjects that the user may publish and subscribe to.
 	Publish, Subscribe []string
 }
 
-// What roles ask for.
+// The verbs that roles may use.
 var (
 	clientVerbs    = verbs{subject.Acquire, subject.Release, subject.Yield, subject.Refresh, subject.Info}
 	inspectorVerbs = verbs{subject.Inspect, subject.List, subject.Info}
@@ -58,7 +60,7 @@ var (
 
 type verbs []string
 
-// subjects are where the client name asks, for these resources.
+// subjects returns the subjects of the client name's requests for these resources.
 func (v verbs) subjects(cluster, name string, resources ...string) []string {
 	var out []string
 	for _, verb := range v {
@@ -73,13 +75,13 @@ func (v verbs) subjects(cluster, name string, resources ...string) []string {
 	return out
 }
 
-// NewClient is a user that takes locks as the client of its name, and as no
-// other. resources limit what it may lock: patterns such as orders.>, written as
-// in subjects (a byte that subjects cannot have is %XX, as docs/wire.md says).
-// Without any it may lock everything, and send several requests in one message; with
-// some it may not, since NATS does not see the resources in there.
+// NewClient returns a user that may lock as the client of its name, and as no other.
+// resources limit what it may lock: patterns such as orders.>, in the encoding of subjects
+// (a byte that subjects cannot have is %XX, as docs/wire.md says). Without resources it may
+// lock everything, and send several requests in one message. With resources it may not send
+// such messages, since NATS does not see the resources in them.
 //
-// A refresh names no resource, and needs no limit: it creates no claims.
+// A refresh names no resource. It needs no limit, because it creates no claims.
 func NewClient(cluster, name string, resources ...string) (User, error) {
 	u, resources, err := newLimited(RoleClient, clientVerbs, cluster, name, resources)
 	if err == nil && slices.Contains(resources, ">") {
@@ -91,7 +93,8 @@ func NewClient(cluster, name string, resources ...string) (User, error) {
 	return u, err
 }
 
-// newLimited is a user that asks for resources: those that the patterns have, or all.
+// newLimited returns a user that may send requests for the resources that the patterns
+// match, or for all if there are none.
 func newLimited(role Role, v verbs, cluster, name string, resources []string) (User, []string, error) {
 	u, err := newUser(role, cluster, name)
 	if err != nil {
@@ -110,24 +113,24 @@ func newLimited(role Role, v verbs, cluster, name string, resources []string) (U
 	return u, resources, nil
 }
 
-// NewObserver is a user that sees what is locked and unlocked, by whom, and with
-// which tokens. It can publish nothing.
+// NewObserver returns a user that sees what is locked and unlocked, by which client, and
+// with which tokens. It can publish nothing.
 func NewObserver(cluster, name string) (User, error) {
 	u, err := newUser(RoleObserver, cluster, name)
 	u.Subscribe = []string{subject.Family(cluster, subject.FamilyEvent)}
 	return u, err
 }
 
-// NewAuditor is an observer that also sees the requests: who waits for what. It
-// cannot see the answers.
+// NewAuditor returns an observer that also sees the requests, and so which client waits for
+// what. It cannot see the answers.
 func NewAuditor(cluster, name string) (User, error) {
 	u, err := newUser(RoleAuditor, cluster, name)
 	u.Subscribe = []string{subject.Family(cluster, subject.FamilyEvent), subject.Family(cluster, subject.FamilyNode), subject.Family(cluster, subject.FamilyAdmin)}
 	return u, err
 }
 
-// NewMonitor is a user that sees events and asks nodes how they are: `nats micro`
-// with --inbox-prefix, and the request info. It cannot take locks.
+// NewMonitor returns a user that sees events and asks nodes for their state: with `nats
+// micro` and --inbox-prefix, and with the request info. It cannot acquire locks.
 func NewMonitor(cluster, name string) (User, error) {
 	u, err := newUser(RoleMonitor, cluster, name)
 	u.Publish = append(monitorVerbs.subjects(cluster, name), service...)
@@ -135,15 +138,17 @@ func NewMonitor(cluster, name string) (User, error) {
 	return u, err
 }
 
-// NewInspector is a user that asks nodes who holds what and who waits, and sees
-// events. It cannot take locks. resources limit what it may ask about one by one;
-// the list is of all locks, since its subject names none.
+// NewInspector returns a user that asks nodes which claims hold locks and which wait, and
+// that sees events. It cannot acquire locks. resources limit which locks it may ask about
+// one by one. They do not limit the list, which has all locks, since its subject names
+// none.
 func NewInspector(cluster, name string, resources ...string) (User, error) {
 	return newInspector(RoleInspector, inspectorVerbs, cluster, name, resources)
 }
 
-// NewOperator is an inspector that may also evict: end what others hold or wait for.
-// It cannot take locks. resources limit what it may evict, and ask about one by one.
+// NewOperator returns an inspector that may also evict: end claims of others that hold or
+// wait. It cannot acquire locks. resources limit what it may evict, and which locks it may
+// ask about one by one.
 func NewOperator(cluster, name string, resources ...string) (User, error) {
 	return newInspector(RoleOperator, operatorVerbs, cluster, name, resources)
 }
@@ -156,13 +161,12 @@ func newInspector(role Role, v verbs, cluster, name string, resources []string) 
 	return u, err
 }
 
-// service are the subjects of NATS services that qlock's nodes answer on: the
-// verbs PING, INFO and STATS for all services, for those named qlock, and for one
-// of these.
+// service has the subjects of NATS services that qlock's nodes answer on: the verbs PING,
+// INFO and STATS for all services, for those named qlock, and for one of these.
 var service = []string{"$SRV.*", "$SRV.*.qlock", "$SRV.*.qlock.*"}
 
-// NewNode is a user that votes as the node of its name. It may answer in every
-// inbox, and ask after its own name (rule N9).
+// NewNode returns a user that votes as the node of its name. It may publish to every inbox,
+// and probe its own name (rule N9).
 func NewNode(cluster, name string) (User, error) {
 	u, err := newUser(RoleNode, cluster, name)
 	u.Publish = []string{subject.AllInboxes, subject.Request(cluster, subject.Info, name, "")}
@@ -182,14 +186,14 @@ func newUser(role Role, cluster, name string) (User, error) {
 	return User{Role: role, Cluster: cluster, Name: name}, nil
 }
 
-// InboxPrefix is what the user's connections need as nats.CustomInboxPrefix: the
-// inboxes under it are its own, and it can listen on no other.
+// InboxPrefix returns what the user's connections must set as nats.CustomInboxPrefix. The
+// inboxes under this prefix belong to the user, and it can subscribe to no others.
 func (u User) InboxPrefix() string { return u.inbox() }
 
 func (u User) inbox() string { return subject.InboxPrefix(u.Name) }
 
-// Permissions is what a server embedded in a program takes. A list that is empty
-// allows nothing.
+// Permissions returns the permissions in the form that an embedded server takes. An empty
+// list allows nothing.
 func (u User) Permissions() *server.Permissions {
 	list := func(allow []string) *server.SubjectPermission {
 		if len(allow) == 0 {
@@ -200,7 +204,7 @@ func (u User) Permissions() *server.Permissions {
 	return &server.Permissions{Publish: list(u.Publish), Subscribe: list(u.Subscribe)}
 }
 
-// checkToken is what package qlock demands of these names.
+// checkToken makes the same demands on a name as package qlock.
 func checkToken(kind, s string) error {
 	if err := subject.CheckToken(kind, s); err != nil {
 		return fmt.Errorf("permissions: %w", err)
@@ -208,8 +212,8 @@ func checkToken(kind, s string) error {
 	return nil
 }
 
-// checkPattern takes what can be the end of a subject in a permission, and be
-// written between quotes in a configuration file.
+// checkPattern accepts a pattern that can end a subject in a permission and be quoted in a
+// configuration file.
 func checkPattern(p string) error {
 	tokens := strings.Split(p, ".")
 	for i, token := range tokens {
@@ -232,9 +236,9 @@ func checkPattern(p string) error {
 	return nil
 }
 
-// checkUsers refuses what NATS would take and nobody can want: two users of one
-// name have one identity, and a client with the name of a node could ask in the
-// node's name.
+// checkUsers rejects users that NATS would accept but that are always a mistake. Two users
+// of one name have one identity, and a client with the name of a node could send requests
+// in the node's name.
 func checkUsers(users []User) error {
 	if len(users) == 0 {
 		return errors.New("permissions: no users")
@@ -260,7 +264,7 @@ func checkUsers(users []User) error {
 	return nil
 }
 
-// variable is what holds the user's password.
+// variable returns the name of the variable that contains the user's password.
 func (u User) variable() string {
 	return "QLOCK_" + strings.ToUpper(strings.ReplaceAll(u.Name, "-", "_"))
 }

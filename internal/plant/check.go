@@ -15,9 +15,9 @@ import (
 	"strings"
 )
 
-// Check reports whether the broken packages compile. An error says which point's code
-// does not, and which identifiers it names that there are not. What they import is
-// taken from imports, which must know it.
+// Check returns an error if the broken packages do not compile. The error says which
+// point's code is at fault, and which identifiers it names that do not exist. imports
+// provides the packages that they import, and must know them.
 func (b *Broken) Check(imports types.Importer) error {
 	var errs []error
 	for _, dir := range b.Packages() {
@@ -69,7 +69,7 @@ func (b *Broken) checkPackage(dir string, imports types.Importer) (errs []error)
 		}
 		errs = append(errs, err)
 	}}
-	_, _ = conf.Check(dir, fset, files, nil) // its error is the first of those
+	_, _ = conf.Check(dir, fset, files, nil) // its error is the first of errs
 	return errs
 }
 

@@ -1,26 +1,26 @@
-// Package plant makes deliberately broken variants of this module's source, for tests
-// that must be seen to fail. A planted fault says in a text of its own which points of
-// the code it breaks, and how. Broken code stays out of the code that people run, and
-// a reader sees each fault whole.
+// Package plant makes deliberately broken variants of this module's source, for tests that
+// must be seen to fail. The text of a planted fault says which points of the code it
+// breaks, and how. So the code that people run has no broken code, and a reader sees each
+// fault as a whole.
 //
 // # Points
 //
-// A comment names a point in the code. There are two forms:
+// A comment names a point in the code. It has two forms:
 //
 //	n.extend(now, c) //plant:acquire-extends
 //	if n.stopped || n.inQuarant /*plant:mark-in-wait*/ || len(n.rivals) > 0 {
 //
-// A point names what ends before it. The first form stands at the end of a line, behind
-// another comment if there is one. It names the statement, the case, the function or the
-// struct type that ends on that line, or whose head ends there; of several the outermost.
-// A function that is written on one line stands for its only statement. The second form
-// names an expression: an operand of && or ||, an argument, or an element of a composite
-// literal. It is the largest expression that ends there and has no && or || outside of
-// brackets. The name of a point is unique in the module.
+// A point names the code that ends before it. The first form is at the end of a line, after
+// another comment if there is one. It names the statement, case, function or struct type
+// that ends on that line, or whose head ends there; if there are several, it names the
+// outermost. A function that is written on one line represents its only statement. The
+// second form names an expression: an operand of && or ||, an argument, or an element of a
+// composite literal. It is the largest expression that ends there and has no && or ||
+// outside of brackets. The name of a point is unique in the module.
 //
 // # Faults
 //
-// A fault is a text with the lines
+// A fault is a text with these lines:
 //
 //	# Why: what is broken, and the rule that forbids it.
 //	caught-by: what must notice it (see the test that reads the faults)
@@ -36,29 +36,29 @@
 //	later   the statement changes places with the next one
 //	return  the function returns before the statement; code is what it returns
 //
-// The others need code, in which $ stands for what was there:
+// The others need code, in which $ is replaced by the original code:
 //
 //	as      the condition, case or value is the code
 //	before  the code runs before the statement; after: behind it
 //	inside  the code is at the start of the body, or of the fields
-//	instead the code stands in the place of the statement
+//	instead the code replaces the statement
 //
 // # Why points, and not patches
 //
-// A patch of lines breaks at every change of these lines, and of those around them that
-// make it unique: a rename, a new operand, a comment. A point moves with its line. A
-// fault that has no code still applies after its line was reformatted, its names were
+// A patch of lines breaks whenever these lines change, or the lines around them that make
+// the patch unique: by a rename, a new operand, or a comment. A point moves with its line.
+// A fault without code still applies after its line was reformatted, its names were
 // changed, or it was moved, even to another function or file. A path through the syntax
-// tree (function f, second if) would need no comments, but changes its meaning in silence
-// when a statement is added before. The comment also shows to whoever changes the line
-// that a test depends on it.
+// tree (function f, second if) would need no comments, but its meaning would change
+// silently when a statement is added before. The comment also shows to anyone who changes
+// the line that a test depends on it.
 //
-// Code names identifiers, and a rename breaks it. It must then fail at once and say
-// where, not when all faults are built: Broken.Check does that in milliseconds.
+// Code names identifiers, and a rename breaks it. Such a fault must fail at once and say
+// where, not only when all faults are built: Broken.Check does that in milliseconds.
 //
-// The edits are made in the text, at places that the syntax tree gives. So the broken
-// source keeps its lines, and what a failing test cites is where the code has it. What
-// is left out stays there as dead code, so that it uses its variables and imports as
+// The edits are made in the text, at places that the syntax tree determines. So the broken
+// source keeps its lines, and a failing test cites the same lines as the original. Code
+// that is left out stays there as dead code, so that it uses its variables and imports as
 // before, and the variant compiles.
 package plant
 
@@ -89,7 +89,7 @@ type Edit struct {
 	Point, Op, Code string
 }
 
-// needsCode says of each operation whether it has code; that of return is optional.
+// needsCode says for each operation whether it has code; the code of return is optional.
 var needsCode = map[string]string{
 	"drop": "never", "true": "never", "false": "never", "only": "never", "later": "never", "return": "maybe",
 	"as": "always", "before": "always", "after": "always", "inside": "always", "instead": "always",
@@ -97,7 +97,7 @@ var needsCode = map[string]string{
 
 var atLine = regexp.MustCompile(`^at ([a-z0-9-]+): ([a-z]+)(?: (.*))?$`)
 
-// ParseFault reads a fault from its text.
+// ParseFault parses the text of the fault called name.
 func ParseFault(name, text string) (Fault, error) {
 	f := Fault{Name: name}
 	for line := range strings.Lines(text) {
@@ -136,7 +136,7 @@ func ParseFault(name, text string) (Fault, error) {
 	return f, nil
 }
 
-// Tree is the source files of a module that have points.
+// Tree holds the source files of a module that have points.
 type Tree struct {
 	fsys   fs.FS
 	files  map[string]*file
@@ -162,7 +162,7 @@ var (
 	blockMark = regexp.MustCompile(`^/\*plant:([a-z0-9-]+)\*/$`)
 )
 
-// Load finds the points of a module, whose root is fsys. Tests have none.
+// Load finds the points of the module whose root is fsys. It skips test files.
 func Load(fsys fs.FS) (*Tree, error) {
 	t := &Tree{fsys: fsys, files: map[string]*file{}, points: map[string]*point{}}
 	err := fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
@@ -234,8 +234,8 @@ func (t *Tree) add(name string, src []byte) error {
 	return nil
 }
 
-// hasCode reports whether the comment's line has something before it. Else what looks
-// like a point is part of a text, such as this package's.
+// hasCode reports whether the comment's line has code before it. If not, what looks like a
+// point is part of a text, such as the doc comment of this package.
 func (f *file) hasCode(c *ast.Comment) bool {
 	at := f.offset(c.Pos())
 	start := strings.LastIndexByte(string(f.src[:at]), '\n') + 1
@@ -246,8 +246,8 @@ func (f *file) offset(p token.Pos) int { return f.fset.Position(p).Offset }
 
 func (f *file) text(n ast.Node) string { return string(f.src[f.offset(n.Pos()):f.offset(n.End())]) }
 
-// atLine is the outermost node that ends, or whose head ends, on a line. Nodes come
-// outermost first.
+// atLine returns the outermost node that ends on a line, or whose head ends there. Outer
+// nodes must come first in nodes.
 func (f *file) atLine(nodes []ast.Node, line int) ast.Node {
 	for _, n := range nodes {
 		var end token.Pos
@@ -275,7 +275,7 @@ func (f *file) atLine(nodes []ast.Node, line int) ast.Node {
 	return nil
 }
 
-// opening is the place of the brace, or colon, behind which the node's body begins.
+// opening returns the position of the brace or colon after which the node's body begins.
 func opening(n ast.Node) token.Pos {
 	switch n := n.(type) {
 	case *ast.FuncDecl:
@@ -304,7 +304,7 @@ func opening(n ast.Node) token.Pos {
 	return token.NoPos
 }
 
-// before is the largest expression that ends right before a comment, up to && and ||.
+// before returns the largest expression that ends right before a comment, up to && and ||.
 func (f *file) before(nodes []ast.Node, c *ast.Comment) ast.Node {
 	at := f.offset(c.Pos())
 	for _, n := range nodes {
@@ -324,10 +324,10 @@ func isChain(n ast.Node) bool {
 	return ok && (b.Op == token.LAND || b.Op == token.LOR)
 }
 
-// Points lists the names of all points.
+// Points returns the names of all points, sorted.
 func (t *Tree) Points() []string { return slices.Sorted(maps.Keys(t.points)) }
 
-// Where is the file and line of a point, for messages.
+// Where returns the file and line of a point, for messages. The point must exist.
 func (t *Tree) Where(name string) string {
 	p := t.points[name]
 	return fmt.Sprintf("%s:%d", p.path, p.line)
@@ -335,14 +335,15 @@ func (t *Tree) Where(name string) string {
 
 // Broken is the source of a module with a fault in it.
 type Broken struct {
-	Files map[string]string // by path from the root, with slashes; those that the fault changes
+	// Files has the files that the fault changes, by their paths from the root, with slashes.
+	Files map[string]string
 
 	tree  *Tree
 	fault string
 	spans map[string][]span
 }
 
-// span is what an edit wrote, in the broken source.
+// span is the text that an edit wrote into the broken source.
 type span struct {
 	from, to int
 	point    string
@@ -355,7 +356,8 @@ type change struct {
 	point    string
 }
 
-// Break plants a fault.
+// Break returns the source with the fault f in it. It returns an error if an edit does not
+// apply.
 func (t *Tree) Break(f Fault) (*Broken, error) {
 	changes := map[string][]change{}
 	for _, e := range f.Edits {
@@ -457,7 +459,7 @@ func (f *file) around(before string, n ast.Node, after string) []change {
 	return []change{{from: from, to: from, with: before}, {from: to, to: to, with: after}}
 }
 
-// list is the statements among which s stands, and its place there.
+// list returns the list of statements that contains s, and the index of s in it.
 func (f *file) list(s ast.Stmt) ([]ast.Stmt, int) {
 	var list []ast.Stmt
 	switch in := f.parent[s].(type) {
@@ -475,7 +477,7 @@ func (f *file) list(s ast.Stmt) ([]ast.Stmt, int) {
 	return list, i
 }
 
-// value is the one expression that decides what a node does, or that it gives.
+// value returns the one expression that decides what a node does, or that it yields.
 func value(n ast.Node) ast.Expr {
 	var all []ast.Expr
 	switch n := n.(type) {
@@ -544,7 +546,7 @@ func (p *point) drop() ([]change, error) {
 	return []change{{from: f.offset(e.Pos()), to: f.offset(e.End())}}, nil
 }
 
-// neutral has an operand of && or || count for nothing.
+// neutral makes an operand of && or || have no effect on the result.
 func (f *file) neutral(op token.Token, e ast.Expr) []change {
 	if op == token.LAND {
 		return f.around("(true || (", e, "))")
@@ -580,7 +582,7 @@ func (p *point) only() ([]change, error) {
 	return out, nil
 }
 
-// pointAt is the point whose code stands at an offset of a broken file, if one's does.
+// pointAt returns the point whose code is at an offset of a broken file, or "" if none is.
 func (b *Broken) pointAt(name string, offset int) string {
 	for _, s := range b.spans[name] {
 		if s.from <= offset && offset < s.to {
@@ -590,7 +592,7 @@ func (b *Broken) pointAt(name string, offset int) string {
 	return ""
 }
 
-// Packages lists the directories whose packages the fault changes.
+// Packages returns the directories of the packages that the fault changes, sorted.
 func (b *Broken) Packages() []string {
 	dirs := map[string]bool{}
 	for name := range b.Files {

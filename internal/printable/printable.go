@@ -1,7 +1,7 @@
-// Package printable makes text harmless that others wrote: names of locks, which may
-// be any bytes, notes, reasons and errors. To a terminal or a log some of that is an
-// order or a disguise: an escape sequence, a carriage return, letters that run the
-// other way.
+// Package printable makes text from others harmless: names of locks, which may be any
+// bytes, notes, reasons and errors. Some characters are commands to a terminal, or disguise
+// the text in a terminal or a log: escape sequences, carriage returns, and letters that run
+// from right to left. All functions are safe for concurrent use.
 package printable
 
 import (
@@ -11,12 +11,12 @@ import (
 	"unicode/utf8"
 )
 
-// Text is s with everything escaped, as in Go, that is not shown as it is. What it
-// returns it leaves alone the next time: readers may apply it again.
+// Text returns s with all characters that are not displayed as they are escaped as in Go.
+// It does not change its own results, so it may be applied again.
 func Text(s string) string { return Escape(s, "") }
 
-// Escape is Text that puts a backslash before each of the characters in also, which
-// are ASCII.
+// Escape does what Text does, and also puts a backslash before each of the characters in
+// also, which must be ASCII.
 func Escape(s, also string) string {
 	if isPlain(s, also) {
 		return s
@@ -46,8 +46,8 @@ func isPlain(s, also string) bool {
 	return true
 }
 
-// Quote quotes s for an error, cut short: what is wrong with a name may be that it
-// fills a page.
+// Quote returns s quoted and shortened for an error message, because the fault of a name
+// may be its length.
 func Quote(s string) string {
 	const most = 128
 	if len(s) > most {

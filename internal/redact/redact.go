@@ -1,7 +1,7 @@
-// Package redact takes user names, passwords and tokens out of what is shown of
-// server addresses. An address may be wrong in any way, as one is whose password was
-// not encoded, so nothing here relies on an address that can be parsed. Where a text can
-// be read in two ways, more is left out.
+// Package redact removes user names, passwords and tokens from server addresses before they
+// are shown. An address may be malformed in any way, for example because a password was not
+// encoded, so nothing here relies on an address that can be parsed. If a text can be read
+// in two ways, more is removed. All functions are safe for concurrent use.
 package redact
 
 import (
@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// URL is one address without its userinfo.
+// URL returns one address without its userinfo.
 func URL(s string) string {
 	scheme, rest, ok := strings.Cut(s, "://")
 	if !ok {
@@ -22,11 +22,11 @@ func URL(s string) string {
 	return scheme + rest[strings.LastIndexByte(rest, '@')+1:]
 }
 
-// URLs is a list of addresses, separated by commas, without userinfo.
+// URLs returns a list of addresses, separated by commas, without their userinfo.
 func URLs(s string) string {
 	var list []string
 	for _, part := range strings.Split(s, ",") {
-		// What has no scheme may be the rest of a password that has a comma.
+		// A part without a scheme may be the rest of a password that contains a comma.
 		if n := len(list); n > 0 && strings.Contains(part, "@") && !strings.Contains(part, "://") && !strings.Contains(list[n-1], "@") {
 			list[n-1] += "," + part
 			continue
@@ -39,20 +39,21 @@ func URLs(s string) string {
 	return strings.Join(list, ",")
 }
 
-// Misread reports whether what was read of an address has a part of a password outside
-// of its userinfo: one with a character that ends it, as / and # do, of which another
-// part is taken for the host, and asked of the network.
+// Misread reports whether a part of a password may be outside of the userinfo of a parsed
+// address. That happens if the password contains a character that ends the userinfo, such
+// as / or #. Another part of the password is then taken for the host, and looked up in the
+// network.
 func Misread(u *url.URL) bool {
 	return strings.Contains(u.Path+u.RawQuery+u.Fragment, "@")
 }
 
 var userinfo = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)\S*@`)
 
-// Text is a text without the userinfo of the addresses in it.
+// Text returns s without the userinfo of the addresses in it.
 func Text(s string) string { return userinfo.ReplaceAllString(s, "$1") }
 
-// Error is an error whose text has no userinfo; errors.Is and errors.As find what they
-// found before.
+// Error returns an error whose text has no userinfo, or nil if err is nil. The result wraps
+// err, so errors.Is and errors.As have the same results as for err.
 func Error(err error) error {
 	if err == nil {
 		return nil
@@ -60,7 +61,7 @@ func Error(err error) error {
 	text := err.Error()
 	var parse *url.Error
 	if errors.As(err, &parse) && parse.Op == "parse" {
-		// It quotes the address, and the reason quotes a part of it.
+		// This error quotes the address, and its reason quotes a part of it.
 		text = strings.ReplaceAll(text, parse.Error(), "an address cannot be read")
 	}
 	if text = Text(text); text == err.Error() {

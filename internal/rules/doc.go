@@ -1,4 +1,4 @@
-// Package rules has no code. Its tests are the rules about what may import what: they
-// read the source of the whole repository. .golangci.yml has the same rules for those
-// whose editor runs golangci-lint.
+// Package rules has no code. Its tests check the rules about which package may import what,
+// by reading the source of the whole repository. .golangci.yml has the same rules for
+// editors that run golangci-lint.
 package rules

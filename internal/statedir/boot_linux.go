@@ -8,7 +8,7 @@ import (
 	"unsafe"
 )
 
-// bootID names the machine's life since its last start.
+// bootID identifies the current run of the machine, from one start to the next.
 func bootID() string {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -17,9 +17,9 @@ func bootID() string {
 	return strings.TrimSpace(string(b))
 }
 
-// Uptime is how long ago the machine was started, with the time in which it slept;
-// 0 where that is not known. Nobody can set this clock, and reading it does not block:
-// /proc/uptime is a file of a FUSE server in some containers.
+// Uptime returns how long ago the machine was started, including sleep, or 0 if that is not
+// known. Nobody can set this clock. It is read by a system call, which does not block: in
+// some containers /proc/uptime is a file of a FUSE server.
 func Uptime() time.Duration {
 	const boottime = 7 // CLOCK_BOOTTIME
 	var t syscall.Timespec

@@ -6,6 +6,6 @@ import "time"
 
 func bootID() string { return "" }
 
-// Uptime is how long ago the machine was started, with the time in which it slept;
-// 0 where that is not known.
+// Uptime returns how long ago the machine was started, including sleep, or 0 if that is not
+// known.
 func Uptime() time.Duration { return 0 }

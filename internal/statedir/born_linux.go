@@ -9,19 +9,19 @@ import (
 	"unsafe"
 )
 
-// statx is the number of the system call; package syscall does not have it.
+// statx has the numbers of the system call, which package syscall lacks.
 var statx = map[string]uintptr{
 	"386": 383, "amd64": 332, "arm": 397, "arm64": 291, "loong64": 291,
 	"ppc64": 383, "ppc64le": 383, "riscv64": 291, "s390x": 379,
 }[runtime.GOARCH]
 
-// born is when the file was made, by statx(2), or 0 if the kernel or the file
-// system does not know.
+// born returns when the file was created, in ns since 1970, by statx(2). It returns 0 if
+// the kernel or the file system does not know.
 func born(f *os.File, _ *syscall.Stat_t) int64 {
 	const (
 		emptyPath = 0x1000 // AT_EMPTY_PATH: of the descriptor itself
 		btime     = 0x800  // STATX_BTIME
-		at        = 80     // where stx_btime is in struct statx
+		at        = 80     // offset of stx_btime in struct statx
 	)
 	if statx == 0 {
 		return 0

@@ -7,5 +7,5 @@ import (
 	"syscall"
 )
 
-// born is 0: it is not known when the file was made.
+// born returns 0 because it is not known when the file was created.
 func born(*os.File, *syscall.Stat_t) int64 { return 0 }

@@ -7,25 +7,25 @@ import (
 	"runtime"
 )
 
-// files is what a Dir does with its directory. Tests put a disk under it that
+// files has the operations of a Dir on its directory. Tests replace it by a disk that
 // fails, and that keeps after a crash only what was synced.
 type files interface {
 	open(name string) (handle, error)   // for reading
-	create(name string) (handle, error) // for writing; fails if there is anything of that name
+	create(name string) (handle, error) // for writing; fails if the name exists
 	identify(handle) (identity, error)
 	rename(from, to string) error
 	remove(name string) error
-	sync() error // makes what became of the names durable
+	sync() error // makes changes of names durable
 	close() error
 }
 
-// handle is an *os.File, but in tests.
+// handle is an *os.File, except in tests.
 type handle interface {
 	io.ReadWriteCloser
 	Sync() error
 }
 
-// osFiles is a directory of the operating system, with the lock on it.
+// osFiles is a directory of the operating system and the lock on it.
 type osFiles struct {
 	root   *os.Root
 	locked *os.File
@@ -46,7 +46,7 @@ func (o osFiles) remove(name string) error { return o.root.Remove(name) }
 func (o osFiles) sync() error {
 	switch runtime.GOOS {
 	case "windows", "plan9", "js", "wasip1":
-		return nil // a directory cannot be synced there
+		return nil // this system cannot sync a directory
 	}
 	f, err := o.root.Open(".")
 	if err != nil {
@@ -60,7 +60,7 @@ func (o osFiles) sync() error {
 }
 
 func (o osFiles) close() error {
-	// Closing the file drops the lock too, but not while a child that is being
-	// started still has a copy of it, between fork and exec.
+	// Closing the file also releases the lock, but not while a child process that is being
+	// started has a copy of the file, between fork and exec.
 	return errors.Join(unflock(o.locked), o.locked.Close(), o.root.Close())
 }

@@ -4,11 +4,11 @@ package statedir
 
 import "os"
 
-// locks reports whether flock keeps others out.
+// locks reports whether flock excludes others.
 const locks = false
 
-// flock does nothing where there is no flock: that each node has a directory of
-// its own is then for the operator to see to.
+// flock does nothing because this system has no flock. The operator must ensure that each
+// node has a directory of its own.
 func flock(*os.File) error { return nil }
 
 func unflock(*os.File) error { return nil }

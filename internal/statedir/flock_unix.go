@@ -8,12 +8,12 @@ import (
 	"syscall"
 )
 
-// locks reports whether flock keeps others out.
+// locks reports whether flock excludes others.
 const locks = true
 
-// flock locks f or returns errInUse. The lock belongs to the open file, not to
-// the process, as one by fcntl would: two nodes in one process are kept apart
-// as well, and the lock of a node that was killed is gone with it.
+// flock locks f or returns errInUse. Unlike a lock by fcntl, this lock belongs to the open
+// file and not to the process. So it also excludes two nodes in one process from each
+// other, and the lock of a node that was killed is released.
 func flock(f *os.File) error {
 	for {
 		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)

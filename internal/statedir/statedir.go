@@ -1,11 +1,11 @@
-// Package statedir keeps what a node remembers between two runs: one file, in a
+// Package statedir stores what a node remembers between two runs. That is one file, in a
 // directory that one node at a time may use.
 //
-// The file decides whether a node may vote at once after a start (rule N8), so
-// the package errs to one side. A mark that was written completely and changed
-// by nobody is read back; for everything else Read gives an error, and the node
-// waits as one that forgot. A waiting node costs time, a node that believes a
-// wrong mark costs exclusion.
+// The file decides whether a node may vote at once after a start (rule N8), so the package
+// always errs on the safe side. Read returns a mark that was written completely and not
+// changed since. For everything else Read returns an error, and the node waits like one
+// that forgot its votes. A node that waits costs time; a node that trusts a wrong mark
+// costs exclusion.
 package statedir
 
 import (
@@ -27,51 +27,54 @@ const (
 	tempFile = "node.json.tmp"
 	lockFile = "lock"
 
-	// version is that of the file's form, Mark included: one that has a field
-	// more is another version, since an older node would drop that field. Version 1
-	// had no cluster, place, time and runs: its marks are read, but are not clean.
+	// version is the version of the file's format, including Mark. A new field needs a new
+	// version, since an older node would drop that field. Version 1 had no cluster, place, time
+	// and runs: its marks are read, but do not count as clean.
 	version = 2
 )
 
-// errInUse is what flock returns when another holds the lock.
+// errInUse is what flock returns when another node holds the lock.
 var errInUse = errors.New("in use by another node")
 
 // Mark is what a node leaves in its state directory.
 type Mark struct {
-	Clean   bool            `json:"clean"` // true only after a clean stop or a bootstrap; false while the node runs
-	Cluster string          `json:"cluster"`
-	Name    string          `json:"name"`
-	Digest  string          `json:"digest"` // of the configuration
-	MaxTTL  int64           `json:"max_ttl_ms"`
-	Written int64           `json:"written_us"`      // wall clock
-	Runs    []string        `json:"runs,omitempty"`  // incarnations of the node that used the directory, the latest last
-	Place   Place           `json:"place"`           // set by Write
-	Saved   json.RawMessage `json:"saved,omitempty"` // the node's tables at its clean stop; opaque here
+	// Clean is true only after a clean stop or a bootstrap. It is false while the node runs.
+	Clean   bool   `json:"clean"`
+	Cluster string `json:"cluster"`
+	Name    string `json:"name"`
+	Digest  string `json:"digest"` // of the configuration
+	MaxTTL  int64  `json:"max_ttl_ms"`
+	Written int64  `json:"written_us"` // wall clock, µs since 1970
+	// Runs has the incarnations of the node that used the directory, the latest last.
+	Runs  []string        `json:"runs,omitempty"`
+	Place Place           `json:"place"`           // set by Write
+	Saved json.RawMessage `json:"saved,omitempty"` // the node's tables, opaque here
 }
 
-// file is the form of the mark on disk.
+// file is the format of the mark on disk.
 type file struct {
 	Version int             `json:"version"`
-	SHA256  string          `json:"sha256"` // of Version and Mark without white space, in lower-case hex
+	SHA256  string          `json:"sha256"` // of Version and compact Mark, in lower-case hex
 	Mark    json.RawMessage `json:"mark"`
 }
 
-// Dir is a state directory in use. Its methods may be called concurrently.
+// Dir is a state directory in use. Its methods are safe for concurrent use.
 type Dir struct {
 	name string // as given to Open, for errors
-	path string // absolute, of what was opened
+	path string // absolute path of the opened directory
 
 	mu    sync.Mutex // guards what follows, and the files
 	files files      // nil once closed
 }
 
-// Open takes the directory for this node alone, and makes it if it is missing.
+// Open opens the directory for this node exclusively, and creates it if it is missing. It
+// returns an error if another node uses the directory, as far as the system can tell.
 func Open(dir string) (*Dir, error) {
 	if dir == "" {
 		return nil, errors.New("state directory: no name given")
 	}
-	// Nothing makes a new directory's entry in its parent durable. It need not
-	// be: a node whose directory is gone waits, as it does with an empty one.
+	// Nothing makes a new directory's entry in its parent durable. That is not needed: a node
+	// whose directory is gone waits, as it does with an empty one.
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory %q: cannot be made: %w", dir, err)
 	}
@@ -82,14 +85,14 @@ func Open(dir string) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("state directory %q: its path cannot be found: %w", dir, err)
 	}
-	// All further access goes through the open directory: the files stay with
-	// the lock, whatever becomes of the path or of the working directory.
+	// All further access goes through the open directory: the files stay with the lock,
+	// whatever happens to the path or the working directory.
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, fmt.Errorf("state directory %q: cannot be opened: %w", dir, err)
 	}
-	// The lock file is never removed. A node that had opened it just before
-	// would lock a file without a name, beside the next one's new file.
+	// The lock file is never removed. A node that had opened it just before would lock a file
+	// without a name, while the next node locks a new file.
 	locked, err := root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		_ = root.Close()
@@ -106,12 +109,12 @@ func Open(dir string) (*Dir, error) {
 	return &Dir{name: dir, path: path, files: osFiles{root, locked}}, nil
 }
 
-// Read gives the mark that was written last. Found is false only if there is no
-// file. With an error there is something, which is not to be relied on: the
-// mark is then empty and the caller is a node that may have forgotten.
+// Read returns the mark that was written last. found is false only if there is no file.
+// With an error there is something that cannot be trusted: the mark is then empty, and the
+// caller must act as a node that may have forgotten its votes.
 //
-// Here reports whether the mark was written at this place, and is not a copy: only
-// then can it be relied on that nobody used it before.
+// here reports whether the mark was written at this place, and is not a copy. Only then is
+// it certain that no other node has used the mark before.
 func (d *Dir) Read() (m Mark, found, here bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -141,13 +144,12 @@ func (d *Dir) Read() (m Mark, found, here bool, err error) {
 		return Mark{}, true, false, fmt.Errorf("state directory %q: %s is damaged, or not of this version, and counts as forgotten: %w",
 			d.name, markFile, err)
 	}
-	// A second link to the file is a copy that would come back with the same inode.
+	// A second link to the file could be used as a copy with the same inode.
 	return m, true, m.Place == d.placeOf(id) /*plant:mark-place*/ && id.links <= 1 /*plant:mark-links*/, nil
 }
 
-// Write replaces the mark, and returns without error only when the new one is
-// on disk for good. After an error the directory has the old mark or the new
-// one, and only another Write tells which will stay.
+// Write replaces the mark. It returns nil only when the new mark is durable. After an error
+// the directory has the old mark or the new one, and only another Write determines which.
 func (d *Dir) Write(m Mark) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -160,17 +162,17 @@ func (d *Dir) Write(m Mark) error {
 	return nil
 }
 
-// replace is called with d.mu held.
+// replace must be called with d.mu held.
 func (d *Dir) replace(m Mark) (err error) {
-	// One name for all temporary files, so that crashes cannot fill the
-	// directory: the lock keeps others away, d.mu this node. What a crash left
-	// is removed instead of overwritten, since it may be of any kind.
+	// All temporary files have the same name, so that crashes cannot fill the directory: the
+	// lock excludes other nodes, and d.mu excludes other goroutines of this node. A leftover of
+	// a crash is removed and not overwritten, since it may be of any kind.
 	if err := d.files.remove(tempFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			_ = d.files.remove(tempFile) // after the rename there is none, which is as well
+			_ = d.files.remove(tempFile) // after the rename there is none, which is as intended
 		}
 	}()
 	f, err := d.files.create(tempFile)
@@ -198,12 +200,12 @@ func (d *Dir) replace(m Mark) (err error) {
 	if err := d.files.rename(tempFile, markFile); err != nil {
 		return err
 	}
-	// The rename itself is durable only now. Without this a clean mark that was
-	// replaced before the first vote could be back after a power cut.
+	// Only this makes the rename durable. Without it, a clean mark that was replaced before the
+	// first vote could reappear after a power failure.
 	return d.files.sync() //plant:dir-sync
 }
 
-// Close lets others have the directory. Further calls do nothing.
+// Close lets others use the directory. Further calls do nothing.
 func (d *Dir) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -231,8 +233,8 @@ func encode(m Mark) ([]byte, error) {
 	return marshal(file{Version: version, SHA256: checksum(version, mark), Mark: mark}, "  ")
 }
 
-// marshal is json.Marshal that leaves <, > and & as they are: Saved comes back
-// byte for byte, but for white space.
+// marshal does what json.Marshal does, but leaves <, > and & unescaped. So Saved is read
+// back byte for byte, except for white space.
 func marshal(v any, indent string) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -265,7 +267,7 @@ func decode(b []byte) (Mark, error) {
 	return m, nil
 }
 
-// unmarshal is json.Unmarshal that refuses fields it does not know.
+// unmarshal does what json.Unmarshal does, but rejects unknown fields.
 func unmarshal(b []byte, v any) error {
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
@@ -278,7 +280,8 @@ func unmarshal(b []byte, v any) error {
 	return nil
 }
 
-// checksum is that of a mark of a version. Version 1 had the mark alone in it.
+// checksum returns the checksum of a mark of a version. In version 1 it covered the mark
+// only.
 func checksum(version int, mark []byte) string {
 	h := sha256.New()
 	if version > 1 {

@@ -8,22 +8,23 @@ import (
 	"github.com/qlock/qlock/internal/printable"
 )
 
-// The name of a resource stands in subjects, and in bodies as it does there. Two
-// names must never share a subject and no name may have two: the encoding below is
-// one to one, and decoding refuses whatever the encoder would not have written.
+// The name of a resource is part of subjects, and message bodies have it in the same
+// encoding. Two names must never share a subject, and no name may have two subjects. So the
+// encoding below is one to one, and decoding rejects everything that the encoder would not
+// have written.
 
-// MaxName bounds a resource's name, in bytes, before it is encoded. At its worst it
-// triples, and a publish must still fit, with its reply inbox, into the 4096 bytes
-// that a NATS server allows for a protocol line.
+// MaxName is the longest name of a resource, in bytes, before it is encoded. Encoding makes
+// a name up to three times as long. A publish must still fit, with its reply inbox, into
+// the 4096 bytes that a NATS server allows for a protocol line.
 const MaxName = 1024
 
-// ErrInvalidName is what errors of names are.
+// ErrInvalidName is wrapped by every error about a name or a subject.
 var ErrInvalidName = errors.New("qlock: invalid name")
 
-// isPlain reports whether c stands for itself inside a token. Beside what NATS
-// gives a meaning to (the dot, wildcards, white space) and our escape, quotes
-// and the backslash are out: an encoded name between single quotes is then one
-// word to any shell, and Go, JSON and logfmt quote it without escapes.
+// isPlain reports whether c represents itself inside a token. Excluded are the bytes that
+// NATS gives a meaning to (the dot, wildcards, white space), our escape character, quotes
+// and the backslash. So an encoded name between single quotes is one word to any shell, and
+// Go, JSON and logfmt quote it without escapes.
 func isPlain(c byte) bool {
 	switch c {
 	case '.', '*', '>', '%', '"', '\'', '`', '\\':
@@ -32,8 +33,8 @@ func isPlain(c byte) bool {
 	return '!' <= c && c <= '~'
 }
 
-// isVerbatim reports whether name is its own encoding: plain bytes in tokens
-// of which none is empty.
+// isVerbatim reports whether name is its own encoding: it has only plain bytes and no empty
+// token.
 func isVerbatim(name string) bool {
 	empty := true // the token so far
 	for i := range len(name) {
@@ -49,10 +50,11 @@ func isVerbatim(name string) bool {
 	return !empty
 }
 
-// EncodeName turns a resource name, any 1 to 1024 bytes, into subject
-// tokens. Dots separate tokens in both. A byte that is not plain becomes %XX,
-// and a token without bytes, which NATS does not allow, becomes a lone %, which
-// no escape can be mistaken for. Most names are returned as they are.
+// EncodeName encodes a resource name, which is any 1 to MaxName bytes, as subject tokens.
+// Dots separate tokens both in the name and in its encoding. A byte that is not plain
+// becomes %XX. NATS does not allow an empty token, so an empty token becomes a single %,
+// which cannot be mistaken for an escape. Most names need no encoding and are returned
+// unchanged. The error for any other length wraps ErrInvalidName.
 func EncodeName(name string) (string, error) {
 	if name == "" {
 		return "", fmt.Errorf("%w: the resource name is empty: give 1 to %d bytes", ErrInvalidName, MaxName)
@@ -85,11 +87,11 @@ func EncodeName(name string) (string, error) {
 	return string(b), nil
 }
 
-// DecodeName is the inverse of EncodeName and accepts nothing but its
-// results. Were "%61" taken for "a", a permission written for one subject could
-// be passed by under another that names the same lock.
+// DecodeName is the inverse of EncodeName and accepts only its results. If it accepted
+// "%61" for "a", a client could evade a permission for one subject by using another subject
+// that names the same lock. Its errors wrap ErrInvalidName.
 func DecodeName(s string) (string, error) {
-	// Before anything is built: s may come from anyone.
+	// Checked before anything is allocated: s may come from anyone.
 	if len(s) > 3*MaxName {
 		return "", fmt.Errorf("%w: the encoded resource %s has %d bytes, more than any name of at most %d bytes can have",
 			ErrInvalidName, printable.Quote(s), len(s), MaxName)
@@ -137,7 +139,7 @@ func unescape(s string) ([]byte, error) {
 				return nil, fmt.Errorf("token %d has a %% without two upper-case hexadecimal digits after it", i+1)
 			}
 			v := unhex(token[j+1])<<4 | unhex(token[j+2])
-			// A dot in a name separates tokens, so none is ever escaped.
+			// Dots separate tokens in a name, so the encoder never escapes a dot.
 			if isPlain(v) || v == '.' {
 				return nil, fmt.Errorf("token %d has %s, which is written %c", i+1, token[j:j+3], v)
 			}
@@ -150,7 +152,7 @@ func unescape(s string) ([]byte, error) {
 
 func isHex(c byte) bool { return '0' <= c && c <= '9' || 'A' <= c && c <= 'F' }
 
-// unhex gives the value of a digit that isHex.
+// unhex returns the value of c, for which isHex must be true.
 func unhex(c byte) byte {
 	if c <= '9' {
 		return c - '0'
@@ -158,7 +160,8 @@ func unhex(c byte) byte {
 	return c - 'A' + 10
 }
 
-// EncodedSize is how many bytes EncodeName makes of name, or a few more.
+// EncodedSize returns an upper bound of the length of EncodeName's result, in bytes, without
+// encoding the name.
 func EncodedSize(name string) int {
 	n := len(name)
 	for i := range len(name) {

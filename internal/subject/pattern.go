@@ -2,8 +2,9 @@ package subject
 
 import "strings"
 
-// IsPattern reports whether s can be matched with names: tokens as names have them
-// in subjects, of which * stands for any one, and > at the end for one or more.
+// IsPattern reports whether s is a pattern for names. A pattern consists of tokens as
+// encoded names have them. The token * matches any one token, and > as the last token
+// matches one or more.
 func IsPattern(s string) bool {
 	if s == "" || len(s) > 3*MaxName {
 		return false
@@ -31,7 +32,8 @@ func IsPattern(s string) bool {
 	return true
 }
 
-// Matches reports whether a name matches a pattern, as NATS matches subjects.
+// Matches reports whether pattern, which IsPattern accepts, matches a name that is not
+// encoded. The rules are those by which NATS matches subjects.
 func Matches(pattern, name string) bool {
 	encoded, err := EncodeName(name)
 	if err != nil {

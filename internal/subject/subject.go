@@ -1,25 +1,27 @@
-// Package subject builds and parses every NATS subject of qlock's own. Nothing else
-// spells one: a test looks for that.
+// Package subject builds and parses every NATS subject that belongs to qlock. No other code
+// spells one; a test checks that.
 //
-//	lock.<cluster>.node.<verb>.<client>[.<resource>]     requests for one's own claims
+//	lock.<cluster>.node.<verb>.<client>[.<resource>]     requests about the client's own claims
 //	lock.<cluster>.node.<client>                         several of them in one message
 //	lock.<cluster>.admin.<verb>.<client>[.<resource>]    requests about the claims of others
-//	lock.<cluster>.event.<kind>.<client>.<resource>      what observers hear
-//	lock.<cluster>.api.<verb>[.<caller>[.<resource>]]    for those who do not speak the protocol
-//	lock.<cluster>.gw.…                                  among those who serve them
+//	lock.<cluster>.event.<kind>.<client>.<resource>      events for observers
+//	lock.<cluster>.api.<verb>[.<caller>[.<resource>]]    for programs that do not speak the protocol
+//	lock.<cluster>.gw.…                                  among the servers of these programs
 //
-// The verb, the client and the resource are in the subject so that NATS permissions
-// can be written in terms of them, and so that people can read them with "nats sub".
-// The resource is last because it alone may have several tokens. Nodes take the
-// resource of a claim from the subject, so two resources must never share a subject
-// and no resource may have two: the encoding is one to one, and decoding refuses
-// whatever the encoder would not have written.
+// The verb, the client and the resource are in the subject so that NATS permissions can
+// refer to them, and so that people can read them with "nats sub". The resource is last
+// because only it may have several tokens. Nodes take the resource of a claim from the
+// subject, so two resources must never share a subject, and no resource may have two
+// subjects. Therefore the encoding is one to one, and decoding rejects everything that the
+// encoder would not have written.
 //
-// The family, which is the third token, keeps apart what permissions keep apart: no
-// pattern for one family matches a subject of another. The last two families are
-// reserved. Nodes and clients neither publish nor subscribe there.
+// The third token, the family, separates what permissions must separate: no pattern for one
+// family matches a subject of another. The last two families are reserved. Nodes and
+// clients neither publish nor subscribe there.
 //
-// docs/wire.md has the same for those who write a client in another language.
+// docs/wire.md describes the subjects for authors of clients in other languages.
+//
+// All functions are safe for concurrent use.
 package subject
 
 import (
@@ -32,7 +34,7 @@ import (
 
 const root = "lock."
 
-// Families of subjects.
+// The families of subjects.
 const (
 	FamilyNode    = "node"
 	FamilyAdmin   = "admin"
@@ -41,7 +43,7 @@ const (
 	FamilyGateway = "gw"
 )
 
-// Verbs of requests.
+// The verbs of requests.
 const (
 	Acquire = "acquire"
 	Release = "release"
@@ -53,25 +55,26 @@ const (
 	Evict   = "evict"
 )
 
-// BatchVerb stands for the verb that the subject of a batch does not have.
+// BatchVerb is the verb that a batch is reported with. The subject of a batch has no verb.
 const BatchVerb = ""
 
-// Kinds of events.
+// The kinds of events.
 const (
 	Acquired = "acquired"
 	Released = "released"
 	Lost     = "lost"
 )
 
-// Wildcards of NATS. They may stand for any part that the builders below are given;
-// Rest is for the last alone.
+// The wildcards of NATS. The builders below accept Any for each of their arguments, and
+// Rest for the last one only.
 const (
 	Any  = "*"
 	Rest = ">"
 )
 
-// lookUp gives what a verb's subjects look like; the family of no verb is empty. It is a
-// switch, and not a map, since it is asked for every message.
+// lookUp returns the family of a verb's subjects, and whether they name a resource. The
+// family of an unknown verb is empty. This is a switch and not a map because it runs for
+// every message.
 func lookUp(verb string) (family string, resource bool) {
 	switch verb {
 	case Acquire, Release, Yield:
@@ -86,8 +89,8 @@ func lookUp(verb string) (family string, resource bool) {
 	return "", false
 }
 
-// FamilyOf is the family of a verb's requests. Verbs that look at the claims of others,
-// or end them, are apart from those for one's own claims: a permission for
+// FamilyOf returns the family of a verb's requests. Verbs that inspect or end the claims of
+// others are in another family than those for a client's own claims: a permission for
 // lock.prod.node.*.svc-a.> allows none of the former.
 func FamilyOf(verb string) string {
 	if family, _ := lookUp(verb); family != "" {
@@ -102,20 +105,20 @@ func HasResource(verb string) bool {
 	return resource
 }
 
-// The builders below check nothing: whoever calls them has checked the names, once,
-// and calls them often. A resource is encoded already, or a pattern of resources.
+// The builders below validate nothing: they run often, and their callers have validated the
+// names once. A resource must be encoded already, or be a pattern of resources.
 
-// Request is where a client publishes a request. The resource is empty for verbs that
-// concern none.
+// Request returns the subject of a client's request. The resource is empty for verbs that
+// concern no single resource.
 func Request(cluster, verb, client, resource string) string {
 	return string(AppendRequest(nil, cluster, verb, client, resource))
 }
 
-// AppendRequest appends what Request returns.
+// AppendRequest appends the subject that Request returns to b.
 func AppendRequest(b []byte, cluster, verb, client, resource string) []byte {
 	b = append(append(b, root...), cluster...)
 	switch verb {
-	case List, Inspect, Evict: // as FamilyOf has it
+	case List, Inspect, Evict: // As FamilyOf has it.
 		b = append(b, "."+FamilyAdmin+"."...)
 	default:
 		b = append(b, "."+FamilyNode+"."...)
@@ -127,29 +130,29 @@ func AppendRequest(b []byte, cluster, verb, client, resource string) []byte {
 	return b
 }
 
-// Batch is where a client publishes several requests in one message. It is shorter than
-// all other subjects, so that no permission for them that ends in a client's name, or
-// has wildcards after it, includes it: a batch names its resources in the body, where
-// NATS does not look.
+// Batch returns the subject on which a client publishes several requests in one message. It
+// is shorter than all other subjects. So it is not included in a permission for them that
+// ends in a client's name or has wildcards after it. That matters because a batch names its
+// resources in the body, which NATS does not check.
 func Batch(cluster, client string) string {
 	return string(append(appendFamily(nil, cluster, FamilyNode), client...))
 }
 
-// Event is where a client tells observers what became of a lock.
+// Event returns the subject on which a client reports an event of a lock to observers.
 func Event(cluster, kind, client, resource string) string {
 	return string(AppendEvent(nil, cluster, kind, client, resource))
 }
 
-// AppendEvent appends what Event returns.
+// AppendEvent appends the subject that Event returns to b.
 func AppendEvent(b []byte, cluster, kind, client, resource string) []byte {
 	b = appendFamily(b, cluster, FamilyEvent)
 	b = append(append(append(b, kind...), '.'), client...)
 	return append(append(b, '.'), resource...)
 }
 
-// Call is where somebody asks whoever serves the API of a cluster. The caller and the
-// resource may be empty, the resource alone too: then the body has them, and NATS does
-// not guard them.
+// Call returns the subject of a call to the servers of a cluster's API. The resource may be
+// empty, or both the caller and the resource. What is empty is in the body instead, where
+// NATS permissions do not guard it.
 func Call(cluster, verb, caller, resource string) string {
 	b := append(appendFamily(nil, cluster, FamilyAPI), verb...)
 	if caller != "" {
@@ -161,14 +164,14 @@ func Call(cluster, verb, caller, resource string) string {
 	return string(b)
 }
 
-// Family is everything of one family. Nodes subscribe to two of these. Each is one
-// wildcard and not one subscription for each verb, because order is kept only within a
-// subscription.
+// Family returns the wildcard that matches all subjects of one family. Nodes subscribe to
+// two of these. A node has one subscription for a family and not one for each verb because
+// NATS keeps the order of messages only within a subscription.
 func Family(cluster, family string) string {
 	return string(append(appendFamily(nil, cluster, family), Rest...))
 }
 
-// Cluster is everything of a cluster.
+// Cluster returns the wildcard that matches all subjects of a cluster.
 func Cluster(cluster string) string { return root + cluster + "." + Rest }
 
 func appendFamily(b []byte, cluster, family string) []byte {
@@ -177,32 +180,32 @@ func appendFamily(b []byte, cluster, family string) []byte {
 	return append(b, '.')
 }
 
-// AllInboxes is where all answers arrive.
+// AllInboxes is the wildcard that matches all inboxes, where answers arrive.
 const AllInboxes = inboxes + Rest
 
 const inboxes = "_INBOX."
 
-// InboxPrefix is what the inboxes of a client begin with whose permissions let it
-// listen on no others.
+// InboxPrefix returns the prefix of the only inboxes that a client with limited permissions
+// may subscribe to.
 func InboxPrefix(client string) string { return inboxes + client }
 
-// IsReserved reports whether a subject belongs to qlock or NATS, and is no inbox. A
-// reply subject that is one is not answered: the answer would be a request, or a call
-// of NATS's own API, in the name of whoever answers.
+// IsReserved reports whether a subject belongs to qlock or NATS, so that it is no inbox.
+// Nodes do not answer a request whose reply subject is reserved: the answer would be a
+// request, or a call of NATS's own API, in the name of the node.
 func IsReserved(s string) bool {
 	return strings.HasPrefix(s, root) || strings.HasPrefix(s, "$")
 }
 
-// Subject is a subject's parts as they stand there.
+// Subject holds the parts of a subject, encoded as in the subject.
 type Subject struct {
 	Cluster  string
 	Family   string
-	Verb     string // of an event its kind; empty in a batch
-	Client   string // empty where there is none, under api
-	Resource string // encoded; empty where there is none
+	Verb     string // kind of an event; empty for a batch
+	Client   string // empty if the subject has none, as under api
+	Resource string // encoded; empty if the subject has none
 }
 
-// String is the subject.
+// String returns the subject that has these parts.
 func (s Subject) String() string {
 	b := appendFamily(nil, s.Cluster, s.Family)
 	dot := false
@@ -219,8 +222,8 @@ func (s Subject) String() string {
 	return string(b)
 }
 
-// Split takes apart what has the form of a subject of qlock, whatever it says. For
-// those who show what they hear: Parse refuses what is none.
+// Split takes apart a subject that has the form of a qlock subject, without validating its
+// parts. It is for programs that display what they receive; Parse validates.
 func Split(s string) (p Subject, ok bool) {
 	if !p.split(s) {
 		return Subject{}, false
@@ -259,11 +262,11 @@ func (s *Subject) splitAfterFamily(rest string) bool {
 	return s.Client != "" && s.Resource != ""
 }
 
-// IsBatch reports whether it is the subject of several requests in one message.
+// IsBatch reports whether s is the subject of several requests in one message.
 func (s Subject) IsBatch() bool { return s.Family == FamilyNode && s.Verb == BatchVerb }
 
-// Parse takes a subject apart, with the resource decoded beside it, and accepts nothing
-// but what the builders make of names that are ones.
+// Parse takes a subject apart and also returns its resource, decoded. It accepts only what
+// the builders make of valid names.
 func Parse(s string) (p Subject, resource string, err error) {
 	if !p.split(s) {
 		return Subject{}, "", fmt.Errorf("subject %s: %w", printable.Quote(s), errForm)
@@ -277,13 +280,14 @@ func Parse(s string) (p Subject, resource string, err error) {
 	return p, resource, nil
 }
 
-// ParseRequest takes a request's subject apart, with the resource decoded; the verb of a
-// batch is BatchVerb. It is a node's first look at what may be anybody's message, so it
-// trusts nothing. That the client is who it says is for the NATS permissions to
-// enforce, on this very token.
+// ParseRequest takes a request's subject apart. The resource is decoded, and the verb of a
+// batch is BatchVerb. The node calls it first for each message, and anyone may have sent
+// the message, so it trusts nothing. It cannot check that the client is who it claims to
+// be: the NATS permissions must enforce that, for this very token. The error of a verb that
+// is not known wraps ErrUnknownVerb.
 func ParseRequest(cluster, s string) (verb, client, resource string, err error) {
 	var p Subject
-	// In pieces, since a joined prefix would be an allocation for every message.
+	// In steps, because joining the prefix would allocate for every message.
 	rest, ok := strings.CutPrefix(s, root)
 	if ok {
 		rest, ok = strings.CutPrefix(rest, cluster)
@@ -307,15 +311,16 @@ func ParseRequest(cluster, s string) (verb, client, resource string, err error) 
 	return p.Verb, p.Client, resource, nil
 }
 
-// errForm is what NATS does not deliver, but who knows what others make of it.
+// errForm is for subjects that NATS does not deliver; another program may pass one all the
+// same.
 var errForm = fmt.Errorf("%w: it is none of qlock's, or has an empty token", ErrInvalidName)
 
-// ErrUnknownVerb has a name of its own because it alone may come from somebody honest:
-// a newer one.
+// ErrUnknownVerb is separate from the other errors because it may have an innocent cause:
+// the sender runs a newer version.
 var ErrUnknownVerb = errors.New("unknown verb")
 
-// check decodes the resource of a subject all of whose parts are what they must be but
-// for the cluster's name.
+// check validates the parts of the subject, except for the cluster's name, and decodes the
+// resource.
 func (s *Subject) check() (string, error) {
 	hasResource := s.Resource != ""
 	switch s.Family {

@@ -8,15 +8,15 @@ import (
 	"github.com/qlock/qlock/internal/printable"
 )
 
-// MaxToken bounds the names of clusters, clients and nodes, in bytes.
+// MaxToken is the longest name of a cluster, client or node, in bytes.
 const MaxToken = 64
 
-// TokenRule says to people what IsToken checks.
+// TokenRule describes to people which names IsToken accepts.
 const TokenRule = "use 1 to 64 of the characters A-Z a-z 0-9 _ -"
 
-// IsToken reports whether s can be the name of a cluster, a client or a node. An
-// operator chooses these and writes them into permissions and configuration files, so
-// they are held to what needs no encoding anywhere.
+// IsToken reports whether s is valid as the name of a cluster, a client or a node.
+// Operators choose these names and write them into permissions and configuration files, so
+// they are limited to characters that need no encoding anywhere.
 func IsToken(s string) bool {
 	if s == "" || len(s) > MaxToken {
 		return false
@@ -29,7 +29,7 @@ func IsToken(s string) bool {
 	return true
 }
 
-// tokenBytes is a table since every message has names to be checked.
+// tokenBytes is a table because every message contains names that must be checked.
 var tokenBytes = func() (is [256]bool) {
 	for _, c := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-") {
 		is[c] = true
@@ -37,7 +37,8 @@ var tokenBytes = func() (is [256]bool) {
 	return is
 }()
 
-// CheckToken says what keeps IsToken from being true. kind says what the name is of.
+// CheckToken returns nil if IsToken accepts s, and else an error that says why not. The
+// error calls the name by its kind, such as "cluster".
 func CheckToken(kind, s string) error {
 	var wrong string
 	switch {
@@ -53,9 +54,9 @@ func CheckToken(kind, s string) error {
 	return fmt.Errorf("%w: the %s name %s %s: %s", ErrInvalidName, kind, printable.Quote(s), wrong, TokenRule)
 }
 
-// TokenFrom makes a token out of any string: a host's name may have dots, a program's
-// name spaces. Different strings may give the same token, which does no harm: clients
-// may share a name.
+// TokenFrom makes a token out of any string: the name of a host may have dots, and that of
+// a program spaces. Different strings may give the same token. That does no harm, since
+// clients may share a name.
 func TokenFrom(s string) string {
 	var b []byte
 	for i := range len(s) {
@@ -76,8 +77,8 @@ func TokenFrom(s string) string {
 	return token
 }
 
-// ClientName is the name of a client that was given none, made from what os.Hostname
-// returned, which is empty if it failed, and os.Args[0].
+// ClientName returns the default name of a client. host is the result of os.Hostname, or
+// empty if that failed, and program is os.Args[0].
 func ClientName(host, program string) string {
 	if host == "" {
 		host = "host"

@@ -1,7 +1,6 @@
-// Package testproxy is a TCP proxy that harms what passes through it: it holds
-// bytes back and lets them go late, in one direction or in both, slows them, and
-// breaks connections. Tests put it on the routes between servers and on the
-// connections of clients.
+// Package testproxy is a TCP proxy that injects faults: it holds bytes back and delivers
+// them late, in one direction or in both, delays them, and breaks connections. Tests put it
+// on the routes between servers and on the connections of clients.
 package testproxy
 
 import (
@@ -14,25 +13,24 @@ import (
 	"time"
 )
 
-// Direction is a set of the two ways through a proxy.
+// Direction is a set of the two directions through a proxy.
 type Direction uint8
 
 const (
-	Out  Direction = 1 << iota // from who dialled the proxy to the target
-	Back                       // from the target to who dialled
-	Both = Out | Back
+	Out  Direction    = 1 << iota // from the client of the proxy to the target
+	Back                          // from the target to the client
+	Both = Out | Back             // both directions
 )
 
-// Proxy forwards the connections made to its address to a target. Its methods
-// may be called from several goroutines. A fault counts for the connections that
-// stand and for those that come.
+// Proxy forwards the connections made to its address to a target. Its methods are safe for
+// concurrent use. A fault affects existing connections and new ones.
 type Proxy struct {
 	listener net.Listener
 	work     sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows
 	rand    *rand.Rand
-	target  string // empty: connections are closed as soon as they come
+	target  string // empty: new connections are closed at once
 	refuse  bool
 	ways    [2]way // Out, Back
 	changed chan struct{}
@@ -40,21 +38,21 @@ type Proxy struct {
 	closed  bool
 }
 
-// way is what is wrong with one direction.
+// way has the faults of one direction.
 type way struct {
 	blocked       bool
 	delay, jitter time.Duration
 }
 
-// pair is a connection to the proxy and the one that it was forwarded by.
+// pair is a connection to the proxy and the connection to the target that forwards it.
 type pair struct {
 	near, far net.Conn
 	once      sync.Once
 	gone      chan struct{}
 }
 
-// New listens on a free port of 127.0.0.1. The seed is for the jitter of delays.
-// The target may be empty, and be set when it is known.
+// New returns a proxy that listens on a free port of 127.0.0.1. The seed is for the jitter
+// of delays. The target may be empty, and be set later.
 func New(target string, seed uint64) (*Proxy, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -68,29 +66,29 @@ func New(target string, seed uint64) (*Proxy, error) {
 	return p, nil
 }
 
-// Addr is where the proxy listens, as host:port.
+// Addr returns the address that the proxy listens on, as host:port.
 func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 
-// SetTarget sets where connections that come from now on are forwarded to.
+// SetTarget sets the target of connections that are made from now on.
 func (p *Proxy) SetTarget(addr string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.target = addr
 }
 
-// Block makes a black hole of a direction: connections stay open, and nothing
-// passes. What was sent into it is not lost: it arrives, late, after Heal, if its
-// connection lives that long.
+// Block makes a direction a black hole: connections stay open, but nothing passes. Bytes
+// that are sent into it are not lost: they arrive after Heal, if their connection still
+// exists.
 func (p *Proxy) Block(d Direction) { p.change(d, func(w *way) { w.blocked = true }) }
 
-// Delay holds all bytes of a direction back for delay and up to jitter more. The
-// order of bytes stays.
+// Delay delays all bytes of a direction by delay and up to jitter more. The order of the
+// bytes does not change.
 func (p *Proxy) Delay(d Direction, delay, jitter time.Duration) {
 	p.change(d, func(w *way) { w.delay, w.jitter = delay, jitter })
 }
 
-// Reset breaks all connections that stand: both ends get a reset, and what was on
-// the way is lost. New ones may be made at once.
+// Reset breaks all existing connections: both ends get a reset, and bytes in transit are
+// lost. New connections can be made at once.
 func (p *Proxy) Reset() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -99,7 +97,7 @@ func (p *Proxy) Reset() {
 	}
 }
 
-// Cut is Reset, after which new connections are broken as soon as they come.
+// Cut does what Reset does, and then breaks new connections as soon as they are made.
 func (p *Proxy) Cut() {
 	p.mu.Lock()
 	p.refuse = true
@@ -107,7 +105,7 @@ func (p *Proxy) Cut() {
 	p.Reset()
 }
 
-// Heal ends all faults. What a black hole holds is delivered now.
+// Heal ends all faults. It delivers what a black hole holds.
 func (p *Proxy) Heal() {
 	p.mu.Lock()
 	p.refuse = false
@@ -115,15 +113,15 @@ func (p *Proxy) Heal() {
 	p.change(Both, func(w *way) { *w = way{} })
 }
 
-// Conns is the number of connections that stand.
+// Conns returns the number of existing connections.
 func (p *Proxy) Conns() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.conns)
 }
 
-// Close breaks all connections, stops listening and waits for all that the proxy
-// started. Calling it again does nothing.
+// Close breaks all connections, stops listening and waits for all goroutines of the proxy.
+// Further calls do nothing.
 func (p *Proxy) Close() error {
 	p.mu.Lock()
 	closed := p.closed
@@ -157,7 +155,7 @@ func (p *Proxy) accept() {
 			return
 		}
 		if err != nil {
-			continue // a connection that was gone before it was taken
+			continue // the connection ended before it was accepted
 		}
 		p.work.Go(func() { p.forward(near) })
 	}
@@ -198,8 +196,8 @@ func (p *Proxy) forward(near net.Conn) {
 	p.mu.Unlock()
 }
 
-// close ends both connections with a reset, so that neither end takes it for an
-// orderly end.
+// close ends both connections with a reset, so that neither end mistakes it for an orderly
+// end.
 func (c *pair) close() { c.end(true) }
 
 func (c *pair) end(reset bool) {
@@ -216,17 +214,16 @@ func (c *pair) end(reset bool) {
 	})
 }
 
-// chunk is bytes on their way, and when they are due.
+// chunk is a piece of data in transit, and the time when it is due.
 type chunk struct {
 	data []byte
 	due  time.Time
 }
 
-// pump carries the bytes of one direction. The reader stamps what it reads with
-// the delay of that moment; the writer waits until it is due, and until the
-// direction is open. The bytes between the two are bounded, so that a sender into
-// a black hole feels its window close, as it would in a real one. An orderly end
-// passes like the bytes before it.
+// pump carries the bytes of one direction. The reader stamps what it reads with the current
+// delay; the writer waits until a chunk is due and the direction is open. The number of
+// bytes between the two is bounded, so that a sender into a black hole sees its window
+// close, as with a real one. An orderly end passes like the bytes before it.
 func (p *Proxy) pump(c *pair, d int, from, to net.Conn) {
 	chunks := make(chan chunk, 256)
 	p.work.Go(func() {
@@ -236,7 +233,7 @@ func (p *Proxy) pump(c *pair, d int, from, to net.Conn) {
 			n, err := from.Read(buf)
 			if n > 0 || err == io.EOF {
 				select {
-				case chunks <- chunk{buf[:n], p.due(d)}: // an empty one is the end
+				case chunks <- chunk{buf[:n], p.due(d)}: // an empty chunk is the end
 				case <-c.gone:
 					return
 				}
@@ -275,8 +272,8 @@ func (p *Proxy) due(d int) time.Time {
 	return time.Now().Add(w.delay)
 }
 
-// pass waits until a chunk may go on, and reports false if its connection ended
-// before that.
+// pass waits until a chunk may be delivered. It returns false if the connection ends before
+// that.
 func (p *Proxy) pass(c *pair, d int, due time.Time) bool {
 	if wait := time.Until(due); wait > 0 {
 		t := time.NewTimer(wait)

@@ -1,6 +1,6 @@
-// Package version tells which version of qlock this program was built from. The go
-// command writes it into every binary, so no constant has to be raised by hand, and
-// none can be forgotten.
+// Package version determines which version of qlock this program was built from. The go
+// command writes that into every binary, so there is no constant that somebody must
+// remember to raise.
 package version
 
 import (
@@ -9,20 +9,21 @@ import (
 	"sync"
 )
 
-// Devel is the version of a build that no release names: one of a working copy,
-// without the history that tells the last release. It is a semantic version, because
-// NATS microservices must have one, and it is lower than every release.
+// Devel is the version of a build that has no release version: a build of a working copy
+// whose history does not show the last release. It is a semantic version, because NATS
+// microservices must have one, and it is lower than every release.
 const Devel = "0.0.0-devel"
 
 const module = "github.com/qlock/qlock"
 
-// linked is for builds that see neither a module version nor the repository, such
-// as that of a container image from a bare source tree:
+// linked is for builds that have neither a module version nor the repository, such as that
+// of a container image from a bare source tree:
 //
 //	go build -ldflags "-X github.com/qlock/qlock/internal/version.linked=0.2.0" ./cmd/qlock
 var linked string
 
-// String is the version without a leading v, such as 0.2.0.
+// String returns the version without a leading v, such as 0.2.0. It is safe for concurrent
+// use.
 var String = sync.OnceValue(func() string {
 	if linked != "" {
 		return strings.TrimPrefix(linked, "v")
@@ -31,9 +32,9 @@ var String = sync.OnceValue(func() string {
 	return Of(info)
 })
 
-// Of reads the version from build information. All modules of qlock are released
-// under one version, so the program's own counts if it is one of them; in all other
-// programs it is that of the library.
+// Of returns the version according to build information, or Devel if that has none. All
+// modules of qlock are released under one version. So if the program is one of these
+// modules, its own version counts, and otherwise the version of the library.
 func Of(info *debug.BuildInfo) string {
 	if info == nil {
 		return Devel
@@ -54,7 +55,8 @@ func Of(info *debug.BuildInfo) string {
 }
 
 func released(m *debug.Module) string {
-	for m.Replace != nil { // what was built is what stands in its place; a directory has no version
+	// The replacement is what was built. A replacement by a directory has no version.
+	for m.Replace != nil {
 		m = m.Replace
 	}
 	if m.Version == "(devel)" {

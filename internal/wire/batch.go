@@ -6,18 +6,19 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// A batch is several requests of one client in one message, and the answers to them
-// in one message back: JSON lists of what else would be a body each. Each counts as if
-// it had come alone, in the order of the list.
+// A batch is several requests of one client in one message. The answers to them also come
+// in one message. Both are JSON lists of what would otherwise be one body each. Each
+// element counts as if it had arrived alone, in the order of the list.
 
-// Limits of a batch.
+// The limits of a batch.
 const (
-	MaxBatch     = 64       // requests in it
-	MaxBatchBody = 64 << 10 // bytes of it
+	MaxBatch     = 64       // requests
+	MaxBatchBody = 64 << 10 // bytes of the body
 )
 
-// InBatch reports whether requests of this verb may be in a batch. A refresh is one
-// already; and what is under other permissions goes under its own subject.
+// InBatch reports whether requests of this verb may be part of a batch. A refresh already
+// concerns many claims, so it may not. Nor may requests that other permissions guard: they
+// need a subject of their own.
 func (v Verb) InBatch() bool {
 	switch v {
 	case Acquire, Release, Yield, Info:
@@ -26,9 +27,9 @@ func (v Verb) InBatch() bool {
 	return false
 }
 
-// AppendToBatch appends a request to a batch whose brackets are the caller's: body,
-// which AppendRequest gave, with what else stands in its subject. The name is encoded
-// already, and empty for a verb that has none.
+// AppendToBatch appends a request to a batch. The caller writes the brackets of the list.
+// body is the result of AppendRequest; AppendToBatch adds the parts that otherwise are in
+// the subject. The name must be encoded already, and is empty for a verb that has none.
 func AppendToBatch(b []byte, verb Verb, encodedName string, body []byte) []byte {
 	b = append(b, `{"verb":"`...)
 	b = append(b, verb...)
@@ -39,15 +40,15 @@ func AppendToBatch(b []byte, verb Verb, encodedName string, body []byte) []byte 
 	return append(append(b, ','), body[1:]...)
 }
 
-// IsList reports whether a body is a batch or the answers to one: they begin with [.
+// IsList reports whether a body is a batch or the answers to one, which begin with [.
 func IsList(body []byte) bool {
 	p := newScanner(body)
 	p.space()
 	return p.i < len(p.s) && p.s[p.i] == '['
 }
 
-// AppendSeparator appends what stands before the next of a list. Its end, ], is the
-// caller's.
+// AppendSeparator appends what precedes the next element of a list. The caller appends the
+// final ].
 func AppendSeparator(b []byte) []byte {
 	if len(b) == 0 {
 		return append(b, '[')
@@ -55,11 +56,11 @@ func AppendSeparator(b []byte) []byte {
 	return append(b, ',')
 }
 
-// DecodeBatch appends the requests of a batch to list. What is wrong with one of them
-// concerns no other: it is left out, and the first such complaint is returned beside
-// the rest. But of a body that is no JSON, too long, or of too many requests, nothing
-// counts: how far a reader comes before it notices must not matter. Strings are parts
-// of body, as Request.Decode has it, but for what is kept for longer.
+// DecodeBatch appends the requests of a batch to list. An invalid request does not affect
+// the others: it is left out, and the first such error is returned with the valid requests.
+// But if the body is not JSON, is too long, or has too many requests, no request counts:
+// the result must not depend on how far a reader gets before it notices. The strings are
+// parts of body, as for Request.Decode, except those that are kept for longer.
 func DecodeBatch(list []Request, client string, body []byte) ([]Request, error) {
 	var w wire
 	before := len(list)
@@ -92,13 +93,13 @@ func (r *Request) fromBatch(w *wire, client string) error {
 		}
 	}
 	if verb == Acquire {
-		resource = strings.Clone(resource) // it is kept for longer than the batch
+		resource = strings.Clone(resource) // outlives the batch
 	}
 	return r.fill(w, verb, client, resource)
 }
 
-// DecodeAnswers appends the answers to a batch to list; for what is wrong with one, see
-// DecodeBatch.
+// DecodeAnswers appends the answers to a batch to list. It treats invalid answers as
+// DecodeBatch treats invalid requests.
 func DecodeAnswers(list []Answer, body []byte) ([]Answer, error) {
 	var w wire
 	before := len(list)
@@ -115,16 +116,17 @@ func DecodeAnswers(list []Answer, body []byte) ([]Answer, error) {
 	return list, in.wrong
 }
 
-// listReader reads what a list has, one by one.
+// listReader reads the elements of a list one by one.
 type listReader struct {
 	scanner scanner
-	each    int   // most bytes of one
-	done    int   // read until now
-	over    error // the list is none, or breaks a rule of lists: nothing in it counts
-	wrong   error // the first complaint about one of its parts
+	each    int   // maximum size of one element, bytes
+	done    int   // bytes read so far
+	over    error // not a list, or against a rule of lists: no element counts
+	wrong   error // the first error of a single element
 }
 
-// readList begins to read a body of at most so many bytes.
+// readList starts reading a body of at most most bytes, with elements of at most each
+// bytes.
 func readList(body []byte, most, each int) listReader {
 	l := listReader{scanner: newScanner(body), each: each}
 	if l.over = tooLong(len(body), most); l.over == nil && !IsList(body) {
@@ -133,7 +135,7 @@ func readList(body []byte, most, each int) listReader {
 	return l
 }
 
-// passes keeps the first complaint, and reports whether there is none here.
+// passes reports whether err is nil, and keeps the first err that is not.
 func (l *listReader) passes(err error) bool {
 	if l.wrong == nil {
 		l.wrong = err
@@ -141,7 +143,7 @@ func (l *listReader) passes(err error) bool {
 	return err == nil
 }
 
-// next reads the next part that can be read into w.
+// next reads the next valid element into w, and reports whether there is one.
 func (l *listReader) next(w *wire) bool {
 	p := &l.scanner
 	for l.over == nil {
@@ -167,7 +169,7 @@ func (l *listReader) next(w *wire) bool {
 		}
 		err := p.err()
 		p.i, p.depth, p.wrong = from, depth, ""
-		if !p.skip() { // it is not that part alone that is wrong
+		if !p.skip() { // the fault is not limited to this element
 			l.over = p.err()
 			continue
 		}

@@ -15,12 +15,12 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// The encoders are written out: they run once or more per lock and node, and
-// append to a caller's buffer without allocating. The decoders read with scan, and then
-// check every field, because what they read may come from anybody.
+// The encoders are written by hand because they run at least once for each lock and node:
+// they append to a buffer of the caller and do not allocate. The decoders read with scan
+// and then check every field, because anyone may have sent the message.
 
-// AppendRequest appends the body of r. The verb, client and resource belong to
-// the subject and are not in it.
+// AppendRequest appends the body of r. The body does not contain the verb, the client and
+// the resource, which are in the subject.
 func AppendRequest(b []byte, r *Request) []byte {
 	b = append(b, '{')
 	switch r.Verb {
@@ -298,8 +298,7 @@ func appendID(b []byte, id ClaimID) []byte {
 	return strconv.AppendUint(b, id.Seq, 10)
 }
 
-// appendStr is for values that need no escaping: names that were checked, and
-// constants.
+// appendStr appends a value that needs no escaping: a validated name or a constant.
 func appendStr(b []byte, key, value string) []byte {
 	b = append(b, ',', '"')
 	b = append(b, key...)
@@ -354,8 +353,8 @@ func appendUUID(b []byte, id uuid.UUID) []byte {
 	return append(b, text[:]...)
 }
 
-// AppendQuoted appends s as encoding/json writes it. It is for values that may need
-// escaping, and mostly do not.
+// AppendQuoted appends s in the form that encoding/json writes. It is for values that may
+// need escaping but usually do not.
 func AppendQuoted(b []byte, s string) []byte {
 	plain := true
 	for i := range len(s) {
@@ -368,18 +367,18 @@ func AppendQuoted(b []byte, s string) []byte {
 		return append(append(append(b, '"'), s...), '"')
 	}
 	q, err := json.Marshal(s)
-	if err != nil { // a string always marshals
+	if err != nil { // cannot happen: a string always marshals
 		return append(b, `""`...)
 	}
 	return append(b, q...)
 }
 
-// wire is the union of all bodies: a field that some message has is of one type in all.
+// wire is the union of all bodies: a field has the same type in every message that has it.
 // Unknown fields are ignored, so that later versions can add some. The tags are for the
-// tests, which know the fields by them.
+// tests, which refer to the fields by them.
 type wire struct {
 	Answer      string       `json:"answer"`
-	Verb        string       `json:"verb"` // this and the name only in a batch
+	Verb        string       `json:"verb"` // this and Name only in a batch
 	Name        string       `json:"name"`
 	Instance    string       `json:"instance"`
 	Seq         uint64       `json:"seq"`
@@ -441,7 +440,7 @@ type wire struct {
 	Yielded     []wireClaim  `json:"yielded"`
 	For         string       `json:"for"`
 
-	seen uint64 // which of them were read
+	seen uint64 // a bit for each field that was read
 }
 
 type wireClaim struct {
@@ -463,7 +462,7 @@ type wireBlocker struct {
 
 type wireRuns [][2]uint64
 
-// ErrMalformed is what every decoding error is.
+// ErrMalformed is wrapped by every decoding error.
 var ErrMalformed = errors.New("malformed message")
 
 func malformed(format string, args ...any) error {
@@ -484,9 +483,10 @@ func (w *wire) parse(body []byte, most int) error {
 	return w.scan(body)
 }
 
-// DecodeRequest reads the body of a request whose verb, client and resource the
-// subject gave; the caller has checked those. Every number in the result is
-// within MaxInt, every list within its limit, sorted and without overlaps.
+// DecodeRequest decodes the body of a request. The verb, client and resource come from the
+// subject, and the caller must have validated them. In the result every number is within
+// MaxInt, and every list is sorted, within its limit and without overlaps. Its errors wrap
+// ErrMalformed.
 func DecodeRequest(verb Verb, client, resource string, body []byte) (*Request, error) {
 	r := new(Request)
 	if err := r.Decode(verb, client, resource, body); err != nil {
@@ -495,9 +495,9 @@ func DecodeRequest(verb Verb, client, resource string, body []byte) (*Request, e
 	return r, nil
 }
 
-// Decode is DecodeRequest into r, all of which it replaces. Its strings are parts of
-// body, which must not be changed from now on; what NATS delivers is nobody else's.
-// What r is after an error is nobody's business.
+// Decode does what DecodeRequest does, and replaces all of r. The strings of r are parts of
+// body, which must not be changed afterwards; nobody else uses what NATS delivers. After an
+// error the content of r is undefined.
 func (r *Request) Decode(verb Verb, client, resource string, body []byte) error {
 	most := MaxShort
 	if verb == Refresh {
@@ -561,14 +561,15 @@ func (r *Request) fill(w *wire, verb Verb, client, resource string) error {
 	case Evict:
 		r.Nonce = d.text("nonce", w.Nonce, MaxText)
 		r.Holder, r.Claim = d.token("holder", w.Holder), d.claim(w)
-		r.Query = strings.Clone(d.text("text", w.Text, MaxText)) // it is kept for longer than the message
+		// it outlives the message
+		r.Query = strings.Clone(d.text("text", w.Text, MaxText))
 	default:
 		return malformed("unknown verb %.20q", verb)
 	}
 	return d.err
 }
 
-// DecodeAnswer reads a node's answer, with the same promises as DecodeRequest.
+// DecodeAnswer decodes a node's answer, with the same guarantees as DecodeRequest.
 func DecodeAnswer(body []byte) (*Answer, error) {
 	a := new(Answer)
 	if err := a.Decode(body); err != nil {
@@ -577,8 +578,8 @@ func DecodeAnswer(body []byte) (*Answer, error) {
 	return a, nil
 }
 
-// Decode is DecodeAnswer into a, all of which it replaces; the strings are parts of
-// body here too. What a is after an error is nobody's business.
+// Decode does what DecodeAnswer does, and replaces all of a. The strings of a are parts of
+// body, as for Request.Decode. After an error the content of a is undefined.
 func (a *Answer) Decode(body []byte) error {
 	w := new(wire)
 	if err := w.parse(body, MaxBody); err != nil {
@@ -605,7 +606,7 @@ func (a *Answer) fill(w *wire) error {
 		a.Fence, a.Behind, a.Late = d.positive("fence", w.Fence), w.Behind, w.Late
 		a.Continues = d.uuids("continues", w.Continues)
 		if a.RangeSize = d.span(w.Span); a.RangeSize == 1 {
-			a.RangeSize = 0 // one spelling
+			a.RangeSize = 0 // 0 and 1 mean the same: keep one form
 		}
 		d.number("fence and span", a.Fence+a.RangeSize)
 		a.Most = d.number("most", w.Most)
@@ -661,7 +662,8 @@ func (a *Answer) fill(w *wire) error {
 		}
 		a.Info = i
 	case Evicted:
-		a.By, a.Text = strings.Clone(d.token("by", w.By)), strings.Clone(d.text("text", w.Text, MaxText)) // kept
+		// they outlive the message
+		a.By, a.Text = strings.Clone(d.token("by", w.By)), strings.Clone(d.text("text", w.Text, MaxText))
 	case Evicting:
 		a.Nonce, a.Known = d.text("nonce", w.Nonce, MaxText), w.Known
 		a.Recovering = d.millis("recovering_ms", w.Recovering)
@@ -680,7 +682,7 @@ func (a *Answer) fill(w *wire) error {
 	return d.err
 }
 
-// decoder checks fields and keeps the first complaint.
+// decoder validates fields and keeps the first error.
 type decoder struct{ err error }
 
 func (d *decoder) fail(format string, args ...any) {
@@ -715,7 +717,7 @@ func (d *decoder) uuid(key, s string) uuid.UUID {
 	return id
 }
 
-// MaxLives is how many earlier lives of a node are named at most.
+// MaxLives is the maximum number of earlier lives of a node that a message names.
 const MaxLives = 8
 
 func (d *decoder) uuids(key string, list []string) (ids []uuid.UUID) {
@@ -745,8 +747,8 @@ func appendContinues(b []byte, ids []uuid.UUID) []byte {
 	return append(b, ']')
 }
 
-// parseUUID is uuid.Parse for its one usual spelling, in half the time: a lock takes
-// a dozen.
+// parseUUID does what uuid.Parse does, but only for the usual form and in half the time. A
+// lock needs a dozen calls.
 func parseUUID(s string) (id uuid.UUID, ok bool) {
 	if len(s) != 36 || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
 		return uuid.UUID{}, false
@@ -763,7 +765,7 @@ func parseUUID(s string) (id uuid.UUID, ok bool) {
 	return id, true
 }
 
-// hexValues are those of hexadecimal digits; what is none has a higher one.
+// hexValues has the value of each hexadecimal digit. All other bytes have a value above 15.
 var hexValues = func() (t [256]byte) {
 	for c := range t {
 		t[c] = 0xf0
@@ -797,7 +799,7 @@ func (d *decoder) span(v uint64) uint64 {
 	return v
 }
 
-// count fits an int everywhere.
+// count returns a number that fits an int on every platform.
 func (d *decoder) count(key string, v int64) int {
 	if v < 0 || v > math.MaxInt32 {
 		d.fail("%s is not within 0 and %d", key, math.MaxInt32)
@@ -855,7 +857,7 @@ func (d *decoder) optionalToken(key, s string) string {
 	return d.token(key, s)
 }
 
-// token checks a client's or node's name: it will be written back unescaped.
+// token validates the name of a client or node, because encoders write it unescaped.
 func (d *decoder) token(key, s string) string {
 	if !subject.IsToken(s) {
 		d.fail("%s is not a name of 1 to %d letters, digits, - and _", key, MaxToken)

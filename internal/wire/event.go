@@ -2,7 +2,7 @@ package wire
 
 import "strconv"
 
-// EventBody is the body of an event: what a client tells observers of a lock.
+// EventBody is the body of an event, by which a client informs observers about a lock.
 type EventBody struct {
 	Mode             string // "exclusive" or "shared"
 	Token            uint64
@@ -12,8 +12,8 @@ type EventBody struct {
 	EvictedBy        string
 }
 
-// AppendEvent appends what encoding/json would write for the body, without what is empty:
-// there are two events for each lock.
+// AppendEvent appends the body as encoding/json would write it, without empty fields. It is
+// written by hand because each lock causes two events.
 func AppendEvent(b []byte, e *EventBody) []byte {
 	b = append(append(append(b, `{"mode":"`...), e.Mode...), `","token":`...)
 	b = strconv.AppendUint(b, e.Token, 10)
@@ -47,7 +47,8 @@ type wireEvent struct {
 	EvictedBy string  `json:"evicted_by"`
 }
 
-// DecodeEvent reads the body of an event, by the same rules as all others.
+// DecodeEvent decodes the body of an event, by the same rules as all other bodies. Its
+// errors wrap ErrMalformed.
 func DecodeEvent(body []byte) (EventBody, error) {
 	if err := tooLong(len(body), MaxShort); err != nil {
 		return EventBody{}, err
@@ -103,7 +104,7 @@ func (e *wireEvent) field(p *scanner, seen *uint64, key string) bool {
 	return p.skip()
 }
 
-// fraction reads a number that is not below 0.
+// fraction reads a number that is not negative.
 func (p *scanner) fraction(to *float64) bool {
 	from := p.i
 	if !p.float() {

@@ -8,11 +8,12 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// PageBytes is how much a node puts into one page, or less if its connection takes less. Asking for a page costs it
-// little, and the messages of locks do not wait long behind one.
+// PageBytes is the maximum size of a page, in bytes; a node sends smaller pages if its
+// connection takes less. At this size a page costs a node little, and the messages of locks
+// do not wait long behind one.
 const PageBytes = 48 << 10
 
-// PageSize is how many bytes the record adds to a page, and a few more.
+// PageSize returns an upper bound of how many bytes the record adds to a page.
 func (r *Record) PageSize() int {
 	n := 96 + subject.EncodedSize(r.Name)
 	for i := range r.Claims {
@@ -21,13 +22,13 @@ func (r *Record) PageSize() int {
 	return n
 }
 
-// PageSize is how many bytes the claim adds to a record, and a few more.
+// PageSize returns an upper bound of how many bytes the claim adds to a record.
 func (c *ClaimRecord) PageSize() int {
 	n := 288 + len(c.Client) + len(c.Note)
 	for i := range len(c.Note) {
 		switch b := c.Note[i]; {
 		case b >= 0x80:
-			n++ // at most: of three bytes, two have an escape of six
+			n++ // upper bound: of three bytes, two have an escape of six bytes
 		case b < ' ' || b == '"' || b == '\\' || b == '<' || b == '>' || b == '&':
 			n += 5 // as \u00XX
 		}
@@ -35,8 +36,8 @@ func (c *ClaimRecord) PageSize() int {
 	return n
 }
 
-// Shrink leaves out of a record what goes beyond so many bytes of a page, notes before
-// claims, and reports whether the rest fits.
+// Shrink removes notes, and then claims, until the record takes at most most bytes of a
+// page. It reports whether the record fits then.
 func (r *Record) Shrink(most int) bool {
 	if r.PageSize() <= most {
 		return true
@@ -84,7 +85,7 @@ func appendPage(b []byte, p *Page) []byte {
 			b = append(b, ',')
 		}
 		name, err := subject.EncodeName(r.Name)
-		if err != nil { // no node has a claim on such a name
+		if err != nil { // no node has a claim on an invalid name
 			name = "%"
 		}
 		b = append(append(append(b, `{"name":"`...), name...), '"')
@@ -148,8 +149,9 @@ func (d *decoder) page(w *wire) *Page {
 
 func (d *decoder) claimRecord(c *wireClaimRecord) ClaimRecord {
 	return ClaimRecord{
-		Claim:  ClaimID{Instance: d.uuid("claims.instance", c.Instance), Seq: d.positive("claims.seq", c.Seq)},
-		Client: strings.Clone(d.token("claims.client", c.Client)), // a page is large, and what it tells of may be kept
+		Claim: ClaimID{Instance: d.uuid("claims.instance", c.Instance), Seq: d.positive("claims.seq", c.Seq)},
+		// cloned because a page is large, and a claim of it may be kept
+		Client: strings.Clone(d.token("claims.client", c.Client)),
 		Mode:   d.mode(c.Mode),
 		At:     d.micros("claims.at", c.At),
 		Note:   strings.Clone(d.text("claims.note", c.Note, MaxNote)),
@@ -160,7 +162,7 @@ func (d *decoder) claimRecord(c *wireClaimRecord) ClaimRecord {
 	}
 }
 
-// pattern checks what List may ask for; empty is all.
+// pattern validates the pattern of a List request; an empty one means all names.
 func (d *decoder) pattern(s string) string {
 	if s != "" && !subject.IsPattern(s) {
 		d.fail("%s is not a pattern of names", printable.Quote(s))

@@ -1,8 +1,8 @@
 // Package wire defines qlock's messages, their limits, and their JSON form.
 //
-// The message structs are what the machines of packages node and client consume
-// and produce; the codec stands between them and NATS. docs/protocol.md says what
-// each message means, docs/wire.md what it looks like.
+// The message structs are what the machines of packages voter and client consume and
+// produce. The codec converts between these structs and the bodies of NATS messages.
+// docs/protocol.md specifies the meaning of each message, and docs/wire.md its form.
 package wire
 
 import (
@@ -22,46 +22,49 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// Limits that every reader of a message may rely on after decoding.
+// Limits that hold for every decoded message.
 const (
-	MaxInt   = 1<<53 - 1 // largest integer on the wire: what a float64 holds exactly, so that every JSON library reads it
-	MaxNodes = 64        // nodes in a cluster
-	MaxRuns  = 8192      // runs of claims in one refresh or its answer
-	MaxBody  = 1 << 20   // bytes of a refresh or an answer
-	MaxShort = 8 << 10   // bytes of any other request, so that refusing a large one costs a node nothing
-	MaxText  = 512       // bytes of a refusal's text, a nonce or a version
-	MaxNote  = 256       // bytes of a note
-	MaxSpan  = 1 << 16   // fences of one claim at a time
-	MaxOver  = 32        // claims in a question whether they are over, and in its answer
+	// MaxInt is the largest integer on the wire. A float64 represents it exactly, so every JSON
+	// library reads it.
+	MaxInt   = 1<<53 - 1
+	MaxNodes = 64      // nodes in a cluster
+	MaxRuns  = 8192    // runs of claims in one refresh or its answer
+	MaxBody  = 1 << 20 // bytes of a refresh or an answer
+	MaxShort = 8 << 10 // bytes of any other request: rejecting a large one costs a node nothing
+	MaxText  = 512     // bytes of a refusal's text, a nonce or a version
+	MaxNote  = 256     // bytes of a note
+	MaxSpan  = 1 << 16 // fences that one claim may reserve at a time
+	MaxOver  = 32      // claims in a question whether they are over, and in its answer
 	MinLease = 10 * time.Millisecond
 	MaxLease = 24 * time.Hour
-	MaxToken = subject.MaxToken // bytes of a name of a client or node
+	MaxToken = subject.MaxToken // bytes of the name of a client or node
 )
 
-// Now is one reading of a machine's two clocks. The core never reads a clock
-// itself: time is an argument.
+// Now is one reading of a machine's two clocks. The core never reads a clock itself: time
+// is an argument.
 type Now struct {
-	Mono time.Duration // monotonic, from any start
-	Wall int64         // wall clock, microseconds since 1970
+	Mono time.Duration // monotonic clock, from an arbitrary start
+	Wall int64         // wall clock, µs since 1970
 
-	// Boot is how long ago the machine was started, sleep included: a clock that
-	// nobody sets. 0 where that is not known, and where it is not needed: it is
-	// compared between two lives of a node alone (N8).
+	// Boot is the time since the machine was started, including sleep; nobody can set this
+	// clock. It is 0 where it is not known. It is also 0 where it is not needed: only two lives
+	// of a node are compared by it (N8).
 	Boot time.Duration
 }
 
-// ClaimID names one attempt by one client on one resource, for ever.
+// ClaimID identifies one attempt of one client to lock one resource. It is never reused.
 type ClaimID struct {
 	Instance uuid.UUID
 	Seq      uint64
 }
 
+// String returns a short form of the id for logs. It may be ambiguous; see Text.
 func (id ClaimID) String() string { return fmt.Sprintf("%.8s/%d", id.Instance, id.Seq) }
 
-// Text is the whole id, and ParseClaimID reads it.
+// Text returns the complete id in the form that ParseClaimID reads.
 func (id ClaimID) Text() string { return fmt.Sprintf("%s/%d", id.Instance, id.Seq) }
 
-// ParseClaimID is the inverse of Text.
+// ParseClaimID is the inverse of Text. It returns an error if s is not such an id.
 func ParseClaimID(s string) (ClaimID, error) {
 	instance, seq, _ := strings.Cut(s, "/")
 	var id ClaimID
@@ -74,7 +77,7 @@ func ParseClaimID(s string) (ClaimID, error) {
 	return id, nil
 }
 
-// Compare breaks ties of age.
+// Compare orders the ids of claims that have the same age. It returns -1, 0 or 1.
 func (id ClaimID) Compare(other ClaimID) int {
 	if c := slices.Compare(id.Instance[:], other.Instance[:]); c != 0 {
 		return c
@@ -82,10 +85,11 @@ func (id ClaimID) Compare(other ClaimID) int {
 	return cmp.Compare(id.Seq, other.Seq)
 }
 
-// Run is a run of consecutive claims of one instance, both ends included.
+// Run is a run of consecutive claims of one instance, with both ends included.
 type Run struct{ Lo, Hi uint64 }
 
-// RunsIn is how many runs fit into a refresh, or its answer, of so many bytes.
+// RunsIn returns how many runs fit into a refresh, or the answer to one, of so many bytes.
+// It returns 2 at least and MaxRuns at most.
 func RunsIn(bytes int) int {
 	const perRun, rest = 2*16 + 4, 1024 // two numbers below 2^53, and the other fields
 	return max(2, min((min(bytes, MaxBody)-rest)/perRun, MaxRuns))
@@ -94,7 +98,7 @@ func RunsIn(bytes int) int {
 // Runs is a sorted list of runs that neither touch nor overlap.
 type Runs []Run
 
-// Add appends seq, which must be above all that the list holds.
+// Add appends seq, which must be greater than every number in the list.
 func (r Runs) Add(seq uint64) Runs {
 	if n := len(r); n > 0 && r[n-1].Hi+1 == seq {
 		r[n-1].Hi = seq
@@ -117,7 +121,7 @@ func (r Runs) Has(seq uint64) bool {
 	return ok && i < len(r)
 }
 
-// Cut divides the list after hi.
+// Cut divides the list into the numbers up to hi and those after it.
 func (r Runs) Cut(hi uint64) (upTo, after Runs) {
 	i := 0
 	for i < len(r) && r[i].Hi <= hi {
@@ -130,7 +134,7 @@ func (r Runs) Cut(hi uint64) (upTo, after Runs) {
 	return upTo, append(Runs{{hi + 1, r[i].Hi}}, r[i+1:]...)
 }
 
-// Len counts the claims in the list.
+// Len returns the number of claims in the list.
 func (r Runs) Len() uint64 {
 	var n uint64
 	for _, run := range r {
@@ -139,9 +143,10 @@ func (r Runs) Len() uint64 {
 	return n
 }
 
-// Verb is what a request asks for; it stands in the subject.
+// Verb is the operation that a request asks for. It is part of the subject.
 type Verb string
 
+// The verbs. docs/protocol.md specifies the requests.
 const (
 	Acquire Verb = subject.Acquire
 	Release Verb = subject.Release
@@ -153,8 +158,8 @@ const (
 	Evict   Verb = subject.Evict
 )
 
-// Request is a message to the nodes. Client and Resource come from the subject,
-// which is what NATS permissions guard, never from the body.
+// Request is a message to the nodes. Client and Resource come from the subject, which NATS
+// permissions guard, and never from the body.
 type Request struct {
 	Verb     Verb
 	Client   string
@@ -164,56 +169,65 @@ type Request struct {
 
 	// Acquire
 	Mode           quorum.Mode
-	At             int64         // age: the client's wall clock when the claim was made, µs
-	TTL            time.Duration // lease, whole milliseconds on the wire
-	MinFence       uint64        // fence wanted, 0 for none
-	Held           bool          // the claim is held by votes of other nodes
-	Try            bool          // its client wants to know at once when another is in the way
-	SuppressQueued bool          // a claim that is new and has to wait need not be told so
-	Check          bool          // the nodes contradict each other: what is in its way may be over
-	Keep           bool          // its client keeps the claim between holders: it wants to know when others wait
-	RangeSize      uint64        // with Keep: how many fences it wants from the first on, for those holders
-	Digest         string        // configuration that the client knows
-	Note           string        // what its client says of the claim, for people
+	At             int64         // age: the client's wall clock at its making, µs since 1970
+	TTL            time.Duration // lease, in whole milliseconds on the wire
+	MinFence       uint64        // lowest fence wanted; 0: none
+	Held           bool          // the claim is held by the votes of other nodes
+	Try            bool          // the client wants to know at once if another claim is in the way
+	SuppressQueued bool          // the node need not tell a new claim that it has to wait
+	Check          bool          // nodes contradict each other: what is in the way may be over
+	// Keep means that the client keeps the claim between holders, and wants to know when others
+	// wait.
+	Keep      bool
+	RangeSize uint64 // with Keep: number of consecutive fences wanted, for those holders
+	Digest    string // digest of the configuration that the client knows
+	Note      string // the client's description of the claim, for people
 
-	Node string // acquire, yield, list, inspect: only this node is meant (empty: all); info: whose name is probed
+	// Node is, in acquire, yield, list and inspect, the only node that is meant (empty: all). In
+	// info, it is the node whose name is probed.
+	Node string
 
-	Now int64 // release: the client's wall clock, µs
+	Now int64 // release: the client's wall clock, µs since 1970
 
-	// Refresh: of all claims from Lo to Hi, those in Live live.
+	// Refresh: of all claims from Lo to Hi, exactly those in Live are live.
 	Lo, Hi uint64
 	Live   Runs
 
-	Nonce string // info, list, inspect, evict: comes back in the answer
+	Nonce string // info, list, inspect, evict: the answer repeats it
 
-	After  uint64 // list, inspect: go on behind this number of an answer
-	Query  string // list: the names that match; evict: why
+	After  uint64 // list, inspect: continue after this number, which an answer gave
+	Query  string // list: pattern of the names; evict: the reason
 	Holder string // evict: the claim's client
 
 	// Info
-	Incarnation uuid.UUID // of a node that asks after its own name
+	Incarnation uuid.UUID // of a node that probes its own name
 	Started     int64
 	Voted       bool
-	Stopped     bool      // it gave the name up, and votes no more
-	Over        []ClaimOf // of a node that asks which of these are over; with Digest
-	Recalled    []ClaimOf // and these too, which have its vote and do not answer its recall
+	Stopped     bool // the node gave up its name, and votes no more
+	// Over, with Digest, is a node's question which of these claims are over.
+	Over []ClaimOf
+	// Recalled is the same question about claims that have the node's vote and do not answer its
+	// recall.
+	Recalled []ClaimOf
 }
 
-// ClaimOf is a claim of a client. What two clients call by one id are two claims.
+// ClaimOf identifies a claim together with its client. If two clients use the same id,
+// these are two claims.
 type ClaimOf struct {
 	Client string
 	Claim  ClaimID
 }
 
-// YieldOf is a yield to another node, passed on.
+// YieldOf is a yield to another node that is passed on.
 type YieldOf struct {
 	ClaimOf
-	SentAt uint64 // of the yield
+	SentAt uint64 // when the yield was sent
 }
 
-// Kind is what an answer says.
+// Kind is the kind of an answer.
 type Kind string
 
+// The kinds of answers. docs/protocol.md specifies them.
 const (
 	Granted   Kind = "granted"
 	Queued    Kind = "queued"
@@ -222,8 +236,8 @@ const (
 	Refreshed Kind = "refreshed"
 	Informed  Kind = "info"
 	Listed    Kind = "listed"
-	Evicting  Kind = "evicting" // to who wants a claim evicted
-	Evicted   Kind = "evicted"  // to whose claim it is
+	Evicting  Kind = "evicting" // to the client that asked for an eviction
+	Evicted   Kind = "evicted"  // to the client whose claim was evicted
 	Over      Kind = "over"     // to a node: these claims are over
 )
 
@@ -233,138 +247,147 @@ type Answer struct {
 	Node        string
 	Incarnation uuid.UUID
 	Digest      string
-	Client      string // whose request it answers, as the subject said: votes for another name do not count
+	// Client is the client of the request, from the subject. Votes for another name do not
+	// count.
+	Client string
 
 	Claim     ClaimID // refreshed: only its Instance
 	SentAt    uint64
 	Fence     uint64 // granted
-	RangeSize uint64 // granted: how many fences from that on are the claim's; 0 is 1
-	Most      uint64 // granted: a higher fence was wanted than the node gives, which is so much; 0: none was
+	RangeSize uint64 // granted: number of the claim's fences, from Fence on; 0 means 1
+	// Most is, in granted, the highest fence that the node gives, if the client wanted a higher
+	// one, and else 0.
+	Most uint64
 
-	Behind bool // granted, recall: of a claim that is kept, that others wait for it
-	Late   bool // granted: the claim had to wait, and was not told so
+	Behind bool // granted, recall of a claim that is kept: others wait for it
+	Late   bool // granted: the claim had to wait, and the node did not tell it so
 
-	Place      int           // queued: claims before this one
-	Again      int           // queued, of a try: how often it was told since it asked, as what is in its way changed
-	Blocker    *Blocker      // queued: who stands in the way, nil if nobody does (the node is recovering)
+	Place int // queued: the number of claims before this one
+	// Again is, in queued for a try, how often the node told the try, since it asked, that what
+	// is in its way changed.
+	Again      int
+	Blocker    *Blocker      // queued: the claim in the way; nil if none is (node recovering)
 	Recovering time.Duration // queued, info, listed, evicting: how long the node will give no votes
 
 	Reason    Reason // refused
 	Text      string // refused, evicted: the reason in words
-	Retryable bool   // refused: asking again later may succeed
+	Retryable bool   // refused: a later attempt may succeed
 
 	By string // evicted: the client that asked for it
 
-	// Granted to a claim that is held, refreshed: the lives of the node whose memory it
-	// has, within a lease of its start; its own is not among them.
+	// Granted to a claim that is held, refreshed: the earlier lives of the node whose memory it
+	// has, within a lease of its start. The current life is not among them.
 	Continues []uuid.UUID
 
-	// Refreshed: of the claims listed between Lo and Hi these have no vote of the node.
+	// Refreshed: of the claims listed between Lo and Hi, these do not have the node's vote.
 	Lo, Hi  uint64
 	Waiting Runs // queued
 	Unknown Runs // not known at all
 
 	Info *NodeInfo // info
 
-	For string // recall: the node that wants its vote back, if not the one that says so
+	For string // recall: the node that wants its vote back, if not the sender
 
 	Over    []ClaimOf // over
-	Yielded []YieldOf // over: these are not, but gave the asking node's vote back
+	Yielded []YieldOf // over: these claims are not over, but gave the asking node's vote back
 
 	Nonce string // listed, evicting
-	Known bool   // evicting: the node has the claim yet
+	Known bool   // evicting: the node still has the claim
 	List  *Page  // listed
 }
 
-// Page is a part of what a node has: of all locks, or of the claims on one.
+// Page is a part of a node's list of all locks, or of the claims on one lock.
 type Page struct {
-	After uint64 // as asked
-	Next  uint64 // to go on after, 0 if this was the last page
+	After uint64 // from the request
+	Next  uint64 // the number to continue after; 0 if this is the last page
 	Locks []Record
 }
 
-// Record is what a node has on one name.
+// Record is what a node knows about one name.
 type Record struct {
 	Name    string
-	Votes   int           // claims that have the node's vote
-	Waiting int           // claims that have not
-	Claims  []ClaimRecord // some of them, votes first, and then in the order of the queue
+	Votes   int           // number of claims that have the node's vote
+	Waiting int           // number of claims that wait for it
+	Claims  []ClaimRecord // some of them: votes first, then the order of the queue
 }
 
-// ClaimRecord is a claim as a node has it.
+// ClaimRecord is a claim as a node knows it.
 type ClaimRecord struct {
 	Claim   ClaimID
 	Client  string
 	Mode    quorum.Mode
-	At      int64 // age, µs
+	At      int64 // age, µs since 1970
 	Note    string
 	Voted   bool
 	Fence   uint64 // of the vote
-	Token   uint64 // with which its client holds it, as it said; 0: it has not said that it does
+	Token   uint64 // with which its client said that it holds the claim; 0: it has not said so
 	Kept    bool
 	Evicted bool
-	For     time.Duration // since it has its vote, or its place
-	Lease   time.Duration // what is left
+	For     time.Duration // how long it has had its vote, or its place in the queue
+	Lease   time.Duration // remaining lease
 }
 
-// Reason is why a node refused.
+// Reason is why a node refused a request.
 type Reason string
 
+// The reasons.
 const (
-	ReasonLease  Reason = "lease"  // lease longer than the cluster allows
+	ReasonLease  Reason = "lease"  // the lease is longer than the cluster allows
 	ReasonConfig Reason = "config" // the client knows another configuration
-	ReasonAge    Reason = "age"    // claim made too far in the future
-	ReasonFence  Reason = "fence"  // fence wanted is beyond what any clock within bounds explains
-	ReasonClaims Reason = "claims" // too many claims of this client
+	ReasonAge    Reason = "age"    // the claim was made too far in the future
+	ReasonFence  Reason = "fence"  // wanted fence is beyond what any clock within bounds explains
+	ReasonClaims Reason = "claims" // this client has too many claims
 	ReasonQueue  Reason = "queue"  // too many claims wait for this resource
 	ReasonCopy   Reason = "copy"   // another client sends as the same instance
 )
 
-// Blocker is the claim that keeps another from a node's vote.
+// Blocker is the claim that keeps another one from getting a node's vote.
 type Blocker struct {
 	Claim  ClaimID
 	Client string
 	Mode   quorum.Mode
 	Voted  bool          // it has the vote; otherwise it waits
 	Ahead  bool          // it goes first, being older or held, and will not be asked to yield
-	For    time.Duration // since when, by the node's clock
+	For    time.Duration // how long it has had the vote or waited, by the node's clock
 }
 
-// State is what a node can do.
+// State is the state of a node, which determines whether it votes.
 type State string
 
+// The states.
 const (
-	Probing    State = "probing"    // asking whether another node has its name; no votes
-	Recovering State = "recovering" // may have forgotten votes; no votes until they have run out
+	Probing    State = "probing"    // asking whether another node has its name; gives no votes
+	Recovering State = "recovering" // may have forgotten votes; gives none until those have expired
 	Voting     State = "voting"
 	Stopped    State = "stopped" // another node has its name
 )
 
-// NodeInfo is what a node says of itself.
+// NodeInfo is what a node reports about itself.
 type NodeInfo struct {
 	Nonce   string
 	Nodes   []string
 	MaxTTL  time.Duration
 	Skew    time.Duration
 	State   State
-	Started int64         // wall clock at its start, µs
-	Now     int64         // and as it answered
-	Voted   bool          // it gave a vote, or may have
-	Longest time.Duration // lease that it knows to have been allowed, if that is longer than MaxTTL
+	Started int64         // wall clock at its start, µs since 1970
+	Now     int64         // wall clock at its answer, µs since 1970
+	Voted   bool          // it has given a vote, or may have
+	Longest time.Duration // the longest lease that it knows was allowed, if longer than MaxTTL
 	Claims  int
 	Version string
-	Ahead   time.Duration // of its clock lies the highest fence that it gave
+	Ahead   time.Duration // how far the highest fence that it gave is ahead of its clock
 }
 
-// Config is what all nodes of a cluster must agree on.
+// Config is the configuration that all nodes of a cluster must agree on.
 type Config struct {
 	Nodes  []string      // names, sorted
 	MaxTTL time.Duration // longest lease
-	Skew   time.Duration // how far in the future a claim's age may lie
+	Skew   time.Duration // how far in the future a claim's age may be
 }
 
-// Digest names the configuration. Votes count only among equals: two nodes with
-// different lists may each be right about what a majority is.
+// Digest identifies the configuration. Only votes of nodes with the same configuration
+// count together: two nodes with different lists may each be right about what a majority
+// is.
 func (c Config) Digest() string {
 	h := sha256.New()
 	fmt.Fprintf(h, "qlock 1\n%d\n%d\n", c.MaxTTL.Milliseconds(), c.Skew.Milliseconds())
@@ -375,7 +398,7 @@ func (c Config) Digest() string {
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
-// Margin is what a client subtracts from a lease, and a recovering node adds to
-// the longest one, for clocks that do not run at the same rate (C1, N8): two
-// per cent, so that two rates may each be off by one.
+// Margin returns the allowance for clocks that do not run at the same rate (C1, N8). A
+// client subtracts it from a lease, and a recovering node adds it to the longest one. It is
+// two per cent, so that each of two rates may be off by one per cent.
 func Margin(lease time.Duration) time.Duration { return lease / 50 } //plant:margin

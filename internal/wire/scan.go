@@ -6,18 +6,18 @@ import (
 	"unsafe"
 )
 
-// Decoding is most of what a lock costs a machine, so bodies are read by hand, in one
-// pass, and there is no other reader: were there a second one for what is rare, the same
-// message could mean two things. What it takes is JSON (RFC 8259) and no more, and of
-// that less than encoding/json does: names of fields are told apart byte by byte, none
-// comes twice, null is no value of any, and text that is no UTF-8 is refused and not
-// mended. docs/wire.md says so, and a fuzz test compares it with a reader made of
-// encoding/json that does the same in the plainest way.
+// Decoding is most of what a lock costs a machine, so bodies are read by hand, in one pass.
+// There is no second reader for rare cases, because the same message could then mean two
+// things. The reader takes JSON (RFC 8259) and nothing else, and it is stricter than
+// encoding/json: it compares the names of fields byte by byte, rejects a field that comes
+// twice, rejects null for every field, and rejects text that is not UTF-8 instead of
+// repairing it. docs/wire.md specifies this. A fuzz test compares this reader with a simple
+// one that is made of encoding/json and has the same rules.
 
-// maxDepth is how deep a body may be nested; ours are six deep.
+// maxDepth is the maximum nesting of a body. Our own bodies have six levels.
 const maxDepth = 32
 
-// scan reads body, all of it, into w.
+// scan reads the whole body into w.
 func (w *wire) scan(body []byte) error {
 	p := newScanner(body)
 	if w.object(&p) && p.end() {
@@ -26,8 +26,8 @@ func (w *wire) scan(body []byte) error {
 	return p.err()
 }
 
-// once notes that a field was read, and reports whether that is the first time. Each
-// field of an object has a bit of its own.
+// once records that a field was read, and reports whether that is the first time. Each
+// field of an object has its own bit.
 func once(p *scanner, seen *uint64, bit uint) bool {
 	if *seen>>bit&1 != 0 {
 		return p.fail("a field comes twice")
@@ -160,7 +160,7 @@ func (w *wire) field(p *scanner, key string) bool {
 		return once(p, seen, 42) && p.text(&w.Version)
 	case "note":
 		ok := once(p, seen, 43) && p.text(&w.Note)
-		w.Note = strings.Clone(w.Note) // it is kept for longer than the message
+		w.Note = strings.Clone(w.Note) // outlives the message
 		return ok
 	case "pattern":
 		return once(p, seen, 44) && p.text(&w.Pattern)
@@ -211,7 +211,7 @@ func (b *wireBlocker) field(p *scanner, seen *uint64, key string) bool {
 		return once(p, seen, 1) && p.number(&b.Seq)
 	case "client":
 		ok := once(p, seen, 2) && p.text(&b.Client)
-		b.Client = strings.Clone(b.Client) // it is kept for longer than the message
+		b.Client = strings.Clone(b.Client) // outlives the message
 		return ok
 	case "mode":
 		return once(p, seen, 3) && p.text(&b.Mode)
@@ -328,8 +328,8 @@ func (c *wireClaim) field(p *scanner, seen *uint64, key string) bool {
 	return p.skip()
 }
 
-// scanner reads JSON from s, at i. Its methods report whether they could; if not, it
-// has the first complaint.
+// scanner reads JSON from s, starting at i. Its methods report whether they succeeded; if
+// not, the scanner has the first error.
 type scanner struct {
 	s     string
 	i     int
@@ -338,7 +338,8 @@ type scanner struct {
 }
 
 func newScanner(body []byte) scanner {
-	return scanner{s: unsafe.String(unsafe.SliceData(body), len(body))} // nobody changes it: see Decode
+	// The bytes do not change: see Decode.
+	return scanner{s: unsafe.String(unsafe.SliceData(body), len(body))}
 }
 
 func (p *scanner) fail(why string) bool {
@@ -355,7 +356,7 @@ func (p *scanner) err() error {
 	return malformed("%s, at byte %d", p.wrong, p.i)
 }
 
-// whiteSpace is JSON's.
+// whiteSpace is the white space of JSON.
 const whiteSpace = " \n\r\t"
 
 const notJSON = "it is not JSON"
@@ -366,7 +367,8 @@ func (p *scanner) space() {
 	}
 }
 
-// is takes c, and the space around it, of which our own messages have none.
+// is consumes c and the white space around it, which our own messages do not have, and
+// reports whether it found c.
 func (p *scanner) is(c byte) bool {
 	if i := p.i; i+1 < len(p.s) && p.s[i] == c && p.s[i+1] > ' ' {
 		p.i = i + 1
@@ -391,13 +393,13 @@ func (p *scanner) end() bool {
 	return p.i == len(p.s) || p.fail("something follows the JSON")
 }
 
-// where a scanner is in an object or a list.
+// where is the position of a scanner in an object or a list.
 type where uint8
 
 const (
 	lost   where = iota
 	inside       // before the value of a member
-	after        // behind the object
+	after        // after the object or the list
 )
 
 func (p *scanner) open() where {
@@ -413,7 +415,7 @@ func (p *scanner) close() where {
 	return after
 }
 
-// member goes on to the next member of an object, or to the first.
+// member advances to the first member of an object, or to the next one.
 func (p *scanner) member(first bool) (key string, at where) {
 	switch {
 	case first && !p.is('{'):
@@ -435,7 +437,7 @@ func (p *scanner) member(first bool) (key string, at where) {
 	return key, inside
 }
 
-// element goes on to the next element of a list, or to the first.
+// element advances to the first element of a list, or to the next one.
 func (p *scanner) element(first bool) where {
 	switch {
 	case first && !p.is('['):
@@ -452,7 +454,7 @@ func (p *scanner) element(first bool) where {
 	return inside
 }
 
-// text reads a string. It is a part of s, unless it has escapes.
+// text reads a string. The result is a part of s, unless the string has escapes.
 func (p *scanner) text(to *string) bool {
 	if p.i == len(p.s) || p.s[p.i] != '"' {
 		return p.fail("it is not a string")
@@ -468,7 +470,7 @@ func (p *scanner) text(to *string) bool {
 	return p.unusualText(to)
 }
 
-// unusual is what ends a string, or makes it one that needs care.
+// unusual contains the bytes that end a string or need special treatment in it.
 var unusual = func() (t [256]bool) {
 	for c := range t {
 		t[c] = c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf
@@ -476,7 +478,7 @@ var unusual = func() (t [256]bool) {
 	return t
 }()
 
-// unusualText reads a string that may have escapes, and more than ASCII.
+// unusualText reads a string that may have escapes and characters beyond ASCII.
 func (p *scanner) unusualText(to *string) bool {
 	from := p.i + 1
 	for i := from; i < len(p.s); i++ {
@@ -531,8 +533,9 @@ func (p *scanner) escaped(to *string) bool {
 	return p.fail(notJSON)
 }
 
-// escape reads the escape that s begins with, of so many bytes: 0 if it is none. What
-// is half of a surrogate pair is below 0: no UTF-8 can say it.
+// escape reads the escape at the beginning of s and returns its size in bytes, or 0 if
+// there is no valid escape. r is negative for half of a surrogate pair, which UTF-8 cannot
+// represent.
 func escape(s string) (r rune, size int) {
 	if len(s) < 2 {
 		return 0, 0
@@ -569,8 +572,9 @@ func hex4(s string) (r rune, ok bool) {
 	return r, true
 }
 
-// number reads up to 18 digits: more than MaxInt has, and none that overflow. A fraction
-// or an exponent is not taken, and stands where nothing can stand.
+// number reads up to 18 digits. MaxInt has fewer, and 18 digits cannot overflow. It does
+// not consume a fraction or an exponent, and nothing that may follow a number begins like
+// one: so these are rejected.
 func (p *scanner) number(to *uint64) bool {
 	rest, n, v := p.s[p.i:], 0, uint64(0)
 	for n < len(rest) && rest[n]-'0' <= 9 {
@@ -612,7 +616,7 @@ func (p *scanner) word(w string) bool {
 	return ok
 }
 
-// list reads a list whose elements one reads.
+// list reads a list. It calls one to read each element.
 func list[T any](p *scanner, to *[]T, one func(*T) bool) bool {
 	all := []T{}
 	for first := true; ; first = false {
@@ -665,8 +669,8 @@ func (p *scanner) runs(to *wireRuns) bool {
 	}
 }
 
-// skip takes a value of any kind: that of a field that is unknown, which is to be
-// ignored, but must be JSON.
+// skip reads a value of any kind. Unknown fields are ignored, but their values must be
+// JSON.
 func (p *scanner) skip() bool {
 	if p.i == len(p.s) {
 		return p.fail(notJSON)
@@ -705,7 +709,7 @@ func (p *scanner) skip() bool {
 	return p.word("true") || p.word("false") || p.word("null") || p.float() || p.fail(notJSON)
 }
 
-// float takes any number.
+// float reads any number.
 func (p *scanner) float() bool {
 	digits := func() int {
 		from := p.i

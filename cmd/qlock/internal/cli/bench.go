@@ -80,7 +80,7 @@ func contains(list []string, s string) bool {
 	return false
 }
 
-// benchResult is one workload's.
+// benchResult is the result of one workload.
 type benchResult struct {
 	Workload string             `json:"workload"`
 	Clients  int                `json:"clients"`
@@ -88,7 +88,7 @@ type benchResult struct {
 	Locks    int64              `json:"locks"`
 	Failed   int64              `json:"failed"`
 	Rate     float64            `json:"locks_per_second"`
-	Micros   map[string]float64 `json:"microseconds"` // percentiles of taking a lock
+	Micros   map[string]float64 `json:"microseconds"` // percentiles of the time to acquire a lock
 
 	hist *hdrhistogram.Histogram
 	err  error
@@ -97,7 +97,7 @@ type benchResult struct {
 var percentiles = []struct {
 	name string
 	q    float64
-	drop int // from a table that is too wide
+	drop int // left out of a table that is too wide, the highest first
 }{{"min", 0, 4}, {"p50", 50, 0}, {"p90", 90, 3}, {"p99", 99, 0}, {"p99.9", 99.9, 2}, {"max", 100, 1}}
 
 func (a *app) runBench(ctx context.Context, o *benchOptions) error {
@@ -132,7 +132,7 @@ func (a *app) runBench(ctx context.Context, o *benchOptions) error {
 		g.rows = append(g.rows, row)
 	}
 	width, _ := size(a.out)
-	table, _ := g.render(width) // --json has all
+	table, _ := g.render(width) // --json has all columns
 	fmt.Fprint(a.out, table)
 	for _, r := range results {
 		a.drawHistogram(r)
@@ -204,10 +204,11 @@ func (a *app) measure(ctx context.Context, o *benchOptions, workload string) (*b
 	return r, nil
 }
 
-// newHistogram counts nanoseconds up to an hour to two digits.
+// newHistogram returns a histogram of nanoseconds, up to one hour and with two significant
+// digits.
 func newHistogram() *hdrhistogram.Histogram { return hdrhistogram.New(1, int64(time.Hour), 2) }
 
-// hammer takes one lock after the other until ctx ends.
+// hammer acquires and releases one lock after the other until ctx ends.
 func hammer(ctx context.Context, l *qlock.Locker, shared bool, count *atomic.Int64, name func(int) string) (h *hdrhistogram.Histogram, locks, failed int64, err error) {
 	h = newHistogram()
 	ask := l.Lock
@@ -220,20 +221,20 @@ func hammer(ctx context.Context, l *qlock.Locker, shared bool, count *atomic.Int
 		if e != nil {
 			if ctx.Err() == nil {
 				failed++
-				pause(ctx, 10*time.Millisecond) // nodes that refuse are not to be stormed
+				pause(ctx, 10*time.Millisecond) // do not flood nodes that refuse
 			}
 			err = e
 			continue
 		}
-		_ = h.RecordValue(max(int64(time.Since(began)), 1)) // within an hour: ctx is
+		_ = h.RecordValue(max(int64(time.Since(began)), 1)) // always less than an hour, as ctx is
 		locks++
 		count.Add(1)
-		_ = lock.Unlock(ctx) // a loss is no part of what is measured
+		_ = lock.Unlock(ctx) // a loss is not part of what is measured
 	}
 	return h, locks, failed, err
 }
 
-// drawHistogram shows where the times lie: a row for each doubling.
+// drawHistogram shows the distribution of the times, with a row for each doubling.
 func (a *app) drawHistogram(r *benchResult) {
 	if r.Locks == 0 {
 		return
@@ -270,7 +271,7 @@ func (a *app) drawHistogram(r *benchResult) {
 	}
 }
 
-// progressBar shows on a terminal how far a workload is.
+// progressBar shows the progress of a workload on a terminal.
 type progressBar struct {
 	locks atomic.Int64
 	stop  chan struct{}

@@ -78,7 +78,7 @@ const (
 	problem grade = "problem"
 )
 
-// finding is one thing that was looked at.
+// finding is the result of one check.
 type finding struct {
 	Grade grade  `json:"grade"`
 	About string `json:"about"` // a word for programs
@@ -136,8 +136,8 @@ func several(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// examine looks at one thing after the other, and ends where the rest makes no
-// sense.
+// examine runs the checks one after the other, and stops where the remaining ones would be
+// meaningless.
 func (a *app) examine(ctx context.Context, c *connection, name string, r *findings) {
 	l, err := c.connect("check", 10*time.Second)
 	if err != nil {
@@ -159,7 +159,8 @@ func (a *app) examine(ctx context.Context, c *connection, name string, r *findin
 	checkMembers(m, r)
 	checkClocks(m, r)
 	checkAhead(m, r)
-	if m.Voting() >= m.Config.WriteQuorum() { // else it is known what comes of it
+	// Otherwise it would fail for a reason that is known already.
+	if m.Voting() >= m.Config.WriteQuorum() {
 		l.checkLock(ctx, name, r)
 	}
 }
@@ -246,8 +247,9 @@ func checkVersions(versions map[string][]string, mine string, r *findings) {
 	}
 }
 
-// unreleased is true for builds of a working copy that does not know the last
-// release: Go numbers them v0.0.0 and a commit, qlock without one.
+// unreleased reports whether v is the version of a working copy whose history does not show
+// the last release. Go numbers such a build v0.0.0 with a commit, and qlock numbers it
+// 0.0.0 without one.
 func unreleased(v string) bool { return strings.HasPrefix(strings.TrimPrefix(v, "v"), "0.0.0-") }
 
 func verb(n int, one, more string) string {
@@ -257,7 +259,8 @@ func verb(n int, one, more string) string {
 	return more
 }
 
-// compareVersions compares 1.2.3 with 1.2.4, and ignores what follows a - or +.
+// compareVersions compares versions such as 1.2.3 and 1.2.4, and ignores what follows a -
+// or +.
 func compareVersions(a, b string) int {
 	numbers := func(s string) []int {
 		s = strings.TrimPrefix(s, "v")
@@ -274,7 +277,7 @@ func compareVersions(a, b string) int {
 	return slices.Compare(numbers(a), numbers(b))
 }
 
-// checkAhead looks at what is left of a node's clock that was ahead.
+// checkAhead checks whether tokens of nodes are still ahead because a clock was ahead.
 func checkAhead(m *qlock.Members, r *findings) {
 	var far []*qlock.Member
 	rest := 0
@@ -336,7 +339,7 @@ func checkOffsets(off map[string]time.Duration, maxLease, skew time.Duration, r 
 	}
 }
 
-// checkLock does what all is for.
+// checkLock acquires and releases a lock.
 func (l *link) checkLock(parent context.Context, name string, r *findings) {
 	if name == "" {
 		name = "qlock.check." + nuid.Next()
@@ -351,7 +354,7 @@ func (l *link) checkLock(parent context.Context, name string, r *findings) {
 	defer func() { _ = locker.Close() }()
 	before := len(l.denials())
 	began := time.Now()
-	// With as long a note as there can be: what is longer is cut.
+	// Uses the longest note that is possible: a longer one is cut.
 	lock, err := locker.TryLock(qlock.ContextWithNote(ctx, strings.Repeat("<", 1<<10)), name)
 	took := time.Since(began)
 	switch {
@@ -367,8 +370,8 @@ func (l *link) checkLock(parent context.Context, name string, r *findings) {
 	}
 	l.checkLook(parent, locker, name, r)
 	err = lock.Unlock(ctx)
-	_ = l.FlushTimeout(l.timeout) // so that what NATS denies is known
-	// To look is a permission of its own, which few have.
+	_ = l.FlushTimeout(l.timeout) // so that denials by NATS are known
+	// Inspecting locks needs a separate permission, which few users have.
 	admin := strings.TrimSuffix(subject.Family(l.cluster, subject.FamilyAdmin), subject.Rest)
 	looking := func(err error) bool { return strings.Contains(err.Error(), `"`+admin) }
 	switch d := slices.DeleteFunc(l.denials(), looking); {
@@ -381,9 +384,9 @@ func (l *link) checkLock(parent context.Context, name string, r *findings) {
 	}
 }
 
-// checkLook does what those commands need that show locks.
+// checkLook does what the commands that display locks need.
 func (l *link) checkLook(ctx context.Context, locker *qlock.Locker, name string, r *findings) {
-	// Nodes that are silent are waited for twice.
+	// Silent nodes are waited for twice.
 	ctx, cancel := context.WithTimeout(ctx, max(l.timeout, 3*time.Second))
 	defer cancel()
 	began := time.Now()
@@ -404,7 +407,8 @@ func (l *link) checkLook(ctx context.Context, locker *qlock.Locker, name string,
 	}
 }
 
-// checkPayload looks at how long messages may be here. A node's own server may take less.
+// checkPayload checks how long messages may be on this connection. A node's own server may
+// have a lower limit.
 func checkPayload(l *link, r *findings) {
 	const enough, least = 8 << 10, 1 << 10
 	switch most := l.MaxPayload(); {

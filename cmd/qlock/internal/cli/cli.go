@@ -1,8 +1,8 @@
-// Package cli is the qlock command, with one file for each of its commands. What
-// they share: cli.go has the frame and the exit statuses, flags.go the flags with
-// their environment, connect.go the way to NATS, members.go what nodes say of
-// themselves, text.go what keeps a terminal tidy and safe, look.go how locks are looked
-// at, wait.go what a person sees while a lock is awaited.
+// Package cli is the qlock command, with one file for each of its commands. Shared code is
+// in these files: cli.go has the frame and the exit statuses, flags.go the flags and their
+// environment variables, connect.go the connection to NATS, members.go what nodes report
+// about themselves, text.go safe and tidy output to a terminal, look.go the display of
+// locks, and wait.go what a person sees while a command waits for a lock.
 package cli
 
 import (
@@ -24,8 +24,8 @@ import (
 	"github.com/qlock/qlock/election"
 )
 
-// Exit statuses. Those of qlock run's own lie where commands seldom have theirs,
-// below the shell's 126 and 127 and clear of timeout's 124.
+// The exit statuses. Those of qlock run itself are in a range that commands seldom use:
+// below the shell's 126 and 127, and different from timeout's 124.
 const (
 	exitFailed    = 1
 	exitUsage     = 2
@@ -36,7 +36,7 @@ const (
 	exitSelf      = 125
 	exitCannotRun = 126
 	exitNotFound  = 127
-	exitSignal    = 128 // and the signal's number
+	exitSignal    = 128 // plus the signal's number
 )
 
 const statuses = `Exit status:
@@ -58,7 +58,8 @@ type app struct {
 
 func newApp(in, out, err *os.File) *app { return &app{in, out, newDiagnostics(err)} }
 
-// Main runs the command line args and returns the exit status.
+// Main runs the command line args, without the name of the program, and returns the exit
+// status.
 func Main(args []string, in, out, err *os.File) int {
 	if len(args) == 1 && args[0] == guardArgument {
 		return guard(in, out, err)
@@ -67,7 +68,7 @@ func Main(args []string, in, out, err *os.File) int {
 	a := newApp(in, out, err)
 	defer a.err.end()
 	root := a.root()
-	root.SetArgs(append([]string{}, args...)) // nil would mean those of the process
+	root.SetArgs(append([]string{}, args...)) // nil would mean the arguments of the process
 	return a.status(root.Execute())
 }
 
@@ -126,8 +127,8 @@ const (
 	groupSee   = "see"
 )
 
-// statusError is an error with an exit status of its own. err nil: nothing is
-// left to say.
+// statusError is an error with an exit status of its own. If err is nil, no message is
+// written.
 type statusError struct {
 	status int
 	err    error
@@ -142,12 +143,12 @@ func (e *statusError) Error() string {
 
 func (e *statusError) Unwrap() error { return e.err }
 
-// usage is an error of whoever wrote the command line.
+// usage returns an error in the use of the command line.
 func usage(format string, args ...any) error {
 	return &statusError{exitUsage, fmt.Errorf(format, args...)}
 }
 
-// status says what went wrong, and is the exit status for it.
+// status writes the error and returns the exit status for it.
 func (a *app) status(err error) int {
 	if err == nil {
 		return 0
@@ -163,8 +164,8 @@ func (a *app) status(err error) int {
 	return status
 }
 
-// plain is an error's text without the prefixes of the packages it came through:
-// the line begins with the program's name already.
+// plain returns an error's text without the prefixes of the packages that it came through.
+// The line already begins with the program's name.
 func plain(err error) string {
 	s := err.Error()
 	for _, p := range []string{"qlock: ", "qlock/embedded: ", "New: ", "StartNode: ", "permissions: ", "election: ", "semaphore: "} {
@@ -190,7 +191,7 @@ func similar(cmd *cobra.Command, word string) string {
 	return ""
 }
 
-// flagError names the flag, and what it takes.
+// flagError names the flag and the values that it accepts.
 func flagError(cmd *cobra.Command, err error) error {
 	var invalid *pflag.InvalidValueError
 	if errors.As(err, &invalid) {
@@ -204,7 +205,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	return usage("%w", err)
 }
 
-// dashedName is how a command is told a name that looks like a flag.
+// dashedName returns the usage for a name that looks like a flag.
 func dashedName(cmd *cobra.Command) string {
 	if cmd.Name() == "run" || cmd.Name() == "elect" {
 		return cmd.CommandPath() + " [flags] -- -name -- COMMAND"
@@ -212,12 +213,12 @@ func dashedName(cmd *cobra.Command) string {
 	return cmd.CommandPath() + " [flags] -- -name"
 }
 
-// interrupted is a context that ends with the signals that end a program.
+// interrupted returns a context that ends with the signals that end a program.
 func interrupted(ctx context.Context) (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 }
 
-// terminal reports whether a person looks at f.
+// terminal reports whether f is a terminal.
 func terminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 
 // paint colours s if f is a terminal whose owner has not asked for plain text
@@ -230,8 +231,8 @@ func paint(f *os.File, s string, c ...text.Color) string {
 	return text.Colors(c).Sprint(s)
 }
 
-// help writes a command's help: the flags of the connection stand by themselves,
-// since they are the same everywhere.
+// help writes a command's help. The flags of the connection are listed separately, since
+// they are the same for all commands.
 func help(w io.Writer, cmd *cobra.Command) {
 	fmt.Fprintf(w, "%s\n\n", strings.TrimSpace(orElse(cmd.Long, cmd.Short)))
 	fmt.Fprintf(w, "Usage:\n  %s\n", cmd.UseLine())
@@ -284,7 +285,7 @@ func orElse(s, otherwise string) string {
 	return s
 }
 
-// lockStatus is the exit status of a lock that was not had, or not kept.
+// lockStatus returns the exit status for a lock that could not be acquired, or was lost.
 func lockStatus(err error) int {
 	switch {
 	case errors.Is(err, qlock.ErrHeld):

@@ -24,13 +24,13 @@ type configFile struct {
 type setting struct {
 	key   string
 	line  int
-	value []string // one, or the elements of a list
+	value []string // one value, or the elements of a list
 	list  bool
 }
 
 func (s setting) text() string { return strings.Join(s.value, ",") }
 
-// readConfig reads a file; none if path is empty.
+// readConfig reads a file. If path is empty, the result has no values.
 func readConfig(path string) (*configFile, error) {
 	f := &configFile{path: path}
 	if path == "" {
@@ -42,7 +42,7 @@ func readConfig(path string) (*configFile, error) {
 	}
 	tree, err := parser.ParseBytes(text, 0)
 	if err != nil {
-		// Without the lines around the fault, which may be those of passwords.
+		// Without the lines around the fault, which may contain passwords.
 		return nil, usage("--config %s: not YAML: %s", path, yaml.FormatError(err, false, false))
 	}
 	if len(tree.Docs) > 1 {
@@ -71,7 +71,7 @@ func readConfig(path string) (*configFile, error) {
 	return f, nil
 }
 
-// scalars are the words of a value: one, or those of a list.
+// scalars returns the strings of a value: one, or those of a list.
 func scalars(n ast.Node) ([]string, bool, error) {
 	switch n := n.(type) {
 	case *ast.SequenceNode:
@@ -98,8 +98,8 @@ func scalars(n ast.Node) ([]string, bool, error) {
 	return nil, false, errors.New("use a word, a number or a list")
 }
 
-// notInFile are the flags that a file cannot have: it would be the permission to
-// forget votes at every start, or name itself.
+// notInFile has the flags that a file cannot set. A file with bootstrap would permit the
+// node to forget its votes at every start, and a file with config would name itself.
 var notInFile = []string{"config", "bootstrap", "help"}
 
 // apply sets the flags that neither the command line nor the environment set.
@@ -132,7 +132,7 @@ func (f *configFile) apply(fs *pflag.FlagSet) error {
 	return nil
 }
 
-// closest is a hint at the flag that was probably meant.
+// closest returns a hint at the flag that was probably meant.
 func closest(fs *pflag.FlagSet, key string) string {
 	best, least := "", 3
 	fs.VisitAll(func(f *pflag.Flag) {
@@ -146,7 +146,7 @@ func closest(fs *pflag.FlagSet, key string) string {
 	return fmt.Sprintf(", did you mean %s?", best)
 }
 
-// distance is Levenshtein's, of words as short as names of flags.
+// distance returns the Levenshtein distance. It is for words as short as names of flags.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
@@ -167,8 +167,8 @@ func distance(a, b string) int {
 	return row[len(b)]
 }
 
-// reload is SIGHUP: what can change under a running node does, and the rest is
-// named. A file that is wrong changes nothing.
+// reload handles SIGHUP. It applies those changes that a running node can apply, and logs
+// the names of the others. An invalid file changes nothing.
 func (o *nodeOptions) reload(before *configFile, certs *certificates, level *slog.LevelVar, log *slog.Logger) *configFile {
 	now, err := readConfig(o.config)
 	if err == nil {

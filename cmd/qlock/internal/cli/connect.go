@@ -27,8 +27,8 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// connection is how to reach NATS, as the nats command has it: the same flags, the
-// same variables, the same contexts.
+// connection says how to reach NATS. It has the same flags, variables and contexts as the
+// nats command.
 type connection struct {
 	server, context        string
 	user, password, token  string
@@ -41,7 +41,7 @@ type connection struct {
 	client                 string
 }
 
-// flags adds those of a command that is a client.
+// flags adds the flags of a command that is a client.
 func (c *connection) flags(fs *pflag.FlagSet) {
 	var own pflag.FlagSet
 	own.StringVar(&c.cluster, "cluster", qlock.DefaultCluster, "name of the lock cluster")
@@ -84,19 +84,19 @@ func (c *connection) natsFlags(fs *pflag.FlagSet) {
 	env(fs, "timeout", "NATS_TIMEOUT")
 }
 
-// link is a connection, with what the server complained of on it.
+// link is a connection with the errors that the server reported on it.
 type link struct {
 	*nats.Conn
 	cluster, client string
 	timeout         time.Duration
 
-	closed chan struct{} // closed with the connection, for ever
+	closed chan struct{} // closed when the connection is closed permanently
 
 	mu     sync.Mutex // guards what follows
 	denied []error
 }
 
-// lostForEver says what closed the connection, for a command that cannot go on.
+// lostForEver returns why the connection was closed, for a command that cannot go on.
 func (l *link) lostForEver() error {
 	err := errors.New("the NATS connection is closed permanently")
 	if last := l.LastError(); last != nil {
@@ -105,8 +105,9 @@ func (l *link) lostForEver() error {
 	return &statusError{exitSelf, err}
 }
 
-// name is the client's name. The user's is the one that permissions are given to,
-// wherever it comes from: an address, whose user goes before others, a flag, a context.
+// name returns the client's name. By default that is the name of the NATS user, because
+// permissions are given to users. The user may come from an address (which takes
+// precedence), a flag or a context.
 func (c *connection) name(o *nats.Options) string {
 	if c.client != "" {
 		return c.client
@@ -116,7 +117,7 @@ func (c *connection) name(o *nats.Options) string {
 		if err != nil || u.User == nil {
 			continue
 		}
-		if _, ok := u.User.Password(); !ok { // without a password it is a token: a secret
+		if _, ok := u.User.Password(); !ok { // without a password it is a token, which is secret
 			return hostAndProgram()
 		}
 		if subject.IsToken(u.User.Username()) {
@@ -138,8 +139,8 @@ func hostAndProgram() string {
 	return subject.ClientName(host, os.Args[0])
 }
 
-// parseServer reads the address of a server as the client library does. Its error
-// quotes nothing: a password that is not encoded makes an address wrong.
+// parseServer parses the address of a server as the client library does. Its error quotes
+// nothing, because an address may be invalid since its password is not encoded.
 func parseServer(s string) (*url.URL, error) {
 	s = strings.TrimSpace(s)
 	if !strings.Contains(s, "://") {
@@ -152,7 +153,7 @@ func parseServer(s string) (*url.URL, error) {
 	return u, nil
 }
 
-// addresses are those of a list, taken apart as the client library does it.
+// addresses splits a list of addresses as the client library does.
 func addresses(list string) []string {
 	var out []string
 	for _, s := range strings.Split(list, ",") {
@@ -163,7 +164,7 @@ func addresses(list string) []string {
 	return out
 }
 
-// checkServers refuses addresses of which the client library's error would quote a
+// checkServers rejects addresses for which the client library's error would quote a
 // password.
 func checkServers(list []string) error {
 	for i, s := range list {
@@ -174,11 +175,11 @@ func checkServers(list []string) error {
 	return nil
 }
 
-// serverURL is the server that nc is connected to, for people to read.
+// serverURL returns the address of the server that nc is connected to, without secrets.
 func serverURL(nc *nats.Conn) string { return redact.URL(nc.ConnectedUrl()) }
 
-// connect makes a connection for a lease of the given length: a dead server is
-// found, and another taken, while locks still stand.
+// connect makes a connection for a lease of the given length: it detects a dead server, and
+// connects to another one, while locks are still held.
 func (c *connection) connect(role string, lease time.Duration, more ...nats.Option) (*link, error) {
 	if err := c.check(); err != nil {
 		return nil, err
@@ -186,16 +187,16 @@ func (c *connection) connect(role string, lease time.Duration, more ...nats.Opti
 	l := &link{cluster: c.cluster, timeout: c.timeout, closed: make(chan struct{})}
 	opts := append(c.options(l),
 		nats.ClosedHandler(func(*nats.Conn) { close(l.closed) }),
-		// It never ends by itself: credentials may be refused for a while, when they are
-		// changed here and there.
+		// The connection never ends by itself: servers may reject the credentials for a while, when
+		// they are changed in several places.
 		nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(),
 		nats.PingInterval(max(lease/5, 100*time.Millisecond)), nats.MaxPingsOutstanding(1),
 		nats.CustomReconnectDelay(reconnectDelay),
 		nats.Timeout(c.timeout))
 	opts = append(opts, more...)
 	opts = append(opts, func(o *nats.Options) error {
-		// The servers of a flag go before those of a context, and a context without
-		// any means the one next door.
+		// The servers of a flag take precedence over those of a context. A context without servers
+		// means the local one.
 		if c.server != "" {
 			o.Servers = addresses(c.server)
 		} else if len(o.Servers) == 1 && o.Servers[0] == "" {
@@ -206,8 +207,8 @@ func (c *connection) connect(role string, lease time.Duration, more ...nats.Opti
 		}
 		l.client = c.name(o)
 		o.Name = "qlock " + role + " " + l.client
-		// Of this connection alone, so that one subscription to all its inboxes sees
-		// nothing that is meant for others of its name (wait.go).
+		// The prefix is unique to this connection, so that one subscription to all its inboxes gets
+		// no messages for others of its name (wait.go).
 		o.InboxPrefix = orElse(c.inboxPrefix, orElse(o.InboxPrefix, subject.InboxPrefix(l.client))) + "." + nuid.Next()
 		return nil
 	})
@@ -223,9 +224,9 @@ func (c *connection) connect(role string, lease time.Duration, more ...nats.Opti
 	return l, nil
 }
 
-// connectWaiting is connect that ends with ctx, whatever the connection does. If it is
-// told whom to tell, it waits for a server as well: it tries again what may be otherwise
-// a little later.
+// connectWaiting does what connect does, and ends with ctx, whatever the connection does.
+// If failed is not nil, it also waits for a server: it retries after errors that may pass,
+// and calls failed after each of them.
 func (c *connection) connectWaiting(ctx context.Context, role string, lease time.Duration, failed func(), more ...nats.Option) (*link, error) {
 	type made struct {
 		l   *link
@@ -247,7 +248,7 @@ func (c *connection) connectWaiting(ctx context.Context, role string, lease time
 			failed()
 			pause(ctx, reconnectDelay(attempt))
 		case <-ctx.Done():
-			go func() { // the client library knows no context
+			go func() { // the client library does not accept a context
 				if m := <-done; m.err == nil {
 					m.l.Close()
 				}
@@ -262,8 +263,8 @@ func (c *connection) connectWaiting(ctx context.Context, role string, lease time
 	}
 }
 
-// passes reports whether an error of connect is of a server that is not there, rather
-// than of what this program was told.
+// passes reports whether an error of connect means that no server is there, and not that
+// this program was configured wrongly.
 func passes(err error) bool {
 	if exitOf(err) == exitUsage || strings.Contains(err.Error(), "x509") || strings.Contains(err.Error(), "tls:") {
 		return false
@@ -272,8 +273,9 @@ func passes(err error) bool {
 	return errors.As(err, &network) || errors.Is(err, nats.ErrNoServers) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, io.EOF)
 }
 
-// reconnectDelay is short while a lock may still be kept, and spares servers that are
-// down, or refuse the credentials, for long.
+// reconnectDelay returns the delay before another attempt. It is short while a lock may
+// still be kept. Later it is longer, to spare servers that are down, or that reject the
+// credentials, for long.
 func reconnectDelay(attempts int) time.Duration {
 	if attempts <= 30 {
 		return 100*time.Millisecond + rand.N(100*time.Millisecond)
@@ -281,8 +283,9 @@ func reconnectDelay(attempts int) time.Duration {
 	return time.Second + rand.N(500*time.Millisecond)
 }
 
-// connectionLogs tell of a connection that breaks and comes back. What is wrong with
-// it while it is tried again is told once a minute, and when it changes.
+// connectionLogs returns options that log when the connection breaks and when it is
+// restored. An error of the attempts in between is logged once a minute, and when it
+// changes.
 func connectionLogs(log *slog.Logger) []nats.Option {
 	var mu sync.Mutex
 	var last string
@@ -303,7 +306,7 @@ func connectionLogs(log *slog.Logger) []nats.Option {
 			}
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
-			news("") // the next error is one
+			news("") // the next error counts as new
 			log.Info("NATS connection restored", "server", serverURL(nc))
 		}),
 		func(o *nats.Options) error {
@@ -339,7 +342,8 @@ func (c *connection) notConnected(err error) error {
 	return fmt.Errorf("connect to NATS at %s: %w; %s", where, err, hint)
 }
 
-// check refuses what would be ignored in silence, or fail later with less to say.
+// check rejects settings that would be ignored silently, or fail later with a less useful
+// error.
 func (c *connection) check() error {
 	switch {
 	case !subject.IsToken(c.cluster) && !(c.anyCluster && c.cluster == subject.Any):
@@ -397,7 +401,7 @@ func (c *connection) options(l *link) []nats.Option {
 		}
 		opts = append(opts, nkey)
 	}
-	// Read at each connect: certificates are renewed while nodes run.
+	// Read at each connect, because certificates are renewed while nodes run.
 	if c.tlsCert != "" {
 		opts = append(opts, nats.ClientTLSConfig(
 			func() (tls.Certificate, error) { return tls.LoadX509KeyPair(c.tlsCert, c.tlsKey) }, nil))
@@ -408,8 +412,8 @@ func (c *connection) options(l *link) []nats.Option {
 	return opts
 }
 
-// denials are the permissions that were found missing. The handler of errors may
-// not have run yet for the last one.
+// denials returns the permissions that were found missing. It also reads the last error,
+// because the handler of errors may not have run for it yet.
 func (l *link) denials() []error {
 	last := l.LastError()
 	l.mu.Lock()
@@ -421,8 +425,8 @@ func (l *link) denials() []error {
 	return out
 }
 
-// locker makes a Locker. Finding the nodes may take for patience, if that is given,
-// and else for --timeout.
+// locker makes a Locker. Finding the nodes may take for patience, or for --timeout if
+// patience is 0.
 func (l *link) locker(ctx context.Context, patience time.Duration, log *slog.Logger, opts ...qlock.Option) (*qlock.Locker, error) {
 	if patience == 0 {
 		patience = l.timeout

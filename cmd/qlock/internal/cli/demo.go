@@ -35,7 +35,8 @@ Ctrl-C ends the demo and leaves nothing behind.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := interrupted(cmd.Context())
 			defer stop()
-			context.AfterFunc(ctx, stop) // a second signal ends a program that waits for who reads its output
+			// A second signal ends a program that is blocked by the reader of its output.
+			context.AfterFunc(ctx, stop)
 			a.supervise()
 			return a.runDemo(ctx, port, traffic, count)
 		},
@@ -61,7 +62,7 @@ func (a *app) runDemo(ctx context.Context, port int, traffic bool, count int) er
 		}
 		return err
 	}
-	defer func() { _ = cluster.Close() }() // the process ends, and its state is nobody's
+	defer func() { _ = cluster.Close() }() // the process ends, and nothing else uses its state
 	var urls []string
 	for _, s := range cluster.Servers() {
 		urls = append(urls, s.ClientURL())
@@ -104,14 +105,15 @@ func demoLink(urls []string, name string) (*link, error) {
 	closed := make(chan struct{})
 	nc, err := nats.Connect(strings.Join(urls, ","), nats.Name("qlock "+name), nats.MaxReconnects(-1),
 		nats.ClosedHandler(func(*nats.Conn) { close(closed) }),
-		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})) // that of package nats writes to standard error, and waits
+		// The default handler writes to standard error, and waits for it.
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	if err != nil {
 		return nil, err
 	}
 	return &link{Conn: nc, cluster: qlock.DefaultCluster, client: name, timeout: 5 * time.Second, closed: closed}, nil
 }
 
-// demoService takes a lock now and then, at the pace of a person who reads.
+// demoService acquires a lock now and then, at a pace that a person can read.
 func demoService(ctx context.Context, urls []string, name string) error {
 	l, err := demoLink(urls, name)
 	if err != nil {
@@ -138,7 +140,7 @@ func demoService(ctx context.Context, urls []string, name string) error {
 		}
 		if err == nil {
 			pause(ctx, time.Duration(300+rand.IntN(1200))*time.Millisecond)
-			_ = lock.Unlock(ctx) // a lost one shows in the traffic
+			_ = lock.Unlock(ctx) // the traffic shows a lost lock
 		}
 		pause(ctx, time.Duration(500+rand.IntN(2000))*time.Millisecond)
 	}

@@ -16,8 +16,8 @@ import (
 func (p proc) dead() bool    { return p.state == 'Z' || p.state == 'X' }
 func (p proc) stopped() bool { return p.state == 'T' || p.state == 't' }
 
-// members are the living processes of a group but for the one of this number, which is
-// the guard; false where nobody tells.
+// members returns the living processes of a group except for the one with the number but,
+// which is the guard. It returns false where the system does not list processes.
 func members(group, but int) ([]proc, bool) {
 	all, ok := procs()
 	var out []proc
@@ -29,10 +29,10 @@ func members(group, but int) ([]proc, bool) {
 	return out, ok
 }
 
-// deaf is an error that names those of a group that may not be signalled by this
-// user: programs of another user's, such as sudo starts. A signal to a group reports
-// success if any of its processes got it. Where nobody tells of a group, only the
-// command is asked, unless it is 0.
+// deaf returns an error that names the processes of a group that this user may not signal.
+// These are processes of another user, such as sudo starts. A signal to a group reports
+// success if any of its processes received it. Where the system does not list processes,
+// deaf checks only the command, unless that is 0.
 func deaf(group, guard, command int) error {
 	list, ok := members(group, guard)
 	if !ok && command != 0 {
@@ -56,14 +56,14 @@ func deaf(group, guard, command int) error {
 	return fmt.Errorf("process %s: %w", strings.Join(who, ", "), err)
 }
 
-// ours are the processes that this program has started and waits for. Others that end
-// are orphans.
+// ours has the processes that this program started and waits for. Others that end are
+// orphans.
 var ours = struct {
 	mu   sync.Mutex // guards pids
 	pids map[int]struct{}
 }{pids: map[int]struct{}{}}
 
-// startOurs starts a process of our own.
+// startOurs starts a process and adds it to ours.
 func startOurs(cmd *exec.Cmd) error {
 	ours.mu.Lock()
 	defer ours.mu.Unlock()
@@ -74,7 +74,7 @@ func startOurs(cmd *exec.Cmd) error {
 	return nil
 }
 
-// forget is called when a process of our own has been waited for.
+// forget must be called when a process of ours has been waited for.
 func forget(pid int) {
 	ours.mu.Lock()
 	defer ours.mu.Unlock()

@@ -18,17 +18,17 @@ const (
 	annotationGroup = "qlock-group"
 )
 
-// env gives a flag its environment variable, and says so in its help.
+// env assigns an environment variable to a flag, and adds the variable to its help.
 func env(fs *pflag.FlagSet, flag, variable string) {
 	f := fs.Lookup(flag)
 	f.Usage += " [" + variable + "]"
 	if err := fs.SetAnnotation(flag, annotationEnv, []string{variable}); err != nil {
-		panic(err) // there is no such flag: a fault of this program
+		panic(err) // there is no such flag: a bug of this program
 	}
 }
 
-// fromEnvironment sets the flags that were not given from their variables. An
-// empty variable is none: that is how compose files leave one out.
+// fromEnvironment sets the flags that were not given from their variables. An empty
+// variable counts as not set, because compose files leave one out like that.
 func fromEnvironment(fs *pflag.FlagSet) error {
 	var errs []error
 	fs.VisitAll(func(f *pflag.Flag) {
@@ -50,8 +50,8 @@ func fromEnvironment(fs *pflag.FlagSet) error {
 	return nil
 }
 
-// quoted is a value that a flag does not take, for the error that says so; nothing of
-// one that may be a secret, or have one in it.
+// quoted returns an invalid value for an error message. It returns nothing for a value that
+// may be or contain a secret.
 func quoted(flag, value string) string {
 	switch flag {
 	case "server", "routes", "user", "password", "token", "route-user", "route-password":
@@ -60,7 +60,7 @@ func quoted(flag, value string) string {
 	return fmt.Sprintf(" %q", value)
 }
 
-// cause takes pflag's own words off an error about a value.
+// cause removes pflag's own text from an error about a value.
 func cause(err error) error {
 	var invalid *pflag.InvalidValueError
 	if errors.As(err, &invalid) {
@@ -95,12 +95,12 @@ func (v *durationValue) Set(s string) error {
 func (v *durationValue) Type() string { return "duration" }
 func (v *durationValue) String() string {
 	if *v.d == 0 {
-		return "" // so that help shows no default where there is none
+		return "" // so that help shows no default if there is none
 	}
 	return short(*v.d)
 }
 
-// short is a duration without the units that are zero: 1m, not 1m0s.
+// short formats a duration without the units that are zero: 1m, not 1m0s.
 func short(d time.Duration) string {
 	s := d.String()
 	if strings.HasSuffix(s, "m0s") {

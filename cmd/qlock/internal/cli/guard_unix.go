@@ -14,16 +14,16 @@ import (
 	"time"
 )
 
-// A guardian is this program once more, at the head of the process group that the
-// command runs in: the group is there before the command, and its number is nobody
-// else's as long as anybody might send to it. It reads a pipe that only its parent
-// has the other end of. When the pipe ends and nobody has said that all is well, the
-// parent is dead, and the guardian kills the group. When the parent falls silent, it
-// hangs or was stopped, and cannot see that the lock is lost: the command is dealt
-// with as --on-loss says.
+// guardian is this program in a second process, which leads the process group of the
+// command. So the group exists before the command, and its number is not reused while
+// anything might send signals to it. The guardian reads a pipe whose other end only its
+// parent has. If the pipe ends without the message that all is well, the parent is dead,
+// and the guardian kills the group. If the parent is silent for too long, it hangs or was
+// stopped, and cannot notice that the lock is lost. The guardian then treats the command as
+// --on-loss says.
 //
-// It is started before the lock is awaited: an upgrade of this program during the wait
-// must not keep the command from running.
+// The guardian starts before the wait for the lock, so that an upgrade of this program
+// during the wait cannot keep the command from running.
 type guardian struct {
 	cmd  *exec.Cmd
 	pipe *os.File
@@ -32,7 +32,8 @@ type guardian struct {
 	gone sync.Once
 }
 
-// guardArgument is what the guardian is called with. It is no command for people.
+// guardArgument is the argument with which this program becomes a guardian. It is not a
+// command for people.
 const guardArgument = "--guard-of-a-command"
 
 const (
@@ -43,7 +44,7 @@ const (
 
 const guardReady = "ready\n"
 
-// startGuard starts the guard of a command that is not there yet.
+// startGuard starts the guard of a command that has not started yet.
 func startGuard(errs *os.File) (*guardian, error) {
 	g := &guardian{errs: errs}
 	if err := g.start(); err != nil {
@@ -78,15 +79,15 @@ func (g *guardian) start() error {
 	return err
 }
 
-// armTime bounds what a guard may need to go on watch, on a machine with much else to do.
+// armTime is how long a guard may take to be ready, on a busy machine.
 const armTime = 10 * time.Second
 
-// arm returns the guard that is on watch: a signal that is meant for the command must
-// not find it unprepared. The one that was started before the wait may have been killed
-// in it, or stopped: then it is another.
+// arm returns a guard that is ready. It must be called before the command can get a signal.
+// The guard that was started before the wait may have been killed or stopped meanwhile. In
+// that case arm starts another one.
 //
-// patience is how long this program may be silent until the guard deals with the
-// command, and grace what the command has then from SIGTERM to SIGKILL.
+// patience is how long this program may be silent before the guard acts, and grace is how
+// long the command then has from SIGTERM to SIGKILL.
 func (g *guardian) arm(patience, grace time.Duration) (*guardian, error) {
 	err := g.ready(patience, grace)
 	if err == nil {
@@ -114,8 +115,9 @@ func (g *guardian) ready(patience, grace time.Duration) error {
 
 func (g *guardian) group() int { return g.cmd.Process.Pid }
 
-// tell writes a line, unless the pipe is full: who has stopped the guard must not stop
-// this program with it. Should the guard be dead, the kernel's signal is left.
+// tell writes a line, unless the pipe is full: a guard that was stopped must not block this
+// program. If the guard is dead, only the kernel's signal at the death of this program
+// remains.
 func (g *guardian) tell(line string) {
 	c, err := g.pipe.SyscallConn()
 	if err != nil {
@@ -123,11 +125,11 @@ func (g *guardian) tell(line string) {
 	}
 	_ = c.Write(func(fd uintptr) bool {
 		_, _ = syscall.Write(int(fd), []byte(line+"\n"))
-		return true // also when it would have to wait
+		return true // also if the write would block
 	})
 }
 
-// dismiss ends the guard, also one that is stopped and does not hear that all is well.
+// dismiss ends the guard, even one that is stopped and does not read that all is well.
 func (g *guardian) dismiss() {
 	g.gone.Do(func() {
 		g.tell(guardAllWell)
@@ -138,16 +140,17 @@ func (g *guardian) dismiss() {
 	})
 }
 
-// guard is the guardian's whole life. The first line has how long its parent may be
-// silent, and how long the group has to end then; 0: for ever, and none.
+// guard is the main function of the guardian. The first line of its input says how long its
+// parent may be silent, where 0 means without limit, and how long the group then has to
+// end, where 0 means no time.
 func guard(in, out, errs *os.File) int {
-	signal.Ignore() // they are the command's
+	signal.Ignore() // signals are for the command
 	group := syscall.Getpgrp()
 	if group != syscall.Getpid() {
-		return exitUsage // somebody else called it, and the group is not its own
+		return exitUsage // not started by qlock run: the group is not its own
 	}
 	lines := make(chan string)
-	go func() { // it ends with the process
+	go func() { // ends with the process
 		defer close(lines)
 		for s := bufio.NewScanner(in); s.Scan(); {
 			lines <- s.Text()
@@ -156,7 +159,7 @@ func guard(in, out, errs *os.File) int {
 	var patience, grace time.Duration
 	first, ok := <-lines
 	if !ok || first == guardAllWell {
-		return 0 // nothing was started
+		return 0 // no command was started
 	}
 	if n, err := fmt.Sscan(first, &patience, &grace); err != nil || n != 2 {
 		return exitUsage
@@ -169,7 +172,7 @@ func guard(in, out, errs *os.File) int {
 	return 0
 }
 
-// watchman is the guardian on watch.
+// watchman is the state of a guardian that is ready.
 type watchman struct {
 	group           int
 	patience, grace time.Duration
@@ -177,14 +180,15 @@ type watchman struct {
 	errs            *diagnostics
 }
 
-// tick is how often a guard whose parent is stopped looks whether the command is.
+// tick is how often a guard whose parent is stopped checks whether the command is stopped
+// too.
 const tick = 100 * time.Millisecond
 
 func (w *watchman) watch() {
 	var silent <-chan time.Time
-	var fires time.Time // when silent does
-	var due time.Time   // until then the parent may be silent
-	late := false       // it was given some time more
+	var fires time.Time // when silent fires
+	var due time.Time   // the parent may be silent until then
+	late := false       // the parent was given some more time
 	paused := false
 	wait := func(d time.Duration) { fires, silent = time.Now().Add(d), time.After(d) }
 	set := func(d time.Duration) {
@@ -212,13 +216,13 @@ func (w *watchman) watch() {
 		case <-silent:
 			switch {
 			case !late && time.Since(fires) > w.patience/8:
-				// This process stood still itself. What the parent says may be in the
-				// pipe, and if it stood still as well, it needs a moment.
+				// This process itself was suspended. Messages of the parent may be in the pipe. If
+				// the parent was suspended as well, it needs a moment.
 				late = true
 				wait(w.patience / 8)
 				continue
 			case paused && (time.Now().Before(due) || !w.works()):
-				// The parent is stopped, and so is the command, which does no harm then.
+				// The parent is stopped, and so is the command, which therefore does no harm.
 				late = false
 				wait(tick)
 				continue
@@ -231,7 +235,7 @@ func (w *watchman) watch() {
 					if ok && line == guardAllWell {
 						return
 					}
-					if ok { // the parent is back, and does what is to be done
+					if ok { // the parent is back, and acts itself
 						late, paused = false, false
 						set(w.patience)
 						continue
@@ -245,8 +249,8 @@ func (w *watchman) watch() {
 	}
 }
 
-// works reports whether anything of the group runs, though the parent has stopped it:
-// somebody has sent SIGCONT to the command alone.
+// works reports whether any process of the group runs although the parent stopped it. That
+// happens if SIGCONT is sent to the command alone.
 func (w *watchman) works() bool {
 	list, _ := members(w.group, w.group)
 	for _, p := range list {
@@ -257,9 +261,9 @@ func (w *watchman) works() bool {
 	return false
 }
 
-// kill ends the group, this process with it. Nobody else is left to say what it could
-// not do, so that comes first, where there is such a thing: for what it can kill it
-// does so before.
+// kill kills the group, including this process. No process is left afterwards that could
+// report what could not be killed. So if there is such a process, kill first kills the
+// others one by one, and reports it.
 func (w *watchman) kill(why string) {
 	if err := deaf(w.group, w.group, 0); err != nil {
 		list, _ := members(w.group, w.group)

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// What a lock is held for.
+// The values of --until.
 const (
 	untilInput  = "input"
 	untilParent = "parent"
@@ -57,11 +57,12 @@ evicted while it waited; 125 another failure; 2 bad flags.`,
 				return err
 			}
 			o.noteOf("qlock lock", cmd.Flags())
-			a.supervise() // a token that nobody reads ends it, but not before the lock is given back
+			// A token that nobody reads ends this program, but not before the lock is released.
+			a.supervise()
 			stayAwake()
 			ctx, stop := interrupted(cmd.Context())
 			defer stop()
-			if !signal.Ignored(syscall.SIGHUP) { // as under nohup
+			if !signal.Ignored(syscall.SIGHUP) { // ignored under nohup
 				var hungUp context.CancelFunc
 				ctx, hungUp = signal.NotifyContext(ctx, syscall.SIGHUP)
 				defer hungUp()
@@ -92,7 +93,7 @@ evicted while it waited; 125 another failure; 2 bad flags.`,
 			}
 			closed := make(chan struct{})
 			if until == untilInput {
-				go func() { // it ends with the process if nobody closes the input
+				go func() { // ends with the process if nobody closes the input
 					defer close(closed)
 					a.readAll()
 				}()
@@ -116,7 +117,7 @@ evicted while it waited; 125 another failure; 2 bad flags.`,
 	return cmd
 }
 
-// howLong says what gives the lock back, where that may be otherwise than expected.
+// howLong says what releases the lock, where that may not be what the user expects.
 func (a *app) howLong(name, until string) string {
 	switch {
 	case until != untilInput:
@@ -136,11 +137,11 @@ func (a *app) howLong(name, until string) string {
 	return ""
 }
 
-// lookAgain is when to see whether what cannot be waited for has come.
+// lookAgain is the interval of checks for an event that cannot be waited for.
 const lookAgain = 200 * time.Millisecond
 
-// readAll returns when standard input is at its end. One that is the terminal of other
-// jobs for now is not.
+// readAll returns when standard input is at its end. A terminal that other jobs use at
+// present is not at its end.
 func (a *app) readAll() {
 	buf := make([]byte, 4096)
 	for {

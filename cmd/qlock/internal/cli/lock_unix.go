@@ -13,18 +13,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stayAwake keeps the terminal from stopping this program when it reads or writes there
+// stayAwake prevents the terminal from stopping this program when it reads or writes there
 // from the background: it would lose the lock that it holds.
 func stayAwake() { signal.Ignore(syscall.SIGTTIN, syscall.SIGTTOU) }
 
-// inBackground reports whether f is the terminal of this program, and other jobs have
-// it.
+// inBackground reports whether f is the terminal of this program and other jobs use it at
+// present.
 func inBackground(f *os.File) bool {
 	group, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCGPGRP)
 	return err == nil && group != unix.Getpgrp()
 }
 
-// withParent is a context that ends when the process has ended that started this one.
+// withParent returns a context that ends when the parent of this process has ended.
 func withParent(ctx context.Context) (context.Context, context.CancelFunc, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	parent := os.Getppid()

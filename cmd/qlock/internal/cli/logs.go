@@ -6,7 +6,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// logs is how a command logs.
+// logs has the flags for the log of a command.
 type logs struct{ level, format string }
 
 func (l *logs) flags(fs *pflag.FlagSet, level string) {
@@ -16,7 +16,8 @@ func (l *logs) flags(fs *pflag.FlagSet, level string) {
 	env(fs, "log-format", "QLOCK_LOG_FORMAT")
 }
 
-// logger writes to d. The level can be changed while it does.
+// logger returns a logger that writes to d, and its level, which can be changed at any
+// time.
 func (l *logs) logger(d *diagnostics) (*slog.Logger, *slog.LevelVar) {
 	level := new(slog.LevelVar)
 	level.Set(parseLevel(l.level))
@@ -32,6 +33,6 @@ func (l *logs) logger(d *diagnostics) (*slog.Logger, *slog.LevelVar) {
 
 func parseLevel(s string) slog.Level {
 	var l slog.Level
-	_ = l.UnmarshalText([]byte(s)) // the flag takes no other words
+	_ = l.UnmarshalText([]byte(s)) // the flag accepts only valid levels
 	return l
 }

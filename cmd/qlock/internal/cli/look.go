@@ -20,7 +20,7 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// look is how a command looks at locks: once, or again and again.
+// look has the flags of commands that display locks, once or repeatedly.
 type look struct {
 	connection
 	json, watch bool
@@ -37,19 +37,21 @@ func (o *look) flags(fs *pflag.FlagSet) {
 const lookStatuses = `Exit status: 0; 121 no quorum; 123 refused by NATS permissions (the role inspector is
 needed); 1 another failure; 2 bad flags. --watch continues when there is no quorum.`
 
-// view is what one look showed: for people, or for a program.
+// view is the result of one look, for people or for a program.
 type view struct {
 	text func(width int) string
 	json any
 }
 
-// inspector is a Locker that is there to ask the nodes. Call leave when it is done.
+// inspector returns a Locker for queries to the nodes. The caller must call leave when it
+// is done.
 func (c *connection) inspector(ctx context.Context, role string) (locker *qlock.Locker, leave func(), err error) {
 	l, err := c.connect(role, 10*time.Second)
 	if err != nil {
 		return nil, nil, err
 	}
-	locker, err = l.locker(ctx, 0, slog.New(slog.DiscardHandler)) // what it would log is in its errors
+	// No log: the errors say the same.
+	locker, err = l.locker(ctx, 0, slog.New(slog.DiscardHandler))
 	if err != nil {
 		l.Close()
 		return nil, nil, lookError(err)
@@ -57,11 +59,12 @@ func (c *connection) inspector(ctx context.Context, role string) (locker *qlock.
 	return locker, func() { _ = locker.Close(); l.Close() }, nil
 }
 
-// run looks by f as the flags say.
+// run calls f once or repeatedly, as the flags say, and displays the result.
 func (o *look) run(ctx context.Context, a *app, role string, f func(context.Context, *qlock.Locker) (*view, error)) error {
 	ctx, stop := interrupted(ctx)
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends a program that waits for who reads its output
+	// A second signal ends a program that is blocked by the reader of its output.
+	context.AfterFunc(ctx, stop)
 	locker, leave, err := o.inspector(ctx, role)
 	if err != nil {
 		return err
@@ -91,7 +94,7 @@ func (o *look) run(ctx context.Context, a *app, role string, f func(context.Cont
 			return err
 		case o.json || !terminal(a.out):
 			if err != nil {
-				_ = a.status(err) // it goes on
+				_ = a.status(err) // reported; the loop continues
 			} else if err := o.write(a, v, ""); err != nil {
 				return err
 			}
@@ -123,8 +126,8 @@ func (o *look) write(a *app, v *view, indent string) error {
 	return err
 }
 
-// redraw puts what is seen now over what was seen before, without a moment of
-// nothing in between, and no more of it than fits.
+// redraw replaces the previous view by the current one, without flicker, and shows no more
+// of it than fits.
 func (o *look) redraw(out *os.File, v *view, fault error) error {
 	width, height := size(out)
 	head := fmt.Sprintf("%s, every %s, Ctrl-C ends it", time.Now().Format("15:04:05"), short(o.interval))
@@ -148,7 +151,7 @@ func (o *look) redraw(out *os.File, v *view, fault error) error {
 	return err
 }
 
-// lookError says what helps.
+// lookError adds what the user can do about the error.
 func lookError(err error) error {
 	if err == nil {
 		return nil
@@ -185,9 +188,10 @@ type claimReport struct {
 
 // lockReport is a lock in JSON.
 type lockReport struct {
-	Name     string        `json:"name"`
-	Use      *use          `json:"use,omitempty"` // of locks that recipes make
-	Encoded  string        `json:"encoded"`       // what no encoding of text changes, and what permissions are written with
+	Name string `json:"name"`
+	Use  *use   `json:"use,omitempty"` // of locks that recipes make
+	// The name in the form that permissions are written with, which no text encoding changes.
+	Encoded  string        `json:"encoded"`
 	Holding  int           `json:"holding"`
 	Waiting  int           `json:"waiting"`
 	Holders  []claimReport `json:"holders"`
@@ -197,7 +201,7 @@ type lockReport struct {
 	Silent   []string      `json:"silent"`
 }
 
-// lookReport is what all looks have in common.
+// lookReport has the fields that all reports have in common.
 type lookReport struct {
 	Time    string       `json:"time"`
 	Cluster string       `json:"cluster"`
@@ -282,7 +286,7 @@ terminal that is too narrow for all columns shows the more important ones.
 	return cmd
 }
 
-// listing is the table of qlock ls.
+// listing returns the table of qlock ls.
 func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string {
 	if len(locks) == 0 {
 		return wrapped(fmt.Sprintf("Cluster %s has no locks that are held or waited for.", cluster), width) + "\n"
@@ -338,7 +342,7 @@ func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string 
 		for k := range info.Holders {
 			h := &info.Holders[k]
 			row(use, name, modeOf(h), a.holder(h), age(h.For), age(h.Lease), wait, votes(len(h.Voted)), fmt.Sprint(h.Token), printable.Text(h.Note))
-			name, use, wait = "", "", "" // one lock, several holders
+			name, use, wait = "", "", "" // the same lock, with several holders
 		}
 		if more := info.Holding - len(info.Holders); more > 0 {
 			row("", "", "", fmt.Sprintf("and %d more", more), "", "", "", "", "", "")
@@ -372,7 +376,7 @@ func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string 
 	return table + strings.Join(lines, "\n") + "\n"
 }
 
-// holder is a client, with what is the matter with its claim.
+// holder returns the name of a client, with the state of its claim if that is unusual.
 func (a *app) holder(c *qlock.ClaimInfo) string {
 	if c.Evicted {
 		return printable.Text(c.Client) + paint(a.out, " evicted", text.FgRed)
@@ -415,10 +419,11 @@ accepts them. --json shows the full ids, and everything that does not fit on a s
 	return cmd
 }
 
-// mostShown is how many holders, waiters and claims of a node a person is shown.
+// mostShown is the largest number of holders, waiters and claims of a node that text output
+// shows.
 const mostShown = 20
 
-// renderInfo is the page of qlock info.
+// renderInfo returns the text of qlock info.
 func (a *app) renderInfo(cluster string, info *qlock.LockInfo, width int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Lock %s of cluster %s\n\n", paint(a.out, lockNamed(info.Name), text.Bold), cluster)
@@ -474,7 +479,8 @@ func noHolder(info *qlock.LockInfo) string {
 	return "It has no holder: no claim has enough votes."
 }
 
-// mayHold is a claim that may be held, though nodes that tell of it are too few to say so.
+// mayHold returns a claim that may be held although too few nodes answered to be certain,
+// or nil.
 func mayHold(info *qlock.LockInfo) *qlock.ClaimInfo {
 	for i := range info.Queue {
 		if info.Queue[i].MayHold {
@@ -484,8 +490,8 @@ func mayHold(info *qlock.LockInfo) *qlock.ClaimInfo {
 	return nil
 }
 
-// unclear is why it cannot be told whether a lock without a holder is held; nil if it is
-// not.
+// unclear returns why it is not certain whether a lock without a holder is held. It returns
+// nil if the lock is certainly not held, or has holders.
 func unclear(info *qlock.LockInfo) error {
 	if len(info.Holders) > 0 {
 		return nil
@@ -539,7 +545,7 @@ func (a *app) queue(info *qlock.LockInfo, width int) string {
 	return table
 }
 
-// views is what each node has by itself.
+// views returns a table of what each node knows by itself.
 func (a *app) views(info *qlock.LockInfo, width int) string {
 	g := &grid{title: "View of each node", columns: []column{{title: "Node"}, {title: "Voted for", least: 20}, {title: "Waiting", right: true}}}
 	nodes := append(slices.Clone(info.Answered), info.Silent...)
@@ -574,22 +580,23 @@ func (a *app) views(info *qlock.LockInfo, width int) string {
 	return table
 }
 
-// shortID names a claim for a person: of the instance as much as tells apart those
-// that meet at one lock.
+// shortID returns a short form of a claim's id for people. It has enough of the instance to
+// distinguish the claims on one lock.
 func shortID(id string) string {
 	instance, seq, _ := strings.Cut(id, "/")
 	return instance[:min(len(instance), 8)] + "/" + seq
 }
 
-// isClaim reports whether id is meant by s: all of it, its beginning, or shortID.
+// isClaim reports whether s denotes the claim id: the complete id, its beginning, or
+// shortID.
 func isClaim(id, s string) bool {
 	instance, seq, _ := strings.Cut(id, "/")
 	start, number, numbered := strings.Cut(s, "/")
 	return start != "" && strings.HasPrefix(instance, start) && (!numbered || number == seq)
 }
 
-// pick are the claims that are meant: one by id, the holders of a client's name, or
-// all holders.
+// pick returns the chosen claims: one by its id, the holders with a client's name, or all
+// holders.
 func pick(info *qlock.LockInfo, id, client string) ([]qlock.ClaimInfo, error) {
 	name := lockNamed(info.Name)
 	switch {
@@ -617,7 +624,8 @@ func pick(info *qlock.LockInfo, id, client string) ([]qlock.ClaimInfo, error) {
 	return info.Holders, nil
 }
 
-// has is the claim as the nodes have it now, nil if they have it no more.
+// has returns the current state of the claim at the nodes, or nil if they no longer have
+// it.
 func has(info *qlock.LockInfo, claim *qlock.ClaimInfo) *qlock.ClaimInfo {
 	for _, c := range slices.Concat(info.Holders, info.Queue) {
 		if c.ID == claim.ID && c.Client == claim.Client {

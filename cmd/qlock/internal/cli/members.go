@@ -9,8 +9,8 @@ import (
 	"github.com/qlock/qlock"
 )
 
-// members asks all nodes who they are. Nodes that do not answer in time are missing; that
-// none does is no error.
+// members queries all nodes. Nodes that do not answer in time are missing from the result.
+// It is no error if none answers.
 func (l *link) members(ctx context.Context, patience time.Duration) (*qlock.Members, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -21,11 +21,11 @@ func (l *link) members(ctx context.Context, patience time.Duration) (*qlock.Memb
 	return m, err
 }
 
-// patience of such a question.
+// patience returns how long such a query may take.
 func (l *link) patience() time.Duration { return min(l.timeout, time.Second) }
 
-// maxLease is the longest lease that the cluster allows; otherwise is for when the nodes
-// do not tell.
+// maxLease returns the longest lease that the cluster allows, or otherwise if no node
+// answers.
 func (l *link) maxLease(ctx context.Context, otherwise time.Duration) time.Duration {
 	m, err := l.members(ctx, l.patience())
 	if err != nil || m.Config.MaxLease == 0 {
@@ -34,10 +34,10 @@ func (l *link) maxLease(ctx context.Context, otherwise time.Duration) time.Durat
 	return m.Config.MaxLease
 }
 
-// found reports whether any node said what the cluster is.
+// found reports whether any node reported the configuration of the cluster.
 func found(m *qlock.Members) bool { return len(m.Config.Nodes) > 0 }
 
-// stateOf is a node's state in words.
+// stateOf returns a node's state in words.
 func stateOf(n *qlock.Member) string {
 	switch {
 	case !n.Answered:
@@ -51,7 +51,7 @@ func stateOf(n *qlock.Member) string {
 }
 
 // farAhead reports whether a node gave tokens further ahead of its clock than other nodes
-// follow: that clock was ahead, and is not any more.
+// accept. The cause is a clock that was ahead and is not any more.
 func farAhead(m *qlock.Members, n *qlock.Member) bool {
 	return n.Answered && n.Conflict != qlock.ConflictConfig && n.TokensAhead > m.Config.MaxLease
 }

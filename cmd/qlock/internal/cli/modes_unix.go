@@ -8,7 +8,7 @@ import (
 	"golang.org/x/term"
 )
 
-// terminalModes are whether a terminal shows what is typed, and such things.
+// terminalModes has the modes of a terminal, such as whether it shows what is typed.
 type terminalModes struct{ state *term.State }
 
 func modesOf(tty *os.File) *terminalModes {
@@ -19,4 +19,5 @@ func modesOf(tty *os.File) *terminalModes {
 	return &terminalModes{s}
 }
 
-func (m *terminalModes) set(tty *os.File) { _ = term.Restore(int(tty.Fd()), m.state) } // it may be gone
+// The terminal may be gone.
+func (m *terminalModes) set(tty *os.File) { _ = term.Restore(int(tty.Fd()), m.state) }

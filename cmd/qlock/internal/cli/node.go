@@ -22,9 +22,9 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// nodeOptions is what a node is told, by flags, environment and file.
+// nodeOptions has the settings of a node from flags, environment and file.
 type nodeOptions struct {
-	connection // how clients reach the server in it, or it reaches one
+	connection // how clients reach the embedded server, or how the node reaches an external one
 	logs
 
 	config                             string
@@ -38,7 +38,7 @@ type nodeOptions struct {
 	http                               string
 	observe                            bool
 
-	levelFixed bool // the log level is not the file's to set
+	levelFixed bool // the file cannot change the log level
 }
 
 func (a *app) node() *cobra.Command {
@@ -107,7 +107,7 @@ func (o *nodeOptions) flags(fs *pflag.FlagSet) {
 	}
 	str(&o.config, "config", "", "YAML file with these flags")
 	str(&o.node.Name, "name", "", "this node's name, one of --nodes")
-	// QLOCK_NAME is what qlock run tells its command.
+	// QLOCK_NAME is taken: qlock run sets it for its command.
 	env(fs, "name", "QLOCK_NODE_NAME")
 	fs.StringSliceVar(&o.node.Nodes, "nodes", nil, "names of all nodes of the cluster; the same on every node")
 	str(&o.cluster, "cluster", qlock.DefaultCluster, "name of the lock cluster")
@@ -146,8 +146,8 @@ func (o *nodeOptions) flags(fs *pflag.FlagSet) {
 		nats.Lookup(name).Usage = use
 	}
 	nats.VisitAll(func(f *pflag.Flag) {
-		// Not the nats command's own variables: whoever has these set does not mean to
-		// put a node there, or to have its clients show them.
+		// Not the nats command's own variables: a user who has set these does not intend to run a
+		// node on that server, or to require these credentials of the node's clients.
 		variable := "QLOCK_" + f.Annotations[annotationEnv][0]
 		f.Usage, _, _ = strings.Cut(f.Usage, " [")
 		env(&nats, f.Name, variable)
@@ -156,10 +156,10 @@ func (o *nodeOptions) flags(fs *pflag.FlagSet) {
 	fs.AddFlagSet(&nats)
 }
 
-// external reports whether the node runs on a NATS that is not its own.
+// external reports whether the node runs on a NATS server that is not its own.
 func (o *nodeOptions) external() bool { return o.server != "" || o.context != "" }
 
-// checkNode refuses what contradicts itself, before anything is started.
+// checkNode rejects contradictory settings before anything is started.
 func (o *nodeOptions) checkNode() error {
 	switch {
 	case o.node.Name == "":
@@ -191,8 +191,8 @@ func (o *nodeOptions) checkNode() error {
 			return usage("--routes %q: use an address such as nats://n1.example.com:6222; in a user name and a password write %%2F for /, %%40 for @, and encode all other characters that are not letters or digits in the same way", redact.URL(r))
 		}
 	}
-	// A node that listens for another of its name for longer than leases last would
-	// never be done with it.
+	// A node that listens for another node of its name for longer than a lease would never
+	// finish.
 	o.node.ProbeWait = min(300*time.Millisecond, o.node.MaxLease/4)
 	o.client = o.node.Name
 	o.node.Cluster = o.cluster
@@ -216,7 +216,7 @@ func (a *app) runNode(cmd *cobra.Command, o *nodeOptions) error {
 	}
 	a.supervise()
 	log, level := o.logger(a.err)
-	o.node.Logger = log // the library adds the node's name by itself
+	o.node.Logger = log // the library adds the node's name
 	base := log
 	log = log.With("node", o.node.Name)
 	if o.bootstrap {
@@ -272,7 +272,7 @@ func (a *app) runNode(cmd *cobra.Command, o *nodeOptions) error {
 			}
 			return nil
 		case <-s.qnode().Done():
-			// Whoever supervises this process starts it anew.
+			// A supervisor restarts this process.
 			return errors.Join(s.qnode().Err(), s.close())
 		case <-hangups:
 			file = o.reload(file, certs, level, log)
@@ -280,18 +280,18 @@ func (a *app) runNode(cmd *cobra.Command, o *nodeOptions) error {
 	}
 }
 
-// nodeServer is a running node, on its own server or another.
+// nodeServer is a running node, with its own server or on an external one.
 type nodeServer struct {
 	o    *nodeOptions
 	log  *slog.Logger // with the node's name
-	base *slog.Logger // without
+	base *slog.Logger // without the node's name
 
 	started  atomic.Pointer[running]
 	embedded *embedded.Server // nil: external
 	link     *link            // external
 }
 
-// running is what others may look at while the node serves.
+// running is what other goroutines may read while the node serves.
 type running struct {
 	node   *qlock.Node
 	nc     *nats.Conn
@@ -301,7 +301,8 @@ type running struct {
 func (s *nodeServer) qnode() *qlock.Node { return s.started.Load().node }
 
 func (s *nodeServer) start(ctx context.Context, certs *certificates) error {
-	// Not by signals only: a node that never hears itself should say so.
+	// Not ended by signals only: a node that never receives its own messages should report
+	// that.
 	ctx, cancel := context.WithTimeout(ctx, startTime(s.o.timeout))
 	defer cancel()
 	if s.o.external() {
@@ -310,7 +311,7 @@ func (s *nodeServer) start(ctx context.Context, certs *certificates) error {
 	return s.startEmbedded(ctx, certs)
 }
 
-// startTime is how long a start may take whose connection may take for timeout.
+// startTime returns how long a start may take if its connection may take for timeout.
 func startTime(timeout time.Duration) time.Duration {
 	return sat.Add(max(timeout, 5*time.Second), 25*time.Second)
 }
@@ -360,7 +361,7 @@ func (s *nodeServer) startEmbedded(ctx context.Context, certs *certificates) err
 	return nil
 }
 
-// where is what the log says of a node that serves.
+// where returns the log attributes of a node that serves.
 func (s *nodeServer) where() []any {
 	if s.embedded == nil {
 		return []any{"nats", serverURL(s.link.Conn)}
@@ -372,8 +373,8 @@ func (s *nodeServer) where() []any {
 	return args
 }
 
-// close stops cleanly, in this order: the votes are saved before the connection
-// goes.
+// close stops the node cleanly and in this order: the votes are saved before the connection
+// is closed.
 func (s *nodeServer) close() error {
 	if s.embedded != nil {
 		return s.embedded.Close()
@@ -388,8 +389,8 @@ func (s *nodeServer) close() error {
 	return err
 }
 
-// certificates are read anew when the node is told to. Authorities are not: whom a
-// server trusts does not change under its connections.
+// certificates are reloaded on request. Authorities are not: which clients a server trusts
+// must not change while they are connected.
 type certificates struct {
 	o               *nodeOptions
 	client, route   atomic.Pointer[tls.Certificate]
@@ -434,7 +435,7 @@ func (o *nodeOptions) certificates() (*certificates, error) {
 func (c *certificates) clients() *tls.Config { return c.clientC }
 func (c *certificates) routes() *tls.Config  { return c.routeC }
 
-// load reads the certificates; after an error what was read before is in force.
+// load reads the certificates. After an error, the previous ones remain in use.
 func (c *certificates) load() error {
 	for _, f := range []struct {
 		flag, cert, key string

@@ -19,15 +19,15 @@ import (
 	"github.com/qlock/qlock/metrics"
 )
 
-// web is what a node serves over HTTP; nil serves nothing.
+// web is the HTTP server of a node; nil means none.
 type web struct {
 	server   *http.Server
 	registry *prometheus.Registry
 	done     chan struct{}
 }
 
-// serveHTTP listens before the node starts, so that whoever looks after it can see
-// that it does.
+// serveHTTP listens before the node starts, so that a supervisor can see that it is
+// starting.
 func serveHTTP(addr string, s *nodeServer, log *slog.Logger) (*web, error) {
 	if addr == "" {
 		return nil, nil
@@ -63,14 +63,14 @@ func (w *web) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	if w.server.Shutdown(ctx) != nil {
-		_ = w.server.Close() // somebody reads slowly; the process ends now
+		_ = w.server.Close() // a client reads slowly, and the process ends now
 	}
 	<-w.done
 }
 
-// healthz fails when a restart would help: the node stopped, as another has its name or
-// its connection is closed for ever, though its process lives. A node that waits, or
-// whose connection is to come back, goes on by itself.
+// healthz fails if a restart would help: the node has stopped although its process lives,
+// because another node has its name or its connection is closed permanently. A node that
+// waits, or that reconnects, recovers by itself.
 func (s *nodeServer) healthz(w http.ResponseWriter, _ *http.Request) {
 	r := s.started.Load()
 	select {
@@ -81,7 +81,7 @@ func (s *nodeServer) healthz(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-// readyz fails while the node gives no votes that reach anybody.
+// readyz fails while the node gives no votes, or is not connected to NATS.
 func (s *nodeServer) readyz(w http.ResponseWriter, _ *http.Request) {
 	r := s.started.Load()
 	switch {
@@ -111,21 +111,21 @@ func state(r *running) string {
 func answer(w http.ResponseWriter, status int, state, why string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(struct { // who asked may have gone
+	_ = json.NewEncoder(w).Encode(struct { // the client may be gone
 		State string `json:"state"`
 		Why   string `json:"why,omitempty"`
 	}{state, why})
 }
 
-// registry has what a process counts from its start; the node enters its own when
-// it has started.
+// registry returns a registry with the metrics of the process. The node's metrics are added
+// when it has started.
 func registry() *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return reg
 }
 
-// enter adds what the node counts.
+// enter adds the node's metrics.
 func (s *nodeServer) enter(reg *prometheus.Registry) {
 	o, r := s.o, s.started.Load()
 	reg.MustRegister(
@@ -147,14 +147,14 @@ func (s *nodeServer) enter(reg *prometheus.Registry) {
 	reg.MustRegister(events)
 }
 
-// peers asks all nodes, this one too, under this node's name, as its permissions
-// allow.
+// peers queries all nodes including this one. It uses this node's name, for which the
+// permissions allow the query.
 func (s *nodeServer) peers(r *running) []metrics.Peer {
 	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 	defer cancel()
 	m, err := qlock.QueryMembers(ctx, r.nc, qlock.WithCluster(s.o.node.Cluster), qlock.WithName(s.o.node.Name))
 	if errors.Is(err, qlock.ErrNoQuorum) {
-		m, err = &qlock.Members{}, nil // none is heard
+		m, err = &qlock.Members{}, nil // no node answered
 	}
 	if err != nil {
 		return nil
@@ -183,7 +183,7 @@ func (s *nodeServer) isOurs(c qlock.ClusterConfig) bool {
 	return slices.Equal(c.Nodes, slices.Sorted(slices.Values(s.o.node.Nodes))) && c.MaxLease == s.o.node.MaxLease && c.MaxSkew == s.skew()
 }
 
-// skew is the default that package qlock fills in.
+// skew returns the configured value, or the default of package qlock.
 func (s *nodeServer) skew() time.Duration {
 	if s.o.node.MaxSkew != 0 {
 		return s.o.node.MaxSkew

@@ -66,7 +66,7 @@ func nobody(l *link) error {
 }
 
 func (a *app) showNodes(m *qlock.Members) {
-	config := 4 // left out first, unless it says what is wrong
+	config := 4 // left out first, unless it shows a fault
 	if slices.ContainsFunc(m.Nodes, func(n qlock.Member) bool { return n.Conflict == qlock.ConflictConfig }) {
 		config = 1
 	}
@@ -94,7 +94,7 @@ func (a *app) showNodes(m *qlock.Members) {
 		g.rows = append(g.rows, row)
 	}
 	width, _ := size(a.out)
-	table, _ := g.render(width) // --json has all
+	table, _ := g.render(width) // --json has all columns
 	fmt.Fprint(a.out, table, wrapped(fmt.Sprintf("%d of %d nodes vote; a writer needs %d votes, a reader %d. Longest lease %s, allowed skew %s.",
 		m.Voting(), len(m.Config.Nodes), m.Config.WriteQuorum(), m.Config.ReadQuorum(), short(m.Config.MaxLease), short(m.Config.MaxSkew)), width), "\n")
 	for i := range m.Nodes {
@@ -104,7 +104,7 @@ func (a *app) showNodes(m *qlock.Members) {
 	}
 }
 
-// round keeps what a person reads of a duration.
+// round rounds a duration for people.
 func round(d time.Duration) time.Duration {
 	switch {
 	case d > 10*time.Second:
@@ -115,7 +115,7 @@ func round(d time.Duration) time.Duration {
 	return d.Round(10 * time.Microsecond)
 }
 
-// membersReport is what the nodes say, in JSON.
+// membersReport is what the nodes report, in JSON.
 type membersReport struct {
 	Cluster   string         `json:"cluster"`
 	Voting    int            `json:"voting"`

@@ -9,10 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reapOrphans asks for the status of processes whose parents are dead, where that is
-// this program's business: it is the first process of a container, or somebody made
-// it a subreaper before it was this program. Else the dead would fill the table of
-// processes.
+// reapOrphans reaps processes whose parents are dead, if that is the task of this program.
+// It is if the program is the first process of a container, or was made a subreaper before
+// it started. Otherwise dead processes would fill the process table.
 func reapOrphans() {
 	var subreaper int32
 	_, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, unix.PR_GET_CHILD_SUBREAPER, uintptr(unsafe.Pointer(&subreaper)), 0)
@@ -21,7 +20,7 @@ func reapOrphans() {
 	}
 	died := make(chan os.Signal, 1)
 	signal.Notify(died, syscall.SIGCHLD)
-	go func() { // it ends with the process
+	go func() { // ends with the process
 		for {
 			reap()
 			<-died
@@ -29,8 +28,8 @@ func reapOrphans() {
 	}()
 }
 
-// reap takes dead children that are not our own. Those are waited for by who started
-// them.
+// reap reaps dead children that are not in ours: the code that starts one of those waits
+// for it.
 func reap() {
 	self := os.Getpid()
 	ours.mu.Lock()

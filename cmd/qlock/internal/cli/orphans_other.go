@@ -2,6 +2,5 @@
 
 package cli
 
-// reapOrphans does nothing: containers of other systems have a first process of their
-// own.
+// reapOrphans does nothing: containers of this system have a first process of their own.
 func reapOrphans() {}

@@ -14,7 +14,7 @@ type proc struct {
 	name               string
 }
 
-// procs are all processes; false where nobody tells.
+// procs returns all processes, or false where the system does not list them.
 func procs() ([]proc, bool) {
 	dir, err := os.Open("/proc")
 	if err != nil {
@@ -28,7 +28,7 @@ func procs() ([]proc, bool) {
 	var out []proc
 	for _, n := range names {
 		if pid, err := strconv.Atoi(n); err == nil {
-			if p, ok := procOf(pid); ok { // else it has ended
+			if p, ok := procOf(pid); ok { // otherwise the process has ended
 				out = append(out, p)
 			}
 		}
@@ -41,7 +41,7 @@ func procOf(pid int) (proc, bool) {
 	if err != nil {
 		return proc{}, false
 	}
-	// The name may have any character, parentheses too.
+	// The name may contain any character, including parentheses.
 	from, to := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
 	if from < 0 || to < from {
 		return proc{}, false

@@ -9,7 +9,7 @@ type proc struct {
 	name               string
 }
 
-// procs are not told of here.
+// procs returns false because this system does not list processes.
 func procs() ([]proc, bool) { return nil, false }
 
 func procOf(int) (proc, bool) { return proc{}, false }

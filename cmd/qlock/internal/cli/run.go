@@ -173,7 +173,7 @@ func runArgs(cmd *cobra.Command, args []string) error {
 }
 
 func (a *app) runCommand(parent context.Context, o *runOptions, role, name string, argv []string, acquire acquisition) error {
-	// Known before others wait for a lock that nobody can use.
+	// Checked early: others should not wait for a lock that cannot be used.
 	path, err := exec.LookPath(argv[0])
 	if err != nil {
 		return cannotRun(argv[0], err)
@@ -181,7 +181,7 @@ func (a *app) runCommand(parent context.Context, o *runOptions, role, name strin
 	if err := o.connection.check(); err != nil {
 		return err // before anything is started
 	}
-	// Before the wait, in which the file of this program may be replaced.
+	// Before the wait, during which the file of this program may be replaced.
 	g, err := startGuard(a.err.file)
 	if err != nil {
 		return &statusError{exitSelf, err}
@@ -189,7 +189,7 @@ func (a *app) runCommand(parent context.Context, o *runOptions, role, name strin
 	defer func() { g.dismiss() }()
 	signals := make(chan os.Signal, 16)
 	for _, s := range passedOn {
-		if !signal.Ignored(s) { // as under nohup, which means the command too
+		if !signal.Ignored(s) { // ignored under nohup, which applies to the command too
 			signal.Notify(signals, s)
 		}
 	}
@@ -220,7 +220,7 @@ func (a *app) runCommand(parent context.Context, o *runOptions, role, name strin
 		}
 	}
 	if ended != nil {
-		if r.lock != nil { // it came in the same moment
+		if r.lock != nil { // it came at the same moment
 			r.lock.close()
 		}
 		return &statusError{exitSignal + signalNumber(ended), r.err}
@@ -231,7 +231,7 @@ func (a *app) runCommand(parent context.Context, o *runOptions, role, name strin
 	defer r.lock.close()
 
 	if now, err := exec.LookPath(argv[0]); err == nil {
-		path = now // the command, too, may have been replaced during the wait
+		path = now // the command may also have been replaced during the wait
 	}
 	cmd := &exec.Cmd{Path: path, Args: argv, Stdin: a.in, Stdout: a.out, Stderr: a.err.file}
 	cmd.Env = append(os.Environ(), "QLOCK_NAME="+name, "QLOCK_TOKEN="+strconv.FormatUint(r.lock.Token(), 10))
@@ -250,9 +250,9 @@ func (a *app) runCommand(parent context.Context, o *runOptions, role, name strin
 	return w.attend()
 }
 
-// guardTimes are for the guard of the command. When this program stands still, the
-// last refresh was a third of the lease ago at most, so the lock is held for two
-// thirds more; a tenth of the lease is left for margins and for the guard. Pauses of
+// guardTimes returns the times of the command's guard. If this program stops running, the
+// last refresh was at most a third of the lease ago, so the lock is held for at least two
+// more thirds. About a tenth of the lease is left for margins and for the guard. Pauses of
 // less than a second are ordinary.
 func (o *runOptions) guardTimes(h *heldLock) (patience, grace time.Duration) {
 	switch o.onLoss {
@@ -264,7 +264,7 @@ func (o *runOptions) guardTimes(h *heldLock) (patience, grace time.Duration) {
 	return max(h.lease*55/100, time.Second), grace
 }
 
-// attendance is this program while the command runs.
+// attendance is the state of this program while the command runs.
 type attendance struct {
 	*app
 	o        *runOptions
@@ -274,25 +274,24 @@ type attendance struct {
 	patience time.Duration
 
 	lost    <-chan struct{}  // nil: the loss was dealt with
-	kill    <-chan time.Time // when to kill what did not end, or could not be killed
-	unheard bool             // a signal did not reach all of the command
-	deaf    string           // what was said of processes that cannot be killed
+	kill    <-chan time.Time // when to kill what did not end, or what could not be killed before
+	unheard bool             // a signal did not reach all processes of the command
+	deaf    string           // the last message about processes that cannot be killed
 }
 
 const (
-	killAgain = time.Second            // what could not be killed may be able to be a little later
-	settle    = 250 * time.Millisecond // after a standstill, until package qlock has seen what it means
+	killAgain = time.Second            // what cannot be killed now may become killable
+	settle    = 250 * time.Millisecond // time for package qlock to evaluate a suspension
 )
 
-// attend stays with the command until it ends. What is to be done is done first, and
-// told of then.
+// attend supervises the command until it ends. It acts first, and reports afterwards.
 func (w *attendance) attend() error {
 	c := w.c
 	beats := time.NewTicker(max(w.patience, time.Second) / 8)
 	defer beats.Stop()
 	w.lost = w.lock.Context().Done()
 	status, done := 0, c.done
-	look := 50 * time.Millisecond // when to look for what is left of the group
+	look := 50 * time.Millisecond // interval of checks for remaining processes of the group
 	var rest <-chan time.Time
 	for {
 		select {
@@ -335,13 +334,13 @@ func (w *attendance) say(format string, args ...any) {
 	fmt.Fprintf(w.err, "qlock: "+format+"\n", args...)
 }
 
-// halt deals with a command that was stopped, or goes on.
+// halt handles a command that was stopped or continued.
 func (w *attendance) halt(s syscall.Signal) {
 	began := time.Now()
 	resume, trouble := w.c.halt(s)
 	if time.Since(began) > w.patience/2 {
-		// This program stood still, perhaps for longer than the lease. The command must
-		// not go on before that is known.
+		// This program was suspended, perhaps for longer than the lease. The command must not
+		// continue before that is known.
 		select {
 		case <-w.lost:
 			w.lose()
@@ -356,7 +355,7 @@ func (w *attendance) halt(s syscall.Signal) {
 	}
 }
 
-// lose deals with the command when its lock is lost.
+// lose handles the loss of the command's lock.
 func (w *attendance) lose() {
 	w.lost = nil
 	why := ""
@@ -382,8 +381,8 @@ func (w *attendance) lose() {
 
 const worksOn = "it continues without the lock, which another client may hold"
 
-// killNow kills the command. What cannot be killed is tried again: a program of another
-// user's may become one of this user's.
+// killNow kills the command. If a process cannot be killed, it is tried again: a process of
+// another user may become one of this user.
 func (w *attendance) killNow(what string) {
 	err := w.c.kill()
 	switch {
@@ -398,12 +397,13 @@ func (w *attendance) killNow(what string) {
 	w.kill = time.After(killAgain)
 }
 
-// end gives the lock back when the command has ended.
+// end releases the lock when the command has ended.
 func (w *attendance) end(status int) error {
 	loss := w.lock.Unlock(context.Background())
 	lost := loss != nil && w.o.onLoss != onLossIgnore
 	if lost && w.kill != nil {
-		_ = w.c.kill() // what of its group is left; whom that does not reach, close knows
+		// Kills the rest of the group; close reports what cannot be killed.
+		_ = w.c.kill()
 	}
 	switch left := w.c.close(); {
 	case left == nil:
@@ -431,7 +431,7 @@ func cannotRun(name string, err error) error {
 	return &statusError{status, fmt.Errorf("run %s: %w", name, err)}
 }
 
-// signalNumber is what the shell adds to 128.
+// signalNumber returns the number that the shell adds to 128.
 func signalNumber(s os.Signal) int {
 	if s, ok := s.(syscall.Signal); ok {
 		return int(s)

@@ -8,12 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dieWithParent has the kernel kill the command when this program dies, however it
-// dies and whatever became of the guard.
+// dieWithParent makes the kernel kill the command when this program dies, for whatever
+// reason and whatever happened to the guard.
 func dieWithParent(a *syscall.SysProcAttr) { a.Pdeathsig = syscall.SIGKILL }
 
-// stopSelf stops this program, and returns when it goes on. A signal to a thread by
-// itself is there when the call returns; one to the process may come a little later.
+// stopSelf stops this program, and returns when it continues. A signal from a thread to
+// itself has arrived when the call returns. A signal to the process may arrive a little
+// later.
 func stopSelf() {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

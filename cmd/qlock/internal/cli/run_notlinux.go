@@ -8,10 +8,10 @@ import (
 	"syscall"
 )
 
-// dieWithParent does nothing: there is only the guard.
+// dieWithParent does nothing: this system has only the guard.
 func dieWithParent(*syscall.SysProcAttr) {}
 
-// stopSelf stops this program, and returns when it goes on.
+// stopSelf stops this program, and returns when it continues.
 func stopSelf() {
 	again := make(chan os.Signal, 1)
 	signal.Notify(again, syscall.SIGCONT)

@@ -14,11 +14,11 @@ var passedOn = []os.Signal{os.Interrupt}
 
 func fatal(os.Signal) bool { return true }
 
-// child is the command. There are no process groups, and nothing but killing.
+// child is the command. This system has no process groups, and can only kill a process.
 type child struct {
 	process *os.Process
 	done    chan int
-	stops   chan syscall.Signal // nothing is stopped here
+	stops   chan syscall.Signal // nothing is stopped on this system
 }
 
 func startChild(cmd *exec.Cmd, _ *guardian, _ chan<- os.Signal) (*child, error) {
@@ -41,10 +41,10 @@ func startChild(cmd *exec.Cmd, _ *guardian, _ chan<- os.Signal) (*child, error) 
 	return c, nil
 }
 
-// beat tells nobody: there is no guard.
+// beat does nothing: there is no guard.
 func (c *child) beat() {}
 
-// pass does nothing: Ctrl-C reaches the command by the console.
+// pass does nothing: the console sends Ctrl-C to the command.
 func (c *child) pass(os.Signal) (syscall.Signal, error) { return 0, nil }
 func (c *child) terminate() error                       { return c.kill() }
 func (c *child) kill() error {
@@ -60,10 +60,10 @@ func (c *child) ended(int)                          {}
 func (c *child) left() bool                         { return false }
 func (c *child) close() error                       { return nil }
 
-// guardArgument is what the guard of a command is called with, where there is one.
+// guardArgument is the argument of the guard of a command, on systems that have one.
 const guardArgument = "--guard-of-a-command"
 
-// guardian is nobody here.
+// guardian is empty: this system has no guard.
 type guardian struct{}
 
 func startGuard(*os.File) (*guardian, error) { return nil, nil }

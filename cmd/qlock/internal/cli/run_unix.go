@@ -20,8 +20,8 @@ var passedOn = []os.Signal{
 	syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGCONT,
 }
 
-// fatal reports whether a signal ends a wait for the lock. SIGUSR1 and SIGUSR2 are
-// for the command, which is not there yet.
+// fatal reports whether a signal ends a wait for the lock. SIGUSR1 and SIGUSR2 are for the
+// command, which has not started yet.
 func fatal(s os.Signal) bool {
 	switch s {
 	case syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT:
@@ -34,14 +34,14 @@ func fatal(s os.Signal) bool {
 type child struct {
 	pid   int
 	done  chan int            // its exit status, once
-	stops chan syscall.Signal // by which it was stopped; SIGCONT: it goes on
+	stops chan syscall.Signal // the signal that stopped it; SIGCONT: it continues
 	guard *guardian
-	over  bool // its status is known: the number may be another's
+	over  bool // its status is known: the number may be reused
 	job
 }
 
-// startChild starts the command with all that keeps it from outliving the lock. What
-// happens at the terminal comes by signals, too.
+// startChild starts the command in such a way that it does not outlive the lock. Events of
+// the terminal also arrive as signals.
 func startChild(cmd *exec.Cmd, g *guardian, signals chan<- os.Signal) (*child, error) {
 	c := &child{done: make(chan int, 1), stops: make(chan syscall.Signal), guard: g, job: newJob(cmd, signals)}
 	c.begin(g.group())
@@ -49,13 +49,13 @@ func startChild(cmd *exec.Cmd, g *guardian, signals chan<- os.Signal) (*child, e
 	dieWithParent(cmd.SysProcAttr)
 	started := make(chan error)
 	go func() {
-		// The kernel's signal at the parent's death comes when the thread dies that
-		// started the child, and Go ends threads as it likes.
+		// The kernel sends the signal of the parent's death when the thread ends that started the
+		// child, and Go may end threads at any time.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := startOurs(cmd)
 		if errors.Is(err, syscall.ENOEXEC) && isScript(cmd.Path) {
-			// As the shell does, and env, nice and timeout.
+			// As the shell, env, nice and timeout do.
 			cmd = &exec.Cmd{Path: shell, Args: append([]string{shell, cmd.Path}, cmd.Args[1:]...), Env: cmd.Env,
 				Stdin: cmd.Stdin, Stdout: cmd.Stdout, Stderr: cmd.Stderr, SysProcAttr: cmd.SysProcAttr}
 			err = startOurs(cmd)
@@ -77,11 +77,11 @@ func startChild(cmd *exec.Cmd, g *guardian, signals chan<- os.Signal) (*child, e
 	return c, nil
 }
 
-// shell runs scripts that do not say what runs them.
+// shell runs scripts that do not name their interpreter.
 const shell = "/bin/sh"
 
-// isScript reports whether a file that the kernel does not execute is a text. A
-// program for another machine has zeros at its beginning.
+// isScript reports whether a file that the kernel does not execute is a text. A program for
+// another machine has zeros at its beginning.
 func isScript(path string) bool {
 	f, err := os.Open(path)
 	if err != nil {
@@ -93,8 +93,8 @@ func isScript(path string) bool {
 	return (err == nil || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)) && !bytes.Contains(begin[:n], []byte{0})
 }
 
-// wait reaps the command. It does so by itself, since package os does not tell of
-// a command that was stopped.
+// wait reaps the command. It does not use package os, which does not report that a command
+// was stopped.
 func (c *child) wait() int {
 	for {
 		var ws syscall.WaitStatus
@@ -115,7 +115,7 @@ func (c *child) wait() int {
 	}
 }
 
-// ended is called when the status of the command has come.
+// ended must be called when the status of the command is known.
 func (c *child) ended(status int) {
 	c.over = true
 	forget(c.pid)
@@ -125,8 +125,9 @@ func (c *child) ended(status int) {
 	}
 }
 
-// left reports whether anything of the group but the guard lives. Where nobody tells,
-// it ends the guard, whose group cannot be seen to be empty with it inside.
+// left reports whether any process of the group except the guard lives. Where the system
+// does not list processes, it first ends the guard, because otherwise the group would never
+// appear to be empty.
 func (c *child) left() bool {
 	if list, ok := members(c.guard.group(), c.guard.group()); ok {
 		return len(list) > 0
@@ -135,8 +136,8 @@ func (c *child) left() bool {
 	return !errors.Is(syscall.Kill(-c.guard.group(), 0), syscall.ESRCH)
 }
 
-// close leaves what there is of the group to itself. It returns an error if some of that
-// cannot be signalled.
+// close stops supervising what is left of the group. It returns an error if some of these
+// processes cannot be signalled.
 func (c *child) close() error {
 	c.guard.dismiss()
 	if errors.Is(syscall.Kill(-c.guard.group(), 0), syscall.ESRCH) {
@@ -145,11 +146,11 @@ func (c *child) close() error {
 	return c.deaf()
 }
 
-// beat tells the guard that the lock is held still.
+// beat tells the guard that the lock is still held.
 func (c *child) beat() { c.guard.tell(guardBeat) }
 
-// pass sends a signal to the whole group. The signal that it returns, if any, is one by
-// which the command was to be stopped, which stands still already: it will not tell.
+// pass sends a signal to the whole group. It returns a stop signal if the command was
+// already stopped when it was to be stopped: the command will not report that again.
 func (c *child) pass(s os.Signal) (stop syscall.Signal, err error) {
 	sig := s.(syscall.Signal)
 	switch sig {
@@ -165,19 +166,22 @@ func (c *child) pass(s os.Signal) (stop syscall.Signal, err error) {
 	if err := c.send(sig); err != nil || !fatal(s) {
 		return 0, err
 	}
-	_ = c.send(syscall.SIGCONT) // a stopped command cannot end; an error would be the same
+	// A stopped command cannot end. An error would be the same as before.
+	_ = c.send(syscall.SIGCONT)
 	return 0, c.deaf()
 }
 
-// send sends to the whole group. There is no error if any of it was reached.
+// send sends a signal to the whole group. It returns no error if any process of the group
+// received it.
 func (c *child) send(s syscall.Signal) error {
-	if err := syscall.Kill(-c.guard.group(), s); err != nil && !errors.Is(err, syscall.ESRCH) { // what has ended cannot hear it
+	// ESRCH: a process that has ended cannot receive it.
+	if err := syscall.Kill(-c.guard.group(), s); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("process group %d: %w", c.guard.group(), err)
 	}
 	return nil
 }
 
-// deaf is an error that names who of the group cannot be signalled.
+// deaf returns an error that names the processes of the group that cannot be signalled.
 func (c *child) deaf() error {
 	pid := c.pid
 	if c.over {
@@ -198,29 +202,28 @@ func (c *child) kill() error {
 	return c.deaf()
 }
 
-// resume lets the command go on, with the terminal if that is this job's now.
+// resume continues the command, with the terminal if this job has that now.
 func (c *child) resume() {
 	c.halted = false
 	if c.foreground() && c.wants {
 		c.give()
 	}
 	c.beat()
-	_ = c.send(syscall.SIGCONT) // who is not reached was told of, or will be
+	_ = c.send(syscall.SIGCONT) // processes that it does not reach are reported elsewhere
 }
 
-// halt is called when the command was stopped, or goes on. It decides what becomes of
-// the whole job, as a shell does that has started the command and has not put it into a
-// group of its own.
+// halt handles a command that was stopped or continued. It decides what happens to the
+// whole job, as a shell does that started the command without a group of its own.
 //
-// A command that is stopped for the terminal's sake gets the terminal, if this job has
-// it. Else this program stops as well, so that its shell sees a job that is stopped,
-// and has its terminal again: when that lets it go on, halt returns. The lock is not
-// refreshed meanwhile, and may be lost: that is told as any loss is. resume reports
-// whether the command shall go on now.
+// A command that is stopped because it used the terminal gets the terminal, if this job has
+// it. Otherwise this program stops as well, so that its shell sees a stopped job, and gets
+// its terminal back. When the shell continues this program, halt returns. The lock is not
+// refreshed meanwhile and may be lost, which is reported like every loss. resume reports
+// whether the command must be continued now.
 func (c *child) halt(sig syscall.Signal) (resume bool, trouble string) {
 	c.halted = sig != syscall.SIGCONT
 	if !c.halted || c.tty == nil {
-		return false, "" // whoever stopped it goes on with it
+		return false, "" // whoever stopped it also continues it
 	}
 	asks := sig == syscall.SIGTTIN || sig == syscall.SIGTTOU
 	if asks {
@@ -231,41 +234,43 @@ func (c *child) halt(sig syscall.Signal) (resume bool, trouble string) {
 	}
 	switch {
 	case sig == syscall.SIGSTOP && !c.given:
-		return false, "" // that was no key
+		return false, "" // the stop does not come from a key
 	case !orphaned():
 		c.take()
-		c.guard.tell(guardPause) // a command that is stopped does no harm
+		c.guard.tell(guardPause) // a stopped command does no harm
 		c.stop(sig)
 		return true, ""
 	case sig == syscall.SIGSTOP:
 		return false, ""
 	case !asks:
-		return true, "" // there is no shell that could let it go on later
+		return true, "" // no shell could continue it later
 	case !c.told:
 		c.told = true
-		_ = c.send(syscall.SIGHUP) // with the SIGCONT that follows, what the kernel does with such groups
+		// With the SIGCONT that follows, this is what the kernel does to such groups.
+		_ = c.send(syscall.SIGHUP)
 		return true, "the command needs a terminal that this job does not have, and no shell can give it: the command gets SIGHUP"
 	}
 	return false, ""
 }
 
-// job is what this program, its shell and the command have to do with a terminal.
+// job connects this program, its shell and the command with a terminal.
 //
-// The command has a process group of its own, so that all of it can be ended. Of the
-// groups of a session, one is in the foreground: that reads from the terminal, and gets
-// what Ctrl-C and Ctrl-Z mean. The shell puts the group of this program there. So the
-// group of the command must be put there in its place, by this program: at the start,
-// if nothing else of this program's group might want the terminal, and else when the
-// command asks for it, of which the kernel stops it. That is what sudo does.
+// The command has a process group of its own, so that all of it can be killed. One of the
+// groups of a session is in the foreground. It reads from the terminal, and gets the
+// signals of Ctrl-C and Ctrl-Z. The shell puts the group of this program there, so this
+// program must put the group of the command there instead. It does so at the start if no
+// other process in its own group may need the terminal. Otherwise it does so when the
+// command reads from the terminal, for which the kernel stops the command. sudo works in
+// the same way.
 type job struct {
 	tty     *os.File // nil: there is no terminal
 	signals chan<- os.Signal
 	group   int            // of the command
 	wants   bool           // the command has the terminal whenever this program has it
-	given   bool           // it has it now
+	given   bool           // the command has it now
 	halted  bool           // the command is stopped
-	told    bool           // that it cannot have it
-	modes   *terminalModes // before it had it
+	told    bool           // it was reported that the command cannot have it
+	modes   *terminalModes // before the command had it
 }
 
 func newJob(cmd *exec.Cmd, signals chan<- os.Signal) job {
@@ -273,8 +278,8 @@ func newJob(cmd *exec.Cmd, signals chan<- os.Signal) job {
 	if err != nil {
 		return job{}
 	}
-	// In a pipeline the terminal may be for others, as for a pager. A script starts what
-	// it puts into the background with another input, and goes on with the terminal.
+	// In a pipeline, the terminal may be for another process, such as a pager. A script starts
+	// background jobs with another input, and keeps using the terminal itself.
 	wants := isTTY(cmd.Stdin) && !piped(cmd.Stdout) && !piped(cmd.Stderr)
 	return job{tty: tty, signals: signals, wants: wants}
 }
@@ -293,30 +298,31 @@ func piped(f any) bool {
 	return err == nil && info.Mode()&(os.ModeNamedPipe|os.ModeSocket) != 0
 }
 
-// begin is called before the command starts: it must not come too late for the
-// terminal.
+// begin must be called before the command starts, which then has the terminal from its
+// start.
 func (j *job) begin(group int) {
 	j.group = group
 	if j.tty == nil {
 		return
 	}
-	// While the command has not got the terminal, these come to this program's group
-	// alone, and the command must know them.
+	// While the command does not have the terminal, only this program's group gets these
+	// signals, and the command needs them.
 	signal.Notify(j.signals, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGWINCH)
 	if j.wants && j.foreground() {
 		j.give()
 	}
 }
 
-// begun is called when the command has started. From now on this program may do with
-// the terminal what only the foreground may: before, the command would inherit that.
+// begun must be called when the command has started. From then on, this program may use the
+// terminal in ways that are reserved for the foreground. Before, the command would inherit
+// that.
 func (j *job) begun() {
 	if j.tty != nil {
 		signal.Ignore(syscall.SIGTTOU)
 	}
 }
 
-// inFront is the group in the foreground; 0: there is none.
+// inFront returns the foreground group, or 0 if there is none.
 func (j *job) inFront() int {
 	if j.tty == nil {
 		return 0
@@ -331,7 +337,7 @@ func (j *job) inFront() int {
 func (j *job) foreground() bool { return j.inFront() == syscall.Getpgrp() }
 func (j *job) has() bool        { return j.tty != nil && j.inFront() == j.group }
 
-// give lets the command have the terminal.
+// give gives the terminal to the command.
 func (j *job) give() {
 	if j.modes == nil {
 		j.modes = modesOf(j.tty)
@@ -339,31 +345,32 @@ func (j *job) give() {
 	j.given = unix.IoctlSetPointerInt(int(j.tty.Fd()), unix.TIOCSPGRP, j.group) == nil
 }
 
-// take takes the terminal back from the command that was given it.
+// take takes the terminal back from the command, if it has it.
 func (j *job) take() {
 	if j.given {
 		j.given = false
-		_ = unix.IoctlSetPointerInt(int(j.tty.Fd()), unix.TIOCSPGRP, syscall.Getpgrp()) // it may be gone, with its window
+		// The terminal may be gone, with its window.
+		_ = unix.IoctlSetPointerInt(int(j.tty.Fd()), unix.TIOCSPGRP, syscall.Getpgrp())
 	}
 }
 
-// restore sets the terminal to what it was before the command had it: that was killed,
-// and could not do so.
+// restore sets the terminal to its modes from before the command had it. It is for a
+// command that was killed and could not do so itself.
 func (j *job) restore() {
 	if j.modes != nil && j.foreground() {
 		j.modes.set(j.tty)
 	}
 }
 
-// stop stops all of this program's group, as the terminal would have done if the
-// command were in it, and this program last. It returns when that goes on.
+// stop stops this program's group, as the terminal would have done if the command were in
+// it. It stops this program last, and returns when that continues.
 func (j *job) stop(sig syscall.Signal) {
 	others := sig
 	if sig == syscall.SIGSTOP {
 		others = syscall.SIGTSTP
 	}
 	if (sig == syscall.SIGTTIN || sig == syscall.SIGTTOU) && j.foreground() {
-		return // the shell has brought the job to the front meanwhile
+		return // meanwhile the shell brought the job to the foreground
 	}
 	signal.Ignore(syscall.SIGTSTP, syscall.SIGTTIN)
 	_ = syscall.Kill(0, others)
@@ -371,15 +378,15 @@ func (j *job) stop(sig syscall.Signal) {
 	signal.Notify(j.signals, syscall.SIGTSTP, syscall.SIGTTIN)
 }
 
-// orphaned reports whether no shell looks after this program's group: who stops in such
-// a group stops for ever.
+// orphaned reports whether no shell controls this program's group. A process that stops in
+// such a group is never continued.
 func orphaned() bool {
 	group := syscall.Getpgrp()
 	session, err := unix.Getsid(0)
 	if err != nil {
 		return true
 	}
-	// Between this program and its shell there may be a script.
+	// There may be a script between this program and its shell.
 	for p := os.Getppid(); p > 0; {
 		of, err := syscall.Getpgid(p)
 		if err != nil {
@@ -391,7 +398,7 @@ func orphaned() bool {
 		}
 		parent, ok := procOf(p)
 		if !ok {
-			return false // nobody tells; what there is of the group is the script's
+			return false // not known; the rest of the group is up to the script
 		}
 		p = parent.parent
 	}

@@ -2,9 +2,9 @@ package cli
 
 import "os"
 
-// thisProgram is the file of the program that runs. An upgrade may have put another in
-// its place, or none; the one that runs is known to the kernel, by a name that tells
-// less to who looks at processes.
+// thisProgram returns the file of the running program. An upgrade may have replaced or
+// removed it. In that case the result is the kernel's name for the running file, which is
+// less informative in a list of processes.
 func thisProgram() (string, error) {
 	const kernels = "/proc/self/exe"
 	path, err := os.Executable()

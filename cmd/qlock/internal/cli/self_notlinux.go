@@ -4,5 +4,5 @@ package cli
 
 import "os"
 
-// thisProgram is the file of the program that runs.
+// thisProgram returns the file of the running program.
 func thisProgram() (string, error) { return os.Executable() }

@@ -4,5 +4,5 @@ package cli
 
 import "os"
 
-// hangup hears nothing: there is no such signal.
+// hangup returns a nil channel: this system has no such signal.
 func hangup() (<-chan os.Signal, func()) { return nil, func() {} }

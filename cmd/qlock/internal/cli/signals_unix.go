@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// hangup hears SIGHUP until the function that it returns is called.
+// hangup returns a channel that receives SIGHUP until the returned function is called.
 func hangup() (<-chan os.Signal, func()) {
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, syscall.SIGHUP)

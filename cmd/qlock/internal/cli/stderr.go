@@ -11,40 +11,41 @@ import (
 	"time"
 )
 
-// diagnostics is standard error. Nobody who writes to it waits for who reads it, or
-// fails because nobody does: a log that is not read must not keep a node from voting,
-// or a command from being ended whose lock is lost. What cannot be written in time is
-// dropped, and counted.
+// diagnostics is standard error. A write to it neither waits for its reader nor fails if
+// there is none. A log that nobody reads must not keep a node from voting, or keep this
+// program from ending a command whose lock is lost. What cannot be written in time is
+// dropped and counted.
 type diagnostics struct {
-	file   *os.File      // as it was given: for commands that inherit it, and to ask whether it is a terminal
+	// The original file, for commands that inherit it, and to check whether it is a terminal.
+	file   *os.File
 	linger time.Duration // how long the end of the program may wait for the last lines
 
-	to    io.Writer // the same, by another number
+	to    io.Writer // the same file with another number
 	close func()
 
 	mu      sync.Mutex // guards what follows
 	json    bool       // lines are JSON
 	pending []byte
-	dropped int           // lines, since pending was full
-	idle    chan struct{} // closed when all is written; nil: it is
+	dropped int           // number of lines, because pending was full
+	idle    chan struct{} // closed when all is written; nil if all is written
 }
 
 const (
-	// maxPending is what a reader may be behind before lines are dropped.
+	// maxPending is how many bytes a reader may be behind before lines are dropped.
 	maxPending = 256 << 10
 
-	// lingerLong is for commands for which nothing waits, as far as qlock knows.
-	// A pager that shows the first page is no reason to lose the last line.
+	// lingerLong is for commands for which nothing waits, as far as qlock knows. A pager that
+	// shows the first page must not cause the loss of the last line.
 	lingerLong = 5 * time.Second
 
-	// lingerShort is for those that a supervisor waits for.
+	// lingerShort is for commands that a supervisor waits for.
 	lingerShort = time.Second
 )
 
 func newDiagnostics(f *os.File) *diagnostics {
 	d := &diagnostics{file: f, linger: lingerLong, to: f, close: func() {}}
-	// Go ends a program that writes to a broken pipe by the number 1 or 2, and only
-	// by these. Standard output shall behave so, as in other programs.
+	// Go ends a program that writes to a broken pipe with file number 1 or 2, and only these.
+	// Standard output should keep this behaviour, as in other programs.
 	if dup, err := duplicate(f); err == nil {
 		d.to, d.close = dup, func() { _ = dup.Close() }
 	}
@@ -67,7 +68,7 @@ func (d *diagnostics) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// drain writes what is pending, and ends.
+// drain writes what is pending, and returns when nothing is left.
 func (d *diagnostics) drain() {
 	for {
 		d.mu.Lock()
@@ -83,7 +84,7 @@ func (d *diagnostics) drain() {
 		}
 		d.pending, d.dropped = nil, 0
 		d.mu.Unlock()
-		_, _ = d.to.Write(b) // to whom should one complain?
+		_, _ = d.to.Write(b) // there is nowhere to report an error
 	}
 }
 
@@ -102,7 +103,8 @@ func (d *diagnostics) busy() bool {
 	return d.idle != nil
 }
 
-// flush waits until all is written, but not for longer than limit.
+// flush waits until all is written, but at most for limit. It reports whether all is
+// written.
 func (d *diagnostics) flush(limit time.Duration) bool {
 	d.mu.Lock()
 	idle := d.idle
@@ -120,19 +122,19 @@ func (d *diagnostics) flush(limit time.Duration) bool {
 	}
 }
 
-// end is for the end of the program.
+// end must be called at the end of the program.
 func (d *diagnostics) end() {
 	if d.flush(d.linger) {
 		d.close()
 	}
 }
 
-// supervise is for commands that others rely on. Whatever of this program writes to a
-// pipe that nobody reads, by whatever way, gets an error and does not end it; and the
-// end does not wait long for a reader.
+// supervise is for commands that others depend on. If this program writes to a pipe that
+// nobody reads, it gets an error and does not end. It also does not wait long for a reader
+// when it ends.
 //
-// A signal that is ignored would be so in the commands that this program starts; one
-// that is caught is not.
+// The signal is caught and not ignored, because commands that this program starts would
+// inherit an ignored signal.
 func (a *app) supervise() {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	a.err.linger = lingerShort

@@ -7,5 +7,5 @@ import (
 	"os"
 )
 
-// duplicate is not needed: there is no signal for broken pipes.
+// duplicate is not needed: this system has no signal for broken pipes.
 func duplicate(*os.File) (*os.File, error) { return nil, errors.ErrUnsupported }

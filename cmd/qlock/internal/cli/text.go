@@ -21,7 +21,7 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// printableLines is printable for what has lines of its own.
+// printableLines does what printable.Text does, but keeps line breaks.
 func printableLines(s string) string {
 	lines := strings.Split(s, "\n")
 	for i := range lines {
@@ -30,15 +30,15 @@ func printableLines(s string) string {
 	return strings.Join(lines, "\n")
 }
 
-// encoded is a lock's name as in subjects and permissions: what no encoding of text
-// changes, as names are any bytes and JSON has none but those of UTF-8.
+// encoded returns a lock's name as in subjects and permissions. Reports need it because a
+// name may be any bytes, while JSON has only UTF-8 text.
 func encoded(name string) string {
-	s, _ := subject.EncodeName(name) // of a name that is one
+	s, _ := subject.EncodeName(name) // the name is valid
 	return s
 }
 
-// lockNamed is a lock's name: as it is, or where that could not be seen between $' and
-// ', where bash and zsh take it from.
+// lockNamed returns a lock's name for people. A name that is not visible as it is appears
+// between $' and ', from where it can be copied to bash and zsh.
 func lockNamed(name string) string {
 	if printable.Text(name) == name && strings.TrimSpace(name) == name {
 		return name
@@ -46,8 +46,8 @@ func lockNamed(name string) string {
 	return "$'" + printable.Escape(name, `\'`) + "'"
 }
 
-// jsonText is v in one line of JSON, or indented in several. What a terminal would not
-// show as it is is written \uXXXX, which is the same to a program.
+// jsonText returns v as JSON in one line, or indented in several. Characters that a
+// terminal would not show as they are become \uXXXX, which is equivalent to a program.
 func jsonText(v any, indent string) ([]byte, error) {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -69,7 +69,7 @@ func jsonText(v any, indent string) ([]byte, error) {
 	return out, nil
 }
 
-// json writes v for a program to read.
+// json writes v for a program.
 func (a *app) json(v any) error {
 	b, err := jsonText(v, "  ")
 	if err == nil {
@@ -78,7 +78,7 @@ func (a *app) json(v any) error {
 	return err
 }
 
-// age is what a person wants to know of a duration: two digits or so.
+// age formats a duration for people, with about two digits.
 func age(d time.Duration) string {
 	const day = 24 * time.Hour
 	switch {
@@ -92,7 +92,7 @@ func age(d time.Duration) string {
 	return fmt.Sprintf("%dd%dh", d/day, d%day/time.Hour)
 }
 
-// size is that of the terminal that f is; 0 where there is none.
+// size returns the size of the terminal f, or zeros if f is not a terminal.
 func size(f *os.File) (width, height int) {
 	width, height, err := term.GetSize(int(f.Fd()))
 	if err != nil {
@@ -101,7 +101,7 @@ func size(f *os.File) (width, height int) {
 	return width, height
 }
 
-// wrapped breaks s between words, at the width of a terminal; 0: nowhere.
+// wrapped breaks s between words at width columns. If width is 0, it breaks nowhere.
 func wrapped(s string, width int) string {
 	if width <= 0 {
 		return s
@@ -111,13 +111,13 @@ func wrapped(s string, width int) string {
 
 var trailing = regexp.MustCompile(`(?m) +$`)
 
-// column is one of a grid, which is a table that fits a terminal.
+// column is a column of a grid, which is a table that fits a terminal.
 type column struct {
 	title string
 	right bool
-	least int  // it may be shortened to so much; 0: it may not
-	end   bool // what is shortened keeps its end
-	drop  int  // left out if all does not fit otherwise: the highest first; 0: never
+	least int  // minimal width if it may be shortened; 0: it may not
+	end   bool // a shortened value keeps its end
+	drop  int  // left out if the table is too wide, the highest first; 0: never
 }
 
 type grid struct {
@@ -126,8 +126,8 @@ type grid struct {
 	rows    [][]string
 }
 
-// render gives the table, and the titles of what it had no room for. width 0: there
-// is room for all.
+// render returns the table, and the titles of the columns that it left out. If width is 0,
+// the width is not limited.
 func (g *grid) render(width int) (string, []string) {
 	var without []string
 	keep := make([]int, len(g.columns))
@@ -145,7 +145,7 @@ func (g *grid) render(width int) (string, []string) {
 	}
 }
 
-// fit shortens what may be, the longest first, until the columns fit.
+// fit shortens columns, the longest first, until all fit.
 func (g *grid) fit(keep []int, width int) ([]int, bool) {
 	widths := make([]int, len(keep))
 	total := 3*len(keep) + 1
@@ -207,7 +207,7 @@ func (g *grid) draw(keep []int, widths []int) string {
 	return t.Render() + "\n"
 }
 
-// tailOf is as much of the end of s, which has no colours, as is not wider than width.
+// tailOf returns the longest end of s that is not wider than width. s must have no colours.
 func tailOf(s string, width int) string {
 	runes := []rune(s)
 	i := len(runes)

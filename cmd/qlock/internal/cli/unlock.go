@@ -112,7 +112,7 @@ func (a *app) evict(ctx context.Context, o *unlockOptions, name string) error {
 	if !o.yes && !a.confirm(name, claims) {
 		return &statusError{exitFailed, errors.New("no claim was evicted")}
 	}
-	// Not before the question: there Ctrl-C ends the program, as nothing is begun.
+	// Not before the question: there Ctrl-C ends the program, because nothing has begun.
 	ctx, stop := interrupted(ctx)
 	defer stop()
 	errs := make([]error, len(claims))
@@ -128,7 +128,7 @@ func (a *app) evict(ctx context.Context, o *unlockOptions, name string) error {
 	if i := slices.IndexFunc(errs, func(err error) bool { return errors.Is(err, qlock.ErrRefused) }); i >= 0 {
 		return lookError(errs[i])
 	}
-	// Whatever kept an eviction from its end, what counts is what the nodes have now.
+	// Whatever interrupted an eviction, the current state of the nodes counts.
 	if errors.Join(errs...) != nil {
 		if info, err = inspect(); err != nil {
 			return err
@@ -168,7 +168,8 @@ func (a *app) evict(ctx context.Context, o *unlockOptions, name string) error {
 	return nil
 }
 
-// notKnown says that nobody is evicted, because it is not known who holds the lock.
+// notKnown returns an error that says that no claim was evicted because the holder is not
+// known.
 func notKnown(name string, info *qlock.LockInfo, why error) error {
 	err := fmt.Errorf("no claim was evicted, because the holder of %s is unknown: %w", lockNamed(name), why)
 	if c := mayHold(info); c != nil {
@@ -177,7 +178,7 @@ func notKnown(name string, info *qlock.LockInfo, why error) error {
 	return &statusError{exitNoQuorum, err}
 }
 
-// confirm asks whether these are meant.
+// confirm asks the user whether to evict these claims.
 func (a *app) confirm(name string, claims []qlock.ClaimInfo) bool {
 	fmt.Fprintf(a.err, "These claims on %s will be evicted:\n", lockNamed(name))
 	for i := range claims {
