@@ -194,7 +194,7 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-// broken gives its lock to whoever asks.
+// broken grants its lock to every client at once.
 type broken struct{}
 
 func (broken) connect(context.Context) (client, error)           { return broken{}, nil }
@@ -207,7 +207,7 @@ func brokenRival() *rival {
 
 var small = settings{Rounds: 1, Duration: 50 * time.Millisecond, Limit: 20 * time.Second, Waiters: 12, Locks: 40}
 
-// Every workload sees that a lock excludes nobody.
+// Every workload detects a lock that does not exclude.
 func TestBrokenMutexIsCaught(t *testing.T) {
 	s := small
 	s.Duration = 3 * writeEvery // there must be writers among readers
@@ -492,7 +492,7 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-// A change for the worse is reported, and fails only who asks for that.
+// A change for the worse is reported. It is a failure only if that was asked for.
 func TestCompareFiles(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name string, lock float64) string {

@@ -29,7 +29,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// help is what "qlock node --help" says, as a test of that package keeps it.
+// help is the output of "qlock node --help", which a test of that package keeps up to date.
 const help = "../cmd/qlock/internal/cli/testdata/help/node.txt"
 
 func read(t *testing.T, file string) string {

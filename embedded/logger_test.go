@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// The lines are those of nats-server for a peer that is down, one that refuses, and a
-// stranger who connects again and again; none of them fills the log, and each is said
-// again after a while.
+// The lines are those of nats-server for a peer that is down, a peer that refuses, and a
+// stranger that connects repeatedly. None of them fills the log, and each is repeated after
+// a while.
 func TestServerLogIsNotFilled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b bytes.Buffer

@@ -48,8 +48,8 @@ func newBook() (*book, slog.Handler) {
 	return b, slog.NewTextHandler(b, &slog.HandlerOptions{Level: slog.LevelInfo})
 }
 
-// A logger that blocks, in whichever method, delays nobody; what does not fit is
-// dropped, counted and told of.
+// A logger that blocks in any method delays no code that logs. Lines that do not fit are
+// dropped, counted and reported.
 func TestStuckLogger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, h := newBook()

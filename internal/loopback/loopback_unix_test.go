@@ -26,7 +26,7 @@ func reserve(t *testing.T) *Port {
 	return p
 }
 
-// A server may have the port, and have it again; in between nobody is there.
+// A server can listen on the port, repeatedly. In between, connections are refused.
 func TestReserved(t *testing.T) {
 	p := reserve(t)
 	addr := fmt.Sprintf("127.0.0.1:%d", p.Number)
@@ -55,8 +55,8 @@ func TestReserved(t *testing.T) {
 	}
 }
 
-// Who asks for any free port does not get one that is kept, not even when most
-// are taken.
+// A program that asks for any free port does not get a reserved one, even if most ports are
+// taken.
 func TestNobodyElseGetsIt(t *testing.T) {
 	kept := map[int]bool{}
 	for range 50 {

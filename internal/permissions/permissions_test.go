@@ -210,7 +210,7 @@ func TestTextMeansTheSame(t *testing.T) {
 	}
 }
 
-// Families of subjects that are reserved for services are nobody's by accident.
+// No role includes the families of subjects that are reserved for services.
 func TestReservedFamiliesAreNobodys(t *testing.T) {
 	user := mustUser(t)
 	for _, u := range []User{

@@ -114,7 +114,7 @@ func (s *stranger) run(dir, name string, args ...string) string {
 	return string(out)
 }
 
-// consumer is a new module of somebody else, with this program, for which it gets
+// consumer makes a module outside of this repository with this program, which requires
 // these modules.
 func (s *stranger) consumer(program string, modules ...string) string {
 	s.t.Helper()

@@ -18,8 +18,8 @@ const (
 	base = "github.com/qlock/qlock"
 )
 
-// published are the directories of the modules that are released: people require or
-// install these. The other modules are for whoever works in the repository.
+// published has the directories of the modules that are released, which other people
+// require or install. The other modules are for the development of qlock.
 var published = []string{".", "cmd/qlock", "metrics"}
 
 func modulePath(dir string) string { return path.Join(base, dir) }

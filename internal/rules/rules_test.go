@@ -32,9 +32,9 @@ var core = []string{
 	"internal/subject",
 }
 
-// coreImports are the packages from elsewhere that the core may import, each with
-// what makes it harmless. It is a list of what is allowed, as nobody can list all
-// packages that read a clock.
+// coreImports has the packages from outside of this repository that the core may import,
+// each with the reason why it is harmless. It lists what is allowed, because a list of all
+// packages that read a clock would never be complete.
 var coreImports = map[string]string{
 	"cmp":                    "pure",
 	"container/heap":         "pure",
@@ -66,8 +66,8 @@ var coreNames = map[string]*regexp.Regexp{
 	"github.com/google/uuid": regexp.MustCompile(`^(New|NewString|NewRandom\w*|NewUUID|NewV6|NewV7\w*|NewDCE\w*|SetRand|EnableRandPool|NodeID|GetTime)$`),
 }
 
-// api is what the command may use of this repository: the public packages, and
-// internal ones that know nothing of messages and of the protocol.
+// api has the packages of this repository that the command may import: the public packages,
+// and internal ones that know nothing of messages and of the protocol.
 var api = []string{
 	base, base + "/embedded", base + "/metrics", base + "/cmd/qlock/internal/cli",
 	base + "/election", base + "/semaphore",

@@ -236,7 +236,7 @@ func (d *disk) crashed(f func(*disk)) {
 	pick(0, empty)
 }
 
-// life is what a node that starts and stops writes, one after the other.
+// life has the marks that a node writes that starts and stops, one after the other.
 var life = []Mark{
 	{Clean: true, Name: "n", MaxTTL: 1, Saved: []byte(`{"life":1}`)},
 	{Name: "n", MaxTTL: 2},
@@ -341,8 +341,8 @@ func TestDiskFails(t *testing.T) {
 		d.fail = fail
 		p := newPromises(t, d)
 		for _, m := range life {
-			// A node whose mark cannot be made void does not start; one whose clean
-			// mark cannot be written has stopped. Somebody tries again.
+			// A node that cannot invalidate its mark does not start. A node that cannot write its
+			// clean mark has stopped. Somebody tries again.
 			for try := 0; p.write(m) != nil; try++ {
 				if try > len(fail) {
 					t.Fatalf("with failures %v, Write does not come to succeed: %v", fail, d.ops)

@@ -50,7 +50,7 @@ func write(t testing.TB, d *Dir, m Mark) {
 // wantMark checks that Read gives what was written here.
 func wantMark(t testing.TB, d *Dir, want Mark) { t.Helper(); wantMarkAt(t, d, want, true) }
 
-// wantMarkAt is wantMark, but for a mark that may have been written elsewhere.
+// wantMarkAt does what wantMark does, but the mark may have been written elsewhere.
 func wantMarkAt(t testing.TB, d *Dir, want Mark, wantHere bool) {
 	t.Helper()
 	got, found, here, err := d.Read()

@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// spelled is what only this package writes: the first token of a subject with
-// something after it, or a family between dots at the start.
+// spelled matches what only this package may write: the first token of a subject followed
+// by something, or a family between dots at the start.
 var spelled = regexp.MustCompile(`^lock\.|\block\.([%<*{]|\w+\.)|^\.(` + FamilyNode + `|` + FamilyAdmin + `|` + FamilyEvent + `|` + FamilyAPI + `|` + FamilyGateway + `)\.`)
 
 // findSpelled gives the string constants of a Go file that spell a subject, each with

@@ -263,7 +263,7 @@ func TestBatchingDoesNotAllocate(t *testing.T) {
 	}
 }
 
-// A batch is what its parts are alone.
+// A batch has the same meaning as its parts one by one.
 func FuzzDecodeBatch(f *testing.F) {
 	for name := range goldenBatches() {
 		asWritten, compact := golden(f, name)

@@ -269,8 +269,7 @@ func checkAnswer(t *testing.T, a *Answer) {
 	}
 }
 
-// What scan reads, and what it refuses, is what the plainest reader does with
-// encoding/json.
+// scan accepts and rejects the same bodies as the simplest reader that uses encoding/json.
 func FuzzScan(f *testing.F) {
 	addGolden(f, func(body []byte) { f.Add(body) })
 	for _, body := range []string{

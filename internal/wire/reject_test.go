@@ -15,7 +15,7 @@ import (
 // Every field of every message, wrong in every way that the decoder knows of.
 // The golden examples are the messages that are right.
 
-// missing stands for a field that is taken out.
+// missing is the value of a field that is removed.
 var missing = json.RawMessage(nil)
 
 // change returns the golden example name with one field replaced. A dotted field

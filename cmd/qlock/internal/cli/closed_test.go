@@ -14,7 +14,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// natsServer is a NATS of somebody else's, whose users may be changed.
+// natsServer is an external NATS server whose users can be changed.
 type natsServer struct {
 	*server.Server
 	opts *server.Options
@@ -41,7 +41,7 @@ func startNATS(t *testing.T, change ...func(*server.Options)) *natsServer {
 	return s
 }
 
-// users changes who may connect. Whose password is another now is disconnected.
+// users replaces the users. The server disconnects those whose password is different now.
 func (s *natsServer) users(t *testing.T, users ...*server.User) {
 	t.Helper()
 	opts := s.opts.Clone()
@@ -72,9 +72,9 @@ func (s *natsServer) restart(t *testing.T, users ...*server.User) {
 	}
 }
 
-// Credentials that are changed at the server first are refused for a while, and more
-// than twice. Nothing ends by that: a node votes again, and who waited for a lock, or
-// watched, goes on.
+// Credentials that are changed at the server first are rejected for a while, and more than
+// twice. No program ends because of that: the node votes again, and commands that wait for
+// a lock or watch continue.
 func TestCredentialsChange(t *testing.T) {
 	t.Parallel()
 	node := func(password string) *server.User { return &server.User{Username: "node", Password: password} }
@@ -218,9 +218,9 @@ func (i *injector) say(line string) {
 	}
 }
 
-// An error that the client library does not know closes a connection for ever. Whatever
-// runs on it ends with an error, so that a supervisor starts it anew; nothing lives on
-// as if it served.
+// An error that the client library does not know closes a connection permanently. Every
+// program that uses it ends with an error, so that a supervisor restarts it. No process
+// continues as if it still served.
 func TestConnectionClosedForEver(t *testing.T) {
 	t.Parallel()
 	s := startNATS(t)

@@ -151,7 +151,8 @@ func TestLockInScripts(t *testing.T) {
 		p := launchShell(t, `"$0" "$@" & read x`, "lock", name, "-s", c.url(), "--until", "parent")
 		p.says(p.err, "held by holder")
 		_ = p.in.Close()
-		p.wait().want(t, 1, "the process that started this one has ended") // when nobody has its output any more
+		// The process ends when no other process has its output any more.
+		p.wait().want(t, 1, "the process that started this one has ended")
 		_ = h.in.Close()
 		free(t, name)
 	})

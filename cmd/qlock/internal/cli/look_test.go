@@ -163,7 +163,7 @@ func TestInfo(t *testing.T) {
 	}
 }
 
-// What a person is told of nodes that do not agree, or do not answer.
+// The text output for nodes that disagree, or do not answer.
 func TestDisagreement(t *testing.T) {
 	a := newApp(os.Stdin, os.Stdout, os.Stderr)
 	claim := func(client string, voted, queued string) qlock.ClaimInfo {

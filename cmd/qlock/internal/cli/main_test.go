@@ -84,7 +84,7 @@ func (m *tests) Run() int {
 	return status
 }
 
-// output is what a process wrote, while it writes it.
+// output is what a process has written so far.
 type output struct {
 	mu      sync.Mutex // guards what follows
 	b       bytes.Buffer

@@ -202,7 +202,7 @@ func TestExternal(t *testing.T) {
 	a.wait().want(t, 0, "without --state-dir its votes are forgotten")
 }
 
-// A --timeout that is for ever is a long time to start in, and not none.
+// An unlimited --timeout gives a long time to start, and not none.
 func TestStartTime(t *testing.T) {
 	for _, tt := range []struct{ timeout, want time.Duration }{
 		{time.Millisecond, 30 * time.Second},

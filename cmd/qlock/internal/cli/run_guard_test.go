@@ -105,7 +105,7 @@ func TestRunGuardKilled(t *testing.T) {
 	gone(t, pids...)
 }
 
-// Who stops the guard does not stop qlock.
+// A stopped guard does not block qlock.
 func TestRunGuardStopped(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)

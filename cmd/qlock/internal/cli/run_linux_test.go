@@ -53,7 +53,7 @@ func TestReapOrphans(t *testing.T) {
 	p.wait().want(t, 6)
 }
 
-// What this user may not signal is told of, and never said to be killed.
+// Processes that this user may not signal are reported, and never said to be killed.
 func TestRunOtherUsersCommand(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {

@@ -169,7 +169,8 @@ func alive(pid int) bool {
 	if err := syscall.Kill(pid, 0); errors.Is(err, syscall.ESRCH) {
 		return false
 	}
-	// Dead, but nobody has asked for its status: in a container nobody may.
+	// The process may be dead without having been waited for: in a container there may be no
+	// process that does so.
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return !os.IsNotExist(err) && err != nil || !isProc()

@@ -97,7 +97,7 @@ func inState(t *testing.T, pid int, want string) {
 	})
 }
 
-// pidAfter is the number that follows a word on the terminal.
+// pidAfter returns the number that follows a word on the terminal.
 func (s *screen) pidAfter(word string) int {
 	s.t.Helper()
 	rest := s.after(func() {}, word)
@@ -215,8 +215,8 @@ func TestRunStoppedCommandEnds(t *testing.T) {
 	}
 }
 
-// Without a shell nobody would let a job go on that was stopped: it goes on at once, or
-// is told to end.
+// Without a shell, nothing would continue a stopped job: it continues at once, or gets a
+// signal to end.
 func TestRunWithoutShell(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
@@ -234,14 +234,14 @@ func TestRunWithoutShell(t *testing.T) {
 	t.Run("terminal of others", func(t *testing.T) {
 		t.Parallel()
 		s := shellOn(t)
-		// The shell between ends, and with it who could bring the job to the front.
+		// The shell in between ends, so nothing can bring the job to the foreground.
 		s.key(fmt.Sprintf(`(set -m; "$qlock" run %s -s %s -- sh -c 'sleep 1; read a </dev/tty; echo never' &) ; sleep 1000`+"\n", lockName(t), c.url()))
 		s.after(func() {}, "needs a terminal that this job does not have")
 	})
 }
 
-// Somebody lets the command go on, but not qlock, which then cannot see that its lock is
-// lost: the guard does.
+// The command is continued, but qlock is not, so qlock cannot notice that its lock is lost:
+// the guard does.
 func TestRunCommandGoesOnAlone(t *testing.T) {
 	t.Parallel()
 	name := lockName(t)

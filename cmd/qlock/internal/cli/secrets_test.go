@@ -34,8 +34,8 @@ func noSecret(t *testing.T, what string, r result) {
 	}
 }
 
-// No command prints what an address has before the @, whoever gave the address, and
-// however wrong it is.
+// No command prints the part of an address before the @, wherever the address comes from,
+// and however invalid it is.
 func TestSecretsOfAddresses(t *testing.T) {
 	where := net.JoinHostPort("127.0.0.1", strconv.Itoa(qlocktest.FreePort(t)))
 	for _, url := range []string{

@@ -79,7 +79,8 @@ func onTerminalCmd(t *testing.T, columns uint16, cmd *exec.Cmd) *screen {
 	}
 	go func() {
 		defer close(drawn)
-		_, _ = io.Copy(p.out, master) // it ends with an error when nobody has the other side
+		// This ends with an error when no process has the other side.
+		_, _ = io.Copy(p.out, master)
 	}()
 	t.Cleanup(func() {
 		p.kill()

@@ -153,7 +153,7 @@ func TestStderrNotRead(t *testing.T) {
 	}
 }
 
-// waiting waits until somebody waits for a lock.
+// waiting waits until a client waits for a lock.
 func waiting(t *testing.T, c *nodeCluster, name string) {
 	t.Helper()
 	eventually(t, func() error {
@@ -171,7 +171,7 @@ func TestRunLeavesSigpipeToCommand(t *testing.T) {
 	qlockCmd(t, "run", lockName(t), "-s", c.url(), "--", "sh", "-c", "kill -PIPE $$; echo lives").want(t, exitSignal+int(syscall.SIGPIPE))
 }
 
-// A token that nobody reads is given back.
+// If nobody reads the token, the lock is released.
 func TestLockTokenNotRead(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
@@ -187,7 +187,7 @@ func TestLockTokenNotRead(t *testing.T) {
 	qlockCmd(t, "run", name, "-s", c.url(), "--try", "--", "true").want(t, 0)
 }
 
-// Who waits for a reader can be ended.
+// A command that is blocked by its reader can be ended.
 func TestWatchOutputNotRead(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)

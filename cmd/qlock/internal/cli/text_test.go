@@ -15,7 +15,7 @@ import (
 	"github.com/qlock/qlock/internal/printable"
 )
 
-// hostile is what others may call a lock, or write into a note.
+// hostile has names of locks and notes that others may choose.
 var hostile = []string{
 	"\x1b]0;title\x07\x1b[31mred", "over\rwritten", "two\nlines", "tab\tbed", "back\bspace", "\u009b31m", "\u202etxet", "zero\u200bwidth", "soft\u00adhyphen",
 	"\xff\xfe", "ends in half\xe2\x82", "\x7f", "a\u2028b", "it's \\ \"quoted\"", "\U000e0001tag", " blank ", "", "\ufeffmark", "nb\u00a0sp",
@@ -79,8 +79,8 @@ func TestAge(t *testing.T) {
 	}
 }
 
-// A grid is as wide as the terminal at most, as long as the columns that nobody can do
-// without allow it, and what is left out is told.
+// A grid is at most as wide as the terminal, unless its mandatory columns need more. It
+// reports the columns that it leaves out.
 func TestGrid(t *testing.T) {
 	g := &grid{title: "Things", columns: []column{
 		{title: "Name", least: 8, end: true}, {title: "Kept"}, {title: "Sometimes", drop: 1}, {title: "Seldom", drop: 2, right: true},

@@ -54,7 +54,8 @@ func allCommands(t *testing.T) []*cobra.Command {
 	return list
 }
 
-// What --help says is what testdata/help has: a change of it is seen in a review.
+// The files in testdata/help have the output of --help, so that a review shows each change
+// of it.
 func TestHelp(t *testing.T) {
 	for _, c := range allCommands(t) {
 		var b bytes.Buffer
