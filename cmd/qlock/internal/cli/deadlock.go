@@ -13,15 +13,15 @@ import (
 	"github.com/qlock/qlock/internal/printable"
 )
 
-// The nodes know who holds what and who waits for what. Where clients wait for each other
-// in a circle, nobody goes on by himself. A client is a Locker here: what its goroutines
-// hold and wait for cannot be told apart, so that a circle may be none.
+// The nodes know which clients hold and which wait for each lock. Clients that wait for
+// each other in a circle are deadlocked. Here a client is a Locker: the nodes cannot
+// distinguish what its goroutines hold and wait for, so a circle need not be a deadlock.
 
 const (
-	// mostAwaited is how many locks that somebody waits for are looked at.
+	// mostAwaited is how many locks with waiters are examined at most.
 	mostAwaited = 1000
-	// circleLasts is how long a circle must last, with the same claims, to be told: what the
-	// nodes say is not of one moment, and a wait may be about to end.
+	// circleLasts is how long a circle must last, with the same claims, to be reported. The
+	// nodes' answers are not of the same moment, and a wait may be about to end.
 	circleLasts = time.Second
 )
 
@@ -83,19 +83,19 @@ func lookForCircles(ctx context.Context, locker *qlock.Locker, names []string) (
 	return circles(infos), nil
 }
 
-// wait is a claim that waits, and a claim that is in its way.
+// wait is a claim that waits, and a claim that blocks it.
 type wait struct {
 	lock    string
 	waiter  *qlock.ClaimInfo
 	blocker *qlock.ClaimInfo
-	holds   bool // the blocker holds the lock, and does not wait for it as well
+	holds   bool // the blocker holds the lock, and does not itself wait for it
 }
 
-// circle is a list of waits, each for a claim of the client that waits in the next one, and
-// the last for the first.
+// circle is a list of waits. Each waits for a claim of the client that waits in the next
+// one, and the last waits for the first.
 type circle []wait
 
-// key is equal for the same claims.
+// key returns a text that is equal for circles of the same claims.
 func (c circle) key() string {
 	parts := make([]string, len(c))
 	for i, w := range c {
@@ -126,7 +126,7 @@ func (c circle) help() string {
 	return "acquire locks in the same order everywhere (LockAll)"
 }
 
-// shellWord is a name as a shell takes it.
+// shellWord returns a name as a word for a shell.
 func shellWord(name string) string {
 	if strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == "" && !strings.HasPrefix(name, "-") {
 		return name
@@ -134,17 +134,19 @@ func shellWord(name string) string {
 	return "'" + strings.ReplaceAll(printable.Text(name), "'", `'\''`) + "'"
 }
 
-// party is a Locker: a client's name may be shared.
+// party identifies the Locker of a claim, because several Lockers may have the same client
+// name.
 func party(c *qlock.ClaimInfo) string {
 	instance, _, _ := strings.Cut(c.ID, "/")
 	return c.Client + "/" + instance
 }
 
-// circles finds clients that wait for each other, each in one circle at most.
+// circles returns circles of clients that wait for each other. Each client is in one circle
+// at most.
 func circles(locks []qlock.LockInfo) []circle {
 	waits := waitsOf(locks)
-	// Who waits is stuck until it is shown that it is not: there is somebody in its way who
-	// is not stuck. What is left has a circle in it.
+	// A waiter counts as stuck until something in its way proves not to be stuck. The rest then
+	// contains a circle.
 	stuck := map[string]bool{}
 	for who := range waits {
 		stuck[who] = true
@@ -187,15 +189,15 @@ func circles(locks []qlock.LockInfo) []circle {
 			way, order = append(way, *w), append(order, who)
 			who = party(w.blocker)
 		}
-		if i := slices.Index(order, who); i >= 0 { // else it leads to a circle that is known
+		if i := slices.Index(order, who); i >= 0 { // otherwise it leads to a known circle
 			out = append(out, way[i:])
 		}
 	}
 	return out
 }
 
-// waitsOf lists, for each client that waits, what is in its way: by what it waits for, and
-// in that by lock. Of the permits of a semaphore one is enough, so these are one group.
+// waitsOf returns what is in the way of each waiting client: by what it waits for, and
+// within that by lock. One of the permits of a semaphore is enough, so they are one group.
 func waitsOf(locks []qlock.LockInfo) map[string]map[string]map[string][]wait {
 	out := map[string]map[string]map[string][]wait{}
 	for i := range locks {
@@ -209,7 +211,7 @@ func waitsOf(locks []qlock.LockInfo) map[string]map[string]map[string][]wait {
 			who := party(waiter)
 			var list []wait
 			add := func(c *qlock.ClaimInfo, holds bool) {
-				// A client is not in its own way: another goroutine of it holds the lock.
+				// A client does not block itself: another of its goroutines holds the lock.
 				if party(c) != who && !(c.Shared && waiter.Shared) {
 					list = append(list, wait{info.Name, waiter, c, holds})
 				}

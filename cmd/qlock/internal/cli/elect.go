@@ -69,11 +69,11 @@ Exit status: that of qlock run. 122 is only returned with --once, or after a sig
 					return err
 				}
 				if o.wait == 0 {
-					// What cost the leadership may keep it from the server as well, and it is
-					// to come back by itself.
+					// The fault that ended the leadership may also keep this program from the
+					// server. The program must then wait until the server is back.
 					o.wait = aLifetime
 				}
-				_ = a.status(err) // it goes on
+				_ = a.status(err) // reported; the loop continues
 				if !o.quiet {
 					fmt.Fprintf(a.err, "qlock: campaigning again\n")
 				}
@@ -103,7 +103,7 @@ type leaderReport struct {
 	Time       string            `json:"time"`
 	Cluster    string            `json:"cluster"`
 	Election   string            `json:"election"`
-	Leader     *leading          `json:"leader"` // null: nobody leads
+	Leader     *leading          `json:"leader"` // null: there is no leader
 	Candidates []candidateReport `json:"candidates"`
 }
 

@@ -10,14 +10,15 @@ import (
 	"github.com/qlock/qlock/semaphore"
 )
 
-// use is what a lock is for that a recipe made: its name tells.
+// use is the purpose of a lock that a recipe made, according to its name.
 type use struct {
 	Kind string `json:"kind"` // a word for programs
 	Of   string `json:"of"`   // the name that the recipe was given
 	text string
 }
 
-// useOf is what a lock is for, nil if it is an ordinary one. Each recipe has a few lines here.
+// useOf returns the purpose of a lock, or nil if it is an ordinary lock. Each recipe has a
+// few lines here.
 func useOf(lock string) *use {
 	if name, leader, ok := election.ParseName(lock); ok {
 		if leader {
@@ -34,7 +35,7 @@ func useOf(lock string) *use {
 	return nil
 }
 
-// usesOf are the texts of what locks are for; nil if all of them are ordinary ones.
+// usesOf returns texts for the purposes of locks, or nil if all of them are ordinary locks.
 func usesOf(locks []qlock.LockInfo) map[string]string {
 	var uses map[string]string
 	for i := range locks {
@@ -72,7 +73,7 @@ func (o *runOptions) acquirePermit(name string) acquisition {
 	}
 }
 
-// leadership is that of an election.
+// leadership is the leadership of an election.
 type leadership struct{ *election.Leadership }
 
 func (l leadership) Unlock(ctx context.Context) error { return l.Resign(ctx) }
