@@ -133,7 +133,7 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// squeeze makes what is padding in a table one blank.
+// squeeze reduces the padding in a table to one blank.
 func squeeze(s string) string {
 	lines := strings.Split(s, "\n")
 	for i, l := range lines {
@@ -147,7 +147,7 @@ type tokenHold uint64
 func (h tokenHold) token() uint64                { return uint64(h) }
 func (h tokenHold) unlock(context.Context) error { return nil }
 
-// The guard sees each way in which exclusion can fail.
+// The guard detects each way in which exclusion can fail.
 func TestGuard(t *testing.T) {
 	for name, c := range map[string]struct {
 		visits func(g *guard)
@@ -225,7 +225,7 @@ func TestBrokenMutexIsCaught(t *testing.T) {
 	}
 }
 
-// What hangs or fails ends the cell with an error, and soon.
+// A load that hangs or fails ends the cell with an error, and soon.
 func TestFailingRival(t *testing.T) {
 	down := errors.New("down")
 	s := small
@@ -237,7 +237,7 @@ func TestFailingRival(t *testing.T) {
 		r := &rival{name: name, floor: name, start: func(context.Context, setup) (service, error) { return failing(f), nil }}
 		for _, wl := range []*workload{alone, hot, crowd(4), readers} {
 			cell := runCell(t.Context(), s, wl, r, 0)
-			// That a crowd is not served in time is a result, and no failure of the run.
+			// A crowd that is not served in time is a result, and not a failure of the run.
 			unserved := name == "hangs" && cell.Note != "" && cell.Values["waiters"] > 0 && cell.Values["served"] == 0
 			if cell.Error == "" && !unserved {
 				t.Errorf("%s, %s: no error: %+v", name, wl.name, cell)
@@ -296,7 +296,7 @@ var smoke = &workload{
 	},
 }
 
-// The floor's bodies are as long as qlock's, and the claim in them is told apart.
+// The floor's bodies are as long as qlock's, and the claim in them can be read.
 func TestFloorSaysWhatALockSays(t *testing.T) {
 	c := floorClaim{uuid.MustParse("0b8f6f5e-3a64-4a53-9f0e-6d1f0c7c2a11"), 7}
 	for golden, rest := range map[string]string{
@@ -395,13 +395,13 @@ func TestJetStreamEndsItsSubscriptions(t *testing.T) {
 	}
 }
 
-// Who else used the machine is told under its name.
+// The load of other processes is reported as such.
 func TestMachineIsShared(t *testing.T) {
 	before, ok := machineUsage()
 	if !ok {
 		t.Skip("this system does not tell")
 	}
-	before.all-- // a second ago, in which others used all there is
+	before.all-- // a second ago, since when others used all processor time
 	before.busy--
 	var m Machine
 	m.shared(before)
@@ -466,7 +466,7 @@ func TestCompare(t *testing.T) {
 		want []string // figure and verdict
 	}{
 		"the same": {base, nil},
-		// All is slower, floor and lock: that is the machine.
+		// Floor and lock are both slower: that is due to the machine.
 		"slower machine":   {made(map[string][]float64{"floor": {500, 500, 500}, "lock": {1000, 1020, 1040}}, 7, 7, 7), nil},
 		"within spread":    {made(map[string][]float64{"floor": {50, 50, 50}, "lock": {103, 150, 160}}, 7, 7, 7), nil},
 		"within tolerance": {made(map[string][]float64{"floor": {50, 50, 50}, "lock": {105, 106, 107}}, 7, 7, 7), nil},

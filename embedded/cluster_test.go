@@ -189,8 +189,7 @@ func TestClusterRoutes(t *testing.T) {
 	}
 }
 
-// WaitReady counts the servers that run, and ends with its context when a vote
-// cannot be had.
+// WaitReady counts the running servers, and ends with its context if a node cannot vote.
 func TestClusterWaitReady(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 3)

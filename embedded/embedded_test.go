@@ -101,7 +101,7 @@ func newLocker(t *testing.T, nc *nats.Conn, opts ...qlock.Option) *qlock.Locker 
 	return l
 }
 
-// mustLock takes a lock by way of nc and gives it back.
+// mustLock acquires a lock by way of nc and releases it.
 func mustLock(t *testing.T, nc *nats.Conn) {
 	t.Helper()
 	ctx := testContext(t)
@@ -115,7 +115,7 @@ func mustLock(t *testing.T, nc *nats.Conn) {
 	}
 }
 
-// await waits for a condition that must come to hold.
+// await waits for a condition that must become true.
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
@@ -222,8 +222,8 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// Clients find a server that was closed or crashed where it was, and a clean stop
-// is worth a vote at once.
+// Clients find a restarted server at its old address, and after a clean stop it votes at
+// once.
 func TestRestartKeepsPorts(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
@@ -378,9 +378,9 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-// A server that cannot have its port says so, and leaves nothing behind that
-// would keep the next start from anything: no goroutine, no claim on the state
-// directory, and the clean mark is not used up.
+// A server that cannot listen on its port reports that, and leaves nothing behind that
+// would affect the next start: no goroutine and no claim on the state directory. It does
+// not use up the clean mark.
 func TestPortInUse(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -460,8 +460,8 @@ func TestBadConfig(t *testing.T) {
 	}
 }
 
-// A node of a name that is already taken does not start, and the one that has it
-// goes on.
+// A node whose name is already taken does not start, and the node that has the name
+// continues.
 func TestNameTaken(t *testing.T) {
 	t.Parallel()
 	cfg := solo(t)
@@ -642,7 +642,7 @@ func TestLogger(t *testing.T) {
 	}
 }
 
-// What goes wrong on the package's own connections is logged, and not printed.
+// Faults of the package's own connections are logged, and not printed.
 func TestConnectionErrorsAreLogged(t *testing.T) {
 	t.Parallel()
 	var log logged

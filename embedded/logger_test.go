@@ -40,7 +40,7 @@ func TestServerLogIsNotFilled(t *testing.T) {
 	})
 }
 
-// Whatever strangers do, what is remembered has an end.
+// The memory for repeated lines is bounded, whatever strangers do.
 func TestServerLogMemory(t *testing.T) {
 	l := newLogger(slog.New(slog.DiscardHandler), make(chan error, 1))
 	for i := range 3 * maxSaid {

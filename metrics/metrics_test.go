@@ -115,7 +115,7 @@ qlock_peer_up{peer="n2"} 0
 	}
 }
 
-// typed lists the metrics of which text says the type.
+// typed returns the names of the metrics for which text has a TYPE line.
 func typed(text string) []string {
 	var names []string
 	for _, line := range strings.Split(text, "\n") {
@@ -126,8 +126,8 @@ func typed(text string) []string {
 	return names
 }
 
-// drain waits until all that was published before was heard: the subscriptions of
-// one connection are served in the order in which messages come.
+// drain waits until all messages that were published before on nc have been handled: the
+// subscriptions of one connection are served in the order in which messages arrive.
 func drain(ctx context.Context, t *testing.T, nc *nats.Conn) {
 	t.Helper()
 	if err := nc.FlushWithContext(ctx); err != nil {

@@ -21,7 +21,7 @@ import (
 	"github.com/qlock/qlock/qlocktest"
 )
 
-// within is a context for what must come, or must not.
+// within returns a context for an event that must happen, or must not.
 func within(t testing.TB, d time.Duration) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), d)
@@ -84,7 +84,8 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// What stops cleanly votes at once when it starts again; what crashed waits.
+// A node that stopped cleanly votes at once when it starts again. A node that crashed
+// waits.
 func TestStopAndRestart(t *testing.T) {
 	t.Parallel()
 	c := qlocktest.StartCluster(t, 3, qlocktest.WithLease(5*time.Second))
@@ -134,7 +135,7 @@ func TestCut(t *testing.T) {
 	c.WaitVotes(t)
 	mustLock(t, c.LockerOn(t, c.ConnectTo(t, "n2")), "a")
 
-	// A link that is cut stays so when a server starts again.
+	// A link that is cut stays cut when a server starts again.
 	for _, name := range c.Names() {
 		c.Isolate(t, name)
 	}
@@ -236,7 +237,7 @@ func TestCrashOfOthers(t *testing.T) {
 	}
 }
 
-// What cannot be done is said with what to do.
+// Errors of calls that are impossible say what to do.
 func TestFailures(t *testing.T) {
 	start := func(n int, opts ...qlocktest.Option) func(testing.TB) {
 		return func(t testing.TB) { qlocktest.StartCluster(t, n, opts...) }

@@ -93,7 +93,7 @@ func TestStuckLogger(t *testing.T) {
 	})
 }
 
-// What the logger does not want is not written, and a logger that wants nothing costs no
+// A line that the logger does not want is not written. A logger that wants nothing costs no
 // goroutine.
 func TestLevels(t *testing.T) {
 	b, h := newBook()

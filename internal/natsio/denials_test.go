@@ -27,8 +27,8 @@ func (c *callers) handle(nc *nats.Conn, sub *nats.Subscription, err error) {
 
 func codeOf(h nats.ErrHandler) uintptr { return reflect.ValueOf(h).Pointer() }
 
-// The caller's error handler hears what no client expected, and is the connection's own
-// again when the last client leaves.
+// The caller's error handler gets the errors that no client expected. It is the
+// connection's own handler again when the last client leaves.
 func TestErrorHandlerIsGivenBack(t *testing.T) {
 	nc, own := new(nats.Conn), &callers{}
 	nc.SetErrorHandler(own.handle)
@@ -73,7 +73,7 @@ func TestErrorHandlerIsGivenBack(t *testing.T) {
 	}
 }
 
-// What the caller does with the handler meanwhile stands.
+// A handler that the caller sets meanwhile stays.
 func TestErrorHandlerOfTheCallerStays(t *testing.T) {
 	nc, own, other := new(nats.Conn), &callers{}, &callers{}
 	nc.SetErrorHandler(own.handle)

@@ -8,8 +8,8 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// A lock that is lost since the wall clock was set, or the machine slept, says so; one
-// that is lost for another reason does not.
+// A loss says so if it happened because the wall clock was set or the machine slept. A loss
+// for another reason does not.
 func TestLossByTheWallClockIsExplained(t *testing.T) {
 	const lease = 10 * time.Second
 	at := func(mono, ahead time.Duration) wire.Now {

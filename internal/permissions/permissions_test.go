@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// allows tells what a server makes of a list of subjects.
+// allows reports which subjects a server allows for a list of subjects.
 func allows(t *testing.T, p *server.SubjectPermission, subject string) bool {
 	t.Helper()
 	match := func(list []string) bool {
@@ -169,7 +169,8 @@ func TestUsersThatDoNotGoTogether(t *testing.T) {
 	}
 }
 
-// What is written means to a server what Permissions says, whatever the password.
+// A server understands the written configuration as Permissions has it, whatever the
+// password.
 func TestTextMeansTheSame(t *testing.T) {
 	made := mustUser(t)
 	users := []User{

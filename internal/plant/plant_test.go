@@ -124,7 +124,7 @@ func TestOperations(t *testing.T) {
 			if !strings.Contains(got, c.want) {
 				t.Errorf("want %q in\n%s", c.want, got)
 			}
-			// Nothing but what was asked for: without it the rest is as it was.
+			// Only the requested edit was made: without it the source is as before.
 			if same := strings.Count(got, "\n") - strings.Count(c.edits, "\n\t"); !strings.Contains(c.edits, "\n\t") && same != strings.Count(sample, "\n") {
 				t.Errorf("the lines moved:\n%s", got)
 			}
@@ -136,8 +136,8 @@ func TestOperations(t *testing.T) {
 	}
 }
 
-// What a patch of lines did not survive: names that change, lines that move within
-// their function or are written otherwise, and a neighbour of the operand.
+// Changes that a patch of lines did not survive: renamed identifiers, lines that move
+// within their function or are reformatted, and a new neighbour of the operand.
 func TestFaultFollowsCode(t *testing.T) {
 	edit := func(src string, pairs ...string) string {
 		t.Helper()
@@ -175,7 +175,8 @@ func TestFaultFollowsCode(t *testing.T) {
 	}
 }
 
-// Code that names what is not there any more must say so, and which fault's it is.
+// Code that names an identifier which does not exist any more must be reported, with its
+// fault.
 func TestCheckNamesIdentifiers(t *testing.T) {
 	b, err := load(t, sample).Break(fault(t, "at twice: instead s.sum = gone"))
 	if err != nil {
@@ -197,7 +198,7 @@ func TestCheckNamesIdentifiers(t *testing.T) {
 	if err := b.Check(noImports()); err == nil || !strings.Contains(err.Error(), "fault f, point twice (go/sample.go:19): the code that it plants does not compile: ") {
 		t.Errorf("code that is none: %v", err)
 	}
-	// What goes wrong elsewhere is the fault's too.
+	// An error elsewhere in the package also belongs to the fault.
 	b, err = load(t, sample).Break(fault(t, "at step: inside unused := 1"))
 	if err != nil {
 		t.Fatal(err)

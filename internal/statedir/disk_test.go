@@ -12,11 +12,11 @@ import (
 	"testing"
 )
 
-// disk is a directory on a disk that keeps only what was synced. A crash leaves of
-// each file that was written since its last sync any part, and of each name any
-// that it stood for since the last sync of the directory. An operation can be made
-// to fail, before or after it had its effect; a sync that failed has lost what it
-// should have saved, though it can still be read, as on Linux.
+// disk is a directory on a disk that keeps only what was synced. After a crash, a file may
+// have any part of what was written since its last sync, and a name may refer to any file
+// that it referred to since the last sync of the directory. An operation can be made to
+// fail, before or after it had its effect. A sync that failed has lost what it should have
+// saved, though the data can still be read, as on Linux.
 type disk struct {
 	names    map[string]*inode   // what is seen
 	synced   map[string]*inode   // what is there after a crash
@@ -308,9 +308,9 @@ func newPromises(t *testing.T, d *disk) *promises {
 	return p
 }
 
-// TestCrashAtEveryStep: after a crash at any moment the directory has the mark of
-// before or the new one, whole; and never again a mark that was replaced by a Write
-// that succeeded.
+// TestCrashAtEveryStep checks that after a crash at any moment the directory has the
+// previous mark or the new one, complete. It never again has a mark that was replaced by a
+// Write that succeeded.
 func TestCrashAtEveryStep(t *testing.T) {
 	d := newDisk()
 	p := newPromises(t, d)
@@ -324,9 +324,9 @@ func TestCrashAtEveryStep(t *testing.T) {
 	}
 }
 
-// TestDiskFails has each one and each two of the operations fail, before and after
-// they had their effect. Write then says so, and the promises hold as if it was
-// never called or had succeeded; the next Write tells which.
+// TestDiskFails makes each operation and each pair of operations fail, before and after
+// they had their effect. Write then returns an error, and the promises hold as if it was
+// never called or had succeeded. The next Write determines which.
 func TestDiskFails(t *testing.T) {
 	d := newDisk()
 	for _, m := range life {

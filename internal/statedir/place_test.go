@@ -32,8 +32,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// used does what a node does with the directory at a start: the mark is clean no
-// more.
+// used does what a node does with the directory at a start: the mark is not clean any more.
 func used(t *testing.T, dir string) {
 	t.Helper()
 	d := open(t, dir)
@@ -41,8 +40,8 @@ func used(t *testing.T, dir string) {
 	closeDir(t, d)
 }
 
-// TestCopyIsNotHere does with a state directory what people and their tools do. A
-// mark that may be there twice, or may have been used, is not one of this place.
+// TestCopyIsNotHere copies, moves and restores state directories as people and their tools
+// do. A mark that may exist twice, or may have been used, does not belong to this place.
 func TestCopyIsNotHere(t *testing.T) {
 	if !locks {
 		t.Skip("files are not told apart on this system")
@@ -121,7 +120,7 @@ func TestCopyIsNotHere(t *testing.T) {
 			must(t, os.Chtimes(file, info.ModTime(), info.ModTime()))
 			return dir
 		}, false},
-		// Used while the other name was there: it was not to be relied on then.
+		// It was used while the other name existed, and could not be trusted then.
 		{"with another name aside", func(t *testing.T, dir string) string {
 			must(t, os.Link(filepath.Join(dir, markFile), filepath.Join(dir, "aside")))
 			return dir
@@ -188,8 +187,8 @@ func identityOf(t *testing.T, d *Dir) identity {
 	return id
 }
 
-// TestPlaceOfLinux: there all that a place is made of is known, or the tests above
-// would show less than they say.
+// TestPlaceOfLinux checks that all parts of a place are known on Linux. Otherwise the tests
+// above would show less than they say.
 func TestPlaceOfLinux(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("not every system tells")
@@ -211,9 +210,9 @@ func TestPlaceOfLinux(t *testing.T) {
 	}
 }
 
-// TestPlaceWithoutNumbers: where a system tells nothing about a file, the path
-// tells copies elsewhere; of those put back in the same place only the time says
-// that they are not to be relied on.
+// TestPlaceWithoutNumbers is for a system that provides nothing about a file. The path then
+// distinguishes copies in other directories. Only the time shows that copies in the same
+// directory cannot be trusted.
 func TestPlaceWithoutNumbers(t *testing.T) {
 	disk := newDisk()
 	disk.nameless = true
@@ -228,8 +227,9 @@ func TestPlaceWithoutNumbers(t *testing.T) {
 	wantMarkAt(t, moved, sample, false)
 }
 
-// TestNumberGivenAway: a copy that has the number of the removed file was made later.
-// Whether that happens on a real disk depends on the file system.
+// TestNumberGivenAway checks that a copy with the inode number of the removed file is
+// recognized, because it was created later. Whether that happens on a real disk depends on
+// the file system.
 func TestNumberGivenAway(t *testing.T) {
 	disk := newDisk()
 	disk.born = 1

@@ -111,8 +111,8 @@ func TestSavedComesBackWithoutWhiteSpace(t *testing.T) {
 	wantMark(t, d, m)
 }
 
-// TestForm pins the file down: a node must be able to read what the release
-// before it wrote.
+// TestForm fixes the format of the file: a node must be able to read what the previous
+// release wrote.
 func TestForm(t *testing.T) {
 	const form = `{
   "version": 2,
@@ -262,9 +262,9 @@ func TestTruncated(t *testing.T) {
 	}
 }
 
-// TestFlipped changes every byte to every other. Most changes must be noticed;
-// the few that need not be, in white space and in the case of the outer keys,
-// must leave the mark as it was.
+// TestFlipped changes every byte to every other. Most changes must be detected. The few
+// that need not be, in white space and in the case of the outer keys, must leave the mark
+// unchanged.
 func TestFlipped(t *testing.T) {
 	whole, err := encode(sample)
 	if err != nil {
@@ -416,7 +416,7 @@ func TestOpenIsExclusive(t *testing.T) {
 	}
 	wantMark(t, open(t, dir), sample)
 
-	// A Close too many must not take the lock of the one that came after.
+	// A repeated Close must not release the lock of the next node.
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -482,7 +482,7 @@ func TestClosed(t *testing.T) {
 	}
 }
 
-// TestMovedDirectory: the path is looked up once.
+// TestMovedDirectory checks that the path is looked up only once.
 func TestMovedDirectory(t *testing.T) {
 	if !locks {
 		t.Skip("an open directory cannot be moved on every system")

@@ -127,7 +127,7 @@ func words(alphabet string, most int, yield func(string)) {
 	extend("")
 }
 
-// checkName checks all that an encoding promises of one name, and gives it.
+// checkName checks all guarantees of the encoding for one name, and returns the encoding.
 func checkName(t *testing.T, name string) string {
 	t.Helper()
 	enc, err := EncodeName(name)

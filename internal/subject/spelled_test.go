@@ -17,8 +17,8 @@ import (
 // by something, or a family between dots at the start.
 var spelled = regexp.MustCompile(`^lock\.|\block\.([%<*{]|\w+\.)|^\.(` + FamilyNode + `|` + FamilyAdmin + `|` + FamilyEvent + `|` + FamilyAPI + `|` + FamilyGateway + `)\.`)
 
-// findSpelled gives the string constants of a Go file that spell a subject, each with
-// its line.
+// findSpelled returns the string constants of a Go file that spell a subject, each with its
+// line.
 func findSpelled(src []byte) []string {
 	var out []string
 	var s scanner.Scanner
@@ -38,8 +38,7 @@ func findSpelled(src []byte) []string {
 	}
 }
 
-// TestNobodyElseSpellsSubjects looks through all Go code of the repository, whatever
-// module it belongs to.
+// TestNobodyElseSpellsSubjects searches all Go code of the repository, in all modules.
 func TestNobodyElseSpellsSubjects(t *testing.T) {
 	top := filepath.Join("..", "..")
 	files := 0

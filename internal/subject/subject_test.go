@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestWorstSubjectFits holds MaxName to its reason: a publish of the worst
-// name, with room for a reply inbox, is a protocol line that a server takes.
+// TestWorstSubjectFits checks the reason for MaxName: a publish of the longest subject,
+// with room for a reply inbox, is a protocol line that a server accepts.
 func TestWorstSubjectFits(t *testing.T) {
 	token := strings.Repeat("t", MaxToken)
 	enc, err := EncodeName(strings.Repeat("\xff", MaxName))
@@ -166,8 +166,8 @@ func natsMatches(pattern, subject string) bool {
 	return len(p) == len(s)
 }
 
-// everySubject calls yield with every subject that the builders make of names that look
-// as much as possible like something else.
+// everySubject calls yield with every subject that the builders make of names that are as
+// easy as possible to mistake for something else.
 func everySubject(yield func(built string, want Subject, resource string)) {
 	words := append(append(append([]string{"lock", "a", "-", "prod"}, families...), verbs...), kinds...)
 	resources := []string{"a", "a.b", ".", "*", ">", "%", "lock.prod.node.acquire", "api", "node.>", "é ", strings.Repeat("\xff", MaxName)}
@@ -210,9 +210,10 @@ func everySubject(yield func(built string, want Subject, resource string)) {
 	}
 }
 
-// TestEverySubject holds the grammar to what permissions rely on: each subject is read
-// as what it was built of, no two are the same, and the wildcard of a family has its own
-// subjects and no others, so that no traffic of a cluster gets to those of the API.
+// TestEverySubject checks what permissions rely on. Each subject is read as the parts that
+// it was built of, and no two subjects are the same. The wildcard of a family matches its
+// own subjects and no others, so that no traffic of a cluster reaches the servers of the
+// API.
 func TestEverySubject(t *testing.T) {
 	seen := map[string]bool{}
 	everySubject(func(built string, want Subject, resource string) {
@@ -253,8 +254,8 @@ func TestEverySubject(t *testing.T) {
 	}
 }
 
-// TestEveryWord reads every subject of up to six tokens out of a few, most of which make
-// no sense: what is read is written again as it was.
+// TestEveryWord reads every subject of up to six tokens out of a few, most of which make no
+// sense. What is accepted must be written again unchanged.
 func TestEveryWord(t *testing.T) {
 	tokens := []string{"", "c", "node", "admin", "event", "api", "acquire", "list", "lost", "*", "%2A"}
 	read := 0

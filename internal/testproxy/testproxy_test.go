@@ -98,7 +98,7 @@ func TestForwards(t *testing.T) {
 	work.Wait()
 }
 
-// What was sent into a black hole comes out of it late, and in order.
+// Bytes that were sent into a black hole arrive late, and in order.
 func TestBlockAndHeal(t *testing.T) {
 	for name, d := range map[string]Direction{"out": Out, "back": Back, "both": Both} {
 		t.Run(name, func(t *testing.T) {
@@ -113,7 +113,7 @@ func TestBlockAndHeal(t *testing.T) {
 			if got := read(t, c, 1, 50*time.Millisecond); got != "" {
 				t.Fatalf("%q came through a black hole", got)
 			}
-			fresh := dial(t, p) // it counts for those that come as well
+			fresh := dial(t, p) // faults affect new connections as well
 			send(t, fresh, "x")
 			if got := read(t, fresh, 1, 50*time.Millisecond); got != "" {
 				t.Fatalf("%q came through a black hole", got)

@@ -83,7 +83,7 @@ func TestGoldenBatches(t *testing.T) {
 	}
 }
 
-// What is wrong with one request concerns no other, wherever it stands.
+// An invalid request does not affect the others, wherever it is in the batch.
 func TestWrongRequestInBatch(t *testing.T) {
 	good := goldenBatches()["batch"]
 	wrong := map[string]string{
@@ -125,7 +125,7 @@ func TestWrongRequestInBatch(t *testing.T) {
 	}
 }
 
-// A body that is no JSON is ignored as a whole, wherever that shows and however the rest
+// A body that is not JSON is ignored as a whole, wherever the fault is and however the rest
 // is spelled.
 func TestBrokenBatch(t *testing.T) {
 	one := batchOf(t, goldenBatches()["batch"][:1])
@@ -225,8 +225,8 @@ func TestNoBatch(t *testing.T) {
 	}
 }
 
-// What a client names must not live for as long as the largest of its messages, nor a
-// message be kept by a name.
+// A name that a client gives must not keep the whole message in memory, so it must be a
+// copy.
 func TestNamesOfABatchAreCopies(t *testing.T) {
 	list := goldenBatches()["batch"]
 	body := batchOf(t, list)

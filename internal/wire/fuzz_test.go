@@ -32,8 +32,8 @@ func addGolden(f *testing.F, add func(body []byte)) {
 	}
 }
 
-// Whatever the body is: the decoder does not panic, keeps its promises about
-// what it lets through, and what was decoded is the same after one more turn.
+// For every body, the decoder does not panic and keeps its guarantees about what it
+// accepts. What was decoded is the same after it is encoded and decoded again.
 func FuzzDecodeRequest(f *testing.F) {
 	addGolden(f, func(body []byte) {
 		for i := range verbs {
@@ -323,8 +323,8 @@ func FuzzDecodeEvent(f *testing.F) {
 	})
 }
 
-// Each field is read under its name, is one of its own, and comes once; in each kind of
-// object. A field that was added with another's bit fails here.
+// Each field is read under its name, has a bit of its own, and comes only once, in each
+// kind of object. A field that was added with the bit of another one fails here.
 func TestEachFieldOnce(t *testing.T) {
 	value := func(t reflect.Type) string {
 		switch t.Kind() {

@@ -82,7 +82,7 @@ const (
 	shortUUID = `"0b8f6f5e3a644a539f0e6d1f0c7c2a11"`
 )
 
-// wrongs are values that a field of that kind never has.
+// wrongs has values that are invalid for a field of that kind.
 var wrongs = map[string][]string{
 	"positive": {`0`, `-1`, `1.5`, `1e3`, aboveInt, `18446744073709551616`, `"7"`, `true`, `{}`, `[7]`},
 	"number":   {`-1`, `1.5`, `1e3`, aboveInt, `18446744073709551616`, `"7"`, `true`, `{}`, `[7]`},
@@ -113,7 +113,7 @@ var wrongs = map[string][]string{
 	},
 }
 
-// rights are values at the limits of a kind, which must pass.
+// rights has values at the limits of a kind, which must be accepted.
 var rights = map[string][]string{
 	"positive":       {`1`, mostInt},
 	"number":         {`0`, `1`, mostInt},
@@ -479,7 +479,7 @@ func TestRejectedBodies(t *testing.T) {
 	}
 }
 
-// What a stranger sends does not fill the log by way of the error.
+// A message from a stranger does not fill the log by way of the error.
 func TestErrorsAreShort(t *testing.T) {
 	digits := strings.Repeat("1", 100_000)
 	for _, body := range []string{

@@ -11,9 +11,9 @@ import (
 	"unicode/utf8"
 )
 
-// twin reads a body as docs/wire.md says, in the plainest way: encoding/json takes it
-// apart, and whatever encoding/json is content with and the page is not is asked for
-// one by one. The hand-written reader is compared with it.
+// twin is a simple reader of the rules in docs/wire.md. It uses encoding/json, and checks
+// one by one the rules that encoding/json does not enforce. The hand-written reader is
+// compared with it.
 func twin(body []byte, to any) error {
 	if err := isText(body); err != nil {
 		return err
