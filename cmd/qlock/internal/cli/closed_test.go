@@ -52,9 +52,8 @@ func (s *natsServer) users(t *testing.T, users ...*server.User) {
 	}
 }
 
-// restart starts the server anew, in its place, with these users. While clients are being
-// refused, users must not be used: in nats-server 2.15 a reload then races with the
-// refusal.
+// restart restarts the server at the same address with these users. Do not call users while
+// clients are being rejected: in nats-server 2.15 a reload then races with the rejection.
 func (s *natsServer) restart(t *testing.T, users ...*server.User) {
 	t.Helper()
 	opts := s.opts.Clone()
@@ -131,7 +130,7 @@ func TestCredentialsChange(t *testing.T) {
 	}
 }
 
-// injector is a way to a server that can make it say something that it never says.
+// injector is a proxy to a server that can insert lines which the server never sends.
 type injector struct {
 	net.Listener
 	mu    sync.Mutex // guards what follows
@@ -189,7 +188,7 @@ func newInjector(t *testing.T, to string) *injector {
 	return i
 }
 
-// copy hands on whole lines only, so that something can be put between.
+// copy forwards whole lines only, so that lines can be inserted between them.
 func (c *injected) copy(from io.Reader) {
 	buf, have := make([]byte, 64<<10), 0
 	for {
@@ -258,7 +257,7 @@ func TestConnectionClosedForEver(t *testing.T) {
 	own.wait().want(t, 0)
 }
 
-// freeAddress is one that was free a moment ago.
+// freeAddress returns an address that was free a moment ago.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -269,7 +268,7 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// check finds out what the other commands would fail at.
+// check detects faults that would make other commands fail.
 func TestCheckLooks(t *testing.T) {
 	t.Parallel()
 	s := startNATS(t, func(o *server.Options) { o.MaxPayload = 4 << 10 })

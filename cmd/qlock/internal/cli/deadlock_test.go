@@ -83,8 +83,8 @@ func TestCircles(t *testing.T) {
 	}
 }
 
-// Two that lock the same names in two orders are found, and named; before that, and after
-// one of them was evicted, there is nothing to find.
+// Two clients that lock the same names in different orders are found and named. Before
+// that, and after one of them was evicted, there is no deadlock.
 func TestCheckDeadlock(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1)
@@ -130,7 +130,7 @@ func TestCheckDeadlock(t *testing.T) {
 	if i < 0 {
 		t.Fatalf("%+v", report)
 	}
-	// What it says to do helps.
+	// The suggested command helps.
 	_, advice, _ := strings.Cut(report.Findings[i].Help, "to end it: ")
 	advice, _, _ = strings.Cut(advice, ";")
 	p := launchShell(t, `exec "$0" `+strings.TrimPrefix(advice, "qlock ")+` --yes -s `+c.url())

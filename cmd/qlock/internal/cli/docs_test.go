@@ -16,8 +16,7 @@ const (
 	tour       = "../../../../docs/command.md"
 )
 
-// checkLine reports what is wrong with a command line of qlock, as the shell takes it
-// apart.
+// checkLine returns what is wrong with a command line of qlock after a shell has split it.
 func checkLine(t *testing.T, shell, line string) {
 	t.Helper()
 	words, err := exec.Command(shell, "-c", `printf '%s\n' `+line).Output()
@@ -38,7 +37,7 @@ func checkLine(t *testing.T, shell, line string) {
 	}
 }
 
-// The command lines of the pages are such that qlock takes them.
+// qlock accepts the command lines of the pages.
 func TestPageCommands(t *testing.T) {
 	shell, err := exec.LookPath("bash")
 	if err != nil {

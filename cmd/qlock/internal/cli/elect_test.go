@@ -15,8 +15,8 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// Several candidates: one leads, the next one when its command has ended, and everybody can
-// see who.
+// There are several candidates. One leads, the next one leads when that one's command has
+// ended, and every client can see the leader.
 func TestElect(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
@@ -56,8 +56,8 @@ func TestElect(t *testing.T) {
 	}
 }
 
-// A leader that loses its leadership ends its command, and campaigns again; with --once it
-// exits, and so it does after a signal.
+// A leader that loses its leadership ends its command and campaigns again. It exits with
+// --once, and after a signal.
 func TestElectAgain(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
@@ -137,7 +137,7 @@ func TestRunSlots(t *testing.T) {
 	_, _ = two.in.Close(), three.in.Close()
 	two.wait().want(t, 0)
 	three.wait().want(t, 0)
-	// A loss is told by what was lost.
+	// A loss is reported by the kind of thing that was lost.
 	p := run()
 	p.says(p.out, "permit ")
 	permit := strings.Fields(p.out.String())[1]

@@ -17,8 +17,8 @@ import (
 	"github.com/qlock/qlock/embedded"
 )
 
-// lasting are the examples that go on until they are ended, by how they begin, with what
-// they say when they do what they are for.
+// lasting has the examples that run until they are ended, by their first words, with the
+// output that shows that they work.
 var lasting = [][2]string{
 	{"qlock demo", "Ctrl-C ends it"},
 	{"qlock watch", "Ctrl-C ends it"},
@@ -30,7 +30,7 @@ var lasting = [][2]string{
 	{"qlock node --config", "node serves"},
 }
 
-// endsWith are the examples that end with another status than 0 where nothing is held.
+// endsWith has the examples that end with another status than 0 if nothing is held.
 var endsWith = map[string]int{
 	"qlock leader scheduler":                                exitFailed,
 	"qlock leader scheduler --value":                        exitFailed,
@@ -38,7 +38,7 @@ var endsWith = map[string]int{
 	"qlock unlock catalog --force --holder billing --yes":   exitFailed,
 }
 
-// continued is where a line of a shell goes on in the next.
+// continued matches where a shell line continues on the next one.
 var continued = regexp.MustCompile(`\\\n *`)
 
 // paragraphs are the examples of a help text: lines, and several where a remark
@@ -64,8 +64,8 @@ func paragraphs(example string) []string {
 	return list
 }
 
-// Every example of a help text does what it is for, in a shell, on a cluster that is
-// called prod as well: with other addresses and directories, and in less time.
+// Every example of a help text works, in a shell, and on a cluster that is called prod as
+// well. The addresses, directories and durations are replaced.
 func TestExamplesRun(t *testing.T) {
 	t.Parallel()
 	bash, err := exec.LookPath("bash")
@@ -105,7 +105,7 @@ func TestExamplesRun(t *testing.T) {
 		for _, line := range paragraphs(cmd.Example) {
 			seen++
 			line = change.Replace(line)
-			// Of a terminal there is none to answer.
+			// There is no terminal that could answer.
 			if strings.HasPrefix(line, "qlock unlock") && !strings.Contains(line, "--yes") {
 				line += " --yes"
 			}

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// Whatever is published where watch listens, it shows it or leaves it, and goes on.
+// Whatever is published on the subjects of watch, watch displays or ignores it, and
+// continues.
 func FuzzWatch(f *testing.F) {
 	const acquire = `{"instance":"0b8f6f5e-3a64-4a53-9f0e-6d1f0c7c2a11","seq":7,"beat":5250000,"mode":"exclusive","at":9007199254740991,"ttl_ms":10000,"digest":"00"}`
 	for subject, body := range map[string]string{

@@ -47,7 +47,7 @@ func TestLeaseTooLong(t *testing.T) {
 	qlockCmd(t, "lock", lockName(t), "-s", c.url(), "--lease", "10500us").want(t, exitUsage, "whole milliseconds")
 }
 
-// Nodes that allow a short lease only get a connection that keeps it.
+// If the nodes allow only a short lease, the connection is made for that lease.
 func TestShortLeases(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1, "--max-lease", "2s")
@@ -60,7 +60,7 @@ func TestShortLeases(t *testing.T) {
 	}
 }
 
-// A wait with an end is for the server as well.
+// The limit of a wait also applies to the wait for a server.
 func TestWaitForServer(t *testing.T) {
 	t.Parallel()
 	at := qlocktest.FreePort(t)
@@ -81,8 +81,8 @@ func TestWaitForServer(t *testing.T) {
 	waits.wait().want(t, 0, "ran\n")
 }
 
-// The wait has its end, also where a server takes connections and says nothing; and
-// what does not pass is not waited for.
+// The wait has a limit even if a server accepts connections and says nothing. A permanent
+// error ends it at once.
 func TestWaitForServerEnds(t *testing.T) {
 	t.Parallel()
 	none := "nats://127.0.0.1:" + strconv.Itoa(qlocktest.FreePort(t))
@@ -113,7 +113,7 @@ func TestWaitForServerEnds(t *testing.T) {
 	p.wait().want(t, exitSignal+int(syscall.SIGTERM))
 }
 
-// A script's command in the background has no standard input worth the name.
+// A script's command in the background has no usable standard input.
 func TestLockInScripts(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)

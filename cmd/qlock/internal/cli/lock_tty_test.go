@@ -26,8 +26,8 @@ func ignored(t *testing.T, pid int, s syscall.Signal) bool {
 	return mask&(1<<(s-1)) != 0
 }
 
-// A shell's job in the background is not stopped for looking at the terminal: it would
-// lose its lock.
+// A job in the background of a shell is not stopped because it checks the terminal: it
+// would lose its lock.
 func TestLockInBackground(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)

@@ -69,7 +69,7 @@ func TestLs(t *testing.T) {
 	qlockCmd(t, "ls", "-s", "nats://127.0.0.1:1").want(t, exitFailed, "connect to NATS")
 }
 
-// What others wrote does not reach a terminal as it is, and what is shown fits it.
+// Text from others does not reach a terminal unescaped, and the output fits the terminal.
 func TestHostileLocks(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
@@ -83,7 +83,7 @@ func TestHostileLocks(t *testing.T) {
 			t.Errorf("%q shows %q", args, out)
 		}
 	}
-	// Nobody keeps an event from being anything.
+	// Anyone can publish an event with any content.
 	p := launch(t, "watch", "x.>", "-s", "nats://"+c.addr["n1"][0], "--count", "1")
 	p.says(p.err, "Ctrl-C ends it")
 	nc, err := nats.Connect("nats://" + c.addr["n1"][0])

@@ -47,7 +47,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
-	// A machine's own settings are not the tests'.
+	// The settings of the machine must not affect the tests.
 	for _, v := range os.Environ() {
 		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "QLOCK_") || strings.HasPrefix(name, "NATS_") {
 			_ = os.Unsetenv(name)
@@ -69,7 +69,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(&tests{m, dir})
 }
 
-// tests takes down what they share before anybody looks for what is left.
+// tests stops what the tests share, before the check for leftovers.
 type tests struct {
 	*testing.M
 	dir string
@@ -234,7 +234,7 @@ func (p *process) signal(s syscall.Signal) {
 	}
 }
 
-// wait is for the process's end.
+// wait waits for the end of the process.
 func (p *process) wait() result {
 	p.t.Helper()
 	select {
@@ -275,7 +275,7 @@ func qlockCmd(t testing.TB, args ...string) result {
 	return p.wait()
 }
 
-// want checks a result's status, and what it says on standard output and error.
+// want checks a result's status, and its text on standard output and error.
 func (r result) want(t testing.TB, status int, words ...string) {
 	t.Helper()
 	if r.status != status {
@@ -288,7 +288,7 @@ func (r result) want(t testing.TB, status int, words ...string) {
 	}
 }
 
-// eventually waits until f has no complaint.
+// eventually waits until f returns no error.
 func eventually(t testing.TB, f func() error) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
@@ -322,7 +322,7 @@ var (
 	sharedErr  error
 )
 
-// sharedCluster is for tests that leave the nodes alone.
+// sharedCluster is for tests that do not stop or change nodes.
 func sharedCluster(t testing.TB) *nodeCluster {
 	t.Helper()
 	sharedOnce.Do(func() {
@@ -340,7 +340,7 @@ func sharedCluster(t testing.TB) *nodeCluster {
 	return shared
 }
 
-// startCluster is a cluster of the test's own.
+// startCluster starts a cluster for one test.
 func startCluster(t testing.TB, n int, extra ...string) *nodeCluster {
 	t.Helper()
 	c := newCluster(t.TempDir(), n, extra...)
@@ -494,7 +494,7 @@ func (c *nodeCluster) stop() {
 	_ = os.RemoveAll(c.dir)
 }
 
-// url has all nodes' servers.
+// url returns the addresses of all nodes' servers.
 func (c *nodeCluster) url() string {
 	var urls []string
 	for _, n := range c.names {
@@ -503,7 +503,7 @@ func (c *nodeCluster) url() string {
 	return strings.Join(urls, ",")
 }
 
-// lockName is one that no other test has.
+// lockName returns a name that no other test uses.
 func lockName(t testing.TB) string {
 	return "test." + subject.TokenFrom(t.Name()) + "." + strconv.FormatInt(time.Now().UnixNano(), 36)
 }

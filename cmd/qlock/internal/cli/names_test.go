@@ -6,8 +6,8 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// What the library takes for a client's name the command takes too, so that permissions
-// that are given to a user fit what it asks under.
+// The command and the library have the same rules for a client's name, so that permissions
+// of a user fit the name that the command uses.
 func TestNamesThatTheLibraryTakes(t *testing.T) {
 	for _, user := range []string{"svc-a", "svc-", "-a", "_", "a--b"} {
 		c := &connection{cluster: "default", client: user}

@@ -139,7 +139,7 @@ func TestReload(t *testing.T) {
 	p.signal(syscall.SIGTERM)
 	r := p.wait()
 	r.want(t, 0)
-	// The embedded server tells of its end at this level only.
+	// The embedded server logs its end at this level only.
 	if !strings.Contains(r.err, `"level":"DEBUG"`) {
 		t.Errorf("nothing is logged at level debug:\n%s", r.err)
 	}
@@ -150,7 +150,7 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// What keeps a node from starting is told, with status 1.
+// A node that cannot start says why, with status 1.
 func TestNodeFails(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
@@ -181,7 +181,7 @@ func TestNodeFails(t *testing.T) {
 	})
 }
 
-// Nodes on a NATS that runs already, one of which was told another list.
+// Nodes on an external NATS server, one of which has a different list of nodes.
 func TestExternal(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// The program's file is removed, or another, when a wait is over.
+// When a wait is over, the program's file may be removed or replaced.
 func TestRunProgramReplaced(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
@@ -51,8 +51,8 @@ func TestRunProgramReplaced(t *testing.T) {
 
 func copyProgram(t *testing.T, from, to string, mode os.FileMode) {
 	t.Helper()
-	// Not by this process: a file that it has open for writing cannot be executed, and
-	// a child that it starts in this moment would inherit that.
+	// Not by this process: a file that is open for writing cannot be executed, and a child
+	// process that is started now would inherit the open file.
 	if out, err := exec.Command("cp", from, to).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -61,7 +61,7 @@ func copyProgram(t *testing.T, from, to string, mode os.FileMode) {
 	}
 }
 
-// A script that does not say what runs it is run by the shell, as by env or nice.
+// The shell runs a script that does not name its interpreter, as with env or nice.
 func TestRunScriptWithoutInterpreter(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)

@@ -33,7 +33,7 @@ func init() {
 	}
 }
 
-// The first process of a container reaps orphans, and its own children by their owners.
+// The first process of a container reaps orphans, but not its own children.
 func TestReapOrphans(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)

@@ -214,8 +214,8 @@ func TestRunKilled(t *testing.T) {
 	qlockCmd(t, "run", name, "-s", c.url(), "--wait", "10s", "--", "echo", "mine").want(t, 0, "mine")
 }
 
-// When qlock run stands still, it cannot see that its lock is lost. The guard does
-// not wait for that.
+// A suspended qlock run cannot notice that its lock is lost. The guard does not wait for
+// it.
 func TestRunStopped(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
@@ -227,7 +227,7 @@ func TestRunStopped(t *testing.T) {
 			p := launch(t, append(args, "--", "sh", "-c", stubborn)...)
 			pids := family(t, p)
 			p.signal(syscall.SIGSTOP)
-			// Nobody else gets it before the command is dead.
+			// No other client gets the lock before the command is dead.
 			r := qlockCmd(t, "run", name, "-s", c.url(), "--wait", "15s", "--", "sh", "-c",
 				fmt.Sprintf(`! test -d /proc/%d || grep -q '^State:.Z' /proc/%d/status`, pids[0], pids[0]))
 			r.want(t, 0)
@@ -240,7 +240,7 @@ func TestRunStopped(t *testing.T) {
 	}
 }
 
-// The guard leaves a command alone whose qlock lives, however long it runs.
+// While qlock lives, the guard does nothing to the command, however long it runs.
 func TestRunLong(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
@@ -260,7 +260,8 @@ func TestRunStubborn(t *testing.T) {
 	if !alive(pids[0]) {
 		t.Error("the command is dead")
 	}
-	_ = syscall.Kill(pids[1], syscall.SIGKILL) // it ignores the next one, being in the background, and has our pipes
+	// It ignores the next signal, being in the background, and has our pipes.
+	_ = syscall.Kill(pids[1], syscall.SIGKILL)
 	p.signal(syscall.SIGQUIT)
 	if r := p.wait(); r.status != exitSignal+int(syscall.SIGQUIT) && r.status != exitSignal+int(syscall.SIGTERM) {
 		t.Errorf("exit status %d", r.status)
@@ -268,8 +269,8 @@ func TestRunStubborn(t *testing.T) {
 	gone(t, pids[0])
 }
 
-// Two of three nodes die: locks are lost, commands are dealt with as they were told
-// to, and nodes and check say what is the matter. They start again, and wait.
+// Two of three nodes crash: locks are lost, --on-loss determines what happens to commands,
+// and nodes and check report the fault. The nodes start again, and wait.
 func TestDeadNodes(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 3, "--max-lease", "2s")
@@ -283,7 +284,7 @@ func TestDeadNodes(t *testing.T) {
 	held := launch(t, "lock", "a.lock", "-s", live, "--lease", "700ms")
 	held.says(held.out, "\n")
 
-	// One dead node is not noticed.
+	// Locks are unaffected by one crashed node.
 	c.proc(t, "n3").kill()
 	qlockCmd(t, "run", "b", "-s", live, "--", "true").want(t, 0)
 	qlockCmd(t, "nodes", "-s", live, "--timeout", "700ms").want(t, 0, "n3", "unreachable", "2 of 3 nodes vote")
@@ -304,7 +305,8 @@ func TestDeadNodes(t *testing.T) {
 	if !alive(ignorePids[0]) {
 		t.Error("the command whose loss is ignored is dead")
 	}
-	_ = syscall.Kill(ignorePids[1], syscall.SIGKILL) // a child in the background ignores it, and has our pipes
+	// A child in the background ignores the signal, and has our pipes.
+	_ = syscall.Kill(ignorePids[1], syscall.SIGKILL)
 	ignore.signal(syscall.SIGQUIT)
 	ignore.wait()
 

@@ -25,7 +25,8 @@ func shellOn(t *testing.T, env ...string) *screen {
 	cmd.Env = append(append(cmd.Env, "qlock="+cmd.Path, "PS1=ready> ", "HOME="+t.TempDir()), env...)
 	cmd.Path, cmd.Args = bash, []string{"bash", "--norc", "--noprofile", "--noediting", "-i"}
 	s := onTerminalCmd(t, 200, cmd)
-	t.Cleanup(func() { killSession(s.cmd.Process.Pid) }) // what is stopped does not end with its terminal
+	// Stopped processes do not end with their terminal.
+	t.Cleanup(func() { killSession(s.cmd.Process.Pid) })
 	s.says(s.out, "ready> ")
 	s.key("stty -echo\n")
 	s.after(func() {}, "ready> ", "ready> ")
@@ -112,8 +113,8 @@ func (s *screen) pidAfter(word string) int {
 	return pid
 }
 
-// A command reads the terminal whatever its standard input is, wherever the shell has
-// put the job, and the terminal is the shell's again afterwards.
+// A command can read the terminal, whatever its standard input is, and wherever the shell
+// has put the job. Afterwards the shell has the terminal again.
 func TestRunReadsTerminal(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
@@ -141,7 +142,7 @@ func TestRunReadsTerminal(t *testing.T) {
 		s := shellOn(t)
 		s.key(fmt.Sprintf(`"$qlock" run %s -s %s -- sh -c 'echo star''ted.; read a; echo "got $a."' &`+"\n", lockName(t), c.url()))
 		s.after(func() {}, "started.")
-		// A shell that has not seen yet that a job stopped takes that, after fg, for another stop.
+		// A shell that has not noticed yet that a job stopped takes that for another stop after fg.
 		s.after(func() { s.key("until jobs | grep -q Stopped; do sleep 0.05; done; fg\n"); s.key("hello\n") }, "started.", "got hello.")
 	})
 }
@@ -187,7 +188,7 @@ func TestRunSuspended(t *testing.T) {
 			// In the background it does not have the terminal.
 			s.after(func() { s.key("\x1a") }, "got again.", "Stopped", "ready> ")
 			s.after(func() { s.key("bg; read b; echo shell $b.\n"); s.key("mine\n") }, "got again.", "shell mine.")
-			// It wants it there, and is stopped as any job is.
+			// It reads the terminal there, and is stopped as any job is.
 			s.after(func() { s.key("sleep 0.2; jobs\n") }, "shell mine.", "Stopped")
 			s.after(func() { s.key("fg\n"); s.key("last\n") }, "shell mine.", "got last.")
 			s.after(func() { s.key("\x03") }, "got last.", "ready> ")
@@ -246,7 +247,7 @@ func TestRunCommandGoesOnAlone(t *testing.T) {
 	t.Parallel()
 	name := lockName(t)
 	_, qlock, command := suspended(t, `"$qlock" run `+name+` -s URL --lease 2s --on-loss kill -- sh -c "trap '' TTIN; $script"`)
-	// While all stands still, nothing happens, also when the lock is another's.
+	// While all processes are stopped, nothing happens, even if another client has the lock.
 	qlockCmd(t, "run", name, "-s", sharedCluster(t).url(), "--wait", "15s", "--", "true").want(t, 0)
 	inState(t, qlock, "T")
 	inState(t, command, "T")
@@ -256,7 +257,7 @@ func TestRunCommandGoesOnAlone(t *testing.T) {
 	gone(t, command)
 }
 
-// A command that is killed cannot set the terminal right.
+// A command that is killed cannot restore the terminal.
 func TestRunTerminalModes(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)

@@ -92,7 +92,7 @@ func TestSecretsOfRoutes(t *testing.T) {
 	}
 }
 
-// A file that is wrong is not shown: it has passwords.
+// An invalid file is not quoted, because it may contain passwords.
 func TestSecretsOfConfigFile(t *testing.T) {
 	for _, text := range []string{
 		"name: n1\npassword: " + secret + "\n nodes: n1\n",
@@ -113,8 +113,8 @@ func TestSecretsOfConfigFile(t *testing.T) {
 	}
 }
 
-// What a command says of a connection that stands has no token either; and a user in
-// the address is the client's name.
+// Messages about an established connection contain no token either. A user in the address
+// is the client's name.
 func TestUserOfAddress(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -157,7 +157,7 @@ func TestUserOfAddress(t *testing.T) {
 			p.signal(syscall.SIGTERM)
 			noSecret(t, "node", p.wait())
 
-			// The same of a context's user.
+			// The user of a context is also the client's name.
 			if c.user == "" {
 				return
 			}

@@ -100,8 +100,8 @@ func (s *screen) key(k string) {
 
 func TestWatch(t *testing.T) {
 	t.Parallel()
-	// One server for all: it knows of a watcher as soon as that says so, the others
-	// a little later.
+	// One server for all: it knows of a subscription as soon as watch says so. Other servers
+	// know of it a little later.
 	u := "nats://" + sharedCluster(t).addr["n1"][0]
 	t.Run("json", func(t *testing.T) {
 		t.Parallel()
@@ -171,8 +171,8 @@ func TestWatch(t *testing.T) {
 	})
 }
 
-// A request may be heard after the event that it ends with, and again after that: it
-// is over all the same.
+// A request may arrive after the event that ends it, and repeatedly. It still counts as
+// ended.
 func TestWatchOutOfOrder(t *testing.T) {
 	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
 	if err != nil {
@@ -317,7 +317,7 @@ func TestVersionFindings(t *testing.T) {
 	}
 }
 
-// What check says of nodes that a test does not get to answer so.
+// The output of check for answers of nodes that a test cannot provoke.
 func TestFindings(t *testing.T) {
 	clash := func(m *qlock.Member) { m.Conflict = qlock.ConflictName }
 	for _, c := range []struct {
@@ -378,8 +378,8 @@ func TestClockFindings(t *testing.T) {
 	}
 }
 
-// A node whose clock was ahead when it gave votes is named, and how bad it is depends
-// on the others.
+// A node whose clock was ahead when it gave votes is named. The other nodes determine how
+// severe that is.
 func TestTokensAhead(t *testing.T) {
 	ahead := func(name string, d time.Duration) qlock.Member {
 		return memberOf(name, "a b c", func(m *qlock.Member) { m.TokensAhead = d })
@@ -596,7 +596,7 @@ func TestDemo(t *testing.T) {
 	qlockCmd(t, "nodes", "-s", first).want(t, exitFailed, "connect to NATS")
 }
 
-// A context of the nats command says where to go, and flags go before it.
+// A context of the nats command sets the server, and flags take precedence.
 func TestContext(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
@@ -647,7 +647,7 @@ func TestRunOnTerminal(t *testing.T) {
 	s.wait().want(t, exitSignal+int(syscall.SIGINT))
 }
 
-// The server's certificate is read anew on SIGHUP.
+// SIGHUP reloads the server's certificate.
 func TestCertificates(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -691,7 +691,8 @@ func TestCertificates(t *testing.T) {
 	qlockCmd(t, c.args("n1")...).want(t, exitUsage, "--tlscert")
 }
 
-// Servers show each other certificates and a password, clients a password.
+// Servers authenticate each other by certificates and a password, and clients by a
+// password.
 func TestSecured(t *testing.T) {
 	t.Parallel()
 	ca := qlocktest.NewAuthority(t, "test authority")

@@ -49,7 +49,7 @@ func fill(t *testing.T, w *os.File) {
 		}
 		err = nil
 	}
-	// The program that inherits it waits when it is full, as others do.
+	// A program that inherits the full pipe blocks, as usual.
 	if err := syscall.SetNonblock(int(w.Fd()), false); err != nil {
 		t.Fatal(err)
 	}
@@ -67,8 +67,8 @@ func launchWithStderr(t *testing.T, errs *os.File, args ...string) *process {
 	return p
 }
 
-// Nothing depends on whether anybody reads standard error: nodes go on, waits end in a
-// command that runs, commands whose lock is lost are ended, and not by accident.
+// Nothing depends on a reader of standard error. Nodes continue, a wait for a lock ends
+// with a running command, and commands whose lock is lost are ended on purpose.
 func TestStderrNotRead(t *testing.T) {
 	t.Parallel()
 	for _, full := range []bool{false, true} {
@@ -164,7 +164,7 @@ func waiting(t *testing.T, c *nodeCluster, name string) {
 	})
 }
 
-// A command finds SIGPIPE as it would without qlock.
+// A command has the same handling of SIGPIPE as without qlock.
 func TestRunLeavesSigpipeToCommand(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
@@ -228,8 +228,8 @@ func (g *gate) Write(p []byte) (int, error) {
 	return g.b.Write(p)
 }
 
-// What is written is written in order, without waiting; what cannot be written in time
-// is counted.
+// Lines are written in order, without waiting. Lines that cannot be written in time are
+// counted.
 func TestDiagnostics(t *testing.T) {
 	g := &gate{begun: make(chan struct{}), open: make(chan struct{})}
 	d := &diagnostics{linger: time.Millisecond, to: g, close: func() { t.Error("it is closed") }}

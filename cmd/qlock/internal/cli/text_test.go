@@ -44,7 +44,7 @@ func TestHostileText(t *testing.T) {
 		if !harmless(name) {
 			t.Errorf("a lock named %q is shown as %q", s, name)
 		}
-		// What is shown can be typed: a shell makes the same bytes of it.
+		// A displayed name can be typed: a shell converts it to the same bytes.
 		if shell != "" && strings.HasPrefix(name, "$") {
 			cmd := exec.Command(shell, "-c", "printf %s "+name)
 			cmd.Env = []string{"LC_ALL=C.UTF-8"}

@@ -18,7 +18,8 @@ import (
 
 func lockThread() { runtime.LockOSThread() }
 
-// call runs a command in this process, which is as good where nothing is reached.
+// call runs a command in this process, which is equivalent for commands that do not
+// connect.
 func call(t *testing.T, args ...string) result {
 	t.Helper()
 	file := func() *os.File {
@@ -81,7 +82,7 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// Every example of a help text is a command line that qlock takes.
+// Every example of a help text is a valid command line.
 func TestExamples(t *testing.T) {
 	shell, err := exec.LookPath("bash")
 	if err != nil {
@@ -113,8 +114,8 @@ func TestExamples(t *testing.T) {
 	}
 }
 
-// What is wrong with a command line is told by the flag's name and what it takes,
-// and the exit status is 2.
+// An error in a command line names the flag and the values that it accepts, and the exit
+// status is 2.
 func TestBadUsage(t *testing.T) {
 	for _, c := range []struct {
 		args string
@@ -247,7 +248,7 @@ func TestConfigFile(t *testing.T) {
 	}
 }
 
-// Flags go before the environment, and that before the file.
+// Flags take precedence over the environment, and the environment over the file.
 func TestPrecedence(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "node.yaml")
 	text := "name: file\nnodes:\n  - one # the first\n  - two\ncluster: file\nmax-lease: 7s\nprevious-max-lease: 1m\nmax-claims: 12\nobserve: true\nroute-user: \"x: y\"\n"
