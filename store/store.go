@@ -426,11 +426,11 @@ func behind(upTo, floor uint64) error {
 	return fmt.Errorf("the replica that answered has messages up to %d, and %d is needed: it is behind, or the bucket was restored or made anew", upTo, floor)
 }
 
-// readFrom reads the subjects and the guard, or whatever is the first subject, until a replica
-// answers that has the message at floor. A floor of 0 takes any answer.
+// readFrom reads the subjects until a replica answers that has the message at floor. A floor
+// of 0 takes any answer.
 func (s *Store) readFrom(ctx context.Context, floor uint64, subjects []string) (answer, error) {
 	var p pause
-	for {
+	for empty := 0; ; {
 		if err := ctx.Err(); err != nil {
 			return answer{}, p.end(err)
 		}
@@ -443,6 +443,18 @@ func (s *Store) readFrom(ctx context.Context, floor uint64, subjects []string) (
 			return a, nil
 		default:
 			err = behind(a.upTo, floor)
+			if a.upTo == 0 {
+				empty++
+			}
+		}
+		if empty == 3 {
+			// A replica that has none of the subjects does not say how far it is. It has the
+			// guard.
+			empty++
+			if _, err := s.barrier(ctx); err != nil {
+				return answer{}, err
+			}
+			subjects = append(slices.Clone(subjects), s.guard())
 		}
 		if err := p.wait(ctx, err); err != nil {
 			return answer{}, err

@@ -206,15 +206,21 @@ func (s *Store) attach(ctx context.Context, w *watcher) (uint64, error) {
 		return 0, err
 	}
 	// The consumer outlives this call.
-	kw, err := s.kv.Watch(context.WithoutCancel(ctx), ">", jetstream.ResumeFromRevision(a.upTo+1))
+	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	kw, err := s.kv.Watch(lasting, ">", jetstream.ResumeFromRevision(a.upTo+1))
 	if err != nil {
+		cancel()
 		return 0, fmt.Errorf("store: watch: %w", err)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.consumer, h.pos, h.ended = kw, a.upTo, make(chan struct{})
 	h.add(w)
-	go h.run(kw, h.ended, s.bucket)
+	go func(ended chan struct{}) {
+		defer close(ended)
+		defer cancel()
+		h.run(kw, s.bucket)
+	}(h.ended)
 	return h.pos, nil
 }
 
@@ -270,8 +276,7 @@ func (h *hub) leave(w *watcher) {
 }
 
 // run gives changes to the watchers.
-func (h *hub) run(kw jetstream.KeyWatcher, ended chan struct{}, bucket string) {
-	defer close(ended)
+func (h *hub) run(kw jetstream.KeyWatcher, bucket string) {
 	for e := range kw.Updates() {
 		if e == nil {
 			continue // the end of what was there
