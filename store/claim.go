@@ -230,9 +230,9 @@ func (c *claim) take(ctx context.Context) (uint64, error) {
 
 // read reads subjects under the fence (S2), and returns the sequence of the fence as well.
 func (c *claim) read(ctx context.Context, subjects []string) (answer, uint64, error) {
-	if _, err := c.take(ctx); err != nil {
+	if _, err := c.take(ctx); err != nil { //plant:store-first-read
 		return answer{}, 0, err
-	} //plant:store-first-read
+	}
 	_, floor := c.state()
 	a, err := c.s.readFrom(ctx, floor, append([]string{c.subject}, subjects...))
 	if err != nil {

@@ -234,7 +234,9 @@ func TestNoConditionOnAMissingFence(t *testing.T) {
 	if err := stream.Purge(t.Context(), jetstream.WithPurgeSubject(s.fences()+">")); err != nil {
 		t.Fatal(err)
 	}
-	_, err := v.Put(t.Context(), "k", []byte("2"))
+	_, err := v.Do(t.Context(), Put("k", []byte("2")))
+	wantIs(t, err, ErrFenced)
+	_, err = v.Put(t.Context(), "k", []byte("2"))
 	wantIs(t, err, ErrFenced)
 	fresh := s.With(lock(t, "new", 1))
 	must(fresh.Do(t.Context(), Put("k", []byte("3"))))(t)

@@ -313,7 +313,7 @@ func (s *Store) evaluate(t *transaction, a answer, c *claim, rev uint64) (*attem
 		// What was only read must not have changed either.
 		for _, subject := range unwritten {
 			m := s.guardMsg()
-			condition(m, subject, at.old[subject])
+			condition(m, subject, at.old[subject]) //plant:store-reads
 			at.msgs = append(at.msgs, m)
 		}
 	default:

@@ -178,7 +178,7 @@ func stored(reply *nats.Msg, err error) (uint64, error) {
 	case jetstream.JSErrCodeStreamWrongLastSequenceConstant:
 		// A message that the condition depends on is on its way. The server has stored
 		// nothing, and does not know yet whether the condition holds.
-		return 0, fmt.Errorf("%w: %w", errBusy, ack.Error)
+		return 0, fmt.Errorf("%w: %w", errBusy, ack.Error) //plant:store-unsaid
 	case codeBatchIncomplete, codeTooManyBatches, codeNotAvailable:
 		return 0, fmt.Errorf("%w: %w", errBusy, ack.Error)
 	case codeBatchDisabled:
