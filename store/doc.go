@@ -30,7 +30,9 @@
 // # What is guaranteed
 //
 // A View reads what every earlier holder of its lock has written, from any replica, and
-// its own writes. When the fence has moved, its reads and writes fail with ErrFenced.
+// its own writes. When the fence has moved, its writes fail with ErrFenced. So do its reads,
+// from each replica that has heard of it: until then a read of a former holder may give the
+// values of its time.
 // A transaction of a Store is serializable: its reads are from one moment, and it commits
 // only if nothing that it read has changed.
 //
