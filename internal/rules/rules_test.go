@@ -69,7 +69,7 @@ var coreNames = map[string]*regexp.Regexp{
 // api is what the command may use of this repository: the public packages, and
 // internal ones that know nothing of messages and of the protocol.
 var api = []string{
-	base, base + "/embedded", base + "/metrics", base + "/cmd/qlock/internal/cli",
+	base, base + "/embedded", base + "/metrics", base + "/store", base + "/cmd/qlock/internal/cli",
 	base + "/internal/loopback", base + "/internal/permissions", base + "/internal/printable",
 	base + "/internal/redact", base + "/internal/sat", base + "/internal/subject",
 	base + "/internal/version",

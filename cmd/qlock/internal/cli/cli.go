@@ -103,7 +103,7 @@ configuration file or the selected NATS context.`,
 	)
 	root.AddCommand(
 		a.demo(), a.node(), a.permissions(),
-		a.run(), a.lock(), a.unlock(),
+		a.run(), a.lock(), a.unlock(), a.store(),
 		a.ls(), a.info(), a.watch(), a.nodes(), a.check(), a.bench(),
 		a.version(),
 	)
@@ -166,7 +166,7 @@ func (a *app) status(err error) int {
 // the line begins with the program's name already.
 func plain(err error) string {
 	s := err.Error()
-	for _, p := range []string{"qlock: ", "qlock/embedded: ", "New: ", "StartNode: ", "permissions: "} {
+	for _, p := range []string{"qlock: ", "store: ", "qlock/embedded: ", "New: ", "StartNode: ", "permissions: "} {
 		s = strings.TrimPrefix(s, p)
 	}
 	return strings.ReplaceAll(s, ": qlock: ", ": ")

@@ -37,6 +37,7 @@ type runOptions struct {
 	onLoss string
 	grace  time.Duration
 	until  string
+	store  string
 }
 
 func (a *app) run() *cobra.Command {
@@ -115,6 +116,7 @@ Exit status:
 	choiceFlag(fs, &o.onLoss, "on-loss", onLossTerm, []string{onLossTerm, onLossKill, onLossIgnore}, "what to do with the command when the lock is lost")
 	durationFlag(fs, &o.grace, "grace", 5*time.Second, 0, "time from SIGTERM to SIGKILL with --on-loss term")
 	choiceFlag(fs, &o.until, "until", untilCommand, []string{untilCommand, untilGroup}, "hold the lock until the command has ended, or until its whole process group has")
+	fs.StringVar(&o.store, "store", "", "bucket whose qlock store commands, inside the command, work under this lock")
 	o.logs.flags(fs, "warn")
 	o.connection.flags(fs)
 	return cmd
@@ -203,6 +205,7 @@ func (a *app) runCommand(parent context.Context, o *runOptions, name string, arg
 	}
 	cmd := &exec.Cmd{Path: path, Args: argv, Stdin: a.in, Stdout: a.out, Stderr: a.err.file}
 	cmd.Env = append(os.Environ(), "QLOCK_NAME="+name, "QLOCK_TOKEN="+strconv.FormatUint(r.lock.Token(), 10))
+	cmd.Env = append(cmd.Env, o.storeEnvironment()...)
 	patience, grace := o.guardTimes(r.lock)
 	armed, err := g.arm(patience, grace)
 	if err != nil {
