@@ -217,7 +217,7 @@ func (w *write) apply(opts []WriteOption) error {
 }
 
 func (w *write) msg() *nats.Msg {
-	m := &nats.Msg{Subject: w.subject, Data: w.data, Header: nats.Header{}}
+	m := &nats.Msg{Subject: w.subject, Data: w.data, Header: make(nats.Header, 2)}
 	switch w.kind {
 	case writeDelete:
 		m.Header[headerKVOp] = []string{"DEL"}
@@ -418,7 +418,10 @@ func (c *claim) sendPuts(ctx context.Context, ps []*put) error {
 			msgs[i] = q.msg()
 		}
 		condition(msgs[0], c.subject, rev)
-		id := newID()
+		id := ""
+		if len(msgs) > 1 {
+			id = newID()
+		}
 		seq, err := c.s.wire.send(ctx, id, msgs)
 		switch r := (*refused)(nil); {
 		case err == nil:

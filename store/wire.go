@@ -108,8 +108,6 @@ type natsWire struct {
 	quiet  time.Duration
 }
 
-func (w *natsWire) subject(s string) string { return w.prefix + s }
-
 func (w *natsWire) send(ctx context.Context, id string, msgs []*nats.Msg) (uint64, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
@@ -118,7 +116,10 @@ func (w *natsWire) send(ctx context.Context, id string, msgs []*nats.Msg) (uint6
 		return 0, nats.ErrConnectionClosed
 	}
 	for i, m := range msgs {
-		out := &nats.Msg{Subject: w.subject(m.Subject), Header: m.Header, Data: m.Data}
+		out := m
+		if w.prefix != "" || len(msgs) > 1 {
+			out = &nats.Msg{Subject: w.prefix + m.Subject, Header: m.Header, Data: m.Data}
+		}
 		if len(msgs) > 1 {
 			out.Header = nats.Header{headerBatch: {id}, headerBatchSeq: {strconv.Itoa(i + 1)}}
 			for k, v := range m.Header {
