@@ -438,3 +438,25 @@ func TestClaimsAreForgotten(t *testing.T) {
 		t.Errorf("%d claims are kept", n)
 	}
 }
+
+// While a stream has no leader, nobody listens to a publish, and the question whether the
+// bucket still has fences has no answer. That does not take the time of the call.
+func TestNoLeaderForAWhile(t *testing.T) {
+	s, _ := memory(t)
+	s.opt.quiet = 20 * time.Millisecond
+	s.check = func(ctx context.Context) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	w := fake(s)
+	left := 20
+	w.set(func(ctx context.Context, id string, msgs []*nats.Msg, real wire) (uint64, error) {
+		if left--; left >= 0 {
+			return 0, fmt.Errorf("%w: %w", errBusy, nats.ErrNoResponders)
+		}
+		return real.send(ctx, id, msgs)
+	})
+	mustPut(t, s.With(lock(t, "l", 1)), "k", "v")
+	left = 20
+	must(s.Do(t.Context(), Add("n", 1)))(t)
+}

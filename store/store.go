@@ -493,6 +493,9 @@ func (s *Store) stuck(ctx context.Context, tries int, err error) error {
 	if tries%16 != 8 || !errors.Is(err, nats.ErrNoResponders) {
 		return nil
 	}
+	// While there is no leader, this question has no answer either.
+	ctx, cancel := context.WithTimeout(ctx, s.opt.quiet)
+	defer cancel()
 	if err := s.check(ctx); errors.Is(err, ErrNotPrepared) || errors.Is(err, jetstream.ErrBucketNotFound) {
 		return err
 	}

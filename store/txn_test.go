@@ -85,7 +85,7 @@ func TestTransaction(t *testing.T) {
 
 		_, err = d.Do(t.Context(), Add("a", 1))
 		wantIs(t, err, ErrNotNumber)
-		must(d.Do(t.Context(), Put("n", []byte(fmt.Sprint(math.MaxInt64)))))(t)
+		must(d.Do(t.Context(), Put("n", []byte(fmt.Sprint(int64(math.MaxInt64))))))(t)
 		_, err = d.Do(t.Context(), Add("n", 1))
 		wantIs(t, err, ErrNotNumber)
 		must(d.Do(t.Context(), Add("n", math.MinInt64), Add("n", 0)))(t)

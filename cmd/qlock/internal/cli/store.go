@@ -532,7 +532,7 @@ func parseOps(words []string) (ops []store.Op, err error) {
 		case "add":
 			by, err := strconv.ParseInt(w[1], 10, 64)
 			if err != nil {
-				return nil, usage("txn: add %s: %q is not a whole number from %d to %d", w[0], w[1], math.MinInt64, math.MaxInt64)
+				return nil, usage("txn: add %s: %q is not a whole number from %d to %d", w[0], w[1], int64(math.MinInt64), int64(math.MaxInt64))
 			}
 			ops = append(ops, store.Add(w[0], by))
 		case "once":
