@@ -105,7 +105,7 @@ configuration file or the selected NATS context.`,
 	)
 	root.AddCommand(
 		a.demo(), a.node(), a.permissions(),
-		a.run(), a.elect(), a.lock(), a.unlock(),
+		a.run(), a.elect(), a.lock(), a.unlock(), a.store(),
 		a.ls(), a.info(), a.leader(), a.watch(), a.nodes(), a.check(), a.bench(),
 		a.version(),
 	)
@@ -168,7 +168,7 @@ func (a *app) status(err error) int {
 // The line already begins with the program's name.
 func plain(err error) string {
 	s := err.Error()
-	for _, p := range []string{"qlock: ", "qlock/embedded: ", "New: ", "StartNode: ", "permissions: ", "election: ", "semaphore: "} {
+	for _, p := range []string{"qlock: ", "store: ", "qlock/embedded: ", "New: ", "StartNode: ", "permissions: ", "election: ", "semaphore: "} {
 		s = strings.TrimPrefix(s, p)
 	}
 	return strings.ReplaceAll(s, ": qlock: ", ": ")

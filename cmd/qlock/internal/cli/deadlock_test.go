@@ -107,14 +107,15 @@ func TestCheckDeadlock(t *testing.T) {
 		return l
 	}
 	billing, shipping := locker("billing"), locker("shipping")
-	both := func(l *qlock.Locker, one, other string) {
-		if _, err := l.Lock(ctx, one); err != nil {
+	hold := func(l *qlock.Locker, name string) {
+		if _, err := l.Lock(ctx, name); err != nil {
 			t.Fatal(err)
 		}
-		waits.Go(func() { _, _ = l.Lock(ctx, other) })
 	}
-	both(billing, "stock", "price list")
-	both(shipping, "price list", "stock")
+	hold(billing, "stock")
+	hold(shipping, "price list")
+	waits.Go(func() { _, _ = billing.Lock(ctx, "price list") })
+	waits.Go(func() { _, _ = shipping.Lock(ctx, "stock") })
 	eventually(t, func() error {
 		locks, err := billing.Locks(ctx, "")
 		if err == nil && len(locks) == 2 && locks[0].Waiting+locks[1].Waiting == 2 {

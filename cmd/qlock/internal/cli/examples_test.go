@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/embedded"
 )
@@ -74,6 +76,8 @@ func TestExamplesRun(t *testing.T) {
 	}
 	c := startCluster(t, 1)
 	cfg := embedded.Config{Node: qlock.NodeConfig{Cluster: "prod", Name: "n1", Nodes: []string{"n1"}, StateDir: t.TempDir()}}
+	dataDir := t.TempDir()
+	cfg.Options = func(o *server.Options) { o.JetStream, o.StoreDir = true, dataDir }
 	if err := qlock.Bootstrap(cfg.Node); err != nil {
 		t.Fatal(err)
 	}
@@ -99,6 +103,7 @@ func TestExamplesRun(t *testing.T) {
 		"/var/lib/qlock", "DIR/n1", "/etc/qlock/node.yaml", "DIR/node.yaml", "0.0.0.0:4222", "127.0.0.1:0", "0.0.0.0:6222", "127.0.0.1:0",
 		"nats://n1:6222,nats://n2:6222,nats://n3:6222", "nats://127.0.0.1:1", "nats://localhost:4222", prod.ClientURL(), ":8222", "127.0.0.1:0",
 		"--for 10s", "--for 50ms", "qlock bench", "qlock bench --for 50ms",
+		"--replicas 3", "--replicas 1",
 	)
 	seen := 0
 	for _, cmd := range allCommands(t) {
@@ -112,6 +117,9 @@ func TestExamplesRun(t *testing.T) {
 			url := c.url()
 			if strings.Contains(line, "--cluster prod") {
 				url = prod.ClientURL()
+			}
+			if strings.Contains(line, "store") { // the cluster whose server has JetStream
+				url, line = prod.ClientURL(), "QLOCK_CLUSTER=prod "+line
 			}
 			until := ""
 			if i := slices.IndexFunc(lasting, func(l [2]string) bool { return strings.HasPrefix(line, l[0]) }); i >= 0 {

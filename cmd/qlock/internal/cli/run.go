@@ -40,6 +40,7 @@ type runOptions struct {
 	grace  time.Duration
 	until  string
 	slots  int
+	store  string
 
 	what  string // what the command runs under, for messages
 	ended bool   // a signal that ends programs has come
@@ -117,6 +118,9 @@ Exit status:
 			if o.slots > 0 && o.shared {
 				return usage("--slots limits how many commands run at the same time, and --shared does not limit them: give one or the other")
 			}
+			if o.slots > 0 && o.store != "" {
+				return usage("--store fences writes by the token of a lock, and with --slots several hold a permit: give one or the other")
+			}
 			name, argv := runWords(cmd, args)
 			o.noteOf(argv[0], cmd.Flags())
 			o.what = fmt.Sprintf("lock %q", name)
@@ -133,6 +137,7 @@ Exit status:
 	o.lockOptions.flags(fs)
 	o.flags(fs, []string{onLossTerm, onLossKill, onLossIgnore})
 	countFlag(fs, &o.slots, "slots", 0, 1, semaphore.MaxLimit, "run up to this many commands at the same time; default: one, under a lock")
+	fs.StringVar(&o.store, "store", "", "bucket whose qlock store commands, inside the command, work under this lock")
 	o.connection.flags(fs)
 	return cmd
 }
@@ -236,6 +241,7 @@ func (a *app) runCommand(parent context.Context, o *runOptions, role, name strin
 	cmd := &exec.Cmd{Path: path, Args: argv, Stdin: a.in, Stdout: a.out, Stderr: a.err.file}
 	cmd.Env = append(os.Environ(), "QLOCK_NAME="+name, "QLOCK_TOKEN="+strconv.FormatUint(r.lock.Token(), 10))
 	cmd.Env = append(cmd.Env, r.lock.env...)
+	cmd.Env = append(cmd.Env, o.storeEnvironment()...)
 	patience, grace := o.guardTimes(r.lock)
 	armed, err := g.arm(patience, grace)
 	if err != nil {

@@ -1,0 +1,285 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/qlock/qlock/store"
+)
+
+var (
+	storeRounds   = flag.Int("store.rounds", 0, "measure package store in so many rounds, such as 5; 0: not at all")
+	storeFor      = flag.Duration("store.for", time.Second, "how long each figure of a round takes")
+	storeWatchers = flag.Int("store.watchers", 10_000, "watchers of one key")
+)
+
+type storeLock struct {
+	name  string
+	token uint64
+}
+
+func (l storeLock) Name() string             { return l.name }
+func (l storeLock) Token() uint64            { return l.token }
+func (l storeLock) Shared() bool             { return false }
+func (l storeLock) Context() context.Context { return context.Background() }
+
+func storeServers(t *testing.T, n int) []string {
+	var routes, urls []string
+	dirs := make([]string, n)
+	for i := range dirs {
+		dirs[i] = t.TempDir()
+	}
+	var all []*server.Server
+	for i := range n {
+		o := &server.Options{ServerName: fmt.Sprint("s", i), Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true, JetStream: true, StoreDir: dirs[i]}
+		if n > 1 {
+			o.Cluster = server.ClusterOpts{Name: "c", Host: "127.0.0.1", Port: -1, PoolSize: 1}
+			o.Routes = server.RoutesFromStr(strings.Join(routes, ","))
+		}
+		s, err := server.NewServer(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Start()
+		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+		if !s.ReadyForConnections(10 * time.Second) {
+			t.Fatal("a server does not start")
+		}
+		all = append(all, s)
+		urls = append(urls, s.ClientURL())
+		if n > 1 {
+			routes = append(routes, "nats://"+s.ClusterAddr().String())
+		}
+	}
+	for range 1000 {
+		if n == 1 || slices.ContainsFunc(all, func(s *server.Server) bool { return s.JetStreamIsLeader() && len(s.JetStreamClusterPeers()) == n }) {
+			return urls
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("the servers elect no leader")
+	return nil
+}
+
+// TestStoreFigures compares package store with the key-value bucket that it stands on, in
+// one run: the rounds are interleaved, and the ratios are medians.
+//
+//	go test . -run TestStoreFigures -store.rounds 5 -v -timeout 20m
+func TestStoreFigures(t *testing.T) {
+	if *storeRounds == 0 {
+		t.Skip("-store.rounds 5 measures")
+	}
+	for _, c := range []struct {
+		replicas int
+		storage  jetstream.StorageType
+	}{{1, jetstream.MemoryStorage}, {1, jetstream.FileStorage}, {3, jetstream.MemoryStorage}, {3, jetstream.FileStorage}} {
+		t.Run(fmt.Sprintf("R%d %s", c.replicas, strings.ToLower(c.storage.String())), func(t *testing.T) { storeFigures(t, c.replicas, c.storage) })
+	}
+}
+
+func storeFigures(t *testing.T, replicas int, storage jetstream.StorageType) {
+	urls := storeServers(t, replicas)
+	nc, err := nats.Connect(urls[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s *store.Store
+	for range 100 {
+		if s, err = store.Create(t.Context(), js, jetstream.KeyValueConfig{Bucket: "b", Replicas: replicas, Storage: storage}); err == nil {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	kv, v := s.KeyValue(), s.With(storeLock{"one", 1})
+	ctx := context.Background()
+	body := make([]byte, 64)
+	revs := make([]uint64, 64)
+	views := make([]*store.View, 64)
+	for i := range revs {
+		if revs[i], err = kv.Put(ctx, fmt.Sprint("u", i), body); err != nil {
+			t.Fatal(err)
+		}
+		views[i] = s.With(storeLock{fmt.Sprint("l", i), 1})
+	}
+	if _, err := kv.Put(ctx, "one", body); err != nil {
+		t.Fatal(err)
+	}
+	type kind struct {
+		name    string
+		workers int
+		base    string
+		do      func(worker, i int) error
+	}
+	put := func(w, i int) error { _, err := kv.Put(ctx, fmt.Sprint("k", w), body); return err }
+	update := func(w, i int) (err error) {
+		for {
+			var rev uint64
+			if rev, err = kv.Update(ctx, fmt.Sprint("u", w), body, revs[w]); err == nil {
+				revs[w] = rev
+				return nil
+			} else if !errors.Is(err, jetstream.ErrKeyExists) && !strings.Contains(err.Error(), "10164") {
+				return err
+			}
+			e, err := kv.Get(ctx, fmt.Sprint("u", w))
+			if err != nil {
+				return err
+			}
+			revs[w] = e.Revision()
+		}
+	}
+	fenced := func(w, i int) error { _, err := v.Put(ctx, fmt.Sprint("f", w), body); return err }
+	own := func(w, i int) error { _, err := views[w].Put(ctx, fmt.Sprint("g", w), body); return err }
+	read := func(w, i int) error { _, err := kv.Get(ctx, "one"); return err }
+	fencedRead := func(w, i int) error { _, err := v.Get(ctx, "one"); return err }
+	run := fmt.Sprint(os.Getpid())
+	var ids atomic.Int64
+	request := func(w, i int) error {
+		_, err := views[w].Do(ctx, store.Once(fmt.Sprint(run, ".", ids.Add(1)), time.Minute), store.Put(fmt.Sprint("t", w), body), store.Get(fmt.Sprint("k", w)), store.Add(fmt.Sprint("n", w), 1))
+		return err
+	}
+	kinds := []kind{
+		{"kv.Put alone", 1, "", put}, {"kv.Update alone", 1, "kv.Put alone", update}, {"fenced Put alone", 1, "kv.Put alone", fenced},
+		{"kv.Get alone", 1, "kv.Put alone", read}, {"fenced Get alone", 1, "kv.Put alone", fencedRead}, {"request (once, put, get, add) alone", 1, "kv.Put alone", request},
+		{"kv.Put, 64 workers", 64, "", put}, {"kv.Update, 64 workers", 64, "kv.Put, 64 workers", update}, {"fenced Put, 64 workers, one fence", 64, "kv.Put, 64 workers", fenced},
+		{"fenced Put, 64 workers, a fence each", 64, "kv.Put, 64 workers", own},
+	}
+	rates, ratios := map[string][]float64{}, map[string][]float64{}
+	for range *storeRounds {
+		now := map[string]float64{}
+		for _, k := range kinds {
+			var n atomic.Int64
+			var wg sync.WaitGroup
+			start := time.Now()
+			for w := range k.workers {
+				wg.Go(func() {
+					for i := 0; time.Since(start) < *storeFor; i++ {
+						if err := k.do(w, i); err != nil {
+							t.Errorf("%s: %v", k.name, err)
+							return
+						}
+						n.Add(1)
+					}
+				})
+			}
+			wg.Wait()
+			now[k.name] = float64(n.Load()) / time.Since(start).Seconds()
+			rates[k.name] = append(rates[k.name], now[k.name])
+			if k.base != "" {
+				ratios[k.name] = append(ratios[k.name], now[k.name]/now[k.base])
+			}
+		}
+	}
+	for _, k := range kinds {
+		line := fmt.Sprintf("%-42s %9.0f/s", k.name, middle(rates[k.name]))
+		if k.base != "" {
+			line += fmt.Sprintf("   %.2f of %s", middle(ratios[k.name]), k.base)
+		}
+		t.Log(line)
+	}
+}
+
+func middle(x []float64) float64 {
+	x = slices.Sorted(slices.Values(x))
+	return x[len(x)/2]
+}
+
+// TestStoreWatchers tells all watchers of one key of a change.
+func TestStoreWatchers(t *testing.T) {
+	if *storeRounds == 0 {
+		t.Skip("-store.rounds 5 measures")
+	}
+	url := storeServers(t, 1)[0]
+	nc, err := nats.Connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := store.Create(t.Context(), js, jetstream.KeyValueConfig{Bucket: "w", Storage: jetstream.MemoryStorage})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := s.With(storeLock{"l", 1})
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	if _, err := v.Put(ctx, "k", []byte("0")); err != nil {
+		t.Fatal(err)
+	}
+	memory := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapInuse + m.StackInuse
+	}
+	before, start := memory(), time.Now()
+	var wg sync.WaitGroup
+	heard := make(chan time.Time, *storeWatchers)
+	joining := make(chan struct{}, 64)
+	for range *storeWatchers {
+		joining <- struct{}{}
+		wg.Go(func() {
+			changes, err := s.Watch(ctx, "k")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			first := true
+			for _, err := range changes {
+				if err != nil {
+					return
+				}
+				if first {
+					<-joining
+					first = false
+				}
+				heard <- time.Now()
+			}
+		})
+	}
+	for range *storeWatchers {
+		<-heard
+	}
+	made := time.Since(start)
+	each := (memory() - before) / uint64(*storeWatchers)
+	var last, median []float64
+	for range *storeRounds * 4 {
+		start := time.Now()
+		if _, err := v.Put(ctx, "k", []byte("1")); err != nil {
+			t.Fatal(err)
+		}
+		var all []float64
+		for range *storeWatchers {
+			all = append(all, float64((<-heard).Sub(start).Microseconds())/1000)
+		}
+		slices.Sort(all)
+		last, median = append(last, all[len(all)-1]), append(median, all[len(all)/2])
+	}
+	t.Logf("%d watchers: made in %v, %d bytes each (client and server), median %.1f ms, last %.1f ms", *storeWatchers, made.Round(time.Millisecond), each, middle(median), middle(last))
+	cancel()
+	wg.Wait()
+}

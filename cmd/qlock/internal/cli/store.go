@@ -1,0 +1,591 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/spf13/cobra"
+
+	"github.com/qlock/qlock/internal/printable"
+	"github.com/qlock/qlock/store"
+)
+
+// Exit statuses of qlock store, beside the common ones.
+const (
+	exitConflict = 3
+	exitNoKey    = 4
+	exitUnknown  = 5
+)
+
+// What qlock run --store tells its command, beside QLOCK_NAME and QLOCK_TOKEN.
+const (
+	storeVariable  = "QLOCK_STORE"
+	sharedVariable = "QLOCK_SHARED"
+)
+
+type storeOptions struct {
+	connection
+	json, unfenced bool
+	lock           string
+	fence          uint64
+	ttl            time.Duration
+	create         bool
+	revision       uint64
+	replicas       int
+	history        uint8
+	memory         bool
+	yes            bool
+}
+
+func (a *app) store() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "store COMMAND",
+		Short:   "Keep data that only the holder of a lock can write",
+		GroupID: groupLocks,
+		Long: `Read and write a key-value bucket of NATS JetStream. The server refuses the writes of
+a former holder of a lock. See docs/store.md.
+
+Inside qlock run --store BUCKET, the commands get, put, rm and txn on that bucket work
+under the lock: the server refuses them when another client holds it (exit status 122).
+Elsewhere they work without a lock, and txn is all or nothing just the same. --lock and
+--fence name a lock that was acquired in another way.
+
+Exit status: 0 done, or done before with the same id (txn); 3 conflict: the key is not
+as --create or --revision demands; 4 no such key; 5 the answer is lost, and it may or
+may not have been written; 122 fenced: another client holds the lock; 1 another
+failure; 2 bad flags.`,
+		Example: `  qlock store create orders --replicas 3
+  qlock run nightly --store orders -- sh -c 'qlock store put orders last "$(date)"'
+  qlock store txn orders once pay-7 1h put order.7 paid add total 1 get rate`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.storeCreate(), a.storePrepare(), a.storeCheck(), a.storeLs(), a.storeGet(), a.storePut(), a.storeRm(), a.storeWatch(), a.storeTxn(), a.storeUnfence())
+	return cmd
+}
+
+// storeCommand makes one of them. fenced: it works under a lock.
+func (a *app) storeCommand(use, short string, args cobra.PositionalArgs, fenced bool) (*cobra.Command, *storeOptions) {
+	o := &storeOptions{}
+	cmd := &cobra.Command{Use: use, Short: short, Args: args}
+	fs := cmd.Flags()
+	fs.BoolVarP(&o.json, "json", "j", false, "write JSON")
+	if fenced {
+		fs.StringVar(&o.lock, "lock", "", "name of the lock to work under; needs --fence. Default: the lock of qlock run --store BUCKET")
+		fs.Uint64Var(&o.fence, "fence", 0, "fencing token of --lock")
+		fs.BoolVar(&o.unfenced, "unfenced", false, "work without a lock, also inside qlock run --store")
+	}
+	o.connection.flags(fs)
+	return cmd, o
+}
+
+func exactly(n int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != n {
+			return usage("%s takes %s, got %q", cmd.CommandPath(), what, args)
+		}
+		return nil
+	}
+}
+
+// storeStatus gives the errors of package store their exit statuses.
+func storeStatus(err error) error {
+	status := 0
+	switch {
+	case errors.Is(err, store.ErrUnknown):
+		status = exitUnknown
+	case errors.Is(err, store.ErrFenced):
+		status = exitLost
+	case errors.Is(err, store.ErrConflict):
+		status = exitConflict
+	case errors.Is(err, jetstream.ErrKeyNotFound):
+		status = exitNoKey
+	case errors.Is(err, store.ErrInvalid):
+		status = exitUsage
+	default:
+		return err
+	}
+	return &statusError{status, err}
+}
+
+// environmentLock is a lock that another process holds.
+type environmentLock struct {
+	ctx    context.Context
+	name   string
+	token  uint64
+	shared bool
+}
+
+func (l environmentLock) Name() string             { return l.name }
+func (l environmentLock) Token() uint64            { return l.token }
+func (l environmentLock) Shared() bool             { return l.shared }
+func (l environmentLock) Context() context.Context { return l.ctx }
+
+func (o *storeOptions) open(ctx context.Context, js jetstream.JetStream, bucket string) (*store.Store, error) {
+	return store.Open(ctx, js, bucket, store.WithCluster(o.cluster), store.WithClient(o.client), store.WithTimeout(o.timeout))
+}
+
+// view is the view of the lock that this command works under, or nil.
+func (o *storeOptions) view(ctx context.Context, s *store.Store) (*store.View, error) {
+	l := environmentLock{ctx: ctx, name: o.lock, token: o.fence}
+	switch {
+	case o.unfenced && o.lock != "":
+		return nil, usage("--unfenced and --lock exclude each other")
+	case o.unfenced:
+		return nil, nil
+	case (o.lock == "") != (o.fence == 0):
+		return nil, usage("--lock and --fence need each other")
+	case o.lock != "":
+		return s.With(l), nil
+	case os.Getenv(storeVariable) == "":
+		return nil, nil
+	case os.Getenv(storeVariable) != s.Bucket():
+		return nil, usage("this runs under qlock run --store %s, whose lock does not fence bucket %s: give --unfenced to work without a lock", os.Getenv(storeVariable), s.Bucket())
+	}
+	var err error
+	l.name, l.shared = os.Getenv("QLOCK_NAME"), os.Getenv(sharedVariable) != ""
+	if l.token, err = strconv.ParseUint(os.Getenv("QLOCK_TOKEN"), 10, 64); err != nil || l.name == "" {
+		return nil, usage("%s is set, and QLOCK_NAME and QLOCK_TOKEN are not those of a lock: %q, %q", storeVariable, l.name, os.Getenv("QLOCK_TOKEN"))
+	}
+	return s.With(l), nil
+}
+
+// entryJSON is an entry as JSON has it: text where the value is text.
+type entryJSON struct {
+	Key       string    `json:"key"`
+	Value     *string   `json:"value,omitempty"`
+	Base64    []byte    `json:"base64,omitempty"`
+	Revision  uint64    `json:"revision"`
+	Created   time.Time `json:"created"`
+	Operation string    `json:"operation"`
+}
+
+func entryOf(e jetstream.KeyValueEntry) entryJSON {
+	out := entryJSON{Key: e.Key(), Revision: e.Revision(), Created: e.Created(), Operation: "put"}
+	switch {
+	case e.Operation() != jetstream.KeyValuePut:
+		out.Operation = "delete"
+	case utf8.Valid(e.Value()):
+		text := string(e.Value())
+		out.Value = &text
+	default:
+		out.Base64 = e.Value()
+	}
+	return out
+}
+
+func (a *app) writeJSON(v any) error {
+	return json.NewEncoder(a.out).Encode(v)
+}
+
+func (a *app) storeCreate() *cobra.Command {
+	cmd, o := a.storeCommand("create BUCKET [flags]", "Make a bucket with fences", exactly(1, "a bucket"), false)
+	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
+		cfg := jetstream.KeyValueConfig{Bucket: args[0], Replicas: o.replicas, History: o.history}
+		if o.memory {
+			cfg.Storage = jetstream.MemoryStorage
+		}
+		if _, err := store.Create(ctx, js, cfg); err != nil {
+			return err
+		}
+		return a.said(o, args[0], "is made, with fences")
+	})
+	cmd.Flags().IntVar(&o.replicas, "replicas", 1, "number of servers that have the data: 1, 3 or 5")
+	cmd.Flags().Uint8Var(&o.history, "history", 1, "number of values to keep for each key, up to 64")
+	cmd.Flags().BoolVar(&o.memory, "memory", false, "keep the data in memory only")
+	return cmd
+}
+
+// storeDo sets what a command does with a connection.
+func (a *app) storeDo(cmd *cobra.Command, o *storeOptions, f func(ctx context.Context, js jetstream.JetStream, args []string) error) {
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		ctx, stop := interrupted(cmd.Context())
+		defer stop()
+		l, err := o.connect("store", 10*time.Second)
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		js, err := jetstream.New(l.Conn)
+		if err != nil {
+			return err
+		}
+		o.client = l.client
+		return storeStatus(f(ctx, js, args))
+	}
+}
+
+func (a *app) said(o *storeOptions, bucket, what string) error {
+	if o.json {
+		return a.writeJSON(map[string]any{"bucket": bucket, "prepared": true})
+	}
+	fmt.Fprintf(a.out, "Bucket %s %s.\n", bucket, what)
+	return nil
+}
+
+func (a *app) storePrepare() *cobra.Command {
+	cmd, o := a.storeCommand("prepare BUCKET", "Add fences to a bucket that is there", exactly(1, "a bucket"), false)
+	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
+		if err := store.Prepare(ctx, js, args[0]); err != nil {
+			return err
+		}
+		return a.said(o, args[0], "has fences")
+	})
+	return cmd
+}
+
+func (a *app) storeCheck() *cobra.Command {
+	cmd, o := a.storeCommand("check BUCKET", "Say whether a bucket has fences, and what it lacks", exactly(1, "a bucket"), false)
+	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
+		_, err := o.open(ctx, js, args[0])
+		if lacks := (*store.NotPreparedError)(nil); o.json && errors.As(err, &lacks) {
+			if err := a.writeJSON(map[string]any{"bucket": args[0], "prepared": false, "missing": lacks.Missing}); err != nil {
+				return err
+			}
+			return &statusError{exitFailed, nil}
+		}
+		if err != nil {
+			return err
+		}
+		return a.said(o, args[0], "has fences")
+	})
+	return cmd
+}
+
+func (a *app) storeLs() *cobra.Command {
+	cmd, o := a.storeCommand("ls BUCKET", "List the keys of a bucket", exactly(1, "a bucket"), false)
+	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
+		s, err := o.open(ctx, js, args[0])
+		if err != nil {
+			return err
+		}
+		list, err := s.KeyValue().ListKeys(ctx)
+		if err != nil {
+			return err
+		}
+		for key := range list.Keys() {
+			if o.json {
+				if err := a.writeJSON(map[string]string{"key": key}); err != nil {
+					return err
+				}
+				continue
+			}
+			fmt.Fprintln(a.out, printable.Text(key))
+		}
+		return nil
+	})
+	return cmd
+}
+
+func (a *app) storeGet() *cobra.Command {
+	cmd, o := a.storeCommand("get BUCKET KEY", "Write the value of a key", exactly(2, "a bucket and a key"), true)
+	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
+		s, err := o.open(ctx, js, args[0])
+		if err != nil {
+			return err
+		}
+		v, err := o.view(ctx, s)
+		if err != nil {
+			return err
+		}
+		var e jetstream.KeyValueEntry
+		if v != nil {
+			e, err = v.Get(ctx, args[1])
+		} else if res, failed := s.Do(ctx, store.Get(args[1])); failed != nil {
+			err = failed
+		} else {
+			e, err = res.Get(args[1])
+		}
+		if err != nil {
+			return err
+		}
+		if o.json {
+			return a.writeJSON(entryOf(e))
+		}
+		_, err = a.out.Write(e.Value())
+		return err
+	})
+	return cmd
+}
+
+func (a *app) storePut() *cobra.Command {
+	args := func(cmd *cobra.Command, args []string) error {
+		if len(args) == 2 {
+			return nil
+		}
+		return exactly(3, "a bucket, a key and a value, or reads the value from standard input")(cmd, args)
+	}
+	cmd, o := a.storeCommand("put BUCKET KEY [VALUE] [flags]", "Store a value", args, true)
+	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
+		var value []byte
+		if len(args) == 3 {
+			value = []byte(args[2])
+		} else {
+			var err error
+			if value, err = io.ReadAll(a.in); err != nil {
+				return fmt.Errorf("read the value from standard input: %w", err)
+			}
+		}
+		var opts []store.WriteOption
+		if o.ttl > 0 {
+			opts = append(opts, store.TTL(o.ttl))
+		}
+		op := store.Put(args[1], value, opts...)
+		switch {
+		case o.create && o.revision > 0:
+			return usage("--create and --revision exclude each other")
+		case o.create:
+			op = store.Insert(args[1], value, opts...)
+		case o.revision > 0:
+			op = store.Update(args[1], value, o.revision, opts...)
+		}
+		s, err := o.open(ctx, js, args[0])
+		if err != nil {
+			return err
+		}
+		v, err := o.view(ctx, s)
+		if err != nil {
+			return err
+		}
+		var rev uint64
+		if v != nil && !o.create && o.revision == 0 {
+			rev, err = v.Put(ctx, args[1], value, opts...)
+		} else {
+			var res store.Result
+			res, err = doer(s, v)(ctx, op)
+			rev = res.Written(args[1])
+		}
+		if err != nil {
+			return err
+		}
+		if o.json {
+			return a.writeJSON(map[string]any{"key": args[1], "revision": rev})
+		}
+		fmt.Fprintln(a.out, rev)
+		return nil
+	})
+	fs := cmd.Flags()
+	durationFlag(fs, &o.ttl, "ttl", 0, time.Second, "time until the value expires")
+	fs.BoolVar(&o.create, "create", false, "only if there is no such key")
+	fs.Uint64Var(&o.revision, "revision", 0, "only if the key has this revision")
+	return cmd
+}
+
+func doer(s *store.Store, v *store.View) func(context.Context, ...store.Op) (store.Result, error) {
+	if v != nil {
+		return v.Do
+	}
+	return s.Do
+}
+
+func (a *app) storeRm() *cobra.Command {
+	cmd, o := a.storeCommand("rm BUCKET KEY", "Delete a key", exactly(2, "a bucket and a key"), true)
+	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
+		s, err := o.open(ctx, js, args[0])
+		if err != nil {
+			return err
+		}
+		v, err := o.view(ctx, s)
+		if err != nil {
+			return err
+		}
+		if v != nil {
+			err = v.Delete(ctx, args[1])
+		} else {
+			_, err = s.Do(ctx, store.Delete(args[1]))
+		}
+		return err
+	})
+	return cmd
+}
+
+func (a *app) storeWatch() *cobra.Command {
+	args := func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return exactly(1, "a bucket, and keys if not all")(cmd, args)
+		}
+		return nil
+	}
+	cmd, o := a.storeCommand("watch BUCKET [KEY...]", "Write values, and each change of them", args, false)
+	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
+		s, err := o.open(ctx, js, args[0])
+		if err != nil {
+			return err
+		}
+		changes, err := s.Watch(ctx, args[1:]...)
+		if err != nil {
+			return err
+		}
+		for e, err := range changes {
+			switch {
+			case err != nil && ctx.Err() != nil:
+				return nil // the user has ended it
+			case err != nil:
+				return err
+			case o.json:
+				err = a.writeJSON(entryOf(e))
+			case e.Operation() != jetstream.KeyValuePut:
+				_, err = fmt.Fprintf(a.out, "%d %s deleted\n", e.Revision(), printable.Text(e.Key()))
+			default:
+				_, err = fmt.Fprintf(a.out, "%d %s = %s\n", e.Revision(), printable.Text(e.Key()), printable.Text(string(e.Value())))
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return cmd
+}
+
+func (a *app) storeTxn() *cobra.Command {
+	args := func(cmd *cobra.Command, args []string) error {
+		if len(args) < 2 {
+			return usage("%s takes a bucket and operations: get KEY, put KEY VALUE, insert KEY VALUE, update KEY VALUE REVISION, rm KEY, add KEY NUMBER, once ID TIME", cmd.CommandPath())
+		}
+		_, err := parseOps(args[1:])
+		return err
+	}
+	cmd, o := a.storeCommand("txn BUCKET OPERATION...", "Do several operations: all, or none", args, true)
+	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
+		ops, err := parseOps(args[1:])
+		if err != nil {
+			return err
+		}
+		s, err := o.open(ctx, js, args[0])
+		if err != nil {
+			return err
+		}
+		v, err := o.view(ctx, s)
+		if err != nil {
+			return err
+		}
+		res, err := doer(s, v)(ctx, ops...)
+		duplicate := errors.Is(err, store.ErrDuplicate)
+		if err != nil && !duplicate {
+			return err
+		}
+		out := struct {
+			Duplicate bool              `json:"duplicate"`
+			Got       []entryJSON       `json:"got"`
+			Numbers   map[string]int64  `json:"numbers"`
+			Written   map[string]uint64 `json:"written"`
+		}{duplicate, []entryJSON{}, map[string]int64{}, map[string]uint64{}}
+		for _, key := range res.Keys() {
+			if e, err := res.Get(key); err == nil {
+				out.Got = append(out.Got, entryOf(e))
+			}
+		}
+		for words := args[1:]; len(words) > 0; words = words[txnOperations[words[0]]+1:] {
+			switch words[0] {
+			case "add":
+				out.Numbers[words[1]] = res.Number(words[1])
+				fallthrough
+			case "put", "insert", "update", "rm":
+				if rev := res.Written(words[1]); rev > 0 {
+					out.Written[words[1]] = rev
+				}
+			}
+		}
+		return a.writeJSON(out)
+	})
+	return cmd
+}
+
+// txnOperations are those of txn, with the number of their arguments.
+var txnOperations = map[string]int{"get": 1, "put": 2, "insert": 2, "update": 3, "rm": 1, "add": 2, "once": 2}
+
+func parseOps(words []string) (ops []store.Op, err error) {
+	for len(words) > 0 {
+		n, ok := txnOperations[words[0]]
+		if !ok {
+			return nil, usage("txn: there is no operation %q: use get, put, insert, update, rm, add or once", words[0])
+		}
+		if len(words) <= n {
+			return nil, usage("txn: %s takes %d arguments, got %q", words[0], n, words[1:])
+		}
+		w := words[1 : n+1]
+		switch words[0] {
+		case "get":
+			ops = append(ops, store.Get(w[0]))
+		case "put":
+			ops = append(ops, store.Put(w[0], []byte(w[1])))
+		case "insert":
+			ops = append(ops, store.Insert(w[0], []byte(w[1])))
+		case "update":
+			rev, err := strconv.ParseUint(w[2], 10, 64)
+			if err != nil {
+				return nil, usage("txn: update %s: the revision %q is not a number", w[0], w[2])
+			}
+			ops = append(ops, store.Update(w[0], []byte(w[1]), rev))
+		case "rm":
+			ops = append(ops, store.Delete(w[0]))
+		case "add":
+			by, err := strconv.ParseInt(w[1], 10, 64)
+			if err != nil {
+				return nil, usage("txn: add %s: %q is not a whole number from %d to %d", w[0], w[1], int64(math.MinInt64), int64(math.MaxInt64))
+			}
+			ops = append(ops, store.Add(w[0], by))
+		case "once":
+			keep, err := time.ParseDuration(w[1])
+			if err != nil {
+				return nil, usage("txn: once %s: %q is not a duration such as 1h; 0 is for ever", w[0], w[1])
+			}
+			ops = append(ops, store.Once(w[0], keep))
+		}
+		words = words[n+1:]
+	}
+	return ops, nil
+}
+
+func (a *app) storeUnfence() *cobra.Command {
+	cmd, o := a.storeCommand("unfence BUCKET LOCK --yes", "Let holders with lower tokens take a fence", exactly(2, "a bucket and the name of a lock"), false)
+	cmd.Long = `Set the fence of a lock back, so that a holder with any token can take it. This is for
+the case that tokens of new holders are lower than before: the nodes have lost their
+state, and the clocks of the new ones are behind. Make sure that no former holder is
+left that has a token and has not written yet: it could take the fence again.`
+	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
+		if !o.yes {
+			return usage("--yes is missing: a former holder of %s may write again after unfence", lockNamed(args[1]))
+		}
+		s, err := o.open(ctx, js, args[0])
+		if err != nil {
+			return err
+		}
+		f, err := s.Unfence(ctx, args[1])
+		if err != nil {
+			return err
+		}
+		if o.json {
+			return a.writeJSON(map[string]any{"lock": args[1], "token": f.Token, "client": f.Client})
+		}
+		fmt.Fprintf(a.out, "The fence of %s was at token %d, and is free.\n", lockNamed(args[1]), f.Token)
+		return nil
+	})
+	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do it")
+	return cmd
+}
+
+// storeEnvironment is what a command needs to use qlock store under the lock.
+func (o *runOptions) storeEnvironment() []string {
+	if o.store == "" {
+		return nil
+	}
+	out := []string{storeVariable + "=" + o.store, "QLOCK_CLUSTER=" + o.cluster}
+	if o.server != "" {
+		out = append(out, "NATS_URL="+o.server)
+	}
+	if o.shared {
+		out = append(out, sharedVariable+"=1")
+	}
+	return out
+}

@@ -1,0 +1,85 @@
+//go:build unix
+
+package cli
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// jetStream is a nats-server with JetStream.
+func jetStream(t *testing.T) string {
+	t.Helper()
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true, JetStream: true, StoreDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(patience) {
+		t.Fatal("the server does not start")
+	}
+	return s.ClientURL()
+}
+
+func TestStore(t *testing.T) {
+	url := jetStream(t)
+	st := func(args ...string) result {
+		t.Helper()
+		return call(t, append([]string{"store", args[0], "-s", url}, args[1:]...)...)
+	}
+	st("check", "b").want(t, exitFailed, "bucket not found")
+	st("create", "b", "--memory").want(t, 0, "made, with fences")
+	st("check", "b").want(t, 0, "has fences")
+	st("check", "b", "-j").want(t, 0, `"prepared":true`)
+	st("prepare", "b").want(t, 0)
+	st("get", "b", "k").want(t, exitNoKey, "not found")
+	st("put", "b", "k", "v1").want(t, 0)
+	st("get", "b", "k").want(t, 0, "v1")
+	st("get", "b", "k", "-j").want(t, 0, `"value":"v1"`, `"operation":"put"`)
+	st("put", "b", "k", "v2", "--create").want(t, exitConflict, "exists")
+	st("put", "b", "k", "v2", "--revision", "1000").want(t, exitConflict)
+	st("put", "b", "k", "v2", "--lock", "l", "--fence", "20", "-j").want(t, 0, `"revision"`)
+	st("put", "b", "k", "stale", "--lock", "l", "--fence", "19").want(t, exitLost, "newer holder with token 20")
+	st("get", "b", "k", "--lock", "l", "--fence", "20").want(t, 0, "v2")
+	st("txn", "b", "once", "pay-7", "1h", "add", "n", "2", "get", "k", "insert", "order", "paid").want(t, 0, `"numbers":{"n":2}`, `"duplicate":false`, `"value":"v2"`)
+	st("txn", "b", "once", "pay-7", "1h", "add", "n", "2", "get", "k").want(t, 0, `"numbers":{"n":2}`, `"duplicate":true`, `"value":"v2"`)
+	st("txn", "b", "add", "n", "x").want(t, exitUsage)
+	st("txn", "b", "frob", "n").want(t, exitUsage)
+	st("txn", "b", "put", "n").want(t, exitUsage)
+	st("ls", "b").want(t, 0, "order", "n", "k")
+	st("rm", "b", "order").want(t, 0)
+	st("unfence", "b", "l").want(t, exitUsage, "--yes")
+	st("unfence", "b", "l", "--yes").want(t, 0, "token 20")
+	st("put", "b", "k", "v3", "--lock", "l", "--fence", "19").want(t, 0)
+	st("put", "b", "a b", "v").want(t, exitUsage)
+	st("put", "b", "k", "v", "--lock", "l").want(t, exitUsage)
+}
+
+// Inside qlock run --store the commands are fenced by its lock.
+func TestStoreInRun(t *testing.T) {
+	url := jetStream(t)
+	call(t, "store", "create", "b", "-s", url).want(t, 0)
+	put := func() result { t.Helper(); return call(t, "store", "put", "b", "k", "v", "-s", url) }
+	o := &runOptions{store: "b"}
+	o.cluster = "c1"
+	for _, v := range o.storeEnvironment() {
+		name, value, _ := strings.Cut(v, "=")
+		t.Setenv(name, value)
+	}
+	put().want(t, exitUsage, "QLOCK_TOKEN")
+	t.Setenv("QLOCK_NAME", "nightly")
+	t.Setenv("QLOCK_TOKEN", "100")
+	put().want(t, 0)
+	t.Setenv("QLOCK_TOKEN", "99")
+	put().want(t, exitLost, "nightly")
+	call(t, "store", "put", "b", "k", "v", "-s", url, "--unfenced").want(t, 0)
+	t.Setenv("QLOCK_TOKEN", "101")
+	t.Setenv(sharedVariable, "1")
+	put().want(t, exitFailed, "shared")
+	call(t, "store", "get", "b", "k", "-s", url).want(t, 0, "v")
+	t.Setenv(storeVariable, "other")
+	put().want(t, exitUsage, "other")
+}

@@ -1,0 +1,3 @@
+// Package store has tests of package store that take long, need other modules, or kill
+// processes.
+package store

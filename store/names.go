@@ -1,0 +1,89 @@
+package store
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// The subjects of a bucket B. A bucket named B-qlock cannot be made as long as these exist.
+//
+//	$KV.B.<key>                              a value
+//	$KV.B-qlock.fence.<cluster>.<lock>       the token of the last holder
+//	$KV.B-qlock.once.<id>                    that a transaction was done, and its answer
+//	$KV.B-qlock.guard                        carries conditions that no other message can carry
+
+type names struct{ bucket string }
+
+func (n names) stream() string { return "KV_" + n.bucket }
+
+func (n names) keys() string { return "$KV." + n.bucket + "." }
+
+func (n names) key(k string) string { return n.keys() + k }
+
+func (n names) own() string { return "$KV." + n.bucket + "-qlock." }
+
+func (n names) guard() string { return n.own() + "guard" }
+
+func (n names) fences() string { return n.own() + "fence." }
+
+const (
+	maxName = 1024 // bytes of a lock's name or an id, before it is encoded
+	hexes   = "0123456789ABCDEF"
+)
+
+// encode turns any name into tokens of a subject, as docs/wire.md describes for the names
+// of locks: bytes that NATS or a shell gives a meaning to become %XX, and an empty token
+// becomes %.
+func encode(what, name string) (string, error) {
+	if name == "" || len(name) > maxName {
+		return "", fmt.Errorf("%w: %s has %d bytes: give 1 to %d", ErrInvalid, what, len(name), maxName)
+	}
+	var b strings.Builder
+	for i, token := range strings.Split(name, ".") {
+		if i > 0 {
+			b.WriteByte('.')
+		}
+		if token == "" {
+			b.WriteByte('%')
+		}
+		for _, c := range []byte(token) {
+			if c <= ' ' || c > '~' || strings.IndexByte("*>%\"'`\\", c) >= 0 {
+				b.Write([]byte{'%', hexes[c>>4], hexes[c&0xf]})
+			} else {
+				b.WriteByte(c)
+			}
+		}
+	}
+	return b.String(), nil
+}
+
+var (
+	keyPattern    = regexp.MustCompile(`^[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*$`)
+	searchPattern = regexp.MustCompile(`^(([-/_=a-zA-Z0-9]+|\*)\.)*([-/_=a-zA-Z0-9]+|\*|>)$`)
+	tokenPattern  = regexp.MustCompile(`^[-_a-zA-Z0-9]{1,64}$`)
+)
+
+func checkKey(key string) error {
+	if !keyPattern.MatchString(key) {
+		return fmt.Errorf("%w: key %q: use letters, digits and -/_= in tokens that are separated by single dots", ErrInvalid, key)
+	}
+	return nil
+}
+
+// matches reports whether a key matches a pattern of Watch.
+func matches(pattern, key string) bool {
+	for {
+		p, restP, moreP := strings.Cut(pattern, ".")
+		k, restK, moreK := strings.Cut(key, ".")
+		switch {
+		case p == ">":
+			return true
+		case p != "*" && p != k, moreP != moreK:
+			return false
+		case !moreP:
+			return true
+		}
+		pattern, key = restP, restK
+	}
+}

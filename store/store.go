@@ -1,0 +1,585 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/qlock/qlock"
+)
+
+const (
+	// DefaultTimeout bounds a call whose context has no deadline.
+	DefaultTimeout = 10 * time.Second
+	// DefaultAnswerTimeout is how long a single answer of the server is waited for.
+	DefaultAnswerTimeout = 2 * time.Second
+
+	// maxConsumers is what Create allows. Without a number of its own a stream has at most
+	// 1,000, and each kv.Watch of each client is one.
+	maxConsumers = 100_000
+
+	metadataKey = "qlock.store"
+)
+
+// Store is a key-value bucket with fences. Its methods may be called from several
+// goroutines. It needs no Close: it has no goroutine and no subscription, except while
+// Watch or Wait is running.
+type Store struct {
+	names
+	opt      options
+	nc       *nats.Conn
+	kv       jetstream.KeyValue
+	wire     wire
+	grouped  bool // one write in flight for each fence is all that the server allows
+	check    func(ctx context.Context) error
+	watching hub
+
+	mu     sync.Mutex // guards what follows
+	claims map[claimKey]*claim
+	sweep  int // at so many claims, those that have ended are removed
+}
+
+// Option changes how a Store works.
+type Option func(*options) error
+
+type options struct {
+	cluster string
+	client  string
+	timeout time.Duration
+	quiet   time.Duration
+}
+
+// WithCluster names the cluster of qlock nodes that the locks are from. Locks of the same
+// name from two clusters have fences of their own. Default: qlock.DefaultCluster.
+func WithCluster(name string) Option {
+	return func(o *options) error {
+		if !tokenPattern.MatchString(name) {
+			return fmt.Errorf("%w: cluster %q: use 1 to 64 letters, digits, - and _", ErrInvalid, name)
+		}
+		o.cluster = name
+		return nil
+	}
+}
+
+// WithClient names this client in the fences that it moves, for people, and in the errors
+// of those that it fences off. Default: none. Under uses the name of its Locker.
+func WithClient(name string) Option {
+	return func(o *options) error {
+		if name != "" && !tokenPattern.MatchString(name) {
+			return fmt.Errorf("%w: client %q: use 1 to 64 letters, digits, - and _", ErrInvalid, name)
+		}
+		o.client = name
+		return nil
+	}
+}
+
+// WithTimeout bounds calls whose context has no deadline. Default: DefaultTimeout.
+func WithTimeout(d time.Duration) Option {
+	return func(o *options) error {
+		if d <= 0 {
+			return fmt.Errorf("%w: WithTimeout(%v): it must be above zero", ErrInvalid, d)
+		}
+		o.timeout = d
+		return nil
+	}
+}
+
+// WithAnswerTimeout sets how long to wait for a single answer before asking what has become
+// of the write. While a stream elects a leader, answers are lost. Default:
+// DefaultAnswerTimeout.
+func WithAnswerTimeout(d time.Duration) Option {
+	return func(o *options) error {
+		if d <= 0 {
+			return fmt.Errorf("%w: WithAnswerTimeout(%v): it must be above zero", ErrInvalid, d)
+		}
+		o.quiet = d
+		return nil
+	}
+}
+
+func buildOptions(opts []Option) (options, error) {
+	o := options{cluster: qlock.DefaultCluster, timeout: DefaultTimeout, quiet: DefaultAnswerTimeout}
+	for _, opt := range opts {
+		if opt == nil {
+			continue
+		}
+		if err := opt(&o); err != nil {
+			return o, err
+		}
+	}
+	return o, nil
+}
+
+// Create makes a key-value bucket that has fences, or opens it if it was created with the same
+// configuration. Its error is jetstream.ErrBucketExists if there is another bucket of that
+// name: Prepare adds fences to it, and Open opens it.
+//
+// In the configuration, Mirror and Sources must be unset: what they copy passes by every
+// condition. Three replicas are recommended where the data matters.
+func Create(ctx context.Context, js jetstream.JetStream, cfg jetstream.KeyValueConfig, opts ...Option) (*Store, error) {
+	o, err := buildOptions(opts)
+	if err != nil {
+		return nil, err
+	}
+	stream, err := streamConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	if err := askLevel(ctx, js); err != nil {
+		return nil, err
+	}
+	made, err := js.CreateStream(ctx, stream)
+	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+		return nil, fmt.Errorf("store: create bucket %s: %w", cfg.Bucket, jetstream.ErrBucketExists)
+	} else if err != nil {
+		return nil, fmt.Errorf("store: create bucket %s: %w", cfg.Bucket, err)
+	}
+	if missing := lacks(cfg.Bucket, made.CachedInfo().Config); len(missing) > 0 {
+		return nil, fmt.Errorf("%w: nats-server 2.12 or later is needed: the server made the bucket %s without: %s", ErrUnsupported, cfg.Bucket, strings.Join(missing, "; "))
+	}
+	return open(ctx, js, cfg.Bucket, o)
+}
+
+// streamConfig is what jetstream.CreateKeyValue makes of the configuration, with fences.
+func streamConfig(cfg jetstream.KeyValueConfig) (jetstream.StreamConfig, error) {
+	if err := checkBucket(cfg.Bucket); err != nil {
+		return jetstream.StreamConfig{}, err
+	}
+	if cfg.Mirror != nil || len(cfg.Sources) > 0 {
+		return jetstream.StreamConfig{}, fmt.Errorf("%w: bucket %s: a mirror or a bucket with sources cannot have fences: what is copied passes by every condition", ErrUnsupported, cfg.Bucket)
+	}
+	if cfg.History > jetstream.KeyValueMaxHistory {
+		return jetstream.StreamConfig{}, jetstream.ErrHistoryTooLarge
+	}
+	n := names{cfg.Bucket}
+	orElse := func(n, none int64) int64 {
+		if n == 0 {
+			return none
+		}
+		return n
+	}
+	s := jetstream.StreamConfig{
+		Name: n.stream(), Description: cfg.Description,
+		MaxMsgsPerSubject: max(1, int64(cfg.History)), MaxBytes: orElse(cfg.MaxBytes, -1), MaxMsgs: -1,
+		MaxAge: cfg.TTL, MaxMsgSize: int32(orElse(int64(cfg.MaxValueSize), -1)),
+		Storage: cfg.Storage, Replicas: max(1, cfg.Replicas), Placement: cfg.Placement, RePublish: cfg.RePublish,
+		DenyDelete: true, Discard: jetstream.DiscardNew, Duplicates: 2 * time.Minute,
+		SubjectDeleteMarkerTTL: cfg.LimitMarkerTTL,
+		Metadata:               map[string]string{},
+	}
+	if cfg.TTL > 0 {
+		s.Duplicates = min(s.Duplicates, cfg.TTL)
+	}
+	if cfg.Compression {
+		s.Compression = jetstream.S2Compression
+	}
+	for k, v := range cfg.Metadata {
+		s.Metadata[k] = v
+	}
+	addFences(n, &s)
+	s.MaxConsumers = maxConsumers // cannot be changed later
+	return s, nil
+}
+
+// addFences makes what lacks reports.
+func addFences(n names, s *jetstream.StreamConfig) {
+	s.Subjects = append(slices.DeleteFunc(slices.Clone(s.Subjects), func(subject string) bool {
+		return subject == n.keys()+">" || subject == n.own()+">"
+	}), n.keys()+">", n.own()+">")
+	s.AllowAtomicPublish, s.AllowDirect, s.AllowMsgTTL, s.AllowRollup = true, true, true, true
+	s.Discard = jetstream.DiscardNew
+	if s.Metadata == nil {
+		s.Metadata = map[string]string{}
+	}
+	s.Metadata[metadataKey] = "1"
+}
+
+// lacks says in which ways a stream cannot have fences. Prepare can mend these.
+func lacks(bucket string, c jetstream.StreamConfig) []string {
+	var missing []string
+	n := names{bucket}
+	for _, subject := range []string{n.keys() + ">", n.own() + ">"} {
+		if !slices.Contains(c.Subjects, subject) {
+			missing = append(missing, "the stream has no subject "+subject)
+		}
+	}
+	for _, f := range []struct {
+		set  bool
+		what string
+	}{
+		{c.AllowAtomicPublish, "atomic batches (allow_atomic) are off"},
+		{c.AllowDirect, "direct gets (allow_direct) are off"},
+		{c.AllowMsgTTL, "the lifetime of single messages (allow_msg_ttl) is off"},
+		{c.AllowRollup, "rollups (allow_rollup_hdrs) are off"},
+		{c.Discard == jetstream.DiscardNew, "a full bucket discards old values (discard is not new)"},
+	} {
+		if !f.set {
+			missing = append(missing, f.what)
+		}
+	}
+	return missing
+}
+
+// unfit says why no change of its configuration lets a stream have fences.
+func unfit(bucket string, c jetstream.StreamConfig) error {
+	switch {
+	case c.Mirror != nil:
+		return fmt.Errorf("%w: bucket %s is a mirror of %s: what is copied passes by every condition: use the origin", ErrUnsupported, bucket, c.Mirror.Name)
+	case len(c.Sources) > 0:
+		return fmt.Errorf("%w: bucket %s has sources: what is copied passes by every condition", ErrUnsupported, bucket)
+	}
+	return nil
+}
+
+func checkBucket(bucket string) error {
+	if !tokenPattern.MatchString(bucket) {
+		return fmt.Errorf("%w: bucket %q: use 1 to 64 letters, digits, - and _", ErrInvalid, bucket)
+	}
+	return nil
+}
+
+// askLevel fails for servers that would store the messages of a batch one by one.
+func askLevel(ctx context.Context, js jetstream.JetStream) error {
+	const batches = 2 // nats-server 2.12
+	info, err := js.AccountInfo(ctx)
+	if err != nil {
+		return fmt.Errorf("store: ask for the account: %w", err)
+	}
+	if info.API.Level < batches {
+		return fmt.Errorf("%w: the server's JetStream API has level %d, and %d is needed: use nats-server 2.12 or later", ErrUnsupported, info.API.Level, batches)
+	}
+	return nil
+}
+
+// Prepare adds fences to a bucket that is there. It needs the permission to update the
+// stream. Values, watchers and clients are unaffected. Calling it again changes nothing.
+//
+// A program that makes its bucket at each start must stop doing so. For a prepared bucket,
+// jetstream.CreateKeyValue fails with ErrBucketExists. UpdateKeyValue and
+// CreateOrUpdateKeyValue fail too, unless their configuration has a LimitMarkerTTL: then they
+// take the fences away, no new holder can take one, and its calls fail with
+// ErrNotPrepared.
+func Prepare(ctx context.Context, js jetstream.JetStream, bucket string) error {
+	if err := checkBucket(bucket); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, DefaultTimeout)
+	defer cancel()
+	if err := askLevel(ctx, js); err != nil {
+		return err
+	}
+	c, err := config(ctx, js, bucket)
+	if err != nil {
+		return err
+	}
+	if err := unfit(bucket, c); err != nil {
+		return err
+	}
+	if len(lacks(bucket, c)) == 0 {
+		return nil
+	}
+	addFences(names{bucket}, &c)
+	made, err := js.UpdateStream(ctx, c)
+	if err != nil {
+		return fmt.Errorf("store: prepare bucket %s: %w", bucket, err)
+	}
+	if missing := lacks(bucket, made.CachedInfo().Config); len(missing) > 0 {
+		return fmt.Errorf("%w: nats-server 2.12 or later is needed: the server did not change: %s", ErrUnsupported, strings.Join(missing, "; "))
+	}
+	return nil
+}
+
+func config(ctx context.Context, js jetstream.JetStream, bucket string) (jetstream.StreamConfig, error) {
+	s, err := js.Stream(ctx, names{bucket}.stream())
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return jetstream.StreamConfig{}, fmt.Errorf("store: bucket %s: %w", bucket, jetstream.ErrBucketNotFound)
+	} else if err != nil {
+		return jetstream.StreamConfig{}, fmt.Errorf("store: look at bucket %s: %w", bucket, err)
+	}
+	return s.CachedInfo().Config, nil
+}
+
+// Open opens a bucket that Create or Prepare has made. It only looks: it changes nothing.
+//
+// Errors: a *NotPreparedError that lists what is missing, ErrUnsupported for mirrors and
+// buckets with sources, and jetstream.ErrBucketNotFound.
+func Open(ctx context.Context, js jetstream.JetStream, bucket string, opts ...Option) (*Store, error) {
+	o, err := buildOptions(opts)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkBucket(bucket); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	return open(ctx, js, bucket, o)
+}
+
+func open(ctx context.Context, js jetstream.JetStream, bucket string, o options) (*Store, error) {
+	var c jetstream.StreamConfig
+	check := func(ctx context.Context) (err error) {
+		if c, err = config(ctx, js, bucket); err != nil {
+			return err
+		}
+		if err := unfit(bucket, c); err != nil {
+			return err
+		}
+		if missing := lacks(bucket, c); len(missing) > 0 {
+			return &NotPreparedError{bucket, missing}
+		}
+		return nil
+	}
+	if err := check(ctx); err != nil {
+		return nil, err
+	}
+	grouped := c.Replicas > 1
+	kv, err := js.KeyValue(ctx, bucket)
+	if err != nil {
+		return nil, fmt.Errorf("store: open bucket %s: %w", bucket, err)
+	}
+	api, prefix := jetstream.DefaultAPIPrefix, ""
+	if given := js.Options(); given.Domain != "" {
+		api = "$JS." + given.Domain + ".API."
+		prefix = api
+	} else if given.APIPrefix != "" && strings.TrimSuffix(given.APIPrefix, ".")+"." != jetstream.DefaultAPIPrefix {
+		api = strings.TrimSuffix(given.APIPrefix, ".") + "."
+		prefix = api
+	}
+	n := names{bucket}
+	return &Store{
+		names: n, opt: o, nc: js.Conn(), kv: kv, grouped: grouped, claims: map[claimKey]*claim{}, sweep: 64,
+		wire: &natsWire{nc: js.Conn(), prefix: prefix, get: api + "DIRECT.GET." + n.stream(), quiet: o.quiet},
+		check: func(ctx context.Context) error {
+			// Not the variable above: this runs in several goroutines.
+			now, err := config(ctx, js, bucket)
+			if err != nil {
+				return err
+			}
+			if missing := lacks(bucket, now); len(missing) > 0 {
+				return &NotPreparedError{bucket, missing}
+			}
+			return nil
+		},
+	}, nil
+}
+
+// Bucket is the name of the bucket.
+func (s *Store) Bucket() string { return s.bucket }
+
+// KeyValue is the same bucket without fences. Its writes are not fenced, and its reads may
+// be behind on a bucket with replicas, also under a lock.
+func (s *Store) KeyValue() jetstream.KeyValue { return s.kv }
+
+// bound gives a context without a deadline one.
+func (s *Store) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, s.opt.timeout)
+}
+
+// pause waits before another try, longer each time. Its error is that of the context, with
+// why the tries before failed.
+type pause struct {
+	tries int
+	last  error
+}
+
+func (p *pause) wait(ctx context.Context, why error) error {
+	p.tries++
+	if why != nil {
+		p.last = why
+	}
+	d := min(time.Millisecond<<min(p.tries-1, 5), 20*time.Millisecond)
+	d = d/2 + rand.N(d)
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return p.end(ctx.Err())
+	}
+}
+
+func (p *pause) end(err error) error {
+	if p.last == nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	return fmt.Errorf("store: %w after %d tries; the last one failed: %w", err, p.tries, p.last)
+}
+
+// behind is why an answer of a replica does not count.
+func behind(upTo, floor uint64) error {
+	return fmt.Errorf("the replica that answered has messages up to %d, and %d is needed: it is behind, or the bucket was restored or made anew", upTo, floor)
+}
+
+// readFrom reads the subjects until a replica answers that has the message at floor. A floor
+// of 0 takes any answer.
+func (s *Store) readFrom(ctx context.Context, floor uint64, subjects []string) (answer, error) {
+	var p pause
+	for empty := 0; ; {
+		if err := ctx.Err(); err != nil {
+			return answer{}, p.end(err)
+		}
+		a, err := s.wire.read(ctx, subjects)
+		switch {
+		case errors.Is(err, errBusy), errors.Is(err, errSilent):
+		case err != nil:
+			return answer{}, fmt.Errorf("store: read: %w", err)
+		case a.upTo >= floor /*plant:store-floor*/ :
+			return a, nil
+		default:
+			err = behind(a.upTo, floor)
+			if a.upTo == 0 {
+				empty++
+			}
+		}
+		if empty == 3 {
+			// A replica that has none of the subjects does not say how far it is. It has the
+			// guard.
+			empty++
+			if _, err := s.barrier(ctx); err != nil {
+				return answer{}, err
+			}
+			subjects = append(slices.Clone(subjects), s.guard())
+		}
+		if err := p.wait(ctx, err); err != nil {
+			return answer{}, err
+		}
+	}
+}
+
+// barrier stores a message without meaning. A replica that has it has all that was stored
+// before.
+func (s *Store) barrier(ctx context.Context) (uint64, error) {
+	var p pause
+	for {
+		seq, err := s.wire.send(ctx, "", []*nats.Msg{s.guardMsg()})
+		switch {
+		case err == nil:
+			return seq, nil
+		case !errors.Is(err, errBusy) && !errors.Is(err, errSilent):
+			return 0, fmt.Errorf("store: %w", err)
+		}
+		if err := s.stuck(ctx, p.tries, err); err != nil {
+			return 0, err
+		}
+		if err := p.wait(ctx, err); err != nil {
+			return 0, err
+		}
+	}
+}
+
+func (s *Store) guardMsg() *nats.Msg {
+	return &nats.Msg{Subject: s.guard(), Header: nats.Header{headerTTL: {"never"}}}
+}
+
+// stuck looks at the bucket's configuration if nobody has listened to a publish several
+// times: somebody may have taken the fences away.
+func (s *Store) stuck(ctx context.Context, tries int, err error) error {
+	if tries%16 != 8 || !errors.Is(err, nats.ErrNoResponders) {
+		return nil
+	}
+	// While there is no leader, this question has no answer either.
+	ctx, cancel := context.WithTimeout(ctx, s.opt.quiet)
+	defer cancel()
+	if err := s.check(ctx); errors.Is(err, ErrNotPrepared) || errors.Is(err, jetstream.ErrBucketNotFound) {
+		return err
+	}
+	return nil
+}
+
+// Fence is what the fence of a lock says.
+type Fence struct {
+	Token    uint64 // 0 if no holder has used the store, or an operator has set it back
+	Shared   bool   // the last claim was a reader's
+	Client   string // who moved it, if known
+	Revision uint64
+	Moved    time.Time
+}
+
+// Fence returns the fence of a lock. It is read from any replica, and may be behind.
+func (s *Store) Fence(ctx context.Context, lock string) (Fence, error) {
+	subject, err := s.fenceOf(lock)
+	if err != nil {
+		return Fence{}, err
+	}
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	a, err := s.readFrom(ctx, 0, []string{subject})
+	if err != nil {
+		return Fence{}, err
+	}
+	f, err := parseFence(a.items[subject])
+	if err != nil {
+		return Fence{}, err
+	}
+	out := Fence{Token: f.token, Shared: f.shared, Client: f.client, Revision: f.rev}
+	if i := a.items[subject]; i != nil {
+		out.Moved = i.time
+	}
+	return out, nil
+}
+
+// Unfence sets the fence of a lock back, so that a holder with any token can take it. It is
+// for an operator, for the case that tokens of new holders are lower than before: the nodes
+// of the cluster have lost their state, and the clocks of the new ones are behind. Claims
+// that have the fence are fenced off. It returns the fence as it was.
+//
+// A former holder that has a token and has not used this store with it yet may take the
+// fence again. Make sure that none is left.
+func (s *Store) Unfence(ctx context.Context, lock string) (Fence, error) {
+	subject, err := s.fenceOf(lock)
+	if err != nil {
+		return Fence{}, err
+	}
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	var p pause
+	for {
+		f, err := s.Fence(ctx, lock)
+		if err != nil || f.Token == 0 {
+			return f, err
+		}
+		m := fenceMsg(subject, fence{client: s.opt.client}, f.Revision)
+		_, err = s.wire.send(ctx, "", []*nats.Msg{m})
+		if err == nil {
+			return f, nil
+		} else if r := (*refused)(nil); !errors.As(err, &r) && !errors.Is(err, errBusy) && !errors.Is(err, errSilent) {
+			return f, fmt.Errorf("store: unfence %q: %w", lock, err)
+		}
+		if err := p.wait(ctx, err); err != nil {
+			return f, err
+		}
+	}
+}
+
+func (s *Store) fenceOf(lock string) (string, error) {
+	name, err := encode("the lock's name", lock)
+	if err != nil {
+		return "", err
+	}
+	return s.fences() + s.opt.cluster + "." + name, nil
+}
+
+// marshal is for values that can be encoded.
+func marshal(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("store: " + err.Error())
+	}
+	return b
+}

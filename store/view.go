@@ -1,0 +1,512 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/qlock/qlock"
+)
+
+// Lock is a lock that is held: a *qlock.Lock, or one of another service whose tokens rise
+// with each exclusive holder.
+type Lock interface {
+	Name() string
+	Token() uint64
+	Shared() bool
+	Context() context.Context // ends when the lock is no longer held
+}
+
+// View reads and writes under the fence of one lock. Its methods may be called from several
+// goroutines. Every method fails with ErrFenced after the lock's context has ended or
+// another holder has moved the fence.
+//
+// Finish all calls before you unlock: a call that is running when the lock ends may have an
+// unknown outcome.
+type View struct {
+	s *Store
+	c *claim
+}
+
+// With returns a view for a lock. It sends nothing: the fence is moved at the first read or
+// write. All views of a claim are the same.
+func (s *Store) With(l Lock) *View { return s.with(l, s.opt.client) }
+
+func (s *Store) with(l Lock, client string) *View {
+	key := claimKey{l.Name(), l.Token(), l.Shared()}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.claims[key]
+	if c != nil && c.lock.Context().Err() == nil {
+		return &View{s, c}
+	}
+	if len(s.claims) >= s.sweep {
+		for k, c := range s.claims {
+			if c.lock.Context().Err() != nil {
+				delete(s.claims, k)
+			}
+		}
+		s.sweep = max(64, 2*len(s.claims))
+	}
+	c = &claim{s: s, lock: l, token: key.token, shared: key.shared, client: client, taking: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
+	if c.subject, c.invalid = s.fenceOf(key.lock); c.invalid == nil && key.token == 0 {
+		c.invalid = fmt.Errorf("%w: lock %q has no token", ErrInvalid, key.lock)
+	}
+	s.claims[key] = c
+	return &View{s, c}
+}
+
+type viewKey struct{ s *Store }
+
+// Under calls f while it holds the exclusive lock on name, with a view for it. It is
+// Locker.Do with a view: f's context ends with ctx and when the lock is lost. Functions that
+// f calls get the same view with In.
+func (s *Store) Under(ctx context.Context, locker *qlock.Locker, name string, f func(ctx context.Context, v *View) error) error {
+	if c := locker.Cluster(); c != s.opt.cluster {
+		return fmt.Errorf("%w: the Locker is of cluster %q, and the store's fences are of cluster %q: open the store WithCluster", ErrInvalid, c, s.opt.cluster)
+	}
+	return locker.Do(ctx, name, func(ctx context.Context) error {
+		client := s.opt.client
+		if client == "" {
+			client = locker.Name()
+		}
+		v := s.with(held{name, qlock.Token(ctx), ctx}, client)
+		return f(context.WithValue(ctx, viewKey{s}, v), v)
+	})
+}
+
+// held is an exclusive lock that Locker.Do holds.
+type held struct {
+	name  string
+	token uint64
+	ctx   context.Context
+}
+
+func (h held) Name() string             { return h.name }
+func (h held) Token() uint64            { return h.token }
+func (h held) Shared() bool             { return false }
+func (h held) Context() context.Context { return h.ctx }
+
+// NewContext returns a context that carries the view for In. Use it after With. Its parent
+// must be the lock's context, or one that descends from it.
+func (v *View) NewContext(parent context.Context) context.Context {
+	return context.WithValue(parent, viewKey{v.s}, v)
+}
+
+// In returns the view that Under or View.NewContext has put into the context. It fails with
+// ErrNoLock if there is none, or if the context descends from another lock that was
+// acquired since.
+func (s *Store) In(ctx context.Context) (*View, error) {
+	v, _ := ctx.Value(viewKey{s}).(*View)
+	token := qlock.Token(ctx)
+	switch {
+	case v == nil && token == 0:
+		return nil, fmt.Errorf("%w: the context comes from no lock: use Store.Under", ErrNoLock)
+	case v == nil:
+		return nil, fmt.Errorf("%w: the context comes from a lock, but has no view: use Store.Under in place of Locker.Do, or Store.With", ErrNoLock)
+	case token != 0 && token != v.c.token:
+		return nil, fmt.Errorf("%w: the view is of lock %q, but the context is of another lock that was acquired since: use Store.Under for that one too", ErrNoLock, v.c.lock.Name())
+	}
+	return v, nil
+}
+
+func (v *View) ready(keys ...string) error {
+	if v.c.invalid != nil {
+		return v.c.invalid
+	}
+	for _, k := range keys {
+		if err := checkKey(k); err != nil {
+			return err
+		}
+	}
+	return v.c.alive()
+}
+
+// Get returns the entry of a key. It is at least as new as all that earlier holders of the
+// lock have written, and as this claim's own writes. Its error is
+// jetstream.ErrKeyNotFound if there is none, or it was deleted.
+func (v *View) Get(ctx context.Context, key string) (jetstream.KeyValueEntry, error) {
+	snap, err := v.GetAll(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return snap.Get(key)
+}
+
+// GetAll returns the entries of up to 1,000 keys, as they were at one moment.
+func (v *View) GetAll(ctx context.Context, keys ...string) (Snapshot, error) {
+	if err := v.ready(keys...); err != nil {
+		return Snapshot{}, err
+	}
+	if len(keys) > maxKeys {
+		return Snapshot{}, fmt.Errorf("%w: %d keys in one read: the limit is %d", ErrInvalid, len(keys), maxKeys)
+	}
+	ctx, cancel := v.s.bound(ctx)
+	defer cancel()
+	subjects := make([]string, len(keys))
+	for i, k := range keys {
+		subjects[i] = v.s.key(k)
+	}
+	a, _, err := v.c.read(ctx, subjects)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	snap := Snapshot{revision: a.upTo, entries: make(map[string]*entry, len(keys))}
+	for i, k := range keys {
+		if it := a.items[subjects[i]]; !it.gone() {
+			snap.entries[k] = v.s.entry(k, it)
+		}
+	}
+	return snap, nil
+}
+
+// maxKeys are all keys of one read or transaction: the server gives 1,024 messages in an
+// answer, and takes 1,000 in a batch. The rest is for the fence, the guard and the id.
+const maxKeys = 990
+
+func (s *Store) entry(key string, i *item) *entry {
+	return &entry{bucket: s.bucket, key: key, value: i.data, rev: i.seq, created: i.time, op: i.op()}
+}
+
+// WriteOption changes a single write.
+type WriteOption func(*write) error
+
+// TTL lets a value expire. It is at least a second, and the server rounds down to seconds.
+func TTL(d time.Duration) WriteOption {
+	return func(w *write) error {
+		if d < time.Second {
+			return fmt.Errorf("%w: a TTL of %v: the shortest is one second", ErrInvalid, d)
+		}
+		w.ttl = d
+		return nil
+	}
+}
+
+// write is one message for a key.
+type write struct {
+	subject string
+	data    []byte
+	kind    writeKind
+	ttl     time.Duration
+}
+
+type writeKind int
+
+const (
+	writeValue writeKind = iota
+	writeDelete
+	writePurge
+)
+
+func (w *write) apply(opts []WriteOption) error {
+	for _, o := range opts {
+		if o != nil {
+			if err := o(w); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (w *write) msg() *nats.Msg {
+	m := &nats.Msg{Subject: w.subject, Data: w.data, Header: make(nats.Header, 2)}
+	switch w.kind {
+	case writeDelete:
+		m.Header[headerKVOp] = []string{"DEL"}
+	case writePurge:
+		m.Header[headerKVOp] = []string{"PURGE"}
+		m.Header[headerRollup] = []string{"sub"}
+	}
+	if w.ttl > 0 {
+		m.Header[headerTTL] = []string{ttlText(w.ttl)}
+	}
+	return m
+}
+
+func ttlText(d time.Duration) string { return strconv.FormatInt(int64(d/time.Second), 10) + "s" }
+
+// is reports whether a message is this write, done under a fence whose message was at rev.
+func (w *write) is(i *item, rev uint64) bool {
+	return i != nil && bytes.Equal(i.data, w.data) && i.hdr.Get(headerKVOp) == w.msg().Header.Get(headerKVOp) &&
+		i.hdr.Get(jetstream.ExpectedLastSubjSeqHeader) == strconv.FormatUint(rev, 10)
+}
+
+// Put stores a value, whatever was there, and returns its revision.
+func (v *View) Put(ctx context.Context, key string, value []byte, opts ...WriteOption) (uint64, error) {
+	return v.put(ctx, key, write{data: value}, opts)
+}
+
+// Delete marks a key as deleted, whatever was there. The bucket's history stays.
+func (v *View) Delete(ctx context.Context, key string) error {
+	_, err := v.put(ctx, key, write{kind: writeDelete}, nil)
+	return err
+}
+
+// Purge is like Delete, and removes the key's history.
+func (v *View) Purge(ctx context.Context, key string) error {
+	_, err := v.put(ctx, key, write{kind: writePurge}, nil)
+	return err
+}
+
+// Create stores a value if there is no such key, and returns its revision. Else its error is
+// a *ConflictError.
+//
+// Create and Update cost more than Put: they read, and commit a batch of two messages. A
+// holder that alone writes a key needs neither.
+func (v *View) Create(ctx context.Context, key string, value []byte, opts ...WriteOption) (uint64, error) {
+	return single(key)(v.Do(ctx, Insert(key, value, opts...)))
+}
+
+// Update stores a value if the key's revision is still rev, and returns the new one. Else its
+// error is a *ConflictError.
+func (v *View) Update(ctx context.Context, key string, value []byte, rev uint64, opts ...WriteOption) (uint64, error) {
+	return single(key)(v.Do(ctx, Update(key, value, rev, opts...)))
+}
+
+func single(key string) func(Result, error) (uint64, error) {
+	return func(r Result, err error) (uint64, error) {
+		if err != nil {
+			return 0, err
+		}
+		return r.Written(key), nil
+	}
+}
+
+// put is an unconditional write under the fence that waits for its turn.
+type put struct {
+	write
+	bytes int
+	done  chan struct{} // closed when rev and err are set
+	rev   uint64
+	err   error
+}
+
+const (
+	// What one goroutine sends for others that wait with it.
+	groupMost  = 256
+	groupBytes = 1 << 20
+)
+
+// put stores one message. With replicas the server lets only one write depend on a fence at
+// a time, and refuses all others until it is stored. So the first goroutine sends its own,
+// and what has come meanwhile goes as one batch by the next (S3). With one replica there is
+// no such limit, and there a batch costs much more than a message.
+func (v *View) put(ctx context.Context, key string, w write, opts []WriteOption) (uint64, error) {
+	if err := v.ready(key); err != nil {
+		return 0, err
+	}
+	c := v.c
+	if c.shared {
+		return 0, fmt.Errorf("%w: lock %q, key %q: acquire the lock exclusively", ErrShared, c.lock.Name(), key)
+	}
+	w.subject = v.s.key(key)
+	if err := w.apply(opts); err != nil {
+		return 0, err
+	}
+	ctx, cancel := v.s.bound(ctx)
+	defer cancel()
+	p := &put{write: w, bytes: len(w.subject) + len(w.data) + 256, done: make(chan struct{})}
+	if !v.s.grouped {
+		c.commitPuts(ctx, []*put{p})
+		return p.rev, p.err
+	}
+	c.mu.Lock()
+	c.waiting = append(c.waiting, p)
+	c.mu.Unlock()
+	for {
+		select {
+		case <-p.done:
+			return p.rev, p.err
+		case <-ctx.Done():
+			if c.leave(p) {
+				return 0, fmt.Errorf("store: put %q: %w while waiting for other writes under lock %q", key, ctx.Err(), c.lock.Name())
+			}
+			<-p.done // another goroutine is sending it, for as long as an answer takes
+			return p.rev, p.err
+		case c.turn <- struct{}{}:
+			if ps := c.group(p); len(ps) == 1 && ps[0] == p {
+				c.commitPuts(ctx, ps)
+			} else if len(ps) > 0 {
+				// The others must not suffer from the end of this call's context.
+				detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.s.opt.timeout)
+				c.commitPuts(detached, ps)
+				cancel()
+			}
+			<-c.turn
+		}
+	}
+}
+
+// leave takes back a put that nobody has sent.
+func (c *claim) leave(p *put) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, q := range c.waiting {
+		if q == p {
+			c.waiting = append(c.waiting[:i], c.waiting[i+1:]...)
+			return true
+		}
+	}
+	return false
+}
+
+// group takes what waits, if p waits too.
+func (c *claim) group(p *put) []*put {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-p.done:
+		return nil
+	default:
+	}
+	n, size := 0, 0
+	for _, q := range c.waiting {
+		if size += q.bytes; n > 0 && (n == groupMost || size > groupBytes) {
+			break
+		}
+		n++
+	}
+	ps := append([]*put(nil), c.waiting[:n]...)
+	c.waiting = append(c.waiting[:0], c.waiting[n:]...)
+	return ps
+}
+
+// commitPuts stores puts in one message or batch, and tells each its outcome.
+func (c *claim) commitPuts(ctx context.Context, ps []*put) {
+	err := c.sendPuts(ctx, ps)
+	if err != nil && len(ps) > 1 && !final(err) {
+		// One of them spoils the batch, such as by a key that this user may not write.
+		// Nothing was stored: let each have its own answer.
+		for _, p := range ps {
+			c.commitPuts(ctx, []*put{p})
+		}
+		return
+	}
+	for _, p := range ps {
+		p.err = err
+		close(p.done)
+	}
+}
+
+// final reports whether an error is that of the claim or the outcome, not of one message.
+func final(err error) bool {
+	return errors.Is(err, ErrFenced) || errors.Is(err, ErrUnknown) || errors.Is(err, ErrNotPrepared) ||
+		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
+
+func (c *claim) sendPuts(ctx context.Context, ps []*put) error {
+	var p pause
+	for {
+		rev, err := c.take(ctx)
+		if err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return p.end(err)
+		}
+		_, floor := c.state()
+		msgs := make([]*nats.Msg, len(ps))
+		for i, q := range ps {
+			msgs[i] = q.msg()
+		}
+		condition(msgs[0], c.subject, rev)
+		id := ""
+		if len(msgs) > 1 {
+			id = newID()
+		}
+		seq, err := c.s.wire.send(ctx, id, msgs)
+		switch r := (*refused)(nil); {
+		case err == nil:
+			c.raise(seq)
+			spread(ps, seq)
+			return nil
+		case errors.As(err, &r):
+			// The fence has moved. Who has it now is a matter of a read (S2).
+			c.raise(r.seq)
+			if _, _, err := c.read(ctx, nil); err != nil {
+				return err
+			}
+		case errors.Is(err, errBusy):
+			if err := c.s.stuck(ctx, p.tries, err); err != nil {
+				return err
+			}
+		case errors.Is(err, errSilent):
+			c.doubt(rev) //plant:store-doubt
+			done, unsure := c.landed(ctx, ps, id, rev, floor)
+			if unsure != nil {
+				return &UnknownError{What: describe(ps), Cause: errors.Join(unsure, err)}
+			} else if done {
+				return nil
+			}
+		default:
+			return fmt.Errorf("store: write %s: %w", describe(ps), err)
+		}
+		if err := p.wait(ctx, err); err != nil {
+			return err
+		}
+	}
+}
+
+// spread tells each put its revision: a batch is stored in one piece.
+func spread(ps []*put, last uint64) {
+	for i, p := range ps {
+		p.rev = last - uint64(len(ps)-1-i)
+	}
+}
+
+var errOvertaken = errors.New("another write of this claim came meanwhile")
+
+// landed moves the fence, so that puts without an answer are stored by now or never (S5),
+// and looks whether they are.
+func (c *claim) landed(ctx context.Context, ps []*put, id string, rev, floor uint64) (bool, error) {
+	subjects := make([]string, 0, len(ps))
+	for _, p := range ps {
+		subjects = append(subjects, p.subject)
+	}
+	a, _, err := c.read(ctx, subjects)
+	if err != nil {
+		return false, err
+	}
+	overtaken := true
+	for i, p := range ps {
+		it := a.items[p.subject]
+		if len(ps) > 1 && it != nil && it.hdr.Get(headerBatch) == id {
+			n, err := strconv.ParseUint(it.hdr.Get(headerBatchSeq), 10, 64)
+			if err != nil || n == 0 || n > uint64(len(ps)) {
+				return false, fmt.Errorf("the message at %d has no sequence in its batch", it.seq)
+			}
+			last := it.seq + uint64(len(ps)) - n
+			c.raise(last)
+			spread(ps, last)
+			return true, nil
+		}
+		if len(ps) == 1 && it.revision() > floor && p.is(it, rev) {
+			ps[i].rev = it.seq
+			return true, nil
+		}
+		overtaken = overtaken && it.revision() > floor
+	}
+	if overtaken {
+		return false, errOvertaken
+	}
+	return false, nil
+}
+
+func describe(ps []*put) string {
+	keys := make([]string, 0, 3)
+	for _, p := range ps {
+		if len(keys) == 3 && len(ps) > 3 {
+			return fmt.Sprintf("%s and %d more", strings.Join(keys, ", "), len(ps)-3)
+		}
+		keys = append(keys, p.subject)
+	}
+	return strings.Join(keys, ", ")
+}

@@ -1,0 +1,287 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	headerTTL    = "Nats-TTL"
+	headerMarker = "Nats-Marker-Reason"
+	headerKVOp   = "KV-Operation"
+	headerRollup = "Nats-Rollup"
+
+	headerBatch       = "Nats-Batch-Id"
+	headerBatchSeq    = "Nats-Batch-Sequence"
+	headerBatchCommit = "Nats-Batch-Commit"
+
+	headerUpTo    = "Nats-UpTo-Sequence"
+	headerPending = "Nats-Num-Pending"
+	headerSubject = "Nats-Subject"
+	headerSeq     = "Nats-Sequence"
+	headerTime    = "Nats-Time-Stamp"
+
+	// headerID marks the single message of a transaction, as Nats-Batch-Id does in a batch.
+	headerID     = "Qlock-Id"
+	headerClient = "Qlock-Client"
+	headerMode   = "Qlock-Mode"
+	headerWriter = "Qlock-Writer"
+)
+
+// item is a message of the stream.
+type item struct {
+	seq  uint64
+	time time.Time
+	data []byte
+	hdr  nats.Header
+}
+
+// gone reports whether the message says that there is no value.
+func (i *item) gone() bool {
+	return i == nil || i.hdr.Get(headerMarker) != "" || i.hdr.Get(headerKVOp) != ""
+}
+
+func (i *item) revision() uint64 {
+	if i == nil {
+		return 0
+	}
+	return i.seq
+}
+
+func (i *item) op() jetstream.KeyValueOp {
+	switch {
+	case i.hdr.Get(headerKVOp) == "DEL", i.hdr.Get(headerMarker) == "Remove":
+		return jetstream.KeyValueDelete
+	case i.gone():
+		return jetstream.KeyValuePurge
+	}
+	return jetstream.KeyValuePut
+}
+
+// answer is what a replica has at one moment: of each subject that was asked for, the last
+// message up to a sequence. upTo is 0 if it has none of them: then it does not say.
+type answer struct {
+	upTo  uint64
+	items map[string]*item
+}
+
+// refused is the server's answer "wrong last sequence: N": a condition did not hold.
+// Nothing was stored. seq is the last sequence of the subject of that condition, 0 if it
+// has none.
+type refused struct{ seq uint64 }
+
+func (e *refused) Error() string { return fmt.Sprintf("wrong last sequence: %d", e.seq) }
+
+var (
+	// errBusy: nothing was stored, and the server cannot say yet whether it may be.
+	errBusy = errors.New("the server is busy with other writes")
+	// errSilent: no answer came. The message may be stored, now or later.
+	errSilent = errors.New("no answer from the server")
+)
+
+// wire is what the store needs of NATS. Tests stand in for it to lose and delay messages.
+type wire interface {
+	// send stores one message, or several as an atomic batch with the given id, and
+	// returns the sequence of the last. Errors are *refused, errBusy, errSilent, or any
+	// other if nothing was stored.
+	send(ctx context.Context, id string, msgs []*nats.Msg) (uint64, error)
+	// read asks any replica.
+	read(ctx context.Context, subjects []string) (answer, error)
+}
+
+// newID names a batch or a transaction.
+func newID() string { return rand.Text() }
+
+type natsWire struct {
+	nc     *nats.Conn
+	prefix string // of published subjects, for a JetStream domain
+	get    string // the subject of direct gets
+	quiet  time.Duration
+}
+
+func (w *natsWire) send(ctx context.Context, id string, msgs []*nats.Msg) (uint64, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	if w.nc.IsClosed() {
+		return 0, nats.ErrConnectionClosed
+	}
+	for i, m := range msgs {
+		out := m
+		if w.prefix != "" || len(msgs) > 1 {
+			out = &nats.Msg{Subject: w.prefix + m.Subject, Header: m.Header, Data: m.Data}
+		}
+		if len(msgs) > 1 {
+			out.Header = nats.Header{headerBatch: {id}, headerBatchSeq: {strconv.Itoa(i + 1)}}
+			for k, v := range m.Header {
+				out.Header[k] = v
+			}
+		}
+		if i < len(msgs)-1 {
+			// Without the commit nothing of a batch is stored, so that this failure is final.
+			if err := w.nc.PublishMsg(out); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		if len(msgs) > 1 {
+			out.Header[headerBatchCommit] = []string{"1"}
+		}
+		wait, cancel := context.WithTimeout(ctx, w.quiet)
+		reply, err := w.nc.RequestMsgWithContext(wait, out)
+		cancel()
+		return stored(reply, err)
+	}
+	return 0, fmt.Errorf("%w: nothing to store", ErrInvalid)
+}
+
+// stored reads the answer to a publish.
+func stored(reply *nats.Msg, err error) (uint64, error) {
+	switch {
+	case err == nil:
+	case errors.Is(err, nats.ErrNoResponders):
+		// Nobody received it: there is no leader at the moment, or no such subject.
+		return 0, fmt.Errorf("%w: %w", errBusy, err)
+	case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, nats.ErrReconnectBufExceeded), errors.Is(err, nats.ErrBadSubject), errors.Is(err, nats.ErrHeadersNotSupported):
+		return 0, err
+	default:
+		return 0, fmt.Errorf("%w: %w", errSilent, err)
+	}
+	var ack struct {
+		Seq   uint64              `json:"seq"`
+		Error *jetstream.APIError `json:"error"`
+	}
+	if err := json.Unmarshal(reply.Data, &ack); err != nil || ack.Error == nil && ack.Seq == 0 {
+		// The answer comes from somebody else, or is of a kind that this version does not
+		// know. The message may be stored all the same.
+		return 0, fmt.Errorf("%w: the answer cannot be read", errSilent)
+	}
+	if ack.Error == nil {
+		return ack.Seq, nil
+	}
+	switch ack.Error.ErrorCode {
+	case jetstream.JSErrCodeStreamWrongLastSequence:
+		text := ack.Error.Description
+		n, err := strconv.ParseUint(text[strings.LastIndexByte(text, ' ')+1:], 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%w: %s", errBusy, text)
+		}
+		return 0, &refused{n}
+	case jetstream.JSErrCodeStreamWrongLastSequenceConstant:
+		// A message that the condition depends on is on its way. The server has stored
+		// nothing, and does not know yet whether the condition holds.
+		return 0, fmt.Errorf("%w: %w", errBusy, ack.Error) //plant:store-unsaid
+	case codeBatchIncomplete, codeTooManyBatches, codeNotAvailable:
+		return 0, fmt.Errorf("%w: %w", errBusy, ack.Error)
+	case codeBatchDisabled:
+		return 0, fmt.Errorf("%w: %w", ErrNotPrepared, ack.Error)
+	}
+	return 0, ack.Error
+}
+
+// Codes that package jetstream does not name.
+const (
+	codeNotAvailable    jetstream.ErrorCode = 10008
+	codeBatchDisabled   jetstream.ErrorCode = 10174
+	codeBatchIncomplete jetstream.ErrorCode = 10176
+	codeTooManyBatches  jetstream.ErrorCode = 10210
+)
+
+func (w *natsWire) read(ctx context.Context, subjects []string) (answer, error) {
+	body, err := json.Marshal(struct {
+		MultiLast []string `json:"multi_last"`
+	}{subjects})
+	if err != nil {
+		return answer{}, err
+	}
+	size := len(subjects) + 1
+	for _, s := range subjects {
+		if strings.HasSuffix(s, ".>") || strings.Contains(s, ".*") {
+			size = maxRead + 1
+		}
+	}
+	// As many as can come: with less room, nats.go would drop some.
+	ch := make(chan *nats.Msg, size)
+	inbox := w.nc.NewInbox()
+	sub, err := w.nc.ChanSubscribe(inbox, ch)
+	if err != nil {
+		return answer{}, err
+	}
+	defer func() { _ = sub.Unsubscribe() }() // the connection is closed
+	if err := w.nc.PublishRequest(w.get, inbox, body); err != nil {
+		return answer{}, err
+	}
+	wait, cancel := context.WithTimeout(ctx, w.quiet)
+	defer cancel()
+	a := answer{items: make(map[string]*item, len(subjects))}
+	for {
+		select {
+		case <-wait.Done():
+			return answer{}, fmt.Errorf("%w: %w", errSilent, wait.Err())
+		case m, ok := <-ch:
+			if !ok {
+				return answer{}, nats.ErrConnectionClosed
+			}
+			done, err := a.add(m)
+			if done || err != nil {
+				return a, err
+			}
+		}
+	}
+}
+
+// maxRead is how many messages the server gives in one answer, at most.
+const maxRead = 1024
+
+// add takes a message of the answer, and reports whether it is the last.
+func (a *answer) add(m *nats.Msg) (bool, error) {
+	number := func(header string) uint64 {
+		n, err := strconv.ParseUint(m.Header.Get(header), 10, 64)
+		if err != nil {
+			return 0
+		}
+		return n
+	}
+	switch m.Header.Get("Status") {
+	case "":
+	case "204":
+		if a.upTo = number(headerUpTo); a.upTo == 0 {
+			return false, fmt.Errorf("%w: the server does not say how new its answer is: this package needs nats-server 2.12 or later", ErrUnsupported)
+		}
+		if left := number(headerPending); left > 0 {
+			return false, fmt.Errorf("%w: the server left off %d values: the answer is too large, ask for fewer keys", ErrInvalid, left)
+		}
+		return true, nil
+	case "404":
+		if m.Header.Get("Description") == "Message Not Found" {
+			// It was removed while the server read it.
+			return false, fmt.Errorf("%w: read again", errBusy)
+		}
+		return true, nil
+	case "413":
+		return false, fmt.Errorf("%w: more than %d keys in one read: ask for fewer", ErrInvalid, maxRead)
+	case "503":
+		return false, fmt.Errorf("%w: %w", errBusy, nats.ErrNoResponders)
+	default:
+		return false, fmt.Errorf("%w: %s %s", errBusy, m.Header.Get("Status"), m.Header.Get("Description"))
+	}
+	i := &item{seq: number(headerSeq), data: m.Data, hdr: m.Header}
+	i.time, _ = time.Parse(time.RFC3339Nano, m.Header.Get(headerTime)) // for people
+	subject := m.Header.Get(headerSubject)
+	if i.seq == 0 || subject == "" {
+		return false, fmt.Errorf("%w: the answer to a read has no subject or sequence", errBusy)
+	}
+	if old := a.items[subject]; old == nil || old.seq < i.seq {
+		a.items[subject] = i
+	}
+	return false, nil
+}
