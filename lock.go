@@ -17,6 +17,24 @@ const (
 // Lock is a lock that is, or was, held. Its methods are safe for concurrent use.
 type Lock struct{ hold driver.Hold }
 
+func newLock() *Lock {
+	l := new(Lock)
+	l.hold.Owner = l
+	return l
+}
+
+// FromContext returns the innermost lock whose context is ctx or an ancestor of it, and whether
+// there is one. The lock need not be held any more: see Held. Its holder is another function,
+// which will unlock it: do not call Unlock. FromContext is safe for concurrent use.
+func FromContext(ctx context.Context) (l *Lock, ok bool) {
+	h := driver.FromContext(ctx)
+	if h == nil {
+		return nil, false
+	}
+	l, ok = h.Owner.(*Lock)
+	return l, ok
+}
+
 // Name returns the name of the resource.
 func (l *Lock) Name() string { return l.hold.Name() }
 

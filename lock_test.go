@@ -302,3 +302,31 @@ func TestHeldLocksCostNeitherGoroutineNorSubscription(t *testing.T) {
 		w.noClaims()
 	})
 }
+
+// A function that is given a context finds the innermost lock that it comes from.
+func TestFromContext(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a := w.client("a")
+		if l, ok := qlock.FromContext(t.Context()); ok || l != nil {
+			t.Errorf("%v from no lock", l)
+		}
+		err := a.Do(t.Context(), "x", func(outer context.Context) error {
+			k, err := a.RLock(outer, "y")
+			if err != nil {
+				return err
+			}
+			l, ok := qlock.FromContext(context.WithValue(k.Context(), struct{}{}, 1))
+			if !ok || l != k || l.Name() != "y" || !l.Shared() {
+				t.Errorf("%v, %v", l, ok)
+			}
+			if l, ok := qlock.FromContext(outer); !ok || l.Name() != "x" || l.Token() != qlock.Token(outer) {
+				t.Errorf("%v, %v", l, ok)
+			}
+			return k.Unlock(outer)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+}

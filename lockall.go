@@ -75,7 +75,7 @@ func (l *Locker) lockAll(ctx context.Context, patience driver.Patience, names []
 		if _, err := l.prepare(ctx, &r, nil); err != nil {
 			return fail(err)
 		}
-		k := new(Lock)
+		k := newLock()
 		l.client.Start(parent, &k.hold, r)
 		ended := ctx
 		select {

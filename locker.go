@@ -141,7 +141,7 @@ func (l *Locker) lock(ctx context.Context, name string, mode quorum.Mode, patien
 	if err != nil {
 		return nil, err
 	}
-	k := new(Lock)
+	k := newLock()
 	var watch func()
 	if o != nil {
 		if o.shared || o.try {

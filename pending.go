@@ -87,7 +87,7 @@ type Pending struct {
 // Whoever starts a request must look at Done, or call Cancel: a lock that is granted is held
 // until it is unlocked.
 func (l *Locker) Start(ctx context.Context, name string, opts ...LockOption) *Pending {
-	p := &Pending{locker: l, name: name, lock: new(Lock), stop: func() bool { return false }}
+	p := &Pending{locker: l, name: name, lock: newLock(), stop: func() bool { return false }}
 	r := driver.Request{Name: name}
 	o, err := l.prepare(ctx, &r, opts)
 	if err != nil {

@@ -246,11 +246,11 @@ func TestUnderALocker(t *testing.T) {
 				return err
 			}
 			return l.Do(ctx, "inner", func(ctx context.Context) error {
-				if qlock.Token(ctx) != v.c.token {
-					_, err := s.In(ctx)
-					wantIs(t, err, ErrNoLock)
+				inner, err := s.In(ctx)
+				if err == nil && inner.c.lock.Name() != "inner" {
+					t.Errorf("In finds the view of %q", inner.c.lock.Name())
 				}
-				return nil
+				return err
 			})
 		})
 		if err != nil {
@@ -263,9 +263,18 @@ func TestUnderALocker(t *testing.T) {
 	}
 	_, err := s.In(t.Context())
 	wantIs(t, err, ErrNoLock)
-	if err := l.Do(t.Context(), "x", func(ctx context.Context) error { return second(s.In(ctx)) }); !errors.Is(err, ErrNoLock) {
+	err = l.Do(t.Context(), "x", func(ctx context.Context) error {
+		v, err := s.In(ctx)
+		if err != nil {
+			return err
+		}
+		_, err = v.Put(ctx, "in", []byte("Do"))
+		return err
+	})
+	if err != nil {
 		t.Error(err)
 	}
+	wantStored(t, s, "in", "Do")
 	k := must(l.Lock(t.Context(), "orders.42"))(t)
 	v := s.With(k)
 	mustPut(t, v, "k", "v")

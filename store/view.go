@@ -100,19 +100,17 @@ func (v *View) NewContext(parent context.Context) context.Context {
 	return context.WithValue(parent, viewKey{v.s}, v)
 }
 
-// In returns the view that Under or View.NewContext has put into the context. It fails with
-// ErrNoLock if there is none, or if the context descends from another lock that was
-// acquired since.
+// In returns the view of the innermost lock whose context is ctx or an ancestor of it, as
+// within Locker.Do or Under, or else the view that View.NewContext has put into the context. It
+// fails with ErrNoLock if there is neither.
 func (s *Store) In(ctx context.Context) (*View, error) {
 	v, _ := ctx.Value(viewKey{s}).(*View)
-	token := qlock.Token(ctx)
+	l, ok := qlock.FromContext(ctx)
 	switch {
-	case v == nil && token == 0:
-		return nil, fmt.Errorf("%w: the context comes from no lock: use Store.Under", ErrNoLock)
-	case v == nil:
-		return nil, fmt.Errorf("%w: the context comes from a lock, but has no view: use Store.Under in place of Locker.Do, or Store.With", ErrNoLock)
-	case token != 0 && token != v.c.token:
-		return nil, fmt.Errorf("%w: the view is of lock %q, but the context is of another lock that was acquired since: use Store.Under for that one too", ErrNoLock, v.c.lock.Name())
+	case v == nil && !ok:
+		return nil, fmt.Errorf("%w: the context comes from no lock: call it within Locker.Do or Store.Under", ErrNoLock)
+	case ok && (v == nil || l.Name() != v.c.lock.Name() || l.Token() != v.c.token):
+		return s.With(l), nil // of the innermost lock
 	}
 	return v, nil
 }

@@ -48,6 +48,9 @@ type Terms struct {
 // Hold is one call's wish for a lock, and then the lock: Client.Start makes it, and it is
 // over when it has failed, was unlocked, or is lost. Any goroutine may call its methods.
 type Hold struct {
+	// Owner is the caller's own value, set before Client.Start and not changed after it.
+	Owner any
+
 	client  *Client
 	request Request
 	asked   time.Time
