@@ -69,7 +69,7 @@ type Answer string
 const (
 	AnswerVoted      Answer = "voted"      // the node voted for the claim
 	AnswerQueued     Answer = "queued"     // other claims are ahead
-	AnswerRefused    Answer = "refused"    // the node does not accept the claim, or its answers do not count
+	AnswerRefused    Answer = "refused"    // it rejects the claim, or its answers do not count
 	AnswerRecovering Answer = "recovering" // the node does not vote yet
 	AnswerSilent     Answer = "silent"     // the node never answered
 )

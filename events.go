@@ -33,7 +33,7 @@ type Event struct {
 	Votes     int     `json:"votes,omitempty"` // EventAcquired: number of votes for the lock
 	Nodes     int     `json:"nodes,omitempty"`
 	Waited    float64 `json:"waited_ms"`            // milliseconds from the request to the grant
-	Held      float64 `json:"held_ms,omitempty"`    // EventReleased, EventLost: milliseconds since the grant
+	Held      float64 `json:"held_ms,omitempty"`    // EventReleased, EventLost: milliseconds held
 	Note      string  `json:"note,omitempty"`       // EventAcquired: see WithNote
 	EvictedBy string  `json:"evicted_by,omitempty"` // EventLost: the client that evicted it
 }

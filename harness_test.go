@@ -71,7 +71,7 @@ func stands(lease time.Duration) time.Duration { return lease - lease/50 }
 // until all votes have expired (N8, N9).
 const (
 	probeWait  = 300 * time.Millisecond    // the default of NodeConfig.ProbeWait
-	runOut     = maxLease + maxLease/50 // after which all votes that may have been forgotten have expired
+	runOut     = maxLease + maxLease/50    // after which all forgotten votes have expired
 	listening  = maxLease/10 + maxLease/30 // in which an earlier node of the name asks for it
 	quarantine = listening + runOut
 )
@@ -266,7 +266,7 @@ func (w *world) connect(opts ...nats.Option) *link {
 	l := &link{srv: w.srv}
 	nc, err := nats.Connect("", append([]nats.Option{
 		nats.InProcessServer(l), nats.MaxReconnects(-1), nats.ReconnectWait(reconnectWait), nats.ReconnectJitter(0, 0),
-		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // the default handler prints
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // the default prints
 	}, opts...)...)
 	if err != nil {
 		w.t.Fatal(err)

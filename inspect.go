@@ -38,7 +38,7 @@ type LockInfo struct {
 	Waiting int
 
 	Answered   []string // nodes that answered
-	Recovering []string // those of Answered that do not vote yet, because they may have forgotten votes
+	Recovering []string // those of Answered that may have forgotten votes, and do not vote yet
 	Silent     []string // nodes that did not answer; claims that only these know are missing
 }
 
@@ -107,7 +107,8 @@ func (l *Locker) Inspect(ctx context.Context, name string) (*LockInfo, error) {
 			return &all[i], nil
 		}
 	}
-	return nil, fmt.Errorf("qlock: inspect %s: the nodes answered about other names", quote(name)) // these are not nodes of qlock
+	// A node of qlock answers about the name that it was asked about.
+	return nil, fmt.Errorf("qlock: inspect %s: the nodes answered about other names", quote(name))
 }
 
 // Evict ends a claim that Inspect or Locks listed, held or waiting. The client of the claim learns

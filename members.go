@@ -59,10 +59,10 @@ func (c ClusterConfig) quorum(m quorum.Mode) int {
 type Conflict string
 
 const (
-	ConflictName     Conflict = Conflict(members.NameClash)   // another process answers under the same name
-	ConflictConfig   Conflict = Conflict(members.OtherConfig) // its configuration differs from Members.Config
-	ConflictUnlisted Conflict = Conflict(members.Unlisted)    // its own list of nodes does not contain it
-	ConflictDigest   Conflict = Conflict(members.WrongDigest) // the digest that it sends is not that of its configuration
+	ConflictName     Conflict = Conflict(members.NameClash)   // another process has the same name
+	ConflictConfig   Conflict = Conflict(members.OtherConfig) // it does not have Members.Config
+	ConflictUnlisted Conflict = Conflict(members.Unlisted)    // its own list does not name it
+	ConflictDigest   Conflict = Conflict(members.WrongDigest) // its digest does not fit its Config
 )
 
 // Member describes a node of a cluster. If the node did not answer, only Name is set.
@@ -79,7 +79,7 @@ type Member struct {
 	Claims      int           // claims that are held or waiting there
 
 	RoundTrip   time.Duration // time from the question to the answer
-	ClockOffset time.Duration // how far its clock is ahead of this machine's; accurate to half of RoundTrip
+	ClockOffset time.Duration // how far its clock is ahead of this one's, to half of RoundTrip
 	TokensAhead time.Duration // how far the highest token that it gave is ahead of its clock
 
 	Conflict Conflict // empty if there is none

@@ -13,8 +13,8 @@ type RequestKind string
 
 const (
 	RequestAcquire RequestKind = subject.Acquire // asks for a lock
-	RequestRelease RequestKind = subject.Release // releases a lock, or gives up its place in the queue
-	RequestYield   RequestKind = subject.Yield   // returns a vote to a node that wants it for an older request
+	RequestRelease RequestKind = subject.Release // releases a lock, or a place in the queue
+	RequestYield   RequestKind = subject.Yield   // returns a vote to a node, for an older request
 )
 
 // Request is a request of a client to the nodes, as an observer receives it. Subscribe to the
@@ -88,7 +88,8 @@ func ParseRequests(on string, body []byte) ([]Request, error) {
 	if err != nil {
 		return nil, fmt.Errorf("qlock: request on %s: %w", quote(on), err)
 	}
-	if name, err := subject.DecodeName(p.Resource); err == nil { // otherwise no client of this package sent it, and the name stays encoded
+	// If this fails, no client of this package sent the request, and the name stays encoded.
+	if name, err := subject.DecodeName(p.Resource); err == nil {
 		r.Resource = name
 	}
 	return appendRequest(nil, p.Cluster, p.Resource, r), nil

@@ -49,7 +49,7 @@ const unclear = math.MaxUint64
 
 type unlocker struct {
 	lock      *Lock
-	goroutine uint64 // ID of the goroutine that locked it; 0: unknown, and none of those recorded in the list
+	goroutine uint64 // that locked it; 0: unknown, and none of those recorded in the list
 }
 
 // add appends a lock. losses is the Locker's number of losses before the lock was requested, and

@@ -46,18 +46,18 @@ type LockerStats struct {
 
 // LockerFailures counts calls that got no lock, by the reason in their LockError.
 type LockerFailures struct {
-	Held     uint64 `json:"held"`      // ErrHeld; includes Lock when its context ended while another claim held the lock
-	NoQuorum uint64 `json:"no_quorum"` // ErrNoQuorum: the context ended, and too few nodes had answered
+	Held     uint64 `json:"held"`      // ErrHeld; also Lock, if it ended while another held it
+	NoQuorum uint64 `json:"no_quorum"` // ErrNoQuorum: the context ended, too few nodes had answered
 	Refused  uint64 `json:"refused"`   // ErrRefused, by the nodes or by NATS
 	Evicted  uint64 `json:"evicted"`   // ErrEvicted
-	Closed   uint64 `json:"closed"`    // ErrClosed: the Locker or the connection was closed during the wait
+	Closed   uint64 `json:"closed"`    // ErrClosed: the Locker or the connection, while it waited
 }
 
 // WaitTimes is a histogram of the time from the request for a lock to the grant.
 type WaitTimes struct {
 	Count   uint64        `json:"count"`
 	Sum     time.Duration `json:"sum_ns"`
-	Buckets []WaitBucket  `json:"buckets"` // sorted by their bounds, which are the same in every version
+	Buckets []WaitBucket  `json:"buckets"` // sorted by bound; the same bounds in every version
 }
 
 // WaitBucket counts the waits up to a bound, including those of the lower buckets. The bounds are
@@ -96,7 +96,7 @@ const (
 // NodeStats holds the current state and the counters of a node.
 type NodeStats struct {
 	State      NodeState     `json:"state"`
-	Started    time.Time     `json:"started"`       // when StartNode was called, by this node's clock
+	Started    time.Time     `json:"started"`       // when StartNode was called, by its own clock
 	Recovering time.Duration `json:"recovering_ns"` // how much longer it does not vote
 
 	Claims    int `json:"claims"`    // claims that are held or waiting
@@ -110,13 +110,13 @@ type NodeStats struct {
 
 	// The numbers below count from the start of the node on.
 	Requests      uint64       `json:"requests"`
-	Malformed     uint64       `json:"malformed"`      // those of Requests that were ignored because they could not be decoded
+	Malformed     uint64       `json:"malformed"`      // those of Requests that were unreadable
 	Granted       uint64       `json:"granted"`        // votes given
 	Refused       NodeRefusals `json:"refused"`        // refused claims
-	Recalls       uint64       `json:"recalls"`        // messages that told clients that others wait for their claims
-	LeasesExpired uint64       `json:"leases_expired"` // claims, held or waiting, whose client fell silent
-	Evicted       uint64       `json:"evicted"`        // claims that somebody asked to end (Locker.Evict)
-	LogDropped    uint64       `json:"log_dropped"`    // log lines that the logger did not accept in time
+	Recalls       uint64       `json:"recalls"`        // messages to clients that others wait
+	LeasesExpired uint64       `json:"leases_expired"` // claims, held or waiting, of silent clients
+	Evicted       uint64       `json:"evicted"`        // claims asked to end: Locker.Evict
+	LogDropped    uint64       `json:"log_dropped"`    // lines that the logger was too slow for
 }
 
 // NodeRefusals counts the claims that a node refused, by reason.
@@ -124,7 +124,7 @@ type NodeRefusals struct {
 	Config uint64 `json:"config"` // the client has another configuration
 	Lease  uint64 `json:"lease"`  // the lease is longer than MaxLease
 	Age    uint64 `json:"age"`    // the client's clock is ahead by more than MaxSkew
-	Fence  uint64 `json:"fence"`  // the wanted token is further ahead than clocks within bounds explain
+	Fence  uint64 `json:"fence"`  // the wanted token is further ahead than clocks in bounds explain
 	Claims uint64 `json:"claims"` // the client has MaxClaims claims
 	Queue  uint64 `json:"queue"`  // MaxQueue claims wait for the name
 	Copy   uint64 `json:"copy"`   // two clients send as one instance: see LockerStats.Copies

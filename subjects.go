@@ -20,10 +20,10 @@ import (
 type Subject struct {
 	Cluster string
 	Family  string // "node", "admin" or "event"; "api" is reserved
-	Verb    string // of a request, or the kind of an event; empty if the message has several requests
+	Verb    string // of a request, or the kind of an event; empty if there are several requests
 	Client  string
 	Name    string // of the lock; empty if the message is not about a single lock
-	Encoded string // Name in the form that it has in the subject: without blanks and control characters
+	Encoded string // Name as it is in the subject: without blanks and control characters
 }
 
 // ParseSubject splits the subject of a message that was received on a ClusterSubject or an

@@ -38,7 +38,7 @@ type Config struct {
 	Name    string // name of the client
 	Log     *natsio.Log
 
-	Lease        time.Duration // 0: DefaultLease, or the longest lease of the cluster if that is shorter
+	Lease        time.Duration // 0: DefaultLease, or the cluster's longest if that is shorter
 	DefaultLease time.Duration
 	Retention    time.Duration
 	PassMost     int           // how often a claim is passed on although others wait; 0: no bound
@@ -71,7 +71,7 @@ type Client struct {
 	denials *natsio.Denials
 	queries queries
 
-	published atomic.Uint64 // highest seq of a claim whose request was published before the next denial
+	published atomic.Uint64 // highest seq of an acquire published before the next denial
 	toldGone  atomic.Bool   // whether the log says that the connection is closed
 
 	stop    chan struct{}
@@ -233,7 +233,8 @@ func (c *Client) unlock(h *Hold) error {
 			c.machine.release(h)
 			return h.lost
 		case was == lost, was == expired:
-			h.cancel(h.lost) // another goroutine may be ending the context; it has ended when cancel returns
+			// Another goroutine may be ending the context. It has ended when cancel returns.
+			h.cancel(h.lost)
 			return h.lost
 		default:
 			return nil
@@ -356,7 +357,8 @@ type publisherOwner Client
 // about messages that have not been published yet.
 func (o *publisherOwner) BeforePublish(acquired uint64) {
 	o.denials.Read()
-	o.published.Store(max(o.published.Load(), acquired)) // a repeated request of an older claim must not lower it
+	// A repeated request of an older claim must not lower it.
+	o.published.Store(max(o.published.Load(), acquired))
 }
 
 func (o *publisherOwner) PayloadChanged(most int) { o.machine.fit(most) }

@@ -79,7 +79,7 @@ type Hold struct {
 type watch struct {
 	wanted  chan struct{} // closed when somebody else waits; nil: nobody asked
 	told    bool          // wanted is closed, or is about to be
-	changed chan struct{} // closed when what the request waits for may have changed; nil: no caller waits
+	changed chan struct{} // closed at a change of what the request waits for; nil: nobody asked
 	watched bool          // somebody asked
 	dirty   bool          // a change happened since then
 }

@@ -31,7 +31,7 @@ import (
 type machine struct {
 	cfg   *Config
 	log   *natsio.Log
-	pub   *natsio.Publisher // its mutex is locked under mu, so that messages are in the order of the steps
+	pub   *natsio.Publisher // locked under mu, so that messages are in the order of the steps
 	start time.Time         // zero of the monotonic clock readings
 
 	wake   chan struct{}  // makes the loop call the machine now; has room for one
@@ -49,7 +49,7 @@ type machine struct {
 	unlockedAt time.Duration // when a lock was last unlocked
 	burst      int           // number of locks granted by the last message that granted any
 	timers     timers
-	refreshes  map[*Hold]chan struct{} // closed for callers that wait for the answers to a refresh in progress
+	refreshes  map[*Hold]chan struct{} // to close when the refresh in progress is answered
 }
 
 func newMachine(cfg *Config, pub *natsio.Publisher, m *Membership) *machine {
@@ -517,7 +517,8 @@ func (m *machine) failWaiting(reason, cause error, concerned func(*Hold) bool) {
 	m.mu.Unlock()
 	m.inSteps(len(all), func(i int, s *step) {
 		h := all[i].User.(*Hold)
-		if all[i].State() != hold.Waiting || !concerned(h) { // a request that failed may have made room for this one
+		// A request that failed may have made room for this one.
+		if all[i].State() != hold.Waiting || !concerned(h) {
 			return
 		}
 		m.failNow(s, h, &Failure{Reason: reason, Cause: cause})
@@ -559,7 +560,7 @@ func (m *machine) giveUpAll(all []*hold.Hold) {
 		case hold.Waiting:
 			m.failNow(s, h, &Failure{Reason: ErrClosed})
 		case hold.Holding:
-			if h.state == held { // otherwise it is being unlocked, and its context may not have ended yet
+			if h.state == held { // otherwise its context may not have ended yet
 				m.counts.setState(h, unlocked)
 			}
 			holding = append(holding, h)
@@ -584,7 +585,8 @@ func (m *machine) giveUpAll(all []*hold.Hold) {
 		more = m.table.ReleaseIdle(s.now, mostInStep, &s.Out)
 		m.finish(s)
 	}
-	m.ending.Wait() // a lock may have been lost since, and a paused publisher would not publish at the end
+	// A lock may have been lost since, and a paused publisher would not publish at the end.
+	m.ending.Wait()
 }
 
 func newInstance() uuid.UUID { return uuid.New() }

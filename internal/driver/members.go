@@ -97,8 +97,8 @@ func withDefaultTimeout(ctx context.Context) (context.Context, context.CancelFun
 var errNobody = errors.New("the NATS server knows of nobody who listens there")
 
 const (
-	membersPatience = time.Second           // how long to wait for silent nodes after the first answer
-	membersSettle   = 30 * time.Millisecond // how long to wait, at least, for a second node of a name
+	membersPatience = time.Second           // wait for silent nodes after the first answer
+	membersSettle   = 30 * time.Millisecond // least wait for a second node of a name
 )
 
 // membersQuery is a query in progress. The goroutine that waits for it calls run. The goroutines

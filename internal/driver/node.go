@@ -35,7 +35,7 @@ const (
 type Ending uint8
 
 const (
-	Clean Ending = iota // it saves its votes and queues in the state directory, and says farewell (N9)
+	Clean Ending = iota // it saves its votes and queues in the state directory, and says farewell
 	Crash               // as if its process ended
 )
 
@@ -399,7 +399,8 @@ func (n *Node) receive(on, reply string, body []byte) {
 	}
 	most := 0
 	switch r.Verb {
-	case wire.Refresh, wire.List, wire.Inspect: // their answers may be long, and another server may accept less
+	// The answers may be long, and another server may accept less.
+	case wire.Refresh, wire.List, wire.Inspect:
 		most = int(n.nc.MaxPayload())
 	}
 	s := n.machine.begin()
@@ -477,7 +478,8 @@ func (n *Node) finishBatch(s *nodeStep, reply string) {
 func (n *Node) publish(s *voter.Send, buf *[]byte) {
 	*buf = wire.AppendAnswer((*buf)[:0], &s.Answer)
 	err := n.nc.Publish(s.To, *buf)
-	if s.Answer.Text != "" && errors.Is(err, nats.ErrMaxPayload) { // the text is only an explanation
+	// The text is only an explanation, and the answer counts without it.
+	if s.Answer.Text != "" && errors.Is(err, nats.ErrMaxPayload) {
 		s.Answer.Text = ""
 		*buf = wire.AppendAnswer((*buf)[:0], &s.Answer)
 		err = n.nc.Publish(s.To, *buf)

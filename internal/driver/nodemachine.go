@@ -147,7 +147,7 @@ type NodeStats struct {
 	Started                             time.Time
 	Recovering                          time.Duration
 	Claims, Waiting, Resources, Clients int
-	Ahead                               time.Duration // of the highest token, compared with the node's clock
+	Ahead                               time.Duration // lead of the highest token over the clock
 	Counts                              voter.Counts
 	Requests, Malformed                 uint64
 }

@@ -143,7 +143,8 @@ func (c *Client) Query(ctx context.Context, r wire.Request, take func(*wire.Answ
 	defer cancel()
 	nodes := c.Cluster().Nodes
 	r.Client, r.Nonce = c.cfg.Name, cmp.Or(r.Nonce, newInstance().String())
-	if n := len(wire.AppendRequest(nil, &r)); n > c.pub.MaxBody() && r.Verb != wire.Evict { // the publisher removes the text of an evict that is too long
+	// The publisher removes the text of an evict that is too long.
+	if n := len(wire.AppendRequest(nil, &r)); n > c.pub.MaxBody() && r.Verb != wire.Evict {
 		return nil, nil, fmt.Errorf("qlock: %s: the request has %d bytes, and the NATS server accepts %d (max_payload)", r.Verb, n, c.pub.MaxBody())
 	}
 	q := &query{
