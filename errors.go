@@ -91,6 +91,7 @@ type Holder struct {
 	Own    bool          // whether it is the same Locker: locks are not reentrant
 }
 
+// String returns a description in one line.
 func (h *Holder) String() string {
 	mode, verb := "exclusively", "held"
 	if h.Shared {
@@ -138,6 +139,7 @@ func (e *LockError) Unwrap() []error {
 	return []error{e.Reason}
 }
 
+// Error returns a text with the reason, the holder or the nodes' answers if known, and the cause.
 func (e *LockError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "qlock: %s %s: ", e.Op, quote(e.Name))

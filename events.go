@@ -11,9 +11,9 @@ import (
 type EventKind string
 
 const (
-	EventAcquired EventKind = subject.Acquired
-	EventReleased EventKind = subject.Released
-	EventLost     EventKind = subject.Lost
+	EventAcquired EventKind = subject.Acquired // the lock was granted
+	EventReleased EventKind = subject.Released // the lock was released
+	EventLost     EventKind = subject.Lost     // the lock was lost or evicted
 )
 
 // Event is a message that a Locker publishes for observers on

@@ -89,8 +89,8 @@ type NodeState string
 const (
 	NodeProbing    NodeState = "probing"    // it listens for another node of its name
 	NodeRecovering NodeState = "recovering" // it may have forgotten votes, and does not vote yet
-	NodeVoting     NodeState = "voting"
-	NodeStopped    NodeState = "stopped"
+	NodeVoting     NodeState = "voting"     // it votes
+	NodeStopped    NodeState = "stopped"    // it no longer serves
 )
 
 // NodeStats holds the current state and the counters of a node.

@@ -361,6 +361,7 @@ func (o *publisherOwner) BeforePublish(acquired uint64) {
 	o.published.Store(max(o.published.Load(), acquired))
 }
 
+// PayloadChanged limits the size of messages to the most bytes that the connection accepts.
 func (o *publisherOwner) PayloadChanged(most int) { o.machine.fit(most) }
 
 // ConnectionClosed fails everything that waits for a connection that is permanently closed.

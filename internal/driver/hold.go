@@ -79,7 +79,7 @@ type Hold struct {
 type watch struct {
 	wanted  chan struct{} // closed when somebody else waits; nil: nobody asked
 	told    bool          // wanted is closed, or is about to be
-	changed chan struct{} // closed at a change of what the request waits for; nil: nobody asked
+	changed chan struct{} // closed at a change of what the request waits for; nil: nobody waits
 	watched bool          // somebody asked
 	dirty   bool          // a change happened since then
 }
