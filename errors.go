@@ -11,87 +11,87 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// What errors.Is finds in the errors of this package. Where a context's end cut
-// a wait short, its error is found as well.
+// These are the errors of this package, for errors.Is. If the end of a context cut a wait short,
+// errors.Is finds the context's error as well.
 var (
-	// ErrHeld: another claim is in the way. TryLock and TryRLock fail with it, and
-	// so do Lock and RLock when their context ends while another holds the lock.
+	// ErrHeld means that another claim is in the way. TryLock and TryRLock fail with it. Lock and
+	// RLock fail with it when their context ends while another claim holds the lock.
 	ErrHeld = driver.ErrHeld
-	// ErrNoQuorum: too few nodes could give their vote.
+	// ErrNoQuorum means that too few nodes could vote.
 	ErrNoQuorum = driver.ErrNoQuorum
-	// ErrLost: the lock was held and is no more, though it was not unlocked: too
-	// few nodes confirmed it in time. The text says if the reason was that the wall
-	// clock was set, or that the machine slept.
+	// ErrLost means that the lock was held and is no longer held, although it was not unlocked: too
+	// few nodes confirmed it in time. The text says if the reason was that the wall clock was set
+	// or that the machine slept.
 	ErrLost = driver.ErrLost
-	// ErrEvicted: somebody ended the claim (Locker.Evict). Of a lock that was held
+	// ErrEvicted means that somebody ended the claim (Locker.Evict). If the lock was held,
 	// errors.Is finds ErrLost as well.
 	ErrEvicted = driver.ErrEvicted
-	// ErrUnlocked is the cause with which a lock's context ends after Unlock.
+	// ErrUnlocked is the cause of the end of a lock's context after Unlock.
 	ErrUnlocked = driver.ErrUnlocked
-	// ErrNotHeld: Held was called under no lock, or under one that is held no more.
+	// ErrNotHeld means that Held was called under no lock, or under one that is no longer held.
 	ErrNotHeld = errors.New("qlock: the lock is not held")
-	// ErrHoldExpired: the lock has been held for as long as HoldAtMost allows. It is the cause
-	// of the end of its context, and what Unlock returns.
+	// ErrHoldExpired means that the lock has been held for as long as HoldAtMost allows. It is the
+	// cause of the end of the lock's context, and Unlock returns it.
 	ErrHoldExpired = driver.ErrHoldExpired
-	// ErrPending: Pending.Lock was called before the request was decided.
+	// ErrPending means that Pending.Lock was called before the request was decided.
 	ErrPending = errors.New("qlock: the lock is still waited for")
-	// ErrClosed: the Locker, the Node or the NATS connection was closed.
+	// ErrClosed means that the Locker, the Node or the NATS connection was closed.
 	ErrClosed = driver.ErrClosed
-	// ErrInvalidName: a name of a resource, client, cluster or node that cannot be
-	// one.
+	// ErrInvalidName means that the name of a resource, client, cluster or node is invalid.
 	ErrInvalidName = subject.ErrInvalidName
-	// ErrInvalidLease: a lease (WithLease) that no client may have, or one that is longer
+	// ErrInvalidLease means that the lease (WithLease) is one that no client may have, or is longer
 	// than the nodes allow.
 	ErrInvalidLease = driver.ErrInvalidLease
-	// ErrRefused: so many nodes refused the claim that no quorum is left, or NATS
-	// did not let it be published.
+	// ErrRefused means that so many nodes refused the claim that no quorum is left, or that NATS
+	// did not allow the client to publish the request.
 	ErrRefused = driver.ErrRefused
 )
 
-// LockError says why a lock was not had. Use errors.As for its details, and
-// errors.Is for the reason.
+// LockError describes why acquiring a lock failed. Use errors.As for the details, and errors.Is for
+// the reason.
 type LockError struct {
 	Op   string // "lock", "rlock", "try-lock", "try-rlock"
-	Name string // of the resource
+	Name string // name of the resource
 
 	// Reason is ErrHeld, ErrNoQuorum, ErrRefused, ErrEvicted or ErrClosed.
 	Reason error
-	// Cause is what ended the wait, usually the context's error; it may be nil.
+	// Cause is what ended the wait, usually the context's error. It may be nil.
 	Cause error
 
-	Need   int          // votes needed
-	Nodes  []NodeAnswer // what each node of the cluster had to say, by name
+	Need   int          // number of votes needed
+	Nodes  []NodeAnswer // the last answer of each node of the cluster, sorted by name
 	Holder *Holder      // who is in the way, if known
 }
 
-// Answer is what a node said of a claim, in a word.
+// Answer is the kind of a node's answer about a claim.
 type Answer string
 
 const (
-	AnswerVoted      Answer = "voted"      // the node gave its vote
-	AnswerQueued     Answer = "queued"     // other claims come first
-	AnswerRefused    Answer = "refused"    // the node does not accept the claim, or its answers do not count
-	AnswerRecovering Answer = "recovering" // the node gives no votes yet
+	AnswerVoted      Answer = "voted"      // the node voted for the claim
+	AnswerQueued     Answer = "queued"     // other claims are ahead
+	AnswerRefused    Answer = "refused"    // it rejects the claim, or its answers do not count
+	AnswerRecovering Answer = "recovering" // the node does not vote yet
 	AnswerSilent     Answer = "silent"     // the node never answered
 )
 
-// NodeAnswer is what a node said of a claim.
+// NodeAnswer is a node's answer about a claim.
 type NodeAnswer struct {
 	Node    string
 	Answer  Answer
-	Detail  string        // for a person
-	Waiting time.Duration // recovering: how long it will still give no votes
+	Detail  string        // explanation for people; may be empty
+	Waiting time.Duration // AnswerRecovering: how much longer the node does not vote
 }
 
-// Holder is who was in the way, as the nodes last told.
+// Holder is the client that is in the way, according to the nodes' last answers.
 type Holder struct {
-	Client string        // its name
-	Shared bool          // a reader
-	Held   bool          // it has the nodes' votes; otherwise it waits ahead
-	For    time.Duration // since when
-	Own    bool          // it is the very Locker that was asked: locks are not reentrant
+	Client string        // name of the client
+	Shared bool          // whether it is a reader
+	Held   bool          // whether it has the nodes' votes; otherwise it waits ahead of this claim
+	For    time.Duration // how long it has held the lock, or waited
+	Own    bool          // whether it is the same Locker: locks are not reentrant
 }
 
+// String returns a description in one line.
 func (h *Holder) String() string {
 	mode, verb := "exclusively", "held"
 	if h.Shared {
@@ -107,7 +107,7 @@ func (h *Holder) String() string {
 	return text
 }
 
-// Votes is the number of nodes that had given their vote.
+// Votes returns the number of nodes that had voted for the claim.
 func (e *LockError) Votes() int { return votesOf(e.Nodes) }
 
 func votesOf(nodes []NodeAnswer) int {
@@ -120,7 +120,7 @@ func votesOf(nodes []NodeAnswer) int {
 	return n
 }
 
-// Silent lists the nodes that never answered.
+// Silent returns the names of the nodes that never answered.
 func (e *LockError) Silent() []string {
 	var out []string
 	for _, a := range e.Nodes {
@@ -131,7 +131,7 @@ func (e *LockError) Silent() []string {
 	return out
 }
 
-// Unwrap gives errors.Is the reason and the cause.
+// Unwrap returns the reason and the cause, for errors.Is.
 func (e *LockError) Unwrap() []error {
 	if e.Cause != nil {
 		return []error{e.Reason, e.Cause}
@@ -139,6 +139,7 @@ func (e *LockError) Unwrap() []error {
 	return []error{e.Reason}
 }
 
+// Error returns a text with the reason, the holder or the nodes' answers if known, and the cause.
 func (e *LockError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "qlock: %s %s: ", e.Op, quote(e.Name))
@@ -168,7 +169,7 @@ func (e *LockError) Error() string {
 	return b.String()
 }
 
-// lockError writes the error from how the wish stood when its wait ended.
+// lockError makes the error of a request from its state at the end of the wait.
 func (l *Locker) lockError(r *driver.Request, f *driver.Failure) *LockError {
 	e := newLockError(operation(r), r.Name, f)
 	if e.Holder != nil && f.IsOwn {
@@ -179,7 +180,7 @@ func (l *Locker) lockError(r *driver.Request, f *driver.Failure) *LockError {
 
 func newLockError(op, name string, f *driver.Failure) *LockError {
 	r := &f.Report
-	made := &struct { // tries fail often: one allocation for both
+	made := &struct { // one allocation for both, because tries fail often
 		LockError
 		holder Holder
 	}{LockError: LockError{Op: op, Name: name, Reason: f.Reason, Cause: f.Cause, Need: r.Need}}
@@ -201,8 +202,8 @@ func newLockError(op, name string, f *driver.Failure) *LockError {
 	return e
 }
 
-// nodeAnswer is what a node said of a claim; suppressed says that the nodes were asked to tell
-// only of votes.
+// nodeAnswer converts a node's report about a claim. suppressed means that the nodes were asked to
+// answer only if they vote.
 func nodeAnswer(n *client.NodeReport, suppressed bool) NodeAnswer {
 	a := NodeAnswer{Node: n.Name}
 	switch driver.AnswerOf(n) {

@@ -7,23 +7,22 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// EventKind is what became of a lock.
+// EventKind tells what happened to a lock.
 type EventKind string
 
 const (
-	EventAcquired EventKind = subject.Acquired
-	EventReleased EventKind = subject.Released
-	EventLost     EventKind = subject.Lost
+	EventAcquired EventKind = subject.Acquired // the lock was granted
+	EventReleased EventKind = subject.Released // the lock was released
+	EventLost     EventKind = subject.Lost     // the lock was lost or evicted
 )
 
-// Event is what a Locker publishes for observers on
-// lock.<cluster>.event.<acquired|released|lost>.<client>.<resource>. The protocol
-// does not read events, and nothing waits for them: they may be lost, or come
-// late. A lock that is passed on within a Locker is acquired once, by its first
-// holder, and released once, by its last. Subscribe to EventSubject, and read what
-// comes with ParseEvent.
+// Event is a message that a Locker publishes for observers on
+// lock.<cluster>.event.<acquired|released|lost>.<client>.<resource>. The protocol does not use
+// events and does not wait for them: they may be lost or arrive late. If a Locker passes a lock on
+// among its goroutines, its first holder publishes one acquired event, and its last holder one
+// released event. Subscribe to EventSubject, and decode the messages with ParseEvent.
 type Event struct {
-	// From the subject.
+	// The subject carries these.
 	Cluster string    `json:"-"`
 	Kind    EventKind `json:"-"`
 	Client  string    `json:"-"`
@@ -31,16 +30,16 @@ type Event struct {
 
 	Mode      string  `json:"mode"` // "exclusive" or "shared"
 	Token     uint64  `json:"token"`
-	Votes     int     `json:"votes,omitempty"` // acquired: that it was held by
+	Votes     int     `json:"votes,omitempty"` // EventAcquired: number of votes for the lock
 	Nodes     int     `json:"nodes,omitempty"`
-	Waited    float64 `json:"waited_ms"`            // from asking to holding
-	Held      float64 `json:"held_ms,omitempty"`    // released, lost
-	Note      string  `json:"note,omitempty"`       // acquired
-	EvictedBy string  `json:"evicted_by,omitempty"` // lost: the client that asked for it
+	Waited    float64 `json:"waited_ms"`            // milliseconds from the request to the grant
+	Held      float64 `json:"held_ms,omitempty"`    // EventReleased, EventLost: milliseconds held
+	Note      string  `json:"note,omitempty"`       // EventAcquired: see WithNote
+	EvictedBy string  `json:"evicted_by,omitempty"` // EventLost: the client that evicted it
 }
 
-// ParseEvent reads a message that came for an EventSubject. Events may come from
-// anybody who may publish there; what is no event is an error.
+// ParseEvent decodes a message that was received on an EventSubject. Any client that may publish
+// there can send such a message, so ParseEvent returns an error if it is not an event.
 func ParseEvent(subject string, body []byte) (*Event, error) {
 	s, err := ParseSubject(subject)
 	if err != nil {

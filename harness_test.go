@@ -26,37 +26,37 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// The tests of this package run Lockers and Nodes on a real nats-server in virtual
-// time (testing/synctest): messages take no time at all, time goes on only when
-// everybody waits for it, and settle returns when every message has been
-// delivered and handled. So a wait can be measured to the microsecond, nothing
-// needs a tolerance, and nothing sleeps in earnest. A goroutine that outlives a
-// bubble makes its test panic.
+// The tests of this package run Lockers and Nodes on a real nats-server in virtual time
+// (testing/synctest). Messages take no time. Time advances only when all goroutines wait for it.
+// settle returns when every message has been delivered and handled. So tests can measure waits to
+// the microsecond and need no tolerances, and no test really sleeps. A goroutine that outlives its
+// bubble makes the test panic.
 
 // bubble runs f in virtual time.
 func bubble(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
-	// nats.go keeps timers in a sync.Pool, and a timer of one bubble may not be
-	// used in another, or outside. A reconnect uses one, whatever we call.
+	// nats.go keeps timers in a sync.Pool. A timer of one bubble may not be used in another, or
+	// outside. A reconnect uses such a timer, whatever the test calls.
 	emptyPools()
 	defer emptyPools()
 	synctest.Test(t, func(t *testing.T) {
-		// The server's own timers keep virtual time going, so that one who waits for
-		// ever would not be found by synctest as a deadlock.
+		// The server's own timers keep virtual time advancing, so synctest would not report a
+		// goroutine that waits forever as a deadlock.
 		watchdog := time.AfterFunc(2*time.Hour, func() { panic("the test has not ended within two hours of virtual time") })
 		defer watchdog.Stop()
 		f(t)
 	})
 }
 
-// emptyPools empties every sync.Pool: what is in one survives one collection.
+// emptyPools empties every sync.Pool. It takes two collections, because the content of a pool
+// survives one.
 func emptyPools() {
 	runtime.GC()
 	runtime.GC()
 }
 
-// settle waits until every goroutine of the bubble waits for time or for the
-// test: all messages have come to their ends.
+// settle waits until every goroutine of the bubble waits for time or for the test. All messages
+// have then been handled.
 func settle() { synctest.Wait() }
 
 const (
@@ -64,21 +64,19 @@ const (
 	maxLease  = 30 * time.Second
 )
 
-// stands is how long a vote stands at a client: the lease less the margin for
-// drift (C1).
+// stands returns how long a vote is valid for a client: the lease less the margin for drift (C1).
 func stands(lease time.Duration) time.Duration { return lease - lease/50 }
 
-// A node that may have forgotten listens for an earlier one of its name, and then waits
-// until all votes have run out (N8, N9).
+// A node that may have forgotten votes listens for an earlier node of its name, and then waits
+// until all votes have expired (N8, N9).
 const (
 	probeWait  = 300 * time.Millisecond    // the default of NodeConfig.ProbeWait
-	runOut     = maxLease + maxLease/50    // until then all votes have run out that may have been forgotten
+	runOut     = maxLease + maxLease/50    // after which all forgotten votes have expired
 	listening  = maxLease/10 + maxLease/30 // in which an earlier node of the name asks for it
 	quarantine = listening + runOut
 )
 
-// world is a nats-server and the nodes of a cluster, each on a connection of its
-// own.
+// world is a nats-server and the nodes of a cluster. Each node has a connection of its own.
 type world struct {
 	t     *testing.T
 	srv   *server.Server
@@ -93,7 +91,7 @@ type testNode struct {
 	link        *link
 }
 
-// setup changes what a test needs otherwise.
+// setup changes the defaults of a world.
 type setup struct {
 	node   func(i int, c *qlock.NodeConfig)
 	server func(o *server.Options)
@@ -125,7 +123,7 @@ func newWorld(t *testing.T, n int, change ...setup) *world {
 		tn := &testNode{world: w, link: w.connect()}
 		tn.cfg = qlock.NodeConfig{
 			Name: name, Nodes: names, StateDir: filepath.Join(dir, name), MaxLease: maxLease,
-			// A service ends by Drain, and that by a Flush with a pooled timer.
+			// Closing a service calls Drain, which calls Flush, which uses a pooled timer.
 			NoService: true,
 			Logger:    slog.New(w.log),
 		}
@@ -174,7 +172,7 @@ func newServer(t *testing.T, s setup) *world {
 	return w
 }
 
-// each calls f for all nodes at once, and waits.
+// each calls f for all nodes concurrently, and waits.
 func (w *world) each(f func(*testNode)) {
 	var wg sync.WaitGroup
 	for _, tn := range w.nodes {
@@ -207,7 +205,7 @@ func (tn *testNode) stop() {
 	tn.Node = nil
 }
 
-// crash stops the node as the end of its process would.
+// crash stops the node as if its process ended.
 func (tn *testNode) crash() {
 	tn.world.t.Helper()
 	if err := crash.Node(tn.Node); err != nil {
@@ -221,12 +219,12 @@ type link struct {
 	*nats.Conn
 	srv nats.InProcessConnProvider
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	isCut bool
 	conns []*gate
 }
 
-// InProcessConn gives nats.go a way to the server, unless it is cut.
+// InProcessConn connects nats.go to the server, unless the link is cut.
 func (l *link) InProcessConn() (net.Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -242,7 +240,7 @@ func (l *link) InProcessConn() (net.Conn, error) {
 	return g, nil
 }
 
-// cut breaks the connection, and keeps it from being made again.
+// cut breaks the connection and prevents reconnects.
 func (l *link) cut() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -253,7 +251,7 @@ func (l *link) cut() {
 	l.conns = nil
 }
 
-// mend lets the connection be made again, which it is within reconnectWait.
+// mend allows reconnects again. The connection reconnects within reconnectWait.
 func (l *link) mend() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -262,7 +260,7 @@ func (l *link) mend() {
 
 const reconnectWait = 100 * time.Millisecond
 
-// connect makes a connection to the server. It is closed when the test ends.
+// connect makes a connection to the server and closes it when the test ends.
 func (w *world) connect(opts ...nats.Option) *link {
 	w.t.Helper()
 	l := &link{srv: w.srv}
@@ -278,15 +276,15 @@ func (w *world) connect(opts ...nats.Option) *link {
 	return l
 }
 
-// client makes a Locker with a lease of testLease on a connection of its own, and
-// closes it when the test ends.
+// client makes a Locker with a lease of testLease on a connection of its own, and closes it when
+// the test ends.
 func (w *world) client(name string, opts ...qlock.Option) *qlock.Locker {
 	w.t.Helper()
 	l, _ := w.clientOn(name, opts...)
 	return l
 }
 
-// clientOn is client for tests that do something to its connection.
+// clientOn is like client for tests that also need the connection.
 func (w *world) clientOn(name string, opts ...qlock.Option) (*qlock.Locker, *link) {
 	w.t.Helper()
 	nc := w.connect()
@@ -309,10 +307,10 @@ func (w *world) locker(nc *nats.Conn, name string, opts ...qlock.Option) *qlock.
 	return l
 }
 
-// claims is how many claims the i-th node knows.
+// claims returns the number of claims at the i-th node.
 func (w *world) claims(i int) int { return w.nodes[i].Stats().Claims }
 
-// noClaims checks that no node knows of any claim any more.
+// noClaims checks that no node has a claim.
 func (w *world) noClaims() {
 	w.t.Helper()
 	settle()
@@ -323,14 +321,14 @@ func (w *world) noClaims() {
 	}
 }
 
-// timeout is the test's context with a deadline.
+// timeout returns the test's context with a deadline.
 func timeout(t *testing.T, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-// mustLock takes a lock that must be free, or become so in time.
+// mustLock acquires a lock that must be free, or become free within a minute.
 func mustLock(t *testing.T, l *qlock.Locker, name string) *qlock.Lock {
 	t.Helper()
 	k, err := l.Lock(timeout(t, time.Minute), name)
@@ -364,7 +362,8 @@ type waiter struct {
 	waited time.Duration
 }
 
-// waitFor calls lock, and returns when it waits in the nodes' queues or is over.
+// waitFor calls lock in a goroutine. It returns when the call waits in the nodes' queues or has
+// returned.
 func waitFor(ctx context.Context, lock func(context.Context, string, ...qlock.LockOption) (*qlock.Lock, error), name string) *waiter {
 	w := &waiter{done: make(chan struct{})}
 	start := time.Now()
@@ -377,7 +376,7 @@ func waitFor(ctx context.Context, lock func(context.Context, string, ...qlock.Lo
 	return w
 }
 
-// over reports whether the call has returned once all messages are delivered.
+// over reports whether the call has returned after all messages have been delivered.
 func (w *waiter) over() bool {
 	settle()
 	select {
@@ -388,7 +387,7 @@ func (w *waiter) over() bool {
 	}
 }
 
-// held waits for the lock.
+// held waits for the lock and returns it.
 func (w *waiter) held(t *testing.T) *qlock.Lock {
 	t.Helper()
 	select {
@@ -402,14 +401,14 @@ func (w *waiter) held(t *testing.T) *qlock.Lock {
 	return w.lock
 }
 
-// observer counts what is published on lock.>.
+// observer counts the messages on lock.>.
 type observer struct {
 	mu    sync.Mutex // guards count, seen
 	count map[string]int
 	seen  []*nats.Msg
 }
 
-// observe subscribes to everything about locks, as a person with nats sub would.
+// observe subscribes to everything about locks, as a person with "nats sub" would.
 func (w *world) observe() *observer {
 	w.t.Helper()
 	o := &observer{count: map[string]int{}}
@@ -429,7 +428,7 @@ func (w *world) observe() *observer {
 	return o
 }
 
-// unfold gives the requests of a batch as if each had come alone.
+// unfold splits a batch into messages with one request each.
 func unfold(t testing.TB, m *nats.Msg) []*nats.Msg {
 	part := strings.Split(m.Subject, ".")
 	if len(part) != 4 {
@@ -437,7 +436,7 @@ func unfold(t testing.TB, m *nats.Msg) []*nats.Msg {
 	}
 	var list []json.RawMessage
 	if json.Unmarshal(m.Data, &list) != nil {
-		return []*nats.Msg{m} // what is not one
+		return []*nats.Msg{m} // not a batch
 	}
 	out := make([]*nats.Msg, len(list))
 	for i, one := range list {
@@ -451,8 +450,8 @@ func unfold(t testing.TB, m *nats.Msg) []*nats.Msg {
 	return out
 }
 
-// take returns how often each verb and kind of event was seen since the last
-// call, once all messages are delivered.
+// take returns how often each verb and each kind of event was seen since the last call, after all
+// messages have been delivered.
 func (o *observer) take() map[string]int {
 	settle()
 	o.mu.Lock()
@@ -462,7 +461,7 @@ func (o *observer) take() map[string]int {
 	return c
 }
 
-// messages returns what was seen on subjects with the prefix.
+// messages returns the messages that were seen on subjects with the prefix.
 func (o *observer) messages(prefix string) []*nats.Msg {
 	settle()
 	o.mu.Lock()
@@ -476,7 +475,7 @@ func (o *observer) messages(prefix string) []*nats.Msg {
 	return out
 }
 
-// logbook is a slog.Handler that keeps what was logged.
+// logbook is a slog.Handler that stores the lines.
 type logbook struct {
 	state *logState // shared by handlers made with WithAttrs
 	attrs string
@@ -537,7 +536,7 @@ func containsAll(s string, words ...string) bool {
 	return true
 }
 
-// wantText checks what an error tells a person.
+// wantText checks that the text of an error contains words.
 func wantText(t *testing.T, err error, words ...string) {
 	t.Helper()
 	if err == nil {
@@ -551,7 +550,7 @@ func wantText(t *testing.T, err error, words ...string) {
 	}
 }
 
-// wantIs checks what errors.Is finds in an error.
+// wantIs checks that errors.Is finds targets in an error.
 func wantIs(t *testing.T, err error, targets ...error) {
 	t.Helper()
 	for _, target := range targets {
@@ -561,5 +560,5 @@ func wantIs(t *testing.T, err error, targets ...error) {
 	}
 }
 
-// forget removes what a stopped node left in its state directory.
+// forget removes the mark of a stopped node from its state directory.
 func (tn *testNode) forget() error { return os.Remove(filepath.Join(tn.cfg.StateDir, "node.json")) }

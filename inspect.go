@@ -19,70 +19,69 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// LockInfo is a lock as the nodes have it, put together from what each of them
-// says. They do not say it at the same moment: what changes meanwhile may show with the
-// votes of some nodes only. A claim is held if its client counts it as held: by a quorum
-// of votes that agree on the token, or of any votes when it was held before. A node that
-// lost its state, and waits, counts for a claim when that claim's client has told it since
-// that it holds.
+// LockInfo describes a lock, assembled from the answers of all nodes. The nodes do not answer at
+// the same moment, so a change in between may show at some of them only. A claim counts as held by
+// the rule that its client uses: a quorum of votes that agree on the token, or a quorum of any
+// votes if the claim was held before. A node that lost its state, and does not vote yet, counts for
+// a claim if the claim's client has told it since that it holds the claim.
 type LockInfo struct {
 	Name string
 
-	// Holders have a quorum of votes: one writer, or readers. Locks lists at most
-	// eight of them, and Holding counts them all.
+	// Holders are the claims that have a quorum of votes: one writer, or readers. Locks lists at
+	// most eight of them; Holding counts all.
 	Holders []ClaimInfo
 	Holding int
 
-	// Queue is who waits, in order, those first who have some node's vote. Locks has
-	// only these, and Waiting counts them all.
+	// Queue are the waiting claims in order, beginning with those that have the vote of some node.
+	// Locks lists only those with a vote; Waiting counts all.
 	Queue   []ClaimInfo
 	Waiting int
 
-	Answered   []string // nodes
-	Recovering []string // of these, those that give no votes yet: they may have forgotten some
-	Silent     []string // nodes that did not answer: what only these know is missing
+	Answered   []string // nodes that answered
+	Recovering []string // those of Answered that may have forgotten votes, and do not vote yet
+	Silent     []string // nodes that did not answer; claims that only these know are missing
 }
 
-// Complete reports whether nobody but the claims in it can hold the lock: of the nodes that
-// vote a quorum has answered.
+// Complete reports whether only the claims listed here can hold the lock. This is so when a quorum
+// of nodes that vote have answered.
 func (i *LockInfo) Complete() bool {
 	return len(i.Answered)-len(i.Recovering) >= quorum.Size(len(i.Answered)+len(i.Silent), exclusive)
 }
 
-// ClaimInfo is a claim as the nodes have it: a lock held, kept (WithRetention), or
+// ClaimInfo describes a claim according to the nodes: a lock that is held, kept (WithRetention), or
 // waited for. Goroutines of one Locker may share a claim.
 type ClaimInfo struct {
-	ID     string // names the claim for ever
+	ID     string // identifies the claim; never used again for another one
 	Client string
-	Note   string // its client's (WithNote, ContextWithNote)
-	Shared bool   // a reader's
+	Note   string // the client's description (WithNote, ContextWithNote, Note)
+	Shared bool   // whether it is a reader
 
-	Held  bool   // with the votes of a quorum, as its client counts them
-	Token uint64 // its fencing token, if it is held
-	// MayHold is whether a claim that is not Held, as far as the nodes tell that have it,
-	// may be held with the votes of nodes that are silent, or recovering.
+	Held  bool   // whether it has a quorum of votes, as its client counts them
+	Token uint64 // fencing token, if it is held
+	// MayHold is set for a claim that is not Held if the votes that it has could be a quorum
+	// together with votes of nodes that are silent or recovering.
 	MayHold bool
-	Lease   time.Duration // how long it would outlive a client that falls silent
-	For     time.Duration // since it has its votes, or waits
-	Asked   time.Time     // by its client's clock: older goes first
+	Lease   time.Duration // how long the claim outlives a client that falls silent
+	For     time.Duration // how long it has had its votes, or waited
+	Asked   time.Time     // when it was requested, by its client's clock; older claims go first
 
 	Kept    bool // its client passes it on among its goroutines, or retains it
-	Evicted bool // it is to end: see Locker.Evict
+	Evicted bool // somebody asked for its end: see Locker.Evict
 
-	Voted, Queued []string // nodes where it has the vote, and where it waits
+	Voted, Queued []string // nodes that vote for it, and nodes that queue it
 }
 
-// Locks lists what is locked and waited for, by name. pattern selects names as
-// NATS selects subjects: orders.> or *.42, written as in subjects (docs/wire.md);
-// empty, or >, is all. It asks the nodes, page by page, and each page costs them
-// about as much as a few locks do.
+// Locks lists the locks that are held or waited for, sorted by name. pattern selects names as NATS
+// selects subjects, for example orders.> or *.42, in the form that names have in subjects
+// (docs/wire.md). An empty pattern, or >, selects all names. Locks asks the nodes page by page.
+// Each page costs the nodes about as much as a few locks.
 //
-// It returns when all nodes have answered, or a quorum has and the others have been
-// silent for half a second. Without a deadline in ctx it gives up after 5 s.
+// Locks returns when all nodes have answered, or when a quorum have and the others have been silent
+// for half a second. If ctx has no deadline, it gives up after 5 s.
 //
-// Errors: ErrNoQuorum with the context's error; ErrRefused if NATS does not let this
-// client ask (the permission for list is one of its own: docs/security.md);
-// ErrClosed if the Locker or its connection is closed.
+// Errors: ErrInvalidName if the pattern is invalid; ErrNoQuorum with the context's error;
+// ErrRefused if NATS does not let this client ask (list has a permission of its own:
+// docs/security.md); ErrClosed if the Locker or its connection is closed.
 func (l *Locker) Locks(ctx context.Context, pattern string) ([]LockInfo, error) {
 	if pattern != "" && !subject.IsPattern(pattern) {
 		return nil, fmt.Errorf("%w: the pattern %s: use names with * for one token, and > at the end for all that follow; other characters as in subjects",
@@ -91,9 +90,9 @@ func (l *Locker) Locks(ctx context.Context, pattern string) ([]LockInfo, error) 
 	return l.inspect(ctx, wire.Request{Verb: wire.List, Query: pattern})
 }
 
-// Inspect tells all that the nodes have on one name. If nobody holds it or waits for
-// it, the info has no claims. Errors and time are those of Locks; the permission is
-// that for inspect.
+// Inspect returns everything that the nodes know about one name. If no claim holds it or waits for
+// it, the LockInfo has no claims. Inspect takes as long, and fails with the same errors, as Locks.
+// It needs the permission for inspect.
 func (l *Locker) Inspect(ctx context.Context, name string) (*LockInfo, error) {
 	resource, err := subject.EncodeName(name)
 	if err != nil {
@@ -108,24 +107,24 @@ func (l *Locker) Inspect(ctx context.Context, name string) (*LockInfo, error) {
 			return &all[i], nil
 		}
 	}
-	return nil, fmt.Errorf("qlock: inspect %s: the nodes answered about other names", quote(name)) // not these nodes
+	// A node of qlock answers about the name that it was asked about.
+	return nil, fmt.Errorf("qlock: inspect %s: the nodes answered about other names", quote(name))
 }
 
-// Evict ends a claim that Inspect or Locks showed, whether it is held or waits. Its
-// client learns of it at once: the context of what it holds ends, with ErrLost and
-// ErrEvicted for errors.Is; what waits fails with ErrEvicted. why is for it to read,
-// at most 512 bytes.
+// Evict ends a claim that Inspect or Locks listed, held or waiting. The client of the claim learns
+// of it at once. If it holds the lock, the lock's context ends with a cause that is both ErrLost
+// and ErrEvicted for errors.Is; if it waits, its call fails with ErrEvicted. why is a text for the
+// people who run that client; at most 512 bytes of it are sent.
 //
-// A lock is never taken away before its holder knows. The nodes keep the votes until
-// they are given back, and extend the lease no more: a client that is dead, or cut
-// off, keeps the lock until the lease is over, and no longer.
+// Evict never takes a lock away before its holder knows. The nodes keep the votes until the holder
+// returns them, but no longer extend the lease. So a client that is dead or cut off keeps the lock
+// until its lease ends, and no longer.
 //
-// Evict returns when a quorum of nodes that vote has the claim no more. A node that came
-// back without its state does not vote for MaxLease, and may have forgotten the claim:
-// its word does not count. Without a deadline in ctx it waits for the longest lease that
-// the cluster allows. Errors are those of Inspect, ErrHeld with the context's error if the
-// claim is still there, and ErrNoQuorum if too few nodes vote to tell; the permission is
-// that for evict.
+// Evict returns nil when a quorum of nodes that vote no longer have the claim. A node that came
+// back without its state does not vote for MaxLease, and may have forgotten the claim, so its
+// answer does not count. If ctx has no deadline, Evict waits for the longest lease that the cluster
+// allows. Errors: those of Inspect; ErrHeld with the context's error if the claim is still there;
+// ErrNoQuorum if too few nodes vote to decide. Evict needs the permission for evict.
 func (l *Locker) Evict(ctx context.Context, name string, claim ClaimInfo, why string) error {
 	resource, err := subject.EncodeName(name)
 	if err != nil {
@@ -157,12 +156,12 @@ func (l *Locker) Evict(ctx context.Context, name string, claim ClaimInfo, why st
 	}
 }
 
-// departureRound is how long the answers may take that are put together. Were they of
-// moments far apart, the claim could be gone from each node when it was asked, and be
-// held all the same.
+// departureRound limits the time between answers that are combined. If they came from moments far
+// apart, the claim could be absent from each node at the moment when that node was asked, and still
+// be held throughout.
 const departureRound = time.Second
 
-// askDeparture asks all nodes once whether they have a claim yet that is to end.
+// askDeparture asks all nodes once whether they still have a claim that is to end.
 func (l *Locker) askDeparture(ctx context.Context, r wire.Request) (*client.Departure, error) {
 	round, cancel := context.WithTimeout(ctx, departureRound)
 	defer cancel()
@@ -173,7 +172,7 @@ func (l *Locker) askDeparture(ctx context.Context, r wire.Request) (*client.Depa
 		return 0, d.Decided()
 	})
 	if errors.Is(err, ErrNoQuorum) && ctx.Err() == nil {
-		err = nil // in the next round, perhaps
+		err = nil // the next round may succeed
 	}
 	return d, err
 }
@@ -193,7 +192,7 @@ func departureError(name, holder string, d *client.Departure, cause error) error
 		ErrHeld, holder, quote(name), strings.Join(d.Having, " "), cause)
 }
 
-// clip keeps a text to what its reader takes.
+// clip shortens a text to the bytes that its receiver accepts.
 func clip(s string, most int) string {
 	if len(s) > most {
 		s = s[:most]
@@ -201,10 +200,10 @@ func clip(s string, most int) string {
 	return strings.ToValidUTF8(s, "")
 }
 
-// Flush waits until a quorum of nodes has heard what this Locker told them before, for
-// one round trip. Unlock does not wait for the nodes: who tells another, after it, to go
-// ahead with TryLock, flushes in between, or the other may be told that the lock is
-// held. (Lock would wait for a moment.) Errors are those of Inspect; it needs no
+// Flush waits until a quorum of nodes has received what this Locker sent before. This takes one
+// round trip. Unlock does not wait for the nodes: if one program tells another, after Unlock, that
+// it can call TryLock, it should call Flush in between. Otherwise TryLock may report that the lock
+// is held. (Lock would only wait for a moment.) Errors are those of Inspect. Flush needs no
 // permission of its own.
 func (l *Locker) Flush(ctx context.Context) error {
 	heard, need := 0, quorum.Size(len(l.Nodes()), exclusive)
@@ -215,7 +214,7 @@ func (l *Locker) Flush(ctx context.Context) error {
 	return err
 }
 
-// inspect puts together what the nodes have.
+// inspect asks the nodes and combines their answers.
 func (l *Locker) inspect(ctx context.Context, r wire.Request) ([]LockInfo, error) {
 	names, waiting := map[string]*views{}, map[string]bool{}
 	answered, silent, err := l.client.Query(ctx, r, func(a *wire.Answer) (next uint64, enough bool) {
@@ -260,11 +259,11 @@ type claimKey struct {
 	id     wire.ClaimID
 }
 
-// views is what the nodes have on one name, by claim.
+// views holds what the nodes have on one name, by claim.
 type views struct {
 	claims  map[claimKey]*view
-	votes   int // the most that any node gave
-	waiting int // the most that any node has, with and without a vote
+	votes   int // the highest number of votes at one node
+	waiting int // the highest number of claims at one node, with and without its vote
 }
 
 type view struct {
@@ -272,10 +271,10 @@ type view struct {
 	id     wire.ClaimID
 	at     int64
 	mode   quorum.Mode
-	token  uint64 // as its client said
+	token  uint64 // as its client reported
 	fences []uint64
 	leases []time.Duration
-	nodes  []string // whose fences these are
+	nodes  []string // the nodes of these fences
 }
 
 func (v *views) add(node string, recovering bool, r *wire.Record) {
@@ -298,15 +297,15 @@ func (v *views) add(node string, recovering bool, r *wire.Record) {
 		w.info.Lease = max(w.info.Lease, c.Lease)
 		w.token = max(w.token, c.Token)
 		if slices.Contains(w.info.Voted, node) || slices.Contains(w.info.Queued, node) {
-			continue // it moved while the node was asked page by page: one node has one word
+			continue // it moved between two pages of this node, and a node counts once
 		}
 		if c.Voted {
 			w.info.Voted = append(w.info.Voted, node)
 		} else {
 			w.info.Queued = append(w.info.Queued, node)
 		}
-		// Of a claim that its client holds, a node that waits has no vote to show, but its
-		// vote from before stands.
+		// A node that recovers gives no vote. If the client holds the claim, the vote that the node
+		// gave before may still be valid.
 		if c.Voted || c.Token > 0 && recovering {
 			w.fences = append(w.fences, c.Fence)
 			w.leases = append(w.leases, c.Lease)
@@ -349,7 +348,7 @@ func (v *views) info(answered, recovering, silent []string) LockInfo {
 	info.Queue = append(voted, waiting...)
 	info.Holding = len(info.Holders)
 	if info.Holding > 1 {
-		info.Holding = max(info.Holding, v.votes) // readers, of which not all were listed
+		info.Holding = max(info.Holding, v.votes) // not all readers were listed
 	}
 	info.Waiting = max(v.waiting-info.Holding, len(info.Queue))
 	return info

@@ -7,8 +7,8 @@ import (
 	"github.com/qlock/qlock/internal/driver"
 )
 
-// LockOption changes a single call of Lock, RLock, TryLock, TryRLock, Do or Start. A nil
-// LockOption is ignored.
+// LockOption configures a single call of Lock, RLock, TryLock, TryRLock, Do or Start. A nil
+// LockOption is ignored. The call fails with the error of an invalid one.
 type LockOption func(*lockOptions) error
 
 type lockOptions struct {
@@ -19,7 +19,8 @@ type lockOptions struct {
 	waitFunc func(Waiting)
 }
 
-// buildLockOptions is what opts say, nil if they say nothing.
+// buildLockOptions applies opts. It returns nil if there are none, so that the usual call allocates
+// nothing.
 func buildLockOptions(opts []LockOption) (*lockOptions, error) {
 	if len(opts) == 0 {
 		return nil, nil
@@ -36,8 +37,8 @@ func buildLockOptions(opts []LockOption) (*lockOptions, error) {
 	return o, nil
 }
 
-// Note describes this lock for people, in place of the Locker's note; see WithNote for what
-// becomes of it. Of goroutines of one Locker that share a claim, the first one's is shown.
+// Note describes this lock for people, in place of the Locker's note; see WithNote for how it is
+// shown. If goroutines of one Locker share a claim, the note of the first one is shown.
 func Note(note string) LockOption {
 	return func(o *lockOptions) error {
 		shown := shownNote(note)
@@ -46,16 +47,16 @@ func Note(note string) LockOption {
 	}
 }
 
-// HoldAtLeast keeps the name locked until d has passed since the lock was granted, also if it
-// is unlocked before. It is for jobs that many schedulers start at nearly the same time: who
-// comes a moment late finds the lock held, not free again. Unlock ends the lock's context and
-// returns at once, as always, and the Locker gives the claim back later.
+// HoldAtLeast keeps the name locked until d has passed since the grant, even if the lock is
+// unlocked earlier. It is for jobs that many schedulers start at nearly the same time: a scheduler
+// that comes a moment late finds the lock held, and not free again. Unlock ends the lock's context
+// and returns at once, as always; the Locker releases the claim later.
 //
-// If the program ends or the Locker is closed before, the nodes keep the claim for a lease
-// (Locker.Lease) and no longer: choose a lease of d or more if it must survive that. A lock
+// If the program ends or the Locker is closed earlier, the nodes keep the claim for a lease
+// (Locker.Lease) and no longer. If the claim must survive that, choose a lease of d or more. A lock
 // that is lost or evicted is not kept. d must be positive.
 //
-// The idea is ShedLock's lockAtLeastFor.
+// The idea comes from ShedLock's lockAtLeastFor.
 func HoldAtLeast(d time.Duration) LockOption {
 	return func(o *lockOptions) error {
 		o.terms.AtLeast = d
@@ -63,12 +64,12 @@ func HoldAtLeast(d time.Duration) LockOption {
 	}
 }
 
-// HoldAtMost ends the lock when d has passed since it was granted: its context ends with
-// cause ErrHoldExpired, it is given back when that and all contexts derived from it have
-// ended, and Unlock returns ErrHoldExpired from then on. Code that ignores the end of its
-// context goes on beside the next holder, which only the token keeps out (Lock.Token). d must
-// be positive. The lease is another matter: it bounds how long a holder that is silent keeps
-// others out.
+// HoldAtMost ends the lock when d has passed since the grant: the lock's context ends with cause
+// ErrHoldExpired, and Unlock returns ErrHoldExpired from then on. The lock is released when that
+// context and all contexts derived from it have ended. Code that ignores the end of its context
+// runs on while the next holder works; only the token keeps its writes out (Lock.Token). d must
+// be positive. HoldAtMost is independent of the lease, which limits how long a silent holder
+// blocks others.
 func HoldAtMost(d time.Duration) LockOption {
 	return func(o *lockOptions) error {
 		o.terms.AtMost = d
@@ -83,17 +84,17 @@ func positive(option string, d time.Duration) error {
 	return nil
 }
 
-// WithWaitFunc has f called while the lock is waited for, with what it waits for: once as
-// soon as that is known, and again when it changes. The nodes are asked at least every third
-// of a lease, so what f is told of them is at most that old. f is not called for a lock that
-// is free.
+// WithWaitFunc makes the call run f while it waits for the lock, with a description of what it
+// waits for: once as soon as that is known, and again at each change. The nodes are asked at least
+// every third of a lease, so what they report to f is at most that old. f is not called for a lock
+// that is free.
 //
-// The goroutine that waits calls f. The call to Lock does not return before f does, so f must
-// not block for long. It may call any method of the Locker. Start ignores this option:
-// see Pending.Changed.
+// The goroutine that waits calls f. The call to Lock does not return before f does, so f must not
+// block for long. f may call any method of the Locker. Start ignores this option: see
+// Pending.Changed.
 //
-// A lock that is waited for in this way costs one more answer of each node, and a request
-// every third of a lease while it waits. It costs no more than others if it is free.
+// Waiting with this option costs one more answer of each node, and one request every third of a
+// lease. A lock that is free costs no more than without it.
 func WithWaitFunc(f func(Waiting)) LockOption {
 	return func(o *lockOptions) error {
 		o.waitFunc, o.terms.Watch = f, f != nil
@@ -101,10 +102,10 @@ func WithWaitFunc(f func(Waiting)) LockOption {
 	}
 }
 
-// WithAge says since when the caller has waited, if that is before the call: the lock is
-// waited for in the place that a request made at t would have had. It is for programs that
-// wait on behalf of others, and resume after a restart. A t in the future counts as now. Nodes
-// believe it: see docs/security.md.
+// WithAge sets the time since when the caller has waited, if that is before the call. The request
+// gets the place in the queue that a request made at t would have. It is for programs that wait on
+// behalf of others and resume after a restart. A t in the future counts as now. The nodes do not
+// verify t: see docs/security.md.
 func WithAge(t time.Time) LockOption {
 	return func(o *lockOptions) error {
 		o.terms.Age = t
@@ -112,11 +113,11 @@ func WithAge(t time.Time) LockOption {
 	}
 }
 
-// WithManualRelease lets the holder decide when a lock that is evicted (Locker.Evict, qlock
-// unlock --force) is given back. Its context ends at once with cause ErrEvicted, as without
-// the option, but the nodes keep others out until the holder calls Unlock, or until the lease
-// of the votes is over. It is for programs that hold locks on behalf of others, and have
-// promised to hold them for a time (Lock.Stands).
+// WithManualRelease lets the holder decide when it releases a lock that is evicted (Locker.Evict,
+// qlock unlock --force). The lock's context ends at once with cause ErrEvicted, as without the
+// option. But the nodes keep others out until the holder calls Unlock, or until the lease of the
+// votes ends. It is for programs that hold locks on behalf of others and have promised to hold them
+// for a time (Lock.Stands).
 func WithManualRelease() LockOption {
 	return func(o *lockOptions) error {
 		o.terms.Manual = true
@@ -124,7 +125,7 @@ func WithManualRelease() LockOption {
 	}
 }
 
-// Shared makes Start ask for a shared lock, as RLock does. Other methods refuse it.
+// Shared makes Start ask for a shared lock, as RLock does. Other methods fail with this option.
 func Shared() LockOption {
 	return func(o *lockOptions) error {
 		o.shared = true
@@ -132,8 +133,8 @@ func Shared() LockOption {
 	}
 }
 
-// Try makes Start ask as TryLock does: it fails as soon as it is known that somebody else is
-// in the way. Other methods refuse it.
+// Try makes Start ask as TryLock does: the request fails as soon as it is known that another claim
+// is in the way. Other methods fail with this option.
 func Try() LockOption {
 	return func(o *lockOptions) error {
 		o.try = true

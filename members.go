@@ -13,39 +13,39 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Members tells which nodes a cluster has: what each node that answered says of itself,
-// which configuration they agree on, who is missing, and who contradicts the others.
+// Members describes the nodes of a cluster: what each node that answered reports about itself, on
+// which configuration they agree, which nodes are missing, and which contradict the others.
 type Members struct {
 	Cluster string
 
-	// Nodes are the nodes by name: those that answered, and those without an answer that a
-	// node which answered lists. If two processes answer under one name, both are here.
+	// Nodes are sorted by name. They are the nodes that answered, and those that did not answer but
+	// are in the list of one that did. If two processes answer under one name, both are listed.
 	Nodes []Member
 
-	// Config is the configuration that more nodes have than any other. It is empty, with
-	// no Nodes, if no node has a valid one.
+	// Config is the configuration that more nodes have than any other. It is empty, and so has no
+	// Nodes, if no node has a valid configuration.
 	Config ClusterConfig
 
-	// Agreed is whether clients count votes by Config: a quorum of its own nodes has it,
-	// and more than half of all nodes that answered.
+	// Agreed reports whether clients count votes by Config: a quorum of the nodes that Config lists
+	// have it, and more than half of all nodes that answered.
 	Agreed bool
 
 	said *members.Membership
 }
 
-// ClusterConfig is what all nodes of a cluster must have in common: NodeConfig.Nodes,
+// ClusterConfig is the configuration that all nodes of a cluster must share: NodeConfig.Nodes,
 // MaxLease and MaxSkew.
 type ClusterConfig struct {
 	Nodes    []string // sorted
 	MaxLease time.Duration
 	MaxSkew  time.Duration
-	Digest   string // names the configuration; each answer of a node carries it
+	Digest   string // identifies the configuration; each answer of a node carries it
 }
 
-// WriteQuorum is how many votes an exclusive lock needs.
+// WriteQuorum returns the number of votes that an exclusive lock needs, or 0 if there are no Nodes.
 func (c ClusterConfig) WriteQuorum() int { return c.quorum(exclusive) }
 
-// ReadQuorum is how many votes a shared lock needs.
+// ReadQuorum returns the number of votes that a shared lock needs, or 0 if there are no Nodes.
 func (c ClusterConfig) ReadQuorum() int { return c.quorum(shared) }
 
 func (c ClusterConfig) quorum(m quorum.Mode) int {
@@ -55,40 +55,40 @@ func (c ClusterConfig) quorum(m quorum.Mode) int {
 	return quorum.Size(len(c.Nodes), m)
 }
 
-// Conflict is how a node contradicts the others. Clients do not count its votes.
+// Conflict tells how a node contradicts the others. Clients do not count the votes of such a node.
 type Conflict string
 
 const (
-	ConflictName     Conflict = Conflict(members.NameClash)   // another process answers under the same name
-	ConflictConfig   Conflict = Conflict(members.OtherConfig) // its configuration is not Members.Config
-	ConflictUnlisted Conflict = Conflict(members.Unlisted)    // the list of nodes that it has does not name it
-	ConflictDigest   Conflict = Conflict(members.WrongDigest) // the digest that it tells is not that of its configuration
+	ConflictName     Conflict = Conflict(members.NameClash)   // another process has the same name
+	ConflictConfig   Conflict = Conflict(members.OtherConfig) // it does not have Members.Config
+	ConflictUnlisted Conflict = Conflict(members.Unlisted)    // its own list does not name it
+	ConflictDigest   Conflict = Conflict(members.WrongDigest) // its digest does not fit its Config
 )
 
-// Member is a node of a cluster. Of one that did not answer only Name is known.
+// Member describes a node of a cluster. If the node did not answer, only Name is set.
 type Member struct {
 	Name     string
 	Answered bool
 
-	Incarnation string // a UUID that names the process
+	Incarnation string // UUID of the process
 	State       NodeState
-	Recovering  time.Duration // how long it will still give no votes
+	Recovering  time.Duration // how much longer it does not vote
 	Version     string
-	Config      ClusterConfig // what it was told
-	Started     time.Time     // by its clock
-	Claims      int           // held and waiting there
+	Config      ClusterConfig // the node's own configuration
+	Started     time.Time     // start of the process, by its own clock
+	Claims      int           // claims that are held or waiting there
 
-	RoundTrip   time.Duration // until its answer came
-	ClockOffset time.Duration // by how much its clock is ahead of this machine's, to half of RoundTrip
-	TokensAhead time.Duration // by how much the highest token that it gave is ahead of its clock
+	RoundTrip   time.Duration // time from the question to the answer
+	ClockOffset time.Duration // how far its clock is ahead of this one's, to half of RoundTrip
+	TokensAhead time.Duration // how far the highest token that it gave is ahead of its clock
 
-	Conflict Conflict // "": none
+	Conflict Conflict // empty if there is none
 }
 
 // Votes reports whether clients count the node's votes now.
 func (m *Member) Votes() bool { return m.Answered && m.Conflict == "" && m.State == NodeVoting }
 
-// Voting counts the nodes whose votes clients count now.
+// Voting returns the number of nodes whose votes clients count now.
 func (m *Members) Voting() int {
 	n := 0
 	for i := range m.Nodes {
@@ -99,7 +99,7 @@ func (m *Members) Voting() int {
 	return n
 }
 
-// Missing lists the names of nodes that did not answer.
+// Missing returns the names of the nodes that did not answer.
 func (m *Members) Missing() []string {
 	var names []string
 	for i := range m.Nodes {
@@ -110,17 +110,16 @@ func (m *Members) Missing() []string {
 	return names
 }
 
-// Members asks all nodes who they are. It needs no permission beyond those for taking
-// locks, and is answered also by nodes that give no votes, or have another configuration
-// than this Locker.
+// Members asks all nodes who they are. It needs no permission beyond those for acquiring locks.
+// Nodes that do not vote, or that have another configuration than this Locker, answer as well.
 //
-// It returns when all nodes have answered that the Locker or any node lists, and a moment
-// more, as a second node of the same name is heard of by a second answer only. For silent
-// nodes it waits until ctx ends, for a second at most after the first answer; they are
-// among the Nodes, without Answered. Without a deadline in ctx it gives up after 5 s.
+// Members returns soon after all nodes that the Locker or any node lists have answered. It waits a
+// moment longer because a second node of the same name shows only in a second answer. It waits for
+// silent nodes until ctx ends, and at most one second after the first answer; Nodes lists them
+// without Answered. If ctx has no deadline, Members gives up after 5 s.
 //
-// Errors: ErrNoQuorum with the context's error if no node answered; ErrRefused if NATS
-// does not let this client ask; ErrClosed if the Locker or its connection is closed.
+// Errors: ErrNoQuorum with the context's error if no node answered; ErrRefused if NATS does not let
+// this client ask; ErrClosed if the Locker or its connection is closed.
 func (l *Locker) Members(ctx context.Context) (*Members, error) {
 	got, err := l.client.Members(ctx)
 	if err != nil {
@@ -129,10 +128,10 @@ func (l *Locker) Members(ctx context.Context) (*Members, error) {
 	return newMembers(l.opt.cluster, got), nil
 }
 
-// QueryMembers is like Locker.Members for a program that has no Locker: also where no
-// quorum of nodes can be reached, so that New would fail. Of the options WithCluster and
-// WithName count. It returns at once if the NATS server knows of no node that listens. The
-// connection stays the caller's: it is neither closed nor reconfigured.
+// QueryMembers is like Locker.Members for a program that has no Locker. It works also where no
+// quorum of nodes can be reached, so that New would fail. It uses only the options WithCluster and
+// WithName. It returns at once if the NATS server reports that no node listens. The connection
+// remains the caller's: QueryMembers does not close it or change its settings.
 func QueryMembers(ctx context.Context, nc *nats.Conn, opts ...Option) (*Members, error) {
 	if nc == nil {
 		return nil, errors.New("qlock: QueryMembers: the connection is nil")
@@ -177,7 +176,7 @@ func newClusterConfig(c wire.Config, digest string) ClusterConfig {
 	return ClusterConfig{Nodes: c.Nodes, MaxLease: c.MaxTTL, MaxSkew: c.Skew, Digest: digest}
 }
 
-// String tells who answered what, in one line.
+// String returns a description, in one line, of which nodes answered and what they reported.
 func (m *Members) String() string {
 	if m.said == nil {
 		return "nobody answered"

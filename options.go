@@ -14,42 +14,43 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Version is the version of qlock that this program was built from, such as 0.2.0,
-// as build information has it. It is 0.0.0-devel in builds of a working copy. Nodes
-// tell it to whoever asks.
+// Version returns the version of qlock that this program was built from, such as 0.2.0, as recorded
+// in the build information. Builds of a working copy return 0.0.0-devel. Nodes report it to every
+// client that asks.
 func Version() string { return version.String() }
 
 const (
-	// DefaultCluster is the cluster's name where none is given.
+	// DefaultCluster is the name of the cluster if none is given.
 	DefaultCluster = "default"
-	// DefaultLease is how long a lock outlives its silent holder where nothing
-	// else is given, unless the cluster's longest lease is shorter.
+	// DefaultLease is the lease of a Locker without WithLease: how long a lock outlives a holder
+	// that falls silent. If the cluster allows only a shorter lease, the Locker takes the longest
+	// that it allows.
 	DefaultLease = 10 * time.Second
-	// DefaultMaxLease is the longest lease that a node grants where none is given.
+	// DefaultMaxLease is the longest lease that a node allows if NodeConfig.MaxLease is 0.
 	DefaultMaxLease = 30 * time.Second
 )
 
-// Option changes how a Locker works.
+// Option configures a Locker. New ignores a nil Option and returns the error of an invalid one.
 type Option func(*options) error
 
 type options struct {
 	cluster string
 	name    string
-	lease   time.Duration // 0: the default, or the cluster's longest if that is shorter
+	lease   time.Duration // 0: DefaultLease, or the longest lease of the cluster if that is shorter
 	logger  *slog.Logger
 	events  driver.Events
 	batches driver.Batches
 
 	retention time.Duration
 
-	passMost   int           // WithPassOn
-	passWithin time.Duration // as well
+	passMost   int           // from WithPassOn
+	passWithin time.Duration // from WithPassOn
 
 	note string
 }
 
-// WithCluster names the cluster of nodes to ask: 1 to 64 letters, digits, - and
-// _. Several may share one NATS. Default: "default".
+// WithCluster sets the name of the cluster whose nodes the Locker asks: 1 to 64 letters, digits, -
+// and _. Several clusters can share one NATS. Default: DefaultCluster.
 func WithCluster(name string) Option {
 	return func(o *options) error {
 		o.cluster = name
@@ -57,10 +58,10 @@ func WithCluster(name string) Option {
 	}
 }
 
-// WithName names this client in subjects, events, and the errors of those who
-// wait for it: 1 to 64 letters, digits, - and _. Several processes may share a
-// name. NATS permissions are given by it. Default: made from the names of host
-// and program.
+// WithName sets the client's name: 1 to 64 letters, digits, - and _. The name is part of the
+// client's subjects and events, and appears in the errors of clients that wait for its locks. NATS
+// permissions are granted by this name. Several processes may share a name. Default: a name made
+// from the names of the host and the program.
 func WithName(name string) Option {
 	return func(o *options) error {
 		o.name = name
@@ -68,10 +69,10 @@ func WithName(name string) Option {
 	}
 }
 
-// WithNote says something of this client's locks, for people: it stands beside them
-// in Locks and Inspect, and in events. What a terminal would not show as it is, such as
-// a tab, is escaped as in Go; at most 256 bytes are kept. Default: none.
-// ContextWithNote is for a single lock.
+// WithNote describes this client's locks for people. Locks, Inspect and events show the note.
+// Characters that a terminal does not print as they are, such as a tab, are escaped as in Go. At
+// most 256 bytes are kept. Default: no note. To describe a single lock, use the option Note or
+// ContextWithNote.
 func WithNote(note string) Option {
 	return func(o *options) error {
 		o.note = shownNote(note)
@@ -79,26 +80,26 @@ func WithNote(note string) Option {
 	}
 }
 
-// ContextWithNote gives locks that are asked for with the context a note of their
-// own, in place of the Locker's; see WithNote. Of goroutines that share a claim, the
-// first one's is shown.
+// ContextWithNote returns a context for acquiring locks. Locks that are requested with it have this
+// note in place of the Locker's; see WithNote. If goroutines share a claim, the note of the first
+// one is shown.
 func ContextWithNote(ctx context.Context, note string) context.Context {
 	return context.WithValue(ctx, noteKey{}, shownNote(note))
 }
 
 type noteKey struct{}
 
-// shownNote is as much of a note as is kept, with nothing in it that a terminal would obey.
+// shownNote returns the part of a note that is kept, without characters that control a terminal.
 func shownNote(note string) string {
 	return clip(printable.Text(clip(note, wire.MaxNote)), wire.MaxNote)
 }
 
-// WithLogger lets the Locker say what an operator should know: lost locks,
-// foreign or malformed messages, nodes of the same name. Default: silent.
+// WithLogger sets the logger for what an operator should know: lost locks, foreign or malformed
+// messages, nodes of the same name. A nil logger is ignored. Default: nothing is logged.
 //
-// The Locker never waits for the logger: lines that it does not take in time are
-// dropped and counted (LockerStats.LogDropped). Only Close waits, for a second at
-// most. A logger that blocks for ever keeps one goroutine for ever.
+// The Locker never waits for the logger: lines that it does not accept in time are dropped and
+// counted (LockerStats.LogDropped). Only Close waits, for 1 s at most. A logger that blocks forever
+// keeps one goroutine forever.
 func WithLogger(l *slog.Logger) Option {
 	return func(o *options) error {
 		if l != nil {
@@ -108,8 +109,8 @@ func WithLogger(l *slog.Logger) Option {
 	}
 }
 
-// WithoutEvents publishes no events for observers: one message less for each
-// lock taken and one for each given back.
+// WithoutEvents turns off the events for observers. This saves one message for each lock acquired
+// and one for each lock released.
 func WithoutEvents() Option {
 	return func(o *options) error {
 		o.events = driver.WithoutEvents
@@ -117,10 +118,10 @@ func WithoutEvents() Option {
 	}
 }
 
-// WithoutBatches publishes each request in a message of its own, under its own
-// subject, for those who watch the requests by subject. Otherwise what several
-// goroutines want at the same moment goes in one message, lock.<cluster>.node.<client>,
-// if the NATS user may publish there.
+// WithoutBatches makes the Locker publish each request in a message of its own, under its own
+// subject, so that observers can select requests by subject. Without this option, requests that
+// several goroutines make at the same moment go in one message on lock.<cluster>.node.<client>, if
+// the NATS user may publish there.
 func WithoutBatches() Option {
 	return func(o *options) error {
 		o.batches = driver.WithoutBatches
@@ -145,7 +146,7 @@ func buildOptions(opts []Option) (options, error) {
 	return o, nil
 }
 
-// driver is what the options say to the driver.
+// driver returns the options as the driver's configuration.
 func (o *options) driver(log *natsio.Log) driver.Config {
 	return driver.Config{
 		Cluster: o.cluster, Name: o.name, Log: log,

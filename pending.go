@@ -10,27 +10,29 @@ import (
 	"github.com/qlock/qlock/internal/natsio"
 )
 
-// Waiting is what a call that waits for a lock waits for, as far as it is known.
+// Waiting describes what a call waits for, as far as it is known.
 type Waiting struct {
-	Name   string        // of the resource
-	For    time.Duration // since the call
-	Holder *Holder       // who is in the way; nil: not known, or nobody
+	Name   string        // name of the resource
+	For    time.Duration // time since the call
+	Holder *Holder       // who is in the way; nil if nobody is, or if that is not known
 
-	// Ahead is how many claims stand before this one in the queue, where it is longest, the
-	// holder not among them. It is meaningful if Queued is set.
+	// Ahead is the number of claims ahead of this one in the queue, without the holder, at the node
+	// where that is highest. It is meaningful only if Queued is set.
 	Ahead  int
 	Queued bool
 
-	Need  int          // votes needed
-	Nodes []NodeAnswer // what each node has said, by name; none while another goroutine of this Locker is in the way
+	Need int // number of votes needed
+	// Nodes are the last answers of the nodes, sorted by name. There are none while another
+	// goroutine of this Locker is in the way.
+	Nodes []NodeAnswer
 
-	repeated bool // the nodes had the time to answer
+	repeated bool // the nodes have had time to answer
 }
 
-// Votes is the number of nodes that have given their vote.
+// Votes returns the number of nodes that have voted for the claim.
 func (w *Waiting) Votes() int { return votesOf(w.Nodes) }
 
-// String says it in a line.
+// String returns a description in one line.
 func (w Waiting) String() string {
 	text := fmt.Sprintf("waiting for %s for %v", quote(w.Name), w.For.Round(time.Millisecond))
 	switch {
@@ -45,13 +47,13 @@ func (w Waiting) String() string {
 	return text
 }
 
-// telling reports whether there is a reason to wait, and not only that the first answers are
-// still on their way.
+// telling reports whether there is a reason to wait other than that the first answers are still on
+// their way.
 func (w *Waiting) telling() bool {
 	return w.Holder != nil || w.repeated || slices.ContainsFunc(w.Nodes, func(a NodeAnswer) bool { return a.Answer != AnswerVoted && a.Answer != AnswerSilent })
 }
 
-// same reports whether two say the same but for times that pass by themselves.
+// same reports whether w and o differ only in times, which change all the while.
 func (w *Waiting) same(o *Waiting) bool {
 	if w.Ahead != o.Ahead || w.Queued != o.Queued || w.Need != o.Need || len(w.Nodes) != len(o.Nodes) || (w.Holder == nil) != (o.Holder == nil) {
 		return false
@@ -67,25 +69,25 @@ func (w *Waiting) same(o *Waiting) bool {
 	return true
 }
 
-// Pending is a request for a lock that was started and not waited for. Its methods may be
-// called from several goroutines.
+// Pending is a request for a lock that Start made. Its methods are safe for concurrent use, but
+// only one goroutine should wait with Changed.
 type Pending struct {
 	locker *Locker
 	lock   *Lock
 	name   string
 	err    error         // of a request that could not be made
-	done   chan struct{} // of such
-	stop   func() bool   // no longer looks at the context that it was started with
+	done   chan struct{} // closed, of a request that could not be made; otherwise nil
+	stop   func() bool   // stops watching the context of Start
 }
 
-// Start asks for the lock on name, exclusive unless the option Shared is given, and returns
-// at once. It has neither a goroutine nor a timer of its own: ten thousand that wait cost
-// memory and one refresh together.
+// Start requests the lock on name and returns at once. The lock is exclusive unless the option
+// Shared is given. A request has no goroutine and no timer of its own: ten thousand waiting
+// requests cost memory, and one refresh for all together.
 //
-// If ctx ends while the request waits, the request fails with the errors of Lock. It has no
-// part in a lock that is held. Every error, also ErrInvalidName, comes from Pending.Lock.
-// Whoever starts a request must look at Done, or call Cancel: a lock that is granted is held
-// until it is unlocked.
+// If ctx ends while the request waits, the request fails with the errors of Lock. Once the lock is
+// held, the end of ctx does not affect it. Start itself returns no error: Pending.Lock returns all
+// errors, including ErrInvalidName. The caller must wait for Done or call Cancel, because a lock
+// that is granted stays held until it is unlocked.
 func (l *Locker) Start(ctx context.Context, name string, opts ...LockOption) *Pending {
 	p := &Pending{locker: l, name: name, lock: newLock(), stop: func() bool { return false }}
 	r := driver.Request{Name: name}
@@ -108,10 +110,11 @@ func (l *Locker) Start(ctx context.Context, name string, opts ...LockOption) *Pe
 	return p
 }
 
-// Name is the name of the resource.
+// Name returns the name of the resource.
 func (p *Pending) Name() string { return p.name }
 
-// Done is closed when the lock is held, or will not be. Lock tells which.
+// Done returns a channel that is closed when the request is decided: the lock is held or will not
+// be. Lock returns which.
 func (p *Pending) Done() <-chan struct{} {
 	if p.done != nil {
 		return p.done
@@ -119,8 +122,9 @@ func (p *Pending) Done() <-chan struct{} {
 	return p.lock.hold.Ready()
 }
 
-// Lock is the lock that was granted, or why it was not: a *LockError, or ErrInvalidName. Before
-// Done is closed it is neither: nil and an error that is ErrPending.
+// Lock returns the lock if it was granted, and otherwise the error: a *LockError, ErrInvalidName,
+// or the error of an invalid LockOption. Before Done is closed, it returns nil and an error that
+// is ErrPending.
 func (p *Pending) Lock() (*Lock, error) {
 	if p.err != nil {
 		return nil, p.err
@@ -137,8 +141,8 @@ func (p *Pending) Lock() (*Lock, error) {
 	return p.lock, nil
 }
 
-// Wait waits until the lock is held or will not be, and returns what Lock does. If ctx ends
-// before that, it returns ctx's error, and the request goes on.
+// Wait waits until the request is decided, and returns what Lock returns. If ctx ends first, Wait
+// returns ctx's error, and the request continues.
 func (p *Pending) Wait(ctx context.Context) (*Lock, error) {
 	select {
 	case <-p.Done():
@@ -148,9 +152,8 @@ func (p *Pending) Wait(ctx context.Context) (*Lock, error) {
 	}
 }
 
-// Status tells what the request waits for, as far as it is known: the nodes are asked to say
-// so from the first call of Changed on. Status is the zero Waiting but for the name once the
-// request does not wait any more.
+// Status describes what the request waits for, as far as it is known. The nodes are asked to report
+// it from the first call of Changed on. Once the request no longer waits, only Name is set.
 func (p *Pending) Status() Waiting {
 	if p.err != nil {
 		return Waiting{Name: p.name}
@@ -158,9 +161,10 @@ func (p *Pending) Status() Waiting {
 	return p.locker.waiting(p.lock)
 }
 
-// Changed is closed when Status may have changed since the last call of Changed: call Changed,
-// then Status, then wait. Only one goroutine should wait in this way. From the first call on
-// the nodes are asked again every third of a lease, as with WithWaitFunc.
+// Changed returns a channel that is closed when Status may have changed since the last call of
+// Changed. Call Changed, then Status, then wait for the channel. Only one goroutine should wait in
+// this way. From the first call on, the nodes are asked again every third of a lease, as with
+// WithWaitFunc.
 func (p *Pending) Changed() <-chan struct{} {
 	if p.err != nil {
 		return p.done
@@ -168,8 +172,8 @@ func (p *Pending) Changed() <-chan struct{} {
 	return p.lock.hold.Changed()
 }
 
-// Cancel gives the request up. If it was granted already, or in the same moment, the lock is
-// unlocked. Calling it again does nothing.
+// Cancel gives up the request. If the lock has been granted already, or is granted at the same
+// moment, Cancel unlocks it. Calling Cancel again does nothing.
 func (p *Pending) Cancel() {
 	if p.err == nil {
 		p.stop()
@@ -177,7 +181,7 @@ func (p *Pending) Cancel() {
 	}
 }
 
-// waiting is how a lock stands that is waited for.
+// waiting returns the status of a lock that is waited for.
 func (l *Locker) waiting(k *Lock) Waiting {
 	w := k.hold.Waiting()
 	e := newLockError("", k.Name(), &driver.Failure{Report: w.Report, IsOwn: w.IsOwn, Own: w.Own})

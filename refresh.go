@@ -8,18 +8,19 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// What is held is kept by refreshing it: a Locker tells the nodes every third of its lease
-// which claims still live, in one message for all of them, and counts for each how long
-// the votes that confirmed it stand. When those of a quorum no longer do, the lock is
-// lost, and its context ends. This file has what a program can say and see of that. The
-// rules are C6 and C7 of docs/protocol.md, internal/client is the machine that follows
-// them, and the loop in internal/driver calls it in time.
+// A Locker keeps its locks by refreshing them. Every third of the lease it sends the nodes one
+// message that lists all its live claims. For each claim it tracks how long the votes that
+// confirmed it are valid. When fewer than a quorum of votes are valid, the lock is lost and its
+// context ends. This file has the part of this that programs configure and see. The rules are C6
+// and C7 of docs/protocol.md. The machine in internal/client follows them, and the loop in
+// internal/driver calls that machine in time.
 
-// WithLease sets how long locks outlive a holder that falls silent: a crashed
-// holder blocks others for that long at most, and a holder that is cut off from
-// the nodes learns of its loss after a little less. It is refreshed every third
-// of it. At least 10 ms, at most the cluster's longest lease; whole milliseconds.
-// Below a second, ordinary pauses of a busy machine begin to cost locks.
+// WithLease sets the lease: how long a lock outlives a holder that falls silent. A crashed holder
+// blocks others for that long at most. A holder that is cut off from the nodes learns of its loss
+// after a little less. The Locker refreshes its locks every third of the lease. The lease must be
+// at least 10 ms, at most the longest that the cluster allows, and in whole milliseconds; otherwise
+// New fails with ErrInvalidLease. With a lease below 1 s, ordinary pauses of a busy machine begin
+// to cost locks.
 func WithLease(d time.Duration) Option {
 	return func(o *options) error {
 		if d < wire.MinLease || d > wire.MaxLease {
@@ -33,19 +34,20 @@ func WithLease(d time.Duration) Option {
 	}
 }
 
-// Lease is the lease of the Locker's locks: what WithLease set; otherwise DefaultLease, or
-// the cluster's longest if that is shorter. It does not change while the Locker lives.
+// Lease returns the lease of the Locker's locks: the one that WithLease set, or else DefaultLease
+// or the longest that the cluster allows, whichever is shorter. It does not change during the life
+// of the Locker.
 func (l *Locker) Lease() time.Duration { return l.client.Lease() }
 
-// WithRetention lets the Locker keep a lock for up to d after its last holder here
-// has unlocked it, or until another client waits for it: who locks it again
-// meanwhile has it without asking the nodes, in about a microsecond. Others get it
-// within the time of two more messages than without. From the outside the lock
-// looks held meanwhile: TryLock elsewhere may fail, and a crash leaves it held for
-// the lease. Default: 0, nothing is kept.
+// WithRetention makes the Locker retain a lock after its last local holder has unlocked it, for up
+// to d or until another client waits for it. Until then, a goroutine of this Locker that locks the
+// name again gets the lock in about a microsecond, without asking the nodes. Another client gets
+// the lock at most two message delays later than without retention. To other clients, a retained
+// lock looks held: their TryLock may fail, and if this program crashes, the lock stays held for the
+// lease. d must not be negative. Default: 0, which retains nothing.
 //
-// With or without it, goroutines that wait here for a lock that is held here get it
-// from one another.
+// With or without retention, goroutines of one Locker that wait for a lock that the Locker holds
+// get it from one another.
 func WithRetention(d time.Duration) Option {
 	return func(o *options) error {
 		if d < 0 {
@@ -56,20 +58,20 @@ func WithRetention(d time.Duration) Option {
 	}
 }
 
-// WithPassOn lets the Locker go on passing a lock among its own goroutines when other
-// clients wait for it: to at most holders more of them, and to none that would begin
-// later than within after the Locker heard that others wait. Zero sets no bound of that
-// kind; one of the two must be above zero. Then, as without the option, the lock goes to
-// whoever has waited longest anywhere. The next time that this Locker's turn comes, the
-// bounds begin anew.
+// WithPassOn lets the Locker go on passing a lock among its own goroutines while other clients wait
+// for it. It passes the lock to at most holders more goroutines, and to none that would begin to
+// hold it later than within after the Locker heard that others wait. Zero means no bound of that
+// kind. Neither value may be negative, and at least one must be greater than zero. After that, as
+// without the option, the lock goes to the oldest request of any client. The bounds begin anew at
+// this Locker's next turn.
 //
-// Between goroutines of one Locker a lock passes in about a microsecond, between clients
-// in the time of two messages. A crowd of goroutines in several clients that want the
-// same name for moments is served many times faster with a bound of some tens of holders.
-// The price is the order: a goroutine here may go before others elsewhere that have waited
-// longer. Nobody starves, but each claim before a waiter may take the time of so many
-// holders more, or so much time and one holder. Readers that join others count as
-// holders. Default: off, which keeps the order of age among all clients.
+// A lock passes between goroutines of one Locker in about a microsecond, and between clients in two
+// message delays. If many goroutines in several clients want the same name for a short time each, a
+// bound of some tens of holders serves them many times faster. The price is the order: a goroutine
+// of this Locker may overtake waiters of other clients that have waited longer. No waiter starves,
+// but each claim ahead of it may take longer by the time of so many holders, or by within and the
+// time of one holder. Readers that join other readers count as holders. Default: off, which keeps
+// the order of age among all clients.
 func WithPassOn(holders int, within time.Duration) Option {
 	return func(o *options) error {
 		if holders < 0 || within < 0 || holders == 0 && within == 0 {
@@ -80,12 +82,13 @@ func WithPassOn(holders int, within time.Duration) Option {
 	}
 }
 
-// Context ends at the moment the lock is no longer held: with cause ErrLost when
-// it was lost (context.Cause tells), with ErrUnlocked after Unlock or the
-// Locker's Close. It carries the values, but not the deadline, of the context
-// that the lock was asked for with. Do the work that the lock protects under it.
+// Context returns a context that ends at the moment the lock is no longer held. Do the work that
+// the lock protects under it. Its cause (context.Cause) is ErrLost if the lock was lost,
+// ErrHoldExpired if HoldAtMost ended it, and ErrUnlocked after Unlock or Locker.Close; compare with
+// errors.Is. The context has the values, but not the deadline, of the context that the lock was
+// requested with.
 //
-// It ends before anybody else can have the lock, and so do the contexts derived from
-// it. To end those takes about a third of a microsecond each: for so long a loss may
-// come late, if there are more than thousands.
+// The context, and all contexts derived from it, end before anybody else can hold the lock. Ending
+// the derived ones takes about a third of a microsecond each. If there are more than thousands of
+// them, a loss may come late by that time.
 func (l *Lock) Context() context.Context { return l.hold.Context() }

@@ -8,41 +8,41 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// RequestKind is what a Request asks for.
+// RequestKind tells what a Request asks for.
 type RequestKind string
 
 const (
-	RequestAcquire RequestKind = subject.Acquire // a lock
-	RequestRelease RequestKind = subject.Release // nothing any more: the lock or its place is given back
-	RequestYield   RequestKind = subject.Yield   // nothing: a vote is given back to a node that wants it for an older request
+	RequestAcquire RequestKind = subject.Acquire // asks for a lock
+	RequestRelease RequestKind = subject.Release // releases a lock, or a place in the queue
+	RequestYield   RequestKind = subject.Yield   // returns a vote to a node, for an older request
 )
 
-// Request is what a client asks of the nodes, as somebody hears it who listens beside them.
-// Subscribe to the RequestSubjects, and read what comes with ParseRequests. Clients repeat
-// requests: those of one Claim are one wish for a lock. Events (ParseEvent) say what became
-// of it.
+// Request is a request of a client to the nodes, as an observer receives it. Subscribe to the
+// RequestSubjects, and decode the messages with ParseRequests. Clients repeat requests: all
+// requests with the same Claim belong to one attempt to acquire a lock. Events (ParseEvent) tell
+// the outcome of the attempt.
 type Request struct {
 	Cluster string
 	Kind    RequestKind
 	Client  string
 	Name    string // of the lock
-	Encoded string // the same as it is in subjects
+	Encoded string // Name in the form that it has in subjects
 
-	Claim string // names the wish, as ClaimInfo.ID does
+	Claim string // identifies the attempt, as ClaimInfo.ID does
 
-	// Of RequestAcquire.
+	// RequestAcquire has these.
 	Shared bool
-	Held   bool      // the client holds the lock already, and asks a node that may not know
-	Since  time.Time // since when it waits, by the client's clock
+	Held   bool      // the client already holds the lock, and asks a node that may not know
+	Since  time.Time // start of the wait, by the client's clock
 	Note   string
 
-	Node string // of RequestYield, and of a RequestAcquire that is for one node only: that node
+	Node string // RequestYield, or RequestAcquire for one node only: the name of that node
 }
 
-// RequestSubjects are the NATS subjects of a cluster's requests for locks whose names match
-// the pattern, as in EventSubject. The last one is that of messages that hold several
-// requests, whose names are inside: of what ParseRequests returns for those, the caller takes
-// what MatchName says.
+// RequestSubjects returns the NATS subjects of a cluster's requests for locks whose names match the
+// pattern, which has the form of the pattern of EventSubject. The last subject is that of messages
+// with several requests, which have the names in their bodies. So filter the requests that
+// ParseRequests returns for that subject with MatchName. Errors are those of EventSubject.
 func RequestSubjects(cluster, pattern string) ([]string, error) {
 	if _, err := EventSubject(cluster, pattern); err != nil {
 		return nil, err
@@ -57,15 +57,16 @@ func RequestSubjects(cluster, pattern string) ([]string, error) {
 	return append(all, subject.Batch(cluster, subject.Any)), nil
 }
 
-// MatchName reports whether the name of a lock (Request.Name) matches a pattern, as its
-// encoded form would in NATS subjects.
+// MatchName reports whether the name of a lock (Request.Name) matches a pattern. It compares as
+// NATS would with the name in the form that it has in subjects. An empty pattern matches all names.
 func MatchName(pattern, name string) bool {
 	return pattern == "" || subject.Matches(pattern, name)
 }
 
-// ParseRequests reads a message that came for RequestSubjects. Messages may come from anybody
-// who may publish there, so what cannot be read is an error, or is left out of a message that
-// has several requests. Requests that are for no single lock are left out as well.
+// ParseRequests decodes a message that was received on one of the RequestSubjects. Any client that
+// may publish there can send such a message. If it cannot be decoded, ParseRequests returns an
+// error; in a message with several requests, it leaves out those that cannot be decoded. It also
+// leaves out requests that are not about a single lock.
 func ParseRequests(on string, body []byte) ([]Request, error) {
 	p, ok := subject.Split(on)
 	if !ok || p.Family != subject.FamilyNode {
@@ -75,7 +76,7 @@ func ParseRequests(on string, body []byte) ([]Request, error) {
 		list, err := wire.DecodeBatch(nil, p.Client, body)
 		out := make([]Request, 0, len(list))
 		for _, r := range list {
-			encoded, _ := subject.EncodeName(r.Resource) // it is one: the decoder has looked
+			encoded, _ := subject.EncodeName(r.Resource) // the decoder has checked the name
 			out = appendRequest(out, p.Cluster, encoded, &r)
 		}
 		if len(out) == 0 && err != nil {
@@ -87,7 +88,8 @@ func ParseRequests(on string, body []byte) ([]Request, error) {
 	if err != nil {
 		return nil, fmt.Errorf("qlock: request on %s: %w", quote(on), err)
 	}
-	if name, err := subject.DecodeName(p.Resource); err == nil { // else it is none of this package's, and stays as it is
+	// If this fails, no client of this package sent the request, and the name stays encoded.
+	if name, err := subject.DecodeName(p.Resource); err == nil {
 		r.Resource = name
 	}
 	return appendRequest(nil, p.Cluster, p.Resource, r), nil

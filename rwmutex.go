@@ -16,50 +16,50 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// RWMutex is a lock on one name with the methods of sync.RWMutex, for programs
-// that have one and become several. Make it with Locker.RWMutex. Like sync's it
-// may be locked by one goroutine and unlocked by another; a blocked Lock keeps
-// later readers out, in the whole cluster; it must not be copied after first use.
+// RWMutex is a distributed lock on one name that has the methods of sync.RWMutex. It is for
+// programs that use a sync.RWMutex and come to run as several processes. Create it with
+// Locker.RWMutex. As with sync.RWMutex, one goroutine may lock it and another unlock it, a blocked
+// Lock keeps later readers out (here in the whole cluster), and an RWMutex must not be copied after
+// first use.
 //
-// What sync's mutex cannot do, this one can: be lost, when too few nodes confirm
-// it within the lease. Lock has no error to say so with, and Unlock says nothing
-// either. The name may then be locked by somebody else while the code between Lock
-// and Unlock still runs. Code that must know uses Locker.Lock, whose Lock has a
-// context that ends with it, and a token.
+// Unlike a sync.RWMutex, it can be lost: this happens if too few nodes confirm it within the lease.
+// Neither Lock nor Unlock reports the loss. Another client may then lock the name while the code
+// between Lock and Unlock still runs. Code that must know of a loss uses Locker.Lock: the Lock that
+// it returns has a context that ends with the lock, and a fencing token.
 type RWMutex struct {
 	locker *Locker
 	name   string
 
-	mu      sync.Mutex // guards what follows
-	writers unlockers  // one; more only where a lost one was not unlocked yet
+	mu      sync.Mutex // guards the fields below
+	writers unlockers  // one; more only while a lost lock is not unlocked yet
 	readers unlockers
 }
 
-// unlockers is what is to be unlocked yet. Which of the locks an Unlock means does not
-// matter as long as all of them are held. When one is lost, it does: its Unlock, which comes
-// late, must not end a lock that another goroutine has since, and that goroutine's Unlock
-// must end it. What is locked from then on is known by its goroutine.
+// unlockers lists the locks that are not unlocked yet. As long as all of them are held, it does not
+// matter which one an Unlock ends. When one of them is lost, it matters: the late Unlock of the
+// lost lock must not end a lock that another goroutine has acquired since, and that goroutine's own
+// Unlock must end it. So a lock that is acquired after a loss records its goroutine.
 type unlockers struct {
 	list   []unlocker // oldest first
-	losses uint64     // of the Locker before the first of the list was locked; or unclear
+	losses uint64     // the Locker's losses before the first of the list was locked, or unclear
 }
 
-// unclear is a number of losses that no Locker has.
+// unclear is a number of losses that no Locker reaches.
 const unclear = math.MaxUint64
 
 type unlocker struct {
 	lock      *Lock
-	goroutine uint64 // that locked it; 0: not known, and not that of any other in the list
+	goroutine uint64 // that locked it; 0: unknown, and none of those recorded in the list
 }
 
-// add takes in a lock; losses is the number of the Locker's before it was asked for, and
-// now that after it was held.
+// add appends a lock. losses is the Locker's number of losses before the lock was requested, and
+// now the number after it was held.
 func (u *unlockers) add(k *Lock, losses, now uint64) {
 	if len(u.list) == 0 {
 		u.losses = losses
 	}
 	if now != losses {
-		u.losses = unclear // it may be lost already
+		u.losses = unclear // the lock may be lost already
 	}
 	e := unlocker{lock: k}
 	if now != u.losses {
@@ -68,7 +68,7 @@ func (u *unlockers) add(k *Lock, losses, now uint64) {
 	u.list = append(u.list, e)
 }
 
-// take takes out the lock that the calling goroutine unlocks, nil if there is none.
+// take removes and returns the lock that the calling goroutine unlocks, or nil if there is none.
 func (u *unlockers) take(l *Locker) *Lock {
 	if len(u.list) == 0 {
 		return nil
@@ -79,7 +79,7 @@ func (u *unlockers) take(l *Locker) *Lock {
 	}
 	k := u.list[i].lock
 	u.list[i] = unlocker{}
-	if i == 0 { // the common case: no move of all behind
+	if i == 0 { // the common case, in which no other element moves
 		u.list = u.list[1:]
 	} else {
 		u.list = slices.Delete(u.list, i, i+1)
@@ -87,9 +87,9 @@ func (u *unlockers) take(l *Locker) *Lock {
 	return k
 }
 
-// find is the index of the lock that the calling goroutine locked last. If it locked none of
-// those that are known by their goroutines, it is one that is not; and of several, one that is
-// lost: it may be that its goroutine unlocks late, and to end a lost lock does no harm.
+// find returns the index of the lock that the calling goroutine locked last. If no lock is recorded
+// for this goroutine, find chooses one without a recorded goroutine, and among several of these a
+// lost one: its goroutine may be unlocking late, and ending a lost lock does no harm.
 func (u *unlockers) find() int {
 	id, best, rank := goroutineID(), 0, -1
 	for i := range u.list {
@@ -103,15 +103,15 @@ func (u *unlockers) find() int {
 		case e.goroutine == id:
 			r = 4
 		}
-		if r > rank || r == 4 { // the last of its own
+		if r > rank || r == 4 { // the last one of this goroutine
 			best, rank = i, r
 		}
 	}
 	return best
 }
 
-// goroutineID is the number of the calling goroutine, as tracebacks have it; 0 if it cannot
-// be told. It takes microseconds.
+// goroutineID returns the number of the calling goroutine as tracebacks print it, or 0 if it is
+// unknown. It takes microseconds.
 func goroutineID() uint64 {
 	var buf [64]byte
 	text := strings.TrimPrefix(string(buf[:runtime.Stack(buf[:], false)]), "goroutine ")
@@ -123,9 +123,9 @@ func goroutineID() uint64 {
 	return id
 }
 
-// RWMutex returns a mutex on the named lock. Two mutexes of one name exclude each
-// other, be it in one process or in two. It panics with an error that is
-// ErrInvalidName if name cannot be one.
+// RWMutex returns a mutex on the named lock. Two mutexes on the same name exclude each other,
+// within a process and between processes. RWMutex panics with an error that is ErrInvalidName if
+// name is invalid.
 func (l *Locker) RWMutex(name string) *RWMutex {
 	if _, err := subject.EncodeName(name); err != nil {
 		panic(err)
@@ -133,12 +133,12 @@ func (l *Locker) RWMutex(name string) *RWMutex {
 	return &RWMutex{locker: l, name: name}
 }
 
-// Lock waits for the exclusive lock, for ever if need be: it goes on asking while
-// there is no quorum and while nodes refuse. It panics if the Locker or
-// its connection is closed, since nobody could ever be granted the lock again.
+// Lock waits for the exclusive lock without limit: it goes on asking while there is no quorum and
+// while nodes refuse. It panics if the Locker or its connection is closed, because the lock could
+// never be granted again.
 func (m *RWMutex) Lock() { m.wait(m.LockContext) }
 
-// RLock waits for a shared lock as Lock does for an exclusive one.
+// RLock is like Lock for a shared lock.
 func (m *RWMutex) RLock() { m.wait(m.RLockContext) }
 
 func (m *RWMutex) wait(lock func(context.Context) error) {
@@ -158,8 +158,8 @@ func (m *RWMutex) wait(lock func(context.Context) error) {
 	}
 }
 
-// LockContext is like Lock but gives up when ctx ends, and returns errors as
-// Locker.Lock does. Once it has returned nil, ctx has no part in the lock.
+// LockContext is like Lock but stops waiting when ctx ends, and returns the errors of Locker.Lock.
+// After it has returned nil, the end of ctx does not affect the lock.
 func (m *RWMutex) LockContext(ctx context.Context) error {
 	return m.take(ctx, m.locker.Lock, &m.writers)
 }
@@ -169,13 +169,13 @@ func (m *RWMutex) RLockContext(ctx context.Context) error {
 	return m.take(ctx, m.locker.RLock, &m.readers)
 }
 
-// TryLock takes the exclusive lock and reports whether it could: it fails when
-// another holds it, and when no quorum could be had within a lease.
+// TryLock tries to acquire the exclusive lock and reports whether it succeeded. It fails if another
+// claim is in the way, and if there is no quorum within a lease.
 func (m *RWMutex) TryLock() bool {
 	return m.take(context.Background(), m.locker.TryLock, &m.writers) == nil
 }
 
-// TryRLock is TryLock for a shared lock.
+// TryRLock is like TryLock for a shared lock.
 func (m *RWMutex) TryRLock() bool {
 	return m.take(context.Background(), m.locker.TryRLock, &m.readers) == nil
 }
@@ -192,15 +192,14 @@ func (m *RWMutex) take(ctx context.Context, lock func(context.Context, string, .
 	return nil
 }
 
-// Unlock gives the exclusive lock back. It panics if this RWMutex is not locked
-// for writing. A lock that was lost is unlocked like any other. While one has not been yet,
-// and another was locked since, an Unlock ends the one that its own goroutine locked; from a
-// goroutine that locked none, it ends the lost one. It does not wait until the nodes know:
-// call Locker.Close before the program ends, or the lock may stay held for its lease.
+// Unlock releases the exclusive lock. It panics if this RWMutex is not locked for writing. Unlock a
+// lock that was lost like any other. If a lost lock has not been unlocked yet and another has been
+// locked since, Unlock ends the one that the calling goroutine locked; in a goroutine that locked
+// neither, it ends the lost one. Unlock does not wait for the nodes: call Locker.Close before the
+// program ends, or the lock may stay held for its lease.
 func (m *RWMutex) Unlock() { m.unlock(&m.writers, "sync: Unlock of unlocked RWMutex") }
 
-// RUnlock gives one shared lock back. It panics if this RWMutex is not locked for
-// reading.
+// RUnlock releases one shared lock. It panics if this RWMutex is not locked for reading.
 func (m *RWMutex) RUnlock() { m.unlock(&m.readers, "sync: RUnlock of unlocked RWMutex") }
 
 func (m *RWMutex) unlock(list *unlockers, misuse string) {
@@ -213,7 +212,7 @@ func (m *RWMutex) unlock(list *unlockers, misuse string) {
 	_ = k.Unlock(context.Background())
 }
 
-// RLocker returns a sync.Locker whose Lock and Unlock are RLock and RUnlock.
+// RLocker returns a sync.Locker whose Lock and Unlock call RLock and RUnlock.
 func (m *RWMutex) RLocker() sync.Locker { return (*rlocker)(m) }
 
 type rlocker RWMutex

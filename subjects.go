@@ -7,28 +7,28 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// The subjects of requests and events carry the client and the resource, so that NATS
-// permissions can be written in terms of them and people can read them with "nats sub":
+// The subjects of requests and events contain the client and the resource. So NATS permissions can
+// refer to both, and people can read them with "nats sub":
 //
 //	lock.<cluster>.node.<verb>.<client>.<resource>
 //	lock.<cluster>.admin.<verb>.<client>.<resource>
 //	lock.<cluster>.event.<kind>.<client>.<resource>
 //
-// Package internal/subject builds and parses them. What follows is for observers.
+// Package internal/subject builds and parses subjects. The functions below are for observers.
 
-// Subject is what the subject of a qlock message says.
+// Subject holds the parts of the subject of a qlock message.
 type Subject struct {
 	Cluster string
 	Family  string // "node", "admin" or "event"; "api" is reserved
-	Verb    string // of a request, or the kind of an event; empty if the message has several requests
+	Verb    string // of a request, or the kind of an event; empty if there are several requests
 	Client  string
-	Name    string // of the lock; empty if the message concerns no single one
-	Encoded string // the same as it is in the subject: without blanks, or what a terminal would obey
+	Name    string // of the lock; empty if the message is not about a single lock
+	Encoded string // Name as it is in the subject: without blanks and control characters
 }
 
-// ParseSubject reads the subject of a message that came for a ClusterSubject or an
-// EventSubject. Messages may come from anybody who may publish there; a subject that
-// qlock does not use is an error.
+// ParseSubject splits the subject of a message that was received on a ClusterSubject or an
+// EventSubject. Any client that may publish there can choose the subject, so ParseSubject returns
+// an error for subjects that qlock does not use.
 func ParseSubject(s string) (Subject, error) {
 	p, name, err := subject.Parse(s)
 	if err != nil {
@@ -37,9 +37,9 @@ func ParseSubject(s string) (Subject, error) {
 	return Subject{p.Cluster, p.Family, p.Verb, p.Client, name, p.Resource}, nil
 }
 
-// ClusterSubject is the NATS subject of everything that a cluster's clients publish:
-// requests and events. The answers of nodes go to inboxes, and are not among them. The
-// cluster * stands for all clusters.
+// ClusterSubject returns the NATS subject that matches everything that the clients of a cluster
+// publish: requests and events. It does not match the answers of nodes, which go to inboxes. The
+// cluster * stands for all clusters. The error is ErrInvalidName if the cluster's name is invalid.
 func ClusterSubject(cluster string) (string, error) {
 	if err := checkClusters(cluster); err != nil {
 		return "", err
@@ -47,10 +47,11 @@ func ClusterSubject(cluster string) (string, error) {
 	return subject.Cluster(cluster), nil
 }
 
-// EventSubject is the NATS subject of a cluster's events of locks whose names match
-// the pattern: names as they stand in subjects (docs/wire.md), * for one token, and
-// > at the end for all that follow. An empty pattern is all. The cluster * stands for
-// all clusters.
+// EventSubject returns the NATS subject that matches a cluster's events of locks whose names match
+// the pattern. The pattern has names in the form that they have in subjects (docs/wire.md), * for
+// one token, and > at the end for all tokens that follow. An empty pattern matches all names. The
+// cluster * stands for all clusters. The error is ErrInvalidName if the cluster's name or the
+// pattern is invalid.
 func EventSubject(cluster, pattern string) (string, error) {
 	if err := checkClusters(cluster); err != nil {
 		return "", err

@@ -16,7 +16,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Events is whether a client publishes events for observers.
+// Events tells whether a client publishes events for observers.
 type Events uint8
 
 const (
@@ -24,7 +24,7 @@ const (
 	WithoutEvents
 )
 
-// Batches is whether a client puts several requests in one message.
+// Batches tells whether a client puts several requests in one message.
 type Batches uint8
 
 const (
@@ -32,23 +32,23 @@ const (
 	WithoutBatches
 )
 
-// Config is what a client is told at its start.
+// Config is the configuration of a client.
 type Config struct {
 	Cluster string
-	Name    string // of the client
+	Name    string // name of the client
 	Log     *natsio.Log
 
 	Lease        time.Duration // 0: DefaultLease, or the cluster's longest if that is shorter
 	DefaultLease time.Duration
 	Retention    time.Duration
-	PassMost     int           // how often a claim is passed on that others wait for; 0: no bound
-	PassWithin   time.Duration // and for how long; 0: no bound
+	PassMost     int           // how often a claim is passed on although others wait; 0: no bound
+	PassWithin   time.Duration // how long it is passed on although others wait; 0: no bound
 
 	Events  Events
 	Batches Batches
 }
 
-// fitLease settles the lease when it is known what the nodes allow.
+// fitLease sets the final lease when the longest lease that the nodes allow is known.
 func (c *Config) fitLease(longest time.Duration) error {
 	if c.Lease == 0 {
 		c.Lease = min(c.DefaultLease, longest)
@@ -59,9 +59,9 @@ func (c *Config) fitLease(longest time.Duration) error {
 	return nil
 }
 
-// Client runs the client machine on a connection. Its parts have locks of their own:
-// the machine, the publisher, the denials and the queries. Any goroutine may call its
-// exported methods, but for those that say otherwise.
+// Client runs the client machine on a connection. The machine, the publisher, the denials and the
+// queries each have a mutex of their own. The exported methods are safe for concurrent use, unless
+// their comments say otherwise.
 type Client struct {
 	cfg     Config
 	nc      natsio.Conn
@@ -71,16 +71,16 @@ type Client struct {
 	denials *natsio.Denials
 	queries queries
 
-	published atomic.Uint64 // claims up to this number were asked for before the next denial
-	toldGone  atomic.Bool   // it was said that the connection is closed
+	published atomic.Uint64 // highest seq of an acquire published before the next denial
+	toldGone  atomic.Bool   // whether the log says that the connection is closed
 
 	stop    chan struct{}
 	running sync.WaitGroup // the loop and the publisher
-	detach  func() error   // takes the client from its connection; Run sets it
+	detach  func() error   // removes the client from its connection; set by Run
 }
 
-// Open finds the nodes of a cluster and starts a client on a connection. It fails when
-// ctx ends before that, or after 5 s if ctx has no deadline.
+// Open finds the nodes of a cluster and starts a client on a connection. It fails when ctx ends
+// first, or after 5 s if ctx has no deadline.
 func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Client, error) {
 	ctx, cancel := withDefaultTimeout(ctx)
 	defer cancel()
@@ -101,7 +101,7 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Client, error) {
 	return <-opened, nil
 }
 
-// open does what Open has to do with the connection, which may stand still.
+// open does the part of Open that uses the connection, and so may block.
 func open(ctx context.Context, nc *nats.Conn, cfg Config) (*Client, error) {
 	if nc.IsClosed() {
 		return nil, closedError(nc)
@@ -115,9 +115,9 @@ func open(ctx context.Context, nc *nats.Conn, cfg Config) (*Client, error) {
 		return nil, err
 	}
 	c := NewClient(nc, inbox, lastError, cfg, m)
-	// A callback, not a channel: the client library's list for callbacks is long,
-	// and a full channel loses answers. One subject for all answers: they carry
-	// their claim in the body.
+	// Use a callback, not a channel: the client library's list for callbacks is long, and a full
+	// channel loses answers. One subject is enough for all answers, because their bodies name the
+	// claims.
 	sub, err := nc.Subscribe(inbox, c.Receive)
 	if err != nil {
 		return nil, fmt.Errorf("qlock: subscribe to answers: %w", err)
@@ -127,7 +127,7 @@ func open(ctx context.Context, nc *nats.Conn, cfg Config) (*Client, error) {
 	c.Run(status, func() error {
 		nc.RemoveStatusListener(status)
 		err := leave(nc, sub, cfg.Log)
-		c.denials.Stop() // not before: what is denied of the last messages is no news to the caller
+		c.denials.Stop() // not earlier: denials of the last messages do not concern the program
 		c.denials.Restore(nc)
 		return err
 	})
@@ -135,8 +135,8 @@ func open(ctx context.Context, nc *nats.Conn, cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// NewClient makes a client that knows the nodes. lastError is the error of the connection
-// that is older than the client. The lease must be settled. It starts nothing: see Run.
+// NewClient makes a client that knows the nodes. lastError is the last error that the connection
+// had before the client existed. cfg.Lease must be final. NewClient starts nothing: see Run.
 func NewClient(nc natsio.Conn, inbox string, lastError error, cfg Config, m *Membership) *Client {
 	c := &Client{cfg: cfg, nc: nc, inbox: inbox, stop: make(chan struct{})}
 	c.denials = natsio.NewDenials(nc, lastError, c.denied)
@@ -147,18 +147,18 @@ func NewClient(nc natsio.Conn, inbox string, lastError error, cfg Config, m *Mem
 	return c
 }
 
-// Run starts what runs until Close: the loop and the publisher. status tells of changes of
-// the connection. detach takes the client from the connection when both have ended; it
-// may block.
+// Run starts the goroutines that run until Close: the loop and the publisher. status receives
+// changes of the connection's status. detach removes the client from the connection; Close calls it
+// when both goroutines have ended. It may block.
 func (c *Client) Run(status <-chan nats.Status, detach func() error) {
 	c.detach = detach
 	c.running.Go(func() { c.loop(status) })
 	c.running.Go(func() { c.pub.Run(c.stop) })
 }
 
-// loop does what time alone brings, and what the connection tells. What there is to do,
-// and when, is the machine's to say: refresh what lives, ask again, find out what is lost,
-// give back what was retained. It must not touch the connection.
+// loop calls the machine when time passes or the connection's status changes. The machine decides
+// what is due and when: refreshes, repeated requests, losses, the release of retained claims. loop
+// must not touch the connection, because a blocked connection must not delay the end of lost locks.
 func (c *Client) loop(status <-chan nats.Status) {
 	alarm := natsio.NewAlarm()
 	defer alarm.Stop()
@@ -171,7 +171,7 @@ func (c *Client) loop(status <-chan nats.Status) {
 		case now, ok := <-status:
 			switch {
 			case !ok:
-				status = nil // removed by someone else: the timer does without
+				status = nil // removed by the program; the timer is enough
 			case now == nats.CLOSED:
 				c.pub.Wake()
 			case now == nats.RECONNECTING:
@@ -181,29 +181,29 @@ func (c *Client) loop(status <-chan nats.Status) {
 				c.machine.reconnected()
 			}
 		case <-alarm.In(wait):
-			c.pub.Wake() // to look at the connection
+			c.pub.Wake() // so that the publisher checks the connection
 			c.machine.tick()
 		}
 	}
 }
 
-// Lease is how long locks outlive a silent client.
+// Lease returns how long locks outlive a client that falls silent.
 func (c *Client) Lease() time.Duration { return c.cfg.Lease }
 
-// Cluster is the configuration that votes are counted by.
+// Cluster returns the configuration by which votes are counted.
 func (c *Client) Cluster() wire.Config { return c.machine.cluster() }
 
-// Stats is what the client has and counted.
+// Stats returns the client's current state and counters.
 func (c *Client) Stats() Stats { return c.machine.stats() }
 
-// Losses is how many locks were lost.
+// Losses returns the number of locks that were lost.
 func (c *Client) Losses() uint64 { return c.machine.losses.Load() }
 
-// Closed is closed by Close.
+// Closed returns a channel that Close closes.
 func (c *Client) Closed() <-chan struct{} { return c.stop }
 
-// Start asks for a lock and does not wait for it: h is made what Hold.Ready, Wait and
-// Unlock tell of and end. The lock's context has the values of ctx.
+// Start requests a lock, initializes h with it, and does not wait. Hold.Ready and Hold.Wait report
+// the outcome. The lock's context has the values of ctx.
 func (c *Client) Start(ctx context.Context, h *Hold, r Request) {
 	h.client, h.request, h.ready = c, r, make(chan struct{})
 	h.parent = holdContext{ctx, h}
@@ -220,20 +220,21 @@ func (c *Client) unlock(h *Hold) error {
 		was, isHeld, last := c.machine.unlock(h)
 		switch {
 		case isHeld:
-			h.cancel(ErrUnlocked) // before anybody can have the lock, here or elsewhere //plant:unlock
+			h.cancel(ErrUnlocked) // before any other holder, here or elsewhere (C7) //plant:unlock
 			c.machine.release(h)
 			if last {
 				c.pub.Yield()
 			}
 			return nil
-		case was == held: // a loss that nobody has noticed yet
+		case was == held: // the loss has not been noticed yet
 			c.machine.tick()
 		case was == evicted:
 			h.cancel(h.lost)
 			c.machine.release(h)
 			return h.lost
 		case was == lost, was == expired:
-			h.cancel(h.lost) // it may be under way, and has happened when this returns
+			// Another goroutine may be ending the context. It has ended when cancel returns.
+			h.cancel(h.lost)
 			return h.lost
 		default:
 			return nil
@@ -241,8 +242,8 @@ func (c *Client) unlock(h *Hold) error {
 	}
 }
 
-// Close gives back what the client holds, fails what waits with ErrClosed, and stops all
-// that was started. It waits for the connection for a second at most.
+// Close releases all locks, fails all waiting requests with ErrClosed, and stops what Run started.
+// It waits for the connection for 1 s at most. Calling it again does nothing.
 func (c *Client) Close() error {
 	all, first := c.machine.close()
 	if !first {
@@ -256,8 +257,8 @@ func (c *Client) Close() error {
 	}, c.cfg.Log, "the NATS connection is blocked; the last releases may not reach the nodes, and the leases will expire")
 }
 
-// leave ends the subscription of a client that does nothing any more, and waits until the
-// server has its last messages.
+// leave ends the subscription of a client that has stopped, and waits until the server has its last
+// messages.
 func leave(nc *nats.Conn, sub *nats.Subscription, log *natsio.Log) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second-2*natsio.LogPatience)
 	defer cancel()
@@ -279,10 +280,10 @@ var (
 	answerLists = sync.Pool{New: func() any { return new([]wire.Answer) }}
 )
 
-// Receive takes a message that came to the inbox. The subscription's goroutine calls it.
+// Receive handles a message to the inbox. The subscription's goroutine calls it.
 func (c *Client) Receive(m *nats.Msg) {
 	if natsio.NobodyHears(m) {
-		return // the server says that no node hears: that is silence, not an answer
+		return // the server reports that no node listens; that is silence, not an answer
 	}
 	if wire.IsList(m.Data) {
 		c.receiveList(m.Data)
@@ -301,7 +302,7 @@ func (c *Client) Receive(m *nats.Msg) {
 	c.machine.handleOne(a)
 }
 
-// receiveList takes a node's answers to a batch.
+// receiveList handles a node's answers to a batch.
 func (c *Client) receiveList(body []byte) {
 	list := answerLists.Get().(*[]wire.Answer)
 	var err error
@@ -316,18 +317,18 @@ func (c *Client) receiveList(body []byte) {
 		}
 	}
 	c.machine.handle(*list)
-	if cap(*list) <= 4*wire.MaxBatch { // more was somebody's joke, do not keep it
+	if cap(*list) <= 4*wire.MaxBatch { // do not keep the memory of an abnormally long list
 		clear(*list)
 		answerLists.Put(list)
 	}
 }
 
-// isReply reports whether an answer of this kind is about no claim of this client.
+// isReply reports whether answers of this kind are not about a claim of this client.
 func isReply(k wire.Kind) bool {
 	return k == wire.Informed || k == wire.Listed || k == wire.Evicting
 }
 
-// receiveReply takes an answer to a question about the nodes or others' claims.
+// receiveReply handles an answer to a question about the nodes or about claims of any client.
 func (c *Client) receiveReply(a wire.Answer) {
 	if a.Kind == wire.Informed {
 		a.Nonce = a.Info.Nonce
@@ -339,8 +340,8 @@ func (c *Client) receiveReply(a wire.Answer) {
 	}
 }
 
-// isOurs reports whether an answer may be one to a query of this client. Info is asked for
-// by nobody in particular.
+// isOurs reports whether an answer may belong to a query of this client. Answers to info do not
+// name the client that asked.
 func (c *Client) isOurs(a *wire.Answer) bool {
 	return (a.Client == c.cfg.Name || a.Kind == wire.Informed) && a.Digest == c.machine.digest()
 }
@@ -349,19 +350,21 @@ func (c *Client) malformed(body []byte, err error) {
 	c.cfg.Log.Line(slog.LevelWarn, "malformed answer ignored", "error", err, "bytes", len(body))
 }
 
-// publisherOwner is a Client as its publisher sees it.
+// publisherOwner is the part of a Client that its publisher calls.
 type publisherOwner Client
 
-// BeforePublish looks at what the connection remembers before it is given more: that
-// cannot be about what was not published yet.
+// BeforePublish reads the connection's last error before more is published: that error cannot be
+// about messages that have not been published yet.
 func (o *publisherOwner) BeforePublish(acquired uint64) {
 	o.denials.Read()
-	o.published.Store(max(o.published.Load(), acquired)) // a claim that asks again does not take it back
+	// A repeated request of an older claim must not lower it.
+	o.published.Store(max(o.published.Load(), acquired))
 }
 
+// PayloadChanged limits the size of messages to the most bytes that the connection accepts.
 func (o *publisherOwner) PayloadChanged(most int) { o.machine.fit(most) }
 
-// ConnectionClosed ends what waits for a connection that is closed for good.
+// ConnectionClosed fails everything that waits for a connection that is permanently closed.
 func (o *publisherOwner) ConnectionClosed() {
 	c := (*Client)(o)
 	cause := natsio.CloseCause(c.nc)
@@ -379,8 +382,8 @@ func (c *Client) isClosed() bool {
 	return c.machine.closed
 }
 
-// denied fails claims and queries whose requests the server did not let through. It
-// reports whether that was to be expected, and concerns none. See natsio.NewDenials.
+// denied fails the claims and queries whose requests the server denied. It reports whether the
+// denial was expected and affects none of them. See natsio.NewDenials.
 func (c *Client) denied(err error, known bool) (expected bool) {
 	on, ok := natsio.DeniedSubject(err)
 	if !ok {
@@ -410,8 +413,8 @@ func (c *Client) denied(err error, known bool) (expected bool) {
 	return false
 }
 
-// concerns reports whether this client publishes or subscribes to it; others may share its
-// connection.
+// concerns reports whether this client publishes or subscribes on a subject. Other users of the
+// connection have other subjects.
 func (c *Client) concerns(on string) bool {
 	p, ok := subject.Split(on)
 	return on == c.inbox || ok && p.Cluster == c.cfg.Cluster && p.Client == c.cfg.Name

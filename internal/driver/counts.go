@@ -6,13 +6,13 @@ import (
 	"github.com/qlock/qlock/internal/client"
 )
 
-// Stats is what a client has and counted, at one moment.
+// Stats holds the current state and the counters of a client, at one moment.
 type Stats struct {
 	Counts
-	Claims  int // at the nodes
+	Claims  int // claims at the nodes
 	Machine client.Counts
 	Trips   []client.NodeTrip
-	At      time.Time // the moment
+	At      time.Time // the moment of all these numbers
 }
 
 // WaitBounds are the upper bounds of the buckets of Counts.Waits.
@@ -25,11 +25,11 @@ var WaitBounds = [...]time.Duration{
 	10 * time.Second, 30 * time.Second, 60 * time.Second,
 }
 
-// Failures are wishes that failed, by the reason.
+// Failures counts requests that failed, by reason.
 type Failures struct{ Held, NoQuorum, Refused, Evicted, Closed uint64 }
 
-// Counts is what a client counts itself. It has no lock of its own: the machine's guards
-// it, so that its numbers add up.
+// Counts holds the counters that the driver keeps. It has no mutex of its own: the machine's mutex
+// guards it, so that its numbers add up.
 type Counts struct {
 	Held, Waiting                     int
 	Granted, PassedOn, Lost, Unlocked uint64
@@ -38,8 +38,8 @@ type Counts struct {
 	Waits                             [len(WaitBounds) + 1]uint64 // not cumulative
 }
 
-// setState moves a hold to another state, which is the one place where that changes:
-// what it was before decides what is counted.
+// setState changes the state of a hold. Nothing else may change it, because the counters depend on
+// the state before.
 func (c *Counts) setState(h *Hold, to holdState) {
 	from := h.state
 	h.state = to
@@ -49,7 +49,7 @@ func (c *Counts) setState(h *Hold, to holdState) {
 	case held:
 		c.Held--
 	default:
-		return // it was given up, and in the same step lost as well
+		return // it was given up, and lost in the same step
 	}
 	switch {
 	case to == held:
@@ -57,26 +57,27 @@ func (c *Counts) setState(h *Hold, to holdState) {
 		c.Granted++
 	case to == lost, to == evicted:
 		c.Lost++
-	case from == held: // unlocked, or given back since its caller has gone
+	case from == held: // unlocked, or released because its caller had gone
 		c.Unlocked++
 	}
 }
 
-// hold notes that h is held from h.since on, as the first of its claim or not.
+// hold records that h is held from h.since on. first reports whether h is the first holder of its
+// claim.
 func (c *Counts) hold(h *Hold, first bool) {
 	c.setState(h, held)
 	if !first {
 		c.PassedOn++
 	}
 	d, i := h.since.Sub(h.asked), 0
-	for i < len(WaitBounds) && d > WaitBounds[i] { // most waits are short, and found at once
+	for i < len(WaitBounds) && d > WaitBounds[i] { // linear, because most waits are short
 		i++
 	}
 	c.Waited += d
 	c.Waits[i]++
 }
 
-// fail notes that h will not be held, and why.
+// fail records that h will not be held, and why.
 func (c *Counts) fail(h *Hold, f *Failure) {
 	if h.state == waiting {
 		switch f.Reason {

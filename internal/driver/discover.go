@@ -16,38 +16,38 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Which nodes there are, and which configuration counts, is decided by internal/members
-// (M1 to M5). Here it is given the clock and the connection, before there is a client
-// machine; then that has it.
+// internal/members decides which nodes there are and which configuration counts (M1 to M5). The
+// code below connects it to the clock and the connection until there is a client machine, which
+// then takes it over.
 
-// Membership is what a client knows of the nodes when it begins. It has no lock of its
-// own: that of the discovery guards it, and then the machine's.
+// Membership is what a client knows about the nodes when it starts. It has no mutex of its own. The
+// mutex of the discovery guards it, and later that of the machine.
 type Membership struct {
 	members *members.Machine
 	start   time.Time // zero of the monotonic clock readings
 	config  wire.Config
-	trips   map[string]time.Duration // how long the answers of nodes took, as far as known
+	trips   map[string]time.Duration // round trips of nodes, as far as they are known
 }
 
-// NewMembership is that of a client which was told its nodes, for tests. Its questions
-// carry nonces that begin with prefix.
+// NewMembership makes the Membership of a client that is told its nodes, for tests. The nonces of
+// its questions begin with prefix.
 func NewMembership(prefix string, config wire.Config) *Membership {
 	return &Membership{members: members.New(prefix), start: time.Now(), config: config}
 }
 
-// discovery asks who the nodes are. The subscription's goroutine calls receive, that of
-// Open the rest.
+// discovery asks the nodes who they are. The subscription's goroutine calls receive; the goroutine
+// that opens the client calls the rest.
 type discovery struct {
 	log   *natsio.Log
-	heard chan struct{} // something was heard; has room for one
+	heard chan struct{} // signals that an answer was heard; has room for one
 
-	mu         sync.Mutex // guards what follows
+	mu         sync.Mutex // guards the fields below
 	membership *Membership
 	found      bool
 }
 
-// discover asks until the machine has found the configuration to begin with. It may stand
-// still with the connection.
+// discover asks until the machine has found a configuration to start with. It blocks if the
+// connection does.
 func discover(ctx context.Context, nc *nats.Conn, inbox string, lastError error, cfg *Config) (*Membership, error) {
 	d := &discovery{log: cfg.Log, heard: make(chan struct{}, 1), membership: NewMembership(inbox, wire.Config{})}
 	on := infoSubject(cfg.Cluster, cfg.Name)
@@ -90,8 +90,8 @@ func discover(ctx context.Context, nc *nats.Conn, inbox string, lastError error,
 	}
 }
 
-// deniedSince reports that NATS has denied a client to ask who the nodes are, or to hear it,
-// since the error before.
+// deniedSince returns an error if, after the error before, NATS denied the client to ask who the
+// nodes are or to receive the answers.
 func deniedSince(nc *nats.Conn, before error, on, inbox string) error {
 	if err := nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) && err != before {
 		if s, ok := natsio.DeniedSubject(err); ok && (s == on || s == inbox) {
@@ -109,8 +109,8 @@ func infoRequest(client, nonce string) wire.Request {
 	return wire.Request{Verb: wire.Info, Client: client, Nonce: nonce}
 }
 
-// step lets f work on the machine. It returns what to ask, and how long nothing has to be
-// done without an answer.
+// step calls f with the members machine. It returns the nonce of the question to send, if any, and
+// how long nothing is due unless an answer arrives.
 func (d *discovery) step(f func(wire.Now, *members.Out)) (nonce string, wait time.Duration, found bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -126,7 +126,7 @@ func (d *discovery) step(f func(wire.Now, *members.Out)) (nonce string, wait tim
 	return out.Ask, wait, d.found
 }
 
-// take notes what the machine found. Call with d.mu held.
+// take stores the configuration that the machine found. The caller holds d.mu.
 func (d *discovery) take(out *members.Out) {
 	if out.Found != nil {
 		d.found, d.membership.config, d.membership.trips = true, *out.Found, out.Trips
@@ -135,7 +135,7 @@ func (d *discovery) take(out *members.Out) {
 
 func (d *discovery) receive(m *nats.Msg) {
 	if natsio.NobodyHears(m) {
-		return // the server says that no node hears: that is silence, not an answer
+		return // the server reports that no node listens; that is silence, not an answer
 	}
 	a, err := wire.DecodeAnswer(m.Data)
 	if err != nil {

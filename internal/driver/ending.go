@@ -9,26 +9,27 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-// Wherever a lock is given up, its context ends first, and the nodes are told afterwards
-// (C7): else the next holder would work beside what runs under contexts that have not ended yet.
-// That takes its time. To end a context is to end, one by one, all that the program has
-// derived from it, about a third of a microsecond each, before the call returns. So
+// When a lock is given up, its context ends first, and the nodes hear of it afterwards (C7).
+// Otherwise the next holder would work beside code that runs under contexts that have not ended
+// yet.
 //
-//   - the one who gives a lock back ends its context on its own goroutine (Client.unlock,
-//     machine.giveUpAll);
-//   - who finds a loss hands the contexts to other goroutines, as the loop must go on
-//     looking at its clock: the next lock may be lost while the first one's thousands of
-//     contexts end;
-//   - nothing is published until they have ended: neither releases nor the refreshes, which
+// Ending a context takes time. The call returns after it has ended, one by one, all contexts that
+// the program derived from it, at about a third of a microsecond each. Therefore:
+//
+//   - The goroutine that unlocks a lock ends its context itself (Client.unlock, machine.giveUpAll).
+//   - The goroutine that finds a loss leaves the contexts to other goroutines. The loop must go on
+//     reading its clock, since the next lock may be lost while thousands of contexts of the first
+//     one end.
+//   - Nothing is published until these contexts have ended: no releases, and no refreshes, which
 //     would tell the nodes the same.
 //
-// It runs none of the program's code: functions of context.AfterFunc have goroutines of
-// their own, and between the caller's context and that of a lock there is none that it made
-// itself (Locker.Do).
+// Ending a context runs no code of the program. Functions of context.AfterFunc run on goroutines of
+// their own. No context that the program implements itself is between the caller's context and that
+// of a lock (Locker.Do).
 
-// endContexts hands the contexts of locks that are lost in a step to other goroutines.
-// Until these have ended, what the machine says of the locks is not published. Call with
-// m.mu held.
+// endContexts ends the contexts of the locks that a step lost, on other goroutines. Until these
+// contexts have ended, nothing that the machine says about the locks is published. The caller holds
+// m.mu.
 func (m *machine) endContexts(s *step) {
 	if lost := s.lost; len(lost) > 0 {
 		m.pub.Pause()
@@ -49,8 +50,8 @@ func (m *machine) endContexts(s *step) {
 	}
 }
 
-// endLost ends the contexts of locks that are lost, and then lets the publisher go on,
-// which was paused when the loss was found.
+// endLost ends the contexts of lost locks, and then resumes the publisher, which endContexts
+// paused.
 func (m *machine) endLost(lost []*Hold) {
 	endAll(lost, func(h *Hold) error { return h.lost })
 	for _, h := range lost {
@@ -70,10 +71,10 @@ func (m *machine) endLost(lost []*Hold) {
 	}
 }
 
-// endAll ends the contexts of locks, and returns when all have ended. Several goroutines
-// do it, so that the locks whose contexts have the most descendants delay only each other.
+// endAll ends the contexts of locks and returns when all have ended. It uses several goroutines, so
+// that contexts with very many descendants delay only each other.
 func endAll(holds []*Hold, cause func(*Hold) error) {
-	const fewest = 4 // also on fewer processors: Go divides the time among them
+	const fewest = 4 // also on fewer processors, because Go divides their time
 	var next atomic.Int64
 	work := func() {
 		for i := next.Add(1) - 1; i < int64(len(holds)); i = next.Add(1) - 1 {

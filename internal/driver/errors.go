@@ -8,7 +8,7 @@ import (
 	"github.com/qlock/qlock/internal/natsio"
 )
 
-// What errors.Is finds in the errors of package qlock, which documents them.
+// These are the errors for errors.Is. Package qlock documents them.
 var (
 	ErrHeld         = errors.New("qlock: held by another")
 	ErrNoQuorum     = errors.New("qlock: no quorum")
@@ -21,14 +21,14 @@ var (
 	ErrRefused      = errors.New("qlock: refused")
 )
 
-// evictedError is why a lock is lost that was evicted.
+// evictedError is the error of a lock that was lost by eviction.
 type evictedError struct{ client.Eviction }
 
 func (e *evictedError) Error() string { return "qlock: lock lost: evicted " + e.Eviction.Error() }
 
 func (e *evictedError) Is(target error) bool { return target == ErrLost || target == ErrEvicted }
 
-// leaptError is why a lock is lost where a leap of the wall clock explains it.
+// leaptError is the error of a lost lock if a leap of the wall clock explains the loss.
 type leaptError struct{ why string }
 
 func (e *leaptError) Error() string { return "qlock: lock lost: " + e.why }

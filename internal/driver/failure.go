@@ -7,44 +7,44 @@ import (
 	"github.com/qlock/qlock/internal/quorum"
 )
 
-// Failure is why a lock was not acquired, as it stood when the wait ended.
+// Failure describes why a lock was not acquired, at the end of the wait.
 type Failure struct {
 	Reason error // ErrHeld, ErrNoQuorum, ErrRefused, ErrEvicted or ErrClosed
 	Cause  error // what ended the wait, usually the context's error; may be nil
 	Report client.Report
-	IsOwn  bool // another use of this very client is in the way
-	Own    Own  // that use
+	IsOwn  bool // another hold of this client is in the way
+	Own    Own  // that hold
 }
 
-// Own is the use of this client that is in the way.
+// Own describes the hold of this client that is in the way.
 type Own struct {
 	Mode quorum.Mode
 	For  time.Duration
 }
 
-// Waiting is how a request stands that waits.
+// Waiting describes the status of a waiting request.
 type Waiting struct {
-	For    time.Duration // since the request was made
-	Ahead  int           // of those that wait as well, as far as known
-	Known  bool          // how many those are is known
+	For    time.Duration // time since the request
+	Ahead  int           // claims and requests ahead of it that wait, as far as known
+	Known  bool          // whether Ahead is known
 	Report client.Report
-	IsOwn  bool // another use of this very client is in the way
+	IsOwn  bool // another hold of this client is in the way
 	Own    Own
 }
 
-// Answer is what a node last said of a claim.
+// Answer is the kind of a node's last answer about a claim.
 type Answer uint8
 
 const (
-	Silent     Answer = iota // nothing
-	Voted                    // it gave its vote
-	Queued                   // others come first
-	Refused                  // it does not want the claim
-	Recovering               // it gives no votes yet
-	Discounted               // its answers do not count
+	Silent     Answer = iota // no answer
+	Voted                    // the node votes for the claim
+	Queued                   // other claims are ahead
+	Refused                  // the node refuses the claim
+	Recovering               // the node does not vote yet
+	Discounted               // the node's answers do not count
 )
 
-// AnswerOf tells what a node last said.
+// AnswerOf returns the kind of a node's last answer.
 func AnswerOf(n *client.NodeReport) Answer {
 	switch {
 	case n.Clash, n.OtherConfig:
@@ -61,7 +61,7 @@ func AnswerOf(n *client.NodeReport) Answer {
 	return Silent
 }
 
-// reasonOf finds out why a claim does not hold. cause is what ended the wait; nil: the
+// reasonOf returns the reason why a claim is not held. cause is what ended the wait, or nil if the
 // claim failed by itself.
 func reasonOf(r *client.Report, cause error) error {
 	able, refused, silent := false, 0, 0
@@ -79,7 +79,7 @@ func reasonOf(r *client.Report, cause error) error {
 	switch {
 	case len(r.Nodes)-refused < r.Need:
 		return ErrRefused
-	case cause == nil: // a try that failed by itself: another is in the way (C10)
+	case cause == nil: // a try fails by itself only if another claim is in the way (C10)
 		return ErrHeld
 	case r.Blocker != nil && able && heard >= r.Need:
 		return ErrHeld

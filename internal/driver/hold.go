@@ -9,44 +9,45 @@ import (
 	"github.com/qlock/qlock/internal/quorum"
 )
 
-// Patience is what a request does when somebody else is in the way.
+// Patience tells what a request does when another claim is in the way.
 type Patience uint8
 
 const (
-	Wait Patience = iota // wait in the nodes' queues
-	Try                  // fail
+	Wait Patience = iota // it waits in the nodes' queues
+	Try                  // it fails
 )
 
-// Lifetime is which context the lock's context ends with.
+// Lifetime tells with which context the lock's context ends.
 type Lifetime uint8
 
 const (
-	Detached Lifetime = iota // none: it has only the values of the context that it was asked for with
-	Attached                 // the context that it was asked for with
+	Detached Lifetime = iota // none: it has only the values of the context of the request
+	Attached                 // the context of the request
 )
 
-// Request is what somebody wants.
+// Request describes a requested lock.
 type Request struct {
 	Name     string
-	Resource string // the name, encoded for subjects
+	Resource string // the name as encoded in subjects
 	Mode     quorum.Mode
 	Patience Patience
 	Lifetime Lifetime
-	Note     string // for people
-	Terms    *Terms // what few ask for; nil: nothing of it
+	Note     string // description for people
+	Terms    *Terms // rare options; nil: none
 }
 
-// Terms is what few requests ask for.
+// Terms holds the options that few requests have.
 type Terms struct {
-	Age     time.Time     // since when it waits, if that is before the request; zero: it is not
-	AtLeast time.Duration // its claim stays so long after the grant, also if it is unlocked before
-	AtMost  time.Duration // it ends so long after the grant; 0: it does not
-	Watch   bool          // Hold.Changed tells when what it waits for changes
-	Manual  bool          // if it is evicted, its context ends, and Unlock gives the claim back
+	Age     time.Time     // start of the wait, if before the request; zero: the request
+	AtLeast time.Duration // how long after the grant the claim stays, even if unlocked earlier
+	AtMost  time.Duration // how long after the grant the lock ends; 0: never
+	Watch   bool          // Hold.Changed reports changes of what the request waits for
+	Manual  bool          // an eviction ends only the context, and Unlock releases the claim
 }
 
-// Hold is one call's wish for a lock, and then the lock: Client.Start makes it, and it is
-// over when it has failed, was unlocked, or is lost. Any goroutine may call its methods.
+// Hold is the request of one call, and then its lock. Client.Start initializes it. It ends when the
+// request fails, or when the lock is unlocked, expires or is lost. Its methods are safe for
+// concurrent use.
 type Hold struct {
 	// Owner is the caller's own value, set before Client.Start and not changed after it.
 	Owner any
@@ -58,11 +59,11 @@ type Hold struct {
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 
-	// ready is closed when the claim is held or has failed; before that nobody reads
-	// the rest without the machine's lock.
+	// ready is closed when the lock is held or the request has failed. Before that, the other
+	// fields may be read only under the machine's mutex.
 	ready chan struct{}
 
-	// Guarded by machine.mu until ready is closed, and not written after that.
+	// machine.mu guards these until ready is closed. They are not written after that.
 	use     *hold.Hold
 	token   uint64
 	votes   int
@@ -70,20 +71,20 @@ type Hold struct {
 	failure *Failure
 	since   time.Time
 
-	// Guarded by machine.mu.
+	// machine.mu guards these.
 	state holdState
-	lost  error // why; not written once the state is lost, evicted or expired
+	lost  error // why it was lost; not written once the state is lost, evicted or expired
 	watch *watch
-	timer *timer // nil: it is not among the machine's
+	timer *timer // nil: the machine has no timer for it
 }
 
-// watch is for those who want to be told. The machine's lock guards it.
+// watch is for callers that want to hear of changes. The machine's mutex guards it.
 type watch struct {
 	wanted  chan struct{} // closed when somebody else waits; nil: nobody asked
-	told    bool          // wanted is closed, or about to be
-	changed chan struct{} // closed when what it waits for may have changed; nil: nobody waits
+	told    bool          // wanted is closed, or is about to be
+	changed chan struct{} // closed at a change of what the request waits for; nil: nobody waits
 	watched bool          // somebody asked
-	dirty   bool          // it has changed since
+	dirty   bool          // a change happened since then
 }
 
 func (h *Hold) watching() *watch {
@@ -93,7 +94,7 @@ func (h *Hold) watching() *watch {
 	return h.watch
 }
 
-// noTerms are those of a request without any. Nobody writes it.
+// noTerms are the Terms of requests that have none. It is never written.
 var noTerms Terms
 
 func (r *Request) terms() *Terms {
@@ -103,7 +104,7 @@ func (r *Request) terms() *Terms {
 	return r.Terms
 }
 
-// at is the age of the request, a wall clock in microseconds; 0: that of the call.
+// at returns the age of the request as a wall clock in microseconds, or 0 for that of the call.
 func (t *Terms) at() int64 {
 	if t.Age.IsZero() {
 		return 0
@@ -120,30 +121,32 @@ const (
 	lost
 	failed
 	evicted // its context has ended, and its claim is held until Unlock
-	expired // as Request.AtMost says
+	expired // by Terms.AtMost
 )
 
-// Name is the name of the resource.
+// Name returns the name of the resource.
 func (h *Hold) Name() string { return h.request.Name }
 
-// Mode is how it is, or was to be, held.
+// Mode returns the requested mode.
 func (h *Hold) Mode() quorum.Mode { return h.request.Mode }
 
-// Token is the fencing token. Call it when the lock was held.
+// Token returns the fencing token. It is valid if the lock was granted.
 func (h *Hold) Token() uint64 { return h.token }
 
-// Context ends when the lock is no longer held.
+// Context returns the context that ends when the lock is no longer held.
 func (h *Hold) Context() context.Context { return h.ctx }
 
-// Ready is closed when the lock is held, or will not be: Failure tells which.
+// Ready returns a channel that is closed when the request is decided. Failure then tells the
+// outcome.
 func (h *Hold) Ready() <-chan struct{} { return h.ready }
 
-// Failure is why the lock will not be held, nil if it was. Call it after Ready is closed.
+// Failure returns why the request failed, or nil if the lock was granted. Call it after Ready is
+// closed.
 func (h *Hold) Failure() *Failure { return h.failure }
 
-// Wait waits until the lock is held, and returns nil. If ctx ends before, it gives the
-// wish up. It calls watch, on this goroutine, whenever what the request waits for may have
-// changed; nil: it does not.
+// Wait waits until the lock is held, and returns nil. If ctx ends first, it gives up the request.
+// If watch is not nil, Wait calls it on this goroutine whenever what the request waits for may have
+// changed.
 func (h *Hold) Wait(ctx context.Context, watch func()) *Failure {
 	for {
 		var changed <-chan struct{}
@@ -161,29 +164,33 @@ func (h *Hold) Wait(ctx context.Context, watch func()) *Failure {
 	}
 }
 
-// Request is what was asked for.
+// Request returns the request.
 func (h *Hold) Request() *Request { return &h.request }
 
-// GiveUpWaiting ends the wish if it is not held yet.
+// GiveUpWaiting fails the request if it still waits.
 func (h *Hold) GiveUpWaiting(cause error) { h.client.machine.giveUpWaiting(h, cause) }
 
-// GiveUp ends the wish if it is not held yet, and gives the lock back if it is.
+// GiveUp fails the request if it still waits, and releases the lock if it is held.
 func (h *Hold) GiveUp(cause error) { h.client.machine.cancel(h, cause) }
 
-// Changed is closed when what the request waits for may have changed since the last call of
-// Changed. Request.Watch must be set.
+// Changed returns a channel that is closed when what the request waits for may have changed since
+// the last call of Changed. The first call makes the client ask the nodes again from time to time,
+// unless Terms.Watch has done so.
 func (h *Hold) Changed() <-chan struct{} { return h.client.machine.changed(h) }
 
-// Waiting tells how the request stands that waits.
+// Waiting returns the status of the request, or the zero Waiting if it does not wait.
 func (h *Hold) Waiting() Waiting { return h.client.machine.waiting(h) }
 
-// Wanted is closed when somebody else waits for the lock, or at once if it is not held.
+// Wanted returns a channel that is closed when somebody else waits for the lock. The end of the
+// lock does not close it.
 func (h *Hold) Wanted() <-chan struct{} { return h.client.machine.wanted(h) }
 
-// Stands is how long the lock stays held without another message; 0 if it is not held.
+// Stands returns how long the lock stays held without another message, or 0 if it is not held.
 func (h *Hold) Stands() time.Duration { return h.client.machine.stands(h) }
 
-// AwaitRefresh waits for the answers to the refresh that is under way, if there is one.
+// AwaitRefresh waits for the answers to a refresh that is in progress. It returns nil at once if
+// there is none, the cause of the end of the lock's context if that ends first, and ctx's error if
+// ctx ends first.
 func (h *Hold) AwaitRefresh(ctx context.Context) error {
 	done := h.client.machine.refreshed(h)
 	if done == nil {
@@ -199,12 +206,11 @@ func (h *Hold) AwaitRefresh(ctx context.Context) error {
 	}
 }
 
-// Unlock gives the lock back. It returns why the lock was lost, if it was.
+// Unlock releases the lock. It returns the reason if the lock was lost or has expired.
 func (h *Hold) Unlock() error { return h.client.unlock(h) }
 
-// holdContext is the parent of a lock's context: it has the values of the context
-// that the lock was asked for with, and the lock. It is context.WithValue and
-// context.WithoutCancel in one, without their memory.
+// holdContext is the parent of a lock's context. It has the values of the context of the request,
+// and the Hold. It combines context.WithValue and context.WithoutCancel to save their memory.
 type holdContext struct {
 	context.Context
 	hold *Hold
@@ -240,10 +246,10 @@ func (c *holdContext) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// holdKey is the key of the *Hold in the contexts that locks make.
+// holdKey is the key of the *Hold in the contexts of locks.
 type holdKey struct{}
 
-// FromContext returns the innermost lock whose context ctx is or descends from, or nil.
+// FromContext returns the innermost Hold whose context is ctx or an ancestor of it, or nil.
 func FromContext(ctx context.Context) *Hold {
 	h, _ := ctx.Value(holdKey{}).(*Hold)
 	return h

@@ -21,36 +21,35 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// machine is the client machine and its lock. Whoever has something for it, be it a
-// caller, an answer or the time, takes a step: begin locks it and reads the clocks, then
-// the machine is told, and finish carries out what it wants and unlocks it. A step waits
-// for nobody but other steps: what is to be sent is queued with the publisher, and whom it
-// concerns is told after the lock is given up.
+// machine is the client machine with its mutex. Callers, answers and timers use it in steps. begin
+// locks the mutex and reads the clocks, then the step calls the client machine, and finish carries
+// out what that wants and unlocks the mutex. A step waits only for other steps: it queues messages
+// with the publisher, and finish wakes waiting goroutines after it has unlocked the mutex.
 //
-// Callers' goroutines, those of the subscription, of the connection's callbacks, of the
-// publisher and of the loop take steps.
+// Steps run on the goroutines of callers, of the subscription, of the connection's callbacks, of
+// the publisher and of the loop.
 type machine struct {
 	cfg   *Config
 	log   *natsio.Log
-	pub   *natsio.Publisher // its lock is taken under mu, so that messages are in the order of the steps
+	pub   *natsio.Publisher // locked under mu, so that messages are in the order of the steps
 	start time.Time         // zero of the monotonic clock readings
 
-	wake   chan struct{}  // tells the loop to look at the machine now; has room for one
-	ending sync.WaitGroup // of contexts of locks that are lost
-	losses atomic.Uint64  // as counts.Lost, to be read without mu
+	wake   chan struct{}  // makes the loop call the machine now; has room for one
+	ending sync.WaitGroup // goroutines that end contexts of locks
+	losses atomic.Uint64  // equals counts.Lost; readable without mu
 
-	mu         sync.Mutex // guards what follows; nothing is published and no caller's code is run under it
+	mu         sync.Mutex // guards the fields below; no publishing and no caller's code under it
 	core       *client.Client
-	table      *hold.Table      // what is held and waited for, on core
-	members    *members.Machine // which nodes there are
-	wakeAt     time.Time        // when the loop will look next
+	table      *hold.Table      // what is held and waited for; uses core
+	members    *members.Machine // decides which nodes there are
+	wakeAt     time.Time        // when the loop will call the machine next
 	closed     bool
 	counts     Counts
 	leaps      natsio.Leaps
 	unlockedAt time.Duration // when a lock was last unlocked
-	burst      int           // how many got their locks by the last message that gave any
+	burst      int           // number of locks granted by the last message that granted any
 	timers     timers
-	refreshes  map[*Hold]chan struct{} // who waits for the answers to the refresh that is under way
+	refreshes  map[*Hold]chan struct{} // to close when the refresh in progress is answered
 }
 
 func newMachine(cfg *Config, pub *natsio.Publisher, m *Membership) *machine {
@@ -65,25 +64,25 @@ func newMachine(cfg *Config, pub *natsio.Publisher, m *Membership) *machine {
 	return c
 }
 
-// at is a reading of the clocks.
+// at converts a time to a reading of the clocks.
 func (m *machine) at(t time.Time) wire.Now { return clocks(m.start, t) }
 
-// step is what a step of the machine works with.
+// step holds the inputs and results of one step of the machine.
 type step struct {
 	hold.Out
 	t         time.Time
 	now       wire.Now
-	held      int     // how many got their locks
-	ready     []*Hold // those that hold or have failed now
+	held      int     // number of locks granted
+	ready     []*Hold // holds that are decided now
 	lost      []*Hold
-	unlocking []*Hold         // those that are lost while their owners give them back
-	expired   []*Hold         // those whose time is over
-	tell      []chan struct{} // to be closed
+	unlocking []*Hold         // lost while their owners unlock them
+	expired   []*Hold         // held for as long as Terms.AtMost allows
+	tell      []chan struct{} // channels to close
 }
 
 var steps = sync.Pool{New: func() any { return new(step) }}
 
-// begin locks the machine and reads the clocks. finish must follow.
+// begin locks the machine and reads the clocks. The caller must call finish.
 func (m *machine) begin() *step {
 	s := steps.Get().(*step)
 	m.mu.Lock()
@@ -92,7 +91,7 @@ func (m *machine) begin() *step {
 	return s
 }
 
-// finish carries out what the step brought, and unlocks the machine.
+// finish carries out the results of the step and unlocks the machine.
 func (m *machine) finish(s *step) {
 	if s.Renew {
 		m.table.Renew(s.now, freshInstance(s.t), &s.Out)
@@ -139,7 +138,7 @@ func (s *step) reset() {
 	s.held, s.ready, s.tell, s.lost, s.unlocking, s.expired = 0, s.ready[:0], s.tell[:0], nil, nil, nil
 }
 
-// settle tells who waits for h. Call it once, without the machine's lock.
+// settle wakes the goroutines that wait for h. Call it once, without holding the machine's mutex.
 func (h *Hold) settle() {
 	if h.failure != nil {
 		h.cancel(h.failure.Reason)
@@ -147,12 +146,12 @@ func (h *Hold) settle() {
 	close(h.ready)
 }
 
-// apply notes what became of a hold, in its fields and in the counts, and queues the event
-// for observers. Call with m.mu held.
+// apply records an event of a hold in its fields and in the counters, and queues the event for
+// observers. The caller holds m.mu.
 func (m *machine) apply(s *step, e hold.Event) {
 	h := e.Hold.User.(*Hold)
 	if (e.Kind == hold.Held || e.Kind == hold.Failed || e.Kind == hold.Changed) && h.state != waiting {
-		return // it was given up in this very step
+		return // it was given up in this step
 	}
 	switch e.Kind {
 	case hold.Held:
@@ -160,7 +159,7 @@ func (m *machine) apply(s *step, e hold.Event) {
 		m.counts.hold(h, e.First)
 		h.votes, h.nodes = e.Votes, len(m.core.Cluster().Nodes)
 		if e.First {
-			m.event(subject.Acquired, h) // before its owner can cause the next
+			m.event(subject.Acquired, h) // before its owner can cause the next event
 		}
 		s.held++
 		s.ready = append(s.ready, h)
@@ -175,11 +174,13 @@ func (m *machine) apply(s *step, e hold.Event) {
 		m.counts.fail(h, h.failure)
 		s.ready = append(s.ready, h)
 	case hold.Lost:
-		if h.state != held { // its owner is about to give it back, and ends its context, which may take long yet
+		// If it is not held, its owner is about to release it. The owner ends its context first,
+		// which may take long.
+		if h.state != held {
 			if h.state == unlocked {
 				s.unlocking = append(s.unlocking, h)
 			}
-			if h.state != evicted { // else it was told already
+			if h.state != evicted { // otherwise observers have the event already
 				m.event(subject.Released, h)
 			}
 			m.timers.remove(h)
@@ -190,7 +191,7 @@ func (m *machine) apply(s *step, e hold.Event) {
 		m.counts.setState(h, lost)
 		m.losses.Add(1)
 		s.lost = append(s.lost, h)
-	case hold.Returned: // before the release, and so before the next one has it
+	case hold.Returned: // before the release, and so before the next holder
 		if h.state != evicted {
 			m.event(subject.Released, h)
 		}
@@ -200,7 +201,7 @@ func (m *machine) apply(s *step, e hold.Event) {
 		m.tellChanged(s, h)
 	case hold.Evicted:
 		if h.state != held {
-			return // its owner is about to give it back
+			return // its owner is about to release it
 		}
 		h.lost = m.lossOf(s.now, e.Eviction)
 		m.counts.setState(h, evicted)
@@ -210,7 +211,7 @@ func (m *machine) apply(s *step, e hold.Event) {
 	}
 }
 
-// lossOf is why a lock is lost. Call with m.mu held.
+// lossOf returns the error of a lock that is lost. The caller holds m.mu.
 func (m *machine) lossOf(now wire.Now, evicted *client.Eviction) error {
 	if evicted != nil {
 		return &evictedError{client.Eviction{By: evicted.By, Why: printable.Text(evicted.Why)}}
@@ -222,7 +223,7 @@ func (m *machine) lossOf(now wire.Now, evicted *client.Eviction) error {
 	return ErrLost
 }
 
-// report tells why h does not hold. Call with m.mu held.
+// report describes why h is not held. The caller holds m.mu.
 func (m *machine) report(now wire.Now, h *Hold, cause error) *Failure {
 	f := &Failure{Reason: ErrHeld, Cause: cause}
 	if mode, since, ours := m.table.Ours(now, h.use); ours {
@@ -234,7 +235,7 @@ func (m *machine) report(now wire.Now, h *Hold, cause error) *Failure {
 	return f
 }
 
-// event queues an event of h for observers. Call with m.mu held, or when h is over.
+// event queues an event of h for observers. The caller holds m.mu, or h has ended.
 func (m *machine) event(kind string, h *Hold) {
 	if m.cfg.Events == WithoutEvents {
 		return
@@ -253,7 +254,7 @@ func (m *machine) event(kind string, h *Hold) {
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// acquire begins h. It reports whether the client was not closed.
+// acquire starts the request h. It reports false if the client is closed.
 func (m *machine) acquire(h *Hold, shortDeadline bool) (ok bool) {
 	s := m.begin()
 	if ok = !m.closed; ok {
@@ -269,14 +270,14 @@ func (m *machine) acquire(h *Hold, shortDeadline bool) (ok bool) {
 	return ok
 }
 
-// giveUp ends a wish whose caller has gone. It may have been granted in the same
-// moment: then it is given back as well, since nobody else would do it (semaphore.Acquire
-// of golang.org/x/sync does the same).
+// giveUp ends a request whose caller no longer waits. The request may have been granted at the same
+// moment. In that case giveUp also releases it, because nobody else would (like semaphore.Acquire
+// of golang.org/x/sync).
 func (m *machine) giveUp(h *Hold, cause error) *Failure {
 	s := m.begin()
 	f := h.failure
 	switch {
-	case f != nil: // it failed in the same moment
+	case f != nil: // it failed at the same moment
 	case h.state == waiting:
 		f = m.report(s.now, h, cause)
 		m.failNow(s, h, f)
@@ -291,7 +292,7 @@ func (m *machine) giveUp(h *Hold, cause error) *Failure {
 	return f
 }
 
-// giveUpWaiting ends h if it waits.
+// giveUpWaiting fails h if it still waits.
 func (m *machine) giveUpWaiting(h *Hold, cause error) {
 	s := m.begin()
 	if h.state == waiting && h.use != nil {
@@ -303,19 +304,19 @@ func (m *machine) giveUpWaiting(h *Hold, cause error) {
 // cancel ends h, whether it waits or is held.
 func (m *machine) cancel(h *Hold, cause error) {
 	m.giveUpWaiting(h, cause)
-	<-h.ready // it is decided now
+	<-h.ready // the request is decided now, so this does not wait for the nodes
 	if h.failure == nil {
 		_ = h.client.unlock(h)
 	}
 }
 
-// inARow is how soon one Unlock follows another in a program that does not end yet: its
-// releases go with the next requests, which costs less.
+// inARow is the longest time between two Unlocks of a program that is taken to continue. The
+// releases of such a program wait for the next requests, which saves messages.
 const inARow = 10 * time.Millisecond
 
-// unlock takes a look at h, and counts it as unlocked if it is held: then release must
-// follow. last says that nothing else is held or waited for, and that the unlock before
-// is a while ago.
+// unlock checks h. If h is held, unlock counts it as unlocked, and the caller must then call
+// release. last reports that no other lock is held or waited for, and that the Unlock before was
+// longer ago than inARow.
 func (m *machine) unlock(h *Hold) (was holdState, isHeld, last bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -331,15 +332,14 @@ func (m *machine) unlock(h *Hold) (was holdState, isHeld, last bool) {
 	return was, isHeld, last
 }
 
-// release gives back what unlock found to be held, now or when it has been held for as long
-// as it was to be at least.
+// release releases a hold that unlock found to be held: now, or when Terms.AtLeast allows it.
 func (m *machine) release(h *Hold) {
 	s := m.begin()
 	m.giveBack(s, h)
 	m.finish(s)
 }
 
-// tick does what time alone brings.
+// tick does what is due now.
 func (m *machine) tick() {
 	s := m.begin()
 	m.table.Tick(s.now, &s.Out)
@@ -348,7 +348,7 @@ func (m *machine) tick() {
 	m.finish(s)
 }
 
-// handle takes answers about claims.
+// handle handles answers about claims.
 func (m *machine) handle(list []wire.Answer) {
 	s := m.begin()
 	if !m.closed {
@@ -362,8 +362,8 @@ func (m *machine) handle(list []wire.Answer) {
 	m.finish(s)
 }
 
-// handleOne takes one answer about a claim. The machine keeps nothing of it but its
-// strings and the blocker.
+// handleOne handles one answer about a claim. Of the answer, the machine retains only strings and
+// the blocker.
 func (m *machine) handleOne(a *wire.Answer) {
 	s := m.begin()
 	if !m.closed {
@@ -373,15 +373,14 @@ func (m *machine) handleOne(a *wire.Answer) {
 	m.finish(s)
 }
 
-// informed takes a node's answer to info.
+// informed handles a node's answer to info.
 func (m *machine) informed(a *wire.Answer) {
 	s := m.begin()
 	m.learn(s, func(now wire.Now, out *members.Out) { m.members.Hear(now, a, out) })
 	m.finish(s)
 }
 
-// learn lets f work on the machine that knows the nodes, and does what comes of it. Call
-// with m.mu held.
+// learn calls f with the members machine and carries out the results. The caller holds m.mu.
 func (m *machine) learn(s *step, f func(wire.Now, *members.Out)) {
 	if m.closed {
 		return
@@ -400,14 +399,14 @@ func (m *machine) learn(s *step, f func(wire.Now, *members.Out)) {
 	}
 }
 
-// disconnected is for a connection that may come back at another cluster of this name (C13).
+// disconnected prepares for a reconnect, which may lead to another cluster of this name (C13).
 func (m *machine) disconnected() {
 	s := m.begin()
 	m.table.Disconnected(s.now, &s.Out)
 	m.finish(s)
 }
 
-// reconnected makes good what was lost meanwhile.
+// reconnected makes up for messages that may have been lost during the disconnect.
 func (m *machine) reconnected() {
 	s := m.begin()
 	if !m.closed {
@@ -416,14 +415,14 @@ func (m *machine) reconnected() {
 	m.finish(s)
 }
 
-// fit keeps what is sent to what the connection takes.
+// fit limits the size of messages to what the connection accepts.
 func (m *machine) fit(most int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.core.Fit(most)
 }
 
-// send queues requests that are none of the machine's own.
+// send queues a request that does not come from the machine.
 func (m *machine) send(r wire.Request) {
 	s := m.begin()
 	if !m.closed {
@@ -432,7 +431,7 @@ func (m *machine) send(r wire.Request) {
 	m.finish(s)
 }
 
-// sleep is how long the loop may sleep from now on.
+// sleep returns how long the loop may sleep from now on.
 func (m *machine) sleep() time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -444,9 +443,9 @@ func (m *machine) sleep() time.Duration {
 	return wait
 }
 
-// wait is how long there is nothing to do: until the machine's next deadline, and a
-// second at most while there are claims, because the lease clock must be read that often
-// to notice that the machine slept (C8). Call with m.mu held.
+// wait returns how long nothing is due: until the machine's next deadline, and at most one second
+// while there are claims. The lease clock must be read that often to notice that the computer slept
+// (C8). The caller holds m.mu.
 func (m *machine) wait(now wire.Now) time.Duration {
 	d, ok := m.table.Wait(now)
 	if !ok {
@@ -464,9 +463,9 @@ func (m *machine) wait(now wire.Now) time.Duration {
 	return d
 }
 
-// rearm reports whether the loop must be woken because a deadline now comes before the
-// moment that it sleeps to. Mostly it need not: a lock taken and given back at once
-// leaves the timer as it was. Call with m.mu held.
+// rearm reports whether the loop must be woken because a deadline is now earlier than the moment
+// that the loop sleeps until. This is rare: a lock that is acquired and released at once does not
+// change the timer. The caller holds m.mu.
 func (m *machine) rearm(s *step) bool {
 	if m.closed {
 		return false
@@ -479,8 +478,8 @@ func (m *machine) rearm(s *step) bool {
 	return true
 }
 
-// close keeps the machine from beginning anything more, and lists what is not over. It
-// reports whether it was not closed before.
+// close prevents the machine from starting anything more, and returns the holds that have not
+// ended. first reports whether it was not closed before.
 func (m *machine) close() (all []*hold.Hold, first bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -491,7 +490,7 @@ func (m *machine) close() (all []*hold.Hold, first bool) {
 	return m.table.All(), true
 }
 
-// cluster is the configuration that votes are counted by.
+// cluster returns the configuration by which votes are counted.
 func (m *machine) cluster() wire.Config {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -511,21 +510,22 @@ func (m *machine) stats() Stats {
 	return Stats{Counts: m.counts, Claims: m.core.Claims(), Machine: m.core.Counts(), Trips: m.core.Trips(m.at(t)), At: t}
 }
 
-// failWaiting ends what waits and is concerned.
+// failWaiting fails the waiting requests for which concerned returns true.
 func (m *machine) failWaiting(reason, cause error, concerned func(*Hold) bool) {
 	m.mu.Lock()
 	all := m.table.All()
 	m.mu.Unlock()
 	m.inSteps(len(all), func(i int, s *step) {
 		h := all[i].User.(*Hold)
-		if all[i].State() != hold.Waiting || !concerned(h) { // one that failed may have made room for another
+		// A request that failed may have made room for this one.
+		if all[i].State() != hold.Waiting || !concerned(h) {
 			return
 		}
 		m.failNow(s, h, &Failure{Reason: reason, Cause: cause})
 	})
 }
 
-// failNow ends a hold that waits. Call with m.mu held.
+// failNow fails a request that waits. The caller holds m.mu.
 func (m *machine) failNow(s *step, h *Hold, f *Failure) {
 	h.failure = f
 	m.counts.fail(h, f)
@@ -533,11 +533,11 @@ func (m *machine) failNow(s *step, h *Hold, f *Failure) {
 	m.table.Unlock(s.now, h.use, &s.Out)
 }
 
-// mostInStep is for how many locks one step does something that many may need at once: as
-// long as it takes, the loop cannot look at its clock.
+// mostInStep limits how many locks one step handles when many need the same at once. During the
+// step the loop cannot read its clock.
 const mostInStep = 256
 
-// inSteps calls f for 0 to n-1, in as many steps as that takes.
+// inSteps calls f for 0 to n-1, in as many steps as necessary.
 func (m *machine) inSteps(n int, f func(i int, s *step)) {
 	for from := 0; from < n; from += mostInStep {
 		s := m.begin()
@@ -548,10 +548,10 @@ func (m *machine) inSteps(n int, f func(i int, s *step)) {
 	}
 }
 
-// giveUpAll ends all uses of a client that is closed, in steps, as there may be many and
-// the clock goes on for those whose turn comes last.
+// giveUpAll ends all holds of a closed client. It uses several steps, because there may be many
+// holds and the leases of the last ones go on.
 func (m *machine) giveUpAll(all []*hold.Hold) {
-	slices.Reverse(all) // who waits last goes first, and is given nothing
+	slices.Reverse(all) // the last waiters first, so that none of them is granted a lock
 	var holding []*Hold
 	stands := true
 	m.inSteps(len(all), func(i int, s *step) {
@@ -560,14 +560,14 @@ func (m *machine) giveUpAll(all []*hold.Hold) {
 		case hold.Waiting:
 			m.failNow(s, h, &Failure{Reason: ErrClosed})
 		case hold.Holding:
-			if h.state == held { // else it is being unlocked, and its context may not have ended yet
+			if h.state == held { // otherwise its context may not have ended yet
 				m.counts.setState(h, unlocked)
 			}
 			holding = append(holding, h)
 		}
 	})
 	endAll(holding, func(*Hold) error { return ErrUnlocked })
-	m.ending.Wait() // for those that are lost: nothing is published before
+	m.ending.Wait() // contexts of lost locks; the publisher is paused until they have ended
 	m.inSteps(len(holding), func(i int, s *step) {
 		if left := m.lingers(s.now, holding[i]); left > 0 {
 			stands = stands && m.table.Stands(s.now, holding[i].use) >= left
@@ -575,7 +575,7 @@ func (m *machine) giveUpAll(all []*hold.Hold) {
 		}
 		m.table.Unlock(s.now, holding[i].use, &s.Out)
 	})
-	if !stands { // what is to be held on is held by the nodes for a lease from now
+	if !stands { // a refresh makes the nodes keep lingering claims for a lease from now
 		s := m.begin()
 		m.table.Refresh(s.now, &s.Out)
 		m.finish(s)
@@ -585,13 +585,14 @@ func (m *machine) giveUpAll(all []*hold.Hold) {
 		more = m.table.ReleaseIdle(s.now, mostInStep, &s.Out)
 		m.finish(s)
 	}
-	m.ending.Wait() // should one have been lost since: what is held back is not published at the end
+	// A lock may have been lost since, and a paused publisher would not publish at the end.
+	m.ending.Wait()
 }
 
 func newInstance() uuid.UUID { return uuid.New() }
 
-// freshInstance is one for a client that may have copies. A machine's random numbers may
-// have been copied with it, but not the moment at which each reads its clock.
+// freshInstance returns an instance id for a client that may have copies. Random numbers may be
+// copied with a machine, but the time at which each copy reads its clock differs.
 func freshInstance(t time.Time) uuid.UUID {
 	return uuid.NewSHA1(newInstance(), strconv.AppendInt(nil, t.UnixNano(), 10))
 }

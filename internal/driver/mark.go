@@ -15,16 +15,15 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// A node leaves a mark in its state directory, with what it must not forget, and takes it
-// back at its next start. A mark that is clean serves once (N8).
+// A node saves what it must not forget in a mark in its state directory, and restores it at its
+// next start. A clean mark serves once (N8).
 
-// bootstrapped is for how long the mark of Bootstrap is good. It has to do until
-// the nodes of a new cluster are all started for the first time, and no longer: it
-// says that nobody has voted under the node's name.
+// bootstrapped is how long the mark of Bootstrap is valid. It must last until all nodes of a new
+// cluster have started for the first time. It must not last longer, because it says that no process
+// has voted under the node's name.
 const bootstrapped = time.Hour
 
-// Bootstrap writes a clean mark into the empty state directory of a node that has never
-// run.
+// Bootstrap writes a clean mark into the empty state directory of a node that has never run.
 func Bootstrap(cfg NodeConfig) error {
 	dir, err := statedir.Open(cfg.StateDir)
 	if err != nil {
@@ -40,11 +39,10 @@ func bootstrap(dir *statedir.Dir, cfg *NodeConfig) error {
 	return writeMark(dir, cfg, nil, cfg.MaxLease, &voter.Saved{})
 }
 
-// manyRuns is how many lives of a node its mark names.
+// manyRuns is how many incarnations of a node its mark lists.
 const manyRuns = 8
 
-// writeMark writes a clean mark with what was saved, or one that is not clean if
-// saved is nil.
+// writeMark writes a clean mark with saved, or a mark that is not clean if saved is nil.
 func writeMark(dir *statedir.Dir, cfg *NodeConfig, runs []uuid.UUID, longest time.Duration, saved *voter.Saved) error {
 	m := statedir.Mark{
 		Clean: saved != nil, Cluster: cfg.Cluster, Name: cfg.Name, Digest: cfg.proto().Digest(),
@@ -62,15 +60,15 @@ func writeMark(dir *statedir.Dir, cfg *NodeConfig, runs []uuid.UUID, longest tim
 	return dir.Write(m)
 }
 
-// memory is what a node knows of its earlier lives.
+// memory is what a node knows about its earlier incarnations.
 type memory struct {
-	saved   *voter.Saved  // nil if it may have forgotten votes
-	longest time.Duration // longest lease that these can have had
-	past    []uuid.UUID   // its earlier lives
+	saved   *voter.Saved  // nil if the node may have forgotten votes
+	longest time.Duration // longest lease that forgotten votes can have had
+	past    []uuid.UUID   // its earlier incarnations
 }
 
-// takeMark reads what the node left and makes the mark unclean, on disk, before
-// anything else happens: a clean mark serves once (N8).
+// takeMark reads the node's mark, and makes it unclean on disk before the node does anything else:
+// a clean mark serves once (N8).
 func takeMark(dir *statedir.Dir, cfg *NodeConfig, now wire.Now, run uuid.UUID) (memory, error) {
 	m, found, here, err := dir.Read()
 	mem := memory{longest: max(cfg.MaxLease, cfg.PreviousMaxLease, sat.Mul(time.Duration(m.MaxTTL), time.Millisecond))}
@@ -106,7 +104,8 @@ func takeMark(dir *statedir.Dir, cfg *NodeConfig, now wire.Now, run uuid.UUID) (
 		}
 		mem.saved = saved
 	}
-	// Where this is no copy, the nodes that used it are over: the directory is locked.
+	// If the directory is not a copy, the processes that used it have ended, because the directory
+	// is locked.
 	if here && m.Cluster == cfg.Cluster && m.Name == cfg.Name {
 		for _, s := range m.Runs {
 			if id, err := uuid.Parse(s); err == nil {
@@ -123,7 +122,7 @@ func takeMark(dir *statedir.Dir, cfg *NodeConfig, now wire.Now, run uuid.UUID) (
 	return mem, nil
 }
 
-// newFloorKey is secret, not only unlike all others: see node.Config.
+// newFloorKey returns a key that is secret, and not merely unique: see FloorKey in voter.Config.
 func newFloorKey() (key [16]byte) {
 	_, _ = rand.Read(key[:]) // it never fails
 	return key

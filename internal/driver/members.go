@@ -15,7 +15,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Members asks all nodes who they are.
+// Members asks all nodes who they are. See Locker.Members in package qlock.
 func (c *Client) Members(ctx context.Context) (*members.Membership, error) {
 	ctx, cancel := withDefaultTimeout(ctx)
 	defer cancel()
@@ -32,7 +32,7 @@ func (c *Client) Members(ctx context.Context) (*members.Membership, error) {
 	})
 }
 
-// QueryMembers asks all nodes who they are, without a client.
+// QueryMembers asks all nodes who they are, without a Client. See QueryMembers in package qlock.
 func QueryMembers(ctx context.Context, nc *nats.Conn, cluster, client string) (*members.Membership, error) {
 	ctx, cancel := withDefaultTimeout(ctx)
 	defer cancel()
@@ -85,7 +85,7 @@ func queryMembers(ctx context.Context, nc *nats.Conn, cluster, client string) (*
 	})
 }
 
-// withDefaultTimeout bounds what asks the nodes and was given no deadline.
+// withDefaultTimeout limits queries whose context has no deadline to 5 s.
 func withDefaultTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
 	if _, ok := ctx.Deadline(); ok {
 		return ctx, func() {}
@@ -93,24 +93,25 @@ func withDefaultTimeout(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeout(ctx, 5*time.Second)
 }
 
-// errNobody: the NATS server says that nobody listens to what the nodes are asked on.
+// errNobody means that the NATS server reports no subscriber for the nodes' subject.
 var errNobody = errors.New("the NATS server knows of nobody who listens there")
 
 const (
-	membersPatience = time.Second           // how long silent nodes are waited for when others have answered
-	membersSettle   = 30 * time.Millisecond // how long, at least, for a second node of a name
+	membersPatience = time.Second           // wait for silent nodes after the first answer
+	membersSettle   = 30 * time.Millisecond // least wait for a second node of a name
 )
 
-// membersQuery is a query under way, and whoever waits for it. That one's goroutine calls
-// run; those that hear the answers, or that there will be none, call hear and fail, which
-// do not block.
+// membersQuery is a query in progress. The goroutine that waits for it calls run. The goroutines
+// that receive the answers, or learn that there will be none, call hear and fail. These two do not
+// block.
 type membersQuery struct {
 	own   *wire.Config
 	start time.Time
-	heard chan struct{} // has room for one: something was heard
-	ended chan error    // has room for one: no more will be
+	heard chan struct{} // signals that an answer was heard; has room for one
+	ended chan error    // receives why there will be no more answers; has room for one
 
-	// How to look at the connection, nil where others do, and this must not: it may stand still.
+	// These check the connection. They are nil if other code does that and run must not touch the
+	// connection, because the connection may block.
 	look   func() error
 	status func() nats.Status
 
@@ -153,7 +154,8 @@ func (q *membersQuery) membership() *members.Membership {
 	return &m
 }
 
-// run asks with send, and again while nodes are silent, until ctx ends at the latest.
+// run asks with send, and repeats the question while nodes are silent. It returns when ctx ends at
+// the latest.
 func (q *membersQuery) run(ctx context.Context, cluster, client string, stop <-chan struct{}, send func(nonce string) error) (*members.Membership, error) {
 	again := time.NewTicker(askAgain)
 	defer again.Stop()
@@ -228,7 +230,7 @@ func slowest(m *members.Membership) (d time.Duration) {
 	return d
 }
 
-// Describe tells who answered what, in one line.
+// Describe returns a description, in one line, of which nodes answered and what they reported.
 func Describe(m *members.Membership) string {
 	var parts []string
 	for i := range m.Nodes {
@@ -249,7 +251,7 @@ func Describe(m *members.Membership) string {
 	return text
 }
 
-// noMembers is the error that too few nodes answered, or that they agree on nothing.
+// noMembers returns the error that too few nodes answered, or that they do not agree.
 func noMembers(cluster string, m *members.Membership, on string, status func() nats.Status, last, cause error) error {
 	text := fmt.Sprintf("asked the nodes of cluster %q on %s: %s", cluster, on, Describe(m))
 	switch expected, missing := len(m.Nodes)+len(m.Missing), len(m.Missing); {

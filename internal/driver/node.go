@@ -23,7 +23,7 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// Registration is whether a node is entered as a service of package micro.
+// Registration tells whether a node is registered as a service of package micro.
 type Registration uint8
 
 const (
@@ -31,15 +31,15 @@ const (
 	WithoutService
 )
 
-// Ending is how a node stops.
+// Ending tells how a node stops.
 type Ending uint8
 
 const (
-	Clean Ending = iota // it leaves its votes and queues in the state directory, and says farewell
-	Crash               // as the end of its process would be
+	Clean Ending = iota // it saves its votes and queues in the state directory, and says farewell
+	Crash               // as if its process ended
 )
 
-// NodeConfig is what a node is told at its start. It was checked.
+// NodeConfig is the configuration of a node. The caller has checked it.
 type NodeConfig struct {
 	Cluster, Name, Version     string
 	Nodes                      []string
@@ -48,7 +48,7 @@ type NodeConfig struct {
 	MaxSkew, ProbeWait         time.Duration
 	MaxClaims, MaxQueue        int
 	Registration               Registration
-	ServiceStats               func(NodeStats) any // what the service shows of them
+	ServiceStats               func(NodeStats) any // converts the statistics for the service
 	Log                        *natsio.Log
 }
 
@@ -56,17 +56,18 @@ func (c *NodeConfig) proto() wire.Config {
 	return wire.Config{Nodes: slices.Sorted(slices.Values(c.Nodes)), MaxTTL: c.MaxLease, Skew: c.MaxSkew}
 }
 
-// Node runs the node machine on a connection. Any goroutine may call its exported methods.
+// Node runs the node machine on a connection. Its exported methods are safe for concurrent use.
 type Node struct {
 	nc      *nats.Conn
 	cfg     NodeConfig
 	inbox   string
 	dir     *statedir.Dir // nil: none
-	runs    []uuid.UUID   // this life's incarnation, after those of earlier ones
+	runs    []uuid.UUID   // earlier incarnations, then the current one
 	machine *nodeMachine
 	over    over
 
-	// The goroutine that serves writes these, and after it that which leaves reads them.
+	// The goroutine that runs serve writes these. After that, only the goroutine that runs leave
+	// reads them.
 	service micro.Service // nil: none
 	subs    []*nats.Subscription
 
@@ -76,15 +77,15 @@ type Node struct {
 	requests, malformed atomic.Uint64
 }
 
-// over is whether a node serves no more, and why. None of its methods blocks.
+// over records whether a node has stopped serving, and why. Its methods do not block.
 type over struct {
-	done chan struct{} // closed when the node serves no more, under mu
+	done chan struct{} // closed under mu when the node stops serving
 
 	mu  sync.Mutex // guards why
 	why error
 }
 
-// set says why the node serves no more, if nothing was said yet.
+// set records why the node stops serving. Only the first call has an effect.
 func (o *over) set(why error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -109,12 +110,12 @@ func (o *over) err() error {
 	return o.why
 }
 
-// StartNode starts a node on a connection. It returns when the node serves and its probe
-// is over, and fails when ctx ends before that.
+// StartNode starts a node on a connection. It returns when the node serves and its probe is over.
+// It fails if ctx ends first.
 func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error) {
 	start := time.Now()
-	// First whether the connection moves at all: what is on disk is not touched for one
-	// that does not.
+	// Check first that the connection responds. If it does not, the state directory must stay
+	// untouched.
 	payload := make(chan int, 1)
 	err := natsio.Call(ctx, func() error {
 		if nc.IsClosed() {
@@ -149,7 +150,7 @@ func StartNode(ctx context.Context, nc *nats.Conn, cfg NodeConfig) (*Node, error
 	return n, nil
 }
 
-// newNode takes what the node left in its state directory, and makes its machine.
+// newNode takes the mark from the node's state directory, and makes the node's machine.
 func newNode(nc *nats.Conn, cfg NodeConfig, start time.Time, most int) (*Node, error) {
 	run := newInstance()
 	mem := memory{longest: max(cfg.MaxLease, cfg.PreviousMaxLease)}
@@ -176,7 +177,7 @@ func newNode(nc *nats.Conn, cfg NodeConfig, start time.Time, most int) (*Node, e
 	}, nil
 }
 
-// serve subscribes, and waits until the probe is over.
+// serve subscribes and waits until the probe is over.
 func (n *Node) serve(ctx context.Context) error {
 	sub, err := n.nc.Subscribe(n.inbox, n.receiveAnswer)
 	if err != nil {
@@ -225,20 +226,20 @@ func (n *Node) addService(claims string) error {
 	if err != nil {
 		return err
 	}
-	// Every node must hear every request, so no queue group; and the list of what
-	// is waiting may be long, since a lost request is a lost vote.
+	// No queue group, because every node must hear every request. The client library's long list of
+	// pending messages stays as it is, because a lost request is a lost vote.
 	return n.service.AddEndpoint("node", micro.HandlerFunc(func(r micro.Request) {
 		n.receive(r.Subject(), r.Reply(), r.Data())
 	}), micro.WithEndpointSubject(claims), micro.WithEndpointQueueGroupDisabled())
 }
 
-// run does what time alone brings: leases that run out, the end of a quarantine,
-// probes; and it ends with the connection.
+// run calls the machine when something is due: leases that end, the end of a quarantine, probes. It
+// returns when the connection is closed.
 func (n *Node) run(status chan nats.Status) {
 	defer n.nc.RemoveStatusListener(status)
 	alarm := natsio.NewAlarm()
 	defer alarm.Stop()
-	if n.nc.IsClosed() { // before it was listened to
+	if n.nc.IsClosed() { // closed before the listener was added
 		n.connectionClosed()
 		return
 	}
@@ -253,7 +254,7 @@ func (n *Node) run(status chan nats.Status) {
 				n.connectionClosed()
 				return
 			}
-			closed = nil // removed by someone else
+			closed = nil // removed by the program
 		case <-n.machine.wake:
 		case <-alarm.In(wait):
 			if s := n.machine.begin(); s != nil {
@@ -264,15 +265,15 @@ func (n *Node) run(status chan nats.Status) {
 	}
 }
 
-// connectionClosed ends a node whose connection is closed for ever. Close still saves its
-// votes.
+// connectionClosed stops a node whose connection is permanently closed. Close still saves the
+// node's votes.
 func (n *Node) connectionClosed() {
 	err := closedError(n.nc)
 	n.over.set(err)
 	n.cfg.Log.Line(slog.LevelError, "this node has stopped serving", "error", err)
 }
 
-// Stats is what the node has and counted.
+// Stats returns the node's current state and counters.
 func (n *Node) Stats() NodeStats {
 	s := n.machine.stats()
 	s.Requests, s.Malformed = n.requests.Load(), n.malformed.Load()
@@ -285,13 +286,13 @@ func (n *Node) Stats() NodeStats {
 // Ready reports whether the node gives votes now.
 func (n *Node) Ready() bool { return n.machine.state.Load() == wire.Voting && !n.over.isDone() }
 
-// Done is closed when the node serves no more.
+// Done returns a channel that is closed when the node stops serving.
 func (n *Node) Done() <-chan struct{} { return n.over.done }
 
-// Err is why the node serves no more, nil until Done is closed.
+// Err returns why the node stopped serving, or nil if Done is not closed yet.
 func (n *Node) Err() error { return n.over.err() }
 
-// WaitReady waits until the node gives votes.
+// WaitReady waits until the node gives votes. It fails if the node stops serving or ctx ends first.
 func (n *Node) WaitReady(ctx context.Context) error {
 	for {
 		changed := n.machine.changed()
@@ -313,7 +314,7 @@ func (n *Node) WaitReady(ctx context.Context) error {
 	}
 }
 
-// Close stops the node. It waits for the connection for a second at most.
+// Close stops the node. It waits for the connection for 1 s at most. Calling it again does nothing.
 func (n *Node) Close(how Ending) error {
 	first, err := n.quit(how)
 	if !first {
@@ -327,8 +328,8 @@ func (n *Node) Close(how Ending) error {
 	return nil
 }
 
-// quit ends the node, but for what it has of its connection. It reports whether it
-// was not ended before.
+// quit stops the node, except for what belongs to its connection. first reports whether this call
+// stopped it.
 func (n *Node) quit(how Ending) (first bool, err error) {
 	saved, clean, first := n.machine.close(statedir.Uptime())
 	if !first {
@@ -345,11 +346,11 @@ func (n *Node) quit(how Ending) (first bool, err error) {
 	return true, err
 }
 
-// leave takes a node that has quit from its connection.
+// leave removes a node that has quit from its connection.
 func (n *Node) leave(how Ending) error {
 	n.loop.Wait()
 	var errs []error
-	if how == Clean { // should it not get through, who bears the name next waits for longer (N9)
+	if how == Clean { // if the farewell is lost, the next node of this name waits longer (N9)
 		p := n.machine.farewell()
 		_ = n.nc.Publish(subject.Request(n.cfg.Cluster, string(p.Verb), p.Client, ""), wire.AppendRequest(nil, p))
 	}
@@ -359,7 +360,7 @@ func (n *Node) leave(how Ending) error {
 	for _, s := range n.subs {
 		errs = append(errs, s.Unsubscribe())
 	}
-	for i, err := range errs { // gone with the connection
+	for i, err := range errs { // these ended with the connection
 		if errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrBadSubscription) {
 			errs[i] = nil
 		}
@@ -373,8 +374,8 @@ var (
 	buffers  = sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }}
 )
 
-// receive takes a request. The subscriptions' goroutines call it; requests for claims come
-// one at a time.
+// receive handles a request. The subscriptions' goroutines call it. Requests for claims come one at
+// a time.
 func (n *Node) receive(on, reply string, body []byte) {
 	n.requests.Add(1)
 	verb, client, resource, err := subject.ParseRequest(n.cfg.Cluster, on)
@@ -391,14 +392,15 @@ func (n *Node) receive(on, reply string, body []byte) {
 		return
 	}
 	r := requests.Get().(*wire.Request)
-	defer requests.Put(r) // the machine keeps nothing of it but its strings
+	defer requests.Put(r) // the machine retains only strings of it
 	if err := r.Decode(wire.Verb(verb), client, resource, body); err != nil {
 		n.ignore(on, err)
 		return
 	}
 	most := 0
 	switch r.Verb {
-	case wire.Refresh, wire.List, wire.Inspect: // whose answers may be long: another server may take less
+	// The answers may be long, and another server may accept less.
+	case wire.Refresh, wire.List, wire.Inspect:
 		most = int(n.nc.MaxPayload())
 	}
 	s := n.machine.begin()
@@ -412,7 +414,7 @@ func (n *Node) receive(on, reply string, body []byte) {
 	n.finish(s)
 }
 
-// receiveBatch takes several requests of one client at once.
+// receiveBatch handles several requests of one client in one message.
 func (n *Node) receiveBatch(client, on, reply string, body []byte) {
 	list := batches.Get().(*[]wire.Request)
 	var err error
@@ -420,7 +422,7 @@ func (n *Node) receiveBatch(client, on, reply string, body []byte) {
 	if err != nil {
 		n.ignore(on, err)
 	}
-	n.requests.Add(uint64(max(len(*list), 1) - 1)) // the message was counted
+	n.requests.Add(uint64(max(len(*list), 1) - 1)) // receive has counted the message as one
 	if s := n.machine.begin(); s != nil {
 		for i := range *list {
 			n.machine.core.Handle(s.now, &(*list)[i], reply, &s.Out)
@@ -431,7 +433,8 @@ func (n *Node) receiveBatch(client, on, reply string, body []byte) {
 	batches.Put(list)
 }
 
-// receiveAnswer takes answers to the node's questions. The subscription's goroutine calls it.
+// receiveAnswer handles an answer to a question of this node. The subscription's goroutine calls
+// it.
 func (n *Node) receiveAnswer(m *nats.Msg) {
 	a, err := wire.DecodeAnswer(m.Data)
 	if err != nil {
@@ -449,14 +452,14 @@ func (n *Node) ignore(on string, err error) {
 	n.cfg.Log.Line(slog.LevelWarn, "request ignored", "subject", printable.Quote(on), "error", err)
 }
 
-// finish ends a step, and sends what the machine wants sent.
+// finish ends a step and publishes its results.
 func (n *Node) finish(s *nodeStep) {
 	n.finishBatch(s, "")
 }
 
-// finishBatch is finish for the step of a batch: the answers to it go in one message to
-// reply, unless that is empty, after those to others, who are called by what its client
-// gave back.
+// finishBatch is like finish for the step of a batch. If reply is not empty, the answers to reply
+// go in one message. They are published after those to other clients, which get locks that the
+// client of the batch released.
 func (n *Node) finishBatch(s *nodeStep, reply string) {
 	over := n.machine.end(s)
 	buf := buffers.Get().(*[]byte)
@@ -471,11 +474,12 @@ func (n *Node) finishBatch(s *nodeStep, reply string) {
 	n.publishRest(s, over, buf)
 }
 
-// publish sends one answer. buf is memory.
+// publish publishes one answer. buf is scratch memory.
 func (n *Node) publish(s *voter.Send, buf *[]byte) {
 	*buf = wire.AppendAnswer((*buf)[:0], &s.Answer)
 	err := n.nc.Publish(s.To, *buf)
-	if s.Answer.Text != "" && errors.Is(err, nats.ErrMaxPayload) { // what it means counts, not what it says
+	// The text is only an explanation, and the answer counts without it.
+	if s.Answer.Text != "" && errors.Is(err, nats.ErrMaxPayload) {
 		s.Answer.Text = ""
 		*buf = wire.AppendAnswer((*buf)[:0], &s.Answer)
 		err = n.nc.Publish(s.To, *buf)
@@ -483,7 +487,7 @@ func (n *Node) publish(s *voter.Send, buf *[]byte) {
 	n.sent(s.To, *buf, err)
 }
 
-// publishRest sends and tells what a step brought beside answers, and frees the step.
+// publishRest publishes and logs all results of a step except the answers, and frees the step.
 func (n *Node) publishRest(s *nodeStep, over bool, buf *[]byte) {
 	for _, p := range []*wire.Request{s.Probe, s.Ask} {
 		if p == nil {
@@ -507,16 +511,15 @@ func (n *Node) publishRest(s *nodeStep, over bool, buf *[]byte) {
 	}
 }
 
-// sent says what could not be published. A connection that is closed ends the node,
-// which says so itself.
+// sent logs an answer that could not be published. It does not log that the connection is closed,
+// because connectionClosed does.
 func (n *Node) sent(to string, body []byte, err error) {
 	if err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
 		n.cfg.Log.Line(slog.LevelWarn, "answer not sent", "to", to, "bytes", len(body), "error", err)
 	}
 }
 
-// publishList sends what of the answers goes to one inbox, in one message or, should
-// they be long, in several.
+// publishList publishes the answers to one inbox in one message, or in several if they are long.
 func (n *Node) publishList(to string, answers []voter.Send, buf *[]byte) {
 	most := int(min(wire.MaxBatchBody, n.nc.MaxPayload()))
 	flush := func(list []byte) {
@@ -532,7 +535,7 @@ func (n *Node) publishList(to string, answers []voter.Send, buf *[]byte) {
 		if b = wire.AppendAnswer(wire.AppendSeparator(b), &answers[i].Answer); len(b) < most {
 			continue
 		}
-		if end > 0 { // those before go without it
+		if end > 0 { // publish the answers before this one without it
 			flush(b[:end:end])
 			b = b[:copy(b, b[end:])]
 			b[0] = '['

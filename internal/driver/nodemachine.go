@@ -10,20 +10,20 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// nodeMachine is the node machine and its lock. Whoever has something for it takes a step: begin
-// locks it and reads the clocks, then the machine is told, and end unlocks it. What the
-// machine wants sent is sent after that, by the goroutine that took the step. The goroutines
-// of the subscriptions, the loop, and those that ask how the node is take steps.
+// nodeMachine is the node machine with its mutex. It is used in steps. begin locks the mutex and
+// reads the clocks, then the step calls the node machine, and end unlocks the mutex. After that,
+// the goroutine of the step publishes what the machine wants sent. Steps run on the goroutines of
+// the subscriptions and of the loop.
 type nodeMachine struct {
 	core  *voter.Node
 	start time.Time     // zero of the monotonic clock readings
-	wake  chan struct{} // tells the loop to look at the machine now; has room for one
-	state atomic.Value  // proto.State, to be read without mu
+	wake  chan struct{} // makes the loop call the machine now; has room for one
+	state atomic.Value  // wire.State; readable without mu
 
-	mu     sync.Mutex // guards core and what follows; nothing is published under it
+	mu     sync.Mutex // guards core and the fields below; no publishing under it
 	closed bool
 	wakeAt time.Time
-	change chan struct{} // closed and made anew when the state changes
+	change chan struct{} // closed and replaced when the state changes
 }
 
 func newNodeMachine(start time.Time, core *voter.Node) *nodeMachine {
@@ -38,18 +38,18 @@ func clocks(start, t time.Time) wire.Now {
 
 func (v *nodeMachine) at(t time.Time) wire.Now { return clocks(v.start, t) }
 
-// nodeStep is what a step works with.
+// nodeStep holds the inputs and results of one step.
 type nodeStep struct {
 	voter.Out
 	t      time.Time
 	now    wire.Now
-	probed bool // before it
+	probed bool // whether the probe was over before the step
 }
 
 var voterSteps = sync.Pool{New: func() any { return new(nodeStep) }}
 
-// begin locks the machine and reads the clocks; end must follow. It returns nil if the
-// machine is closed.
+// begin locks the machine and reads the clocks. The caller must call end. begin returns nil, and
+// locks nothing, if the machine is closed.
 func (v *nodeMachine) begin() *nodeStep {
 	v.mu.Lock()
 	if v.closed {
@@ -62,8 +62,8 @@ func (v *nodeMachine) begin() *nodeStep {
 	return s
 }
 
-// end unlocks the machine. It reports whether the node is to stop, because another has its
-// name. The step is the caller's until it calls free.
+// end unlocks the machine. It reports whether the node must stop because another node has its name.
+// The caller owns the step until it calls free.
 func (v *nodeMachine) end(s *nodeStep) (over bool) {
 	state := v.core.State()
 	over = v.core.Stopped() && !v.core.Leaving()
@@ -92,7 +92,7 @@ func (s *nodeStep) free() {
 	voterSteps.Put(s)
 }
 
-// sleep is how long the loop may sleep from now on.
+// sleep returns how long the loop may sleep from now on.
 func (v *nodeMachine) sleep() time.Duration {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -102,12 +102,12 @@ func (v *nodeMachine) sleep() time.Duration {
 	return wait
 }
 
-// wait is how long there is nothing to do. Call with v.mu held.
+// wait returns how long nothing is due. The caller holds v.mu.
 func (v *nodeMachine) wait(now wire.Now) time.Duration {
 	return min(max(v.core.Deadline()-now.Mono, 0), natsio.Idle)
 }
 
-// changed returns a channel that is closed when the state changes from what it is now.
+// changed returns a channel that is closed at the next change of the state or the end of the probe.
 func (v *nodeMachine) changed() <-chan struct{} {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -120,15 +120,15 @@ func (v *nodeMachine) probed() bool {
 	return v.core.Probed()
 }
 
-// close ends the machine, and gives what is to be saved; clean is false if nothing may be.
-// It reports whether it was not closed before.
+// close ends the machine and returns what to save. clean is false if nothing may be saved. first
+// reports whether the machine was not closed before.
 func (v *nodeMachine) close(up time.Duration) (saved *voter.Saved, clean, first bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {
 		return nil, false, false
 	}
-	v.closed = true // no message is handled after what is saved now
+	v.closed = true // no message may be handled after what is saved now
 	now := v.at(time.Now())
 	now.Boot = up
 	saved, clean = v.core.Save(now)
@@ -141,13 +141,13 @@ func (v *nodeMachine) farewell() *wire.Request {
 	return v.core.Farewell()
 }
 
-// NodeStats is what a node has and counted, at one moment.
+// NodeStats holds the current state and the counters of a node, at one moment.
 type NodeStats struct {
 	State                               wire.State
 	Started                             time.Time
 	Recovering                          time.Duration
 	Claims, Waiting, Resources, Clients int
-	Ahead                               time.Duration // of the highest token
+	Ahead                               time.Duration // lead of the highest token over the clock
 	Counts                              voter.Counts
 	Requests, Malformed                 uint64
 }

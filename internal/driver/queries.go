@@ -15,18 +15,18 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// queries are the questions to all nodes that wait for answers. Callers' goroutines add
-// and remove them; those of the subscription, of the connection's callbacks, of the
-// publisher and of the loop answer and fail them. None of the methods blocks.
+// queries holds the questions to all nodes that wait for answers. Callers' goroutines add and
+// remove them. The goroutines of the subscription, of the connection's callbacks, of the publisher
+// and of the loop answer and fail them. No method blocks.
 type queries struct {
-	mu      sync.Mutex        // guards what follows
+	mu      sync.Mutex        // guards the fields below
 	all     map[string]*query // by nonce
 	members map[*membersQuery]struct{}
 }
 
 // query is a question to all nodes that waits for answers.
 type query struct {
-	kind    wire.Kind // of its answers
+	kind    wire.Kind // kind of its answers
 	subject string
 	answers chan *wire.Answer
 	failed  chan error
@@ -62,7 +62,7 @@ func (q *queries) removeMembers(one *membersQuery) {
 	delete(q.members, one)
 }
 
-// informed gives a node's answer to info to whoever asks for the members.
+// informed passes a node's answer to info to all queries for the members.
 func (q *queries) informed(a *wire.Answer) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -71,7 +71,7 @@ func (q *queries) informed(a *wire.Answer) {
 	}
 }
 
-// failMembers ends what asks for the members, which NATS does not let through.
+// failMembers fails all queries for the members.
 func (q *queries) failMembers(err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -80,7 +80,7 @@ func (q *queries) failMembers(err error) {
 	}
 }
 
-// reply gives a node's answer to the query that asked for it.
+// reply passes a node's answer to the query that asked for it.
 func (q *queries) reply(a *wire.Answer) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -90,11 +90,11 @@ func (q *queries) reply(a *wire.Answer) {
 	}
 	select {
 	case one.answers <- a:
-	default: // it is asked for again
+	default: // Query asks for it again
 	}
 }
 
-// fail ends the queries on a subject that NATS does not let through.
+// fail fails the queries on a subject that NATS denied.
 func (q *queries) fail(subject string, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -105,7 +105,7 @@ func (q *queries) fail(subject string, err error) {
 	}
 }
 
-// failAll ends the queries that no node can hear.
+// failAll fails all queries.
 func (q *queries) failAll(err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -124,25 +124,27 @@ func (q *query) fail(err error) {
 	}
 }
 
-// replyTo is what a question is answered with.
+// replyTo maps each question to the kind of its answers.
 var replyTo = map[wire.Verb]wire.Kind{
 	wire.Info: wire.Informed, wire.List: wire.Listed, wire.Inspect: wire.Listed, wire.Evict: wire.Evicting,
 }
 
 const (
-	askAgain = 250 * time.Millisecond // how long an answer may take before it is asked for again
-	silence  = 500 * time.Millisecond // how long a quorum waits for the rest
+	askAgain = 250 * time.Millisecond // how long to wait for an answer before asking again
+	silence  = 500 * time.Millisecond // after which a quorum of answers is enough
 )
 
-// Query asks all nodes and gives take each page of each once, which tells where to go on,
-// 0 at the end, and whether it has heard enough. It returns who answered to the end, and
-// who did not. Without a deadline in ctx it gives up after 5 s.
+// Query asks all nodes, and calls take once with each page of each node's answer. take returns the
+// number of the next page, or 0 at the end, and whether it needs no more answers. Query returns the
+// nodes that answered completely, and those that did not. If ctx has no deadline, it gives up after
+// 5 s.
 func (c *Client) Query(ctx context.Context, r wire.Request, take func(*wire.Answer) (next uint64, done bool)) (answered, silent []string, err error) {
 	ctx, cancel := withDefaultTimeout(ctx)
 	defer cancel()
 	nodes := c.Cluster().Nodes
 	r.Client, r.Nonce = c.cfg.Name, cmp.Or(r.Nonce, newInstance().String())
-	if n := len(wire.AppendRequest(nil, &r)); n > c.pub.MaxBody() && r.Verb != wire.Evict { // which is shortened
+	// The publisher removes the text of an evict that is too long.
+	if n := len(wire.AppendRequest(nil, &r)); n > c.pub.MaxBody() && r.Verb != wire.Evict {
 		return nil, nil, fmt.Errorf("qlock: %s: the request has %d bytes, and the NATS server accepts %d (max_payload)", r.Verb, n, c.pub.MaxBody())
 	}
 	q := &query{
@@ -153,7 +155,7 @@ func (c *Client) Query(ctx context.Context, r wire.Request, take func(*wire.Answ
 	c.queries.add(r.Nonce, q)
 	defer c.queries.remove(r.Nonce)
 	c.machine.send(r)
-	after := map[string]uint64{} // of the nodes that are not done
+	after := map[string]uint64{} // next page of each node that is not done
 	for _, n := range nodes {
 		after[n] = 0
 	}
@@ -166,7 +168,7 @@ func (c *Client) Query(ctx context.Context, r wire.Request, take func(*wire.Answ
 		case a := <-q.answers:
 			at, asked := after[a.Node]
 			if !asked || a.List != nil && a.List.After != at {
-				continue // it came twice
+				continue // a repeated answer
 			}
 			heard = time.Now()
 			next, done := take(a)
@@ -191,7 +193,7 @@ func (c *Client) Query(ctx context.Context, r wire.Request, take func(*wire.Answ
 				more := r
 				more.Node, more.After = n, after[n]
 				if r.Verb != wire.List && r.Verb != wire.Inspect {
-					more.Node = "" // to evict has no such field, and in info it is a node's
+					more.Node = "" // evict has no such field, and in info only nodes set it
 				}
 				c.machine.send(more)
 			}
@@ -210,7 +212,7 @@ func (c *Client) Query(ctx context.Context, r wire.Request, take func(*wire.Answ
 	return answered, nil, nil
 }
 
-// unanswered tells of the nodes that are not done.
+// unanswered describes the nodes that are not done.
 func unanswered(after map[string]uint64) string {
 	var silent, slow []string
 	for _, n := range missing(after) {

@@ -8,9 +8,9 @@ import (
 	"github.com/qlock/qlock/internal/wire"
 )
 
-// timers are holds for which something is to be done at a moment, by the machine's clock: one
-// that is held ends (Terms.AtMost), or one that is unlocked is given back (Terms.AtLeast). A
-// hold has one at most. The machine's lock guards them.
+// timers is a heap of holds that have something due at a time on the machine's clock: a hold that
+// is held expires (Terms.AtMost), or one that is unlocked is released (Terms.AtLeast). A hold has
+// at most one timer. The machine's mutex guards them.
 type timers []*timer
 
 type timer struct {
@@ -27,14 +27,14 @@ func (t timers) Swap(i, j int) {
 	t[i].index, t[j].index = i, j
 }
 
-// Push is for package heap; use set.
+// Push implements heap.Interface. Use set instead.
 func (t *timers) Push(x any) {
 	one := x.(*timer)
 	one.index = len(*t)
 	*t = append(*t, one)
 }
 
-// Pop is for package heap; use remove.
+// Pop implements heap.Interface. Use remove instead.
 func (t *timers) Pop() any {
 	last := len(*t) - 1
 	one := (*t)[last]
@@ -63,7 +63,7 @@ func (t timers) next() (at time.Duration, ok bool) {
 	return t[0].due, true
 }
 
-// runTimers does what the holds whose time has come want. Call with m.mu held.
+// runTimers handles the timers that are due. The caller holds m.mu.
 func (m *machine) runTimers(s *step) {
 	for len(m.timers) > 0 && m.timers[0].due <= s.now.Mono {
 		h := m.timers[0].hold
@@ -78,7 +78,7 @@ func (m *machine) runTimers(s *step) {
 	}
 }
 
-// lingers is for how long from now h's claim stays at least. Call with m.mu held.
+// lingers returns how much longer h's claim must stay at least. The caller holds m.mu.
 func (m *machine) lingers(now wire.Now, h *Hold) time.Duration {
 	if h.request.terms().AtLeast == 0 {
 		return 0
@@ -86,8 +86,8 @@ func (m *machine) lingers(now wire.Now, h *Hold) time.Duration {
 	return max(sat.Add(h.since.Sub(m.start), h.request.Terms.AtLeast)-now.Mono, 0)
 }
 
-// giveBack gives back a hold whose context has ended, now or when its claim has been held
-// for as long as it was to be at least. Call with m.mu held.
+// giveBack releases a hold whose context has ended: now, or when Terms.AtLeast allows it. The
+// caller holds m.mu.
 func (m *machine) giveBack(s *step, h *Hold) {
 	if left := m.lingers(s.now, h); left > 0 && h.state != evicted {
 		m.timers.set(h, sat.Add(s.now.Mono, left))

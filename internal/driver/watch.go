@@ -2,14 +2,15 @@ package driver
 
 import "time"
 
-// closedChannel is what is waited for where there is nothing to wait for.
+// closedChannel is returned to callers that need not wait.
 var closedChannel = func() chan struct{} {
 	c := make(chan struct{})
 	close(c)
 	return c
 }()
 
-// changed is closed when what h waits for may have changed since the last call.
+// changed returns a channel that is closed when what h waits for may have changed since the last
+// call.
 func (m *machine) changed(h *Hold) <-chan struct{} {
 	s := m.begin()
 	defer m.finish(s)
@@ -30,7 +31,7 @@ func (m *machine) changed(h *Hold) <-chan struct{} {
 	return w.changed
 }
 
-// tellChanged tells whoever waits for a change of what h waits for. Call with m.mu held.
+// tellChanged wakes the caller that waits for a change of what h waits for. The caller holds m.mu.
 func (m *machine) tellChanged(s *step, h *Hold) {
 	w := h.watching()
 	if w.changed == nil {
@@ -41,7 +42,7 @@ func (m *machine) tellChanged(s *step, h *Hold) {
 	w.changed = nil
 }
 
-// waiting tells how h stands, which waits; the zero Waiting if it does not.
+// waiting returns the status of h, or the zero Waiting if h does not wait.
 func (m *machine) waiting(h *Hold) (w Waiting) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -60,7 +61,7 @@ func (m *machine) waiting(h *Hold) (w Waiting) {
 	return w
 }
 
-// wanted is closed when somebody else waits for what h holds.
+// wanted returns a channel that is closed when somebody else waits for what h holds.
 func (m *machine) wanted(h *Hold) <-chan struct{} {
 	s := m.begin()
 	defer m.finish(s)
@@ -74,7 +75,7 @@ func (m *machine) wanted(h *Hold) <-chan struct{} {
 	return w.wanted
 }
 
-// stands is how long h stays held without another message.
+// stands returns how long h stays held without another message.
 func (m *machine) stands(h *Hold) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -84,8 +85,8 @@ func (m *machine) stands(h *Hold) time.Duration {
 	return m.table.Stands(m.at(time.Now()), h.use)
 }
 
-// refreshed is closed when the refresh that is under way has been answered by a quorum, as
-// far as h is concerned; nil if none is.
+// refreshed returns a channel that is closed when a quorum has answered the refresh in progress for
+// h. It returns nil if there is none.
 func (m *machine) refreshed(h *Hold) <-chan struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -101,8 +102,7 @@ func (m *machine) refreshed(h *Hold) <-chan struct{} {
 	return m.refreshes[h]
 }
 
-// tellRefreshed tells those that wait for the answers to a refresh which have come. Call with
-// m.mu held.
+// tellRefreshed wakes the callers whose refresh has been answered. The caller holds m.mu.
 func (m *machine) tellRefreshed(s *step) {
 	for h, c := range m.refreshes {
 		if h.state != held || m.table.Refreshed(h.use) {
@@ -112,7 +112,7 @@ func (m *machine) tellRefreshed(s *step) {
 	}
 }
 
-// tellWanted tells whoever waits for somebody else to want what h holds. Call with m.mu held.
+// tellWanted wakes callers that wait until somebody else wants what h holds. The caller holds m.mu.
 func (m *machine) tellWanted(s *step, h *Hold) {
 	if w := h.watch; w != nil && w.wanted != nil && !w.told {
 		w.told = true
