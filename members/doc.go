@@ -43,7 +43,8 @@
 //
 // # Permissions
 //
-// A member needs the permissions of a client for GROUP.@member.>. [Group.List] and
+// A member needs the permissions of a client for the locks
+// qlock.members.GROUP.>. [Group.List] and
 // [Group.Watch] need the permission to list locks (the role inspector of docs/security.md),
 // and events need that of an observer.
 //

@@ -51,8 +51,8 @@ func WithInterval(d time.Duration) Option {
 	}
 }
 
-// New makes a Group. It sends nothing. The name consists of letters, digits, _ and -, with
-// dots between words, as in "billing.workers". Errors are ErrInvalid.
+// New makes a Group. It sends nothing. The name has 1 to 64 letters, digits, _ and -.
+// Errors are ErrInvalid.
 func New(l *qlock.Locker, group string, opts ...Option) (*Group, error) {
 	if l == nil {
 		return nil, fmt.Errorf("%w: New: the Locker is nil", ErrInvalid)

@@ -10,7 +10,7 @@ import (
 
 // Limits of names and metadata, in bytes.
 const (
-	MaxGroup = 128
+	MaxGroup = 64
 	MaxID    = 256
 	MaxMeta  = 256 // that of a note of a lock
 )
@@ -20,20 +20,19 @@ var ErrInvalid = errors.New("members: invalid argument")
 
 // The locks of a group are
 //
-//	GROUP.@member.ID            held by the member; its note is the metadata of Join
-//	GROUP.@member.@TOKEN.N.ID   held as well; its note is the N-th metadata after that
+//	qlock.members.GROUP.ID            held by the member; its note is the metadata of Join
+//	qlock.members.GROUP.@TOKEN.N.ID   held as well; its note is the N-th metadata after that
 //
-// The group comes first, so that one permission, or one pattern, covers all that belongs to
-// it. A lock has the note that it was acquired with. So new metadata is a lock more, that
-// of the metadata before is then released, and there is no moment in which the member has
+// A lock has the note that it was acquired with. So new metadata is a lock more, that of
+// the metadata before is then released, and there is no moment in which the member has
 // neither. TOKEN is the token of the member's own lock: what a former member of the same
 // id left behind, until its lease is over, has another.
-const kind = ".@member."
+const prefix = "qlock.members."
 
-// ParseName splits the name of a lock that a member holds, such as "workers.@member.7". It
-// reports false for other names.
-func ParseName(name string) (group, id string, ok bool) {
-	p, ok := parse(name)
+// ParseName splits the name of a lock that a member holds, such as
+// qlock.members.workers.7, for those who show locks. It reports false for other names.
+func ParseName(lock string) (group, id string, ok bool) {
+	p, ok := parse(lock)
 	return p.group, p.id, ok
 }
 
@@ -43,8 +42,12 @@ type parsed struct {
 	n         uint64 // of the metadata; 0: the member's own lock
 }
 
-func parse(name string) (p parsed, ok bool) {
-	group, rest, ok := strings.Cut(name, kind)
+func parse(lock string) (p parsed, ok bool) {
+	rest, ok := strings.CutPrefix(lock, prefix)
+	if !ok {
+		return parsed{}, false
+	}
+	group, rest, ok := strings.Cut(rest, ".")
 	if !ok || checkGroup(group) != nil {
 		return parsed{}, false
 	}
@@ -65,26 +68,21 @@ func parse(name string) (p parsed, ok bool) {
 	return p, checkID(p.id) == nil
 }
 
-func memberLock(group, id string) string { return group + kind + id }
+func memberLock(group, id string) string { return prefix + group + "." + id }
 
 func metaLock(group, id string, token, n uint64) string {
-	return fmt.Sprintf("%s%s@%d.%d.%s", group, kind, token, n, id)
+	return fmt.Sprintf("%s%s.@%d.%d.%s", prefix, group, token, n, id)
 }
 
-func pattern(group string) string { return group + kind + ">" }
+func pattern(group string) string { return prefix + group + ".>" }
 
 func checkGroup(group string) error {
 	if group == "" || len(group) > MaxGroup {
 		return fmt.Errorf("%w: the name of a group has 1 to %d bytes, got %d", ErrInvalid, MaxGroup, len(group))
 	}
-	for token := range strings.SplitSeq(group, ".") {
-		if token == "" {
-			return fmt.Errorf("%w: the group %q has nothing before, after or between dots", ErrInvalid, group)
-		}
-		for _, c := range []byte(token) {
-			if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-') {
-				return fmt.Errorf("%w: the group %q: use letters, digits, _ and -, with dots between words", ErrInvalid, group)
-			}
+	for _, c := range []byte(group) {
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-') {
+			return fmt.Errorf("%w: the name of a group %q: use letters, digits, _ and -", ErrInvalid, group)
 		}
 	}
 	return nil
