@@ -70,7 +70,7 @@ func TestFaults(t *testing.T) {
 					}
 					done()
 				}
-				_ = m.Leave() // it may be lost
+				_ = m.Leave(t.Context()) // it may be lost
 				<-ended
 				mu.Lock()
 				history = append(history, s)

@@ -4,7 +4,7 @@
 //
 //	group, err := members.New(locker, "workers", members.WithEvents(nc))
 //	me, err := group.Join(ctx, "worker-7", "zone=b")
-//	defer me.Leave()
+//	defer me.Leave(ctx)
 //
 //	for update, err := range group.Watch(ctx) { … }
 //

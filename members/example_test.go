@@ -56,7 +56,7 @@ func Example() {
 			case members.Joined:
 				err = me.SetMeta(ctx, "zone=c")
 			case members.Changed:
-				err = me.Leave()
+				err = me.Leave(ctx)
 			}
 			if err != nil {
 				panic(err)

@@ -140,8 +140,8 @@ func (m *Member) metaError(err error) error {
 // Leave ends the membership. Others learn of it at once. It returns the cause if the
 // membership had ended before by itself, and nil otherwise, also when called again. It does
 // not wait for the nodes: call qlock.Locker.Close before the program ends, or the member may
-// be listed for its lease.
-func (m *Member) Leave() error {
+// be listed for its lease. An ended ctx does not keep the member from leaving.
+func (m *Member) Leave(context.Context) error {
 	if cause := m.leave(ErrLeft); !errors.Is(cause, ErrLeft) {
 		return fmt.Errorf("members: leave group %s: %q was a member no more: %w", m.group.name, m.id, cause)
 	}

@@ -123,7 +123,7 @@ func TestJoinListLeave(t *testing.T) {
 			t.Error("what a member says of itself")
 		}
 		for range 2 {
-			if err := y.Leave(); err != nil {
+			if err := y.Leave(t.Context()); err != nil {
 				t.Error(err)
 			}
 		}
@@ -158,7 +158,7 @@ func TestTakenID(t *testing.T) {
 			t.Errorf("taken over after %v, lost after %v", time.Since(start), lost.Sub(start))
 		}
 		wantIs(t, context.Cause(x.Context()), qlock.ErrLost)
-		wantIs(t, x.Leave(), qlock.ErrLost)
+		wantIs(t, x.Leave(t.Context()), qlock.ErrLost)
 		if y.Token() <= x.Token() {
 			t.Errorf("tokens %d, then %d", x.Token(), y.Token())
 		}
@@ -193,7 +193,7 @@ func TestWatch(t *testing.T) {
 		}
 		time.Sleep(10 * time.Second)
 		by.want(t) // what the nodes say changes nothing
-		if err := y.Leave(); err != nil {
+		if err := y.Leave(t.Context()); err != nil {
 			t.Error(err)
 		}
 		by.want(t, "12s left y")
@@ -273,7 +273,7 @@ func TestLostEvents(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		by.want(t, "6.7s changed x three")
-		if err := x.Leave(); err != nil {
+		if err := x.Leave(t.Context()); err != nil {
 			t.Error(err)
 		}
 		time.Sleep(3 * time.Second)
@@ -319,7 +319,7 @@ func TestWatcherIsCutOff(t *testing.T) {
 		x := join(t, newGroup(t, a), "x", "")
 		by := watch(t, newGroup(t, watching, members.WithEvents(link.Conn)), time.Now())
 		link.cut()
-		if err := x.Leave(); err != nil {
+		if err := x.Leave(t.Context()); err != nil {
 			t.Error(err)
 		}
 		join(t, newGroup(t, b), "y", "")
@@ -418,7 +418,7 @@ func TestSetMetaAtOnce(t *testing.T) {
 			t.Error(x.Meta())
 		}
 		all.Go(func() { _ = x.SetMeta(t.Context(), "at the end") })
-		_ = x.Leave()
+		_ = x.Leave(t.Context())
 		all.Wait()
 		settle()
 		if locks, err := a.Locks(t.Context(), ""); err != nil || len(locks) > 0 {
