@@ -23,7 +23,7 @@
 //     that dies when its lease has ended (10 s by default).
 //   - When all members see the same list, they own P/n partitions each, rounded up or down.
 //   - When a member joins or leaves, about P/n partitions move. While there are 16 or more
-//     partitions for each member, at most 1.6 times as many move.
+//     partitions for each member, at most 1.7 times as many move on average.
 //
 // # What is not guaranteed
 //

@@ -16,7 +16,7 @@ import (
 type Assignment struct {
 	Partition int
 	Token     uint64 // the fencing token of the ownership
-	// Moving is closed when the partition is to be handed over. The handler then has the
+	// Moving is closed when the next owner waits for the partition. The handler then has the
 	// drain time to finish what it began and to return; the next owner waits for that.
 	Moving <-chan struct{}
 }
@@ -296,11 +296,7 @@ func (w *Worker) own(p *part, lock *qlock.Lock, unwanted <-chan struct{}) {
 		w.run(ctx, Assignment{p.number, lock.Token(), moving})
 	}()
 
-	select {
-	case <-lock.Context().Done():
-	case <-unwanted:
-	case <-w.ctx.Done():
-	}
+	w.keep(p, lock, unwanted)
 	close(moving)
 	drain := time.NewTimer(w.group.drain)
 	defer drain.Stop()
@@ -316,6 +312,35 @@ func (w *Worker) own(p *part, lock *qlock.Lock, unwanted <-chan struct{}) {
 	delete(w.owned, p.number)
 	w.mu.Unlock()
 	_ = lock.Unlock(ctx) // if it is lost, the handler's context said so
+}
+
+// keep waits until the partition is to be handed over, or is lost. One that this worker
+// should not own is kept until its next owner waits for it, so that it has an owner
+// meanwhile, and also if that one never comes.
+func (w *Worker) keep(p *part, lock *qlock.Lock, unwanted <-chan struct{}) {
+	for {
+		select {
+		case <-unwanted:
+		case <-lock.Context().Done():
+			return
+		case <-w.ctx.Done():
+			return
+		}
+		select {
+		case <-lock.Wanted():
+		case <-lock.Context().Done():
+			return
+		case <-w.ctx.Done():
+			return
+		}
+		w.mu.Lock()
+		if !p.wanted {
+			w.mu.Unlock()
+			return
+		}
+		unwanted = p.unwanted // it is wanted again: who waits has another list yet
+		w.mu.Unlock()
+	}
 }
 
 // run calls the handler until the partition moves.
