@@ -1,0 +1,191 @@
+package members_test
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/members"
+	"github.com/qlock/qlock/qlocktest"
+)
+
+var seed = flag.Uint64("seed", 1, "of the faults")
+
+// span is a membership, from Join's return to the end of its context.
+type span struct {
+	id, by   string
+	token    uint64
+	from, to time.Time
+}
+
+// Members come, go, are cut off and killed, and so is a node at a time. No id has two
+// members at once, tokens rise, and in the end every watcher sees who is there.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	const lease = 500 * time.Millisecond
+	c := qlocktest.StartCluster(t, 3, qlocktest.WithLease(lease))
+	random := rand.New(rand.NewPCG(*seed, 1))
+	t.Logf("seed %d", *seed)
+
+	var mu sync.Mutex // guards history
+	var history []span
+	stop, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var all sync.WaitGroup
+	for i := range 6 {
+		nc := c.Connect(t)
+		g, err := members.New(c.LockerOn(t, nc, qlock.WithLease(lease)), "workers")
+		if err != nil {
+			t.Fatal(err)
+		}
+		dice := rand.New(rand.NewPCG(*seed, uint64(100+i)))
+		all.Go(func() {
+			for stop.Err() == nil {
+				id := fmt.Sprint(dice.IntN(4))
+				ask, done := context.WithTimeout(stop, 300*time.Millisecond)
+				m, err := g.Join(ask, id, fmt.Sprint(i))
+				done()
+				if err != nil {
+					if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
+						t.Errorf("join: %v", err)
+					}
+					continue
+				}
+				s := span{id: id, by: fmt.Sprint(i), token: m.Token(), from: time.Now()}
+				ended := make(chan struct{})
+				context.AfterFunc(m.Context(), func() { s.to = time.Now(); close(ended) })
+				for range dice.IntN(4) {
+					sleep(m.Context(), time.Duration(dice.IntN(60))*time.Millisecond)
+					ask, done := context.WithTimeout(stop, 300*time.Millisecond)
+					if err := m.SetMeta(ask, fmt.Sprint(i, "-", dice.IntN(100))); err != nil && m.Context().Err() == nil && ask.Err() == nil {
+						t.Errorf("set metadata: %v", err)
+					}
+					done()
+				}
+				_ = m.Leave(t.Context()) // it may be lost
+				<-ended
+				mu.Lock()
+				history = append(history, s)
+				mu.Unlock()
+			}
+		})
+		if i < 3 {
+			// Clients that are cut off for less and more than the lease.
+			dice := rand.New(rand.NewPCG(*seed, uint64(200+i)))
+			all.Go(func() {
+				for stop.Err() == nil {
+					sleep(stop, time.Duration(200+dice.IntN(600))*time.Millisecond)
+					c.Disconnect(t, nc)
+					sleep(stop, time.Duration(dice.IntN(900))*time.Millisecond)
+					c.Reconnect(t, nc)
+				}
+			})
+		}
+	}
+	watchers := make([]*watcher, 2)
+	for i := range watchers {
+		nc := c.Connect(t)
+		g, err := members.New(c.LockerOn(t, nc), "workers", members.WithEvents(nc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		watchers[i] = watchFor(t, g)
+	}
+	for end := time.Now().Add(4 * time.Second); time.Now().Before(end); {
+		name := c.Names()[random.IntN(3)]
+		c.Crash(t, name)
+		time.Sleep(time.Duration(random.IntN(300)) * time.Millisecond)
+		c.Restart(t, name)
+		c.WaitVotes(t)
+	}
+	cancel()
+	all.Wait()
+	checkHistory(t, history)
+
+	// At rest: three members, of whom all know.
+	nc := c.Connect(t)
+	g, err := members.New(c.LockerOn(t, nc), "workers", members.WithEvents(nc))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		if _, err := g.Join(within(t, 10*time.Second), fmt.Sprint("rest", i), "here"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, w := range watchers {
+		for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+			if w.ids() == "rest0 rest1 rest2" {
+				break
+			}
+			if time.Since(start) > 20*time.Second {
+				t.Fatalf("a watcher sees %s", w.ids())
+			}
+		}
+	}
+}
+
+func checkHistory(t *testing.T, history []span) {
+	t.Helper()
+	byID := map[string][]span{}
+	for _, s := range history {
+		byID[s.id] = append(byID[s.id], s)
+	}
+	for id, spans := range byID {
+		slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.token, b.token) })
+		for i := 1; i < len(spans); i++ {
+			a, b := spans[i-1], spans[i]
+			// Both clocks are this machine's. The end is noted after it was.
+			if a.token == b.token || b.from.Before(a.from) {
+				t.Errorf("id %s: %+v, then %+v", id, a, b)
+			}
+			// AfterFunc runs in a goroutine of its own, which may start late.
+			if over := a.to.Sub(b.from); over > 50*time.Millisecond {
+				t.Errorf("id %s has two members for %v: %+v and %+v", id, over, a, b)
+			}
+		}
+	}
+	t.Logf("%d memberships of %d ids", len(history), len(byID))
+	if len(history) < 20 {
+		t.Errorf("only %d memberships", len(history))
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+func watchFor(t *testing.T, g *members.Group) *watcher {
+	w := &watcher{}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	t.Cleanup(func() { cancel(); <-done })
+	go func() {
+		defer close(done)
+		for u, err := range g.Watch(ctx) {
+			w.mu.Lock()
+			if err == nil {
+				w.now = u.Members
+			}
+			w.mu.Unlock()
+		}
+	}()
+	return w
+}
+
+func (w *watcher) ids() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return ids(w.now)
+}

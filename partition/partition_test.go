@@ -1,0 +1,468 @@
+package partition_test
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"go.uber.org/goleak"
+
+	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/members"
+	"github.com/qlock/qlock/partition"
+	"github.com/qlock/qlock/qlocktest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var seed = flag.Uint64("seed", 1, "of the faults")
+
+func within(t testing.TB, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func wantIs(t *testing.T, err error, targets ...error) {
+	t.Helper()
+	for _, target := range targets {
+		if !errors.Is(err, target) {
+			t.Errorf("error is not %q: %v", target, err)
+		}
+	}
+}
+
+// ownership is a call of a handler, to the end of its context or its return.
+type ownership struct {
+	partition int
+	by        string
+	token     uint64
+	from, to  time.Time
+}
+
+// history is what the handlers of a test did.
+type history struct {
+	mu    sync.Mutex // guards what follows
+	all   []ownership
+	count map[string]int // now, by worker
+	owned map[int]string // now, by partition; the last to come
+}
+
+func newHistory() *history { return &history{count: map[string]int{}, owned: map[int]string{}} }
+
+// handler owns a partition until it is lost or moves, and then a little longer.
+func (h *history) handler(id string, linger time.Duration) partition.Handler {
+	return func(ctx context.Context, a partition.Assignment) {
+		o := ownership{partition: a.Partition, by: id, token: a.Token, from: time.Now()}
+		h.mu.Lock()
+		h.count[id]++
+		h.owned[a.Partition] = id
+		h.mu.Unlock()
+		select {
+		case <-a.Moving:
+			if linger > 0 {
+				select {
+				case <-time.After(linger):
+				case <-ctx.Done():
+				}
+			}
+		case <-ctx.Done():
+		}
+		o.to = time.Now()
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.count[id]--
+		if h.owned[a.Partition] == id {
+			delete(h.owned, a.Partition)
+		}
+		h.all = append(h.all, o)
+	}
+}
+
+// check looks for two owners at once, and for tokens that do not rise.
+func (h *history) check(t *testing.T) {
+	t.Helper()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	by := map[int][]ownership{}
+	for _, o := range h.all {
+		by[o.partition] = append(by[o.partition], o)
+	}
+	for _, list := range by {
+		slices.SortFunc(list, func(a, b ownership) int { return cmp.Or(cmp.Compare(a.token, b.token), a.from.Compare(b.from)) })
+		for i := 1; i < len(list); i++ {
+			a, b := list[i-1], list[i]
+			if b.from.Before(a.from) {
+				t.Errorf("tokens do not rise: %+v, then %+v", a, b)
+			}
+			// A handler that was told by its context notes that when it gets a processor.
+			if over := a.to.Sub(b.from); over > 50*time.Millisecond {
+				t.Errorf("two owners for %v: %+v and %+v", over, a, b)
+			}
+		}
+	}
+	t.Logf("%d ownerships of %d partitions", len(h.all), len(by))
+}
+
+// balanced waits until all partitions are owned by the workers alone, by each as many as by
+// another to within 10 % or one, and returns how long that took.
+func (h *history) balanced(t *testing.T, limit time.Duration, partitions int, workers ...string) time.Duration {
+	t.Helper()
+	start := time.Now()
+	for {
+		h.mu.Lock()
+		sum, good := 0, len(h.owned) == partitions
+		share := float64(partitions) / float64(len(workers))
+		for _, id := range workers {
+			sum += h.count[id]
+			off := float64(h.count[id]) - share
+			good = good && max(off, -off) <= max(0.1*share, 1)
+		}
+		text := fmt.Sprint(h.count)
+		h.mu.Unlock()
+		if good && sum == partitions {
+			return time.Since(start)
+		}
+		if time.Since(start) > limit {
+			t.Fatalf("after %v the partitions are not spread over %v: %s", limit, workers, text)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+func newGroup(t *testing.T, c *qlocktest.Cluster, nc *nats.Conn, partitions int, opts ...partition.Option) *partition.Group {
+	t.Helper()
+	g, err := partition.New(c.LockerOn(t, nc), "orders", partitions, append([]partition.Option{partition.WithEvents(nc)}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+func join(t *testing.T, g *partition.Group, id string, h partition.Handler) *partition.Worker {
+	t.Helper()
+	w, err := g.Join(within(t, 20*time.Second), id, "", h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		if err := w.Leave(ctx); err != nil && !errors.Is(err, qlock.ErrClosed) {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+// 256 partitions, and members that come, go, are cut off and killed, with nodes that crash:
+// never two owners, and balanced again soon after.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	const partitions = 256
+	c := qlocktest.StartCluster(t, 3)
+	random := rand.New(rand.NewPCG(*seed, 2))
+	t.Logf("seed %d", *seed)
+	h := newHistory()
+	conns, workers := map[string]*nats.Conn{}, map[string]*partition.Worker{}
+	start := func(id string) {
+		conns[id] = c.Connect(t)
+		workers[id] = join(t, newGroup(t, c, conns[id], partitions), id, h.handler(id, time.Duration(random.IntN(20))*time.Millisecond))
+	}
+	const soon = 15 * time.Second // for a loaded machine; the log has what it took
+	start("a")
+	t.Logf("the first worker has all after %v", h.balanced(t, soon, partitions, "a"))
+	start("b")
+	start("c")
+	t.Logf("two more: balanced after %v", h.balanced(t, soon, partitions, "a", "b", "c"))
+
+	if err := workers["b"].Leave(within(t, soon)); err != nil {
+		t.Error(err)
+	}
+	t.Logf("one left: balanced after %v", h.balanced(t, soon, partitions, "a", "c"))
+
+	start("d")
+	start("e")
+	h.balanced(t, soon, partitions, "a", "c", "d", "e")
+	c.Disconnect(t, conns["d"]) // a death: it tells nobody
+	t.Logf("one died: balanced after %v, with a lease of %v", h.balanced(t, soon, partitions, "a", "c", "e"), c.Lease())
+	c.Reconnect(t, conns["d"])
+	t.Logf("it came back: balanced after %v", h.balanced(t, soon, partitions, "a", "c", "d", "e"))
+
+	// Everything at once.
+	for range 3 {
+		node := c.Names()[random.IntN(3)]
+		c.Crash(t, node)
+		id := []string{"a", "c", "d", "e"}[random.IntN(4)]
+		c.Disconnect(t, conns[id])
+		time.Sleep(time.Duration(random.IntN(1500)) * time.Millisecond)
+		c.Reconnect(t, conns[id])
+		c.Restart(t, node)
+		c.WaitVotes(t)
+	}
+	t.Logf("after nodes and members failed: balanced after %v", h.balanced(t, soon, partitions, "a", "c", "d", "e"))
+	g := newGroup(t, c, c.Connect(t), partitions)
+	owners, err := g.Owners(within(t, soon))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range owners {
+		if o.ID == "" || o.Token == 0 || !strings.Contains("acde", o.ID) {
+			t.Errorf("%+v", o)
+		}
+	}
+	for _, w := range workers {
+		if err := w.Leave(within(t, soon)); err != nil {
+			t.Error(err)
+		}
+		if len(w.Owned()) > 0 {
+			t.Errorf("%s left, and owns %v", w.ID(), w.Owned())
+		}
+	}
+	h.check(t)
+}
+
+// A partition is handed over when its handler has returned, and its context ends after the
+// drain time. Until the next owner waits for it, it stays.
+func TestDrain(t *testing.T) {
+	t.Parallel()
+	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(5*time.Second))
+	const drain = 300 * time.Millisecond
+	var mu sync.Mutex // guards causes
+	causes := map[int]error{}
+	g := newGroup(t, c, c.Connect(t), 8, partition.WithDrain(drain))
+	returned := make(chan time.Time, 8)
+	a := join(t, g, "a", func(ctx context.Context, p partition.Assignment) {
+		if qlock.Token(ctx) != p.Token || qlock.Held(ctx) != nil {
+			t.Error("the context is not that of the lock")
+		}
+		<-ctx.Done() // ignores Moving
+		mu.Lock()
+		causes[p.Partition] = context.Cause(ctx)
+		mu.Unlock()
+		time.Sleep(50 * time.Millisecond)
+		returned <- time.Now()
+	})
+	for len(a.Owned()) < 8 {
+		time.Sleep(time.Millisecond)
+	}
+	b := newGroup(t, c, c.Connect(t), 8, partition.WithDrain(drain))
+	start := time.Now()
+	first := make(chan time.Time, 8)
+	join(t, b, "b", func(ctx context.Context, p partition.Assignment) {
+		first <- time.Now()
+		select {
+		case <-p.Moving:
+		case <-ctx.Done():
+		}
+	})
+	for range 4 {
+		if end, next := <-returned, <-first; next.Sub(start) < drain || next.Before(end.Add(-100*time.Millisecond)) {
+			t.Errorf("handed over after %v", next.Sub(start))
+		}
+	}
+	mu.Lock()
+	for p, cause := range causes {
+		if !errors.Is(cause, partition.ErrMoved) {
+			t.Errorf("partition %d: %v", p, cause)
+		}
+	}
+	mu.Unlock()
+	key := ""
+	for i := 0; g.Partition(key) != a.Owned()[0]; i++ {
+		key = fmt.Sprint(i)
+	}
+	o, err := g.Owner(within(t, 5*time.Second), key)
+	if err != nil || o.ID != "a" || o.Partition != a.Owned()[0] {
+		t.Errorf("%+v, %v", o, err)
+	}
+	// Leave does not wait for ever.
+	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	wantIs(t, a.Leave(short), context.DeadlineExceeded)
+	wantIs(t, context.Cause(a.Context()), partition.ErrLeft)
+	if err := a.Leave(within(t, 5*time.Second)); err != nil {
+		t.Error(err)
+	}
+}
+
+// A handler that returns early is called again; one whose Locker is closed ends.
+func TestHandlerReturns(t *testing.T) {
+	t.Parallel()
+	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(5*time.Second))
+	nc := c.Connect(t)
+	l := c.LockerOn(t, nc)
+	g, err := partition.New(l, "orders", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls := make(chan time.Time, 100)
+	w := join(t, g, "a", func(context.Context, partition.Assignment) { calls <- time.Now() })
+	one, two, three := <-calls, <-calls, <-calls
+	if two.Sub(one) < 100*time.Millisecond || three.Sub(two) < 200*time.Millisecond {
+		t.Errorf("called again after %v and %v", two.Sub(one), three.Sub(two))
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-w.Context().Done():
+	case <-time.After(10 * time.Second):
+		t.Fatal("the worker does not stop")
+	}
+	wantIs(t, w.Leave(within(t, 10*time.Second)), qlock.ErrClosed)
+}
+
+func TestMismatch(t *testing.T) {
+	t.Parallel()
+	c := qlocktest.StartCluster(t, 1)
+	none := func(ctx context.Context, _ partition.Assignment) { <-ctx.Done() }
+	a := newGroup(t, c, c.Connect(t), 8, partition.WithDrain(0))
+	join(t, a, "a", none)
+	_, err := newGroup(t, c, c.Connect(t), 16).Join(within(t, 10*time.Second), "b", "", none)
+	wantIs(t, err, partition.ErrMismatch)
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // its release is on its way
+		list, err := a.Members().List(within(t, 10*time.Second))
+		if err == nil && len(list) == 1 && list[0].Meta == "partitions=8" {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%+v, %v", list, err)
+		}
+	}
+	// A member that is no worker gets no partitions.
+	if _, err := a.Members().Join(within(t, 10*time.Second), "observer", "zone=b"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = a.Join(within(t, 100*time.Millisecond), "a", "", none)
+	wantIs(t, err, qlock.ErrHeld)
+}
+
+func TestBadInput(t *testing.T) {
+	t.Parallel()
+	c := qlocktest.StartCluster(t, 1)
+	l := c.Locker(t)
+	for _, n := range []int{-1, 0, partition.MaxPartitions + 1} {
+		_, err := partition.New(l, "g", n)
+		wantIs(t, err, partition.ErrInvalid)
+	}
+	_, err := partition.New(nil, "g", 1)
+	wantIs(t, err, members.ErrInvalid)
+	_, err = partition.New(l, "a.b", 1)
+	wantIs(t, err, members.ErrInvalid)
+	_, err = partition.New(l, "g", 1, nil, partition.WithEvents(nil))
+	wantIs(t, err, members.ErrInvalid)
+	_, err = partition.New(l, "g", 1, partition.WithDrain(-1))
+	wantIs(t, err, partition.ErrInvalid)
+	g, err := partition.New(l, "g", 4, partition.WithInterval(time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"", "a\tb", "\xff", strings.Repeat("x", 257)} {
+		_, err := g.Join(t.Context(), id, "", func(context.Context, partition.Assignment) {})
+		wantIs(t, err, partition.ErrInvalid)
+	}
+	_, err = g.Join(t.Context(), "a", "", nil)
+	wantIs(t, err, partition.ErrInvalid)
+	_, err = g.Join(t.Context(), "a", strings.Repeat("x", 250), func(context.Context, partition.Assignment) {})
+	wantIs(t, err, members.ErrInvalid)
+	_, err = g.Owner(within(t, 10*time.Second), "x")
+	wantIs(t, err, partition.ErrNoOwner)
+	for name, want := range map[string]int{
+		"qlock.partition.g.0": 0, "qlock.partition.g.17": 17, "qlock.partition.g.017": -1, "qlock.partition.g.x": -1,
+		"qlock.partition.g": -1, "qlock.partition..1": -1, "qlock.partition.g.-1": -1, "other": -1,
+	} {
+		if group, p, ok := partition.ParseName(name); ok != (want >= 0) || ok && (p != want || group != "g") {
+			t.Errorf("%s: %q %d %v", name, group, p, ok)
+		}
+	}
+}
+
+// BenchmarkRebalance measures how long it takes until all 256 partitions are where they
+// belong after a member has joined, and after it has left.
+func BenchmarkRebalance(b *testing.B) {
+	c := qlocktest.StartCluster(b, 3, qlocktest.WithLease(10*time.Second))
+	var mu sync.Mutex // guards owned
+	owned := map[string]int{}
+	handler := func(id string) partition.Handler {
+		return func(ctx context.Context, a partition.Assignment) {
+			mu.Lock()
+			owned[id]++
+			mu.Unlock()
+			select {
+			case <-a.Moving:
+			case <-ctx.Done():
+			}
+			mu.Lock()
+			owned[id]--
+			mu.Unlock()
+		}
+	}
+	start := func(id string) *partition.Worker {
+		nc := c.Connect(b)
+		g, err := partition.New(c.LockerOn(b, nc), "orders", 256, partition.WithEvents(nc))
+		if err != nil {
+			b.Fatal(err)
+		}
+		w, err := g.Join(b.Context(), id, "", handler(id))
+		if err != nil {
+			b.Fatal(err)
+		}
+		return w
+	}
+	spread := func(each int, ids ...string) {
+		for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Microsecond) {
+			mu.Lock()
+			good := true
+			for _, id := range ids {
+				good = good && owned[id] == each
+			}
+			mu.Unlock()
+			if good {
+				return
+			}
+			if time.Now().After(end) {
+				b.Fatalf("not balanced: %v", owned)
+			}
+		}
+	}
+	leave := func(w *partition.Worker) {
+		if err := w.Leave(context.Background()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	x, y, z := start("x"), start("y"), start("z")
+	defer leave(x)
+	defer leave(y)
+	defer leave(z)
+	var joined, left time.Duration
+	for b.Loop() {
+		t0 := time.Now()
+		w := start("w")
+		spread(64, "w", "x", "y", "z")
+		joined += time.Since(t0)
+		t0 = time.Now()
+		leave(w)
+		for {
+			mu.Lock()
+			done := owned["x"]+owned["y"]+owned["z"] == 256 && min(owned["x"], owned["y"], owned["z"]) == 85
+			mu.Unlock()
+			if done {
+				break
+			}
+			time.Sleep(100 * time.Microsecond)
+		}
+		left += time.Since(t0)
+	}
+	b.ReportMetric(float64(joined.Milliseconds())/float64(b.N), "ms/join")
+	b.ReportMetric(float64(left.Milliseconds())/float64(b.N), "ms/leave")
+}

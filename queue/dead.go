@@ -1,0 +1,115 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// DeadLetter is an item that failed for good.
+type DeadLetter struct {
+	Seq      uint64 // in the stream of dead letters
+	Key      string
+	Data     []byte
+	Header   nats.Header
+	ID       string
+	Reason   string // the error of the last attempt
+	Attempts int
+	Died     time.Time
+}
+
+// Dead lists the dead letters, oldest first, one question to the stream for each. It ends
+// after an error.
+func (q *Queue) Dead(ctx context.Context) iter.Seq2[DeadLetter, error] {
+	return func(yield func(DeadLetter, error) bool) {
+		for next := uint64(1); ; {
+			m, err := q.dead.GetMsg(ctx, next, jetstream.WithGetMsgSubject(q.subject(deadSubject, "*")))
+			if errors.Is(err, jetstream.ErrMsgNotFound) {
+				return
+			}
+			if err != nil {
+				yield(DeadLetter{}, fmt.Errorf("queue: dead letters of %s: %w", q.cfg.Name, err))
+				return
+			}
+			next = m.Sequence + 1
+			if d, err := q.deadLetter(m); err == nil && !yield(d, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (q *Queue) deadLetter(m *jetstream.RawStreamMsg) (DeadLetter, error) {
+	key, err := keyOf(strings.TrimPrefix(m.Subject, q.subject(deadSubject, "")))
+	attempts, _ := strconv.Atoi(m.Header.Get(HeaderAttempts)) // somebody else's may have none
+	return DeadLetter{
+		Seq: m.Sequence, Key: key, Data: m.Data, Header: m.Header, ID: m.Header.Get(HeaderID),
+		Reason: m.Header.Get(HeaderReason), Attempts: attempts, Died: m.Time,
+	}, err
+}
+
+// Revive puts a dead letter back, at the end of the items of its key, with its attempts
+// forgotten. If Revive fails in between, the item may be both.
+//
+// Errors: ErrNotFound, and those of JetStream.
+func (q *Queue) Revive(ctx context.Context, seq uint64) error {
+	fail := func(err error) error {
+		return fmt.Errorf("queue: revive dead letter %d of %s: %w", seq, q.cfg.Name, err)
+	}
+	m, err := q.dead.GetMsg(ctx, seq)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return fail(ErrNotFound)
+	}
+	if err != nil {
+		return fail(err)
+	}
+	again := nats.NewMsg(q.subject(itemSubject, strings.TrimPrefix(m.Subject, q.subject(deadSubject, ""))))
+	again.Data = m.Data
+	for name, values := range m.Header {
+		if lower := strings.ToLower(name); !strings.HasPrefix(lower, "nats-") && (!strings.HasPrefix(lower, "qlock-") || name == HeaderID) {
+			again.Header[name] = values
+		}
+	}
+	// Not with the item's id, which the stream may remember.
+	again.Header.Set(jetstream.MsgIDHeader, fmt.Sprint("revived-", seq))
+	if _, err := q.js.PublishMsg(ctx, again); err != nil {
+		return fail(err)
+	}
+	if err := q.dead.DeleteMsg(ctx, seq); err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+// bury makes an item a dead letter.
+func (q *Queue) bury(ctx context.Context, it *Item, reason string) error {
+	m := nats.NewMsg(q.subject(deadSubject, tokenOf(it.Key)))
+	m.Data = it.Data
+	for name, values := range it.Header {
+		if !strings.HasPrefix(strings.ToLower(name), "nats-") {
+			m.Header[name] = values
+		}
+	}
+	m.Header.Set(HeaderReason, oneLine(reason))
+	m.Header.Set(HeaderAttempts, strconv.Itoa(it.Attempt))
+	m.Header.Set(HeaderSeq, strconv.FormatUint(it.Seq, 10))
+	// A worker may die between this and the end of the item.
+	m.Header.Set(jetstream.MsgIDHeader, strconv.FormatUint(it.Seq, 10))
+	_, err := q.js.PublishMsg(ctx, m)
+	return err
+}
+
+func oneLine(s string) string {
+	const most = 1024
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "")
+	}
+	return strings.NewReplacer("\r", " ", "\n", " ").Replace(s)
+}

@@ -1,0 +1,607 @@
+package queue_test
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/goleak"
+
+	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/qlocktest"
+	"github.com/qlock/qlock/queue"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var seed = flag.Uint64("seed", 1, "of the faults")
+
+func within(t testing.TB, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+const long = 30 * time.Second
+
+func wantIs(t *testing.T, err error, targets ...error) {
+	t.Helper()
+	for _, target := range targets {
+		if !errors.Is(err, target) {
+			t.Errorf("error is not %q: %v", target, err)
+		}
+	}
+}
+
+// jetStream starts a server with JetStream, apart from the lock cluster, so that each can
+// fail by itself.
+func jetStream(t testing.TB) *server.Server {
+	t.Helper()
+	srv, err := server.NewServer(&server.Options{
+		ServerName: "js", Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true, NoFastProducerStall: true,
+		JetStream: true, StoreDir: t.TempDir(), JetStreamMaxMemory: 64 << 20, JetStreamMaxStore: 64 << 20,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	t.Cleanup(func() { srv.Shutdown(); srv.WaitForShutdown() })
+	if !srv.ReadyForConnections(10 * time.Second) {
+		t.Fatal("the server is not ready")
+	}
+	return srv
+}
+
+func connect(t testing.TB, srv *server.Server) (*nats.Conn, jetstream.JetStream) {
+	t.Helper()
+	nc, err := nats.Connect(srv.ClientURL(), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond), nats.ReconnectJitter(0, 0),
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return nc, js
+}
+
+func open(t testing.TB, js jetstream.JetStream, cfg queue.Config) *queue.Queue {
+	t.Helper()
+	if cfg.Name == "" {
+		cfg.Name = "mail"
+	}
+	cfg.Storage = jetstream.MemoryStorage
+	q, err := queue.Open(within(t, long), js, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return q
+}
+
+func enqueue(t testing.TB, q *queue.Queue, key, data string, opts ...queue.EnqueueOption) queue.Receipt {
+	t.Helper()
+	r, err := q.Enqueue(within(t, long), key, []byte(data), opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// work runs a worker until stop is called, which returns what Work did.
+func work(t testing.TB, q *queue.Queue, l *qlock.Locker, h queue.Handler, opts ...queue.WorkOption) (stop func() error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- q.Work(ctx, l, h, opts...) }()
+	var once sync.Once
+	var err error
+	stop = func() error {
+		cancel()
+		once.Do(func() { err = <-done })
+		return err
+	}
+	t.Cleanup(func() { _ = stop() })
+	return stop
+}
+
+// attempt is a call of a handler.
+type attempt struct {
+	key, data, by string
+	seq, token    uint64
+	number        int
+	from, to      time.Time
+	ok            bool
+}
+
+type history struct {
+	mu  sync.Mutex // guards all
+	all []attempt
+}
+
+func (h *history) add(a attempt) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all = append(h.all, a)
+}
+
+func (h *history) done() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	done := map[uint64]bool{}
+	for _, a := range h.all {
+		if a.ok {
+			done[a.seq] = true
+		}
+	}
+	return len(done)
+}
+
+// check looks for two attempts of a key at once, for tokens that fall, and for items that
+// begin before an earlier one of their key was done.
+func (h *history) check(t *testing.T) {
+	t.Helper()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	by := map[string][]attempt{}
+	again := 0
+	for _, a := range h.all {
+		by[a.key] = append(by[a.key], a)
+		if a.number > 1 {
+			again++
+		}
+	}
+	for _, list := range by {
+		slices.SortFunc(list, func(a, b attempt) int { return a.from.Compare(b.from) })
+		for i := 1; i < len(list); i++ {
+			a, b := list[i-1], list[i]
+			// A handler that was told by its context notes that when it gets a processor.
+			if over := a.to.Sub(b.from); over > 50*time.Millisecond {
+				t.Errorf("two at once for %v: %+v and %+v", over, a, b)
+			}
+			if b.token < a.token {
+				t.Errorf("tokens fall: %+v, then %+v", a, b)
+			}
+			if b.seq < a.seq {
+				t.Errorf("out of order: %+v, then %+v", a, b)
+			}
+			if b.seq > a.seq && !a.ok {
+				t.Errorf("begun before the one ahead was done: %+v, then %+v", a, b)
+			}
+		}
+	}
+	t.Logf("%d attempts of items of %d keys, %d of them not the first", len(h.all), len(by), again)
+}
+
+// receive waits for what must come.
+func receive[T any](t testing.TB, c <-chan T) (v T) {
+	t.Helper()
+	select {
+	case v = <-c:
+	case <-time.After(long):
+		t.Fatalf("nothing within %v", long)
+	}
+	return v
+}
+
+func waitUntil(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(long); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within %v", what, long)
+		}
+	}
+}
+
+func TestWork(t *testing.T) {
+	t.Parallel()
+	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(5*time.Second))
+	_, js := connect(t, jetStream(t))
+	q := open(t, js, queue.Config{})
+	const keys, each = 10, 12
+	for i := range each {
+		for k := range keys {
+			enqueue(t, q, fmt.Sprint("customer ", k), fmt.Sprint(i))
+		}
+	}
+	var h history
+	var running, most atomic.Int64
+	for i := range 3 {
+		work(t, q, c.Locker(t), func(ctx context.Context, it *queue.Item) error {
+			most.Store(max(most.Load(), running.Add(1)))
+			defer running.Add(-1)
+			if err := qlock.Held(ctx); err != nil {
+				t.Error(err)
+			}
+			from := time.Now()
+			time.Sleep(time.Millisecond)
+			h.add(attempt{it.Key, string(it.Data), fmt.Sprint(i), it.Seq, qlock.Token(ctx), it.Attempt, from, time.Now(), true})
+			return nil
+		}, queue.WithConcurrency(4))
+	}
+	waitUntil(t, "all done", func() bool { return h.done() == keys*each })
+	waitUntil(t, "the stream is empty", func() bool { s, err := q.Stats(within(t, long)); return err == nil && s.Items == 0 })
+	h.check(t)
+	if len(h.all) != keys*each {
+		t.Errorf("%d attempts of %d items", len(h.all), keys*each)
+	}
+	if most.Load() < 2 {
+		t.Error("nothing ran in parallel")
+	}
+	seen := map[string]string{}
+	for _, a := range h.all {
+		seen[a.key] += a.data + " "
+	}
+	for k, got := range seen {
+		if want := "0 1 2 3 4 5 6 7 8 9 10 11 "; got != want {
+			t.Errorf("%s: %s", k, got)
+		}
+	}
+}
+
+// Workers are cut off and stopped, nodes crash and handlers fail: each item is done, none
+// twice at once, in order.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	const lease = 700 * time.Millisecond
+	c := qlocktest.StartCluster(t, 3, qlocktest.WithLease(lease))
+	srv := jetStream(t)
+	_, js := connect(t, srv)
+	q := open(t, js, queue.Config{Lease: lease, Backoff: []time.Duration{20 * time.Millisecond}, MaxAttempts: 1000})
+	random := rand.New(rand.NewPCG(*seed, 3))
+	t.Logf("seed %d", *seed)
+	var h history
+	var stops []func() error
+	var conns []*nats.Conn
+	for i := range 4 {
+		nc := c.Connect(t)
+		_, js := connect(t, srv) // a worker has two connections here; those to JetStream stay
+		own := open(t, js, queue.Config{Lease: lease, Backoff: []time.Duration{20 * time.Millisecond}, MaxAttempts: 1000})
+		conns = append(conns, nc)
+		dice := rand.New(rand.NewPCG(*seed, uint64(i)))
+		var mu sync.Mutex // guards dice
+		stops = append(stops, work(t, own, c.LockerOn(t, nc, qlock.WithLease(lease)), func(ctx context.Context, it *queue.Item) (err error) {
+			mu.Lock()
+			d, fails := time.Duration(dice.IntN(30))*time.Millisecond, dice.IntN(10) == 0
+			mu.Unlock()
+			a := attempt{key: it.Key, by: fmt.Sprint(i), seq: it.Seq, token: qlock.Token(ctx), number: it.Attempt, from: time.Now()}
+			select {
+			case <-time.After(d):
+				if fails {
+					err = errors.New("it was to fail")
+				}
+			case <-ctx.Done():
+				err = context.Cause(ctx)
+			}
+			a.to, a.ok = time.Now(), err == nil
+			h.add(a)
+			return err
+		}, queue.WithConcurrency(4)))
+	}
+	total := 0
+	more := func(n int) {
+		for range n {
+			enqueue(t, q, fmt.Sprint(random.IntN(8)), "")
+			total++
+		}
+	}
+	for round := range 3 {
+		more(40)
+		node, i := c.Names()[random.IntN(3)], random.IntN(len(conns)-1)
+		c.Disconnect(t, conns[i])
+		c.Crash(t, node)
+		time.Sleep(time.Duration(random.IntN(900)) * time.Millisecond)
+		c.Restart(t, node)
+		c.Reconnect(t, conns[i])
+		if round == 1 {
+			if err := stops[3](); err != nil {
+				t.Error(err)
+			}
+		}
+		c.WaitVotes(t)
+	}
+	waitUntil(t, "all done", func() bool { return h.done() == total })
+	waitUntil(t, "the stream is empty", func() bool { s, err := q.Stats(within(t, long)); return err == nil && s.Items == 0 && s.Dead == 0 })
+	for _, stop := range stops {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	}
+	h.check(t)
+}
+
+// A worker that dies gives its item back within the lease.
+func TestWorkerDies(t *testing.T) {
+	t.Parallel()
+	const lease = time.Second
+	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(lease))
+	srv := jetStream(t)
+	_, js := connect(t, srv)
+	q := open(t, js, queue.Config{Lease: lease})
+	enqueue(t, q, "k", "x")
+	locks := c.Connect(t)
+	nc, own := connect(t, srv)
+	began := make(chan time.Time, 10)
+	stop := work(t, open(t, own, queue.Config{Lease: lease}), c.LockerOn(t, locks), func(ctx context.Context, it *queue.Item) error {
+		began <- time.Now()
+		<-ctx.Done()
+		return context.Cause(ctx)
+	})
+	receive(t, began)
+	done := make(chan *queue.Item, 10)
+	time.Sleep(lease / 2)
+	work(t, q, c.Locker(t), func(_ context.Context, it *queue.Item) error { done <- it; return nil })
+	start := time.Now()
+	c.Disconnect(t, locks)
+	nc.Close() // both at once, as when a process dies
+	it := receive(t, done)
+	t.Logf("its item runs again after %v, the lease is %v", time.Since(start), lease)
+	if it.Attempt != 2 || string(it.Data) != "x" {
+		t.Errorf("%+v", it)
+	}
+	if took := time.Since(start); took > 5*lease {
+		t.Errorf("after %v", took)
+	}
+	wantIs(t, stop(), nil)
+}
+
+func TestRetriesAndDeadLetters(t *testing.T) {
+	t.Parallel()
+	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(5*time.Second))
+	_, js := connect(t, jetStream(t))
+	q := open(t, js, queue.Config{MaxAttempts: 3, Backoff: []time.Duration{100 * time.Millisecond, 200 * time.Millisecond}})
+	header := nats.Header{"Trace": {"1", "2"}}
+	enqueue(t, q, "größe", "fails", queue.WithID("order\t1"), queue.WithHeader(header))
+	enqueue(t, q, "größe", "after it")
+	enqueue(t, q, "other", "discarded")
+	enqueue(t, q, "soon", "later")
+	var mu sync.Mutex // guards what follows
+	seen := map[string][]time.Time{}
+	var attempts []int
+	work(t, q, c.Locker(t), func(_ context.Context, it *queue.Item) error {
+		mu.Lock()
+		defer mu.Unlock()
+		data := string(it.Data)
+		seen[data] = append(seen[data], time.Now())
+		switch {
+		case data == "fails":
+			attempts = append(attempts, it.Attempt)
+			if it.ID != "order\t1" || !slices.Equal(it.Header["Trace"], []string{"1", "2"}) || it.Key != "größe" || it.Enqueued.IsZero() {
+				t.Errorf("%+v", it)
+			}
+			return fmt.Errorf("attempt %d\nfailed", it.Attempt)
+		case data == "discarded":
+			return fmt.Errorf("wrapped: %w", queue.Discard(errors.New("no such customer")))
+		case data == "later" && it.Attempt == 1:
+			return queue.RetryAfter(errors.New("busy"), 400*time.Millisecond)
+		}
+		return nil
+	}, queue.WithConcurrency(3))
+	waitUntil(t, "all over", func() bool { s, err := q.Stats(within(t, long)); return err == nil && s.Items == 0 && s.Dead == 2 })
+	mu.Lock()
+	if f := seen["fails"]; !slices.Equal(attempts, []int{1, 2, 3}) || f[1].Sub(f[0]) < 100*time.Millisecond || f[2].Sub(f[1]) < 200*time.Millisecond {
+		t.Errorf("attempts %v at %v", attempts, f)
+	}
+	if a := seen["after it"]; len(a) != 1 || a[0].Before(seen["fails"][2]) {
+		t.Errorf("out of order: %v", seen)
+	}
+	if l := seen["later"]; len(l) != 2 || l[1].Sub(l[0]) < 400*time.Millisecond {
+		t.Errorf("%v", l)
+	}
+	mu.Unlock()
+	var dead []queue.DeadLetter
+	for d, err := range q.Dead(within(t, long)) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		dead = append(dead, d)
+	}
+	slices.SortFunc(dead, func(a, b queue.DeadLetter) int { return cmp.Compare(a.Key, b.Key) })
+	if len(dead) != 2 || dead[0].Key != "größe" || dead[0].Reason != "attempt 3 failed" || dead[0].Attempts != 3 || dead[0].ID != "order\t1" ||
+		dead[1].Reason != "wrapped: no such customer" || dead[1].Attempts != 1 || string(dead[1].Data) != "discarded" {
+		t.Errorf("%+v", dead)
+	}
+	mu.Lock()
+	before := len(seen["discarded"])
+	mu.Unlock()
+	if err := q.Revive(within(t, long), dead[1].Seq); err != nil {
+		t.Fatal(err)
+	}
+	waitUntil(t, "it runs again", func() bool { mu.Lock(); defer mu.Unlock(); return len(seen["discarded"]) > before })
+	wantIs(t, q.Revive(within(t, long), 12345), queue.ErrNotFound)
+}
+
+func TestDelayAndDuplicates(t *testing.T) {
+	t.Parallel()
+	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(5*time.Second))
+	_, js := connect(t, jetStream(t))
+	q := open(t, js, queue.Config{})
+	start := time.Now()
+	enqueue(t, q, "k", "late", queue.WithDelay(1500*time.Millisecond), queue.WithID("a"))
+	if r := enqueue(t, q, "k", "late", queue.WithDelay(1500*time.Millisecond), queue.WithID("a")); !r.Duplicate {
+		t.Error("a delayed item is there twice")
+	}
+	enqueue(t, q, "k", "now", queue.WithID("b"), queue.WithDelay(-time.Second))
+	if r := enqueue(t, q, "k", "now", queue.WithID("b")); !r.Duplicate {
+		t.Error("an item is there twice")
+	}
+	done := make(chan string, 10)
+	work(t, q, c.Locker(t), func(_ context.Context, it *queue.Item) error {
+		done <- string(it.Data) + " " + it.ID
+		return nil
+	})
+	if got := receive(t, done); got != "now b" {
+		t.Error(got)
+	}
+	if got := receive(t, done); got != "late a" || time.Since(start) < 1500*time.Millisecond {
+		t.Errorf("%s after %v", got, time.Since(start))
+	}
+	t.Logf("an item to come after 1.5s came after %v", time.Since(start))
+	waitUntil(t, "the stream is empty", func() bool { s, err := q.Stats(within(t, long)); return err == nil && s.Items == 0 })
+	select {
+	case got := <-done:
+		t.Errorf("once more: %s", got)
+	default:
+	}
+}
+
+// A long handler keeps its item, one that stalls does not; and one is told when the worker
+// stops.
+func TestProgressAndStop(t *testing.T) {
+	t.Parallel()
+	const lease = 300 * time.Millisecond
+	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(lease))
+	_, js := connect(t, jetStream(t))
+	q := open(t, js, queue.Config{Lease: lease, Backoff: []time.Duration{0}})
+	var calls atomic.Int64
+	causes := make(chan error, 10)
+	stop := work(t, q, c.Locker(t), func(ctx context.Context, it *queue.Item) error {
+		calls.Add(1)
+		switch string(it.Data) {
+		case "long":
+			for range 10 {
+				time.Sleep(lease / 3)
+				it.Progress()
+			}
+			causes <- ctx.Err()
+		case "stalls":
+			if calls.Load() == 2 { // it may be delivered more than once before this
+				<-ctx.Done()
+				causes <- context.Cause(ctx)
+			}
+		case "stopped":
+			causes <- nil
+			<-ctx.Done()
+			causes <- context.Cause(ctx)
+			return context.Cause(ctx)
+		}
+		return nil
+	}, queue.WithStall(3*lease), queue.WithDrain(50*time.Millisecond))
+	enqueue(t, q, "k", "long")
+	enqueue(t, q, "k", "stalls")
+	if err := receive(t, causes); err != nil {
+		t.Error(err)
+	}
+	wantIs(t, receive(t, causes), queue.ErrStalled)
+	waitUntil(t, "done", func() bool { s, err := q.Stats(within(t, long)); return err == nil && s.Items == 0 })
+	if calls.Load() != 3 {
+		t.Errorf("%d calls", calls.Load())
+	}
+	enqueue(t, q, "k", "stopped")
+	receive(t, causes)
+	start := time.Now()
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	wantIs(t, receive(t, causes), queue.ErrStopped)
+	t.Logf("stopped within %v", time.Since(start))
+	// It is another's at once.
+	done := make(chan int, 1)
+	work(t, q, c.Locker(t), func(_ context.Context, it *queue.Item) error { done <- it.Attempt; return nil })
+	if n := receive(t, done); n != 2 {
+		t.Errorf("attempt %d", n)
+	}
+}
+
+// One key with many items does not keep those of other keys from being done.
+func TestHotKey(t *testing.T) {
+	t.Parallel()
+	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(5*time.Second))
+	_, js := connect(t, jetStream(t))
+	q := open(t, js, queue.Config{Backoff: []time.Duration{time.Hour}})
+	for range 50 {
+		enqueue(t, q, "hot", "")
+	}
+	enqueue(t, q, "cold", "")
+	done := make(chan string, 100)
+	stop := work(t, q, c.Locker(t), func(_ context.Context, it *queue.Item) error {
+		if it.Key == "hot" {
+			return errors.New("its customer is on holiday")
+		}
+		done <- it.Key
+		return nil
+	}, queue.WithConcurrency(2))
+	select {
+	case <-done:
+	case <-time.After(long):
+		t.Fatal("the cold key waits for the hot one")
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBadInput(t *testing.T) {
+	t.Parallel()
+	c := qlocktest.StartCluster(t, 1)
+	nc, js := connect(t, jetStream(t))
+	for _, cfg := range []queue.Config{
+		{}, {Name: "a.b"}, {Name: "größe"}, {Name: strings.Repeat("x", 65)}, {Name: "a", Replicas: -1}, {Name: "a", Lease: time.Millisecond},
+		{Name: "a", Backoff: []time.Duration{-1}}, {Name: "a", Duplicates: 1},
+	} {
+		_, err := queue.Open(t.Context(), js, cfg)
+		wantIs(t, err, queue.ErrInvalid)
+	}
+	_, err := queue.Open(t.Context(), nil, queue.Config{Name: "a"})
+	wantIs(t, err, queue.ErrInvalid)
+	q := open(t, js, queue.Config{})
+	for _, key := range []string{"", strings.Repeat("x", 257)} {
+		_, err := q.Enqueue(t.Context(), key, nil)
+		wantIs(t, err, queue.ErrInvalid)
+	}
+	for _, o := range []queue.EnqueueOption{
+		queue.WithID(""), queue.WithID("a\nb"), queue.WithHeader(nats.Header{"Nats-Rollup": {"all"}}), queue.WithHeader(nats.Header{"qlock-id": {"x"}}),
+	} {
+		_, err := q.Enqueue(t.Context(), "k", nil, nil, o)
+		wantIs(t, err, queue.ErrInvalid)
+	}
+	l := c.Locker(t)
+	h := func(context.Context, *queue.Item) error { return nil }
+	wantIs(t, q.Work(t.Context(), nil, h), queue.ErrInvalid)
+	wantIs(t, q.Work(t.Context(), l, nil), queue.ErrInvalid)
+	for _, o := range []queue.WorkOption{queue.WithConcurrency(0), queue.WithDrain(-1), queue.WithStall(0)} {
+		wantIs(t, q.Work(t.Context(), l, h, nil, o), queue.ErrInvalid)
+	}
+	// What is no item of this package does not keep a worker from its work.
+	if _, err := js.Publish(t.Context(), "qlock.queue.mail.item.=no_base64!", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan string, 1)
+	work(t, q, l, func(_ context.Context, it *queue.Item) error { done <- it.Key; return nil })
+	enqueue(t, q, "=strange key", "")
+	if key := receive(t, done); key != "=strange key" {
+		t.Error(key)
+	}
+	waitUntil(t, "it is a dead letter", func() bool { s, err := q.Stats(within(t, long)); return err == nil && s.Items == 0 && s.Dead == 1 })
+	if name, key, ok := queue.ParseName("qlock.queue.mail.customer.42"); name != "mail" || key != "customer.42" || !ok {
+		t.Error(name, key, ok)
+	}
+	for _, name := range []string{"qlock.queue.mail", "qlock.queue..x", "qlock.queue.mail.", "other"} {
+		if _, _, ok := queue.ParseName(name); ok {
+			t.Error(name)
+		}
+	}
+	// A Locker or a connection that was closed ends the work.
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	enqueue(t, q, "k", "")
+	wantIs(t, q.Work(within(t, long), l, h), qlock.ErrClosed)
+	nc.Close()
+	if err := q.Work(within(t, long), c.Locker(t), h); err == nil {
+		t.Error("no error of a closed connection")
+	}
+}

@@ -1,0 +1,590 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/qlock/qlock"
+)
+
+// Item is a piece of work.
+type Item struct {
+	Key      string
+	Data     []byte
+	Header   nats.Header
+	ID       string // of WithID
+	Seq      uint64 // in the stream: it names the item, also when it is tried again
+	Enqueued time.Time
+	Attempt  int // 1 for the first
+
+	progress func()
+}
+
+// Progress says that the handler gets on: see WithStall. It may be called from several
+// goroutines.
+func (it *Item) Progress() {
+	if it.progress != nil {
+		it.progress()
+	}
+}
+
+// Handler does an item's work. ctx comes from the lock of the item's key: qlock.Token and
+// qlock.Held work with it. It ends when the lock is lost (cause qlock.ErrLost), when the
+// worker stops (ErrStopped), and when the handler stalls (ErrStalled).
+//
+// If the handler returns nil, the item is done. If it returns an error, the item is tried
+// again after a pause (Config.Backoff, or RetryAfter), or becomes a dead letter (Discard,
+// Config.MaxAttempts). If the lock was lost meanwhile, the item is tried again in any case.
+type Handler func(ctx context.Context, it *Item) error
+
+// Discard makes the error of a handler final: the item becomes a dead letter at once.
+func Discard(err error) error { return &verdict{err: err, discard: true} }
+
+// RetryAfter makes the next attempt come after d, in place of Config.Backoff.
+func RetryAfter(err error, d time.Duration) error { return &verdict{err: err, after: max(d, 0)} }
+
+type verdict struct {
+	err     error
+	discard bool
+	after   time.Duration
+}
+
+func (v *verdict) Error() string {
+	if v.err == nil {
+		return "queue: the handler gave no reason"
+	}
+	return v.err.Error()
+}
+func (v *verdict) Unwrap() error { return v.err }
+
+// WorkOption changes how Work works.
+type WorkOption func(*worker) error
+
+// WithConcurrency sets how many handlers run at the same time. Default 1.
+func WithConcurrency(n int) WorkOption {
+	return func(w *worker) error {
+		if n < 1 || n > 10_000 {
+			return fmt.Errorf("%w: %d handlers at the same time, allowed are 1 to 10000", ErrInvalid, n)
+		}
+		w.slots = make(chan struct{}, n)
+		return nil
+	}
+}
+
+// WithDrain sets how long handlers may go on when ctx of Work has ended. Default 0: their
+// contexts end at once.
+func WithDrain(d time.Duration) WorkOption {
+	return func(w *worker) error {
+		if d < 0 {
+			return fmt.Errorf("%w: WithDrain: %v is negative", ErrInvalid, d)
+		}
+		w.drain = d
+		return nil
+	}
+}
+
+// WithStall ends the context of a handler that has not called Item.Progress for d, with
+// cause ErrStalled, and counts the attempt as failed when it returns. Default: a handler may
+// take as long as it likes; its item and its lock stay with it while this process lives.
+func WithStall(d time.Duration) WorkOption {
+	return func(w *worker) error {
+		if d <= 0 {
+			return fmt.Errorf("%w: WithStall: %v, it must be more than 0", ErrInvalid, d)
+		}
+		w.stall = d
+		return nil
+	}
+}
+
+// WithErrors calls f for what went wrong with an item, or with the connection, and is tried
+// again. f must not block. It may be called from several goroutines; it is nil if the error
+// concerns no item.
+func WithErrors(f func(it *Item, err error)) WorkOption {
+	return func(w *worker) error {
+		w.report = f
+		return nil
+	}
+}
+
+// Work takes items and calls h for each, until ctx ends. Then it gives back what was not
+// begun, and returns nil when all handlers have returned, which takes a second more than
+// they do. All goroutines that it started have then ended.
+//
+// It fails if it cannot go on: the Locker or the connection was closed, or the consumer was
+// deleted. Faults that may pass are reported (WithErrors) and waited for.
+func (q *Queue) Work(ctx context.Context, l *qlock.Locker, h Handler, opts ...WorkOption) error {
+	if l == nil || h == nil {
+		return fmt.Errorf("%w: Work: the Locker or the handler is nil", ErrInvalid)
+	}
+	w := &worker{q: q, locker: l, handle: h, lanes: map[string]*lane{}, ours: map[uint64]*held{}, late: map[string]block{}, room: make(chan struct{}, 1),
+		report: func(*Item, error) {}}
+	for _, o := range append([]WorkOption{WithConcurrency(1)}, opts...) {
+		if o == nil {
+			continue
+		}
+		if err := o(w); err != nil {
+			return err
+		}
+	}
+	return w.work(ctx)
+}
+
+type worker struct {
+	q      *Queue
+	locker *qlock.Locker
+	handle Handler
+	drain  time.Duration
+	stall  time.Duration
+	report func(*Item, error)
+	slots  chan struct{} // one for each handler that runs
+
+	ctx   context.Context // ends when the worker stops
+	stop  context.CancelCauseFunc
+	hard  context.Context // ends when handlers must stop
+	lanes map[string]*lane
+
+	mu   sync.Mutex       // guards lanes and what they have, ours and late
+	ours map[uint64]*held // all items that this worker has, by sequence
+	late map[string]block // keys whose first item is not to be had for a while
+	room chan struct{}    // has room for one: an item less
+	all  sync.WaitGroup   // of lanes
+}
+
+// held is an item that this worker has.
+type held struct {
+	Item
+	msg       jetstream.Msg
+	delivered uint64 // how often
+}
+
+// block says that the items of a key behind the first are not worth having until a time.
+// They make room for items of other keys, which the stream has behind them.
+type block struct {
+	first uint64
+	until time.Time
+	pause time.Duration // how long it was, for the next one
+}
+
+// lane is the items of one key that this worker has, with one goroutine while there are
+// any. JetStream delivers them one by one to any worker. So each lane waits for the lock of
+// its key, and under the lock works on the first item of the key, if it is one of its own.
+// If it is not, another worker has it, which waits for the lock too.
+type lane struct {
+	key   string
+	items []*held // by sequence
+}
+
+func (w *worker) work(ctx context.Context) error {
+	w.ctx, w.stop = context.WithCancelCause(ctx)
+	defer w.stop(nil)
+	hard, harder := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer harder(nil)
+	w.hard = hard
+
+	var helpers sync.WaitGroup
+	done := make(chan struct{})
+	helpers.Go(func() {
+		select {
+		case <-w.ctx.Done():
+			select {
+			case <-time.After(w.drain):
+			case <-done:
+			}
+			harder(ErrStopped)
+		case <-done:
+		}
+	})
+	helpers.Go(func() { w.extend(done) })
+
+	w.fetch()
+	w.all.Wait()
+	close(done)
+	helpers.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return context.Cause(w.ctx)
+}
+
+// extend keeps the items of this worker from being given to others.
+func (w *worker) extend(done <-chan struct{}) {
+	next := time.NewTicker(w.q.cfg.Lease / 3)
+	defer next.Stop()
+	for {
+		select {
+		case <-next.C:
+		case <-done:
+			return
+		}
+		w.mu.Lock()
+		messages := make([]jetstream.Msg, 0, len(w.ours))
+		for _, h := range w.ours {
+			messages = append(messages, h.msg)
+		}
+		for key, b := range w.late {
+			if time.Since(b.until) > 2*mostAway {
+				delete(w.late, key)
+			}
+		}
+		w.mu.Unlock()
+		for _, m := range messages {
+			_ = m.InProgress() // it is delivered again if this does not arrive
+		}
+	}
+}
+
+// fetchWait is how long the server keeps a request for items. When the worker stops, what
+// still comes for it is given back.
+const fetchWait = time.Second
+
+// fetch takes items from the stream until the worker stops.
+func (w *worker) fetch() {
+	most := 4 * cap(w.slots) // those that wait for a lock need no slot
+	for pause := 50 * time.Millisecond; w.ctx.Err() == nil; {
+		w.mu.Lock()
+		free := most - len(w.ours)
+		w.mu.Unlock()
+		if free <= 0 {
+			select {
+			case <-w.room:
+			case <-w.ctx.Done():
+			}
+			continue
+		}
+		batch, err := w.q.consumer.Fetch(free, jetstream.FetchMaxWait(fetchWait))
+		if err == nil {
+			for m := range batch.Messages() {
+				pause = 50 * time.Millisecond
+				w.take(m)
+			}
+			err = batch.Error()
+		}
+		if err == nil || errors.Is(err, nats.ErrTimeout) || errors.Is(err, context.DeadlineExceeded) {
+			continue
+		}
+		if errors.Is(err, jetstream.ErrConsumerDeleted) || errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, nats.ErrConnectionClosed) {
+			w.stop(fmt.Errorf("queue: work on %s: %w", w.q.cfg.Name, err))
+			return
+		}
+		w.report(nil, fmt.Errorf("queue: fetch from %s: %w", w.q.cfg.Name, err))
+		w.sleep(pause)
+		pause = min(2*pause, 2*time.Second)
+	}
+}
+
+func (w *worker) sleep(d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-w.ctx.Done():
+	}
+}
+
+// take puts an item into its lane.
+func (w *worker) take(m jetstream.Msg) {
+	if w.ctx.Err() != nil {
+		_ = m.Nak()
+		return
+	}
+	meta, err := m.Metadata()
+	if err != nil {
+		w.report(nil, fmt.Errorf("queue: an item of %s without metadata: %w", w.q.cfg.Name, err))
+		return
+	}
+	key, err := keyOf(strings.TrimPrefix(m.Subject(), w.q.subject(itemSubject, "")))
+	h := &held{
+		Item: Item{Key: key, Data: m.Data(), Header: m.Headers(), ID: m.Headers().Get(HeaderID), Seq: meta.Sequence.Stream, Enqueued: meta.Timestamp},
+		msg:  m, delivered: meta.NumDelivered,
+	}
+	if err != nil || key == "" || len(key) > MaxKey { // somebody else's
+		if err := w.q.bury(w.hard, &h.Item, "the subject "+m.Subject()+" has no key"); err == nil {
+			_ = m.Term()
+		}
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if old := w.ours[h.Seq]; old != nil {
+		// It was delivered again, as a message that extends it came too late. An
+		// acknowledgement of the one is that of the other.
+		return
+	}
+	if b, ok := w.late[key]; ok && h.Seq != b.first {
+		if after := time.Until(b.until); after > 0 {
+			_ = m.NakWithDelay(after)
+			return
+		}
+	}
+	w.ours[h.Seq] = h
+	ln := w.lanes[key]
+	if ln == nil {
+		ln = &lane{key: key}
+		w.lanes[key] = ln
+		w.all.Go(func() { w.run(ln) })
+	}
+	ln.items = append(ln.items, h)
+	slices.SortFunc(ln.items, func(a, b *held) int {
+		if a.Seq < b.Seq {
+			return -1
+		}
+		return 1
+	})
+}
+
+// next is the first item of a lane. If there is none, the lane is gone.
+func (w *worker) next(ln *lane) *held {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(ln.items) > 0 {
+		return ln.items[0]
+	}
+	delete(w.lanes, ln.key)
+	return nil
+}
+
+// drop takes an item off a lane.
+func (w *worker) drop(ln *lane, h *held) {
+	w.mu.Lock()
+	ln.items = slices.DeleteFunc(ln.items, func(o *held) bool { return o == h })
+	delete(w.ours, h.Seq)
+	w.mu.Unlock()
+	select {
+	case w.room <- struct{}{}:
+	default:
+	}
+}
+
+// giveBack gives all items of a lane back, to be delivered after a pause.
+func (w *worker) giveBack(ln *lane, after time.Duration) {
+	w.mu.Lock()
+	items := slices.Clone(ln.items)
+	w.mu.Unlock()
+	for _, h := range items {
+		w.drop(ln, h)
+		_ = h.msg.NakWithDelay(after) // or it comes after the lease
+	}
+}
+
+const (
+	// When the first item of a key is nobody's who waits for the lock, it is on its way to a
+	// worker, or waits for its next attempt. So it is looked for again for a while, and
+	// then its successors are given back, each time for longer.
+	firstLook = 5 * time.Millisecond
+	patience  = 300 * time.Millisecond
+	away      = time.Second
+	mostAway  = 30 * time.Second
+)
+
+// putOff notes that the first item of a key is not to be had for a while; 0: for a time that
+// is not known. It returns for how long.
+func (w *worker) putOff(key string, first uint64, d time.Duration) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if d == 0 {
+		d = away
+		if b := w.late[key]; b.first == first {
+			d = 2 * b.pause
+		}
+	}
+	d = min(d, mostAway)
+	w.late[key] = block{first, time.Now().Add(d), d}
+	return d
+}
+
+// isPutOff returns for how long, 0 if the item is not.
+func (w *worker) isPutOff(key string, first uint64) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if b, ok := w.late[key]; ok && b.first == first {
+		return max(time.Until(b.until), 0)
+	}
+	return 0
+}
+
+// run works on a lane until it is empty.
+func (w *worker) run(ln *lane) {
+	pause, waited, waitedFor := firstLook, time.Duration(0), uint64(0)
+	for {
+		h := w.next(ln)
+		if h == nil {
+			return
+		}
+		if w.ctx.Err() != nil {
+			w.giveBack(ln, 0)
+			continue
+		}
+		lock, err := w.locker.Lock(w.ctx, w.q.lock(ln.key))
+		if err != nil {
+			if errors.Is(err, qlock.ErrClosed) || errors.Is(err, qlock.ErrRefused) {
+				w.stop(fmt.Errorf("queue: work on %s: %w", w.q.cfg.Name, err))
+			} else if w.ctx.Err() == nil {
+				w.report(&h.Item, err)
+				w.sleep(patience)
+			}
+			continue
+		}
+		first, ran := w.underLock(ln, lock)
+		// Fails if it was lost; then the items were not acknowledged.
+		_ = lock.Unlock(w.ctx)
+		if ran || first != waitedFor {
+			pause, waited, waitedFor = firstLook, 0, first
+		}
+		if first == 0 {
+			continue // they are all done
+		}
+		if d := w.isPutOff(ln.key, first); d > 0 {
+			w.giveBack(ln, d)
+			continue
+		}
+		if ran {
+			continue // behind those who wait for the lock
+		}
+		if waited > patience {
+			w.giveBack(ln, w.putOff(ln.key, first, 0))
+			continue
+		}
+		w.sleep(pause)
+		waited += pause
+		pause *= 2
+	}
+}
+
+// underLock works on the items of a lane in order. It returns the sequence of the first
+// item of the key, which is another's, or 0 if none is left; and whether any item ran.
+func (w *worker) underLock(ln *lane, lock *qlock.Lock) (first uint64, ran bool) {
+	for w.ctx.Err() == nil && lock.Context().Err() == nil {
+		w.mu.Lock()
+		var h *held
+		if len(ln.items) > 0 {
+			h = ln.items[0]
+		}
+		w.mu.Unlock()
+		if h == nil {
+			return 0, ran
+		}
+		first, err := w.q.first(lock.Context(), ln.key)
+		switch {
+		case err != nil:
+			w.report(&h.Item, fmt.Errorf("queue: the first item of a key in %s: %w", w.q.cfg.Name, err))
+			return h.Seq, false
+		case first == 0 || first > h.Seq:
+			// It is done: it was delivered again though, or deleted.
+			_ = h.msg.Ack()
+			w.drop(ln, h)
+			continue
+		case first < h.Seq:
+			return first, ran
+		}
+		select {
+		case w.slots <- struct{}{}:
+		case <-w.ctx.Done():
+			return h.Seq, ran
+		case <-lock.Context().Done():
+			return h.Seq, ran
+		}
+		w.try(ln, h, lock)
+		<-w.slots
+		ran = true
+	}
+	return 1, ran // whatever it is
+}
+
+// try makes an attempt. The item is off the lane afterwards.
+func (w *worker) try(ln *lane, h *held, lock *qlock.Lock) {
+	defer w.drop(ln, h)
+	recorded := false
+	if h.Attempt = 1; h.delivered > 1 {
+		n, err := w.q.attempts(lock.Context(), h.Seq)
+		if err == nil {
+			h.Attempt = max(n, 1) + 1
+			// Before the handler runs: it may be what kills this process.
+			err = w.q.record(lock.Context(), h.Seq, h.Attempt)
+			recorded = true
+		}
+		if err != nil {
+			w.report(&h.Item, fmt.Errorf("queue: attempts of item %d of %s: %w", h.Seq, w.q.cfg.Name, err))
+			_ = h.msg.NakWithDelay(away)
+			return
+		}
+	}
+	var err error
+	if h.Attempt > w.q.cfg.MaxAttempts {
+		err = Discard(fmt.Errorf("queue: %d attempts, and the last worker did not say how its attempt ended", h.Attempt-1))
+		h.Attempt--
+	} else {
+		err = w.call(&h.Item, lock)
+	}
+	if lock.Context().Err() != nil {
+		// Another worker may have it by now. What was done may be done again.
+		w.report(&h.Item, fmt.Errorf("queue: item %d of %s: %w", h.Seq, w.q.cfg.Name, context.Cause(lock.Context())))
+		_ = h.msg.Nak()
+		return
+	}
+	var v *verdict
+	final := errors.As(err, &v) && v.discard
+	switch {
+	case err == nil:
+	case final || h.Attempt >= w.q.cfg.MaxAttempts && w.ctx.Err() == nil:
+		if err := w.q.bury(lock.Context(), &h.Item, err.Error()); err != nil {
+			w.report(&h.Item, fmt.Errorf("queue: dead letter of item %d of %s: %w", h.Seq, w.q.cfg.Name, err))
+			_ = h.msg.NakWithDelay(away)
+			return
+		}
+		w.report(&h.Item, fmt.Errorf("queue: item %d of %s is a dead letter after %d attempts: %w", h.Seq, w.q.cfg.Name, h.Attempt, err))
+	default:
+		after := w.q.cfg.Backoff[min(h.Attempt, len(w.q.cfg.Backoff))-1]
+		if v != nil {
+			after = v.after
+		}
+		if w.hard.Err() != nil {
+			after = 0 // it was told to stop
+		}
+		w.report(&h.Item, fmt.Errorf("queue: attempt %d of item %d of %s: %w", h.Attempt, h.Seq, w.q.cfg.Name, err))
+		_ = h.msg.NakWithDelay(after)
+		if after > patience {
+			w.putOff(h.Key, h.Seq, after)
+		}
+		return
+	}
+	// Under the lock, so that the next holder finds it gone.
+	ask, cancel := context.WithTimeout(lock.Context(), w.q.cfg.Lease)
+	defer cancel()
+	if err := h.msg.DoubleAck(ask); err != nil {
+		w.report(&h.Item, fmt.Errorf("queue: item %d of %s is done, and not confirmed: %w", h.Seq, w.q.cfg.Name, err))
+		return
+	}
+	if recorded {
+		if err := w.q.forget(ask, h.Seq); err != nil {
+			w.report(&h.Item, fmt.Errorf("queue: attempts of item %d of %s: %w", h.Seq, w.q.cfg.Name, err))
+		}
+	}
+}
+
+// call calls the handler.
+func (w *worker) call(it *Item, lock *qlock.Lock) error {
+	ctx, cancel := context.WithCancelCause(lock.Context())
+	defer cancel(nil)
+	defer context.AfterFunc(w.hard, func() { cancel(ErrStopped) })()
+	var stalled atomic.Bool
+	if w.stall > 0 {
+		timer := time.AfterFunc(w.stall, func() {
+			stalled.Store(true)
+			cancel(ErrStalled)
+		})
+		defer timer.Stop()
+		it.progress = func() { timer.Reset(w.stall) }
+	}
+	err := w.handle(ctx, it)
+	if stalled.Load() {
+		err = errors.Join(ErrStalled, err)
+	}
+	return err
+}
