@@ -16,8 +16,8 @@ import (
 // A leader that is cut off answers reads with old values for seconds. A view takes none of
 // them, and none of its writes is stored there.
 func TestCutOffLeader(t *testing.T) {
-	if testing.Short() {
-		t.Skip("waits for an election")
+	if !*long {
+		t.Skip("waits for elections: run it with -store.long")
 	}
 	dirs := []string{t.TempDir(), t.TempDir(), t.TempDir()}
 	c := qlocktest.StartCluster(t, 3, qlocktest.WithLinks(), qlocktest.WithConfig(func(i int, c *embedded.Config) {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"strings"
@@ -14,6 +15,8 @@ import (
 
 	"github.com/qlock/qlock/store"
 )
+
+var long = flag.Bool("store.long", false, "also run the tests that wait for elections and kill processes")
 
 func TestMain(m *testing.M) {
 	switch os.Getenv("STORE_TEST_ROLE") {

@@ -142,8 +142,8 @@ func ports(t *testing.T, n int) (out []int) {
 // afterwards: no transaction was done in part or twice, none that was answered is missing,
 // and none was done under a fence that had moved.
 func TestKilledProcesses(t *testing.T) {
-	if testing.Short() {
-		t.Skip("kills processes for half a minute")
+	if !*long {
+		t.Skip("takes half a minute: run it with -store.long")
 	}
 	p := ports(t, 6)
 	var routes, urls []string
