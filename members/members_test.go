@@ -3,6 +3,7 @@ package members_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -151,10 +152,10 @@ func TestTakenID(t *testing.T) {
 		wantText(t, err, `members: join group workers as "x": `, "held by a")
 		link.cut()
 		start := time.Now()
-		var lost time.Time
-		context.AfterFunc(x.Context(), func() { lost = time.Now() })
+		ended := make(chan time.Time, 1)
+		context.AfterFunc(x.Context(), func() { ended <- time.Now() })
 		y := join(t, newGroup(t, b), "x", "")
-		if lost.IsZero() || !lost.Before(time.Now()) || time.Since(start) > lease+time.Second {
+		if lost := <-ended; !lost.Before(time.Now()) || time.Since(start) > lease+time.Second {
 			t.Errorf("taken over after %v, lost after %v", time.Since(start), lost.Sub(start))
 		}
 		wantIs(t, context.Cause(x.Context()), qlock.ErrLost)
@@ -505,21 +506,28 @@ func TestCost(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = sub.Unsubscribe() })
 		}
+		counted := func(d time.Duration) map[string]int {
+			mu.Lock()
+			clear(count)
+			mu.Unlock()
+			time.Sleep(d)
+			mu.Lock()
+			defer mu.Unlock()
+			return maps.Clone(count)
+		}
 		watching, nc := w.client("w")
 		observe("lock.>")
 		observe("_INBOX.>")
 		time.Sleep(time.Second)
-		clear(count)
-		time.Sleep(time.Minute)
-		t.Logf("%d members, a minute: %v", n, count)
-		if got, most := count["refresh"], 6*3*n+n; got > most || got == 0 {
+		said := counted(time.Minute)
+		t.Logf("%d members, a minute: %v", n, said)
+		if got, most := said["refresh"], 6*3*n+n; got > most || got == 0 {
 			t.Errorf("%d refreshes, want at most %d", got, most)
 		}
-		clear(count)
 		by := watch(t, newGroup(t, watching, members.WithEvents(nc.Conn)), time.Now())
-		time.Sleep(time.Minute)
-		t.Logf("and a watcher: %v", count)
-		if got := count["list"]; got > 19*(1+n/40) { // by page
+		said = counted(time.Minute)
+		t.Logf("and a watcher: %v", said)
+		if got := said["list"]; got > 19*(1+n/40) { // by page
 			t.Errorf("%d questions in a minute", got)
 		}
 		by.take()

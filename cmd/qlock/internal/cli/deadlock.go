@@ -155,7 +155,8 @@ func circles(locks []qlock.LockInfo) []circle {
 		for _, group := range slices.Sorted(maps.Keys(waits[who])) {
 			var found *wait
 			free := false
-			for _, alternatives := range waits[who][group] {
+			for _, lock := range slices.Sorted(maps.Keys(waits[who][group])) {
+				alternatives := waits[who][group][lock]
 				i := slices.IndexFunc(alternatives, func(w wait) bool { return stuck[party(w.blocker)] })
 				if i < 0 {
 					free = true // this one will be granted, and one is enough
