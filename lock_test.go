@@ -303,6 +303,8 @@ func TestHeldLocksCostNeitherGoroutineNorSubscription(t *testing.T) {
 	})
 }
 
+type keyOfTest struct{}
+
 // A function that is given a context finds the innermost lock that it comes from.
 func TestFromContext(t *testing.T) {
 	bubble(t, func(t *testing.T) {
@@ -316,7 +318,7 @@ func TestFromContext(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			l, ok := qlock.FromContext(context.WithValue(k.Context(), struct{}{}, 1))
+			l, ok := qlock.FromContext(context.WithValue(k.Context(), keyOfTest{}, 1))
 			if !ok || l != k || l.Name() != "y" || !l.Shared() {
 				t.Errorf("%v, %v", l, ok)
 			}

@@ -54,7 +54,7 @@ func (g *Group) Join(ctx context.Context, id, meta string) (*Member, error) {
 	}
 	m := &Member{group: g, id: id, lock: lock, meta: meta, turn: make(chan struct{}, 1)}
 	m.ctx, m.end = context.WithCancelCause(lock.Context())
-	context.AfterFunc(lock.Context(), func() { m.leave(context.Cause(lock.Context())) })
+	context.AfterFunc(lock.Context(), func() { _ = m.leave(context.Cause(lock.Context())) })
 	return m, nil
 }
 
@@ -124,7 +124,7 @@ func (m *Member) SetMeta(ctx context.Context, meta string) error {
 	m.extra, m.meta = lock, meta
 	// A member whose metadata is lost would be seen with metadata of long ago. Both locks
 	// are of one Locker and refreshed by one message, so one is seldom lost alone.
-	m.stop = context.AfterFunc(lock.Context(), func() { m.leave(context.Cause(lock.Context())) })
+	m.stop = context.AfterFunc(lock.Context(), func() { _ = m.leave(context.Cause(lock.Context())) })
 	m.mu.Unlock()
 	if old != nil {
 		stop()

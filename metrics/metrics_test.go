@@ -2,8 +2,8 @@ package metrics_test
 
 import (
 	"context"
-	"strings"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
