@@ -159,9 +159,22 @@ func (h *Hold) Wait(ctx context.Context, watch func()) *Failure {
 		case <-ctx.Done():
 			return h.client.machine.giveUp(h, natsio.ContextError(ctx))
 		case <-changed:
-			watch()
+			h.call(watch)
 		}
 	}
+}
+
+// call calls watch, which is the program's. If it does not return, because it panics or ends the
+// goroutine, nobody waits for h any more, and nobody would unlock it.
+func (h *Hold) call(watch func()) {
+	returned := false
+	defer func() {
+		if !returned {
+			h.client.machine.giveUp(h, context.Canceled)
+		}
+	}()
+	watch()
+	returned = true
 }
 
 // Request returns the request.
