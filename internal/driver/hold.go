@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"math"
 	"time"
 
 	"github.com/qlock/qlock/internal/hold"
@@ -109,7 +110,13 @@ func (t *Terms) at() int64 {
 	if t.Age.IsZero() {
 		return 0
 	}
-	return max(t.Age.UnixMicro(), 1)
+	switch { // UnixMicro is defined for no other times
+	case t.Age.Before(time.UnixMicro(1)):
+		return 1
+	case t.Age.After(time.UnixMicro(math.MaxInt64)):
+		return math.MaxInt64
+	}
+	return t.Age.UnixMicro()
 }
 
 type holdState uint8
