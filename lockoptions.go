@@ -90,8 +90,8 @@ func positive(option string, d time.Duration) error {
 // that is free.
 //
 // The goroutine that waits calls f. The call to Lock does not return before f does, so f must not
-// block for long. f may call any method of the Locker. Start ignores this option: see
-// Pending.Changed.
+// block for long. f may call any method of the Locker. If f panics, the call gives up the request
+// before the panic goes on. Start ignores this option: see Pending.Changed.
 //
 // Waiting with this option costs one more answer of each node, and one request every third of a
 // lease. A lock that is free costs no more than without it.

@@ -44,7 +44,12 @@ func (m *machine) endContexts(s *step) {
 	if unlocking := s.unlocking; len(unlocking) > 0 {
 		m.pub.Pause()
 		m.ending.Go(func() {
-			endAll(unlocking, func(*Hold) error { return ErrUnlocked })
+			endAll(unlocking, func(h *Hold) error {
+				if h.lost != nil { // it expired
+					return h.lost
+				}
+				return ErrUnlocked
+			})
 			m.pub.Resume()
 		})
 	}

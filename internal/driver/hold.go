@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"math"
 	"time"
 
 	"github.com/qlock/qlock/internal/hold"
@@ -109,7 +110,13 @@ func (t *Terms) at() int64 {
 	if t.Age.IsZero() {
 		return 0
 	}
-	return max(t.Age.UnixMicro(), 1)
+	switch { // UnixMicro is defined for no other times
+	case t.Age.Before(time.UnixMicro(1)):
+		return 1
+	case t.Age.After(time.UnixMicro(math.MaxInt64)):
+		return math.MaxInt64
+	}
+	return t.Age.UnixMicro()
 }
 
 type holdState uint8
@@ -159,9 +166,22 @@ func (h *Hold) Wait(ctx context.Context, watch func()) *Failure {
 		case <-ctx.Done():
 			return h.client.machine.giveUp(h, natsio.ContextError(ctx))
 		case <-changed:
-			watch()
+			h.call(watch)
 		}
 	}
+}
+
+// call calls watch, which is the program's. If it does not return, because it panics or ends the
+// goroutine, nobody waits for h any more, and nobody would unlock it.
+func (h *Hold) call(watch func()) {
+	returned := false
+	defer func() {
+		if !returned {
+			h.client.machine.giveUp(h, context.Canceled)
+		}
+	}()
+	watch()
+	returned = true
 }
 
 // Request returns the request.

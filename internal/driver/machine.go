@@ -75,7 +75,7 @@ type step struct {
 	held      int     // number of locks granted
 	ready     []*Hold // holds that are decided now
 	lost      []*Hold
-	unlocking []*Hold         // lost while their owners unlock them
+	unlocking []*Hold         // lost while their owners unlock them, or while they expire
 	expired   []*Hold         // held for as long as Terms.AtMost allows
 	tell      []chan struct{} // channels to close
 }
@@ -177,7 +177,7 @@ func (m *machine) apply(s *step, e hold.Event) {
 		// If it is not held, its owner is about to release it. The owner ends its context first,
 		// which may take long.
 		if h.state != held {
-			if h.state == unlocked {
+			if h.state == unlocked || h.state == expired { //plant:unlocking
 				s.unlocking = append(s.unlocking, h)
 			}
 			if h.state != evicted { // otherwise observers have the event already

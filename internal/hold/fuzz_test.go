@@ -154,7 +154,7 @@ func FuzzTables(f *testing.F) {
 				did = "lock"
 				p.uses = append(p.uses, p.table.Lock(now, Request{
 					Resource: dice.Of(d, w.Resources...), Mode: dice.Of(d, writer, reader), Try: d.Odds(4), ShortDeadline: d.Odds(2),
-					User: fmt.Sprint(p.name, number),
+					At: dice.Of(d, 0, 0, 1, w.Wall-int64(d.N(10_000_000))), User: fmt.Sprint(p.name, number),
 				}, &p.out))
 			case 3:
 				if did = "unlock"; len(p.uses) > 0 {

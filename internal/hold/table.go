@@ -247,6 +247,9 @@ func (t *Table) Lock(now wire.Now, w Request, out *Out) *Hold {
 	}
 	u.shared = s
 	s.enqueue(u, w.At > 0)
+	if w.At > 0 && s.queue[0] == u && s.claim != nil && !s.isHeld() && u.at < s.claim.Made() {
+		t.giveBack(now, s, out) // the next claim has its age //plant:claim-of-an-age
+	}
 	t.wake(s)
 	t.proceed(now, s, out)
 	t.keep(now, s, out)
