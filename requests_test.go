@@ -53,8 +53,13 @@ func TestParseRequests(t *testing.T) {
 		if len(heard) != len(want) {
 			t.Fatalf("%d requests", len(heard))
 		}
+		all := map[string]qlock.Request{} // each subscription has a goroutine of its own
+		for range want {
+			r := <-heard
+			all[string(r.Kind)+r.Client] = r
+		}
 		for _, r := range want {
-			got := <-heard
+			got := all[string(r.Kind)+r.Client]
 			r.Cluster, r.Name, r.Encoded = "default", "price list", "price%20list"
 			if r.Kind == qlock.RequestAcquire {
 				r.Since = got.Since
