@@ -30,6 +30,44 @@ func start() (locker *qlock.Locker, nc *nats.Conn, stop func(), err error) {
 	return locker, nc, func() { _ = locker.Close(); nc.Close(); _ = cluster.Close() }, nil
 }
 
+// announce is what a service does: it is a member while it runs, and follows who else is.
+func announce(ctx context.Context, locker *qlock.Locker, nc *nats.Conn, use func([]members.Info)) error {
+	group, err := members.New(locker, "workers", members.WithEvents(nc))
+	if err != nil {
+		return err
+	}
+	me, err := group.Join(ctx, "worker-7", "10.0.0.7:8080") // me.Context() ends if it is lost
+	if err != nil {
+		return err
+	}
+	defer me.Leave(ctx)
+	for update, err := range group.Watch(ctx) {
+		if err != nil {
+			return err // or log it: Watch goes on
+		}
+		use(update.Members) // and update.Changes: joined, left, lost, changed
+	}
+	return nil
+}
+
+func Example_announce() {
+	locker, nc, stop, err := start()
+	if err != nil {
+		panic(err)
+	}
+	defer stop()
+	ctx, cancel := context.WithCancel(context.Background())
+	fmt.Println(announce(ctx, locker, nc, func(list []members.Info) {
+		for _, m := range list {
+			fmt.Println(m.ID, m.Meta)
+			cancel() // enough for an example
+		}
+	}))
+	// Output:
+	// worker-7 10.0.0.7:8080
+	// <nil>
+}
+
 // A worker joins, changes what it says of itself, and leaves. Another watches.
 func Example() {
 	locker, nc, stop, err := start()

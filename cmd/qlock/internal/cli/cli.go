@@ -22,6 +22,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/election"
+	groups "github.com/qlock/qlock/members"
 )
 
 // The exit statuses. Those of qlock run itself are in a range that commands seldom use:
@@ -106,7 +107,7 @@ configuration file or the selected NATS context.`,
 	root.AddCommand(
 		a.demo(), a.node(), a.permissions(),
 		a.run(), a.elect(), a.lock(), a.unlock(), a.store(),
-		a.ls(), a.info(), a.leader(), a.watch(), a.nodes(), a.check(), a.bench(),
+		a.ls(), a.info(), a.leader(), a.group(), a.watch(), a.nodes(), a.check(), a.bench(),
 		a.version(),
 	)
 	root.SetHelpCommand(&cobra.Command{Hidden: true, Use: "help [COMMAND]", Short: "Show the help of a command",
@@ -168,7 +169,7 @@ func (a *app) status(err error) int {
 // The line already begins with the program's name.
 func plain(err error) string {
 	s := err.Error()
-	for _, p := range []string{"qlock: ", "store: ", "qlock/embedded: ", "New: ", "StartNode: ", "permissions: ", "election: ", "semaphore: "} {
+	for _, p := range []string{"qlock: ", "store: ", "qlock/embedded: ", "New: ", "StartNode: ", "permissions: ", "election: ", "semaphore: ", "members: "} {
 		s = strings.TrimPrefix(s, p)
 	}
 	return strings.ReplaceAll(s, ": qlock: ", ": ")
@@ -296,7 +297,7 @@ func lockStatus(err error) int {
 		return exitRefused
 	case errors.Is(err, qlock.ErrNoQuorum):
 		return exitNoQuorum
-	case errors.Is(err, qlock.ErrInvalidName), errors.Is(err, qlock.ErrInvalidLease), errors.Is(err, election.ErrInvalidValue):
+	case errors.Is(err, qlock.ErrInvalidName), errors.Is(err, qlock.ErrInvalidLease), errors.Is(err, election.ErrInvalidValue), errors.Is(err, groups.ErrInvalid):
 		return exitUsage
 	}
 	return exitSelf

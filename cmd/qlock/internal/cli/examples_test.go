@@ -27,6 +27,7 @@ var lasting = [][2]string{
 	{"qlock ls 'orders.>' --watch", "has no locks"},
 	{"qlock info nightly --watch", "of cluster"},
 	{"qlock leader scheduler --watch --json", `"leader":null`},
+	{"qlock members workers --watch", "has no members"},
 	{"qlock node --name n1 --nodes n1,n2,n3 --state-dir DIR/n1 --listen", "node serves"},
 	{"qlock node --name n1 --nodes n1,n2,n3 --state-dir DIR/n1 --server", "node serves"},
 	{"qlock node --config", "node serves"},

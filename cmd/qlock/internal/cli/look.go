@@ -256,8 +256,8 @@ its note and token, how long it has held the lock, how much of the lease is left
 many clients wait, and how many nodes voted for it. PATTERN limits this to some
 locks, written as in NATS subjects: orders.> or stock.*.count.
 
-Locks that recipes make are shown as what they are: the leader of an election, or a
-permit of a semaphore.
+Locks that recipes make are shown as what they are: the leader of an election, a
+permit of a semaphore, a member of a group, a partition, or a key of a queue.
 
 If fewer nodes than all voted for a lock, it may be changing hands at this moment, or
 some nodes do not answer or disagree: qlock info shows the view of each node. A

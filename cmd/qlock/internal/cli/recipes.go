@@ -7,6 +7,10 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/election"
+	"github.com/qlock/qlock/internal/printable"
+	groups "github.com/qlock/qlock/members"
+	"github.com/qlock/qlock/partition"
+	"github.com/qlock/qlock/queue"
 	"github.com/qlock/qlock/semaphore"
 )
 
@@ -31,6 +35,18 @@ func useOf(lock string) *use {
 			return &use{"semaphore-queue", name, "semaphore, queue"}
 		}
 		return &use{"permit", name, fmt.Sprintf("permit %d", permit)}
+	}
+	if group, id, ok := groups.ParseName(lock); ok {
+		if lock == "qlock.members."+group+"."+id {
+			return &use{"member", group, "member " + printable.Text(id)}
+		}
+		return &use{"member-metadata", group, "metadata of " + printable.Text(id)}
+	}
+	if group, number, ok := partition.ParseName(lock); ok {
+		return &use{"partition", group, fmt.Sprintf("partition %d", number)}
+	}
+	if name, _, ok := queue.ParseName(lock); ok {
+		return &use{"queue-key", name, "queue, a key"}
 	}
 	return nil
 }
