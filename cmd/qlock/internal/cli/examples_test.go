@@ -103,7 +103,7 @@ func TestExamplesRun(t *testing.T) {
 	change := strings.NewReplacer(
 		"/var/lib/qlock", "DIR/n1", "/etc/qlock/node.yaml", "DIR/node.yaml", "0.0.0.0:4222", "127.0.0.1:0", "0.0.0.0:6222", "127.0.0.1:0",
 		"nats://n1:6222,nats://n2:6222,nats://n3:6222", "nats://127.0.0.1:1", "nats://localhost:4222", prod.ClientURL(), ":8222", "127.0.0.1:0",
-		"--for 10s", "--for 50ms", "qlock bench", "qlock bench --for 50ms",
+		"--for 10s", "--for 500ms", "qlock bench", "qlock bench --for 500ms",
 		"--replicas 3", "--replicas 1",
 	)
 	seen := 0
