@@ -166,6 +166,8 @@ func suspended(t *testing.T, line string) (s *screen, qlock, command int) {
 	s = shellOn(t, "script="+`trap 'echo cont.' CONT; echo "parent:$PPID."; echo "command:$$."; while :; do read a && echo "got $a."; done`)
 	s.key(strings.NewReplacer("NAME", lockName(t), "URL", c.url()).Replace(line) + "\n")
 	qlock, command = s.pidAfter("parent:"), s.pidAfter("command:")
+	inState(t, command, "S") // it reads, and qlock waits for it
+	inState(t, qlock, "S")
 	s.after(func() { s.key("\x1a") }, "command:", "Stopped", "ready> ")
 	inState(t, qlock, "T")
 	inState(t, command, "T")
@@ -189,7 +191,9 @@ func TestRunSuspended(t *testing.T) {
 			s.after(func() { s.key("\x1a") }, "got again.", "Stopped", "ready> ")
 			s.after(func() { s.key("bg; read b; echo shell $b.\n"); s.key("mine\n") }, "got again.", "shell mine.")
 			// It reads the terminal there, and is stopped as any job is.
-			s.after(func() { s.key("sleep 0.2; jobs\n") }, "shell mine.", "Stopped")
+			s.after(func() {
+				s.key(`f=$(mktemp); for i in {1..300}; do jobs >$f; grep -q Stopp $f && break; sleep 0.1; done; cat $f; rm $f` + "\n")
+			}, "shell mine.", "Stopped")
 			s.after(func() { s.key("fg\n"); s.key("last\n") }, "shell mine.", "got last.")
 			s.after(func() { s.key("\x03") }, "got last.", "ready> ")
 			s.after(func() { s.key("read b; echo end $b.\n"); s.key("mine\n") }, "got last.", "end mine.")
