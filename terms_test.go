@@ -1,6 +1,7 @@
 package qlock_test
 
 import (
+	"context"
 	"math"
 	"runtime"
 	"testing"
@@ -101,4 +102,62 @@ func TestAgeOfAnyTime(t *testing.T) {
 			w.noClaims()
 		})
 	}
+}
+
+// HoldAtLeast does not keep a lock that is evicted, also if its owner would have released it by
+// hand and has done so.
+func TestHoldAtLeastAndManualRelease(t *testing.T) {
+	for how, give := range map[string]func(t *testing.T, k *qlock.Lock){
+		"unlocked": func(t *testing.T, k *qlock.Lock) { mustUnlock(t, k) },
+		"expired":  func(t *testing.T, k *qlock.Lock) { <-k.Context().Done() },
+	} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t, 3)
+			a, b, ops := w.client("a"), w.client("b"), w.client("ops")
+			opts := []qlock.LockOption{qlock.HoldAtLeast(time.Hour), qlock.WithManualRelease()}
+			if how == "expired" {
+				opts = append(opts, qlock.HoldAtMost(time.Minute))
+			}
+			k := mustLockWith(t, a, "x", opts...)
+			give(t, k)
+			cause := context.Cause(k.Context())
+			waiting := waitFor(t.Context(), b.Lock, "x")
+			start := time.Now()
+			if err := ops.Evict(timeout(t, time.Minute), "x", inspect(t, ops, "x").Holders[0], ""); err != nil {
+				t.Errorf("%s: %v", how, err)
+			}
+			mustUnlock(t, waiting.held(t))
+			if d := time.Since(start); d > time.Second {
+				t.Errorf("%s: another has it %v after it was evicted", how, d)
+			}
+			if err := k.Unlock(t.Context()); (err == nil) != (how == "unlocked") || err != nil && err != cause {
+				t.Errorf("%s: Unlock: %v", how, err)
+			}
+			w.noClaims()
+		})
+	}
+}
+
+// Close releases a lock that is evicted and that its owner has not released yet.
+func TestCloseOfAnEvictedLock(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, b, ops := w.client("a"), w.client("b"), w.client("ops")
+		k := mustLockWith(t, a, "x", qlock.HoldAtLeast(time.Hour), qlock.WithManualRelease())
+		waiting := waitFor(t.Context(), b.Lock, "x")
+		if err := ops.Evict(timeout(t, time.Millisecond), "x", inspect(t, ops, "x").Holders[0], ""); err == nil {
+			t.Error("it is evicted while its owner has it yet")
+		}
+		wantIs(t, context.Cause(k.Context()), qlock.ErrEvicted)
+		start := time.Now()
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+		mustUnlock(t, waiting.held(t))
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("another has it %v after Close", d)
+		}
+		wantIs(t, k.Unlock(t.Context()), qlock.ErrEvicted)
+		w.noClaims()
+	})
 }

@@ -201,7 +201,10 @@ func (m *machine) apply(s *step, e hold.Event) {
 		m.tellChanged(s, h)
 	case hold.Evicted:
 		if h.state != held {
-			return // its owner is about to release it
+			if h.timer != nil { // it stays because of Terms.AtLeast only
+				m.timers.set(h, s.now.Mono)
+			}
+			return // otherwise its owner is about to release it
 		}
 		h.lost = m.lossOf(s.now, e.Eviction)
 		m.counts.setState(h, evicted)
