@@ -34,9 +34,9 @@ type machine struct {
 	pub   *natsio.Publisher // locked under mu, so that messages are in the order of the steps
 	start time.Time         // zero of the monotonic clock readings
 
-	wake   chan struct{}  // makes the loop call the machine now; has room for one
-	ending sync.WaitGroup // goroutines that end contexts of locks
-	losses atomic.Uint64  // equals counts.Lost; readable without mu
+	wake   chan struct{} // makes the loop call the machine now; has room for one
+	ending group         // goroutines that end contexts of locks
+	losses atomic.Uint64 // equals counts.Lost; readable without mu
 
 	mu         sync.Mutex // guards the fields below; no publishing and no caller's code under it
 	core       *client.Client
