@@ -161,3 +161,50 @@ func TestCloseOfAnEvictedLock(t *testing.T) {
 		w.noClaims()
 	})
 }
+
+// A wait for a refresh of a lock that has ended, however it ended, says so, as it does if the lock
+// ends during the wait.
+func TestAwaitRefreshOfALockThatEnded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, link := w.clientOn("a")
+		ops := w.client("ops")
+		ended := func(k *qlock.Lock, want error) {
+			t.Helper()
+			wantIs(t, k.AwaitRefresh(t.Context()), want)
+			wantIs(t, context.Cause(k.Context()), want)
+			if d := k.Stands(); d != 0 {
+				t.Errorf("%v: it stands for %v", want, d)
+			}
+		}
+		k := mustLock(t, a, "x")
+		mustUnlock(t, k)
+		ended(k, qlock.ErrUnlocked)
+
+		for _, opt := range []qlock.LockOption{nil, qlock.WithManualRelease()} {
+			k = mustLockWith(t, a, "x", opt)
+			err := ops.Evict(timeout(t, 100*time.Millisecond), "x", inspect(t, ops, "x").Holders[0], "")
+			if (err == nil) != (opt == nil) {
+				t.Error(err)
+			}
+			ended(k, qlock.ErrEvicted)
+			_ = k.Unlock(t.Context())
+		}
+
+		k = mustLockWith(t, a, "x", qlock.HoldAtMost(time.Second))
+		time.Sleep(2 * time.Second)
+		ended(k, qlock.ErrHoldExpired)
+
+		k = mustLock(t, a, "x")
+		link.cut()
+		time.Sleep(2 * testLease)
+		ended(k, qlock.ErrLost)
+		link.mend()
+
+		k = mustLock(t, a, "x")
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+		ended(k, qlock.ErrUnlocked)
+	})
+}
