@@ -208,3 +208,50 @@ func TestAwaitRefreshOfALockThatEnded(t *testing.T) {
 		ended(k, qlock.ErrUnlocked)
 	})
 }
+
+// Whoever waits for changes of a request is told when it is decided, whatever the outcome is.
+func TestChangedWhenDecided(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, b, ops := w.client("a"), w.client("b"), w.client("ops")
+		for how, end := range map[string]func(k *qlock.Lock, cancel func(), p *qlock.Pending){
+			"granted":    func(k *qlock.Lock, _ func(), _ *qlock.Pending) { mustUnlock(t, k) },
+			"canceled":   func(_ *qlock.Lock, _ func(), p *qlock.Pending) { p.Cancel() },
+			"ctx ended":  func(_ *qlock.Lock, cancel func(), _ *qlock.Pending) { cancel() },
+			"evicted":    func(*qlock.Lock, func(), *qlock.Pending) { evictWaiting(t, ops, "x") },
+			"own, freed": func(k *qlock.Lock, _ func(), _ *qlock.Pending) { mustUnlock(t, k) },
+		} {
+			holder := a
+			if how == "own, freed" {
+				holder = b
+			}
+			k := mustLock(t, holder, "x")
+			ctx, cancel := context.WithCancel(t.Context())
+			p := b.Start(ctx, "x")
+			changed := p.Changed()
+			for isClosed(changed) {
+				changed = p.Changed()
+			}
+			end(k, cancel, p)
+			<-p.Done()
+			if !isClosed(changed) {
+				t.Errorf("%s: not told", how)
+			}
+			if s := p.Status(); s.Holder != nil || s.Votes() != 0 {
+				t.Errorf("%s: it waits for %v", how, s)
+			}
+			cancel()
+			p.Cancel()
+			mustUnlock(t, k)
+			w.noClaims()
+		}
+	})
+}
+
+// evictWaiting evicts the first waiter for a name.
+func evictWaiting(t *testing.T, l *qlock.Locker, name string) {
+	t.Helper()
+	if err := l.Evict(timeout(t, time.Minute), name, inspect(t, l, name).Queue[0], ""); err != nil {
+		t.Error(err)
+	}
+}
