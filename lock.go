@@ -82,8 +82,8 @@ func (l *Lock) Stands() time.Duration { return l.hold.Stands() }
 
 // AwaitRefresh waits for the answers to the refresh that is under way, if there is one, so
 // that Stands tells what it brought. It sends nothing. It returns nil at once if there is
-// none, the cause of the end of Context if the lock ends meanwhile, and ctx's error if ctx
-// ends before.
+// none, the cause of the end of Context if the lock has ended or ends meanwhile, and ctx's error
+// if ctx ends before.
 func (l *Lock) AwaitRefresh(ctx context.Context) error { return l.hold.AwaitRefresh(ctx) }
 
 // Token returns the fencing token of the innermost lock whose context is ctx or an ancestor of
@@ -95,10 +95,11 @@ func Token(ctx context.Context) uint64 {
 	return 0
 }
 
-// Held returns nil while the innermost lock whose context is ctx or an ancestor of it is held.
-// Otherwise it returns ErrNotHeld, wrapped together with the reason why the lock's context
-// ended, such as ErrLost or ErrUnlocked, or alone if there is no lock. Code that must run under
-// a lock can assert it:
+// Held returns nil while the innermost lock whose context is ctx or an ancestor of it is held, and
+// its context has not ended. Otherwise it returns ErrNotHeld, wrapped together with the reason why
+// the lock's context ended, such as ErrLost or ErrUnlocked, or alone if there is no lock. In a
+// function of Do that reason can be the end of Do's context: the lock is held until the function
+// returns. Code that must run under a lock can assert it:
 //
 //	if err := qlock.Held(ctx); err != nil {
 //		return err

@@ -30,7 +30,7 @@ type Waiting struct {
 }
 
 // Votes returns the number of nodes that have voted for the claim.
-func (w *Waiting) Votes() int { return votesOf(w.Nodes) }
+func (w Waiting) Votes() int { return votesOf(w.Nodes) }
 
 // String returns a description in one line.
 func (w Waiting) String() string {
@@ -87,7 +87,9 @@ type Pending struct {
 // If ctx ends while the request waits, the request fails with the errors of Lock. Once the lock is
 // held, the end of ctx does not affect it. Start itself returns no error: Pending.Lock returns all
 // errors, including ErrInvalidName. The caller must wait for Done or call Cancel, because a lock
-// that is granted stays held until it is unlocked.
+// that is granted stays held until it is unlocked. ctx remembers the request, which costs memory
+// for as long as ctx lives, until Pending.Lock has returned the outcome, or Cancel was called. If
+// ctx is not one of package context, the request has a goroutine until then.
 func (l *Locker) Start(ctx context.Context, name string, opts ...LockOption) *Pending {
 	p := &Pending{locker: l, name: name, lock: newLock(), stop: func() bool { return false }}
 	r := driver.Request{Name: name}
@@ -164,7 +166,8 @@ func (p *Pending) Status() Waiting {
 // Changed returns a channel that is closed when Status may have changed since the last call of
 // Changed. Call Changed, then Status, then wait for the channel. Only one goroutine should wait in
 // this way. From the first call on, the nodes are asked again every third of a lease, as with
-// WithWaitFunc.
+// WithWaitFunc. The channel is also closed when the request is decided, and nothing changes after
+// that: wait for Done as well.
 func (p *Pending) Changed() <-chan struct{} {
 	if p.err != nil {
 		return p.done

@@ -1,6 +1,7 @@
 package qlock_test
 
 import (
+	"context"
 	"math"
 	"runtime"
 	"testing"
@@ -100,5 +101,157 @@ func TestAgeOfAnyTime(t *testing.T) {
 			}
 			w.noClaims()
 		})
+	}
+}
+
+// HoldAtLeast does not keep a lock that is evicted, also if its owner would have released it by
+// hand and has done so.
+func TestHoldAtLeastAndManualRelease(t *testing.T) {
+	for how, give := range map[string]func(t *testing.T, k *qlock.Lock){
+		"unlocked": func(t *testing.T, k *qlock.Lock) { mustUnlock(t, k) },
+		"expired":  func(t *testing.T, k *qlock.Lock) { <-k.Context().Done() },
+	} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t, 3)
+			a, b, ops := w.client("a"), w.client("b"), w.client("ops")
+			opts := []qlock.LockOption{qlock.HoldAtLeast(time.Hour), qlock.WithManualRelease()}
+			if how == "expired" {
+				opts = append(opts, qlock.HoldAtMost(time.Minute))
+			}
+			k := mustLockWith(t, a, "x", opts...)
+			give(t, k)
+			cause := context.Cause(k.Context())
+			waiting := waitFor(t.Context(), b.Lock, "x")
+			start := time.Now()
+			if err := ops.Evict(timeout(t, time.Minute), "x", inspect(t, ops, "x").Holders[0], ""); err != nil {
+				t.Errorf("%s: %v", how, err)
+			}
+			mustUnlock(t, waiting.held(t))
+			if d := time.Since(start); d > time.Second {
+				t.Errorf("%s: another has it %v after it was evicted", how, d)
+			}
+			if err := k.Unlock(t.Context()); (err == nil) != (how == "unlocked") || err != nil && err != cause {
+				t.Errorf("%s: Unlock: %v", how, err)
+			}
+			w.noClaims()
+		})
+	}
+}
+
+// Close releases a lock that is evicted and that its owner has not released yet.
+func TestCloseOfAnEvictedLock(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, b, ops := w.client("a"), w.client("b"), w.client("ops")
+		k := mustLockWith(t, a, "x", qlock.HoldAtLeast(time.Hour), qlock.WithManualRelease())
+		waiting := waitFor(t.Context(), b.Lock, "x")
+		if err := ops.Evict(timeout(t, time.Millisecond), "x", inspect(t, ops, "x").Holders[0], ""); err == nil {
+			t.Error("it is evicted while its owner has it yet")
+		}
+		wantIs(t, context.Cause(k.Context()), qlock.ErrEvicted)
+		start := time.Now()
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+		mustUnlock(t, waiting.held(t))
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("another has it %v after Close", d)
+		}
+		wantIs(t, k.Unlock(t.Context()), qlock.ErrEvicted)
+		w.noClaims()
+	})
+}
+
+// A wait for a refresh of a lock that has ended, however it ended, says so, as it does if the lock
+// ends during the wait.
+func TestAwaitRefreshOfALockThatEnded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, link := w.clientOn("a")
+		ops := w.client("ops")
+		ended := func(k *qlock.Lock, want error) {
+			t.Helper()
+			wantIs(t, k.AwaitRefresh(t.Context()), want)
+			wantIs(t, context.Cause(k.Context()), want)
+			if d := k.Stands(); d != 0 {
+				t.Errorf("%v: it stands for %v", want, d)
+			}
+		}
+		k := mustLock(t, a, "x")
+		mustUnlock(t, k)
+		ended(k, qlock.ErrUnlocked)
+
+		for _, opt := range []qlock.LockOption{nil, qlock.WithManualRelease()} {
+			k = mustLockWith(t, a, "x", opt)
+			err := ops.Evict(timeout(t, 100*time.Millisecond), "x", inspect(t, ops, "x").Holders[0], "")
+			if (err == nil) != (opt == nil) {
+				t.Error(err)
+			}
+			ended(k, qlock.ErrEvicted)
+			_ = k.Unlock(t.Context())
+		}
+
+		k = mustLockWith(t, a, "x", qlock.HoldAtMost(time.Second))
+		time.Sleep(2 * time.Second)
+		ended(k, qlock.ErrHoldExpired)
+
+		k = mustLock(t, a, "x")
+		link.cut()
+		time.Sleep(2 * testLease)
+		ended(k, qlock.ErrLost)
+		link.mend()
+
+		k = mustLock(t, a, "x")
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+		ended(k, qlock.ErrUnlocked)
+	})
+}
+
+// Whoever waits for changes of a request is told when it is decided, whatever the outcome is.
+func TestChangedWhenDecided(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, b, ops := w.client("a"), w.client("b"), w.client("ops")
+		for how, end := range map[string]func(k *qlock.Lock, cancel func(), p *qlock.Pending){
+			"granted":    func(k *qlock.Lock, _ func(), _ *qlock.Pending) { mustUnlock(t, k) },
+			"canceled":   func(_ *qlock.Lock, _ func(), p *qlock.Pending) { p.Cancel() },
+			"ctx ended":  func(_ *qlock.Lock, cancel func(), _ *qlock.Pending) { cancel() },
+			"evicted":    func(*qlock.Lock, func(), *qlock.Pending) { evictWaiting(t, ops, "x") },
+			"own, freed": func(k *qlock.Lock, _ func(), _ *qlock.Pending) { mustUnlock(t, k) },
+		} {
+			holder := a
+			if how == "own, freed" {
+				holder = b
+			}
+			k := mustLock(t, holder, "x")
+			ctx, cancel := context.WithCancel(t.Context())
+			p := b.Start(ctx, "x")
+			changed := p.Changed()
+			for isClosed(changed) {
+				changed = p.Changed()
+			}
+			end(k, cancel, p)
+			<-p.Done()
+			if !isClosed(changed) {
+				t.Errorf("%s: not told", how)
+			}
+			if s := p.Status(); s.Holder != nil || s.Votes() != 0 {
+				t.Errorf("%s: it waits for %v", how, s)
+			}
+			cancel()
+			p.Cancel()
+			mustUnlock(t, k)
+			w.noClaims()
+		}
+	})
+}
+
+// evictWaiting evicts the first waiter for a name.
+func evictWaiting(t *testing.T, l *qlock.Locker, name string) {
+	t.Helper()
+	if err := l.Evict(timeout(t, time.Minute), name, inspect(t, l, name).Queue[0], ""); err != nil {
+		t.Error(err)
 	}
 }

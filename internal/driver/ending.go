@@ -93,3 +93,47 @@ func endAll(holds []*Hold, cause func(*Hold) error) {
 	work()
 	others.Wait()
 }
+
+// group counts goroutines. Unlike with a sync.WaitGroup, Go may be called while others are in Wait,
+// whether or not goroutines of the group run: the loop finds further losses while Close waits for
+// the contexts of those before, and a sync.WaitGroup panics then.
+type group struct {
+	mu      sync.Mutex // guards the fields below
+	running int
+	idle    chan struct{} // closed when running is 0 again; nil if nobody waits
+}
+
+// Go calls f on another goroutine.
+func (g *group) Go(f func()) {
+	g.mu.Lock()
+	g.running++
+	g.mu.Unlock()
+	go func() {
+		defer g.done()
+		f()
+	}()
+}
+
+func (g *group) done() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.running--; g.running == 0 && g.idle != nil {
+		close(g.idle)
+		g.idle = nil
+	}
+}
+
+// Wait waits until no goroutine of the group runs.
+func (g *group) Wait() {
+	g.mu.Lock()
+	if g.running == 0 {
+		g.mu.Unlock()
+		return
+	}
+	if g.idle == nil {
+		g.idle = make(chan struct{})
+	}
+	idle := g.idle
+	g.mu.Unlock()
+	<-idle
+}

@@ -208,22 +208,19 @@ func (h *Hold) Wanted() <-chan struct{} { return h.client.machine.wanted(h) }
 // Stands returns how long the lock stays held without another message, or 0 if it is not held.
 func (h *Hold) Stands() time.Duration { return h.client.machine.stands(h) }
 
-// AwaitRefresh waits for the answers to a refresh that is in progress. It returns nil at once if
-// there is none, the cause of the end of the lock's context if that ends first, and ctx's error if
-// ctx ends first.
+// AwaitRefresh waits for the answers to a refresh that is in progress, if there is one. It returns
+// nil if the lock is held then, and why it is not held otherwise. If ctx ends first, it returns
+// ctx's error.
 func (h *Hold) AwaitRefresh(ctx context.Context) error {
-	done := h.client.machine.refreshed(h)
-	if done == nil {
-		return nil
+	if done := h.client.machine.refreshed(h); done != nil {
+		select {
+		case <-done:
+		case <-h.ctx.Done():
+		case <-ctx.Done():
+			return natsio.ContextError(ctx)
+		}
 	}
-	select {
-	case <-done:
-		return nil
-	case <-h.ctx.Done():
-		return context.Cause(h.ctx)
-	case <-ctx.Done():
-		return natsio.ContextError(ctx)
-	}
+	return h.client.machine.ended(h)
 }
 
 // Unlock releases the lock. It returns the reason if the lock was lost or has expired.

@@ -34,9 +34,9 @@ type machine struct {
 	pub   *natsio.Publisher // locked under mu, so that messages are in the order of the steps
 	start time.Time         // zero of the monotonic clock readings
 
-	wake   chan struct{}  // makes the loop call the machine now; has room for one
-	ending sync.WaitGroup // goroutines that end contexts of locks
-	losses atomic.Uint64  // equals counts.Lost; readable without mu
+	wake   chan struct{} // makes the loop call the machine now; has room for one
+	ending group         // goroutines that end contexts of locks
+	losses atomic.Uint64 // equals counts.Lost; readable without mu
 
 	mu         sync.Mutex // guards the fields below; no publishing and no caller's code under it
 	core       *client.Client
@@ -146,6 +146,14 @@ func (h *Hold) settle() {
 	close(h.ready)
 }
 
+// decided notes that h was granted or has failed. The caller holds m.mu.
+func (m *machine) decided(s *step, h *Hold) {
+	s.ready = append(s.ready, h)
+	if h.watch != nil {
+		m.tellChanged(s, h)
+	}
+}
+
 // apply records an event of a hold in its fields and in the counters, and queues the event for
 // observers. The caller holds m.mu.
 func (m *machine) apply(s *step, e hold.Event) {
@@ -162,7 +170,7 @@ func (m *machine) apply(s *step, e hold.Event) {
 			m.event(subject.Acquired, h) // before its owner can cause the next event
 		}
 		s.held++
-		s.ready = append(s.ready, h)
+		m.decided(s, h)
 		if d := h.request.terms().AtMost; d > 0 {
 			m.timers.set(h, sat.Add(s.now.Mono, d))
 		}
@@ -172,7 +180,7 @@ func (m *machine) apply(s *step, e hold.Event) {
 			h.failure.Reason, h.failure.Cause = ErrEvicted, &client.Eviction{By: e.Eviction.By, Why: printable.Text(e.Eviction.Why)}
 		}
 		m.counts.fail(h, h.failure)
-		s.ready = append(s.ready, h)
+		m.decided(s, h)
 	case hold.Lost:
 		// If it is not held, its owner is about to release it. The owner ends its context first,
 		// which may take long.
@@ -201,7 +209,10 @@ func (m *machine) apply(s *step, e hold.Event) {
 		m.tellChanged(s, h)
 	case hold.Evicted:
 		if h.state != held {
-			return // its owner is about to release it
+			if h.timer != nil { // it stays because of Terms.AtLeast only
+				m.timers.set(h, s.now.Mono)
+			}
+			return // otherwise its owner is about to release it
 		}
 		h.lost = m.lossOf(s.now, e.Eviction)
 		m.counts.setState(h, evicted)
@@ -529,7 +540,7 @@ func (m *machine) failWaiting(reason, cause error, concerned func(*Hold) bool) {
 func (m *machine) failNow(s *step, h *Hold, f *Failure) {
 	h.failure = f
 	m.counts.fail(h, f)
-	s.ready = append(s.ready, h)
+	m.decided(s, h)
 	m.table.Unlock(s.now, h.use, &s.Out)
 }
 

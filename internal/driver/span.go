@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"time"
 
+	"github.com/qlock/qlock/internal/hold"
 	"github.com/qlock/qlock/internal/sat"
 	"github.com/qlock/qlock/internal/wire"
 )
@@ -80,7 +81,7 @@ func (m *machine) runTimers(s *step) {
 
 // lingers returns how much longer h's claim must stay at least. The caller holds m.mu.
 func (m *machine) lingers(now wire.Now, h *Hold) time.Duration {
-	if h.request.terms().AtLeast == 0 {
+	if h.request.terms().AtLeast == 0 || h.use.State() != hold.Holding || h.use.Claim().Eviction() != nil {
 		return 0
 	}
 	return max(sat.Add(h.since.Sub(m.start), h.request.Terms.AtLeast)-now.Mono, 0)
@@ -89,7 +90,7 @@ func (m *machine) lingers(now wire.Now, h *Hold) time.Duration {
 // giveBack releases a hold whose context has ended: now, or when Terms.AtLeast allows it. The
 // caller holds m.mu.
 func (m *machine) giveBack(s *step, h *Hold) {
-	if left := m.lingers(s.now, h); left > 0 && h.state != evicted {
+	if left := m.lingers(s.now, h); left > 0 {
 		m.timers.set(h, sat.Add(s.now.Mono, left))
 		return
 	}

@@ -102,6 +102,22 @@ func (m *machine) refreshed(h *Hold) <-chan struct{} {
 	return m.refreshes[h]
 }
 
+// ended returns why h, which was granted, is not held, or nil if it is held. The context of h may
+// end a little later.
+func (m *machine) ended(h *Hold) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case h.lost != nil:
+		return h.lost
+	case h.state != held:
+		return ErrUnlocked
+	case !m.table.HeldAt(m.at(time.Now()), h.use):
+		return ErrLost // nobody has noticed yet
+	}
+	return nil
+}
+
 // tellRefreshed wakes the callers whose refresh has been answered. The caller holds m.mu.
 func (m *machine) tellRefreshed(s *step) {
 	for h, c := range m.refreshes {
