@@ -39,6 +39,11 @@
 // Locks are not reentrant: locking a name twice deadlocks. They are advisory: they stop
 // only clients that ask for them.
 //
+// A [LockOption] changes a single call: [Note], [HoldAtLeast] and [HoldAtMost],
+// [WithWaitFunc] to show what the call waits for. [Lock.Wanted] tells a holder that
+// somebody else waits. [Held] asserts that code runs under a lock. [Locker.Start] requests
+// a lock without waiting for it, for programs that wait for many.
+//
 // # Losing a lock
 //
 // A lock is lost when too few nodes confirm it within the lease, for example because the
@@ -62,10 +67,12 @@
 // # Running nodes
 //
 // [StartNode] runs a node on a NATS connection. Package
-// [github.com/qlock/qlock/embedded] runs a nats-server and a node in one process, and
-// starts whole clusters for tests. A node that may have forgotten votes gives none until
-// they have expired. A node with an empty state directory therefore waits before its
-// first vote, unless [Bootstrap] was called, once, for a new cluster.
+// [github.com/qlock/qlock/embedded] runs a nats-server and a node in one process. Package
+// [github.com/qlock/qlock/qlocktest] runs clusters in tests. A node that may have forgotten
+// votes gives none until they have expired. A node with an empty state directory therefore
+// waits before its first vote, unless [Bootstrap] was called, once, for a new cluster.
+//
+// [Locker.Members] lists the nodes and their states.
 //
 // # Observing locks
 //

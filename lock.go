@@ -70,7 +70,8 @@ func (l *Lock) Unlock(context.Context) error {
 //
 // The nodes tell only holders that ask: the first call sends them one message, and a lock for
 // which nobody calls Wanted costs what it always did. A channel that is asked for after
-// somebody began to wait is closed within a round trip.
+// somebody began to wait is closed within a round trip. A TryLock elsewhere, which does not wait,
+// may close it as well, and so may a client that has stopped waiting.
 func (l *Lock) Wanted() <-chan struct{} { return l.hold.Wanted() }
 
 // Stands is how long the lock stays held, from now on, without another message from the

@@ -66,7 +66,8 @@ func HoldAtLeast(d time.Duration) LockOption {
 
 // HoldAtMost ends the lock when d has passed since the grant: the lock's context ends with cause
 // ErrHoldExpired, and Unlock returns ErrHoldExpired from then on. The lock is released when that
-// context and all contexts derived from it have ended. Code that ignores the end of its context
+// context and all contexts derived from it have ended, or when HoldAtLeast allows it, if that is
+// later. Code that ignores the end of its context
 // runs on while the next holder works; only the token keeps its writes out (Lock.Token). d must
 // be positive. HoldAtMost is independent of the lease, which limits how long a silent holder
 // blocks others.

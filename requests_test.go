@@ -98,3 +98,33 @@ func TestParseRequests(t *testing.T) {
 		t.Error("names match wrongly")
 	}
 }
+
+// Nothing that comes on a subject makes its readers panic, and what they return can be used.
+func FuzzParse(f *testing.F) {
+	const one = `{"verb":"acquire","name":"x","claim":"00000000-0000-0000-0000-000000000001/1","mode":"shared","at":1,"ttl_ms":1000}`
+	for _, on := range []string{
+		"lock.default.node.acquire.a.x", "lock.default.node.a", "lock.default.node.release.a.x", "lock.default.node.yield.a.x",
+		"lock.default.node.refresh.a", "lock.c.event.acquired.a.x", "lock..node..", "lock.default.node.acquire.a.%zz",
+	} {
+		for _, body := range []string{``, `{}`, `[]`, `null`, `[null]`, "\xff", one, "[" + one + "]"} {
+			f.Add(on, []byte(body))
+		}
+	}
+	f.Fuzz(func(t *testing.T, on string, body []byte) {
+		list, err := qlock.ParseRequests(on, body)
+		if err != nil && len(list) > 0 {
+			t.Errorf("%d requests, and %v", len(list), err)
+		}
+		for _, r := range list {
+			if r.Name == "" || r.Encoded == "" || r.Client == "" || r.Claim == "" {
+				t.Errorf("%+v", r)
+			}
+			qlock.MatchName("a.>", r.Name)
+			_ = r.Since.String()
+		}
+		if e, err := qlock.ParseEvent(on, body); (e == nil) != (err != nil) {
+			t.Errorf("event %v, %v", e, err)
+		}
+		_, _ = qlock.ParseSubject(on)
+	})
+}

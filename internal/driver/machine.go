@@ -210,7 +210,7 @@ func (m *machine) apply(s *step, e hold.Event) {
 	case hold.Evicted:
 		if h.state != held {
 			if h.timer != nil { // it stays because of Terms.AtLeast only
-				m.timers.set(h, s.now.Mono)
+				m.timers.set(h, s.now.Mono) //plant:lingering-evicted
 			}
 			return // otherwise its owner is about to release it
 		}
