@@ -25,7 +25,7 @@ import (
 const DefaultLease = time.Second
 
 // patience is the longest wait for anything that must happen.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // Option changes a cluster before it starts.
 type Option func(*config)

@@ -272,12 +272,12 @@ func freeAddress(t *testing.T) string {
 func TestCheckLooks(t *testing.T) {
 	t.Parallel()
 	s := startNATS(t, func(o *server.Options) { o.MaxPayload = 4 << 10 })
-	n := launch(t, "node", "--server", s.ClientURL(), "--name", "n1", "--nodes", "n1", "--max-lease", "300ms")
+	n := launch(t, "node", "--server", s.ClientURL(), "--name", "n1", "--nodes", "n1", "--max-lease", "3s")
 	n.says(n.err, "ready: this node votes")
 	n.says(n.err, "the NATS connection is not suited for locks")
 	note := strings.Repeat("<", 256)
 	for i := range 5 {
-		h := launch(t, "lock", fmt.Sprint("x.", i), "--lease", "300ms", "-s", s.ClientURL(), "--note", note)
+		h := launch(t, "lock", fmt.Sprint("x.", i), "--lease", "3s", "-s", s.ClientURL(), "--note", note)
 		h.says(h.out, "\n")
 	}
 	qlockCmd(t, "check", "-s", s.ClientURL()).want(t, 0, "accepts messages of 4096 bytes", "6 locks shown", "a lock was acquired")
