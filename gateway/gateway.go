@@ -114,9 +114,11 @@ type principal struct {
 	g  *Gateway
 	nc *nats.Conn
 
-	mu    sync.Mutex // guards what follows, and is kept while a Locker is made
-	short *qlock.Locker
-	long  *qlock.Locker
+	mu     sync.Mutex // guards what follows
+	short  *qlock.Locker
+	long   *qlock.Locker
+	making chan struct{} // closed when the Locker is made that is being made; nil: none is
+	closed bool
 
 	streams int // guarded by g.mu
 	leases  int // as well
@@ -174,32 +176,67 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.handler.
 // locker is the principal's Locker for leases of that length: one that has the usual lease,
 // or one that has the cluster's longest. It makes the Locker at the first call.
 func (p *principal) locker(ctx context.Context, length time.Duration) (*qlock.Locker, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	opts := []qlock.Option{qlock.WithCluster(p.g.cfg.Cluster), qlock.WithLogger(p.g.log)}
-	if p.g.cfg.Client != "" {
-		opts = append(opts, qlock.WithName(p.g.cfg.Client))
-	}
-	which := &p.short
-	if p.short != nil && length > p.short.Lease() {
-		which = &p.long
-		opts = append(opts, qlock.WithLease(p.g.maxLease*100/96))
-	}
-	if *which == nil {
-		locker, err := qlock.New(ctx, p.nc, opts...)
-		if err != nil {
-			return nil, err
+	for {
+		p.mu.Lock()
+		which, opts := &p.short, []qlock.Option{qlock.WithCluster(p.g.cfg.Cluster), qlock.WithLogger(p.g.log)}
+		if p.short != nil && length > p.short.Lease() {
+			which = &p.long
+			opts = append(opts, qlock.WithLease(p.g.maxLease*100/96))
 		}
-		*which = locker
+		locker, made := *which, p.making
+		switch {
+		case p.closed:
+			p.mu.Unlock()
+			return nil, problem("draining", "the gateway has stopped")
+		case locker != nil:
+			p.mu.Unlock()
+			return locker, nil
+		case made == nil:
+			made = make(chan struct{})
+			p.making = made
+			p.mu.Unlock()
+			if p.g.cfg.Client != "" {
+				opts = append(opts, qlock.WithName(p.g.cfg.Client))
+			}
+			return p.make(ctx, which, opts)
+		}
+		p.mu.Unlock()
+		select {
+		case <-made: // or that failed: then it is this one's turn
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
-	return *which, nil
 }
 
-func (p *principal) close() error {
+// make makes a Locker. It asks the nodes, so p.mu is not locked meanwhile.
+func (p *principal) make(ctx context.Context, which **qlock.Locker, opts []qlock.Option) (*qlock.Locker, error) {
+	locker, err := qlock.New(ctx, p.nc, opts...)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	close(p.making)
+	p.making = nil
+	if err != nil {
+		return nil, err
+	}
+	*which = locker
+	return locker, nil
+}
+
+// close closes the Lockers. Call it when no lease is left and no new one is admitted.
+func (p *principal) close() error {
+	p.mu.Lock()
+	p.closed = true
+	made := p.making
+	p.mu.Unlock()
+	if made != nil {
+		<-made // for the five seconds of qlock.New at most
+	}
+	p.mu.Lock()
+	all := []*qlock.Locker{p.short, p.long}
+	p.mu.Unlock()
 	var errs []error
-	for _, l := range []*qlock.Locker{p.short, p.long} {
+	for _, l := range all {
 		if l != nil {
 			errs = append(errs, l.Close())
 		}
