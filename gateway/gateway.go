@@ -80,12 +80,15 @@ type Gateway struct {
 	limits   Limits
 	log      *slog.Logger
 	name     string // of this process among the gateways; begins the ids that it makes
-	maxLease time.Duration
+	longest  time.Duration // lease of the cluster
+	maxLease time.Duration // that callers may have
 	handler  http.Handler
 	now      func() time.Time // tests let it pause
 
 	draining  chan struct{} // closed at the start of Shutdown
 	running   sync.WaitGroup
+	serving   sync.WaitGroup // requests of the NATS door
+	natsSlots chan struct{}
 	releasing sync.WaitGroup // leases that are over and whose promises are not
 
 	mu       sync.Mutex // guards what follows; a lease's is locked before it
@@ -96,6 +99,7 @@ type Gateway struct {
 	graves   map[leaseKey]tombstone
 	buried   []leaseKey // oldest first
 	buckets  buckets
+	services []func() error // that end the NATS door
 	closed   bool
 }
 
@@ -137,7 +141,7 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 	}
 	g := &Gateway{
 		cfg: cfg, limits: cfg.Limits.filled(), log: cfg.Logger, name: newName(), now: time.Now,
-		draining: make(chan struct{}), leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
+		draining: make(chan struct{}), natsSlots: make(chan struct{}, natsRequests), leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
 	}
 	g.only = &principal{g: g, nc: cfg.Conn}
 	locker, err := g.only.locker(ctx, 0)
@@ -149,7 +153,8 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 		_ = locker.Close() // nothing is held
 		return nil, fmt.Errorf("gateway: the nodes did not tell their longest lease: %w", err)
 	}
-	g.maxLease = max(members.Config.MaxLease, locker.Lease()) * 96 / 100
+	g.longest = max(members.Config.MaxLease, locker.Lease())
+	g.maxLease = g.longest * 96 / 100
 	g.handler = g.routes()
 	return g, nil
 }
@@ -181,7 +186,7 @@ func (p *principal) locker(ctx context.Context, length time.Duration) (*qlock.Lo
 		which, opts := &p.short, []qlock.Option{qlock.WithCluster(p.g.cfg.Cluster), qlock.WithLogger(p.g.log)}
 		if p.short != nil && length > p.short.Lease() {
 			which = &p.long
-			opts = append(opts, qlock.WithLease(p.g.maxLease*100/96))
+			opts = append(opts, qlock.WithLease(p.g.longest))
 		}
 		locker, made := *which, p.making
 		switch {
@@ -450,13 +455,18 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 	g.releasing.Wait()
 	g.running.Wait()
 	g.mu.Lock()
-	last := !g.closed
-	g.closed = true
+	last, services := !g.closed, g.services
+	g.closed, g.services = true, nil
 	g.mu.Unlock()
 	if !last {
 		return nil
 	}
-	return g.only.close()
+	var errs []error
+	for _, stop := range services {
+		errs = append(errs, stop())
+	}
+	g.serving.Wait()
+	return errors.Join(append(errs, g.only.close())...)
 }
 
 // Close is Shutdown without time for callers to move: held leases end at once, and are

@@ -600,7 +600,11 @@ func (g *Gateway) readBody(e *exchange, r *http.Request) ([]byte, *Problem) {
 	control := http.NewResponseController(e.ResponseWriter)
 	_ = control.SetReadDeadline(e.started.Add(g.limits.BodyTime)) // not every server can
 	body, err := io.ReadAll(http.MaxBytesReader(e, r.Body, g.limits.Body))
-	_ = control.SetReadDeadline(time.Time{})
+	if err == nil {
+		_ = control.SetReadDeadline(time.Time{})
+	} else {
+		e.Header().Set("Connection", "close") // else the server would go on reading what does not come
+	}
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
