@@ -79,7 +79,7 @@ type Gateway struct {
 	cfg      Config
 	limits   Limits
 	log      *slog.Logger
-	name     string // of this process among the gateways; begins the ids that it makes
+	name     string        // of this process among the gateways; begins the ids that it makes
 	longest  time.Duration // lease of the cluster
 	maxLease time.Duration // that callers may have
 	handler  http.Handler

@@ -353,6 +353,7 @@ func (g *Gateway) routes() http.Handler {
 		op := &operations[i]
 		mux.HandleFunc(op.method+" "+op.path, func(w http.ResponseWriter, r *http.Request) { g.serveOperation(w, r, op) })
 	}
+	mux.HandleFunc("GET /v1/events", g.serveEvents)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", g.readyz)
 	g.documents(mux)

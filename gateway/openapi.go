@@ -39,6 +39,19 @@ var openAPI = sync.OnceValue(func() []byte {
 		}
 		methods[strings.ToLower(op.method)] = operationDocument(op, ref)
 	}
+	ref(EventMessage{})
+	paths["/v1/events"] = object{"get": object{
+		"operationId": "events", "summary": "Stream events of locks as server-sent events. The events hello, reset and gap are the gateway's own.",
+		"parameters": []object{
+			{"name": "pattern", "in": "query", "description": paramQPatter.doc, "schema": object{"type": "string"}},
+			{"name": "kinds", "in": "query", "description": "some of acquired, released and lost, separated by commas; default: all", "schema": object{"type": "string"}},
+			{"name": "Last-Event-ID", "in": "header", "description": "of the last event before the stream broke: the first event is reset then", "schema": object{"type": "string"}},
+		},
+		"responses": object{
+			"200":     object{"description": "a stream; the data of each event is an EventMessage", "content": object{"text/event-stream": object{"schema": object{"type": "string"}}}},
+			"default": object{"description": "a problem", "content": object{"application/problem+json": object{"schema": object{"$ref": "#/components/schemas/Problem"}}}},
+		},
+	}}
 	types := make([]string, 0, len(kinds))
 	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
 		types = append(types, ProblemBase+kind)
