@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -70,6 +71,13 @@ func (g *Gateway) serveEvents(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer func() { _ = sub.Unsubscribe() }()
+	flush, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+	err = g.only.nc.FlushWithContext(flush) // whoever reads a state after hello misses nothing
+	cancel()
+	if err != nil {
+		e.fail(problem("unreachable", "NATS did not take the subscription: %v", err))
+		return
+	}
 	reconnects := g.only.nc.StatusChanged(nats.RECONNECTING)
 	defer g.only.nc.RemoveStatusListener(reconnects)
 

@@ -441,7 +441,7 @@ func (g *Gateway) recovered(e *exchange) {
 }
 
 func (g *Gateway) logged(e *exchange, r *http.Request) {
-	if !g.log.Enabled(r.Context(), slog.LevelInfo) {
+	if !g.log.Enabled(r.Context(), slog.LevelDebug) {
 		return
 	}
 	args := []any{"method", r.Method, "operation", e.operation, "status", e.status, "ms", time.Since(e.started).Milliseconds(), "request", e.id, "address", addressOf(r)}
@@ -451,7 +451,7 @@ func (g *Gateway) logged(e *exchange, r *http.Request) {
 	if trace := r.Header.Get("traceparent"); isToken(trace, 64) {
 		args = append(args, "traceparent", trace)
 	}
-	g.log.Info("request", args...)
+	g.log.Debug("request", args...)
 }
 
 // requestID is that of the caller's, if it is harmless.

@@ -187,7 +187,7 @@ func (g *Gateway) serveVerb(r micro.Request, v *verb) {
 		if p != nil {
 			status = p.Status
 		}
-		g.log.Info("request", "verb", v.name, "status", status, "ms", time.Since(received).Milliseconds(), "request", id)
+		g.log.Debug("request", "verb", v.name, "status", status, "ms", time.Since(received).Milliseconds(), "request", id)
 	})
 }
 

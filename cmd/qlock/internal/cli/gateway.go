@@ -44,7 +44,8 @@ loopback only, unless --insecure is given.
 SIGTERM or Ctrl-C drains the gateway. It then accepts no new leases, sends waiting
 callers to other gateways, lets leases be renewed for --drain, ends those that are
 left, and exits when no caller can believe any more that it holds a lock. A second
-signal ends the process at once: its locks are then free when their leases expire.`,
+signal ends the process at once: its locks are then free when their leases expire.
+--log-level debug logs each request.`,
 		Example: `  qlock gateway
   qlock gateway --http 127.0.0.1:9000 --nats`,
 		Args: noArgs,
