@@ -235,7 +235,9 @@ func TestNoSecretsInLogs(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, 1)
 		var log bytes.Buffer
-		g := w.gateway(func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})) })
+		g := w.gateway(func(c *Config) {
+			c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		})
 		a := ask(t, g, "POST", "/v1/locks/x", `{"note":"note-7"}`, "Authorization", "Bearer secret-1", "traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01").want(t, 201, "")
 		ask(t, g, "GET", "/v1/leases/"+a.lease.ID, "").want(t, 200, "")
 		ask(t, g, "DELETE", "/v1/locks/x?lease="+a.lease.ID, "").want(t, 204, "")

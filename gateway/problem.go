@@ -138,6 +138,19 @@ func votesOf(nodes []qlock.NodeAnswer) []Vote {
 	return out
 }
 
+// isQueued reports whether so many nodes have queued a request that there was no lack of
+// nodes: another was in the way, though the Locker was not told who.
+func isQueued(e *qlock.LockError) bool {
+	able, queued := 0, false
+	for _, n := range e.Nodes {
+		if n.Answer == qlock.AnswerVoted || n.Answer == qlock.AnswerQueued {
+			able++
+			queued = queued || n.Answer == qlock.AnswerQueued
+		}
+	}
+	return queued && able >= e.Need
+}
+
 func modeName(shared bool) string {
 	if shared {
 		return "shared"
@@ -166,6 +179,8 @@ func problemOf(err error) *Problem {
 			p.Detail = p.Blocker.text()
 		}
 		return p
+	case hasVotes && e.Reason == qlock.ErrNoQuorum && isQueued(e):
+		return problem("held", "the nodes have queued the request, and have not said yet behind whom")
 	case errors.Is(err, qlock.ErrRefused):
 		p = problem("forbidden", "%s", text)
 	case errors.Is(err, qlock.ErrClosed):
