@@ -85,13 +85,12 @@ type Gateway struct {
 	handler  http.Handler
 	now      func() time.Time // tests let it pause
 
-	draining  chan struct{} // closed at the start of Shutdown
-	running   sync.WaitGroup
+	draining  chan struct{}  // closed at the start of Shutdown
 	serving   sync.WaitGroup // requests of the NATS door
 	natsSlots chan struct{}
-	releasing sync.WaitGroup // leases that are over and whose promises are not
 
 	mu       sync.Mutex // guards what follows; a lease's is locked before it
+	quiet    *sync.Cond // tells that unfinished is 0
 	stopping time.Time  // when held leases are ended; zero: it is not stopping
 	only     *principal
 	leases   map[leaseKey]*lease
@@ -99,8 +98,13 @@ type Gateway struct {
 	graves   map[leaseKey]tombstone
 	buried   []leaseKey // oldest first
 	buckets  buckets
-	services []func() error // that end the NATS door
-	closed   bool
+
+	// unfinished counts what Shutdown must wait for: leases that are over though somebody may
+	// believe in them yet, and goroutines that wait for a grant. A lease enters it in the
+	// moment in which it leaves leases, or Shutdown could miss it between the two.
+	unfinished int
+	services   []func() error // that end the NATS door
+	closed     bool
 }
 
 type nameKey struct {
@@ -144,6 +148,7 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 		draining: make(chan struct{}), natsSlots: make(chan struct{}, natsRequests), leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
 	}
 	g.only = &principal{g: g, nc: cfg.Conn}
+	g.quiet = sync.NewCond(&g.mu)
 	locker, err := g.only.locker(ctx, 0)
 	if err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
@@ -294,10 +299,29 @@ func (g *Gateway) enter(l *lease) (*lease, *Problem) {
 	return l, nil
 }
 
-// ended takes note of a lease that is over. l.mu is held.
-func (g *Gateway) ended(l *lease) {
+// begin and finish are for what Shutdown must wait for.
+func (g *Gateway) begin() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.unfinished++
+}
+
+func (g *Gateway) finish() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.unfinished--; g.unfinished == 0 {
+		g.quiet.Broadcast()
+	}
+}
+
+// ended takes note of a lease that is over. finish follows if keeps is set, when it is given
+// back. l.mu is held.
+func (g *Gateway) ended(l *lease, keeps bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if keeps {
+		g.unfinished++
+	}
 	delete(g.leases, l.key)
 	l.key.principal.leases--
 	name := nameKey{l.key.principal, l.encoded}
@@ -452,9 +476,10 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 		l.end(gone(causeDraining, 0, "the gateway stopped"))
 		l.mu.Unlock()
 	}
-	g.releasing.Wait()
-	g.running.Wait()
 	g.mu.Lock()
+	for g.unfinished > 0 {
+		g.quiet.Wait()
+	}
 	last, services := !g.closed, g.services
 	g.closed, g.services = true, nil
 	g.mu.Unlock()

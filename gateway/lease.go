@@ -158,16 +158,14 @@ func (l *lease) end(why *Problem) {
 	l.why = why
 	l.change(over)
 	l.timer.Stop()
-	l.g.ended(l)
+	keeps := was == held && why.Cause != causeReleased && now.Before(l.promised) // G8
+	l.g.ended(l, keeps)
 	switch {
 	case was == waiting:
 		l.pending.Cancel() // it gives back what was granted in this moment; nobody was told of that
-	case why.Cause == causeReleased:
-		l.giveBack()
-	case now.Before(l.promised): // G8
-		l.g.releasing.Add(1)
+	case keeps:
 		l.timer = time.AfterFunc(l.promised.Sub(now), func() {
-			defer l.g.releasing.Done()
+			defer l.g.finish()
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.giveBack()
@@ -400,12 +398,14 @@ func (l *lease) leaveWaiting(now time.Time) {
 		return
 	}
 	l.watched = true
-	l.g.running.Go(func() {
+	l.g.begin()
+	go func() {
+		defer l.g.finish()
 		<-l.pending.Done()
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.settle()
-	})
+	}()
 }
 
 // renew lets the lease live for its length from now.
