@@ -13,6 +13,7 @@ require (
 	github.com/nats-io/nuid v1.0.1
 	github.com/prometheus/client_golang v1.25.0
 	github.com/qlock/qlock v0.2.0
+	github.com/qlock/qlock/gateway v0.2.0
 	github.com/qlock/qlock/metrics v0.2.0
 	github.com/spf13/cobra v1.10.2
 	github.com/spf13/pflag v1.0.9

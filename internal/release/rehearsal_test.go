@@ -195,6 +195,21 @@ func main() {
 		s.run(dir, "go", "build", "-o", os.DevNull, ".")
 		compare(t, "what a program that imports metrics links", s.linked(dir), "metrics-links.txt")
 	})
+
+	t.Run("gateway", func(t *testing.T) {
+		s := &stranger{t, s.env, s.bin}
+		dir := s.consumer(`package main
+
+import "github.com/qlock/qlock/gateway"
+
+func main() {
+	var g *gateway.Gateway
+	_ = gateway.NewServer(g)
+}
+`, base+"@"+version, base+"/gateway@"+version)
+		s.run(dir, "go", "build", "-o", os.DevNull, ".")
+		compare(t, "what a program that imports gateway links", s.linked(dir), "gateway-links.txt")
+	})
 }
 
 // linked lists the modules whose packages are in the program.

@@ -20,7 +20,7 @@ const (
 
 // published has the directories of the modules that are released, which other people
 // require or install. The other modules are for the development of qlock.
-var published = []string{".", "cmd/qlock", "metrics"}
+var published = []string{".", "cmd/qlock", "gateway", "metrics"}
 
 func modulePath(dir string) string { return path.Join(base, dir) }
 

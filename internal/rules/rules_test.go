@@ -69,7 +69,7 @@ var coreNames = map[string]*regexp.Regexp{
 // api has the packages of this repository that the command may import: the public packages,
 // and internal ones that know nothing of messages and of the protocol.
 var api = []string{
-	base, base + "/embedded", base + "/metrics", base + "/cmd/qlock/internal/cli",
+	base, base + "/embedded", base + "/gateway", base + "/metrics", base + "/cmd/qlock/internal/cli",
 	base + "/election", base + "/semaphore", base + "/members", base + "/partition", base + "/queue", base + "/store",
 	base + "/internal/loopback", base + "/internal/permissions", base + "/internal/printable",
 	base + "/internal/redact", base + "/internal/sat", base + "/internal/subject",
@@ -290,6 +290,35 @@ func TestMetricsUsesAPI(t *testing.T) {
 	}
 	if seen == 0 {
 		t.Error("package metrics is gone")
+	}
+}
+
+// Gateway is a module of its own as well. Beside the library it may use the recipes and the
+// store, which are public packages of the library's module.
+func TestGatewayUsesAPI(t *testing.T) {
+	_, files := sources(t)
+	allowed := []string{base, base + "/store"}
+	for _, r := range recipes {
+		allowed = append(allowed, base+"/"+r)
+	}
+	seen := 0
+	for _, s := range files {
+		if s.dir() != "gateway" && !strings.HasPrefix(s.dir(), "gateway/") {
+			continue
+		}
+		seen++
+		for p := range s.imports {
+			inModule := p == base+"/gateway" || strings.HasPrefix(p, base+"/gateway/")
+			if strings.HasPrefix(p, base) && !inModule && !slices.Contains(allowed, p) {
+				t.Errorf("%s imports %s: of this repository, package gateway may use the library, its recipes and the store", s.name, p)
+			}
+			if strings.HasPrefix(p, "github.com/nats-io/nats-server") {
+				t.Errorf("%s imports %s: a program that serves a gateway need not link a NATS server", s.name, p)
+			}
+		}
+	}
+	if seen == 0 {
+		t.Error("package gateway is gone")
 	}
 }
 

@@ -105,7 +105,7 @@ configuration file or the selected NATS context.`,
 		&cobra.Group{ID: groupSee, Title: "Observe and measure:"},
 	)
 	root.AddCommand(
-		a.demo(), a.node(), a.permissions(),
+		a.demo(), a.node(), a.gateway(), a.permissions(),
 		a.run(), a.elect(), a.lock(), a.unlock(), a.store(),
 		a.ls(), a.info(), a.leader(), a.group(), a.watch(), a.nodes(), a.check(), a.bench(),
 		a.version(),

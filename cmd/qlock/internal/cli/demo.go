@@ -21,6 +21,7 @@ import (
 func (a *app) demo() *cobra.Command {
 	var port, count int
 	var traffic bool
+	var door string
 	cmd := &cobra.Command{
 		Use:     "demo [flags]",
 		Short:   "Run three nodes and some traffic in this process, to try the other commands",
@@ -38,17 +39,24 @@ Ctrl-C ends the demo and leaves nothing behind.`,
 			// A second signal ends a program that is blocked by the reader of its output.
 			context.AfterFunc(ctx, stop)
 			a.supervise()
-			return a.runDemo(ctx, port, traffic, count)
+			return a.runDemo(ctx, port, traffic, count, door)
 		},
 	}
 	fs := cmd.Flags()
 	countFlag(fs, &port, "port", 4222, 0, 65535, "client port of the first node; 0: any free port")
 	fs.BoolVar(&traffic, "traffic", true, "let three services acquire locks")
+	fs.StringVar(&door, "gateway", "", "address of a gateway to run too, such as 127.0.0.1:8080: locks over HTTP")
 	countFlag(fs, &count, "count", 0, 1, 1<<31-1, "exit after this many events; default: no limit")
 	return cmd
 }
 
-func (a *app) runDemo(ctx context.Context, port int, traffic bool, count int) error {
+func (a *app) runDemo(ctx context.Context, port int, traffic bool, count int, door string) error {
+	d := &httpDoor{addr: door, drain: time.Second, connections: 1_000, perAddress: 1_000, nats: true}
+	if door != "" {
+		if err := d.check(); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	cluster, err := embedded.StartCluster(ctx, 3, func(i int, c *embedded.Config) {
@@ -82,6 +90,26 @@ func (a *app) runDemo(ctx context.Context, port int, traffic bool, count int) er
 		return err
 	}
 	var services sync.WaitGroup
+	if door != "" {
+		g, err := demoLink(urls, "gateway")
+		if err != nil {
+			return errors.Join(err, w.close())
+		}
+		defer g.Close()
+		failed := make(chan error, 1)
+		started := make(chan string, 1)
+		services.Go(func() {
+			err := d.serve(ctx, g, slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: slog.LevelWarn})), func(url string) { started <- url })
+			failed <- err
+		})
+		select {
+		case url := <-started:
+			fmt.Fprintf(a.out, "A gateway serves locks over HTTP; %s/docs describes the API:\n\n  curl -X POST %s/v1/locks/nightly\n\n", url, url)
+		case err := <-failed:
+			cancel()
+			return errors.Join(err, w.close())
+		}
+	}
 	if traffic {
 		for _, name := range []string{"orders", "billing", "mail"} {
 			services.Go(func() {
@@ -104,6 +132,7 @@ func (a *app) runDemo(ctx context.Context, port int, traffic bool, count int) er
 func demoLink(urls []string, name string) (*link, error) {
 	closed := make(chan struct{})
 	nc, err := nats.Connect(strings.Join(urls, ","), nats.Name("qlock "+name), nats.MaxReconnects(-1),
+		nats.PingInterval(2*time.Second), nats.MaxPingsOutstanding(1), nats.ReconnectWait(500*time.Millisecond),
 		nats.ClosedHandler(func(*nats.Conn) { close(closed) }),
 		// The default handler writes to standard error, and waits for it.
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))

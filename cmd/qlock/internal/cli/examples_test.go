@@ -23,6 +23,7 @@ import (
 // output that shows that they work.
 var lasting = [][2]string{
 	{"qlock demo", "Ctrl-C ends it"},
+	{"qlock gateway", "gateway serves"},
 	{"qlock watch", "Ctrl-C ends it"},
 	{"qlock ls 'orders.>' --watch", "has no locks"},
 	{"qlock info nightly --watch", "of cluster"},

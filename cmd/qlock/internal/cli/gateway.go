@@ -1,0 +1,168 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/qlock/qlock/gateway"
+)
+
+// httpDoor is how a gateway is reached over HTTP.
+type httpDoor struct {
+	addr, cert, key string
+	insecure        bool
+	hosts           []string
+	drain           time.Duration
+	rate            int
+	connections     int
+	perAddress      int
+	nats            bool
+}
+
+func (a *app) gateway() *cobra.Command {
+	c, logs, d := &connection{}, &logs{}, &httpDoor{}
+	cmd := &cobra.Command{
+		Use:     "gateway [flags]",
+		Short:   "Serve locks over HTTP, and over NATS request-reply",
+		GroupID: groupNodes,
+		Long: `Serve the locks of a cluster to programs in any language: over HTTP, and with --nats
+as a NATS micro service. The address --http has a page of documentation at /docs, and
+an OpenAPI document at /openapi.json.
+
+Everybody who can reach the gateway acts as its NATS user. Therefore it listens on
+loopback only, unless --insecure is given.
+
+SIGTERM or Ctrl-C drains the gateway. It then accepts no new leases, sends waiting
+callers to other gateways, lets leases be renewed for --drain, ends those that are
+left, and exits when no caller can believe any more that it holds a lock. A second
+signal ends the process at once: its locks are then free when their leases expire.
+--log-level debug logs each request.`,
+		Example: `  qlock gateway
+  qlock gateway --http 127.0.0.1:9000 --nats`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := interrupted(cmd.Context())
+			defer stop()
+			context.AfterFunc(ctx, stop) // a second signal ends the process
+			log, _ := logs.logger(a.err)
+			if err := d.check(); err != nil {
+				return err
+			}
+			l, err := c.connect("gateway", 10*time.Second, connectionLogs(log)...)
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			return d.serve(ctx, l, log, nil)
+		},
+	}
+	fs := cmd.Flags()
+	d.flags(fs)
+	logs.flags(fs, "info")
+	c.flags(fs)
+	return cmd
+}
+
+func (d *httpDoor) flags(fs *pflag.FlagSet) {
+	fs.StringVar(&d.addr, "http", "127.0.0.1:8080", "address to serve HTTP on; port 0: any free port")
+	env(fs, "http", "QLOCK_HTTP")
+	fs.BoolVar(&d.insecure, "insecure", false, "serve on an address that is not loopback, where everybody may do what the gateway may")
+	fs.StringArrayVar(&d.hosts, "host", nil, "host name that the gateway may be called by; may be given several times")
+	fs.StringVar(&d.cert, "http-cert", "", "certificate file, to serve HTTPS")
+	fs.StringVar(&d.key, "http-key", "", "key file of --http-cert")
+	durationFlag(fs, &d.drain, "drain", 30*time.Second, time.Millisecond, "how long leases can be renewed after SIGTERM")
+	countFlag(fs, &d.rate, "rate", 0, 0, 1<<30, "requests per second from one address; 0: no limit")
+	countFlag(fs, &d.connections, "connections", 20_000, 1, 1<<30, "connections at a time")
+	countFlag(fs, &d.perAddress, "connections-per-address", 1_000, 1, 1<<30, "connections at a time from one address")
+	fs.BoolVar(&d.nats, "nats", false, "serve lock.CLUSTER.api.> as a NATS micro service too; in one gateway of a cluster")
+}
+
+func (d *httpDoor) check() error {
+	if (d.cert == "") != (d.key == "") {
+		return usage("--http-cert and --http-key belong together")
+	}
+	host, _, err := net.SplitHostPort(d.addr)
+	if err != nil {
+		return usage("--http %q is not an address such as 127.0.0.1:8080", d.addr)
+	}
+	addr, err := netip.ParseAddr(host)
+	if loopback := host == "localhost" || err == nil && addr.IsLoopback(); !loopback && !d.insecure {
+		return usage("--http %s can be reached from elsewhere, and everybody who reaches it may do what the gateway may: give --insecure if that is meant", d.addr)
+	}
+	return nil
+}
+
+// serve serves until ctx ends, and then drains. It calls started, unless that is nil, with
+// the gateway's address.
+func (d *httpDoor) serve(ctx context.Context, l *link, log *slog.Logger, started func(url string)) error {
+	listener, err := net.Listen("tcp", d.addr)
+	if err != nil {
+		return fmt.Errorf("--http: %w", err)
+	}
+	begin, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	g, err := gateway.New(begin, gateway.Config{
+		Conn: l.Conn, Cluster: l.cluster, Client: l.client, Drain: d.drain, Logger: log,
+		Hosts: append(d.hosts, listener.Addr().String()), Limits: gateway.Limits{RequestsPerSec: float64(d.rate)},
+	})
+	if err != nil {
+		_ = listener.Close() // nothing was served
+		return lookError(err)
+	}
+	if d.nats {
+		if err := g.ServeNATS(); err != nil {
+			_ = listener.Close() // as well
+			return errors.Join(err, g.Close())
+		}
+	}
+	server, scheme := gateway.NewServer(g), "http"
+	limited := gateway.LimitListener(listener, d.connections, d.perAddress)
+	served := make(chan error, 1)
+	go func() {
+		if d.cert != "" {
+			served <- server.ServeTLS(limited, d.cert, d.key)
+		} else {
+			served <- server.Serve(limited)
+		}
+	}()
+	if d.cert != "" {
+		scheme = "https"
+	}
+	url := scheme + "://" + listener.Addr().String()
+	log.Info("gateway serves", "url", url, "name", g.Name(), "cluster", l.cluster)
+	if started != nil {
+		started(url)
+	}
+	select {
+	case <-ctx.Done():
+		log.Info("gateway drains", "for", d.drain.String())
+	case <-l.closed:
+		err = l.lostForEver()
+	case err = <-served:
+		err = fmt.Errorf("HTTP: %w", err)
+		served <- http.ErrServerClosed
+	}
+	if err == nil {
+		err = g.Shutdown(context.Background())
+	} else {
+		err = errors.Join(err, g.Close())
+	}
+	end, leave := context.WithTimeout(context.Background(), time.Second)
+	defer leave()
+	if server.Shutdown(end) != nil {
+		_ = server.Close() // somebody reads slowly; the process ends now
+	}
+	if serveErr := <-served; !errors.Is(serveErr, http.ErrServerClosed) {
+		err = errors.Join(err, serveErr)
+	}
+	return err
+}

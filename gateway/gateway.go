@@ -1,0 +1,503 @@
+package gateway
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/qlock/qlock"
+)
+
+// Config is what New needs. Only Conn has no default.
+type Config struct {
+	// Conn is the connection that the gateway works on. It stays the caller's. Whoever may
+	// send requests to the gateway acts as this connection's NATS user: do not serve it
+	// beyond loopback unless everybody who can reach it may do what that user may.
+	Conn *nats.Conn
+
+	Cluster string // of nodes; default: qlock.DefaultCluster
+	Client  string // the client's name in subjects, events and permissions; default: as for qlock.WithName
+
+	// Hosts are the names under which the gateway may be called, beside localhost and
+	// loopback addresses: a page whose name is made to point to a loopback address cannot
+	// call it (DNS rebinding). "*" allows all names.
+	Hosts []string
+
+	// Drain is how long Shutdown waits for held leases before it ends them. Default: 30 s.
+	Drain time.Duration
+
+	Limits Limits
+	Logger *slog.Logger // default: silent
+}
+
+// Limits bound what callers may use. Zero fields have defaults.
+type Limits struct {
+	Leases          int           // of one principal: 10,000
+	WaitingPerLock  int           // leases that wait for one lock: 1,000
+	PollsPerLease   int           // requests that wait for one lease: 16
+	Streams         int           // event streams and waiting lists of one principal: 100
+	Body            int64         // bytes: 64 KiB
+	BodyTime        time.Duration // for a request's body to arrive: 5 s
+	Block           time.Duration // that a request may wait: 55 s, below what proxies allow
+	RequestsPerSec  float64       // of one address, with bursts of two seconds' worth; 0: unlimited
+	Tombstones      int           // leases that are over and still known: 100,000
+	TombstonesFor   time.Duration // for so long: 10 min
+	UndecidedTryFor time.Duration // that a try may take when nodes do not answer: 5 s
+}
+
+func (l Limits) filled() Limits {
+	return Limits{
+		Leases: cmp.Or(l.Leases, 10_000), WaitingPerLock: cmp.Or(l.WaitingPerLock, 1_000), PollsPerLease: cmp.Or(l.PollsPerLease, 16),
+		Streams: cmp.Or(l.Streams, 100), Body: cmp.Or(l.Body, 64<<10), BodyTime: cmp.Or(l.BodyTime, 5*time.Second),
+		Block: cmp.Or(l.Block, 55*time.Second), RequestsPerSec: l.RequestsPerSec, Tombstones: cmp.Or(l.Tombstones, 100_000),
+		TombstonesFor: cmp.Or(l.TombstonesFor, 10*time.Minute), UndecidedTryFor: cmp.Or(l.UndecidedTryFor, 5*time.Second),
+	}
+}
+
+const (
+	defaultLease = 10 * time.Second
+	minLease     = 100 * time.Millisecond
+	maxWait      = 24 * time.Hour
+	maxAge       = time.Hour
+	ageSkew      = 5 * time.Second // by which the clocks of two gateways may differ
+	grace        = 100 * time.Millisecond
+)
+
+// Gateway is an http.Handler. All its methods may be called from several goroutines.
+type Gateway struct {
+	cfg      Config
+	limits   Limits
+	log      *slog.Logger
+	name     string        // of this process among the gateways; begins the ids that it makes
+	longest  time.Duration // lease of the cluster
+	maxLease time.Duration // that callers may have
+	handler  http.Handler
+	now      func() time.Time // tests let it pause
+
+	draining  chan struct{}  // closed at the start of Shutdown
+	serving   sync.WaitGroup // requests of the NATS door
+	natsSlots chan struct{}
+
+	mu       sync.Mutex // guards what follows; a lease's is locked before it
+	quiet    *sync.Cond // tells that unfinished is 0
+	stopping time.Time  // when held leases are ended; zero: it is not stopping
+	only     *principal
+	leases   map[leaseKey]*lease
+	byName   map[nameKey]map[*lease]struct{}
+	graves   map[leaseKey]tombstone
+	buried   []leaseKey // oldest first
+	buckets  buckets
+
+	// unfinished counts what Shutdown must wait for: leases that are over though somebody may
+	// believe in them yet, and goroutines that wait for a grant. A lease enters it in the
+	// moment in which it leaves leases, or Shutdown could miss it between the two.
+	unfinished int
+	services   []func() error // that end the NATS door
+	closed     bool
+}
+
+type nameKey struct {
+	principal *principal
+	encoded   string
+}
+
+type tombstone struct {
+	why   *Problem
+	until time.Time
+}
+
+// principal is who calls: the NATS user that requests act as.
+type principal struct {
+	g  *Gateway
+	nc *nats.Conn
+
+	mu     sync.Mutex // guards what follows
+	short  *qlock.Locker
+	long   *qlock.Locker
+	making chan struct{} // closed when the Locker is made that is being made; nil: none is
+	closed bool
+
+	streams int // guarded by g.mu
+	leases  int // as well
+}
+
+// New makes a gateway on a connection. It asks the nodes who they are, as qlock.New does,
+// and fails as that does.
+func New(ctx context.Context, cfg Config) (*Gateway, error) {
+	if cfg.Conn == nil {
+		return nil, errors.New("gateway: New: the connection is nil")
+	}
+	cfg.Cluster = cmp.Or(cfg.Cluster, qlock.DefaultCluster)
+	cfg.Drain = cmp.Or(cfg.Drain, 30*time.Second)
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	g := &Gateway{
+		cfg: cfg, limits: cfg.Limits.filled(), log: cfg.Logger, name: newName(), now: time.Now,
+		draining: make(chan struct{}), natsSlots: make(chan struct{}, natsRequests), leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
+	}
+	g.only = &principal{g: g, nc: cfg.Conn}
+	g.quiet = sync.NewCond(&g.mu)
+	locker, err := g.only.locker(ctx, 0)
+	if err != nil {
+		return nil, fmt.Errorf("gateway: %w", err)
+	}
+	members, err := locker.Members(ctx)
+	if err != nil {
+		_ = locker.Close() // nothing is held
+		return nil, fmt.Errorf("gateway: the nodes did not tell their longest lease: %w", err)
+	}
+	g.longest = max(members.Config.MaxLease, locker.Lease())
+	g.maxLease = g.longest * 96 / 100
+	g.handler = g.routes()
+	return g, nil
+}
+
+// newName names this process among the gateways. Ids of leases begin with it.
+func newName() string {
+	var b [5]byte
+	_, _ = rand.Read(b[:]) // it never fails
+	return "g" + strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))[:7]
+}
+
+func (g *Gateway) newID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:])
+	return g.name + "." + base64.RawURLEncoding.EncodeToString(b[:])
+}
+
+// Name is how this gateway names itself in answers and in the ids that it makes.
+func (g *Gateway) Name() string { return g.name }
+
+// ServeHTTP serves the API.
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.handler.ServeHTTP(w, r) }
+
+// locker is the principal's Locker for leases of that length: one that has the usual lease,
+// or one that has the cluster's longest. It makes the Locker at the first call.
+func (p *principal) locker(ctx context.Context, length time.Duration) (*qlock.Locker, error) {
+	for {
+		p.mu.Lock()
+		which, opts := &p.short, []qlock.Option{qlock.WithCluster(p.g.cfg.Cluster), qlock.WithLogger(p.g.log)}
+		if p.short != nil && length > p.short.Lease() {
+			which = &p.long
+			opts = append(opts, qlock.WithLease(p.g.longest))
+		}
+		locker, made := *which, p.making
+		switch {
+		case p.closed:
+			p.mu.Unlock()
+			return nil, problem("draining", "the gateway has stopped")
+		case locker != nil:
+			p.mu.Unlock()
+			return locker, nil
+		case made == nil:
+			made = make(chan struct{})
+			p.making = made
+			p.mu.Unlock()
+			if p.g.cfg.Client != "" {
+				opts = append(opts, qlock.WithName(p.g.cfg.Client))
+			}
+			return p.make(ctx, which, opts)
+		}
+		p.mu.Unlock()
+		select {
+		case <-made: // or that failed: then it is this one's turn
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// make makes a Locker. It asks the nodes, so p.mu is not locked meanwhile.
+func (p *principal) make(ctx context.Context, which **qlock.Locker, opts []qlock.Option) (*qlock.Locker, error) {
+	locker, err := qlock.New(ctx, p.nc, opts...)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	close(p.making)
+	p.making = nil
+	if err != nil {
+		return nil, err
+	}
+	*which = locker
+	return locker, nil
+}
+
+// close closes the Lockers. Call it when no lease is left and no new one is admitted.
+func (p *principal) close() error {
+	p.mu.Lock()
+	p.closed = true
+	made := p.making
+	p.mu.Unlock()
+	if made != nil {
+		<-made // for the five seconds of qlock.New at most
+	}
+	p.mu.Lock()
+	all := []*qlock.Locker{p.short, p.long}
+	p.mu.Unlock()
+	var errs []error
+	for _, l := range all {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// admit makes a lease, or finds the one of this id. It reports whether it made one.
+func (g *Gateway) admit(l *lease, locker *qlock.Locker) (*lease, bool, *Problem) {
+	l.mu.Lock() // nobody else has it; those who find it below wait until it has started
+	defer l.mu.Unlock()
+	known, p := g.enter(l)
+	if p != nil || known != l {
+		return known, false, p
+	}
+	l.start(locker)
+	return l, true, nil
+}
+
+// enter puts a lease among the others, unless there is one of its id already.
+func (g *Gateway) enter(l *lease) (*lease, *Problem) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.bury(time.Now())
+	if known := g.leases[l.key]; known != nil {
+		return known, nil
+	}
+	if t, ok := g.graves[l.key]; ok && t.why.Status == http.StatusGone {
+		why := *t.why
+		return nil, &why
+	}
+	// A lease that never was held may be asked for again under its id.
+	if !g.stopping.IsZero() {
+		return nil, problem("draining", "the gateway is stopping: ask another one, with the same id")
+	}
+	p, name := l.key.principal, nameKey{l.key.principal, l.encoded}
+	if p.leases >= g.limits.Leases {
+		return nil, problem("too-many", "%d leases exist, which is the limit: release some, or wait until they expire", p.leases)
+	}
+	if n := len(g.byName[name]); n >= g.limits.WaitingPerLock {
+		return nil, problem("too-many", "%d leases of this lock exist, which is the limit", n)
+	}
+	delete(g.graves, l.key)
+	p.leases++
+	g.leases[l.key] = l
+	if g.byName[name] == nil {
+		g.byName[name] = map[*lease]struct{}{}
+	}
+	g.byName[name][l] = struct{}{}
+	return l, nil
+}
+
+// begin and finish are for what Shutdown must wait for.
+func (g *Gateway) begin() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.unfinished++
+}
+
+func (g *Gateway) finish() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.unfinished--; g.unfinished == 0 {
+		g.quiet.Broadcast()
+	}
+}
+
+// ended takes note of a lease that is over. finish follows if keeps is set, when it is given
+// back. l.mu is held.
+func (g *Gateway) ended(l *lease, keeps bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if keeps {
+		g.unfinished++
+	}
+	delete(g.leases, l.key)
+	l.key.principal.leases--
+	name := nameKey{l.key.principal, l.encoded}
+	if delete(g.byName[name], l); len(g.byName[name]) == 0 {
+		delete(g.byName, name)
+	}
+	if l.why.Status != http.StatusGone && l.isOurID && !l.told {
+		return // nobody can ask for it
+	}
+	now := time.Now()
+	g.graves[l.key] = tombstone{l.why, now.Add(g.limits.TombstonesFor)}
+	g.buried = append(g.buried, l.key)
+	g.bury(now)
+}
+
+// bury forgets leases that have been over for long. Call with g.mu held.
+func (g *Gateway) bury(now time.Time) {
+	for len(g.buried) > 0 {
+		t, ok := g.graves[g.buried[0]]
+		if ok && now.Before(t.until) && len(g.buried) <= g.limits.Tombstones {
+			return
+		}
+		if ok && (!now.Before(t.until) || len(g.buried) > g.limits.Tombstones) {
+			delete(g.graves, g.buried[0])
+		}
+		g.buried[0] = leaseKey{}
+		if g.buried = g.buried[1:]; len(g.buried) == 0 {
+			g.buried = nil
+		}
+	}
+}
+
+// find is the lease of an id, or why there is none.
+func (g *Gateway) find(key leaseKey) (*lease, *Problem) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.bury(time.Now())
+	if l := g.leases[key]; l != nil {
+		return l, nil
+	}
+	if t, ok := g.graves[key]; ok {
+		why := *t.why
+		return nil, &why
+	}
+	return nil, problem("unknown-lease", "no lease has this id: it never existed, it has been over for long, or it was lost with its gateway")
+}
+
+// byToken is the principal's held lease of a lock that has the token.
+func (g *Gateway) byToken(p *principal, encoded string, token uint64) *lease {
+	g.mu.Lock()
+	var all []*lease
+	for l := range g.byName[nameKey{p, encoded}] {
+		all = append(all, l)
+	}
+	g.mu.Unlock()
+	for _, l := range all {
+		l.mu.Lock()
+		found := l.state == held && l.lock.Token() == token
+		l.mu.Unlock()
+		if found {
+			return l
+		}
+	}
+	return nil
+}
+
+// noteOfHolder is the note of the lease that holds what l waits for, if it is one of the
+// same principal. l.mu is held.
+func (g *Gateway) noteOfHolder(l *lease) string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for other := range g.byName[nameKey{l.key.principal, l.encoded}] {
+		if other != l && other.isHeld.Load() {
+			return other.note
+		}
+	}
+	return ""
+}
+
+func (g *Gateway) isDraining() bool {
+	select {
+	case <-g.draining:
+		return true
+	default:
+		return false
+	}
+}
+
+// drainingIn is how long held leases still live, in milliseconds, if the gateway is
+// stopping.
+func (g *Gateway) drainingIn(now time.Time) int64 {
+	if !g.isDraining() {
+		return 0
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return max(g.stopping.Sub(now).Milliseconds(), 1)
+}
+
+func (g *Gateway) all() []*lease {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	out := make([]*lease, 0, len(g.leases))
+	for _, l := range g.leases {
+		out = append(out, l)
+	}
+	return out
+}
+
+// Shutdown stops the gateway. New leases are refused. Requests that wait for a lease are
+// answered at once, with "moved" and the age, so that their callers can ask another gateway
+// and keep their places. Held leases can be renewed for Config.Drain, or until ctx ends;
+// those that are left are ended then.
+//
+// Shutdown returns when no caller can believe any more that it holds a lock, which takes as
+// long as the longest lease at most: nothing makes this shorter, not even the end of ctx,
+// because a lock must not be released while its holder goes on. Serve requests meanwhile.
+// Calling it again waits for the same.
+func (g *Gateway) Shutdown(ctx context.Context) error {
+	g.mu.Lock()
+	first := g.stopping.IsZero()
+	if first {
+		g.stopping = time.Now().Add(g.cfg.Drain)
+		close(g.draining)
+	}
+	end := g.stopping
+	g.mu.Unlock()
+	for _, l := range g.all() {
+		l.mu.Lock()
+		l.settle()
+		if l.state == waiting && l.polls == 0 {
+			l.end(gone(causeDraining, 0, "the gateway is stopping"))
+		}
+		l.mu.Unlock()
+	}
+	timeout := time.NewTimer(time.Until(end))
+	defer timeout.Stop()
+	look := time.NewTicker(50 * time.Millisecond)
+	defer look.Stop()
+	for drained := false; !drained && len(g.all()) > 0; {
+		select {
+		case <-look.C:
+		case <-timeout.C:
+			drained = true
+		case <-ctx.Done():
+			drained = true
+		}
+	}
+	for _, l := range g.all() {
+		l.mu.Lock()
+		l.settle()
+		l.end(gone(causeDraining, 0, "the gateway stopped"))
+		l.mu.Unlock()
+	}
+	g.mu.Lock()
+	for g.unfinished > 0 {
+		g.quiet.Wait()
+	}
+	last, services := !g.closed, g.services
+	g.closed, g.services = true, nil
+	g.mu.Unlock()
+	if !last {
+		return nil
+	}
+	var errs []error
+	for _, stop := range services {
+		errs = append(errs, stop())
+	}
+	g.serving.Wait()
+	return errors.Join(append(errs, g.only.close())...)
+}
+
+// Close is Shutdown without time for callers to move: held leases end at once, and are
+// given back when nobody can believe any more that it holds them.
+func (g *Gateway) Close() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return g.Shutdown(ctx)
+}

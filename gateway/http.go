@@ -1,0 +1,665 @@
+package gateway
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"maps"
+	"mime"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// operation is one thing that callers can do. The routes, the NATS door and the OpenAPI
+// document are all made from the table of operations.
+type operation struct {
+	id, method, path string
+	verb             string // at the NATS door; empty: not there
+	summary          string
+	params           []parameter
+	body             any // the zero value of what the body is; nil: no body
+	answers          []answer
+	problems         []string // kinds, beside those that every operation has
+	serve            func(g *Gateway, c *call, in *input) (*output, *Problem)
+}
+
+type parameter struct {
+	name, in, doc string
+	integer       bool
+	required      bool
+}
+
+type answer struct {
+	status int
+	doc    string
+	body   any // the zero value of its type; nil: none
+}
+
+// input is a request as both doors give it.
+type input struct {
+	path   func(string) string
+	query  url.Values
+	header http.Header
+	body   []byte
+}
+
+// output is an answer for both doors.
+type output struct {
+	status int
+	body   any
+	etag   string
+	header map[string]string
+}
+
+func (o *output) set(key, value string) *output {
+	if o.header == nil {
+		o.header = map[string]string{}
+	}
+	o.header[key] = value
+	return o
+}
+
+const (
+	docLeaseID = "the lease's id"
+	docName    = "the name of the lock, percent-encoded; slashes are encoded too"
+)
+
+var (
+	paramPrefer  = parameter{name: "Prefer", in: "header", doc: "wait=30: the request may wait for 30 seconds (RFC 7240); 55 at most"}
+	paramMatch   = parameter{name: "If-None-Match", in: "header", doc: "the ETag of an earlier answer: 304 if nothing has changed since"}
+	paramName    = parameter{name: "name", in: "path", doc: docName, required: true}
+	paramID      = parameter{name: "id", in: "path", doc: docLeaseID, required: true}
+	paramQName   = parameter{name: "name", in: "query", doc: "the name of the lock"}
+	paramQEnc    = parameter{name: "encoded", in: "query", doc: "the name as it stands in NATS subjects, in place of name"}
+	paramQLease  = parameter{name: "lease", in: "query", doc: docLeaseID}
+	paramQToken  = parameter{name: "token", in: "query", doc: "the fencing token of the hold, in place of the lease's id", integer: true}
+	paramQPatter = parameter{name: "pattern", in: "query", doc: "as NATS selects subjects: orders.> or *.42; default: all"}
+	paramKey     = parameter{name: "Idempotency-Key", in: "header", doc: "a UUID, which becomes the lease's id: the request can be repeated then, as PUT /v1/leases/{id} can"}
+)
+
+var acquired = []answer{
+	{200, "held; the lease was there already", Lease{}},
+	{201, "held; this request made the lease", Lease{}},
+	{202, "waiting; the place in the queue is kept", Lease{}},
+}
+
+var operations = []operation{
+	{
+		id: "acquireByID", method: "PUT", path: "/v1/leases/{id}", verb: "acquire",
+		summary: "Acquire a lock under an id of the caller's. Repeating the request is safe: it never acquires the lock a second time.",
+		params:  []parameter{{name: "id", in: "path", doc: "a UUID of the caller's", required: true}, paramPrefer}, body: AcquireRequest{}, answers: acquired,
+		problems: []string{"held", "lease-mismatch", "gone", "no-quorum", "unreachable", "draining"},
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			return g.serveAcquire(c, in, in.path("id"), "")
+		},
+	},
+	{
+		id: "acquire", method: "POST", path: "/v1/locks/{name}",
+		summary: "Acquire a lock. The gateway makes the lease's id.",
+		params:  []parameter{paramName, paramPrefer, paramKey}, body: AcquireRequest{}, answers: acquired,
+		problems: []string{"held", "lease-mismatch", "gone", "no-quorum", "unreachable", "draining"},
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			return g.serveAcquire(c, in, in.header.Get("Idempotency-Key"), in.path("name"))
+		},
+	},
+	{
+		id: "acquireByBody", method: "POST", path: "/v1/leases",
+		summary: "Acquire a lock whose name stands in the body: any name can be written there.",
+		params:  []parameter{paramPrefer, paramKey}, body: AcquireRequest{}, answers: acquired,
+		problems: []string{"held", "lease-mismatch", "gone", "no-quorum", "unreachable", "draining"},
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			return g.serveAcquire(c, in, in.header.Get("Idempotency-Key"), "")
+		},
+	},
+	{
+		id: "poll", method: "GET", path: "/v1/leases/{id}", verb: "poll",
+		summary:  "Tell how a lease stands, or wait until it is granted or over. This does not renew it.",
+		params:   []parameter{paramID, paramPrefer, paramMatch},
+		answers:  []answer{{200, "held or waiting", Lease{}}, {304, "nothing has changed since the ETag that was given", nil}},
+		problems: []string{"held", "gone", "no-quorum", "unreachable", "unknown-lease"},
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			known, _ := strconv.Atoi(strings.Trim(in.header.Get("If-None-Match"), `"`))
+			a, p := g.poll(c, in.path("id"), known)
+			if p != nil {
+				return nil, p
+			}
+			out := leaseOutput(200, a)
+			if known > 0 && known == a.revision && a.DrainingInMS == 0 && !a.Moved {
+				out.status, out.body = 304, nil
+			}
+			return out, nil
+		},
+	},
+	{
+		id: "renew", method: "POST", path: "/v1/leases/{id}/renew", verb: "renew",
+		summary: "Renew a held lease: it lives for its whole length from now.",
+		params:  []parameter{paramID}, body: RenewRequest{}, answers: []answer{{200, "held", Lease{}}},
+		problems: []string{"held", "gone", "unknown-lease"},
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			body, p := decode[RenewRequest](in.body)
+			if p != nil {
+				return nil, p
+			}
+			a, p := g.renew(c, in.path("id"), body)
+			if p != nil {
+				return nil, p
+			}
+			return leaseOutput(200, a), nil
+		},
+	},
+	{
+		id: "release", method: "DELETE", path: "/v1/leases/{id}", verb: "release",
+		summary: "Release a lease. The answer is the same if it is over already, or unknown.",
+		params:  []parameter{paramID}, answers: []answer{{204, "released", nil}},
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			g.release(c, in.path("id"))
+			return &output{status: 204}, nil
+		},
+	},
+	{
+		id: "releaseLock", method: "DELETE", path: "/v1/locks/{name}",
+		summary: "Release the lease of a lock that has the id or the token.",
+		params:  []parameter{paramName, paramQLease, paramQToken}, answers: []answer{{204, "released", nil}},
+		problems: []string{"precondition", "lease-mismatch"},
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			token, p := tokenOf(in.query.Get("token"))
+			if p == nil {
+				p = g.releaseOf(c, &ReleaseRequest{Name: in.path("name"), ID: in.query.Get("lease"), Token: token})
+			}
+			if p != nil {
+				return nil, p
+			}
+			return &output{status: 204}, nil
+		},
+	},
+	{
+		id: "evict", method: "POST", path: "/v1/locks/{name}/evict",
+		summary: "End the claim of somebody else, as qlock unlock --force does.",
+		params:  []parameter{paramName, paramPrefer}, body: EvictRequest{},
+		answers:  []answer{{200, "a quorum of nodes does not have the claim any more", Evicted{}}, {202, "the client was told; the claim ends at the end of its lease at the latest", Evicted{}}},
+		problems: []string{"not-found", "ambiguous", "forbidden", "no-quorum", "unreachable"},
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			return g.serveEvict(c, in, in.path("name"))
+		},
+	},
+	{
+		id: "evictByBody", method: "POST", path: "/v1/evict", verb: "evict",
+		summary: "End the claim of somebody else on a lock whose name stands in the body.",
+		params:  []parameter{paramPrefer}, body: EvictRequest{},
+		answers:  []answer{{200, "a quorum of nodes does not have the claim any more", Evicted{}}, {202, "the client was told; the claim ends at the end of its lease at the latest", Evicted{}}},
+		problems: []string{"not-found", "ambiguous", "forbidden", "no-quorum", "unreachable"},
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			return g.serveEvict(c, in, "")
+		},
+	},
+	{
+		id: "listLocks", method: "GET", path: "/v1/locks", verb: "locks",
+		summary: "List the locks that are held or waited for.",
+		params:  []parameter{paramQPatter}, answers: []answer{{200, "the locks, by name", LockList{}}},
+		problems: []string{"forbidden", "no-quorum", "unreachable"},
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			list, p := g.locks(c, &ListRequest{Pattern: in.query.Get("pattern")})
+			if p != nil {
+				return nil, p
+			}
+			return &output{status: 200, body: list}, nil
+		},
+	},
+	{
+		id: "showLock", method: "GET", path: "/v1/locks/{name}",
+		summary: "Show all that the nodes know about a lock. If nobody holds it or waits for it, it has no claims.",
+		params:  []parameter{paramName}, answers: []answer{{200, "the lock", LockReport{}}},
+		problems: []string{"forbidden", "no-quorum", "unreachable"},
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			return g.serveLock(c, &LockRequest{Name: in.path("name")})
+		},
+	},
+	{
+		id: "showLockByQuery", method: "GET", path: "/v1/lock", verb: "lock",
+		summary: "Show all that the nodes know about a lock whose name stands in the query: any name can be written there.",
+		params:  []parameter{paramQName, paramQEnc}, answers: []answer{{200, "the lock", LockReport{}}},
+		problems: []string{"forbidden", "no-quorum", "unreachable"},
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			return g.serveLock(c, &LockRequest{Name: in.query.Get("name"), Encoded: in.query.Get("encoded")})
+		},
+	},
+	{
+		id: "releaseLockByQuery", method: "DELETE", path: "/v1/lock",
+		summary: "Release the lease of a lock, whose name stands in the query, that has the id or the token.",
+		params:  []parameter{paramQName, paramQEnc, paramQLease, paramQToken}, answers: []answer{{204, "released", nil}},
+		problems: []string{"precondition", "lease-mismatch"},
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			token, p := tokenOf(in.query.Get("token"))
+			if p == nil {
+				p = g.releaseOf(c, &ReleaseRequest{Name: in.query.Get("name"), Encoded: in.query.Get("encoded"), ID: in.query.Get("lease"), Token: token})
+			}
+			if p != nil {
+				return nil, p
+			}
+			return &output{status: 204}, nil
+		},
+	},
+	{
+		id: "listNodes", method: "GET", path: "/v1/nodes", verb: "nodes",
+		summary:  "List the nodes, and which of them vote.",
+		answers:  []answer{{200, "the nodes, by name", NodeList{}}},
+		problems: []string{"forbidden", "no-quorum", "unreachable"},
+		serve: func(g *Gateway, c *call, _ *input) (*output, *Problem) {
+			list, p := g.nodes(c)
+			if p != nil {
+				return nil, p
+			}
+			return &output{status: 200, body: list}, nil
+		},
+	},
+}
+
+// everyProblem are the kinds that each operation may answer.
+var everyProblem = []string{"malformed", "invalid", "cross-origin", "too-large", "media-type", "wrong-host", "too-many", "internal"}
+
+func tokenOf(text string) (uint64, *Problem) {
+	if text == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(text, 10, 53)
+	if err != nil {
+		return 0, invalid("token is not a whole number below 2^53")
+	}
+	return n, nil
+}
+
+func leaseOutput(status int, a *Lease) *output {
+	out := &output{status: status, body: a, etag: strconv.Itoa(a.revision)}
+	return out.set("Cache-Control", "no-store")
+}
+
+// serveAcquire takes the name from the path, or if that has none from the body.
+func (g *Gateway) serveAcquire(c *call, in *input, id, name string) (*output, *Problem) {
+	body, p := decode[AcquireRequest](in.body)
+	if p != nil {
+		return nil, p
+	}
+	if name != "" {
+		if body.Name != "" || body.Encoded != "" {
+			return nil, invalid("the name stands in the path, so the body must not have one")
+		}
+		body.Name = name
+	}
+	if body.ID != "" {
+		return nil, invalid("over HTTP the lease's id stands in the path, or in the header Idempotency-Key")
+	}
+	a, created, p := g.acquire(c, id, body)
+	if p != nil {
+		return nil, p
+	}
+	status := http.StatusOK
+	switch {
+	case a.State == waiting.String():
+		status = http.StatusAccepted
+	case created:
+		status = http.StatusCreated
+	}
+	out := leaseOutput(status, a).set("Location", "/v1/leases/"+url.PathEscape(a.ID))
+	if status == http.StatusAccepted {
+		out.set("Retry-After", "0")
+	}
+	return out, nil
+}
+
+func (g *Gateway) serveEvict(c *call, in *input, name string) (*output, *Problem) {
+	body, p := decode[EvictRequest](in.body)
+	if p != nil {
+		return nil, p
+	}
+	if name != "" {
+		if body.Name != "" || body.Encoded != "" {
+			return nil, invalid("the name stands in the path, so the body must not have one")
+		}
+		body.Name = name
+	}
+	a, p := g.evict(c, body)
+	if p != nil {
+		return nil, p
+	}
+	if !a.Gone {
+		return &output{status: http.StatusAccepted, body: a}, nil
+	}
+	return &output{status: http.StatusOK, body: a}, nil
+}
+
+func (g *Gateway) serveLock(c *call, in *LockRequest) (*output, *Problem) {
+	a, p := g.lock(c, in)
+	if p != nil {
+		return nil, p
+	}
+	return &output{status: 200, body: a}, nil
+}
+
+// routes puts everything together.
+func (g *Gateway) routes() http.Handler {
+	mux := http.NewServeMux()
+	for i := range operations {
+		op := &operations[i]
+		mux.HandleFunc(op.method+" "+op.path, func(w http.ResponseWriter, r *http.Request) { g.serveOperation(w, r, op) })
+	}
+	mux.HandleFunc("GET /v1/events", g.serveEvents)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET /readyz", g.readyz)
+	g.documents(mux)
+	origin := http.NewCrossOriginProtection()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		e := &exchange{ResponseWriter: w, started: time.Now(), id: requestID(r)}
+		w.Header().Set("X-Request-Id", e.id)
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, e))
+		defer g.logged(e, r)
+		defer g.recovered(e)
+		if p := g.admits(r, e.started); p != nil {
+			e.fail(p)
+			return
+		}
+		if err := origin.Check(r); err != nil {
+			e.fail(problem("cross-origin", "the request comes from a page of another origin"))
+			return
+		}
+		if _, pattern := mux.Handler(r); pattern == "" {
+			e.fail(unrouted(mux, r))
+			return
+		}
+		mux.ServeHTTP(e, r)
+	})
+}
+
+// exchange is a request and its answer, on the way.
+type exchange struct {
+	http.ResponseWriter
+	started   time.Time
+	id        string
+	status    int
+	operation string
+	lease     string // the digest of its id
+}
+
+type exchangeKey struct{}
+
+func exchangeOf(r *http.Request) *exchange { return r.Context().Value(exchangeKey{}).(*exchange) }
+
+func (e *exchange) WriteHeader(status int) {
+	if e.status == 0 {
+		e.status = status
+	}
+	e.ResponseWriter.WriteHeader(status)
+}
+
+func (e *exchange) Write(b []byte) (int, error) {
+	e.status = cmp.Or(e.status, http.StatusOK)
+	return e.ResponseWriter.Write(b)
+}
+
+// Unwrap is for http.ResponseController.
+func (e *exchange) Unwrap() http.ResponseWriter { return e.ResponseWriter }
+
+// fail answers with a problem.
+func (e *exchange) fail(p *Problem) {
+	p.Request = e.id
+	h := e.Header()
+	h.Set("Content-Type", "application/problem+json")
+	h.Set("Cache-Control", "no-store")
+	if p.retryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(int(max(p.retryAfter/time.Second, 1))))
+	}
+	if p.allow != "" {
+		h.Set("Allow", p.allow)
+	}
+	e.WriteHeader(p.Status)
+	_ = json.NewEncoder(e).Encode(p) // who asked may have gone
+}
+
+func (g *Gateway) recovered(e *exchange) {
+	v := recover()
+	if v == nil {
+		return
+	}
+	if v == http.ErrAbortHandler {
+		panic(v)
+	}
+	g.log.Error("a request failed", "request", e.id, "panic", v)
+	if e.status == 0 {
+		e.fail(problem("internal", "the gateway's log says more, under the id of this request"))
+	}
+}
+
+func (g *Gateway) logged(e *exchange, r *http.Request) {
+	if !g.log.Enabled(r.Context(), slog.LevelDebug) {
+		return
+	}
+	args := []any{"method", r.Method, "operation", e.operation, "status", e.status, "ms", time.Since(e.started).Milliseconds(), "request", e.id, "address", addressOf(r)}
+	if e.lease != "" {
+		args = append(args, "lease", e.lease)
+	}
+	if trace := r.Header.Get("traceparent"); isToken(trace, 64) {
+		args = append(args, "traceparent", trace)
+	}
+	g.log.Debug("request", args...)
+}
+
+// requestID is that of the caller's, if it is harmless.
+func requestID(r *http.Request) string {
+	if id := r.Header.Get("X-Request-Id"); isToken(id, 64) {
+		return id
+	}
+	return uuid.NewString()
+}
+
+func isToken(s string, most int) bool {
+	return s != "" && len(s) <= most && !strings.ContainsFunc(s, func(c rune) bool {
+		return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '_' || c == '-')
+	})
+}
+
+// admits refuses what must not reach an operation.
+func (g *Gateway) admits(r *http.Request, now time.Time) *Problem {
+	if !g.servesHost(r.Host) {
+		return problem("wrong-host", "the gateway is not called under this host name: its configuration lists the names that it serves")
+	}
+	g.mu.Lock()
+	wait := g.buckets.take(addressOf(r), g.limits.RequestsPerSec, now)
+	g.mu.Unlock()
+	if wait > 0 {
+		p := problem("too-many", "this address sends more than %g requests a second", g.limits.RequestsPerSec)
+		p.retryAfter = wait
+		return p
+	}
+	return nil
+}
+
+func (g *Gateway) servesHost(host string) bool {
+	if slices.Contains(g.cfg.Hosts, "*") || slices.Contains(g.cfg.Hosts, host) {
+		return true
+	}
+	name, _, err := net.SplitHostPort(host)
+	if err != nil {
+		name = strings.Trim(host, "[]")
+	}
+	addr, err := netip.ParseAddr(name)
+	return name == "localhost" || err == nil && addr.IsLoopback() || slices.Contains(g.cfg.Hosts, name)
+}
+
+func addressOf(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return host
+}
+
+// unrouted is what is wrong with a request that no route takes.
+func unrouted(mux *http.ServeMux, r *http.Request) *Problem {
+	methods := map[string]bool{}
+	for _, m := range []string{"GET", "POST", "PUT", "DELETE"} {
+		other := r.Clone(r.Context())
+		other.Method = m
+		if _, pattern := mux.Handler(other); pattern != "" {
+			methods[m] = true
+		}
+	}
+	if len(methods) == 0 {
+		return problem("not-found", "GET /openapi.json describes what there is")
+	}
+	p := problem("method-not-allowed", "the resource has the methods %s", strings.Join(slices.Sorted(maps.Keys(methods)), ", "))
+	p.allow = strings.Join(slices.Sorted(maps.Keys(methods)), ", ")
+	return p
+}
+
+// serveOperation is an operation over HTTP.
+func (g *Gateway) serveOperation(w http.ResponseWriter, r *http.Request, op *operation) {
+	e := exchangeOf(r)
+	e.operation = op.id
+	if id := r.PathValue("id"); id != "" {
+		e.lease = digest(normalID(id))
+	}
+	body, p := g.readBody(e, r)
+	if p != nil {
+		e.fail(p)
+		return
+	}
+	block, stated, p := g.prefer(r)
+	if p != nil {
+		e.fail(p)
+		return
+	}
+	query, p := queryOf(r, op)
+	if p != nil {
+		e.fail(p)
+		return
+	}
+	c := &call{ctx: r.Context(), principal: g.only, received: e.started, request: e.id, block: block}
+	out, p := op.serve(g, c, &input{path: r.PathValue, query: query, header: r.Header, body: body})
+	if p != nil {
+		e.fail(p)
+		return
+	}
+	h := e.Header()
+	for key, value := range out.header {
+		h.Set(key, value)
+	}
+	if out.etag != "" {
+		h.Set("ETag", `"`+out.etag+`"`)
+	}
+	if stated {
+		h.Set("Preference-Applied", "wait="+strconv.Itoa(int(block/time.Second)))
+	}
+	if out.body == nil {
+		e.WriteHeader(out.status)
+		return
+	}
+	text, err := json.Marshal(out.body)
+	if err != nil {
+		panic(err)
+	}
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(text)+1))
+	e.WriteHeader(out.status)
+	_, _ = e.Write(append(text, '\n')) // who asked may have gone
+}
+
+// queryOf reads the query as strictly as decode reads bodies.
+func queryOf(r *http.Request, op *operation) (url.Values, *Problem) {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, problem("malformed", "the query is not percent-encoded as it should be")
+	}
+	for key, values := range query {
+		if !slices.ContainsFunc(op.params, func(p parameter) bool { return p.in == "query" && p.name == key }) {
+			return nil, invalid("the query has an unknown field")
+		}
+		if len(values) > 1 {
+			return nil, problem("malformed", "the query has the field %s twice", key)
+		}
+	}
+	return query, nil
+}
+
+// readBody reads all of the body, within its limits of size and time.
+func (g *Gateway) readBody(e *exchange, r *http.Request) ([]byte, *Problem) {
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil, nil
+	}
+	// The deadline is taken away again: the server goes on reading, to notice when the
+	// client leaves, and takes an error there for that.
+	control := http.NewResponseController(e.ResponseWriter)
+	_ = control.SetReadDeadline(e.started.Add(g.limits.BodyTime)) // not every server can
+	body, err := io.ReadAll(http.MaxBytesReader(e, r.Body, g.limits.Body))
+	if err == nil {
+		_ = control.SetReadDeadline(time.Time{})
+	} else {
+		e.Header().Set("Connection", "close") // else the server would go on reading what does not come
+	}
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return nil, problem("too-large", "the body has more than %d bytes", g.limits.Body)
+	case err != nil:
+		return nil, problem("malformed", "the body did not arrive in full within %v", g.limits.BodyTime)
+	case len(body) == 0:
+		return nil, nil
+	}
+	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || kind != "application/json" {
+		return nil, problem("media-type", "send the body as application/json: curl --json does, and curl -d does not")
+	}
+	return body, nil
+}
+
+// prefer is for how long the request may wait, and whether it says so.
+func (g *Gateway) prefer(r *http.Request) (time.Duration, bool, *Problem) {
+	for _, line := range r.Header.Values("Prefer") {
+		for part := range strings.SplitSeq(line, ",") {
+			key, value, _ := strings.Cut(part, "=")
+			if !strings.EqualFold(strings.TrimSpace(key), "wait") {
+				continue
+			}
+			n, err := strconv.Atoi(strings.Trim(strings.TrimSpace(value), `"`))
+			if err != nil || n < 0 {
+				return 0, false, invalid("Prefer: wait= is not a whole number of seconds")
+			}
+			return min(time.Duration(min(n, 1e6))*time.Second, g.limits.Block), true, nil
+		}
+	}
+	return 0, false, nil
+}
+
+// readyz fails while the gateway takes no new leases.
+func (g *Gateway) readyz(w http.ResponseWriter, r *http.Request) {
+	e := exchangeOf(r)
+	switch {
+	case g.isDraining():
+		e.fail(problem("draining", "the gateway is stopping"))
+	case !g.cfg.Conn.IsConnected():
+		e.fail(problem("unreachable", "the NATS connection is %v", g.cfg.Conn.Status()))
+	default:
+		_, _ = io.WriteString(w, "ready\n")
+	}
+}
+
+// normalID is the one spelling of a lease's id: some programs write UUIDs in capitals.
+func normalID(id string) string {
+	if len(id) != 36 {
+		return id
+	}
+	if u, err := uuid.Parse(id); err == nil {
+		return u.String()
+	}
+	return id
+}

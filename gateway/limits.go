@@ -1,0 +1,48 @@
+package gateway
+
+import "time"
+
+// buckets bound how many requests a second each address may send: token buckets, which
+// fill with time. They are few, as a full one says nothing and is forgotten.
+type buckets struct {
+	by      map[string]*bucket
+	cleaned time.Time
+}
+
+type bucket struct {
+	tokens float64
+	at     time.Time
+}
+
+// burst is for how long a bucket that is full lets everything pass, in seconds.
+const burst = 2
+
+// take takes a token, or tells how long until there is one. rate 0: there is no bound.
+func (b *buckets) take(who string, rate float64, now time.Time) time.Duration {
+	if rate <= 0 {
+		return 0
+	}
+	full := rate * burst
+	if b.by == nil {
+		b.by = map[string]*bucket{}
+	}
+	if now.Sub(b.cleaned) > time.Minute {
+		b.cleaned = now
+		for k, one := range b.by {
+			if now.Sub(one.at).Seconds()*rate >= full {
+				delete(b.by, k)
+			}
+		}
+	}
+	one := b.by[who]
+	if one == nil {
+		one = &bucket{tokens: full, at: now}
+		b.by[who] = one
+	}
+	one.tokens, one.at = min(one.tokens+now.Sub(one.at).Seconds()*rate, full), now
+	if one.tokens < 1 {
+		return time.Duration((1 - one.tokens) / rate * float64(time.Second))
+	}
+	one.tokens--
+	return 0
+}

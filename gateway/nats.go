@@ -1,0 +1,206 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go/micro"
+
+	"github.com/qlock/qlock"
+)
+
+// The NATS door: the operations as a micro service, with the same JSON. A request is
+// answered once, at the end of its wait: the nats command, and most programs, take the
+// first message for the answer.
+
+// PollRequest asks how a lease stands, or waits until that changes.
+type PollRequest struct {
+	ID   string `json:"id,omitempty"`
+	Wait string `json:"wait,omitempty" format:"go-duration"`
+}
+
+// natsRequests bounds how many requests of the NATS door wait at once, as connections do
+// over HTTP.
+const natsRequests = 20_000
+
+type verb struct {
+	name  string
+	serve func(g *Gateway, c *call, body []byte) (int, any, *Problem)
+}
+
+// verbs are the operations that have a verb in the table of operations; a test compares them.
+var verbs = []verb{
+	{"acquire", func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
+		in, p := decode[AcquireRequest](body)
+		if p != nil {
+			return 0, nil, p
+		}
+		if in.Wait != "" {
+			if c.block, p = duration("wait", in.Wait, 0, maxWait); p != nil {
+				return 0, nil, p
+			}
+		}
+		c.block = min(c.block, g.limits.Block)
+		a, created, p := g.acquire(c, in.ID, in)
+		switch {
+		case p != nil:
+			return 0, nil, p
+		case a.State == waiting.String():
+			return 202, a, nil
+		case created:
+			return 201, a, nil
+		}
+		return 200, a, nil
+	}},
+	{"poll", func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
+		in, p := decode[PollRequest](body)
+		if p == nil && in.Wait != "" {
+			c.block, p = duration("wait", in.Wait, 0, maxWait)
+		}
+		if p != nil {
+			return 0, nil, p
+		}
+		c.block = min(c.block, g.limits.Block)
+		a, p := g.poll(c, in.ID, 0)
+		return 200, a, p
+	}},
+	{"renew", func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
+		in, p := decode[RenewRequest](body)
+		if p != nil {
+			return 0, nil, p
+		}
+		a, p := g.renew(c, in.ID, in)
+		return 200, a, p
+	}},
+	{"release", func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
+		in, p := decode[ReleaseRequest](body)
+		if p == nil {
+			p = g.releaseOf(c, in)
+		}
+		return 204, nil, p
+	}},
+	{"evict", func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
+		in, p := decode[EvictRequest](body)
+		if p != nil {
+			return 0, nil, p
+		}
+		a, p := g.evict(c, in)
+		if p == nil && !a.Gone {
+			return 202, a, nil
+		}
+		return 200, a, p
+	}},
+	{"locks", func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
+		in, p := decode[ListRequest](body)
+		if p != nil {
+			return 0, nil, p
+		}
+		a, p := g.locks(c, in)
+		return 200, a, p
+	}},
+	{"lock", func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
+		in, p := decode[LockRequest](body)
+		if p != nil {
+			return 0, nil, p
+		}
+		a, p := g.lock(c, in)
+		return 200, a, p
+	}},
+	{"nodes", func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
+		if _, p := decode[struct{}](body); p != nil {
+			return 0, nil, p
+		}
+		a, p := g.nodes(c)
+		return 200, a, p
+	}},
+}
+
+// ServeNATS serves the operations on the gateway's connection as well, as the micro service
+// qlock-api on the subjects lock.<cluster>.api.<verb>, until Shutdown is over. A message says
+// nothing of its sender, so whoever may publish there acts as the gateway's NATS user.
+//
+// Gateways of one cluster share the requests as a queue group, and each knows only its own
+// leases: serve NATS in one gateway of a cluster.
+func (g *Gateway) ServeNATS() error {
+	major := strings.SplitN(strings.TrimPrefix(qlock.Version(), "v"), "+", 2)[0]
+	service, err := micro.AddService(g.cfg.Conn, micro.Config{
+		Name: "qlock-api", Version: major, Description: "locks of the cluster " + g.cfg.Cluster, QueueGroup: "api",
+		Metadata: map[string]string{"gateway": g.name, "cluster": g.cfg.Cluster},
+	})
+	if err != nil {
+		return fmt.Errorf("gateway: the NATS service: %w", err)
+	}
+	for i := range verbs {
+		v := &verbs[i]
+		handler := micro.HandlerFunc(func(r micro.Request) { g.serveVerb(r, v) })
+		if err := service.AddEndpoint(v.name, handler, micro.WithEndpointSubject("lock."+g.cfg.Cluster+".api."+v.name)); err != nil {
+			_ = service.Stop() // the first error is the one to tell
+			return fmt.Errorf("gateway: the NATS service: %w", err)
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.services = append(g.services, service.Stop)
+	return nil
+}
+
+// serveVerb answers a message. Handlers of one endpoint are called one after the other, so
+// what waits gets a goroutine.
+func (g *Gateway) serveVerb(r micro.Request, v *verb) {
+	received := time.Now()
+	if reply := r.Reply(); reply == "" || strings.HasPrefix(reply, "lock.") || strings.HasPrefix(reply, "$") {
+		return // nobody waits, or the answer would be a message of qlock or of NATS itself
+	}
+	id := r.Headers().Get("X-Request-Id")
+	if !isToken(id, 64) {
+		id = uuid.NewString()
+	}
+	select {
+	case g.natsSlots <- struct{}{}:
+	default:
+		g.respond(r, id, 0, nil, problem("too-many", "%d requests are being served", natsRequests))
+		return
+	}
+	body := append([]byte(nil), r.Data()...)
+	g.serving.Go(func() {
+		defer func() { <-g.natsSlots }()
+		defer func() {
+			if v := recover(); v != nil {
+				g.log.Error("a request failed", "request", id, "panic", v)
+				g.respond(r, id, 0, nil, problem("internal", "the gateway's log says more, under the id of this request"))
+			}
+		}()
+		ctx, cancel := context.WithTimeout(context.Background(), g.limits.Block+10*time.Second)
+		defer cancel()
+		c := &call{ctx: ctx, principal: g.only, received: received, request: id}
+		if int64(len(body)) > g.limits.Body {
+			g.respond(r, id, 0, nil, problem("too-large", "the body has more than %d bytes", g.limits.Body))
+			return
+		}
+		status, a, p := v.serve(g, c, body)
+		g.respond(r, id, status, a, p)
+		if p != nil {
+			status = p.Status
+		}
+		g.log.Debug("request", "verb", v.name, "status", status, "ms", time.Since(received).Milliseconds(), "request", id)
+	})
+}
+
+func (g *Gateway) respond(r micro.Request, id string, status int, a any, p *Problem) {
+	if p != nil {
+		p.Request = id
+		text, _ := json.Marshal(p) // it has only what JSON has
+		_ = r.Error(strconv.Itoa(p.Status), p.Title, text)
+		return
+	}
+	text := []byte{}
+	if a != nil {
+		text, _ = json.Marshal(a) // as well
+	}
+	_ = r.Respond(text, micro.WithHeaders(micro.Headers{"Status": {strconv.Itoa(status)}, "X-Request-Id": {id}}))
+}

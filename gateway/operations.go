@@ -1,0 +1,314 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/qlock/qlock"
+)
+
+// The operations, without HTTP and without NATS: both doors call these.
+
+// call is who calls, and since when the gateway has the request.
+type call struct {
+	ctx       context.Context
+	principal *principal
+	received  time.Time
+	request   string        // its id
+	block     time.Duration // that it may wait
+}
+
+// Lease is the answer about a lease that waits or is held.
+type Lease struct {
+	ID       string `json:"id" doc:"a secret: whoever knows it can renew and release the lease"`
+	State    string `json:"state" enum:"waiting,held"`
+	Name     string `json:"name,omitempty" doc:"of the lock; left out if it is not valid UTF-8"`
+	Encoded  string `json:"encoded" doc:"the name as it stands in NATS subjects: ASCII and exact"`
+	Mode     string `json:"mode" enum:"exclusive,shared"`
+	Token    uint64 `json:"token,omitempty" doc:"held: the fencing token, to be sent with every write. Below 2^53"`
+	Age      int64  `json:"age" doc:"the place in the queue, in microseconds since 1970. Only the order counts"`
+	WaitedMS int64  `json:"waited_ms"`
+
+	ExpiresInMS int64 `json:"expires_in_ms,omitempty" doc:"held: the caller holds the lock until the moment at which it sent the request, plus handled_ms, plus this"`
+	HandledMS   int64 `json:"handled_ms" doc:"for how long the gateway had the request"`
+	LeaseMS     int64 `json:"lease_ms,omitempty" doc:"held: how long it lives without a renewal"`
+
+	Place        int      `json:"place,omitempty" doc:"waiting: 1 is next"`
+	Blocker      *Blocker `json:"blocker,omitempty" doc:"waiting: who is in the way, if known"`
+	PollWithinMS int64    `json:"poll_within_ms,omitempty" doc:"waiting: the place is given up if no request asks for the lease within this time"`
+	Moved        bool     `json:"moved,omitempty" doc:"waiting: the gateway is stopping and has given up the place. Ask another gateway, with the age"`
+	DrainingInMS int64    `json:"draining_in_ms,omitempty" doc:"held: the gateway is stopping, and the lease can be renewed for so long"`
+
+	Gateway string `json:"gateway"`
+	Request string `json:"request" doc:"the id of the request that this answers"`
+
+	revision int
+}
+
+// AcquireRequest asks for a lock.
+type AcquireRequest struct {
+	ID      string `json:"id,omitempty" doc:"of the lease, a UUID of the caller's; over HTTP it stands in the path"`
+	Name    string `json:"name,omitempty" doc:"of the lock, unless it stands in the path"`
+	Encoded string `json:"encoded,omitempty" doc:"the name as it stands in NATS subjects, in place of name"`
+	Mode    string `json:"mode,omitempty" enum:"exclusive,shared" doc:"default: exclusive"`
+	Lease   string `json:"lease,omitempty" format:"go-duration" doc:"how long it lives without a renewal, such as 10s, which is the default"`
+	Wait    string `json:"wait,omitempty" format:"go-duration" doc:"how long to wait for the lock in all; default: what Prefer: wait= says, or 0s, which is a try"`
+	Note    string `json:"note,omitempty" maxLength:"256" doc:"for people"`
+	Age     int64  `json:"age,omitempty" doc:"of an earlier answer: the place in the queue, which a caller takes along to another gateway"`
+}
+
+// acquire asks for a lock. id is the caller's own, or empty.
+func (g *Gateway) acquire(c *call, id string, in *AcquireRequest) (a *Lease, created bool, _ *Problem) {
+	l, p := g.newLease(c, id, in)
+	if p != nil {
+		return nil, false, p
+	}
+	locker, err := c.principal.locker(c.ctx, l.length)
+	if err != nil {
+		return nil, false, problemOf(err)
+	}
+	shared, encoded := l.shared, l.encoded
+	l, created, p = g.admit(l, locker)
+	if p != nil {
+		return nil, false, p
+	}
+	if l.shared != shared || l.encoded != encoded {
+		return nil, false, problem("lease-mismatch", "the lease of this id is for another name, or in another mode")
+	}
+	block := c.block
+	switch {
+	case l.try: // it is decided soon
+		block = g.limits.UndecidedTryFor
+	case created: // a lock that is free is answered at once, without another request
+		block = max(block, grace)
+	}
+	a, p = l.await(c, block, 0)
+	if p != nil && created && p.Cause == causeDraining {
+		return nil, false, problem("draining", "the gateway is stopping: ask another one, with the same id")
+	}
+	return a, created, p
+}
+
+// newLease is the lease that a request asks for, not yet among the others.
+func (g *Gateway) newLease(c *call, id string, in *AcquireRequest) (*lease, *Problem) {
+	l := &lease{g: g, created: c.received, note: in.Note, length: defaultLease}
+	var p *Problem
+	if l.name, l.encoded, p = nameOf(in.Name, in.Encoded); p != nil {
+		return nil, p
+	}
+	if id != "" {
+		if _, err := uuid.Parse(id); err != nil || len(id) != 36 {
+			return nil, invalid("the id of the lease is not a UUID such as 0b8f6f5e-3a64-4a53-9f0e-6d1f0c7c2a11")
+		}
+		id = normalID(id)
+	} else {
+		id, l.isOurID = g.newID(), true
+	}
+	l.key = leaseKey{c.principal, id}
+	switch in.Mode {
+	case "", "exclusive":
+	case "shared":
+		l.shared = true
+	default:
+		return nil, invalid("mode is exclusive or shared")
+	}
+	if len(in.Note) > 256 {
+		return nil, invalid("note has more than 256 bytes")
+	}
+	if in.Lease != "" {
+		if l.length, p = g.leaseLength(in.Lease); p != nil {
+			return nil, p
+		}
+	} else {
+		l.length = min(l.length, g.maxLease)
+	}
+	wait := c.block
+	if in.Wait != "" {
+		if wait, p = duration("wait", in.Wait, 0, maxWait); p != nil {
+			return nil, p
+		}
+	}
+	now := c.received
+	l.try = wait == 0
+	if l.try {
+		wait = g.limits.UndecidedTryFor
+	}
+	l.waitEnd = now.Add(wait)
+	l.age = now.UnixMicro()
+	if in.Age != 0 {
+		switch at := time.UnixMicro(in.Age); {
+		case at.After(now.Add(ageSkew)):
+			return nil, invalid("age lies in the future: give the age of an earlier answer, in microseconds")
+		case at.Before(now.Add(-maxAge)):
+			l.age = now.Add(-maxAge).UnixMicro()
+		case at.Before(now):
+			l.age = in.Age
+		}
+	}
+	return l, nil
+}
+
+func (g *Gateway) leaseLength(text string) (time.Duration, *Problem) {
+	return duration("lease", text, minLease, g.maxLease)
+}
+
+func duration(field, text string, least, most time.Duration) (time.Duration, *Problem) {
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		return 0, invalid(field + " is not a duration such as 30s or 1m30s")
+	}
+	if d < least || d > most {
+		return 0, invalid(fmt.Sprintf("%s must be within %v and %v", field, least, most))
+	}
+	return d, nil
+}
+
+// poll tells how a lease stands. revision is that which the caller knows, 0 for none.
+func (g *Gateway) poll(c *call, id string, revision int) (*Lease, *Problem) {
+	l, p := g.find(leaseKey{c.principal, normalID(id)})
+	if p != nil {
+		return nil, p
+	}
+	return l.await(c, c.block, revision)
+}
+
+// RenewRequest renews a lease.
+type RenewRequest struct {
+	ID    string `json:"id,omitempty" doc:"of the lease; over HTTP it stands in the path"`
+	Lease string `json:"lease,omitempty" format:"go-duration" doc:"another time that the lease lives without a renewal"`
+	Token uint64 `json:"token,omitempty" doc:"the fencing token of the hold to renew: if the lease is not known, the answer says that its gateway is gone"`
+}
+
+func (g *Gateway) renew(c *call, id string, in *RenewRequest) (*Lease, *Problem) {
+	var length time.Duration
+	if in.Lease != "" {
+		var p *Problem
+		if length, p = g.leaseLength(in.Lease); p != nil {
+			return nil, p
+		}
+	}
+	l, p := g.find(leaseKey{c.principal, normalID(id)})
+	if p != nil {
+		if p.Kind() == "unknown-lease" && in.Token > 0 {
+			return nil, gone(causeGatewayLost, in.Token, "no gateway that answers has this lease: the one that had it is gone, and the lock is lost")
+		}
+		return nil, p
+	}
+	return l.renew(c, length, in.Token)
+}
+
+// release ends a lease. One that is over, or that never was, is released.
+func (g *Gateway) release(c *call, id string) {
+	if l, p := g.find(leaseKey{c.principal, normalID(id)}); p == nil {
+		l.release()
+	}
+}
+
+// ReleaseRequest names the lease to release: by its id, or by lock and token.
+type ReleaseRequest struct {
+	ID      string `json:"id,omitempty"`
+	Name    string `json:"name,omitempty"`
+	Encoded string `json:"encoded,omitempty"`
+	Token   uint64 `json:"token,omitempty"`
+}
+
+func (g *Gateway) releaseOf(c *call, in *ReleaseRequest) *Problem {
+	if in.ID == "" && in.Token == 0 {
+		return problem("precondition", "name the lease that you want to release, by its id or by the token of its hold; evict ends the lease of somebody else")
+	}
+	encoded := ""
+	if in.Name != "" || in.Encoded != "" || in.ID == "" {
+		var p *Problem
+		if _, encoded, p = nameOf(in.Name, in.Encoded); p != nil {
+			return p
+		}
+	}
+	var l *lease
+	if in.ID != "" {
+		l, _ = g.find(leaseKey{c.principal, normalID(in.ID)})
+		if l != nil && encoded != "" && l.encoded != encoded {
+			return problem("lease-mismatch", "the lease of this id is for another name")
+		}
+	} else {
+		l = g.byToken(c.principal, encoded, in.Token)
+	}
+	if l != nil {
+		l.release()
+	}
+	return nil
+}
+
+// EvictRequest ends a claim of somebody else.
+type EvictRequest struct {
+	Name    string `json:"name,omitempty"`
+	Encoded string `json:"encoded,omitempty"`
+	Claim   string `json:"claim,omitempty" doc:"the claim's id, as lists show it; may be left out if the lock has one holder"`
+	Reason  string `json:"reason,omitempty" maxLength:"512" doc:"for its client to read"`
+}
+
+// Evicted is the answer to an EvictRequest.
+type Evicted struct {
+	Encoded string `json:"encoded"`
+	Claim   string `json:"claim"`
+	Client  string `json:"client"`
+	Gone    bool   `json:"gone" doc:"a quorum of nodes does not have the claim any more; otherwise its client was told, and its lease is not extended"`
+	Request string `json:"request"`
+}
+
+func (g *Gateway) evict(c *call, in *EvictRequest) (*Evicted, *Problem) {
+	name, encoded, p := nameOf(in.Name, in.Encoded)
+	if p != nil {
+		return nil, p
+	}
+	locker, err := c.principal.locker(c.ctx, 0)
+	if err != nil {
+		return nil, problemOf(err)
+	}
+	info, err := locker.Inspect(c.ctx, name)
+	if err != nil {
+		return nil, problemOf(err)
+	}
+	claim, p := claimOf(info, in.Claim)
+	if p != nil {
+		return nil, p
+	}
+	reason := in.Reason
+	if reason == "" {
+		reason = "evicted through a gateway"
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, max(c.block, 2*time.Second))
+	defer cancel()
+	a := &Evicted{Encoded: encoded, Claim: claim.ID, Client: claim.Client, Gone: true, Request: c.request}
+	err = locker.Evict(ctx, name, *claim, reason)
+	if errors.Is(err, qlock.ErrHeld) {
+		a.Gone, err = false, nil // it was told
+	}
+	if err != nil {
+		return nil, problemOf(err)
+	}
+	return a, nil
+}
+
+func claimOf(info *qlock.LockInfo, id string) (*qlock.ClaimInfo, *Problem) {
+	if id == "" {
+		switch len(info.Holders) {
+		case 0:
+			return nil, problem("not-found", "nobody holds the lock")
+		case 1:
+			return &info.Holders[0], nil
+		}
+		return nil, problem("ambiguous", "the lock has %d holders: name the claim", info.Holding)
+	}
+	for _, list := range [][]qlock.ClaimInfo{info.Holders, info.Queue} {
+		for i := range list {
+			if list[i].ID == id {
+				return &list[i], nil
+			}
+		}
+	}
+	return nil, problem("not-found", "the lock has no such claim")
+}
