@@ -3,9 +3,7 @@ package qlock_test
 import (
 	"context"
 	"log/slog"
-	"net"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -14,102 +12,6 @@ import (
 
 	"github.com/qlock/qlock"
 )
-
-// gate is the way of a connection to the server. It can be shut: then what is written
-// waits, as for a peer whose window is full, and what comes is not delivered; or the
-// server behind it falls silent: then what is written is lost.
-type gate struct {
-	net.Conn
-	closed chan struct{}
-	once   sync.Once
-
-	mu     sync.Mutex    // guards what follows
-	shut   chan struct{} // nil: it is open
-	stuck  chan struct{} // closed by the first write that waits
-	silent bool
-}
-
-func (g *gate) Close() error {
-	g.once.Do(func() { close(g.closed) })
-	return g.Conn.Close()
-}
-
-func (g *gate) Write(b []byte) (int, error) {
-	g.mu.Lock()
-	shut, silent := g.shut, g.silent
-	if shut != nil && g.stuck != nil {
-		close(g.stuck)
-		g.stuck = nil
-	}
-	g.mu.Unlock()
-	if silent {
-		return len(b), nil
-	}
-	g.wait(shut)
-	return g.Conn.Write(b)
-}
-
-func (g *gate) Read(b []byte) (int, error) {
-	n, err := g.Conn.Read(b)
-	g.mu.Lock()
-	shut, silent := g.shut, g.silent
-	g.mu.Unlock()
-	if silent {
-		<-g.closed
-		return 0, net.ErrClosed
-	}
-	g.wait(shut)
-	return n, err
-}
-
-func (g *gate) wait(shut <-chan struct{}) {
-	if shut != nil {
-		select {
-		case <-shut:
-		case <-g.closed:
-		}
-	}
-}
-
-// shut lets the connection stand still until the function that it returns is called:
-// a call on it is in a write that does not end, with the connection's mutex. In a
-// bubble time would stand still as well.
-func (l *link) shut(t *testing.T) (open func()) {
-	l.mu.Lock()
-	g := l.conns[len(l.conns)-1]
-	l.mu.Unlock()
-	shut, stuck := make(chan struct{}), make(chan struct{})
-	g.mu.Lock()
-	g.shut, g.stuck = shut, stuck
-	g.mu.Unlock()
-	published := make(chan struct{})
-	go func() {
-		defer close(published)
-		_ = l.Publish("other.things", make([]byte, 512<<10)) // more than the client library's buffer holds
-	}()
-	<-stuck
-	open = sync.OnceFunc(func() {
-		g.mu.Lock()
-		g.shut = nil
-		g.mu.Unlock()
-		close(shut)
-		<-published
-	})
-	t.Cleanup(open)
-	return open
-}
-
-// hush lets the server at the other end of the connection fall silent: it neither
-// answers nor closes. A new connection leads to another.
-func (l *link) hush() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, g := range l.conns {
-		g.mu.Lock()
-		g.silent = true
-		g.mu.Unlock()
-	}
-}
 
 // soon is a context that ends soon.
 func soon(t *testing.T) context.Context { return timeout(t, 300*time.Millisecond) }
@@ -148,7 +50,7 @@ func TestConnectionStandsStill(t *testing.T) {
 		}
 	}
 
-	open := nc.shut(t)
+	open := nc.Shut(t)
 	returns("New", func() error {
 		_, err := qlock.New(soon(t), nc.Conn)
 		return err
@@ -197,7 +99,7 @@ func TestConnectionStandsStill(t *testing.T) {
 	if !n.Ready() {
 		t.Errorf("the node is %s: the start that failed gave no vote, and used up its mark", n.Stats().State)
 	}
-	open = nc.shut(t)
+	open = nc.Shut(t)
 	returns("Node.Close", n.Close)
 	returns("Locker.Close", l.Close)
 	open()
@@ -231,7 +133,7 @@ func TestConnectionStandsStillWhileStarting(t *testing.T) {
 	for nc.NumSubscriptions() < 3 {
 		time.Sleep(time.Millisecond)
 	}
-	open := nc.shut(t)
+	open := nc.Shut(t)
 	cancel()
 	select {
 	case err := <-failed:
@@ -277,13 +179,13 @@ func TestSilentServer(t *testing.T) {
 				for i := range time.Duration(12) {
 					k := mustLock(t, a, "x")
 					time.Sleep(testLease + i*testLease/36)
-					nc.hush()
+					nc.Hush()
 					time.Sleep(2 * testLease)
 					if k.Context().Err() != nil {
 						lost++
 					}
 					_ = k.Unlock(t.Context())
-					for nc.Status() != nats.CONNECTED || nc.isSilent() {
+					for nc.Status() != nats.CONNECTED || nc.IsSilent() {
 						time.Sleep(time.Second)
 					}
 				}
@@ -293,15 +195,6 @@ func TestSilentServer(t *testing.T) {
 			})
 		})
 	}
-}
-
-func (l *link) isSilent() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	g := l.conns[len(l.conns)-1]
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.silent
 }
 
 // New and StartNode warn of connections that will cost locks.

@@ -3,13 +3,10 @@ package qlock_test
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -22,45 +19,24 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/crash"
+	"github.com/qlock/qlock/internal/testworld"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// The tests of this package run Lockers and Nodes on a real nats-server in virtual time
-// (testing/synctest). Messages take no time. Time advances only when all goroutines wait for it.
-// settle returns when every message has been delivered and handled. So tests can measure waits to
-// the microsecond and need no tolerances, and no test really sleeps. A goroutine that outlives its
-// bubble makes the test panic.
-
-// bubble runs f in virtual time.
-func bubble(t *testing.T, f func(t *testing.T)) {
-	t.Helper()
-	// nats.go keeps timers in a sync.Pool. A timer of one bubble may not be used in another, or
-	// outside. A reconnect uses such a timer, whatever the test calls.
-	emptyPools()
-	defer emptyPools()
-	synctest.Test(t, func(t *testing.T) {
-		// The server's own timers keep virtual time advancing, so synctest would not report a
-		// goroutine that waits forever as a deadlock.
-		watchdog := time.AfterFunc(2*time.Hour, func() { panic("the test has not ended within two hours of virtual time") })
-		defer watchdog.Stop()
-		f(t)
-	})
-}
-
-// emptyPools empties every sync.Pool. It takes two collections, because the content of a pool
-// survives one.
-func emptyPools() {
-	runtime.GC()
-	runtime.GC()
-}
-
-// settle waits until every goroutine of the bubble waits for time or for the test. All messages
-// have then been handled.
-func settle() { synctest.Wait() }
+// The tests of this package run Lockers and Nodes on a real nats-server in virtual time: see
+// internal/testworld, which has what the tests of the recipes use too. settle returns when every
+// message has been delivered and handled.
+var (
+	bubble   = testworld.Bubble
+	settle   = synctest.Wait
+	timeout  = testworld.Within
+	wantIs   = testworld.WantIs
+	wantText = testworld.WantText
+)
 
 const (
-	testLease = 10 * time.Second
+	testLease = testworld.Lease
 	maxLease  = 30 * time.Second
 )
 
@@ -98,13 +74,7 @@ type setup struct {
 	fresh  bool // do not bootstrap: the nodes begin in quarantine
 }
 
-func (s setup) options() *server.Options {
-	o := &server.Options{ServerName: "test", DontListen: true, NoLog: true, NoSigs: true, NoFastProducerStall: true}
-	if s.server != nil {
-		s.server(o)
-	}
-	return o
-}
+func (s setup) options() *server.Options { return testworld.ServerOptions(s.server) }
 
 // newWorld starts a server and n nodes that vote.
 func newWorld(t *testing.T, n int, change ...setup) *world {
@@ -156,20 +126,7 @@ func newWorld(t *testing.T, n int, change ...setup) *world {
 // newServer starts the server of a world without nodes.
 func newServer(t *testing.T, s setup) *world {
 	t.Helper()
-	w := &world{t: t, log: newLogbook()}
-	var err error
-	if w.srv, err = server.NewServer(s.options()); err != nil {
-		t.Fatal(err)
-	}
-	w.srv.Start()
-	t.Cleanup(func() {
-		w.srv.Shutdown()
-		w.srv.WaitForShutdown()
-	})
-	if !w.srv.ReadyForConnections(5 * time.Second) {
-		t.Fatal("the server is not ready")
-	}
-	return w
+	return &world{t: t, srv: testworld.StartServer(t, s.server), log: newLogbook()}
 }
 
 // each calls f for all nodes concurrently, and waits.
@@ -215,65 +172,17 @@ func (tn *testNode) crash() {
 }
 
 // link is a connection that can be cut.
-type link struct {
-	*nats.Conn
-	srv nats.InProcessConnProvider
+type link struct{ *testworld.Link }
 
-	mu    sync.Mutex // guards the fields below
-	isCut bool
-	conns []*gate
-}
+func (l *link) cut()  { l.Cut() }
+func (l *link) mend() { l.Mend() }
 
-// InProcessConn connects nats.go to the server, unless the link is cut.
-func (l *link) InProcessConn() (net.Conn, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.isCut {
-		return nil, errors.New("cut by the test")
-	}
-	c, err := l.srv.InProcessConn()
-	if err != nil {
-		return nil, err
-	}
-	g := &gate{Conn: c, closed: make(chan struct{})}
-	l.conns = append(l.conns, g)
-	return g, nil
-}
-
-// cut breaks the connection and prevents reconnects.
-func (l *link) cut() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.isCut = true
-	for _, c := range l.conns {
-		_ = c.Close()
-	}
-	l.conns = nil
-}
-
-// mend allows reconnects again. The connection reconnects within reconnectWait.
-func (l *link) mend() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.isCut = false
-}
-
-const reconnectWait = 100 * time.Millisecond
+const reconnectWait = testworld.ReconnectWait
 
 // connect makes a connection to the server and closes it when the test ends.
 func (w *world) connect(opts ...nats.Option) *link {
 	w.t.Helper()
-	l := &link{srv: w.srv}
-	nc, err := nats.Connect("", append([]nats.Option{
-		nats.InProcessServer(l), nats.MaxReconnects(-1), nats.ReconnectWait(reconnectWait), nats.ReconnectJitter(0, 0),
-		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // the default prints
-	}, opts...)...)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	l.Conn = nc
-	w.t.Cleanup(nc.Close)
-	return l
+	return &link{testworld.Connect(w.t, w.srv, opts...)}
 }
 
 // client makes a Locker with a lease of testLease on a connection of its own, and closes it when
@@ -319,13 +228,6 @@ func (w *world) noClaims() {
 			w.t.Errorf("%s still has %d claims", tn.cfg.Name, tn.Stats().Claims)
 		}
 	}
-}
-
-// timeout returns the test's context with a deadline.
-func timeout(t *testing.T, d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), d)
-	t.Cleanup(cancel)
-	return ctx
 }
 
 // mustLock acquires a lock that must be free, or become free within a minute.
@@ -534,30 +436,6 @@ func containsAll(s string, words ...string) bool {
 		}
 	}
 	return true
-}
-
-// wantText checks that the text of an error contains words.
-func wantText(t *testing.T, err error, words ...string) {
-	t.Helper()
-	if err == nil {
-		t.Errorf("no error, want one with %q", words)
-		return
-	}
-	for _, w := range words {
-		if !strings.Contains(err.Error(), w) {
-			t.Errorf("error does not say %q: %v", w, err)
-		}
-	}
-}
-
-// wantIs checks that errors.Is finds targets in an error.
-func wantIs(t *testing.T, err error, targets ...error) {
-	t.Helper()
-	for _, target := range targets {
-		if !errors.Is(err, target) {
-			t.Errorf("error is not %q: %v", target, err)
-		}
-	}
 }
 
 // forget removes the mark of a stopped node from its state directory.

@@ -14,10 +14,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/qlock/qlock/internal/testworld"
 	"github.com/qlock/qlock/store"
 )
 
@@ -37,44 +37,6 @@ func (l storeLock) Token() uint64            { return l.token }
 func (l storeLock) Shared() bool             { return false }
 func (l storeLock) Context() context.Context { return context.Background() }
 
-func storeServers(t *testing.T, n int) []string {
-	var routes, urls []string
-	dirs := make([]string, n)
-	for i := range dirs {
-		dirs[i] = t.TempDir()
-	}
-	var all []*server.Server
-	for i := range n {
-		o := &server.Options{ServerName: fmt.Sprint("s", i), Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true, JetStream: true, StoreDir: dirs[i]}
-		if n > 1 {
-			o.Cluster = server.ClusterOpts{Name: "c", Host: "127.0.0.1", Port: -1, PoolSize: 1}
-			o.Routes = server.RoutesFromStr(strings.Join(routes, ","))
-		}
-		s, err := server.NewServer(o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.Start()
-		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-		if !s.ReadyForConnections(10 * time.Second) {
-			t.Fatal("a server does not start")
-		}
-		all = append(all, s)
-		urls = append(urls, s.ClientURL())
-		if n > 1 {
-			routes = append(routes, "nats://"+s.ClusterAddr().String())
-		}
-	}
-	for range 1000 {
-		if n == 1 || slices.ContainsFunc(all, func(s *server.Server) bool { return s.JetStreamIsLeader() && len(s.JetStreamClusterPeers()) == n }) {
-			return urls
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatal("the servers elect no leader")
-	return nil
-}
-
 // TestStoreFigures compares package store with the key-value bucket that it stands on, in
 // one run: the rounds are interleaved, and the ratios are medians.
 //
@@ -92,7 +54,7 @@ func TestStoreFigures(t *testing.T) {
 }
 
 func storeFigures(t *testing.T, replicas int, storage jetstream.StorageType) {
-	urls := storeServers(t, replicas)
+	urls := testworld.StartJetStream(t, replicas)
 	nc, err := nats.Connect(urls[0])
 	if err != nil {
 		t.Fatal(err)
@@ -210,7 +172,7 @@ func TestStoreWatchers(t *testing.T) {
 	if *storeRounds == 0 {
 		t.Skip("-store.rounds 5 measures")
 	}
-	url := storeServers(t, 1)[0]
+	url := testworld.StartJetStream(t, 1)[0]
 	nc, err := nats.Connect(url)
 	if err != nil {
 		t.Fatal(err)

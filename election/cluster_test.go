@@ -4,25 +4,15 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/election"
-	"github.com/qlock/qlock/qlocktest"
-)
-
-// A longer run: go test -run TestFaults -faults.rounds=20 -faults.seed=7
-var (
-	rounds = flag.Int("faults.rounds", 1, "how often TestFaults does to the cluster all that it can")
-	seed   = flag.Uint64("faults.seed", 14, "of what TestFaults does")
+	"github.com/qlock/qlock/internal/testworld"
 )
 
 // reign is a time in which a candidate led for certain: it saw that its context had not
@@ -37,48 +27,24 @@ type reign struct {
 // rise.
 func TestFaults(t *testing.T) {
 	t.Parallel()
-	c := qlocktest.StartCluster(t, 3, qlocktest.WithLinks())
-	r := rand.New(rand.NewPCG(*seed, 4))
+	c := testworld.StartFaults(t)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	began := time.Now()
 	var mu sync.Mutex // guards reigns
 	var reigns []reign
-	var conns []*nats.Conn
 	var all sync.WaitGroup
 	for i := range 3 {
-		nc := c.Connect(t)
-		conns = append(conns, nc)
-		e, err := election.New(c.LockerOn(t, nc), "scheduler")
+		e, err := election.New(c.LockerOn(t, c.Client(t)), "scheduler")
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := rand.New(rand.NewPCG(r.Uint64(), 0))
+		r := testworld.Rand(uint64(1 + i))
 		all.Go(func() {
 			lead := func(leading context.Context) error {
-				now := reign{term: qlock.Token(leading), from: time.Since(began)}
-				now.to = now.from
-				end := time.After(time.Duration(r.IntN(20)) * time.Millisecond)
-				if r.IntN(30) == 0 {
-					end = time.After(1500 * time.Millisecond) // until it is lost, perhaps
-				}
-				look := time.NewTicker(time.Millisecond)
-				defer look.Stop()
-				for held := true; held; {
-					at := time.Since(began)
-					if held = leading.Err() == nil; held {
-						now.to = at
-					}
-					select {
-					case <-leading.Done():
-						held = false
-					case <-end:
-						held = false
-					case <-look.C:
-					}
-				}
+				from, to := testworld.Hold(leading, began, r)
 				mu.Lock()
-				reigns = append(reigns, now)
+				reigns = append(reigns, reign{qlock.Token(leading), from, to})
 				mu.Unlock()
 				return errNext
 			}
@@ -91,24 +57,7 @@ func TestFaults(t *testing.T) {
 			}
 		})
 	}
-	names := c.Names()
-	for range *rounds {
-		name := names[r.IntN(len(names))]
-		c.Crash(t, name)
-		time.Sleep(200 * time.Millisecond)
-		c.Restart(t, name)
-		nc := conns[r.IntN(len(conns))]
-		c.Disconnect(t, nc)
-		c.WaitVotes(t) // longer than the lease
-		c.Reconnect(t, nc)
-		name = names[r.IntN(len(names))]
-		c.Isolate(t, name)
-		time.Sleep(300 * time.Millisecond)
-		c.Mend(t)
-		c.Stop(t, name)
-		c.Restart(t, name)
-		time.Sleep(200 * time.Millisecond)
-	}
+	c.Rounds(t)
 	stop()
 	all.Wait()
 	t.Logf("%d leaderships", len(reigns))

@@ -85,10 +85,10 @@ func TestCampaign(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		var es []*election.Election
 		for _, name := range []string{"a", "b", "c"} {
-			l, _ := w.client(name)
+			l, _ := w.Client(name)
 			es = append(es, newElection(t, l))
 		}
-		watcher, _ := w.client("watcher")
+		watcher, _ := w.Client("watcher")
 		look := newElection(t, watcher)
 		_, err := look.Leader(t.Context())
 		wantError(t, err, election.ErrNoLeader, `"scheduler"`)
@@ -105,7 +105,7 @@ func TestCampaign(t *testing.T) {
 		_, err = es[1].Campaign(within(t, time.Second), "x")
 		wantError(t, err, qlock.ErrHeld, `election "scheduler": not elected`, "held by a")
 		wantError(t, err, context.DeadlineExceeded)
-		d, _ := w.client("d")
+		d, _ := w.Client("d")
 		told := make(chan qlock.Waiting, 10)
 		_, err = newElection(t, d, election.WithWaitFunc(func(w qlock.Waiting) { told <- w })).Campaign(within(t, time.Second), "x")
 		wantError(t, err, qlock.ErrHeld)
@@ -143,13 +143,13 @@ func TestCampaign(t *testing.T) {
 		mustResign(t, third.Leadership)
 		<-last.done
 		mustResign(t, last.Leadership)
-		w.noClaims()
+		w.NoClaims()
 	})
 }
 
 func TestBadInput(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		l, _ := w.client("a")
+		l, _ := w.Client("a")
 		_, err := election.New(l, "")
 		wantError(t, err, qlock.ErrInvalidName, "empty")
 		_, err = election.New(l, strings.Repeat("x", 901))
@@ -176,7 +176,7 @@ func TestBadInput(t *testing.T) {
 		wantLeader(t, e, "a", value, k.Token())
 		mustResign(t, k)
 		wantError(t, k.Proclaim(t.Context(), "x"), qlock.ErrNotHeld, "the leadership is over")
-		w.noClaims()
+		w.NoClaims()
 		_ = l.Close()
 		_, err = e.Campaign(t.Context(), "")
 		wantError(t, err, qlock.ErrClosed)
@@ -189,7 +189,7 @@ func TestBadInput(t *testing.T) {
 // A name that cannot stand in a subject as it is works like any other.
 func TestAnyName(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		l, nc := w.client("a")
+		l, nc := w.Client("a")
 		e, err := election.New(l, "price list *.>\x00.", election.WithEvents(nc.Conn))
 		if err != nil {
 			t.Fatal(err)
@@ -205,8 +205,8 @@ func TestAnyName(t *testing.T) {
 
 func TestProclaim(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, _ := w.client("a")
-		b, _ := w.client("b")
+		a, _ := w.Client("a")
+		b, _ := w.Client("b")
 		ea, eb := newElection(t, a), newElection(t, b)
 		k := mustCampaign(t, ea, "v0")
 		for i := range 7 {
@@ -230,7 +230,7 @@ func TestProclaim(t *testing.T) {
 		synctest.Wait()
 		wantLeader(t, eb, "a", "v6", k.Token())
 		mustResign(t, k)
-		w.noClaims()
+		w.NoClaims()
 		// What one leader proclaimed is not what the next one says.
 		next := mustCampaign(t, eb, "w0")
 		wantLeader(t, ea, "b", "w0", next.Token())
@@ -239,15 +239,15 @@ func TestProclaim(t *testing.T) {
 		}
 		wantLeader(t, ea, "b", "w1", next.Token())
 		mustResign(t, next)
-		w.noClaims()
+		w.NoClaims()
 	})
 }
 
 // Only the leader's own word counts, whatever others write into notes.
 func TestForgedProclamation(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, _ := w.client("a")
-		b, _ := w.client("b")
+		a, _ := w.Client("a")
+		b, _ := w.Client("b")
 		e := newElection(t, a)
 		k := mustCampaign(t, e, "true")
 		note := qlock.ContextWithNote(t.Context(), fmt.Sprintf("%d.99 forged", k.Token()))
@@ -259,7 +259,7 @@ func TestForgedProclamation(t *testing.T) {
 		if err := forged.Unlock(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		namesake, _ := w.client("a")
+		namesake, _ := w.Client("a")
 		if _, err := namesake.Lock(note, "qlock.election.scheduler.value-1"); err != nil {
 			t.Fatal(err)
 		}
@@ -334,9 +334,9 @@ func TestObserve(t *testing.T) {
 	for _, events := range []bool{true, false} {
 		t.Run(fmt.Sprintf("events=%v", events), func(t *testing.T) {
 			bubble(t, func(t *testing.T, w *world) {
-				a, _ := w.client("a")
-				b, _ := w.client("b")
-				o, nc := w.client("observer")
+				a, _ := w.Client("a")
+				b, _ := w.Client("b")
+				o, nc := w.Client("observer")
 				var opts []election.Option
 				pause := lease / 3
 				if events {
@@ -374,10 +374,10 @@ func TestObserve(t *testing.T) {
 				seen.want(t, want...)
 
 				// The observer is cut off, and misses an event.
-				nc.cut()
+				nc.Cut()
 				time.Sleep(lease)
 				k = mustCampaign(t, newElection(t, a), "3")
-				nc.mend()
+				nc.Mend()
 				time.Sleep(lease)
 				want = append(want, "no quorum", "a 3")
 				seen.want(t, want...)
@@ -391,7 +391,7 @@ func TestObserve(t *testing.T) {
 // The loop ends when it is left, and leaves nothing.
 func TestObserveIsLeft(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, nc := w.client("a")
+		a, nc := w.Client("a")
 		e := newElection(t, a, election.WithEvents(nc.Conn))
 		for range 3 {
 			for range e.Observe(t.Context()) {
@@ -407,15 +407,15 @@ func TestObserveIsLeft(t *testing.T) {
 // A leader that is cut off stops before the next begins, which is after its lease.
 func TestCutOff(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, link := w.client("a")
-		b, _ := w.client("b")
+		a, link := w.Client("a")
+		b, _ := w.Client("b")
 		ea, eb := newElection(t, a), newElection(t, b)
 		k := mustCampaign(t, ea, "1")
 		if err := k.Proclaim(t.Context(), "1.1"); err != nil {
 			t.Fatal(err)
 		}
 		next := start(t.Context(), eb, "2")
-		link.cut()
+		link.Cut()
 		cutAt := time.Now()
 		ended := make(chan time.Time, 1)
 		go func() {
@@ -440,16 +440,16 @@ func TestCutOff(t *testing.T) {
 		wantError(t, k.Proclaim(t.Context(), "x"), qlock.ErrNotHeld)
 		wantError(t, k.Resign(t.Context()), qlock.ErrLost, `election "scheduler"`)
 		mustResign(t, next.Leadership)
-		link.mend()
+		link.Mend()
 		mustResign(t, mustCampaign(t, ea, "3"))
-		w.noClaims()
+		w.NoClaims()
 	})
 }
 
 func TestRun(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, link := w.client("a")
-		b, _ := w.client("b")
+		a, link := w.Client("a")
+		b, _ := w.Client("b")
 		e := newElection(t, a)
 		// It returns what lead returns, and has resigned.
 		wrong := errors.New("wrong")
@@ -462,14 +462,14 @@ func TestRun(t *testing.T) {
 			}); err != want {
 				t.Errorf("%v, want %v", err, want)
 			}
-			w.noClaims()
+			w.NoClaims()
 		}
 		// A panic resigns, too.
 		func() {
 			defer func() { _ = recover() }()
 			_ = e.Run(t.Context(), "x", func(context.Context) error { panic("on purpose") })
 		}()
-		w.noClaims()
+		w.NoClaims()
 		// It campaigns again when it is cut off, and when it is evicted, and ends with ctx.
 		ctx, cancel := context.WithCancelCause(t.Context())
 		var terms []uint64
@@ -484,9 +484,9 @@ func TestRun(t *testing.T) {
 			})
 		}()
 		<-leads
-		link.cut()
+		link.Cut()
 		time.Sleep(2 * lease)
-		link.mend()
+		link.Mend()
 		<-leads
 		evict(t, b, "qlock.election.scheduler.leader")
 		<-leads
@@ -497,7 +497,7 @@ func TestRun(t *testing.T) {
 		if len(terms) != 3 || !slices.IsSorted(terms) {
 			t.Errorf("terms %v", terms)
 		}
-		w.noClaims()
+		w.NoClaims()
 		// While it waits, it ends with ctx, and goes on when it is evicted.
 		k := mustCampaign(t, newElection(t, b), "y")
 		ctx, cancel = context.WithCancelCause(t.Context())
@@ -530,7 +530,7 @@ func TestRun(t *testing.T) {
 		<-leads
 		_ = a.Close()
 		wantError(t, <-done, qlock.ErrClosed)
-		w.noClaims()
+		w.NoClaims()
 	})
 }
 
@@ -581,7 +581,7 @@ func TestHistory(t *testing.T) {
 				var links []*link
 				var all sync.WaitGroup
 				for i := range 5 {
-					l, nc := w.client(fmt.Sprintf("c%d", i))
+					l, nc := w.Client(fmt.Sprintf("c%d", i))
 					links = append(links, nc)
 					e := newElection(t, l)
 					r := rand.New(rand.NewPCG(r.Uint64(), 0))
@@ -621,7 +621,7 @@ func TestHistory(t *testing.T) {
 						}
 					})
 				}
-				o, nc := w.client("observer")
+				o, nc := w.Client("observer")
 				var last election.Leader
 				seen := 0
 				all.Go(func() {
@@ -644,9 +644,9 @@ func TestHistory(t *testing.T) {
 				for range 25 {
 					nc := links[r.IntN(len(links))]
 					time.Sleep(time.Duration(r.IntN(10)) * time.Second)
-					nc.cut()
+					nc.Cut()
 					time.Sleep(time.Duration(r.IntN(25)) * time.Second)
-					nc.mend()
+					nc.Mend()
 				}
 				time.Sleep(2 * lease)
 				mu.Lock()
@@ -662,7 +662,7 @@ func TestHistory(t *testing.T) {
 				stop()
 				all.Wait()
 				time.Sleep(2 * lease)
-				w.noClaims()
+				w.NoClaims()
 			})
 		})
 	}

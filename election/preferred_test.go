@@ -41,11 +41,11 @@ func names(list []election.Candidate) string {
 func TestPreferred(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		ordinary := func(name string) *election.Election {
-			l, _ := w.client(name)
+			l, _ := w.Client(name)
 			return newElection(t, l, election.YieldsToPreferred())
 		}
-		p, _ := w.client("p")
-		q, _ := w.client("q")
+		p, _ := w.Client("p")
+		q, _ := w.Client("q")
 		ep, eq := newElection(t, p, election.Preferred()), newElection(t, q, election.Preferred())
 		a := mustCampaign(t, ordinary("a"), "a")
 		b, c := start(t.Context(), ordinary("b"), "b"), start(t.Context(), ordinary("c"), "c")
@@ -88,7 +88,7 @@ func TestPreferred(t *testing.T) {
 			mustResign(t, next.Leadership)
 			next.done = nil
 		}
-		w.noClaims()
+		w.NoClaims()
 	})
 }
 
@@ -97,8 +97,8 @@ func TestPreferredDies(t *testing.T) {
 	for _, leads := range []bool{true, false} {
 		t.Run(fmt.Sprintf("leads=%v", leads), func(t *testing.T) {
 			bubble(t, func(t *testing.T, w *world) {
-				l, _ := w.client("a")
-				p, link := w.client("p")
+				l, _ := w.Client("a")
+				p, link := w.Client("p")
 				ea := newElection(t, l, election.YieldsToPreferred())
 				a := mustCampaign(t, ea, "a")
 				ctx, cancel := context.WithCancel(t.Context())
@@ -107,7 +107,7 @@ func TestPreferredDies(t *testing.T) {
 					mustResign(t, a)
 					<-pp.done
 				}
-				link.cut()
+				link.Cut()
 				began := time.Now()
 				if !leads {
 					mustResign(t, a)
@@ -131,8 +131,8 @@ func TestPreferredDies(t *testing.T) {
 // Run hands over, and comes back.
 func TestRunHandsOver(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, _ := w.client("a")
-		p, _ := w.client("p")
+		a, _ := w.Client("a")
+		p, _ := w.Client("p")
 		ctx, cancel := context.WithCancel(t.Context())
 		leads := make(chan error)
 		done := make(chan error)
@@ -153,7 +153,7 @@ func TestRunHandsOver(t *testing.T) {
 		<-leads
 		cancel()
 		wantError(t, <-done, context.Canceled)
-		w.noClaims()
+		w.NoClaims()
 	})
 }
 
@@ -177,7 +177,7 @@ func TestPreferredHistory(t *testing.T) {
 					if i >= 3 {
 						client, opt = fmt.Sprintf("p%d", i), election.Preferred()
 					}
-					l, nc := w.client(client)
+					l, nc := w.Client(client)
 					links = append(links, nc)
 					e := newElection(t, l, opt)
 					r := rand.New(rand.NewPCG(r.Uint64(), 0))
@@ -218,11 +218,11 @@ func TestPreferredHistory(t *testing.T) {
 				for range 25 {
 					nc := links[r.IntN(len(links))]
 					time.Sleep(time.Duration(r.IntN(20)) * time.Second)
-					nc.cut()
+					nc.Cut()
 					time.Sleep(time.Duration(r.IntN(25)) * time.Second)
-					nc.mend()
+					nc.Mend()
 				}
-				l, _ := w.client("last")
+				l, _ := w.Client("last")
 				last, err := newElection(t, l, election.Preferred()).Campaign(within(t, 10*time.Minute), "last")
 				if err != nil {
 					t.Fatal(err)
@@ -240,7 +240,7 @@ func TestPreferredHistory(t *testing.T) {
 				all.Wait()
 				mustResign(t, last)
 				time.Sleep(2 * lease)
-				w.noClaims()
+				w.NoClaims()
 			})
 		})
 	}

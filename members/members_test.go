@@ -102,8 +102,8 @@ func ids(list []members.Info) string {
 
 func TestJoinListLeave(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, _ := w.client("a")
-		b, nc := w.client("b")
+		a, _ := w.Client("a")
+		b, nc := w.Client("b")
 		g := newGroup(t, a)
 		x := join(t, g, "host.example:1", "zone=1")
 		y := join(t, newGroup(t, b), "größe", "")
@@ -144,13 +144,13 @@ func TestJoinListLeave(t *testing.T) {
 // over, and the one that died knows before.
 func TestTakenID(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, link := w.client("a")
-		b, _ := w.client("b")
+		a, link := w.Client("a")
+		b, _ := w.Client("b")
 		x := join(t, newGroup(t, a), "x", "")
 		_, err := newGroup(t, b).Join(within(t, time.Second), "x", "")
 		wantIs(t, err, qlock.ErrHeld, context.DeadlineExceeded)
 		wantText(t, err, `members: join group workers as "x": `, "held by a")
-		link.cut()
+		link.Cut()
 		start := time.Now()
 		ended := make(chan time.Time, 1)
 		context.AfterFunc(x.Context(), func() { ended <- time.Now() })
@@ -163,15 +163,15 @@ func TestTakenID(t *testing.T) {
 		if y.Token() <= x.Token() {
 			t.Errorf("tokens %d, then %d", x.Token(), y.Token())
 		}
-		link.mend()
+		link.Mend()
 	})
 }
 
 func TestWatch(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, _ := w.client("a")
-		b, _ := w.client("b")
-		watching, nc := w.client("w")
+		a, _ := w.Client("a")
+		b, _ := w.Client("b")
+		watching, nc := w.Client("w")
 		x := join(t, newGroup(t, a), "x", "one")
 		start := time.Now()
 		by := watch(t, newGroup(t, watching, members.WithEvents(nc.Conn)), start)
@@ -223,15 +223,15 @@ func TestDeathIsNoticed(t *testing.T) {
 	for _, after := range []time.Duration{0, 100 * time.Millisecond, 1700 * time.Millisecond, 3200 * time.Millisecond} {
 		t.Run(after.String(), func(t *testing.T) {
 			bubble(t, func(t *testing.T, w *world) {
-				a, link := w.client("a")
-				watching, nc := w.client("w")
+				a, link := w.Client("a")
+				watching, nc := w.Client("w")
 				join(t, newGroup(t, a), "x", "")
 				with := watch(t, newGroup(t, watching, members.WithEvents(nc.Conn)), time.Now())
 				without := watch(t, newGroup(t, watching), time.Now())
 				time.Sleep(after)
 				with.want(t, "0s joined x")
 				without.want(t, "0s joined x")
-				link.cut() // it cannot tell anybody
+				link.Cut() // it cannot tell anybody
 				start := time.Now()
 				for _, by := range []*watcher{with, without} {
 					for len(by.take()) == 0 {
@@ -245,7 +245,7 @@ func TestDeathIsNoticed(t *testing.T) {
 				if noticed > lease+50*time.Millisecond {
 					t.Error("not noticed within the lease")
 				}
-				link.mend()
+				link.Mend()
 			})
 		})
 	}
@@ -254,8 +254,8 @@ func TestDeathIsNoticed(t *testing.T) {
 // Without events, and with events that were lost, the nodes tell.
 func TestLostEvents(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, _ := w.client("a", qlock.WithoutEvents())
-		watching, nc := w.client("w")
+		a, _ := w.Client("a", qlock.WithoutEvents())
+		watching, nc := w.Client("w")
 		by := watch(t, newGroup(t, watching, members.WithEvents(nc.Conn)), time.Now())
 		by.want(t)
 		if by.count != 1 {
@@ -285,8 +285,8 @@ func TestLostEvents(t *testing.T) {
 // Forged events mislead until the nodes are asked, and no longer.
 func TestForgedEvents(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, _ := w.client("a")
-		watching, nc := w.client("w")
+		a, _ := w.Client("a")
+		watching, nc := w.Client("w")
 		x := join(t, newGroup(t, a), "x", "")
 		by := watch(t, newGroup(t, watching, members.WithEvents(nc.Conn)), time.Now())
 		by.want(t, "0s joined x")
@@ -314,12 +314,12 @@ func TestForgedEvents(t *testing.T) {
 // A watcher that is cut off says so, and makes it good.
 func TestWatcherIsCutOff(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, _ := w.client("a")
-		b, _ := w.client("b")
-		watching, link := w.client("w")
+		a, _ := w.Client("a")
+		b, _ := w.Client("b")
+		watching, link := w.Client("w")
 		x := join(t, newGroup(t, a), "x", "")
 		by := watch(t, newGroup(t, watching, members.WithEvents(link.Conn)), time.Now())
-		link.cut()
+		link.Cut()
 		if err := x.Leave(t.Context()); err != nil {
 			t.Error(err)
 		}
@@ -329,7 +329,7 @@ func TestWatcherIsCutOff(t *testing.T) {
 		if len(by.errs) == 0 {
 			t.Error("no error while it was cut off")
 		}
-		link.mend()
+		link.Mend()
 		time.Sleep(10 * time.Second)
 		if got := by.take(); len(got) != 2 || !strings.HasSuffix(got[0], " lost x") || !strings.HasSuffix(got[1], " joined y") {
 			t.Errorf("%q", got)
@@ -340,7 +340,7 @@ func TestWatcherIsCutOff(t *testing.T) {
 
 func TestWaitFor(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, nc := w.client("a")
+		a, nc := w.Client("a")
 		g := newGroup(t, a, members.WithEvents(nc.Conn))
 		start := time.Now()
 		for i := range 3 {
@@ -367,8 +367,8 @@ func TestWaitFor(t *testing.T) {
 func TestEvicted(t *testing.T) {
 	for _, suffix := range []string{"x", "@%d.1.x"} {
 		bubble(t, func(t *testing.T, w *world) {
-			a, _ := w.client("a")
-			operator, _ := w.client("operator")
+			a, _ := w.Client("a")
+			operator, _ := w.Client("operator")
 			x := join(t, newGroup(t, a), "x", "")
 			if err := x.SetMeta(t.Context(), "more"); err != nil {
 				t.Fatal(err)
@@ -396,7 +396,7 @@ func TestEvicted(t *testing.T) {
 
 func TestSetMetaAtOnce(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, _ := w.client("a")
+		a, _ := w.Client("a")
 		x := join(t, newGroup(t, a), "x", "")
 		var all sync.WaitGroup
 		for i := range 20 {
@@ -430,7 +430,7 @@ func TestSetMetaAtOnce(t *testing.T) {
 
 func TestBadInput(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, _ := w.client("a")
+		a, _ := w.Client("a")
 		for _, name := range []string{"", ".", "a.b", "a b", "*", ">", "größe", "@member", strings.Repeat("x", 65)} {
 			_, err := members.New(a, name)
 			wantIs(t, err, members.ErrInvalid)
@@ -485,13 +485,13 @@ func TestCost(t *testing.T) {
 	const n = 100
 	bubble(t, func(t *testing.T, w *world) {
 		for i := range n {
-			l, _ := w.client(fmt.Sprint("c", i))
+			l, _ := w.Client(fmt.Sprint("c", i))
 			join(t, newGroup(t, l), fmt.Sprint(i), "zone=1")
 		}
 		count := map[string]int{}
 		var mu sync.Mutex // guards count
 		observe := func(subject string) {
-			sub, err := w.connect().Subscribe(subject, func(m *nats.Msg) {
+			sub, err := w.Connect().Subscribe(subject, func(m *nats.Msg) {
 				part := strings.Split(m.Subject, ".")
 				kind := "answer"
 				if part[0] == "lock" && len(part) > 3 {
@@ -515,7 +515,7 @@ func TestCost(t *testing.T) {
 			defer mu.Unlock()
 			return maps.Clone(count)
 		}
-		watching, nc := w.client("w")
+		watching, nc := w.Client("w")
 		observe("lock.>")
 		observe("_INBOX.>")
 		time.Sleep(time.Second)

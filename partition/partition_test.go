@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"go.uber.org/goleak"
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/members"
@@ -22,24 +21,7 @@ import (
 	"github.com/qlock/qlock/qlocktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
 var seed = flag.Uint64("seed", 1, "of the faults")
-
-func within(t testing.TB, d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), d)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-func wantIs(t *testing.T, err error, targets ...error) {
-	t.Helper()
-	for _, target := range targets {
-		if !errors.Is(err, target) {
-			t.Errorf("error is not %q: %v", target, err)
-		}
-	}
-}
 
 // ownership is a call of a handler, to the end of its context or its return.
 type ownership struct {

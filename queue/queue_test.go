@@ -14,59 +14,21 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/qlocktest"
 	"github.com/qlock/qlock/queue"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
 var seed = flag.Uint64("seed", 1, "of the faults")
-
-func within(t testing.TB, d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), d)
-	t.Cleanup(cancel)
-	return ctx
-}
 
 const long = 30 * time.Second
 
-func wantIs(t *testing.T, err error, targets ...error) {
+func connect(t testing.TB, url string) (*nats.Conn, jetstream.JetStream) {
 	t.Helper()
-	for _, target := range targets {
-		if !errors.Is(err, target) {
-			t.Errorf("error is not %q: %v", target, err)
-		}
-	}
-}
-
-// jetStream starts a server with JetStream, apart from the lock cluster, so that each can
-// fail by itself.
-func jetStream(t testing.TB) *server.Server {
-	t.Helper()
-	srv, err := server.NewServer(&server.Options{
-		ServerName: "js", Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true, NoFastProducerStall: true,
-		JetStream: true, StoreDir: t.TempDir(), JetStreamMaxMemory: 64 << 20, JetStreamMaxStore: 64 << 20,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv.Start()
-	t.Cleanup(func() { srv.Shutdown(); srv.WaitForShutdown() })
-	if !srv.ReadyForConnections(10 * time.Second) {
-		t.Fatal("the server is not ready")
-	}
-	return srv
-}
-
-func connect(t testing.TB, srv *server.Server) (*nats.Conn, jetstream.JetStream) {
-	t.Helper()
-	nc, err := nats.Connect(srv.ClientURL(), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond), nats.ReconnectJitter(0, 0),
+	nc, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond), nats.ReconnectJitter(0, 0),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	if err != nil {
 		t.Fatal(err)

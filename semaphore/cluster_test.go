@@ -4,24 +4,14 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"flag"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/qlock/qlock"
-	"github.com/qlock/qlock/qlocktest"
+	"github.com/qlock/qlock/internal/testworld"
 	"github.com/qlock/qlock/semaphore"
-)
-
-// A longer run: go test -run TestFaults -faults.rounds=20 -faults.seed=7
-var (
-	rounds = flag.Int("faults.rounds", 1, "how often TestFaults does to the cluster all that it can")
-	seed   = flag.Uint64("faults.seed", 14, "of what TestFaults does")
 )
 
 // span is a time in which a client held a permit for certain: it saw that its context had
@@ -32,29 +22,25 @@ type span struct {
 	from, to time.Duration
 }
 
-// A real cluster whose nodes crash and stop, and whose clients are cut off for longer than
-// the lease, from one seed: at no time do more than the limit hold a permit, no permit has
-// two holders, and tokens rise.
+// A real cluster whose nodes crash, stop and are isolated, and whose clients are cut off for
+// longer than the lease, from one seed: at no time do more than the limit hold a permit, no
+// permit has two holders, and tokens rise.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	const clients, limit = 4, 2
-	c := qlocktest.StartCluster(t, 3)
-	r := rand.New(rand.NewPCG(*seed, 3))
+	c := testworld.StartFaults(t)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	began := time.Now()
 	var mu sync.Mutex // guards spans
 	var spans []span
-	var conns []*nats.Conn
 	var all sync.WaitGroup
-	for range clients {
-		nc := c.Connect(t)
-		conns = append(conns, nc)
-		s, err := semaphore.New(c.LockerOn(t, nc), "renders", limit)
+	for i := range clients {
+		s, err := semaphore.New(c.LockerOn(t, c.Client(t)), "renders", limit)
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := rand.New(rand.NewPCG(r.Uint64(), 0))
+		r := testworld.Rand(uint64(1 + i))
 		all.Go(func() {
 			for ctx.Err() == nil {
 				p, err := s.Acquire(ctx, 1+r.IntN(limit))
@@ -64,27 +50,7 @@ func TestFaults(t *testing.T) {
 					}
 					return
 				}
-				from := time.Since(began)
-				to := from
-				end := time.After(time.Duration(r.IntN(20)) * time.Millisecond)
-				if r.IntN(30) == 0 {
-					end = time.After(1500 * time.Millisecond) // until it is lost, perhaps
-				}
-				look := time.NewTicker(time.Millisecond)
-				for held := true; held; {
-					now := time.Since(began)
-					if held = p.Context().Err() == nil; held {
-						to = now
-					}
-					select {
-					case <-p.Context().Done():
-						held = false
-					case <-end:
-						held = false
-					case <-look.C:
-					}
-				}
-				look.Stop()
+				from, to := testworld.Hold(p.Context(), began, r)
 				if err := p.Release(ctx); err != nil && !errors.Is(err, qlock.ErrLost) {
 					t.Errorf("release: %v", err)
 				}
@@ -96,22 +62,7 @@ func TestFaults(t *testing.T) {
 			}
 		})
 	}
-	names := c.Names()
-	for range *rounds {
-		name := names[r.IntN(len(names))]
-		c.Crash(t, name)
-		time.Sleep(200 * time.Millisecond)
-		c.Restart(t, name)
-		nc := conns[r.IntN(len(conns))]
-		c.Disconnect(t, nc)
-		c.WaitVotes(t) // longer than the lease
-		c.Reconnect(t, nc)
-		name = names[r.IntN(len(names))]
-		c.Stop(t, name)
-		time.Sleep(100 * time.Millisecond)
-		c.Restart(t, name)
-		time.Sleep(200 * time.Millisecond)
-	}
+	c.Rounds(t)
 	stop()
 	all.Wait()
 	t.Logf("%d permits were held", len(spans))

@@ -75,8 +75,8 @@ func (c *call) over() bool {
 
 func TestAcquire(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, _ := w.client("a")
-		b, _ := w.client("b")
+		a, _ := w.Client("a")
+		b, _ := w.Client("b")
 		sa, sb := newSemaphore(t, a, 3), newSemaphore(t, b, 3)
 		p := mustAcquire(t, sa, 2)
 		q := mustAcquire(t, sb, 1)
@@ -121,13 +121,13 @@ func TestAcquire(t *testing.T) {
 		mustRelease(t, r)
 		mustRelease(t, waits.p)
 		mustRelease(t, waits.p)
-		w.noClaims()
+		w.NoClaims()
 	})
 }
 
 func TestBadInput(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, _ := w.client("a")
+		a, _ := w.Client("a")
 		for _, c := range []struct {
 			name  string
 			limit int
@@ -162,7 +162,7 @@ func TestBadInput(t *testing.T) {
 			t.Fatal(err)
 		}
 		mustRelease(t, mustAcquire(t, long, 1))
-		w.noClaims()
+		w.NoClaims()
 		_ = a.Close()
 		_, err = s.Acquire(t.Context(), 1)
 		wantError(t, err, qlock.ErrClosed)
@@ -204,7 +204,7 @@ func TestOrder(t *testing.T) {
 		const limit = 4
 		var sems []*semaphore.Semaphore
 		for i := range 5 {
-			l, _ := w.client(fmt.Sprintf("c%d", i))
+			l, _ := w.Client(fmt.Sprintf("c%d", i))
 			sems = append(sems, newSemaphore(t, l, limit))
 		}
 		r := rand.New(rand.NewPCG(14, 2))
@@ -241,21 +241,21 @@ func TestOrder(t *testing.T) {
 				mustRelease(t, calls[i].p)
 			}
 		}
-		w.noClaims()
+		w.NoClaims()
 	})
 }
 
 // Of a client that dies while it is its turn the others are rid after its lease.
 func TestDeadGateHolder(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, _ := w.client("a")
-		b, dead := w.client("b")
-		c, _ := w.client("c")
+		a, _ := w.Client("a")
+		b, dead := w.Client("b")
+		c, _ := w.Client("c")
 		held := mustAcquire(t, newSemaphore(t, a, 2), 2)
 		ctx, cancel := context.WithCancel(t.Context())
 		gone := start(ctx, newSemaphore(t, b, 2), 1) // it holds the gate
 		next := start(t.Context(), newSemaphore(t, c, 2), 1)
-		dead.cut()
+		dead.Cut()
 		cutAt := time.Now()
 		mustRelease(t, held)
 		if next.over() {
@@ -279,11 +279,11 @@ func TestDeadGateHolder(t *testing.T) {
 // before another client has them.
 func TestCutOff(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, cut := w.client("a")
-		b, _ := w.client("b")
+		a, cut := w.Client("a")
+		b, _ := w.Client("b")
 		sa, sb := newSemaphore(t, a, 3), newSemaphore(t, b, 3)
 		p, one := mustAcquire(t, sa, 2), mustAcquire(t, sa, 1)
-		cut.cut()
+		cut.Cut()
 		q := mustAcquire(t, sb, 3)
 		for _, p := range []*semaphore.Permits{p, one} {
 			if cause := context.Cause(p.Context()); !errors.Is(cause, qlock.ErrLost) {
@@ -298,9 +298,9 @@ func TestCutOff(t *testing.T) {
 		}
 		mustRelease(t, q)
 		// It is of use again when it is back.
-		cut.mend()
+		cut.Mend()
 		mustRelease(t, mustAcquire(t, sa, 3))
-		w.noClaims()
+		w.NoClaims()
 	})
 }
 
@@ -309,8 +309,8 @@ func TestEvictedPermit(t *testing.T) {
 	for i := range 3 {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			bubble(t, func(t *testing.T, w *world) {
-				a, _ := w.client("a")
-				b, _ := w.client("b")
+				a, _ := w.Client("a")
+				b, _ := w.Client("b")
 				sa, sb := newSemaphore(t, a, 3), newSemaphore(t, b, 3)
 				p := mustAcquire(t, sa, 3)
 				evictPermit(t, b, p.Numbers()[i])
@@ -326,7 +326,7 @@ func TestEvictedPermit(t *testing.T) {
 				wantError(t, err, qlock.ErrHeld)
 				wantError(t, p.Release(t.Context()), qlock.ErrLost, fmt.Sprintf("permit %d", p.Numbers()[i]))
 				mustRelease(t, q)
-				w.noClaims()
+				w.NoClaims()
 			})
 		})
 	}
@@ -352,8 +352,8 @@ func evict(t *testing.T, by *qlock.Locker, name string) {
 // What is lost during a wait, permit or gate, ends neither the wait nor the order.
 func TestLossDuringWait(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, _ := w.client("a")
-		b, _ := w.client("b")
+		a, _ := w.Client("a")
+		b, _ := w.Client("b")
 		sa, sb := newSemaphore(t, a, 2), newSemaphore(t, b, 2)
 		p := mustAcquire(t, sa, 1)
 		waits := start(t.Context(), sb, 2) // it has one permit, and the gate
@@ -392,7 +392,7 @@ func TestLossDuringWait(t *testing.T) {
 		}
 		wantError(t, waits.err, qlock.ErrEvicted, `semaphore "renders"`)
 		mustRelease(t, p)
-		w.noClaims()
+		w.NoClaims()
 	})
 }
 
@@ -400,18 +400,18 @@ func TestLossDuringWait(t *testing.T) {
 // keeps nothing of what it had.
 func TestCutOffDuringWait(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, _ := w.client("a")
-		b, link := w.client("b")
+		a, _ := w.Client("a")
+		b, link := w.Client("b")
 		sa, sb := newSemaphore(t, a, 2), newSemaphore(t, b, 2)
 		p := mustAcquire(t, sa, 1)
 		waits := start(t.Context(), sb, 2)
-		link.cut()
+		link.Cut()
 		time.Sleep(2 * lease)
 		q, err := sa.TryAcquire(t.Context(), 1)
 		if err != nil {
 			t.Fatalf("what it held is not free: %v", err)
 		}
-		link.mend()
+		link.Mend()
 		time.Sleep(lease)
 		if waits.over() {
 			t.Fatal(waits.err)
@@ -423,15 +423,15 @@ func TestCutOffDuringWait(t *testing.T) {
 			t.Fatal(waits.err)
 		}
 		mustRelease(t, waits.p)
-		w.noClaims()
+		w.NoClaims()
 	})
 }
 
 // The limit changes while permits are held and waited for.
 func TestSetLimit(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, _ := w.client("a")
-		b, _ := w.client("b")
+		a, _ := w.Client("a")
+		b, _ := w.Client("b")
 		sa, sb := newSemaphore(t, a, 2), newSemaphore(t, b, 2)
 		p := mustAcquire(t, sa, 2)
 		waits := start(t.Context(), sb, 1)
@@ -477,7 +477,7 @@ func TestSetLimit(t *testing.T) {
 		}
 		wantError(t, many.err, semaphore.ErrLimit, "3 permits are wanted", "the limit 2")
 		mustRelease(t, later.p)
-		w.noClaims()
+		w.NoClaims()
 	})
 }
 
@@ -500,7 +500,7 @@ func TestHistory(t *testing.T) {
 				var all sync.WaitGroup
 				var links []*link
 				for i := range clients {
-					l, nc := w.client(fmt.Sprintf("c%d", i))
+					l, nc := w.Client(fmt.Sprintf("c%d", i))
 					links = append(links, nc)
 					s := newSemaphore(t, l, limit)
 					r := rand.New(rand.NewPCG(r.Uint64(), 0))
@@ -532,9 +532,9 @@ func TestHistory(t *testing.T) {
 							return
 						case <-time.After(time.Duration(r.IntN(10)) * time.Second):
 						}
-						l.cut()
+						l.Cut()
 						time.Sleep(time.Duration(5+r.IntN(35)) * time.Second)
-						l.mend()
+						l.Mend()
 					}
 				})
 				all.Wait()
@@ -543,7 +543,7 @@ func TestHistory(t *testing.T) {
 				t.Logf("%d grants, %d of them lost", h.grants, h.lost)
 				lost += h.lost
 				time.Sleep(2 * lease)
-				w.noClaims()
+				w.NoClaims()
 			})
 		})
 	}
@@ -598,9 +598,9 @@ func (h *holders) leave(err error) {
 // Who waits can be told for whom.
 func TestWaitFunc(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		a, _ := w.client("a")
-		b, _ := w.client("b")
-		c, _ := w.client("c")
+		a, _ := w.Client("a")
+		b, _ := w.Client("b")
+		c, _ := w.Client("c")
 		p := mustAcquire(t, newSemaphore(t, a, 2), 2)
 		var mu sync.Mutex // guards holders
 		holders := map[string]bool{}

@@ -3,13 +3,10 @@ package store
 import (
 	"context"
 	"flag"
-	"fmt"
 	"os"
-	"strings"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -27,47 +24,6 @@ func TestMain(m *testing.M) {
 	default:
 		os.Exit(m.Run())
 	}
-}
-
-// startServers starts n servers with JetStream in this process.
-func startServers(t *testing.T, n int) (urls []string) {
-	t.Helper()
-	dirs := make([]string, n)
-	for i := range dirs {
-		dirs[i] = t.TempDir()
-	}
-	var routes []string
-	var all []*server.Server
-	for i := range n {
-		o := &server.Options{ServerName: fmt.Sprint("s", i), Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true, JetStream: true, StoreDir: dirs[i]}
-		if n > 1 {
-			o.Cluster = server.ClusterOpts{Name: "c", Host: "127.0.0.1", Port: -1, PoolSize: 1}
-			o.Routes = server.RoutesFromStr(strings.Join(routes, ","))
-		}
-		s, err := server.NewServer(o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.Start()
-		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-		if !s.ReadyForConnections(10 * time.Second) {
-			t.Fatal("a server does not start")
-		}
-		all = append(all, s)
-		urls = append(urls, s.ClientURL())
-		if n > 1 {
-			routes = append(routes, "nats://"+s.ClusterAddr().String())
-		}
-	}
-	eventually(t, "the servers elect a leader", func() bool {
-		for _, s := range all {
-			if n == 1 || s.JetStreamIsLeader() && len(s.JetStreamClusterPeers()) == n {
-				return true
-			}
-		}
-		return false
-	})
-	return urls
 }
 
 func eventually(t *testing.T, what string, f func() bool) {

@@ -15,6 +15,7 @@ import (
 	"github.com/anishathalye/porcupine"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/qlock/qlock/internal/testworld"
 	"github.com/qlock/qlock/store"
 )
 
@@ -83,7 +84,7 @@ var model = porcupine.NondeterministicModel{
 // history lets clients put, request and read, under locks that end while others still hold
 // them and without locks, and judges what they saw.
 func history(t *testing.T, replicas int, storage jetstream.StorageType, disturb time.Duration, during time.Duration) {
-	urls := startServers(t, replicas)
+	urls := testworld.StartJetStream(t, replicas)
 	nc, js := connect(t, urls[0])
 	s := create(t, js, jetstream.KeyValueConfig{Bucket: "b", Replicas: replicas, Storage: storage})
 	var (

@@ -368,24 +368,40 @@ func TestLibraryStaysLean(t *testing.T) {
 	}
 }
 
+// forTests are the packages that only tests may import. They may import package testing,
+// which no program links, and each other.
+var forTests = []string{"qlocktest", "internal/testworld"}
+
 // Only tests crash nodes, and demonstrations by embedded.Cluster: what runs in production
-// must not be able to. And no program links package testing.
+// must not be able to.
 func TestOnlyTestsCrash(t *testing.T) {
 	_, files := sources(t)
 	var crash []string
+	seen := map[string]bool{}
 	for _, s := range files {
 		if s.imports[base+"/internal/crash"] != "" {
 			crash = append(crash, s.name)
 		}
-		if s.imports[base+"/qlocktest"] != "" {
-			t.Errorf("%s imports qlocktest, which is for tests", s.name)
+		if slices.Contains(forTests, s.dir()) {
+			seen[s.dir()] = true
+			continue
 		}
-		if s.imports["testing"] != "" && s.dir() != "qlocktest" {
+		if s.imports["testing"] != "" {
 			t.Errorf("%s imports testing, and is no test", s.name)
+		}
+		for _, dir := range forTests {
+			if s.imports[base+"/"+dir] != "" {
+				t.Errorf("%s imports %s, which is for tests", s.name, dir)
+			}
 		}
 	}
 	if want := []string{"embedded/embedded.go", "qlocktest/cluster.go", "responder.go"}; !slices.Equal(crash, want) {
 		t.Errorf("%v import internal/crash, allowed are %v", crash, want)
+	}
+	for _, dir := range forTests {
+		if !seen[dir] {
+			t.Errorf("%s, a package for tests, is gone: correct the list", dir)
+		}
 	}
 }
 
