@@ -50,10 +50,10 @@ func (l *Lock) Shared() bool { return l.hold.Mode() == shared }
 // holder that was paused and does not know yet that it has lost the lock.
 func (l *Lock) Token() uint64 { return l.hold.Token() }
 
-// Unlock ends the lock's context and gives the lock back. It returns ErrLost if the lock
-// was lost before, ErrHoldExpired if HoldAtMost has ended it, and nil otherwise, also when called again. It does not wait for the nodes; Locker.Flush
-// does. If the message is lost, the nodes learn it from the next refresh, within a third of the
-// lease.
+// Unlock ends the lock's context and gives the lock back. It returns ErrLost if the lock was lost
+// before, ErrHoldExpired if HoldAtMost has ended it, and nil otherwise, also when called again. It
+// does not wait for the nodes; Locker.Flush does. If the message is lost, the nodes learn it from
+// the next refresh, within a third of the lease.
 //
 // A program that ends right after Unlock, or that closes or drains its NATS connection, may do
 // so before the message has left, and the lock then stays held for its lease. Call Locker.Close
