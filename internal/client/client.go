@@ -882,9 +882,9 @@ func (c *Client) evict(cl *Claim, a *wire.Answer, out *Out) {
 }
 
 // settled reports whether the claim has its place (C4): enough nodes have it queued to
-// exclude a quorum, or every node has answered. Asking again would tell it nothing, and a
-// crowd of waiters that asks would overload the nodes. The refresh finds nodes that
-// forget it later, and votes whose message is lost.
+// exclude a quorum, or every node has answered, and have said for what it waits. Asking
+// again would tell it nothing, and a crowd of waiters that asks would overload the nodes.
+// The refresh finds nodes that forget it later, and votes whose message is lost.
 //
 // A try is never settled. It must learn of each change of what is in its way, and is too
 // short-lived to be one of a crowd.
@@ -898,7 +898,7 @@ func (c *Client) settled(cl *Claim) bool {
 		case v.until > c.now:
 			standing++
 			answered++
-		case v.heard == queued:
+		case v.heard == queued && v.told(c.now): //plant:settled-told
 			waits++
 			answered++
 		}
@@ -1210,6 +1210,15 @@ func (c *Client) over(b *wire.Blocker) bool {
 // Then idle returns false, since another claim may be in its way (C14).
 func (v *vote) idle() bool {
 	return v.detail != nil && v.detail.blocker == nil && v.detail.recovering > 0
+}
+
+// told reports whether a node that has the claim queued has said why: which claim is in
+// its way, or that it does not vote yet. It has not if only an answer to a refresh says
+// that the claim waits. It may have been asked to say nothing else (N2), or what it said
+// is lost.
+func (v *vote) told(now time.Duration) bool {
+	d := v.detail
+	return d != nil && (d.blocker != nil || now < d.at+d.recovering) //plant:told-why
 }
 
 func (v *vote) blocker() *wire.Blocker {

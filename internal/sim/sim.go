@@ -55,6 +55,7 @@ type Result struct {
 	WaitedLongest, TriedLongest                                         time.Duration
 	Twins, WrongConfig, ClientCrashes, Refused                          int
 	Evicted, EvictedLate, Departed, TriedFree, PassedOn, Wanted, Copies int
+	Knew                                                                int
 	// Found and Moved count the configurations that clients took at their start and later.
 	Found, Moved int
 }
@@ -199,6 +200,7 @@ type job struct {
 	asks   bool // it asked to be told when somebody else waits
 	free   bool // it is a try, and nobody else has wanted the lock so far
 	held   bool
+	heldAt time.Duration // since when
 	ended  bool
 	side   int // cluster to which its client was connected when it got the lock
 	timer  *event
@@ -887,6 +889,7 @@ func (j *job) giveUp() {
 	}
 	c.sim.res.GaveUp++
 	j.decided(false)
+	j.checkKnows()
 	c.sim.tracef("%s gives up %s #%d", c.name, j.res, j.id())
 	c.end(j)
 	j.end()
@@ -924,7 +927,7 @@ func (j *job) event(k hold.EventKind) {
 		if j.held || j.ended {
 			s.fail("%s #%d on %s became held though it was held already or over", c.name, j.id(), j.res)
 		}
-		j.held, j.side = true, s.sideOf(j)
+		j.held, j.heldAt, j.side = true, s.now, s.sideOf(j)
 		j.decided(false)
 		s.res.Held++
 		s.res.WaitedLongest = max(s.res.WaitedLongest, s.now-j.asked)
@@ -1517,6 +1520,7 @@ func (r *Result) add(o Result) {
 	r.EvictedLate += o.EvictedLate
 	r.Wanted += o.Wanted
 	r.TriedFree += o.TriedFree
+	r.Knew += o.Knew
 	r.PassedOn += o.PassedOn
 	r.Departed += o.Departed
 	r.Copies += o.Copies

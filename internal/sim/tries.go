@@ -3,6 +3,7 @@ package sim
 import (
 	"time"
 
+	"github.com/qlock/qlock/internal/quorum"
 	"github.com/qlock/qlock/internal/voter"
 	"github.com/qlock/qlock/internal/wire"
 )
@@ -77,5 +78,25 @@ func (j *job) decided(failed bool) {
 		if failed {
 			s.fail("%s #%d on %s is a try on a free lock and failed", j.client.name, j.id(), j.res)
 		}
+	}
+}
+
+// checkKnows checks that a job that gives up its wait knows who is in its way, if another
+// has held the lock for long enough (C4). Its claim is its own, and so as old as the job.
+func (j *job) checkKnows() {
+	s := j.client.sim
+	before := s.now - mostTry
+	if s.world != sound || j.claim == nil || j.client.copied || j.asked > before || before < time.Second {
+		return
+	}
+	for _, o := range s.jobs[j.res] {
+		if !o.holds() || o.heldAt > before || !quorum.Conflicts(o.mode, j.mode) {
+			continue
+		}
+		s.res.Knew++
+		if r := j.client.core.Report(j.client.clock.read(s.now), j.claim); r.Blocker == nil {
+			s.fail("%s #%d on %s gives up after %v and does not know that %s holds it: %+v", j.client.name, j.id(), j.res, s.now-j.asked, o.client.name, r)
+		}
+		return
 	}
 }
