@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -88,14 +90,17 @@ func storeFigures(t *testing.T, replicas int, storage jetstream.StorageType) {
 	if _, err := kv.Put(ctx, "one", body); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := v.Get(ctx, "one"); err != nil {
+		t.Fatal(err)
+	}
 	type kind struct {
 		name    string
 		workers int
 		base    string
-		do      func(worker, i int) error
+		do      func(worker int) error
 	}
-	put := func(w, i int) error { _, err := kv.Put(ctx, fmt.Sprint("k", w), body); return err }
-	update := func(w, i int) (err error) {
+	put := func(w int) error { _, err := kv.Put(ctx, fmt.Sprint("k", w), body); return err }
+	update := func(w int) (err error) {
 		for {
 			var rev uint64
 			if rev, err = kv.Update(ctx, fmt.Sprint("u", w), body, revs[w]); err == nil {
@@ -111,45 +116,71 @@ func storeFigures(t *testing.T, replicas int, storage jetstream.StorageType) {
 			revs[w] = e.Revision()
 		}
 	}
-	fenced := func(w, i int) error { _, err := v.Put(ctx, fmt.Sprint("f", w), body); return err }
-	own := func(w, i int) error { _, err := views[w].Put(ctx, fmt.Sprint("g", w), body); return err }
-	read := func(w, i int) error { _, err := kv.Get(ctx, "one"); return err }
-	fencedRead := func(w, i int) error { _, err := v.Get(ctx, "one"); return err }
+	fenced := func(w int) error { _, err := v.Put(ctx, fmt.Sprint("f", w), body); return err }
+	// The same message, without the package: no client can be faster.
+	var fence store.Fence
+	bare := func(w int) error {
+		for {
+			wait, cancel := context.WithTimeout(ctx, 5*time.Second)
+			reply, err := nc.RequestMsgWithContext(wait, &nats.Msg{Subject: "$KV.b.bare", Data: body, Header: nats.Header{
+				jetstream.ExpectedLastSubjSeqHeader: {strconv.FormatUint(fence.Revision, 10)}, jetstream.ExpectedLastSubjSeqSubjHeader: {"$KV.b-qlock.fence.default.one"},
+			}})
+			cancel()
+			if err != nil || !bytes.Contains(reply.Data, []byte(`"error"`)) {
+				return err
+			}
+			if fence, err = s.Fence(ctx, "one"); err != nil { // the package has moved it
+				return err
+			}
+		}
+	}
+	own := func(w int) error { _, err := views[w].Put(ctx, fmt.Sprint("g", w), body); return err }
+	read := func(w int) error { _, err := kv.Get(ctx, "one"); return err }
+	fencedRead := func(w int) error { _, err := v.Get(ctx, "one"); return err }
 	run := fmt.Sprint(os.Getpid())
 	var ids atomic.Int64
-	request := func(w, i int) error {
+	request := func(w int) error {
 		_, err := views[w].Do(ctx, store.Once(fmt.Sprint(run, ".", ids.Add(1)), time.Minute), store.Put(fmt.Sprint("t", w), body), store.Get(fmt.Sprint("k", w)), store.Add(fmt.Sprint("n", w), 1))
 		return err
 	}
 	kinds := []kind{
-		{"kv.Put alone", 1, "", put}, {"kv.Update alone", 1, "kv.Put alone", update}, {"fenced Put alone", 1, "kv.Put alone", fenced},
+		{"kv.Put alone", 1, "", put}, {"kv.Update alone", 1, "kv.Put alone", update}, {"fenced Put alone", 1, "kv.Put alone", fenced}, {"the same message, bare", 1, "kv.Put alone", bare},
 		{"kv.Get alone", 1, "kv.Put alone", read}, {"fenced Get alone", 1, "kv.Put alone", fencedRead}, {"request (once, put, get, add) alone", 1, "kv.Put alone", request},
 		{"kv.Put, 64 workers", 64, "", put}, {"kv.Update, 64 workers", 64, "kv.Put, 64 workers", update}, {"fenced Put, 64 workers, one fence", 64, "kv.Put, 64 workers", fenced},
 		{"fenced Put, 64 workers, a fence each", 64, "kv.Put, 64 workers", own},
 	}
+	// The kinds take turns in short slices, so that what else the machine does concerns all
+	// of them alike.
 	rates, ratios := map[string][]float64{}, map[string][]float64{}
+	const turns = 20
 	for range *storeRounds {
-		now := map[string]float64{}
-		for _, k := range kinds {
-			var n atomic.Int64
-			var wg sync.WaitGroup
-			start := time.Now()
-			for w := range k.workers {
-				wg.Go(func() {
-					for i := 0; time.Since(start) < *storeFor; i++ {
-						if err := k.do(w, i); err != nil {
-							t.Errorf("%s: %v", k.name, err)
-							return
+		done, took := map[string]int64{}, map[string]time.Duration{}
+		for range turns {
+			for _, k := range kinds {
+				var n atomic.Int64
+				var wg sync.WaitGroup
+				start := time.Now()
+				for w := range k.workers {
+					wg.Go(func() {
+						for time.Since(start) < *storeFor/turns {
+							if err := k.do(w); err != nil {
+								t.Errorf("%s: %v", k.name, err)
+								return
+							}
+							n.Add(1)
 						}
-						n.Add(1)
-					}
-				})
+					})
+				}
+				wg.Wait()
+				took[k.name] += time.Since(start)
+				done[k.name] += n.Load()
 			}
-			wg.Wait()
-			now[k.name] = float64(n.Load()) / time.Since(start).Seconds()
-			rates[k.name] = append(rates[k.name], now[k.name])
+		}
+		rate := func(name string) float64 { return float64(done[name]) / took[name].Seconds() }
+		for _, k := range kinds {
+			rates[k.name] = append(rates[k.name], rate(k.name))
 			if k.base != "" {
-				ratios[k.name] = append(ratios[k.name], now[k.name]/now[k.base])
+				ratios[k.name] = append(ratios[k.name], rate(k.name)/rate(k.base))
 			}
 		}
 	}

@@ -75,12 +75,15 @@ type claim struct {
 	taking chan struct{} // one goroutine at a time moves the fence
 	turn   chan struct{} // see View.put
 
-	mu      sync.Mutex // guards what follows
-	rev     uint64     // of the fence's message; 0: not taken
-	suspect uint64     // a write that depends on this message of the fence may still come
-	floor   uint64     // a read counts from here
-	fenced  *FencedError
-	waiting []*put
+	mu        sync.Mutex  // guards what follows
+	rev       uint64      // of the fence's message; 0: not taken
+	writes    int         // since it was moved
+	suspect   uint64      // a write that depends on this message of the fence may still come
+	floor     uint64      // a read counts from here
+	header    nats.Header // of a put without other headers, whose condition is headerRev
+	headerRev uint64
+	fenced    *FencedError
+	waiting   []*put
 }
 
 func (c *claim) ended(f fence, cause error) *FencedError {
@@ -119,9 +122,33 @@ func (c *claim) raise(floor uint64) {
 	c.mu.Unlock()
 }
 
+// wrote says that a write which depended on the fence's message rev is stored at seq.
+//
+// The server looks up the fence's message for each write. On a file-based bucket that takes
+// longer the more messages that came after it have been replaced: after 30,000 of them,
+// half the time of a put. So a claim that writes much moves its fence again, to the same
+// token, and one that writes little does not: moving costs a read and a put.
+func (c *claim) wrote(seq, rev uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.floor = max(c.floor, seq)
+	if c.rev != rev {
+		return
+	}
+	if c.writes++; c.writes >= fenceWrites && seq >= rev+fenceAge {
+		c.leaveFence(rev)
+	}
+}
+
+// A fence is moved again after so many writes of its claim and messages of the bucket.
+const (
+	fenceWrites = 250
+	fenceAge    = 10_000
+)
+
 func (c *claim) adopt(rev uint64) {
 	c.mu.Lock()
-	c.rev = rev
+	c.rev, c.writes = rev, 0
 	c.floor = max(c.floor, rev)
 	c.mu.Unlock()
 }
@@ -131,6 +158,11 @@ func (c *claim) adopt(rev uint64) {
 func (c *claim) doubt(rev uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.leaveFence(rev)
+}
+
+// leaveFence lets the next call move the fence again. It is called with mu held.
+func (c *claim) leaveFence(rev uint64) {
 	c.suspect = max(c.suspect, rev)
 	if c.rev == rev {
 		c.rev = 0
@@ -260,6 +292,24 @@ func (c *claim) read(ctx context.Context, subjects []string) (answer, uint64, er
 		return answer{}, 0, err
 	}
 	return a, f.rev, nil
+}
+
+// carry is the message of a write that depends on the fence's message rev.
+func (c *claim) carry(w *write, rev uint64) *nats.Msg {
+	if !w.plain() {
+		m := w.msg()
+		condition(m, c.subject, rev)
+		return m
+	}
+	// The header is the same for all such writes, and nobody changes it.
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.headerRev != rev {
+		m := &nats.Msg{}
+		condition(m, c.subject, rev)
+		c.header, c.headerRev = m.Header, rev
+	}
+	return &nats.Msg{Subject: w.subject, Data: w.data, Header: c.header}
 }
 
 // condition lets a message depend on the last message of a subject.

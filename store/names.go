@@ -59,13 +59,33 @@ func encode(what, name string) (string, error) {
 }
 
 var (
-	keyPattern    = regexp.MustCompile(`^[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*$`)
 	searchPattern = regexp.MustCompile(`^(([-/_=a-zA-Z0-9]+|\*)\.)*([-/_=a-zA-Z0-9]+|\*|>)$`)
 	tokenPattern  = regexp.MustCompile(`^[-_a-zA-Z0-9]{1,64}$`)
 )
 
+// isKey reports whether a bucket may have such a key: tokens of letters, digits and -/_=,
+// with single dots between them. Each call asks it, so it is not a regular expression.
+func isKey(key string) bool {
+	dot := true // a token must begin here
+	for i := range len(key) {
+		switch c := key[i]; {
+		case c == '.':
+			if dot {
+				return false
+			}
+			dot = true
+			continue
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '/', c == '_', c == '=':
+		default:
+			return false
+		}
+		dot = false
+	}
+	return !dot
+}
+
 func checkKey(key string) error {
-	if !keyPattern.MatchString(key) {
+	if !isKey(key) {
 		return fmt.Errorf("%w: key %q: use letters, digits and -/_= in tokens that are separated by single dots", ErrInvalid, key)
 	}
 	return nil

@@ -360,7 +360,7 @@ func open(ctx context.Context, js jetstream.JetStream, bucket string, o options)
 	n := names{bucket}
 	return &Store{
 		names: n, opt: o, nc: js.Conn(), kv: kv, grouped: grouped, claims: map[claimKey]*claim{}, sweep: 64,
-		wire: &natsWire{nc: js.Conn(), prefix: prefix, get: api + "DIRECT.GET." + n.stream(), quiet: o.quiet},
+		wire: &natsWire{nc: js.Conn(), prefix: prefix, stream: n.stream(), get: api + "DIRECT.GET." + n.stream(), quiet: min(o.quiet, o.timeout)},
 		check: func(ctx context.Context) error {
 			// Not the variable above: this runs in several goroutines.
 			now, err := config(ctx, js, bucket)
@@ -384,10 +384,15 @@ func (s *Store) KeyValue() jetstream.KeyValue { return s.kv }
 
 // bound gives a context without a deadline one.
 func (s *Store) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	return s.boundFrom(ctx, time.Now())
+}
+
+// boundFrom is bound for a call that began at start.
+func (s *Store) boundFrom(ctx context.Context, start time.Time) (context.Context, context.CancelFunc) {
 	if _, ok := ctx.Deadline(); ok {
 		return ctx, func() {}
 	}
-	return context.WithTimeout(ctx, s.opt.timeout)
+	return context.WithDeadline(ctx, start.Add(s.opt.timeout))
 }
 
 // pause waits before another try, longer each time. Its error is that of the context, with

@@ -495,7 +495,7 @@ func (s *Store) run(ctx context.Context, t *transaction, c *claim) (Result, erro
 		switch {
 		case err == nil:
 			if c != nil {
-				c.raise(last)
+				c.wrote(last, at.rev)
 			}
 			return at.done(last), nil
 		case errors.As(err, &r):

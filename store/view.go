@@ -214,6 +214,9 @@ func (w *write) apply(opts []WriteOption) error {
 	return nil
 }
 
+// plain reports whether the message of the write has no header of its own.
+func (w *write) plain() bool { return w.kind == writeValue && w.ttl == 0 }
+
 func (w *write) msg() *nats.Msg {
 	m := &nats.Msg{Subject: w.subject, Data: w.data, Header: make(nats.Header, 2)}
 	switch w.kind {
@@ -309,13 +312,25 @@ func (v *View) put(ctx context.Context, key string, w write, opts []WriteOption)
 	if err := w.apply(opts); err != nil {
 		return 0, err
 	}
+	p := &put{write: w}
+	if !v.s.grouped {
+		err := c.sendPuts(ctx, []*put{p})
+		return p.rev, err
+	}
+	// Mostly nobody else is writing.
+	select {
+	case c.turn <- struct{}{}:
+		if c.idle() {
+			err := c.sendPuts(ctx, []*put{p})
+			<-c.turn
+			return p.rev, err
+		}
+		<-c.turn
+	default:
+	}
 	ctx, cancel := v.s.bound(ctx)
 	defer cancel()
-	p := &put{write: w, bytes: len(w.subject) + len(w.data) + 256, done: make(chan struct{})}
-	if !v.s.grouped {
-		c.commitPuts(ctx, []*put{p})
-		return p.rev, p.err
-	}
+	p.bytes, p.done = len(w.subject)+len(w.data)+256, make(chan struct{})
 	c.mu.Lock()
 	c.waiting = append(c.waiting, p)
 	c.mu.Unlock()
@@ -341,6 +356,13 @@ func (v *View) put(ctx context.Context, key string, w write, opts []WriteOption)
 			<-c.turn
 		}
 	}
+}
+
+// idle reports whether no put waits.
+func (c *claim) idle() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.waiting) == 0
 }
 
 // leave takes back a put that nobody has sent.
@@ -400,54 +422,98 @@ func final(err error) bool {
 		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
+// sendPuts stores puts in one message or batch.
 func (c *claim) sendPuts(ctx context.Context, ps []*put) error {
+	start := time.Now()
+	if err := c.alive(); err != nil {
+		return err
+	}
+	// Mostly the fence is there and the first try succeeds. The wire bounds a single try. A
+	// context for the whole call would cost as much as all else here.
+	var first *putTry
+	if rev, floor := c.state(); rev != 0 {
+		t := c.tryPuts(ctx, ps, rev, floor)
+		if t.err == nil {
+			return nil
+		}
+		first = &t
+	}
+	return c.settlePuts(ctx, start, ps, first)
+}
+
+// putTry is one try to store puts.
+type putTry struct {
+	rev, floor uint64 // as they were before
+	id         string // of the batch
+	err        error  // nil if they are stored
+}
+
+func (c *claim) tryPuts(ctx context.Context, ps []*put, rev, floor uint64) putTry {
+	t := putTry{rev: rev, floor: floor}
+	msgs := make([]*nats.Msg, len(ps))
+	for i, q := range ps {
+		if i == 0 {
+			msgs[i] = c.carry(&q.write, rev)
+			continue
+		}
+		msgs[i] = q.msg()
+	}
+	if len(msgs) > 1 {
+		t.id = newID()
+	}
+	var seq uint64
+	if seq, t.err = c.s.wire.send(ctx, t.id, msgs); t.err == nil {
+		c.wrote(seq, rev)
+		spread(ps, seq)
+	}
+	return t
+}
+
+// settlePuts goes on after a first try, or without one.
+func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, first *putTry) error {
+	ctx, cancel := c.s.boundFrom(ctx, start)
+	defer cancel()
 	var p pause
 	for {
-		rev, err := c.take(ctx)
-		if err != nil {
-			return err
+		var t putTry
+		if first != nil {
+			t, first = *first, nil
+		} else {
+			rev, err := c.take(ctx)
+			if err != nil {
+				return err
+			}
+			if err := ctx.Err(); err != nil {
+				return p.end(err)
+			}
+			_, floor := c.state()
+			t = c.tryPuts(ctx, ps, rev, floor)
 		}
-		if err := ctx.Err(); err != nil {
-			return p.end(err)
-		}
-		_, floor := c.state()
-		msgs := make([]*nats.Msg, len(ps))
-		for i, q := range ps {
-			msgs[i] = q.msg()
-		}
-		condition(msgs[0], c.subject, rev)
-		id := ""
-		if len(msgs) > 1 {
-			id = newID()
-		}
-		seq, err := c.s.wire.send(ctx, id, msgs)
 		switch r := (*refused)(nil); {
-		case err == nil:
-			c.raise(seq)
-			spread(ps, seq)
+		case t.err == nil:
 			return nil
-		case errors.As(err, &r):
+		case errors.As(t.err, &r):
 			// The fence has moved. Who has it now is a matter of a read (S2).
 			c.raise(r.seq)
 			if _, _, err := c.read(ctx, nil); err != nil {
 				return err
 			}
-		case errors.Is(err, errBusy):
-			if err := c.s.stuck(ctx, p.tries, err); err != nil {
+		case errors.Is(t.err, errBusy):
+			if err := c.s.stuck(ctx, p.tries, t.err); err != nil {
 				return err
 			}
-		case errors.Is(err, errSilent):
-			c.doubt(rev) //plant:store-doubt
-			done, unsure := c.landed(ctx, ps, id, rev, floor)
+		case errors.Is(t.err, errSilent):
+			c.doubt(t.rev) //plant:store-doubt
+			done, unsure := c.landed(ctx, ps, t.id, t.rev, t.floor)
 			if unsure != nil {
-				return &UnknownError{What: describe(ps), Cause: errors.Join(unsure, err)}
+				return &UnknownError{What: describe(ps), Cause: errors.Join(unsure, t.err)}
 			} else if done {
 				return nil
 			}
 		default:
-			return fmt.Errorf("store: write %s: %w", describe(ps), err)
+			return fmt.Errorf("store: write %s: %w", describe(ps), t.err)
 		}
-		if err := p.wait(ctx, err); err != nil {
+		if err := p.wait(ctx, t.err); err != nil {
 			return err
 		}
 	}

@@ -228,7 +228,7 @@ func (s *Store) attach(ctx context.Context, w *watcher) (uint64, error) {
 func (h *hub) add(w *watcher) {
 	h.count++
 	for _, p := range w.patterns {
-		if keyPattern.MatchString(p) {
+		if isKey(p) {
 			if h.exact == nil {
 				h.exact = map[string]map[*watcher]struct{}{}
 			}
