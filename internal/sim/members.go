@@ -421,9 +421,10 @@ func (c *simClient) begin() {
 	c.learn(machine.Query)
 }
 
-// shown notes that an answer about a claim shows the client's configuration.
+// shown notes that an answer about a claim shows the client's configuration. An answer to the
+// instance that the client had before it began anew (C15) may be of any age.
 func (c *simClient) shown(a *wire.Answer) {
-	if c.members != nil && a.Digest == c.core.Digest() {
+	if c.members != nil && a.Digest == c.core.Digest() && a.Claim.Instance == c.instance {
 		c.heardOwn[a.Node] = c.sim.now
 	}
 }
