@@ -75,7 +75,8 @@ func (l *Lock) Unlock(context.Context) error {
 func (l *Lock) Wanted() <-chan struct{} { return l.hold.Wanted() }
 
 // Stands is how long the lock stays held, from now on, without another message from the
-// nodes: after that a quorum of votes may have run out. It is 0 if the lock is not held. While
+// nodes: after that a quorum of votes may have run out. It is 0 if the lock is not held, and never
+// longer than HoldAtMost still allows. While
 // the nodes answer it lies between about two thirds of the lease and all of it, less the margin
 // for the drift of this clock (C1 in docs/protocol.md). Take another two per cent off before you
 // promise it to somebody who counts by a clock of their own.

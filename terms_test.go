@@ -138,6 +138,58 @@ func TestHoldAtLeastAndManualRelease(t *testing.T) {
 	}
 }
 
+// A lock whose holder releases it by hand is not released when it is lost because the nodes
+// changed. What it was to stand for without a message, others keep away.
+func TestManualReleaseWhenTheNodesChange(t *testing.T) {
+	for _, manual := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t, 3)
+			a := w.client("a")
+			releases, err := w.connect().SubscribeSync("lock.default.node.release.a.>")
+			if err != nil {
+				t.Fatal(err)
+			}
+			released := func() int {
+				settle()
+				n, _, err := releases.Pending()
+				if err != nil {
+					t.Fatal(err)
+				}
+				return n
+			}
+			var opts []qlock.LockOption
+			if manual {
+				opts = append(opts, qlock.WithManualRelease())
+			}
+			k := mustLockWith(t, a, "x", opts...)
+			time.Sleep(time.Second)
+			w.each((*testNode).stop)
+			w.each(func(tn *testNode) {
+				tn.cfg.MaxLease = maxLease + time.Second
+				tn.start()
+			})
+			_, cause := died(t, k.Context())
+			wantIs(t, cause, qlock.ErrLost)
+			time.Sleep(testLease / 2)
+			if n := released(); (n == 0) != manual {
+				t.Errorf("by hand: %v, and released %d times", manual, n)
+			}
+			other := a.Start(t.Context(), "x")
+			settle()
+			wantIs(t, k.Unlock(t.Context()), qlock.ErrLost)
+			if n := released(); n == 0 {
+				t.Errorf("by hand: %v, and not released", manual)
+			}
+			next, err := other.Wait(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustUnlock(t, next)
+			w.noClaims()
+		})
+	}
+}
+
 // Close releases a lock that is evicted and that its owner has not released yet.
 func TestCloseOfAnEvictedLock(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -43,7 +43,7 @@ type Terms struct {
 	AtLeast time.Duration // how long after the grant the claim stays, even if unlocked earlier
 	AtMost  time.Duration // how long after the grant the lock ends; 0: never
 	Watch   bool          // Hold.Changed reports changes of what the request waits for
-	Manual  bool          // an eviction ends only the context, and Unlock releases the claim
+	Manual  bool          // a loss ends only the context, and Unlock releases the claim
 }
 
 // Hold is the request of one call, and then its lock. Client.Start initializes it. It ends when the
@@ -74,9 +74,8 @@ type Hold struct {
 
 	// machine.mu guards these.
 	state holdState
-	lost  error // why it was lost; not written once the state is lost, evicted or expired
+	lost  error // why it was lost; not written once the state is lost, left or expired
 	watch *watch
-	timer *timer // nil: the machine has no timer for it
 }
 
 // watch is for callers that want to hear of changes. The machine's mutex guards it.
@@ -127,7 +126,7 @@ const (
 	unlocked
 	lost
 	failed
-	evicted // its context has ended, and its claim is held until Unlock
+	left    // lost, and its claim remains until Unlock
 	expired // by Terms.AtMost
 )
 

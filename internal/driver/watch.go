@@ -51,8 +51,8 @@ func (m *machine) waiting(h *Hold) (w Waiting) {
 	}
 	now := m.at(time.Now())
 	w.For, w.Ahead = m.start.Add(now.Mono).Sub(h.asked), m.table.Ahead(h.use)
-	if mode, since, ours := m.table.Ours(now, h.use); ours {
-		w.IsOwn, w.Own, w.Known = true, Own{mode, since}, true
+	if w.Own, w.IsOwn = m.table.Ours(now, h.use); w.IsOwn {
+		w.Known = true
 		return w
 	}
 	w.Report = m.table.Report(now, h.use)

@@ -82,6 +82,9 @@ func newMembership(opt Options) *Sim {
 		}
 	}
 	s.res.Nodes, s.res.Clients, s.res.Resources = n, len(s.clients), 2
+	if opt.Owners {
+		s.newOwners()
+	}
 	s.at(s.between(0, 5*time.Second), m.play)
 	s.at(0, m.look)
 	s.at(faulty, s.calmDown)
@@ -423,7 +426,8 @@ func (c *simClient) begin() {
 
 // shown notes that an answer about a claim shows the client's configuration.
 func (c *simClient) shown(a *wire.Answer) {
-	if c.members != nil && a.Digest == c.core.Digest() {
+	// After a leap of the clock, answers to the earlier instance do not count.
+	if c.members != nil && a.Digest == c.core.Digest() && a.Claim.Instance == c.instance {
 		c.heardOwn[a.Node] = c.sim.now
 	}
 }
