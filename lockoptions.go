@@ -86,9 +86,10 @@ func positive(option string, d time.Duration) error {
 }
 
 // WithWaitFunc makes the call run f while it waits for the lock, with a description of what it
-// waits for: once as soon as that is known, and again at each change. The nodes are asked at least
-// every third of a lease, so what they report to f is at most that old. f is not called for a lock
-// that is free.
+// waits for: once as soon as that is known, and again when somebody else is in the way or the place in
+// the queue changes, or, while it is not known who is in the way, when what the nodes answer changes.
+// The nodes are asked at least every third of a lease, so what they report to f is at most that old. f
+// is not called for a lock that is free.
 //
 // The goroutine that waits calls f. The call to Lock does not return before f does, so f must not
 // block for long. f may call any method of the Locker. If f panics, the call gives up the request

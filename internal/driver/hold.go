@@ -211,15 +211,29 @@ func (h *Hold) Stands() time.Duration { return h.client.machine.stands(h) }
 // nil if the lock is held then, and why it is not held otherwise. If ctx ends first, it returns
 // ctx's error.
 func (h *Hold) AwaitRefresh(ctx context.Context) error {
-	if done := h.client.machine.refreshed(h); done != nil {
+	if r := h.client.machine.refreshed(h); r != nil {
+		defer h.client.machine.leaveRefresh(h, r)
 		select {
-		case <-done:
+		case <-r.done:
 		case <-h.ctx.Done():
 		case <-ctx.Done():
 			return natsio.ContextError(ctx)
 		}
 	}
-	return h.client.machine.ended(h)
+	return h.Ended()
+}
+
+// Ended returns why h, which was granted, is not held, or nil if it is held. It finds a loss that
+// the loop has not noticed yet. The context of h may end a little later.
+func (h *Hold) Ended() error {
+	m := h.client.machine
+	for {
+		err, noticed := m.ended(h)
+		if noticed {
+			return err
+		}
+		m.tick()
+	}
 }
 
 // Unlock releases the lock. It returns the reason if the lock was lost or has expired.

@@ -45,9 +45,9 @@ type machine struct {
 	closed     bool
 	counts     Counts
 	leaps      natsio.Leaps
-	unlockedAt time.Duration           // when a lock was last unlocked
-	burst      int                     // number of locks granted by the last message that granted any
-	refreshes  map[*Hold]chan struct{} // to close when the refresh in progress is answered
+	unlockedAt time.Duration         // when a lock was last unlocked
+	burst      int                   // number of locks granted by the last message that granted any
+	refreshes  map[*Hold]*refreshing // that somebody waits for
 }
 
 func newMachine(cfg *Config, pub *natsio.Publisher, m *Membership) *machine {
@@ -353,10 +353,10 @@ func (m *machine) handle(list []wire.Answer) {
 		for i := range list {
 			if a := &list[i]; !isReply(a.Kind) {
 				m.table.Handle(s.now, a, &s.Out)
+				m.tellRefreshed(s, a)
 			}
 		}
 	}
-	m.tellRefreshed(s)
 	m.finish(s)
 }
 
@@ -366,8 +366,8 @@ func (m *machine) handleOne(a *wire.Answer) {
 	s := m.begin()
 	if !m.closed {
 		m.table.Handle(s.now, a, &s.Out)
+		m.tellRefreshed(s, a)
 	}
-	m.tellRefreshed(s)
 	m.finish(s)
 }
 

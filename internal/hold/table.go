@@ -719,5 +719,8 @@ func (t *Table) Report(now wire.Now, u *Hold) client.Report {
 // HeldAt reports whether u holds the lock at a reading of the clocks that the table has
 // not processed: what a holder finds that looks at its clock now.
 func (t *Table) HeldAt(now wire.Now, u *Hold) bool {
+	if left, ok := u.expiresIn(now); ok && left == 0 {
+		return false
+	}
 	return u.state == Holding && t.core.HeldAt(now, u.shared.claim)
 }
