@@ -89,6 +89,12 @@ type Holder struct {
 	Held   bool          // whether it has the nodes' votes; otherwise it waits ahead of this claim
 	For    time.Duration // how long it has held the lock, or waited
 	Own    bool          // whether it is the same Locker: locks are not reentrant
+
+	// Kept is how much longer the name stays locked because of HoldAtLeast, although the holder has
+	// unlocked it; 0 if it has not. It is known of holders of the same Locker only.
+	Kept time.Duration
+
+	left bool // it is the same Locker, which has lost the lock: see WithManualRelease
 }
 
 // String returns a description in one line.
@@ -101,7 +107,12 @@ func (h *Holder) String() string {
 		verb = "awaited, ahead of this claim,"
 	}
 	text := fmt.Sprintf("%s by %s (%s) for %v", verb, h.Client, mode, h.For.Round(time.Millisecond))
-	if h.Own {
+	switch {
+	case h.Kept > 0:
+		text += fmt.Sprintf(", by this same Locker, and unlocked since: HoldAtLeast keeps it for another %v", h.Kept.Round(time.Millisecond))
+	case h.left:
+		text += ", by this same Locker, and lost since: WithManualRelease keeps it until Unlock, or for a lease"
+	case h.Own:
 		text += ", by this same Locker: locks are not reentrant"
 	}
 	return text
@@ -193,7 +204,7 @@ func newLockError(op, name string, f *driver.Failure) *LockError {
 	}
 	switch b := r.Blocker; {
 	case f.IsOwn:
-		made.holder = Holder{Shared: f.Own.Mode == shared, Held: true, For: f.Own.For, Own: true}
+		made.holder = Holder{Shared: f.Own.Mode == shared, Held: true, For: f.Own.For, Own: true, Kept: f.Own.Kept, left: f.Own.Left}
 		e.Holder = &made.holder
 	case b != nil:
 		made.holder = Holder{Client: b.Client, Shared: b.Mode == shared, Held: b.Voted, For: r.BlockerFor}

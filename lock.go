@@ -3,6 +3,8 @@ package qlock
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/qlock/qlock/internal/driver"
@@ -50,6 +52,23 @@ func (l *Lock) Shared() bool { return l.hold.Mode() == shared }
 // holder that was paused and does not know yet that it has lost the lock.
 func (l *Lock) Token() uint64 { return l.hold.Token() }
 
+// String returns a description in one line, for logs: the name, the mode, the token, and whether the
+// lock is held or how it ended.
+func (l *Lock) String() string {
+	mode := "exclusive"
+	if l.Shared() {
+		mode = "shared"
+	}
+	text := fmt.Sprintf("lock %s (%s, token %d): ", quote(l.Name()), mode, l.Token())
+	if err := l.hold.Ended(); err != nil {
+		return text + strings.TrimPrefix(err.Error(), "qlock: ")
+	}
+	return text + "held"
+}
+
+// LogValue returns the text of String, for package slog.
+func (l *Lock) LogValue() slog.Value { return slog.StringValue(l.String()) }
+
 // Unlock ends the lock's context and gives the lock back. It returns ErrLost if the lock was lost
 // before, ErrHoldExpired if HoldAtMost has ended it, and nil otherwise, also when called again. It
 // does not wait for the nodes; Locker.Flush does. If the message is lost, the nodes learn it from
@@ -75,7 +94,8 @@ func (l *Lock) Unlock(context.Context) error {
 func (l *Lock) Wanted() <-chan struct{} { return l.hold.Wanted() }
 
 // Stands is how long the lock stays held, from now on, without another message from the
-// nodes: after that a quorum of votes may have run out. It is 0 if the lock is not held. While
+// nodes: after that a quorum of votes may have run out. It is 0 if the lock is not held, and never
+// longer than HoldAtMost still allows. While
 // the nodes answer it lies between about two thirds of the lease and all of it, less the margin
 // for the drift of this clock (C1 in docs/protocol.md). Take another two per cent off before you
 // promise it to somebody who counts by a clock of their own.
@@ -106,15 +126,21 @@ func Token(ctx context.Context) uint64 {
 //		return err
 //	}
 //
-// Held sends no message. A lock that is held now can be lost the next moment: writes that must
-// not come from a former holder need the token (Lock.Token). Held is safe for concurrent use.
+// Held reads the clock: it finds a loss that the Locker has not noticed yet, for example right after
+// the machine slept. It sends no message. A lock that is held now can be lost the next moment: writes
+// that must not come from a former holder need the token (Lock.Token). Held is safe for concurrent
+// use.
 func Held(ctx context.Context) error {
 	h := driver.FromContext(ctx)
 	if h == nil {
 		return fmt.Errorf("%w: the context comes from no lock", ErrNotHeld)
 	}
-	if held := h.Context(); held.Err() != nil {
-		return fmt.Errorf("%w: %s: %w", ErrNotHeld, quote(h.Name()), context.Cause(held))
+	err := context.Cause(h.Context())
+	if err == nil {
+		err = h.Ended()
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrNotHeld, quote(h.Name()), err)
 	}
 	return nil
 }

@@ -70,7 +70,7 @@ func HoldAtLeast(d time.Duration) LockOption {
 // later. Code that ignores the end of its context
 // runs on while the next holder works; only the token keeps its writes out (Lock.Token). d must
 // be positive. HoldAtMost is independent of the lease, which limits how long a silent holder
-// blocks others.
+// blocks others. Lock.Stands is never longer than what is left of d.
 func HoldAtMost(d time.Duration) LockOption {
 	return func(o *lockOptions) error {
 		o.terms.AtMost = d
@@ -86,9 +86,10 @@ func positive(option string, d time.Duration) error {
 }
 
 // WithWaitFunc makes the call run f while it waits for the lock, with a description of what it
-// waits for: once as soon as that is known, and again at each change. The nodes are asked at least
-// every third of a lease, so what they report to f is at most that old. f is not called for a lock
-// that is free.
+// waits for: once as soon as that is known, and again when somebody else is in the way or the place in
+// the queue changes, or, while it is not known who is in the way, when what the nodes answer changes.
+// The nodes are asked at least every third of a lease, so what they report to f is at most that old. f
+// is not called for a lock that is free.
 //
 // The goroutine that waits calls f. The call to Lock does not return before f does, so f must not
 // block for long. f may call any method of the Locker. If f panics, the call gives up the request
@@ -114,11 +115,18 @@ func WithAge(t time.Time) LockOption {
 	}
 }
 
-// WithManualRelease lets the holder decide when it releases a lock that is evicted (Locker.Evict,
-// qlock unlock --force). The lock's context ends at once with cause ErrEvicted, as without the
-// option. But the nodes keep others out until the holder calls Unlock, or until the lease of the
-// votes ends. It is for programs that hold locks on behalf of others and have promised to hold them
-// for a time (Lock.Stands).
+// WithManualRelease lets the holder decide when it releases a lock that ends before the holder
+// unlocks it: one that is evicted (Locker.Evict, qlock unlock --force) or lost for any reason, such
+// as a wall clock that was set or a change of nodes. The lock's context ends at once with the same
+// cause as without the option. But the Locker does not tell the nodes to give the lock to others
+// until the holder calls Unlock, or for a lease if it does not. It is for programs that hold locks
+// on behalf of others and have promised to hold them for a time (Lock.Stands): that promise can be
+// kept in every case but one.
+//
+// The one case is a process that was copied while it ran, such as a virtual machine that was
+// restored from a snapshot beside the original: the copy may release the lock. See rule C12 in
+// docs/protocol.md. The option has no effect on HoldAtMost, on Locker.Close, or on a lock that is
+// unlocked and stays because of HoldAtLeast.
 func WithManualRelease() LockOption {
 	return func(o *lockOptions) error {
 		o.terms.Manual = true

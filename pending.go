@@ -2,8 +2,11 @@ package qlock
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/qlock/qlock/internal/driver"
@@ -43,6 +46,15 @@ func (w Waiting) String() string {
 		}
 	case len(w.Nodes) > 0:
 		text += fmt.Sprintf(": %d of %d nodes voted, %d are needed", w.Votes(), len(w.Nodes), w.Need)
+		var others []string
+		for _, a := range w.Nodes {
+			if a.Answer != AnswerVoted {
+				others = append(others, fmt.Sprintf("%s %s", a.Node, a.Answer))
+			}
+		}
+		if len(others) > 0 {
+			text += ": " + strings.Join(others, ", ")
+		}
 	}
 	return text
 }
@@ -53,20 +65,16 @@ func (w *Waiting) telling() bool {
 	return w.Holder != nil || w.repeated || slices.ContainsFunc(w.Nodes, func(a NodeAnswer) bool { return a.Answer != AnswerVoted && a.Answer != AnswerSilent })
 }
 
-// same reports whether w and o differ only in times, which change all the while.
+// same reports whether w and o describe the same, except for times, which change all the while. What
+// single nodes answer matters only if it is not known who is in the way.
 func (w *Waiting) same(o *Waiting) bool {
-	if w.Ahead != o.Ahead || w.Queued != o.Queued || w.Need != o.Need || len(w.Nodes) != len(o.Nodes) || (w.Holder == nil) != (o.Holder == nil) {
+	if w.Ahead != o.Ahead || w.Queued != o.Queued || (w.Holder == nil) != (o.Holder == nil) {
 		return false
 	}
-	if a, b := w.Holder, o.Holder; a != nil && (a.Client != b.Client || a.Shared != b.Shared || a.Held != b.Held || a.Own != b.Own) {
-		return false
+	if a, b := w.Holder, o.Holder; a != nil {
+		return a.Client == b.Client && a.Shared == b.Shared && a.Held == b.Held && a.Own == b.Own && a.left == b.left && (a.Kept > 0) == (b.Kept > 0)
 	}
-	for i := range w.Nodes {
-		if w.Nodes[i].Node != o.Nodes[i].Node || w.Nodes[i].Answer != o.Nodes[i].Answer {
-			return false
-		}
-	}
-	return true
+	return w.Need == o.Need && slices.EqualFunc(w.Nodes, o.Nodes, func(a, b NodeAnswer) bool { return a.Node == b.Node && a.Answer == b.Answer })
 }
 
 // Pending is a request for a lock that Start made. Its methods are safe for concurrent use, but
@@ -99,11 +107,14 @@ func (l *Locker) Start(ctx context.Context, name string, opts ...LockOption) *Pe
 		close(p.done)
 		return p
 	}
-	if o != nil && o.shared {
-		r.Mode = shared
-	}
-	if o != nil && o.try {
-		r.Patience = driver.Try
+	if o != nil {
+		o.terms.Watch = false // nobody waits here for whom the nodes would be asked
+		if o.shared {
+			r.Mode = shared
+		}
+		if o.try {
+			r.Patience = driver.Try
+		}
 	}
 	l.client.Start(ctx, &p.lock.hold, r)
 	if ctx.Done() != nil {
@@ -177,12 +188,38 @@ func (p *Pending) Changed() <-chan struct{} {
 
 // Cancel gives up the request. If the lock has been granted already, or is granted at the same
 // moment, Cancel unlocks it. Calling Cancel again does nothing.
-func (p *Pending) Cancel() {
-	if p.err == nil {
-		p.stop()
-		p.lock.hold.GiveUp(context.Canceled)
+func (p *Pending) Cancel() { p.CancelCause(nil) }
+
+// CancelCause is like Cancel, with a reason. If the request still waits, errors.Is finds cause as
+// well as context.Canceled in the error of Lock. A nil cause is the same as Cancel.
+func (p *Pending) CancelCause(cause error) {
+	if p.err != nil {
+		return
 	}
+	switch {
+	case cause == nil:
+		cause = context.Canceled
+	case !errors.Is(cause, context.Canceled):
+		cause = fmt.Errorf("%w: %w", context.Canceled, cause)
+	}
+	p.stop()
+	p.lock.hold.GiveUp(cause)
 }
+
+// String returns a description in one line, for logs: what the request waits for, or its outcome.
+func (p *Pending) String() string {
+	k, err := p.Lock()
+	switch {
+	case err == nil:
+		return k.String()
+	case errors.Is(err, ErrPending):
+		return p.Status().String()
+	}
+	return err.Error()
+}
+
+// LogValue returns the text of String, for package slog.
+func (p *Pending) LogValue() slog.Value { return slog.StringValue(p.String()) }
 
 // waiting returns the status of a lock that is waited for.
 func (l *Locker) waiting(k *Lock) Waiting {

@@ -2,8 +2,14 @@ package qlock_test
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
 	"math"
 	"runtime"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -138,6 +144,58 @@ func TestHoldAtLeastAndManualRelease(t *testing.T) {
 	}
 }
 
+// A lock whose holder releases it by hand is not released when it is lost because the nodes
+// changed. What it was to stand for without a message, others keep away.
+func TestManualReleaseWhenTheNodesChange(t *testing.T) {
+	for _, manual := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t, 3)
+			a := w.client("a")
+			releases, err := w.connect().SubscribeSync("lock.default.node.release.a.>")
+			if err != nil {
+				t.Fatal(err)
+			}
+			released := func() int {
+				settle()
+				n, _, err := releases.Pending()
+				if err != nil {
+					t.Fatal(err)
+				}
+				return n
+			}
+			var opts []qlock.LockOption
+			if manual {
+				opts = append(opts, qlock.WithManualRelease())
+			}
+			k := mustLockWith(t, a, "x", opts...)
+			time.Sleep(time.Second)
+			w.each((*testNode).stop)
+			w.each(func(tn *testNode) {
+				tn.cfg.MaxLease = maxLease + time.Second
+				tn.start()
+			})
+			_, cause := died(t, k.Context())
+			wantIs(t, cause, qlock.ErrLost)
+			time.Sleep(testLease / 2)
+			if n := released(); (n == 0) != manual {
+				t.Errorf("by hand: %v, and released %d times", manual, n)
+			}
+			other := a.Start(t.Context(), "x")
+			settle()
+			wantIs(t, k.Unlock(t.Context()), qlock.ErrLost)
+			if n := released(); n == 0 {
+				t.Errorf("by hand: %v, and not released", manual)
+			}
+			next, err := other.Wait(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustUnlock(t, next)
+			w.noClaims()
+		})
+	}
+}
+
 // Close releases a lock that is evicted and that its owner has not released yet.
 func TestCloseOfAnEvictedLock(t *testing.T) {
 	bubble(t, func(t *testing.T) {
@@ -254,4 +312,177 @@ func evictWaiting(t *testing.T, l *qlock.Locker, name string) {
 	if err := l.Evict(timeout(t, time.Minute), name, inspect(t, l, name).Queue[0], ""); err != nil {
 		t.Error(err)
 	}
+}
+
+// Who comes while HoldAtLeast keeps a lock that another goroutine of its Locker has unlocked is told
+// so, and for how long, and not that locks are not reentrant.
+func TestKeptByTheSameLocker(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a := w.client("a")
+		k := mustLockWith(t, a, "x", qlock.HoldAtLeast(20*time.Second))
+		time.Sleep(time.Second)
+		mustUnlock(t, k)
+		var e *qlock.LockError
+		if _, err := a.TryLock(t.Context(), "x"); !errors.As(err, &e) || e.Reason != qlock.ErrHeld || e.Holder == nil || !e.Holder.Own || e.Holder.Kept != 19*time.Second {
+			t.Errorf("%v", err)
+		}
+		wantText(t, e, "held by a (exclusively) for 1s, by this same Locker, and unlocked since: HoldAtLeast keeps it for another 19s")
+		p := a.Start(t.Context(), "x")
+		time.Sleep(time.Second)
+		if s := p.Status(); s.Holder == nil || s.Holder.Kept != 18*time.Second {
+			t.Errorf("%v", s)
+		}
+		p.Cancel()
+
+		// In a lock that was lost and not unlocked, the same Locker is in its own way.
+		k = mustLockWith(t, a, "y", qlock.WithManualRelease())
+		if err := w.client("ops").Evict(timeout(t, time.Millisecond), "y", inspect(t, a, "y").Holders[0], ""); err == nil {
+			t.Error("it is evicted while its owner has it yet")
+		}
+		if _, err := a.TryLock(t.Context(), "y"); !errors.As(err, &e) {
+			t.Error(err)
+		}
+		wantText(t, e, "by this same Locker, and lost since: WithManualRelease keeps it until Unlock")
+		wantIs(t, k.Unlock(t.Context()), qlock.ErrEvicted)
+	})
+}
+
+// A request that is given up for a reason says why.
+func TestCancelCause(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, b := w.client("a"), w.client("b")
+		k := mustLock(t, a, "x")
+		why := errors.New("the caller has gone")
+		for _, cause := range []error{nil, why, context.Canceled} {
+			p := b.Start(t.Context(), "x")
+			time.Sleep(time.Second)
+			p.CancelCause(cause)
+			p.CancelCause(errors.New("too late"))
+			_, err := p.Lock()
+			wantIs(t, err, qlock.ErrHeld, context.Canceled)
+			if errors.Is(err, why) != (cause == why) {
+				t.Errorf("%v: %v", cause, err)
+			}
+		}
+		p := a.Start(t.Context(), "y")
+		settle()
+		p.CancelCause(why)
+		granted, err := p.Lock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantIs(t, context.Cause(granted.Context()), qlock.ErrUnlocked)
+		bad := a.Start(t.Context(), "")
+		bad.CancelCause(why)
+		mustUnlock(t, k)
+		w.noClaims()
+	})
+}
+
+// In a log a lock and a request are one line.
+func TestStrings(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, b := w.client("a"), w.client("b")
+		var log strings.Builder
+		logger := slog.New(slog.NewJSONHandler(&log, nil))
+		says := func(v any, want string) {
+			t.Helper()
+			if got := fmt.Sprint(v); !strings.Contains(got, want) {
+				t.Errorf("%q, want %q", got, want)
+			}
+			log.Reset()
+			logger.Info("it", "value", v)
+			var line struct{ Value string }
+			if err := json.Unmarshal([]byte(log.String()), &line); err != nil || !strings.Contains(line.Value, want) {
+				t.Errorf("%v: logged %s, want %q", err, log.String(), want)
+			}
+		}
+		k := mustRLock(t, a, "x y")
+		says(k, fmt.Sprintf(`lock "x y" (shared, token %d): held`, k.Token()))
+		p := b.Start(t.Context(), "x y")
+		time.Sleep(time.Second)
+		says(p, `waiting for "x y" for 1s: held by a (shared)`)
+		mustUnlock(t, k)
+		says(k, fmt.Sprintf(`lock "x y" (shared, token %d): unlocked`, k.Token()))
+		settle()
+		says(p, `lock "x y" (exclusive, token `)
+		q := a.Start(t.Context(), "x y")
+		settle()
+		q.Cancel()
+		says(q, "context canceled")
+		says(a.Start(t.Context(), ""), "invalid name")
+		p.Cancel()
+		link := w.nodes[0]
+		link.stop()
+		w.nodes[1].stop()
+		p = a.Start(t.Context(), "z")
+		time.Sleep(time.Second)
+		says(p, "1 of 3 nodes voted, 2 are needed: n1 silent, n2 silent")
+		p.Cancel()
+		w.nodes[0].start()
+		w.nodes[1].start()
+	})
+}
+
+// Start asks the nodes no more often with WithWaitFunc than without, as it ignores that option.
+func TestStartWithWaitFunc(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, b := w.client("a"), w.client("b")
+		acquires, err := w.connect().SubscribeSync("lock.default.node.acquire.b.>")
+		if err != nil {
+			t.Fatal(err)
+		}
+		k := mustLock(t, a, "x")
+		asked := func(opt qlock.LockOption) int {
+			before, _, _ := acquires.Pending()
+			p := b.Start(t.Context(), "x", opt)
+			time.Sleep(3 * testLease)
+			p.Cancel()
+			after, _, err := acquires.Pending()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return after - before
+		}
+		if n := asked(qlock.WithWaitFunc(func(qlock.Waiting) { t.Error("it is called") })); n > 2 { // the second may say why it waits
+			t.Errorf("it asked %d times", n)
+		}
+		mustUnlock(t, k)
+		w.noClaims()
+	})
+}
+
+// A line that says what a call waits for comes once, however many nodes answer the same.
+func TestWaitFuncSaysALineOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 5)
+		a, b := w.client("a"), w.client("b")
+		k := mustLock(t, a, "x")
+		var mu sync.Mutex
+		var said []string
+		waiting := waitFor(t.Context(), func(ctx context.Context, name string, _ ...qlock.LockOption) (*qlock.Lock, error) {
+			return b.Lock(ctx, name, qlock.WithWaitFunc(func(w qlock.Waiting) {
+				mu.Lock()
+				defer mu.Unlock()
+				w.For, w.Holder.For = 0, 0
+				said = append(said, w.String())
+			}))
+		}, "x")
+		time.Sleep(testLease)
+		w.nodes[0].stop()
+		time.Sleep(testLease)
+		w.nodes[0].start()
+		time.Sleep(testLease)
+		mu.Lock()
+		if len(said) != 1 {
+			t.Errorf("%q", said)
+		}
+		mu.Unlock()
+		mustUnlock(t, k)
+		mustUnlock(t, waiting.held(t))
+	})
 }

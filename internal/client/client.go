@@ -18,6 +18,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/sat"
 	"github.com/qlock/qlock/internal/shrink"
 	"github.com/qlock/qlock/internal/wire"
 )
@@ -52,8 +53,8 @@ const (
 	TokensReserved
 	// Changed: the claim waits and is watched, and what the nodes say of it may have changed.
 	Changed
-	// Evicted: the claim is held and must end, and its owner gives it back
-	// (Claim.LeaveEviction).
+	// Evicted: the claim is held and must end, and its owner releases it
+	// (Claim.LeaveRelease).
 	Evicted
 )
 
@@ -150,6 +151,9 @@ const (
 	Waiting State = iota
 	// Holding: the claim is held.
 	Holding
+	// Unreleased: the claim was held and is lost. Its owner has yet to release it
+	// (Claim.LeaveRelease).
+	Unreleased
 	// Over: the claim was lost, failed, or was released.
 	Over
 )
@@ -170,8 +174,9 @@ type Claim struct {
 	note             string
 	watched          bool // its owner is told when what the nodes say of it changes
 	repeated         bool // it was acquired again, because it was not held in time
-	manual           bool // its owner gives it back when it is evicted
+	manual           bool // its owner releases it when it is evicted or lost
 	evicted          *Eviction
+	leftUntil        time.Duration // while Unreleased: the client releases it then, by the monotonic clock
 	state            State
 	token            uint64
 	made             time.Duration
@@ -485,7 +490,7 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 			r.RangeSize = cl.rangeSize
 		}
 	}
-	if cl.state == Holding {
+	if cl.state == Holding || cl.state == Unreleased {
 		// Tokens up to the last one given out are in use.
 		r.Held, r.MinFence = true, max(cl.tokenNext-1, cl.requestedFrom)
 		if cl.requestedFrom > 0 || cl.keep && !cl.known {
@@ -702,7 +707,7 @@ func (c *Client) askAgain(out *Out) {
 	c.again, c.againAt = nil, 0
 	for _, cl := range all {
 		cl.again = false
-		if cl.state == Over {
+		if cl.state > Holding {
 			continue
 		}
 		where, only := 0, ""
@@ -742,14 +747,15 @@ func (c *Client) list(from *Claim, lo, hi uint64, out *Out) {
 			out.Requests = append(out.Requests, r)
 			r.Lo, r.Live = r.Hi+1, nil
 		}
-		r.Live = r.Live.Add(cl.seq)
+		r.Live = r.Live.Add(cl.seq) //plant:listed
 	}
 	r.Hi = hi
 	out.Requests = append(out.Requests, r)
 }
 
 // deadline returns when the claim next needs action: an acquire if it waits; a refresh
-// ahead of time, an acquire, or its loss if it is held.
+// ahead of time, an acquire, or its loss if it is held; its release if its owner has not
+// released it.
 func (c *Client) deadline(cl *Claim) time.Duration {
 	const never = 1 << 62
 	switch cl.state {
@@ -767,6 +773,8 @@ func (c *Client) deadline(cl *Claim) time.Duration {
 			early = min(early, cl.askAt)
 		}
 		return min(lost, early) //plant:hold-deadline
+	case Unreleased:
+		return c.now + max(cl.leftUntil-c.clock.last.Mono, 0)
 	}
 	return never
 }
@@ -823,10 +831,13 @@ func (c *Client) act(cl *Claim, out *Out) {
 			return
 		}
 		c.refresh(out) // its votes stand for less than half the lease (C6)
+	case Unreleased:
+		c.end(cl, out)
 	}
 }
 
-// lose ends a held claim for good (C7).
+// lose ends a held claim for good (C7). It releases the claim, or leaves that to the owner
+// (Claim.LeaveRelease).
 func (c *Client) lose(cl *Claim, out *Out) {
 	var foreign []string
 	for i := range cl.votes {
@@ -838,7 +849,12 @@ func (c *Client) lose(cl *Claim, out *Out) {
 		out.Notes = append(out.Notes, fmt.Sprintf(
 			"%q is lost although nodes %v voted for it again: no node that knew it before has answered since. Perhaps the connection now leads to another cluster with the same name", cl.resource, foreign))
 	}
-	c.end(cl, out)
+	if cl.manual { //plant:left-to-the-owner
+		cl.state, cl.leftUntil = Unreleased, sat.Add(c.clock.last.Mono, c.cfg.TTL)
+		c.schedule(cl)
+	} else {
+		c.end(cl, out)
+	}
 	out.Events = append(out.Events, Event{Lost, cl})
 }
 
@@ -862,6 +878,9 @@ func (cl *Claim) Eviction() *Eviction { return cl.evicted }
 func (c *Client) evict(cl *Claim, a *wire.Answer, out *Out) {
 	again := cl.evicted != nil
 	cl.evicted = &Eviction{a.By, a.Text}
+	if cl.state == Unreleased {
+		return // it is lost already, and its owner releases it
+	}
 	if cl.state == Holding && cl.manual {
 		if !again {
 			out.Events = append(out.Events, Event{Evicted, cl})
@@ -1005,6 +1024,9 @@ func (c *Client) Handle(now wire.Now, a *wire.Answer, out *Out) {
 		return
 	case wire.Evicted:
 		c.evict(cl, a, out)
+		return
+	}
+	if cl.state == Unreleased {
 		return
 	}
 	if a.SentAt > cl.sentAt /*plant:beat-unsent*/ || a.SentAt < v.yielded || a.SentAt < v.sentAt ||
@@ -1229,11 +1251,11 @@ func (v *vote) blocker() *wire.Blocker {
 }
 
 // recall answers a node that wants its vote back for an older claim (C5). The client
-// yields, unless the claim has a quorum. A held claim says that it is held. The client
-// also yields a vote that it has not heard of. It yields again at each recall, since a
-// yield may be lost.
+// yields, unless the claim has a quorum. A held claim says that it is held, and so does a
+// lost one that its owner has not released. The client also yields a vote that it has not
+// heard of. It yields again at each recall, since a yield may be lost.
 func (c *Client) recall(cl *Claim, i int, behind bool, out *Out) {
-	if cl.state == Holding { //plant:holder-recalled
+	if cl.state != Waiting { //plant:holder-recalled
 		if cl.keep {
 			c.behind(cl, out)
 		}
@@ -1273,7 +1295,7 @@ func (c *Client) recallFor(cl *Claim, name string, out *Out) {
 		return
 	}
 	said := cl.votes[i].yielded
-	if cl.state == Holding {
+	if cl.state != Waiting {
 		said = cl.votes[i].asked
 	}
 	if said > 0 && c.now < time.Duration(said)*time.Microsecond+leastDelay {
@@ -1310,7 +1332,7 @@ func (c *Client) refreshed(i int, a *wire.Answer, out *Out) {
 			break
 		}
 		v := &cl.votes[i]
-		if cl.seq < a.Lo || a.SentAt > cl.sentAt || a.SentAt < v.yielded || a.SentAt < v.sentAt {
+		if cl.state == Unreleased || cl.seq < a.Lo || a.SentAt > cl.sentAt || a.SentAt < v.yielded || a.SentAt < v.sentAt {
 			cl = next
 			continue
 		}
@@ -1382,6 +1404,9 @@ func (c *Client) SetCluster(now wire.Now, cluster wire.Config, out *Out) {
 	c.shown = false
 	for cl := c.first; cl != nil; cl = cl.next {
 		cl.votes = make([]vote, len(c.nodes))
+		if cl.state == Unreleased {
+			continue
+		}
 		cl.minFence, cl.askDelay = 0, c.firstDelay(cl)
 		c.ask(cl, "", out)
 		for i := range cl.votes {

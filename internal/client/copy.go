@@ -39,9 +39,12 @@ func (c *Client) Renew(now wire.Now, instance uuid.UUID, out *Out) {
 	c.sentAt = 0 // beats belong to an instance, and the messages of this step are not sent
 	for cl := c.first; cl != nil; {
 		next := cl.next
-		if cl.state == Holding {
+		switch cl.state {
+		case Holding:
 			c.forget(cl)
 			out.Events = append(out.Events, Event{Lost, cl})
+		case Unreleased:
+			c.forget(cl)
 		}
 		cl = next
 	}

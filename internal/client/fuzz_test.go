@@ -99,6 +99,9 @@ func FuzzClient(f *testing.F) {
 			case what == 3:
 				did = "release"
 				c.Release(now, cl, &out)
+			case what == 4 && d.Odds(2):
+				did = "leave release"
+				cl.LeaveRelease()
 			case what == 4:
 				did = "keep"
 				c.Keep(now, cl, &out)

@@ -20,7 +20,7 @@ const (
 // event follows when they are. It does nothing if the claim is kept already or over.
 func (c *Client) Keep(now wire.Now, cl *Claim, out *Out) {
 	c.step(now, out)
-	if cl.keep || cl.state == Over {
+	if cl.keep || cl.state > Holding {
 		return
 	}
 	cl.keep, cl.rangeSize = true, firstRange

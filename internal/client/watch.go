@@ -30,10 +30,12 @@ func (cl *Claim) changed(out *Out) {
 	}
 }
 
-// LeaveEviction leaves it to the owner to release the claim if it is evicted while it is
-// held, as N10 allows. The nodes no longer extend its lease then. The owner must end its
-// work and has until the claim is lost to do so.
-func (cl *Claim) LeaveEviction() { cl.manual = true }
+// LeaveRelease leaves it to the owner to release the claim however it ends while it is
+// held (C12). If it is evicted, the nodes no longer extend its lease, and it is lost when
+// its votes have run out. When it is lost, the client counts it as over and lists it in
+// its refreshes until the owner releases it, for a lease at most. After Client.Renew there
+// is nothing to release: the nodes keep the claim for as long as its votes last.
+func (cl *Claim) LeaveRelease() { cl.manual = true }
 
 // Stands returns for how long after now, a reading of the clocks that the client need not
 // have processed, the claim stays held without another message (C7); 0 if it is not held.

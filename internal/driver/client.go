@@ -228,7 +228,7 @@ func (c *Client) unlock(h *Hold) error {
 			return nil
 		case was == held: // the loss has not been noticed yet
 			c.machine.tick()
-		case was == evicted:
+		case was == left:
 			h.cancel(h.lost)
 			c.machine.release(h)
 			return h.lost

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock/internal/natsio"
@@ -20,6 +22,7 @@ import (
 type silentConn struct {
 	mu    sync.Mutex
 	still chan struct{} // nil: it moves; else every call waits for it
+	first []byte        // the first request
 }
 
 func (c *silentConn) pass() {
@@ -31,11 +34,19 @@ func (c *silentConn) pass() {
 	}
 }
 
-func (c *silentConn) Publish(string, []byte) error                { c.pass(); return nil }
-func (c *silentConn) PublishRequest(string, string, []byte) error { c.pass(); return nil }
-func (c *silentConn) MaxPayload() int64                           { c.pass(); return 1 << 20 }
-func (c *silentConn) LastError() error                            { c.pass(); return nil }
-func (c *silentConn) IsClosed() bool                              { c.pass(); return false }
+func (c *silentConn) Publish(string, []byte) error { c.pass(); return nil }
+func (c *silentConn) PublishRequest(_, _ string, body []byte) error {
+	c.pass()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.first == nil {
+		c.first = slices.Clone(body)
+	}
+	return nil
+}
+func (c *silentConn) MaxPayload() int64 { c.pass(); return 1 << 20 }
+func (c *silentConn) LastError() error  { c.pass(); return nil }
+func (c *silentConn) IsClosed() bool    { c.pass(); return false }
 
 func newTestClient(conn *silentConn) (*Client, chan nats.Status) {
 	cluster := wire.Config{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second}
@@ -119,4 +130,97 @@ func TestLoopDoesNotTouchTheConnection(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// grant makes nodes vote for the client's first claim.
+func grant(t *testing.T, conn *silentConn, c *Client) {
+	t.Helper()
+	conn.mu.Lock()
+	body := conn.first
+	conn.mu.Unlock()
+	r, err := wire.DecodeRequest(wire.Acquire, "a", "x", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, node := range []string{"n1", "n2"} {
+		a := wire.Answer{
+			Kind: wire.Granted, Node: node, Incarnation: uuid.UUID{node[1]}, Digest: r.Digest, Client: "a",
+			Claim: r.Claim, SentAt: r.SentAt, Fence: 7,
+		}
+		c.Receive(&nats.Msg{Data: wire.AppendAnswer(nil, &a)})
+	}
+}
+
+// Nothing is left of those who waited for the answers to a refresh when the nodes do not answer.
+func TestAwaitRefreshLeavesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := &silentConn{}
+		c, _ := newTestClient(conn)
+		var h Hold
+		c.Start(context.Background(), &h, Request{Name: "x", Resource: "x", Mode: quorum.Exclusive})
+		synctest.Wait()
+		grant(t, conn, c)
+		if f := h.Wait(context.Background(), nil); f != nil {
+			t.Fatal(f.Reason)
+		}
+		time.Sleep(c.Lease() / 2)
+		refreshing := func() int {
+			c.machine.mu.Lock()
+			defer c.machine.mu.Unlock()
+			return len(c.machine.refreshes)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		ended := make(chan error)
+		go func() { ended <- h.AwaitRefresh(context.Background()) }()
+		if err := h.AwaitRefresh(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		if n := refreshing(); n != 1 {
+			t.Errorf("%d refreshes are waited for", n)
+		}
+		if err := <-ended; !errors.Is(err, ErrLost) {
+			t.Error(err)
+		}
+		if n := refreshing(); n != 0 {
+			t.Errorf("%d refreshes are waited for, and nobody waits", n)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// A lock that is lost by the clock has ended also before the loop has looked at the clock.
+func TestEndedBeforeTheLoopNotices(t *testing.T) {
+	for _, terms := range []*Terms{nil, {AtMost: 7 * time.Second}} {
+		synctest.Test(t, func(t *testing.T) {
+			conn := &silentConn{}
+			c, _ := newTestClient(conn)
+			var h Hold
+			c.Start(context.Background(), &h, Request{Name: "x", Resource: "x", Mode: quorum.Exclusive, Terms: terms})
+			synctest.Wait()
+			grant(t, conn, c)
+			if err := h.Ended(); err != nil {
+				t.Fatal(err)
+			}
+			c.machine.mu.Lock()
+			c.machine.start = c.machine.start.Add(-8 * time.Second) // the monotonic clock goes on by that
+			want := ErrHoldExpired
+			if terms == nil {
+				c.machine.start = c.machine.start.Add(-2 * time.Second)
+				want = ErrLost
+			}
+			c.machine.mu.Unlock()
+			if err := h.Ended(); !errors.Is(err, want) {
+				t.Errorf("%v, want %v", err, want)
+			}
+			if err := h.Unlock(); !errors.Is(err, want) {
+				t.Errorf("%v, want %v", err, want)
+			}
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
 }

@@ -55,7 +55,7 @@ func (c *Counts) setState(h *Hold, to holdState) {
 	case to == held:
 		c.Held++
 		c.Granted++
-	case to == lost, to == evicted:
+	case to == lost, to == left:
 		c.Lost++
 	case from == held: // unlocked, or released because its caller had gone
 		c.Unlocked++

@@ -38,18 +38,13 @@ func (m *machine) endContexts(s *step) {
 	if expired := s.expired; len(expired) > 0 {
 		m.ending.Go(func() {
 			endAll(expired, func(h *Hold) error { return h.lost })
-			m.inSteps(len(expired), func(i int, s *step) { m.giveBack(s, expired[i]) })
+			m.inSteps(len(expired), func(i int, s *step) { m.table.Unlock(s.now, expired[i].use, &s.Out) })
 		})
 	}
 	if unlocking := s.unlocking; len(unlocking) > 0 {
 		m.pub.Pause()
 		m.ending.Go(func() {
-			endAll(unlocking, func(h *Hold) error {
-				if h.lost != nil { // it expired
-					return h.lost
-				}
-				return ErrUnlocked
-			})
+			endAll(unlocking, endCause)
 			m.pub.Resume()
 		})
 	}
@@ -74,6 +69,14 @@ func (m *machine) endLost(lost []*Hold) {
 		}
 		m.log.Line(slog.LevelError, "lock lost: too few nodes confirmed it in time", args...)
 	}
+}
+
+// endCause returns why a lock that is not held any more has ended.
+func endCause(h *Hold) error {
+	if h.lost != nil {
+		return h.lost
+	}
+	return ErrUnlocked
 }
 
 // endAll ends the contexts of locks and returns when all have ended. It uses several goroutines, so

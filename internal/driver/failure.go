@@ -4,7 +4,7 @@ import (
 	"time"
 
 	"github.com/qlock/qlock/internal/client"
-	"github.com/qlock/qlock/internal/quorum"
+	"github.com/qlock/qlock/internal/hold"
 )
 
 // Failure describes why a lock was not acquired, at the end of the wait.
@@ -13,13 +13,7 @@ type Failure struct {
 	Cause  error // what ended the wait, usually the context's error; may be nil
 	Report client.Report
 	IsOwn  bool // another hold of this client is in the way
-	Own    Own  // that hold
-}
-
-// Own describes the hold of this client that is in the way.
-type Own struct {
-	Mode quorum.Mode
-	For  time.Duration
+	Own    hold.Own
 }
 
 // Waiting describes the status of a waiting request.
@@ -29,7 +23,7 @@ type Waiting struct {
 	Known  bool          // whether Ahead is known
 	Report client.Report
 	IsOwn  bool // another hold of this client is in the way
-	Own    Own
+	Own    hold.Own
 }
 
 // Answer is the kind of a node's last answer about a claim.

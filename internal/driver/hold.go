@@ -43,7 +43,7 @@ type Terms struct {
 	AtLeast time.Duration // how long after the grant the claim stays, even if unlocked earlier
 	AtMost  time.Duration // how long after the grant the lock ends; 0: never
 	Watch   bool          // Hold.Changed reports changes of what the request waits for
-	Manual  bool          // an eviction ends only the context, and Unlock releases the claim
+	Manual  bool          // a loss ends only the context, and Unlock releases the claim
 }
 
 // Hold is the request of one call, and then its lock. Client.Start initializes it. It ends when the
@@ -74,9 +74,8 @@ type Hold struct {
 
 	// machine.mu guards these.
 	state holdState
-	lost  error // why it was lost; not written once the state is lost, evicted or expired
+	lost  error // why it was lost; not written once the state is lost, left or expired
 	watch *watch
-	timer *timer // nil: the machine has no timer for it
 }
 
 // watch is for callers that want to hear of changes. The machine's mutex guards it.
@@ -127,7 +126,7 @@ const (
 	unlocked
 	lost
 	failed
-	evicted // its context has ended, and its claim is held until Unlock
+	left    // lost, and its claim remains until Unlock
 	expired // by Terms.AtMost
 )
 
@@ -212,15 +211,29 @@ func (h *Hold) Stands() time.Duration { return h.client.machine.stands(h) }
 // nil if the lock is held then, and why it is not held otherwise. If ctx ends first, it returns
 // ctx's error.
 func (h *Hold) AwaitRefresh(ctx context.Context) error {
-	if done := h.client.machine.refreshed(h); done != nil {
+	if r := h.client.machine.refreshed(h); r != nil {
+		defer h.client.machine.leaveRefresh(h, r)
 		select {
-		case <-done:
+		case <-r.done:
 		case <-h.ctx.Done():
 		case <-ctx.Done():
 			return natsio.ContextError(ctx)
 		}
 	}
-	return h.client.machine.ended(h)
+	return h.Ended()
+}
+
+// Ended returns why h, which was granted, is not held, or nil if it is held. It finds a loss that
+// the loop has not noticed yet. The context of h may end a little later.
+func (h *Hold) Ended() error {
+	m := h.client.machine
+	for {
+		err, noticed := m.ended(h)
+		if noticed {
+			return err
+		}
+		m.tick()
+	}
 }
 
 // Unlock releases the lock. It returns the reason if the lock was lost or has expired.

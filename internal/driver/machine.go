@@ -16,7 +16,6 @@ import (
 	"github.com/qlock/qlock/internal/members"
 	"github.com/qlock/qlock/internal/natsio"
 	"github.com/qlock/qlock/internal/printable"
-	"github.com/qlock/qlock/internal/sat"
 	"github.com/qlock/qlock/internal/subject"
 	"github.com/qlock/qlock/internal/wire"
 )
@@ -46,10 +45,9 @@ type machine struct {
 	closed     bool
 	counts     Counts
 	leaps      natsio.Leaps
-	unlockedAt time.Duration // when a lock was last unlocked
-	burst      int           // number of locks granted by the last message that granted any
-	timers     timers
-	refreshes  map[*Hold]chan struct{} // to close when the refresh in progress is answered
+	unlockedAt time.Duration         // when a lock was last unlocked
+	burst      int                   // number of locks granted by the last message that granted any
+	refreshes  map[*Hold]*refreshing // that somebody waits for
 }
 
 func newMachine(cfg *Config, pub *natsio.Publisher, m *Membership) *machine {
@@ -76,7 +74,7 @@ type step struct {
 	ready     []*Hold // holds that are decided now
 	lost      []*Hold
 	unlocking []*Hold         // lost while their owners unlock them, or while they expire
-	expired   []*Hold         // held for as long as Terms.AtMost allows
+	expired   []*Hold         // held for as long as Terms.AtMost allows, and not unlocked yet
 	tell      []chan struct{} // channels to close
 }
 
@@ -171,9 +169,6 @@ func (m *machine) apply(s *step, e hold.Event) {
 		}
 		s.held++
 		m.decided(s, h)
-		if d := h.request.terms().AtMost; d > 0 {
-			m.timers.set(h, sat.Add(s.now.Mono, d))
-		}
 	case hold.Failed:
 		h.failure = m.report(s.now, h, nil)
 		if e.Eviction != nil {
@@ -188,37 +183,33 @@ func (m *machine) apply(s *step, e hold.Event) {
 			if h.state == unlocked || h.state == expired { //plant:unlocking
 				s.unlocking = append(s.unlocking, h)
 			}
-			if h.state != evicted { // otherwise observers have the event already
+			if !e.Left { // otherwise the event follows when it is released
 				m.event(subject.Released, h)
 			}
-			m.timers.remove(h)
 			return
 		}
-		m.timers.remove(h)
 		h.lost = m.lossOf(s.now, e.Eviction)
-		m.counts.setState(h, lost)
+		if e.Left {
+			m.counts.setState(h, left)
+		} else {
+			m.counts.setState(h, lost)
+		}
 		m.losses.Add(1)
 		s.lost = append(s.lost, h)
 	case hold.Returned: // before the release, and so before the next holder
-		if h.state != evicted {
+		if h.state != left { // otherwise observers have been told that it is lost
 			m.event(subject.Released, h)
 		}
 	case hold.Wanted:
 		m.tellWanted(s, h)
 	case hold.Changed:
 		m.tellChanged(s, h)
-	case hold.Evicted:
-		if h.state != held {
-			if h.timer != nil { // it stays because of Terms.AtLeast only
-				m.timers.set(h, s.now.Mono) //plant:lingering-evicted
-			}
-			return // otherwise its owner is about to release it
+	case hold.Expired:
+		if h.state == held { // otherwise its owner is about to release it
+			h.lost = ErrHoldExpired
+			m.counts.setState(h, expired)
+			s.expired = append(s.expired, h)
 		}
-		h.lost = m.lossOf(s.now, e.Eviction)
-		m.counts.setState(h, evicted)
-		m.losses.Add(1)
-		s.lost = append(s.lost, h)
-		m.timers.remove(h)
 	}
 }
 
@@ -237,8 +228,7 @@ func (m *machine) lossOf(now wire.Now, evicted *client.Eviction) error {
 // report describes why h is not held. The caller holds m.mu.
 func (m *machine) report(now wire.Now, h *Hold, cause error) *Failure {
 	f := &Failure{Reason: ErrHeld, Cause: cause}
-	if mode, since, ours := m.table.Ours(now, h.use); ours {
-		f.IsOwn, f.Own = true, Own{mode, since}
+	if f.Own, f.IsOwn = m.table.Ours(now, h.use); f.IsOwn {
 		return f
 	}
 	f.Report = m.table.Report(now, h.use)
@@ -274,7 +264,7 @@ func (m *machine) acquire(h *Hold, shortDeadline bool) (ok bool) {
 		m.counts.Waiting++
 		h.use = m.table.Lock(s.now, hold.Request{
 			Resource: r.Resource, Mode: r.Mode, Try: r.Patience == Try, ShortDeadline: shortDeadline, Note: r.Note, User: h,
-			Watch: terms.Watch, Manual: terms.Manual, At: terms.at(),
+			Watch: terms.Watch, Manual: terms.Manual, AtLeast: terms.AtLeast, AtMost: terms.AtMost, At: terms.at(),
 		}, &s.Out)
 	}
 	m.finish(s)
@@ -295,8 +285,7 @@ func (m *machine) giveUp(h *Hold, cause error) *Failure {
 	default:
 		f = m.report(s.now, h, cause)
 		m.counts.fail(h, f)
-		m.timers.remove(h)
-		m.table.Unlock(s.now, h.use, &s.Out)
+		m.table.Drop(s.now, h.use, &s.Out) // nobody has used it
 	}
 	m.finish(s)
 	h.cancel(cause)
@@ -336,17 +325,16 @@ func (m *machine) unlock(h *Hold) (was holdState, isHeld, last bool) {
 	isHeld = was == held && m.table.HeldAt(now, h.use)
 	if isHeld {
 		m.counts.setState(h, unlocked)
-		m.timers.remove(h)
 		last = m.counts.Held+m.counts.Waiting == 0 && (m.unlockedAt == 0 || now.Mono-m.unlockedAt > inARow)
 		m.unlockedAt = now.Mono
 	}
 	return was, isHeld, last
 }
 
-// release releases a hold that unlock found to be held: now, or when Terms.AtLeast allows it.
+// release releases a hold whose context has ended.
 func (m *machine) release(h *Hold) {
 	s := m.begin()
-	m.giveBack(s, h)
+	m.table.Unlock(s.now, h.use, &s.Out)
 	m.finish(s)
 }
 
@@ -354,7 +342,6 @@ func (m *machine) release(h *Hold) {
 func (m *machine) tick() {
 	s := m.begin()
 	m.table.Tick(s.now, &s.Out)
-	m.runTimers(s)
 	m.learn(s, m.members.Tick)
 	m.finish(s)
 }
@@ -366,10 +353,10 @@ func (m *machine) handle(list []wire.Answer) {
 		for i := range list {
 			if a := &list[i]; !isReply(a.Kind) {
 				m.table.Handle(s.now, a, &s.Out)
+				m.tellRefreshed(s, a)
 			}
 		}
 	}
-	m.tellRefreshed(s)
 	m.finish(s)
 }
 
@@ -379,8 +366,8 @@ func (m *machine) handleOne(a *wire.Answer) {
 	s := m.begin()
 	if !m.closed {
 		m.table.Handle(s.now, a, &s.Out)
+		m.tellRefreshed(s, a)
 	}
-	m.tellRefreshed(s)
 	m.finish(s)
 }
 
@@ -464,9 +451,6 @@ func (m *machine) wait(now wire.Now) time.Duration {
 	}
 	if due, ok := m.members.Wait(now); ok {
 		d = min(d, due)
-	}
-	if at, ok := m.timers.next(); ok {
-		d = min(d, max(at-now.Mono, 0))
 	}
 	if m.core.Claims() > 0 {
 		d = min(d, time.Second)
@@ -564,29 +548,27 @@ func (m *machine) inSteps(n int, f func(i int, s *step)) {
 func (m *machine) giveUpAll(all []*hold.Hold) {
 	slices.Reverse(all) // the last waiters first, so that none of them is granted a lock
 	var holding []*Hold
-	stands := true
+	refresh := false
 	m.inSteps(len(all), func(i int, s *step) {
 		h := all[i].User.(*Hold)
 		switch all[i].State() {
 		case hold.Waiting:
 			m.failNow(s, h, &Failure{Reason: ErrClosed})
-		case hold.Holding:
+		case hold.Holding, hold.Kept, hold.Left:
 			if h.state == held { // otherwise its context may not have ended yet
 				m.counts.setState(h, unlocked)
 			}
 			holding = append(holding, h)
 		}
 	})
-	endAll(holding, func(*Hold) error { return ErrUnlocked })
+	endAll(holding, endCause)
 	m.ending.Wait() // contexts of lost locks; the publisher is paused until they have ended
 	m.inSteps(len(holding), func(i int, s *step) {
-		if left := m.lingers(s.now, holding[i]); left > 0 {
-			stands = stands && m.table.Stands(s.now, holding[i].use) >= left
-			return
+		if m.table.Abandon(s.now, holding[i].use, &s.Out) {
+			refresh = true
 		}
-		m.table.Unlock(s.now, holding[i].use, &s.Out)
 	})
-	if !stands { // a refresh makes the nodes keep lingering claims for a lease from now
+	if refresh { // it makes the nodes keep the claims that stay for a lease from now
 		s := m.begin()
 		m.table.Refresh(s.now, &s.Out)
 		m.finish(s)

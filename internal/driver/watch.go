@@ -1,6 +1,10 @@
 package driver
 
-import "time"
+import (
+	"time"
+
+	"github.com/qlock/qlock/internal/wire"
+)
 
 // closedChannel is returned to callers that need not wait.
 var closedChannel = func() chan struct{} {
@@ -51,8 +55,8 @@ func (m *machine) waiting(h *Hold) (w Waiting) {
 	}
 	now := m.at(time.Now())
 	w.For, w.Ahead = m.start.Add(now.Mono).Sub(h.asked), m.table.Ahead(h.use)
-	if mode, since, ours := m.table.Ours(now, h.use); ours {
-		w.IsOwn, w.Own, w.Known = true, Own{mode, since}, true
+	if w.Own, w.IsOwn = m.table.Ours(now, h.use); w.IsOwn {
+		w.Known = true
 		return w
 	}
 	w.Report = m.table.Report(now, h.use)
@@ -85,44 +89,65 @@ func (m *machine) stands(h *Hold) time.Duration {
 	return m.table.Stands(m.at(time.Now()), h.use)
 }
 
-// refreshed returns a channel that is closed when a quorum has answered the refresh in progress for
-// h. It returns nil if there is none.
-func (m *machine) refreshed(h *Hold) <-chan struct{} {
+// refreshing is for callers that wait for the answers to a refresh. The machine's mutex guards it.
+type refreshing struct {
+	done    chan struct{} // to close when it is answered
+	waiters int
+}
+
+// refreshed returns what to wait for until a quorum has answered the refresh in progress for h. It
+// returns nil if there is none. The caller must call leaveRefresh afterwards.
+func (m *machine) refreshed(h *Hold) *refreshing {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if h.state != held || m.closed || m.table.Refreshed(h.use) {
 		return nil
 	}
-	if m.refreshes == nil {
-		m.refreshes = map[*Hold]chan struct{}{}
+	r := m.refreshes[h]
+	if r == nil {
+		if m.refreshes == nil {
+			m.refreshes = map[*Hold]*refreshing{}
+		}
+		r = &refreshing{done: make(chan struct{})}
+		m.refreshes[h] = r
 	}
-	if m.refreshes[h] == nil {
-		m.refreshes[h] = make(chan struct{})
-	}
-	return m.refreshes[h]
+	r.waiters++
+	return r
 }
 
-// ended returns why h, which was granted, is not held, or nil if it is held. The context of h may
-// end a little later.
-func (m *machine) ended(h *Hold) error {
+// leaveRefresh forgets a caller that waited. Otherwise a hold would stay in memory until the nodes
+// answer, which may be never.
+func (m *machine) leaveRefresh(h *Hold, r *refreshing) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r.waiters--; r.waiters == 0 && m.refreshes[h] == r {
+		delete(m.refreshes, h)
+	}
+}
+
+// ended returns why h, which was granted, is not held, or nil if it is held. noticed is false if it
+// is not held any more, and nobody has noticed yet.
+func (m *machine) ended(h *Hold) (why error, noticed bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
 	case h.lost != nil:
-		return h.lost
+		return h.lost, true
 	case h.state != held:
-		return ErrUnlocked
-	case !m.table.HeldAt(m.at(time.Now()), h.use):
-		return ErrLost // nobody has noticed yet
+		return ErrUnlocked, true
 	}
-	return nil
+	return nil, m.table.HeldAt(m.at(time.Now()), h.use)
 }
 
-// tellRefreshed wakes the callers whose refresh has been answered. The caller holds m.mu.
-func (m *machine) tellRefreshed(s *step) {
-	for h, c := range m.refreshes {
+// tellRefreshed wakes the callers whose refresh has been answered. Only answers to refreshes are
+// worth looking at all of them. The caller holds m.mu.
+func (m *machine) tellRefreshed(s *step, a *wire.Answer) {
+	if a.Kind != wire.Refreshed {
+		return
+	}
+	for h, r := range m.refreshes {
 		if h.state != held || m.table.Refreshed(h.use) {
-			s.tell = append(s.tell, c)
+			s.tell = append(s.tell, r.done)
 			delete(m.refreshes, h)
 		}
 	}

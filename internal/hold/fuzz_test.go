@@ -25,11 +25,11 @@ func (t *Table) check(all []*Hold) error {
 	for _, u := range all {
 		s, want := u.shared, 1
 		switch {
-		case u.state == Over:
+		case u.state == Over, u.state == Left && (s.claim == nil || s.claim.State() == client.Over):
 			want = 0
-		case u.state == Waiting && !slices.Contains(s.queue, u), u.state == Holding && !slices.Contains(s.holders, u):
+		case u.state == Waiting && !slices.Contains(s.queue, u), (u.state == Holding || u.state == Kept || u.state == Left) && !slices.Contains(s.holders, u):
 			return fmt.Errorf("%v is where its share does not have it", u.User)
-		case u.state == Holding && !s.isHeld():
+		case (u.state == Holding || u.state == Kept) && (!s.isHeld() || s.ended && u.state == Kept), u.state == Left && !s.ended:
 			return fmt.Errorf("%v holds what its client does not", u.User)
 		case s.claim == nil || s.claim.User != s || s.claim.State() == client.Over:
 			return fmt.Errorf("%v waits for no claim", u.User)
@@ -155,6 +155,7 @@ func FuzzTables(f *testing.F) {
 				p.uses = append(p.uses, p.table.Lock(now, Request{
 					Resource: dice.Of(d, w.Resources...), Mode: dice.Of(d, writer, reader), Try: d.Odds(4), ShortDeadline: d.Odds(2),
 					At: dice.Of(d, 0, 0, 1, w.Wall-int64(d.N(10_000_000))), User: fmt.Sprint(p.name, number),
+					Manual: d.Odds(3), AtLeast: dice.Of(d, 0, 0, time.Second, 2*lease), AtMost: dice.Of(d, 0, 0, time.Millisecond, lease),
 				}, &p.out))
 			case 3:
 				if did = "unlock"; len(p.uses) > 0 {
@@ -162,7 +163,11 @@ func FuzzTables(f *testing.F) {
 					if u.state != Over {
 						lives[u] = append(lives[u], Returned)
 					}
-					p.table.Unlock(now, u, &p.out)
+					if d.Odds(4) {
+						p.table.Drop(now, u, &p.out)
+					} else {
+						p.table.Unlock(now, u, &p.out)
+					}
 				}
 			case 4: // nodes receive what is under way
 				did = "delivery to nodes"
@@ -206,6 +211,11 @@ func FuzzTables(f *testing.F) {
 				if d.Odds(4) {
 					p.table.ReleaseIdle(now, 3, &p.out)
 				}
+				if d.Odds(4) {
+					did = "another instance"
+					p.id[2]++
+					p.table.Renew(now, p.id, &p.out)
+				}
 			}
 			if err := p.table.check(p.uses); err != nil {
 				t.Fatalf("%v after %s", err, did)
@@ -214,6 +224,9 @@ func FuzzTables(f *testing.F) {
 				p.table.Report(now, u)
 				p.table.Ours(now, u)
 				p.table.HeldAt(now, u)
+				if p.table.Keeps(now, u) < 0 || p.table.Stands(now, u) < 0 {
+					t.Fatalf("%v: a time below 0", u.User)
+				}
 			}
 			if d.N(4) == 0 {
 				continue // the driver sees several steps at once
@@ -222,7 +235,7 @@ func FuzzTables(f *testing.F) {
 				if e.Kind == Held && e.Votes == 0 {
 					t.Fatalf("%v holds with no vote after %s", e.Hold.User, did)
 				}
-				if e.Kind == Returned {
+				if e.Kind == Returned || e.Kind == Expired {
 					continue
 				}
 				for _, before := range lives[e.Hold] {

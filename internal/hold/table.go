@@ -30,7 +30,7 @@ type EventKind uint8
 const (
 	// Held: it holds the lock and has its token.
 	Held EventKind = iota
-	// Lost: it held the lock, and its claim was lost.
+	// Lost: it held the lock, or was kept, and its claim was lost or evicted.
 	Lost
 	// Failed: it will not hold the lock.
 	Failed
@@ -41,8 +41,9 @@ const (
 	Wanted
 	// Changed: it waits and is watched, and what it waits for may have changed.
 	Changed
-	// Evicted: it holds the lock, and its claim must end. Its owner calls Unlock.
-	Evicted
+	// Expired: it has held the lock for Request.AtMost. Its owner ends what runs under the
+	// lock, and then calls Unlock.
+	Expired
 )
 
 // Event tells the driver what happened to a hold.
@@ -50,11 +51,12 @@ type Event struct {
 	Kind  EventKind
 	Hold  *Hold
 	First bool // with Held: it is the first that its claim serves
+	Left  bool // with Lost: its claim remains until its owner calls Unlock (Request.Manual)
 	// Votes is set with Held: how many votes of the claim stood then. A later event of the
 	// same step may end the hold.
 	Votes int
 
-	// Eviction is set with Lost, Failed and Evicted if the claim was evicted.
+	// Eviction is set with Lost and Failed if the claim was evicted.
 	Eviction *client.Eviction
 }
 
@@ -80,6 +82,10 @@ const (
 	Waiting State = iota
 	// Holding: the hold has the lock.
 	Holding
+	// Kept: the hold is unlocked, and its claim stays for Request.AtLeast.
+	Kept
+	// Left: the hold was lost, and its claim remains until Unlock (Request.Manual).
+	Left
 	// Over: the hold was lost, failed, or was unlocked.
 	Over
 )
@@ -102,8 +108,9 @@ type Hold struct {
 	state         State
 	ours          bool // it failed because of another hold of this client
 	watched       bool // it is told when what it waits for may have changed
-	manual        bool // its owner gives it back when its claim is evicted
+	manual        bool // its owner releases it when it is lost
 	asksWanted    bool // it must be told when somebody else waits, and was not yet
+	span          *span
 }
 
 // State returns the state of the hold.
@@ -128,7 +135,7 @@ type sharedClaim struct {
 	watched  bool          // some waiting holds are watched
 	asked    bool          // some holders must be told that others wait
 	latest   *Hold         // the latest holder
-	evicted  bool          // its claim must end, and serves nobody any more
+	ended    bool          // its claim was lost or evicted, and serves nobody any more
 	givenUp  bool          // waiting holds use another shared claim, and this one ends
 	holders  []*Hold       // one writer or any number of readers
 	queue    []*Hold       // waiting holds in order of service
@@ -191,6 +198,8 @@ type Table struct {
 	passWithin time.Duration
 	// passing lists the claims that are passed on while others wait.
 	passing list
+
+	timers timers
 }
 
 // New returns a table on top of core, which nothing else may use from then on. A claim
@@ -211,7 +220,11 @@ type Request struct {
 	Try           bool // it fails instead of waiting for another
 	ShortDeadline bool // the caller will give up soon and want to know why
 	Watch         bool // it is told when what it waits for may have changed
-	Manual        bool // its owner gives it back when its claim is evicted
+	// With Manual, when the lock is lost its claim is released by Unlock and not before,
+	// unless a lease passes. See client.Claim.LeaveRelease.
+	Manual  bool
+	AtLeast time.Duration // how long after the grant the claim stays, even if it is unlocked earlier
+	AtMost  time.Duration // how long after the grant it gets an Expired event; 0: never
 	// At is the age of the hold, a wall clock in microseconds. It counts if it is above 0 and
 	// earlier than this call.
 	At   int64
@@ -225,6 +238,7 @@ func (t *Table) Lock(now wire.Now, w Request, out *Out) *Hold {
 	t.readClocks(now, out)
 	resource, mode, try := w.Resource, w.Mode, w.Try
 	u := &Hold{User: w.User, mode: mode, try: try, note: w.Note, shortDeadline: w.ShortDeadline, at: max(now.Wall, 0), watched: w.Watch, manual: w.Manual}
+	u.span = newSpan(u, &w)
 	if w.At > 0 {
 		u.at = min(u.at, w.At)
 	}
@@ -247,7 +261,7 @@ func (t *Table) Lock(now wire.Now, w Request, out *Out) *Hold {
 	}
 	u.shared = s
 	s.enqueue(u, w.At > 0)
-	if w.At > 0 && s.queue[0] == u && s.claim != nil && !s.isHeld() && u.at < s.claim.Made() {
+	if w.At > 0 && s.queue[0] == u && s.claim != nil && s.claim.State() == client.Waiting && u.at < s.claim.Made() {
 		t.giveBack(now, s, out) // the next claim has its age //plant:claim-of-an-age
 	}
 	t.wake(s)
@@ -287,7 +301,7 @@ func (t *Table) suits(s *sharedClaim, u *Hold) bool {
 // if the nodes know of no other client that waits for it, or within the bounds for
 // passing on.
 func (t *Table) mayPass(now wire.Now, s *sharedClaim) bool {
-	return !s.evicted && (s.unused || s.claim.Kept() /*plant:known-kept*/ && (!s.claim.Wanted() || t.inBounds(now, s)))
+	return !s.ended && (s.unused || s.claim.Kept() /*plant:known-kept*/ && (!s.claim.Wanted() || t.inBounds(now, s)))
 }
 
 // inBounds reports whether a claim that others wait for may be passed on once more.
@@ -298,7 +312,7 @@ func (t *Table) inBounds(now wire.Now, s *sharedClaim) bool {
 // isDue reports whether the claim must go to other clients that wait for it. While it has
 // a holder, the nodes still have time to learn that it is kept.
 func (t *Table) isDue(now wire.Now, s *sharedClaim) bool {
-	return s.evicted || s.claim.Wanted() && (!t.inBounds(now, s) || len(s.holders) == 0 && !s.claim.Kept())
+	return s.ended || s.claim.Wanted() && (!t.inBounds(now, s) || len(s.holders) == 0 && !s.claim.Kept())
 }
 
 // boundPassing starts the bounds of a claim that may be passed on, once others wait for
@@ -328,22 +342,42 @@ func (t *Table) stopPassing(s *sharedClaim) {
 	}
 }
 
-// Unlock ends a hold, whether it has the lock or waits. It does nothing if the hold is
-// over.
+// Unlock ends a hold, whether it has the lock, waits, or has lost a lock that it releases
+// itself. Its claim may have to stay (Request.AtLeast). Unlock does nothing if the hold is
+// kept already or over.
 func (t *Table) Unlock(now wire.Now, u *Hold, out *Out) {
 	t.readClocks(now, out)
+	if left := t.Keeps(now, u); left > 0 {
+		u.state = Kept
+		t.timers.set(u.span, sat.Add(now.Mono, left))
+		return
+	}
+	if u.state != Kept {
+		t.drop(now, u, out)
+	}
+	t.drain(now, out)
+}
+
+// Drop ends a hold as Unlock does, also if its claim was to stay.
+func (t *Table) Drop(now wire.Now, u *Hold, out *Out) {
+	t.readClocks(now, out)
+	t.drop(now, u, out)
+	t.drain(now, out)
+}
+
+func (t *Table) drop(now wire.Now, u *Hold, out *Out) {
 	s := u.shared
 	switch u.state {
 	case Waiting:
 		s.queue = remove(s.queue, u)
-	case Holding:
+	case Holding, Kept, Left:
 		s.holders = remove(s.holders, u)
 	default:
 		return
 	}
 	u.state = Over
+	t.timers.remove(u.span)
 	t.proceed(now, s, out)
-	t.drain(now, out)
 }
 
 func remove(list []*Hold, u *Hold) []*Hold {
@@ -388,8 +422,9 @@ func (t *Table) serve(now wire.Now, s *sharedClaim, out *Out) {
 		s.queue = remove(s.queue, u)
 		s.holders = append(s.holders, u)
 		u.state, u.token, u.since = Holding, token, now.Mono
+		t.held(u)
 		if u.manual {
-			s.claim.LeaveEviction()
+			s.claim.LeaveRelease()
 		}
 	}
 }
@@ -399,7 +434,7 @@ func (t *Table) proceed(now wire.Now, s *sharedClaim, out *Out) {
 	t.boundPassing(now, s)
 	t.serve(now, s, out)
 	s.tell(t, out)
-	if len(s.queue) > 0 && s.isHeld() && (t.isDue(now, s) || !t.suits(s, s.queue[0])) {
+	if len(s.queue) > 0 && (s.isHeld() && (t.isDue(now, s) || !t.suits(s, s.queue[0])) || s.ended && len(s.holders) > 0) {
 		t.part(now, s, out)
 	}
 	t.settle(now, s, out)
@@ -425,11 +460,14 @@ func (t *Table) settle(now wire.Now, s *sharedClaim, out *Out) {
 	if len(s.holders) > 0 {
 		return
 	}
+	if s.ended {
+		t.giveBack(now, s, out)
+	}
 	if s.claim == nil && !s.try {
 		t.separateTries(now, s, out)
 	}
 	switch {
-	case len(s.queue) == 0 && s.isHeld() && t.retention > 0 && !s.claim.Wanted() && !s.try && !s.givenUp && !s.evicted:
+	case len(s.queue) == 0 && s.isHeld() && t.retention > 0 && !s.claim.Wanted() && !s.try && !s.givenUp && !s.ended:
 		t.retain(now, s)
 		return
 	case len(s.queue) == 0:
@@ -472,7 +510,7 @@ func (t *Table) giveBack(now wire.Now, s *sharedClaim, out *Out) {
 	if s.latest != nil {
 		out.Holds = append(out.Holds, Event{Kind: Returned, Hold: s.latest})
 	}
-	s.unused, s.latest, s.evicted = false, nil, false
+	s.unused, s.latest, s.ended = false, nil, false
 }
 
 // end releases a claim that nobody uses, and removes its record.
@@ -502,19 +540,8 @@ func (t *Table) drain(now wire.Now, out *Out) {
 			s.unused = true
 			t.proceed(now, s, out)
 			t.keep(now, s, out)
-		case client.Lost:
-			s.claim, s.unused, s.evicted = nil, false, false //plant:lost
-			t.unboundPassing(s)
-			if len(s.holders) > 0 {
-				s.latest = nil // their events are Lost, not Returned
-			}
-			t.wake(s)
-			for _, u := range s.holders {
-				u.state = Over
-				out.Holds = append(out.Holds, Event{Kind: Lost, Hold: u, Eviction: e.Claim.Eviction()})
-			}
-			s.holders = nil
-			t.settle(now, s, out)
+		case client.Lost, client.Evicted:
+			t.lost(now, s, out) //plant:lost
 		case client.Failed:
 			for _, u := range s.queue {
 				u.state = Over
@@ -532,8 +559,6 @@ func (t *Table) drain(now wire.Now, out *Out) {
 			t.proceed(now, s, out)
 		case client.Changed:
 			s.tellWatchers(out)
-		case client.Evicted:
-			t.evicted(now, s, out)
 		}
 	}
 	out.Events = out.Events[:0]
@@ -575,6 +600,7 @@ func (t *Table) Tick(now wire.Now, out *Out) {
 		t.stopPassing(s)
 		t.proceed(now, s, out) // waiting holds now request a claim of their own age
 	}
+	t.runTimers(now, out)
 	t.drain(now, out)
 }
 
@@ -589,6 +615,11 @@ func (t *Table) Wait(now wire.Now) (time.Duration, bool) {
 	}
 	if s := t.passing.first; s != nil {
 		if rest := max(s.passUntil-now.Mono, 0); !ok || rest < d {
+			d, ok = rest, true
+		}
+	}
+	if len(t.timers) > 0 {
+		if rest := max(t.timers[0].due-now.Mono, 0); !ok || rest < d {
 			d, ok = rest, true
 		}
 	}
@@ -648,15 +679,33 @@ func (t *Table) ReleaseIdle(now wire.Now, most int, out *Out) (more bool) {
 	return t.idle.first != nil
 }
 
-// Ours returns the mode of this client's hold that keeps u from the lock, and for how
-// long it has held. It returns false if no hold of this client does.
-func (t *Table) Ours(now wire.Now, u *Hold) (quorum.Mode, time.Duration, bool) {
+// Own describes the hold of this client that keeps another one from the lock.
+type Own struct {
+	Mode quorum.Mode
+	For  time.Duration // since it got the lock
+	// Kept is how much longer it keeps others out although it is unlocked (Request.AtLeast).
+	Kept time.Duration
+	Left bool // it was lost, and its owner has not released it (Request.Manual)
+}
+
+// Ours returns this client's hold that keeps u from the lock, or false if none does.
+func (t *Table) Ours(now wire.Now, u *Hold) (Own, bool) {
 	s := u.shared
 	if len(s.holders) == 0 || !u.ours && !s.isHeld() {
-		return 0, 0, false
+		return Own{}, false
 	}
 	h := s.holders[0]
-	return h.mode, now.Mono - h.since, true
+	for _, o := range s.holders { // one that is in use is the better reason
+		if o.state == Holding {
+			h = o
+			break
+		}
+	}
+	own := Own{Mode: h.mode, For: now.Mono - h.since, Left: h.state == Left}
+	if h.state == Kept {
+		own.Kept = t.Keeps(now, h)
+	}
+	return own, true
 }
 
 // Report returns the state of the claim that u waits for.
@@ -670,5 +719,8 @@ func (t *Table) Report(now wire.Now, u *Hold) client.Report {
 // HeldAt reports whether u holds the lock at a reading of the clocks that the table has
 // not processed: what a holder finds that looks at its clock now.
 func (t *Table) HeldAt(now wire.Now, u *Hold) bool {
+	if left, ok := u.expiresIn(now); ok && left == 0 {
+		return false
+	}
 	return u.state == Holding && t.core.HeldAt(now, u.shared.claim)
 }

@@ -100,7 +100,7 @@ func (w *world) deliver() {
 			}
 			requests := append([]wire.Request(nil), out.Requests...)
 			for _, e := range out.Holds {
-				what := map[EventKind]string{Held: "holds", Lost: "lost", Failed: "failed", Returned: "returned"}[e.Kind]
+				what := map[EventKind]string{Held: "holds", Lost: "lost", Failed: "failed", Returned: "returned", Expired: "expired"}[e.Kind]
 				w.log = append(w.log, fmt.Sprint(e.Hold.User, " ", what))
 			}
 			out.Reset()

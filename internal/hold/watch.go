@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/wire"
 )
 
@@ -40,7 +41,7 @@ func (s *sharedClaim) tellWanted(t *Table, out *Out) {
 		return
 	}
 	for _, u := range s.holders {
-		if u.asksWanted {
+		if u.asksWanted && u.state == Holding {
 			u.asksWanted = false //plant:tell-wanted
 			out.Holds = append(out.Holds, Event{Kind: Wanted, Hold: u})
 		}
@@ -90,20 +91,31 @@ func (t *Table) Wanted(now wire.Now, u *Hold, out *Out) {
 	t.drain(now, out)
 }
 
-// evicted ends the holds of an evicted claim, except those whose owners give it back
-// themselves. The claim serves nobody else.
-func (t *Table) evicted(now wire.Now, s *sharedClaim, out *Out) {
-	s.evicted = true
+// lost ends the holds of a claim that is lost or evicted. The claim serves nobody any more.
+// It remains while a hold is left whose owner releases it (C12). A hold that is unlocked and
+// kept does not keep it any longer.
+func (t *Table) lost(now wire.Now, s *sharedClaim, out *Out) {
+	s.ended, s.unused = true, false
 	t.wake(s)
+	t.unboundPassing(s)
+	had, over := len(s.holders) > 0, s.claim.State() == client.Over
 	s.holders = slices.DeleteFunc(s.holders, func(u *Hold) bool {
-		e := Event{Kind: Evicted, Hold: u, Eviction: s.claim.Eviction()}
-		if !u.manual {
-			e.Kind, u.state = Lost, Over
+		if u.state == Left { // it was evicted before, and has been told
+			if over {
+				u.state = Over
+			}
+			return over
 		}
+		e := Event{Kind: Lost, Hold: u, Eviction: s.claim.Eviction()}
+		e.Left = u.manual && u.state == Holding /*plant:left-in-use*/ && !over
+		if u.state = Over; e.Left {
+			u.state = Left
+		}
+		t.timers.remove(u.span)
 		out.Holds = append(out.Holds, e)
-		return !u.manual
+		return !e.Left
 	})
-	if len(s.holders) == 0 {
+	if had && len(s.holders) == 0 {
 		s.latest = nil // their events are Lost, not Returned
 	}
 	t.proceed(now, s, out)
@@ -114,13 +126,17 @@ func (t *Table) Ahead(u *Hold) int {
 	return max(slices.Index(u.shared.queue, u), 0)
 }
 
-// Stands returns for how long from now u's claim stays held without another message; 0 if
-// u does not hold.
+// Stands returns for how long from now u holds the lock without another message; 0 if it
+// does not hold.
 func (t *Table) Stands(now wire.Now, u *Hold) time.Duration {
 	if u.state != Holding {
 		return 0
 	}
-	return t.core.Stands(now, u.shared.claim)
+	d := t.core.Stands(now, u.shared.claim)
+	if most, ok := u.expiresIn(now); ok {
+		d = min(d, most) //plant:stands-at-most
+	}
+	return d
 }
 
 // Refreshed reports whether no refresh is under way whose answers would extend u's claim

@@ -33,7 +33,8 @@ func (s *Sim) take(c *simClient) *snapshot {
 	for _, list := range s.jobs {
 		for _, j := range list {
 			if j.client == c && !j.ended {
-				other := &job{client: snap.copy, made: j.made, mode: j.mode, res: j.res, asked: j.asked, try: j.try, manual: j.manual, asks: j.asks, held: j.held, side: j.side}
+				other := &job{client: snap.copy, made: j.made, mode: j.mode, res: j.res, asked: j.asked, try: j.try, terms: j.terms, held: j.held, side: j.side}
+				other.core, other.word = nil, 0
 				done[unsafe.Pointer(j)] = reflect.ValueOf(other)
 				snap.jobs = append(snap.jobs, other)
 			}

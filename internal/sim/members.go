@@ -82,6 +82,9 @@ func newMembership(opt Options) *Sim {
 		}
 	}
 	s.res.Nodes, s.res.Clients, s.res.Resources = n, len(s.clients), 2
+	if opt.Owners {
+		s.newOwners()
+	}
 	s.at(s.between(0, 5*time.Second), m.play)
 	s.at(0, m.look)
 	s.at(faulty, s.calmDown)

@@ -36,8 +36,7 @@ type Options struct {
 	// lease.
 	Copy bool
 
-	// With Owners, jobs watch what they wait for, ask to be told when others want the lock,
-	// and end evictions themselves.
+	// With Owners, jobs use what a program may ask for with a lock (terms).
 	Owners bool
 	// With Members, clients learn the list of nodes from the nodes, under faults made for
 	// that.
@@ -55,7 +54,7 @@ type Result struct {
 	WaitedLongest, TriedLongest                                         time.Duration
 	Twins, WrongConfig, ClientCrashes, Refused                          int
 	Evicted, EvictedLate, Departed, TriedFree, PassedOn, Wanted, Copies int
-	Knew                                                                int
+	Knew, Kept, Expired, Left, Leaps                                    int
 	// Found and Moved count the configurations that clients took at their start and later.
 	Found, Moved int
 }
@@ -189,15 +188,14 @@ type simClient struct {
 type job struct {
 	client *simClient
 	// A job has a claim of its own, or a hold on a claim that its client's jobs share.
-	claim  *client.Claim
-	use    *hold.Hold
-	made   int64
-	mode   quorum.Mode
-	res    string
-	asked  time.Duration
-	try    bool
-	manual bool // it releases the lock itself when it is evicted
-	asks   bool // it asked to be told when somebody else waits
+	claim *client.Claim
+	use   *hold.Hold
+	made  int64
+	mode  quorum.Mode
+	res   string
+	asked time.Duration
+	try   bool
+	terms
 	free   bool // it is a try, and nobody else has wanted the lock so far
 	held   bool
 	heldAt time.Duration // since when
@@ -241,6 +239,8 @@ type Sim struct {
 	names           *names // nil unless nodes replace each other in this world
 	members         *membership
 	owners          *rand.Rand // nil unless jobs do what Options.Owners says
+	words           []*job     // that gave their word
+	kept            []*job     // that are unlocked, and whose claims stay
 	operator        *rand.Rand // nil unless an operator evicts claims
 	rtc             *rand.Rand // nil unless machines start with their clocks ahead
 	// floors is the size of each node's table: small, so that names share floors, or the
@@ -275,7 +275,7 @@ func emptySim(opt Options) *Sim {
 }
 
 func newSim(opt Options) *Sim {
-	if opt.Members {
+	if opt.Members || opt.Owners && opt.Seed%6 == 1 {
 		return newMembership(opt)
 	}
 	if opt.Seed%20 == 14 { // none of these seeds has an operator or other peculiarities
@@ -363,7 +363,7 @@ func newSim(opt Options) *Sim {
 		s.at(5*time.Second, s.evict)
 	}
 	if opt.Owners {
-		s.owners = rand.New(rand.NewPCG(opt.Seed, 0x6f776e72))
+		s.newOwners()
 	}
 	switch {
 	case opt.Copy:
@@ -761,18 +761,18 @@ func (c *simClient) flush() {
 	for _, e := range events {
 		switch j := e.Claim.User.(*job); e.Kind {
 		case client.Held:
-			j.event(hold.Held)
-		case client.Lost:
-			j.event(hold.Lost)
+			j.event(hold.Event{Kind: hold.Held})
+		case client.Lost, client.Evicted:
+			if !j.left { // otherwise it was evicted before
+				j.event(hold.Event{Kind: hold.Lost, Left: e.Claim.State() != client.Over})
+			}
 		case client.Failed:
-			j.event(hold.Failed)
-		case client.Evicted:
-			j.event(hold.Evicted)
+			j.event(hold.Event{Kind: hold.Failed})
 		}
 	}
 	s.passOn.check(s, c, c.clock.read(s.now), uses)
 	for _, e := range uses {
-		e.Hold.User.(*job).event(e.Kind)
+		e.Hold.User.(*job).event(e)
 	}
 	s.cancel(c.timer)
 	if wait, ok := c.wait(); ok {
@@ -860,12 +860,9 @@ func (c *simClient) ask(j *job) {
 	s.tracef("%s wants %s %v try=%v", c.name, j.res, j.mode, j.try)
 	now := c.clock.read(s.now)
 	j.made = now.Wall
-	watch := false
-	if s.owners != nil {
-		watch, j.manual = s.owners.IntN(3) == 0, s.owners.IntN(2) == 0
-	}
+	watch := s.owners != nil && j.draw()
 	if c.table != nil {
-		j.use = c.table.Lock(now, hold.Request{Resource: j.res, Mode: j.mode, Try: j.try, Watch: watch, Manual: j.manual, User: j}, &c.out)
+		j.use = c.table.Lock(now, hold.Request{Resource: j.res, Mode: j.mode, Try: j.try, Watch: watch, Manual: j.manual, AtLeast: j.atLeast, AtMost: j.atMost, User: j}, &c.out)
 	} else {
 		j.claim = c.core.Claim(now, client.Request{Resource: j.res, Mode: j.mode, Try: j.try, Watch: watch, User: j}, &c.out.Out)
 	}
@@ -902,6 +899,8 @@ func (j *job) release() {
 	}
 	c := j.client
 	c.sim.tracef("%s releases %s #%d", c.name, j.res, j.id())
+	j.takeBack()
+	j.keep()
 	c.end(j)
 	j.endIfNot()
 	c.flush()
@@ -920,9 +919,9 @@ func (j *job) end() {
 	s.cancel(j.timer)
 }
 
-func (j *job) event(k hold.EventKind) {
+func (j *job) event(e hold.Event) {
 	c, s := j.client, j.client.sim
-	switch k {
+	switch e.Kind {
 	case hold.Held:
 		if j.held || j.ended {
 			s.fail("%s #%d on %s became held though it was held already or over", c.name, j.id(), j.res)
@@ -936,6 +935,7 @@ func (j *job) event(k hold.EventKind) {
 		}
 		s.tracef("%s HOLDS %s #%d %v token %d", c.name, j.res, j.id(), j.mode, j.token())
 		s.checkToken(j)
+		s.checkWord(j)
 		for _, o := range s.jobs[j.res] {
 			if o != j && !o.held && o.made < j.made && quorum.Conflicts(o.mode, j.mode) {
 				s.overtaken(o)
@@ -955,7 +955,8 @@ func (j *job) event(k hold.EventKind) {
 		if !j.held {
 			s.fail("%s #%d lost without having been held", c.name, j.id())
 		}
-		s.tracef("%s LOST %s #%d", c.name, j.res, j.id())
+		s.tracef("%s LOST %s #%d, to be released: %v", c.name, j.res, j.id(), e.Left)
+		j.lost(e.Left)
 		j.endIfNot()
 	case hold.Wanted:
 		if !j.held || j.ended || !j.asks {
@@ -963,17 +964,8 @@ func (j *job) event(k hold.EventKind) {
 		}
 		j.asks = false
 		s.res.Wanted++
-	case hold.Evicted:
-		// The job holds the lock until it releases it. Nobody else may have it.
-		if !j.held || j.ended || !j.manual {
-			s.fail("%s #%d on %s was told to end its eviction itself, but did not ask for that or does not hold", c.name, j.id(), j.res)
-		}
-		s.res.EvictedLate++
-		s.tracef("%s is to give back %s #%d", c.name, j.res, j.id())
-		if j.timer != nil && s.owners.IntN(2) == 0 {
-			s.cancel(j.timer)
-			j.timer = s.at(time.Duration(s.owners.Int64N(int64(2*ttl))), func() { c.do(j.release) })
-		}
+	case hold.Expired:
+		j.expire()
 	case hold.Failed:
 		if j.held {
 			s.fail("%s #%d failed after it was held", c.name, j.id())
@@ -987,27 +979,6 @@ func (j *job) event(k hold.EventKind) {
 		s.tracef("%s failed %s #%d", c.name, j.res, j.id())
 		j.endIfNot()
 	}
-}
-
-// own makes a job that holds for that long use rare features (Options.Owners).
-func (j *job) own(hold time.Duration) {
-	c, s := j.client, j.client.sim
-	if j.manual && j.claim != nil {
-		j.claim.LeaveEviction()
-	}
-	if c.table == nil || s.owners.IntN(2) == 0 {
-		return
-	}
-	s.at(time.Duration(s.owners.Int64N(int64(hold)+1)), func() {
-		c.do(func() {
-			if j.ended {
-				return
-			}
-			j.asks = true
-			c.table.Wanted(c.clock.read(s.now), j.use, &c.out)
-			c.flush()
-		})
-	})
 }
 
 func (s *Sim) overtaken(o *job) {
@@ -1376,6 +1347,11 @@ func (s *Sim) departed(e *eviction) {
 			s.fail("%v of %s still holds %s, though its eviction is reported as done", e.id, o.client.name, o.res)
 		}
 	}
+	for _, o := range s.words {
+		if e.held && o.given == e.claim && s.now < o.word && s.now >= s.lenient {
+			s.fail("%s #%d gave its word on %s for %v more, though the eviction of %v is reported as done", o.client.name, o.id(), o.res, o.word-s.now, e.id)
+		}
+	}
 }
 
 // checkEvicted checks that the node has not extended the claim's lease.
@@ -1400,6 +1376,9 @@ func (s *Sim) checkEvicted(nd *simNode, resource string, id wire.ClaimID) {
 // ---- promises
 
 func (s *Sim) check() {
+	if s.owners != nil {
+		s.checkOwners()
+	}
 	if s.now < s.lenient {
 		return
 	}
@@ -1521,6 +1500,10 @@ func (r *Result) add(o Result) {
 	r.Wanted += o.Wanted
 	r.TriedFree += o.TriedFree
 	r.Knew += o.Knew
+	r.Kept += o.Kept
+	r.Expired += o.Expired
+	r.Left += o.Left
+	r.Leaps += o.Leaps
 	r.PassedOn += o.PassedOn
 	r.Departed += o.Departed
 	r.Copies += o.Copies

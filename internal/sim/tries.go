@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"slices"
 	"time"
 
 	"github.com/qlock/qlock/internal/quorum"
@@ -26,7 +27,8 @@ func (j *job) begin() {
 	for _, o := range s.jobs[j.res] {
 		o.free = false
 	}
-	j.free = j.try && s.world == sound && s.operator == nil && len(s.jobs[j.res]) == 0 && s.now > time.Second &&
+	kept := slices.ContainsFunc(s.kept, func(o *job) bool { return o.res == j.res })
+	j.free = j.try && !kept && s.world == sound && s.operator == nil && len(s.jobs[j.res]) == 0 && s.now > time.Second &&
 		s.now > s.ended[j.res]+quiet && s.isFree(j.client, j.res)
 }
 
