@@ -1165,6 +1165,11 @@ func (c *Client) evaluate(cl *Claim, out *Out) {
 					c.ask(cl, c.nodes[i].name, out) // the answer to the recall (C5)
 				}
 			}
+			// The votes that agreed are about to rise to the fence that was asked for. Others would
+			// take that for the token, until the next refresh.
+			if fence < cl.minFence && !cl.announced { //plant:lower-told
+				c.ask(cl, "", out)
+			}
 		case quorum.Split:
 			fence, wait := c.attainable(cl, fence)
 			if cl.wants(&cl.minFence, fence) { // ask at once, but only once for each fence (C3)

@@ -165,13 +165,9 @@ func (r *resource) record() wire.Record {
 }
 
 func (c *claim) record(now wire.Now) wire.ClaimRecord {
-	token := uint64(0)
-	if c.held {
-		token = c.minFence
-	}
 	return wire.ClaimRecord{
 		Claim: c.id(), Client: c.session.key.client, Mode: c.mode, At: c.at, Note: c.note,
-		Voted: c.voted, Fence: c.fence, Token: token, Kept: c.keep, Evicted: c.evicted != nil,
+		Voted: c.voted, Fence: c.fence, Token: c.token, Kept: c.keep, Evicted: c.evicted != nil,
 		For: wholeMS(now.Mono - c.since), Lease: wholeMS(c.deadline - now.Mono),
 	}
 }

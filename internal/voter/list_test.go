@@ -307,3 +307,50 @@ func TestPageWithoutTheLongestName(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// A client that asked for a higher fence may hold by votes that agree on a lower one (C3).
+// It then says so, and lists have the token that it gave out, also after a clean restart.
+func TestListedTokenIsTheHolders(t *testing.T) {
+	c := newCrowd(10)
+	low := uint64(c.now.Wall)
+	high := low + 1000
+	listed := func() uint64 {
+		t.Helper()
+		got, _ := c.pages(t, wire.Request{Verb: wire.List}, func() {})
+		if len(got) != 1 || len(got[0].Claims) != 1 {
+			t.Fatalf("%+v is listed", got)
+		}
+		return got[0].Claims[0].Token
+	}
+	acquire := func(beat, want uint64, held bool) {
+		c.node.Handle(c.now, &wire.Request{
+			Verb: wire.Acquire, Client: "orders", Resource: "r", Claim: wire.ClaimID{Instance: uuid.UUID{1}, Seq: 1}, SentAt: beat,
+			Mode: quorum.Exclusive, At: c.now.Wall, TTL: 30 * time.Second, Digest: c.node.digest, MinFence: want, Held: held,
+		}, "_INBOX.orders", &c.out)
+		c.reset()
+	}
+	acquire(1, 0, false)
+	acquire(2, high, false)
+	if got := listed(); got != 0 {
+		t.Errorf("token %d of a claim whose client has not said that it holds it", got)
+	}
+	acquire(3, low, true)
+	if got := listed(); got != low {
+		t.Errorf("token %d is listed, the client said %d", got, low)
+	}
+	// A token that no node can have given is not believed.
+	acquire(4, high+uint64(time.Hour.Microseconds()), true)
+	if got := listed(); got > high {
+		t.Errorf("token %d is listed, %d was the highest fence", got, high)
+	}
+	acquire(5, low, true)
+
+	saved, ok := c.node.Save(c.now)
+	if !ok {
+		t.Fatal("no clean mark")
+	}
+	c.node = New(c.node.cfg, c.now, saved, 0)
+	if got := listed(); got != low {
+		t.Errorf("token %d is listed after a restart, want %d", got, low)
+	}
+}

@@ -80,6 +80,7 @@ type SavedClaim struct {
 	Beat     uint64        `json:"beat"`
 	Want     uint64        `json:"want,omitempty"`
 	Held     bool          `json:"held,omitempty"`
+	Token    uint64        `json:"token,omitempty"` // of a held claim, if it is not Want
 	Try      bool          `json:"try,omitempty"`
 	Quiet    bool          `json:"quiet,omitempty"`
 	Voted    bool          `json:"voted,omitempty"`
@@ -114,11 +115,16 @@ func (n *Node) Save(now wire.Now) (*Saved, bool) {
 		s.Floors[hexName(name)] = res.floor
 	}
 	for _, c := range n.leases {
+		token := c.token
+		if token == c.minFence { // as it is almost always; earlier versions have no such field
+			token = 0
+		}
 		s.Claims = append(s.Claims, SavedClaim{
 			Client: c.session.key.client, Instance: c.session.key.instance, Seq: c.seq, Reply: c.session.reply,
 			Resource: []byte(c.res.name), Shared: c.mode == quorum.Shared, At: c.at, TTL: c.ttl,
 			Beat: c.sentAt, Want: c.minFence, Held: c.held, Try: c.try, Quiet: c.suppressQueued, Voted: c.voted, Fence: c.fence,
 			Keep: c.keep, Span: c.rangeSize, Given: c.reserved, Note: c.note, Evicted: c.evicted,
+			Token: token,
 		})
 	}
 	slices.SortFunc(s.Claims, func(a, b SavedClaim) int {
@@ -159,6 +165,9 @@ func (n *Node) restore(now wire.Now, s *Saved) {
 			session: ses, seq: sc.Seq, res: res, at: sc.At, ttl: sc.TTL,
 			sentAt: sc.Beat, minFence: sc.Want, held: sc.Held, try: sc.Try, suppressQueued: sc.Quiet, voted: sc.Voted, fence: sc.Fence, since: now.Mono,
 			keep: sc.Keep, rangeSize: sc.Span, reserved: sc.Given, note: sc.Note, evicted: sc.Evicted,
+		}
+		if c.held {
+			c.token = cmp.Or(sc.Token, sc.Want)
 		}
 		if sc.Shared {
 			c.mode = quorum.Shared

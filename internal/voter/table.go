@@ -41,6 +41,9 @@ type claim struct {
 	// else 0.
 	short uint64
 	held  bool // as its client says
+	// token is that with which its client said so. minFence may be higher: a client that has
+	// asked for a higher fence may then hold by votes that agree on a lower one (C3).
+	token uint64
 	// A try is told at once when what is in its way changes, and said is what it was told
 	// last while it waits.
 	try            bool

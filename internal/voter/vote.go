@@ -58,6 +58,9 @@ func (n *Node) acquire(now wire.Now, r *wire.Request, reply string, out *Out) {
 	c.sentAt = r.SentAt
 	n.extend(now, c) // N2 //plant:acquire-extends
 	n.wants(now, c, r.MinFence)
+	if r.Held {
+		c.token = min(r.MinFence, c.minFence) //plant:said-token
+	}
 	if r.Keep {
 		if c.voted && !c.keep {
 			c.res.keepers++
@@ -152,6 +155,9 @@ func (n *Node) acquireUnknown(now wire.Now, r *wire.Request, reply string, out *
 		return
 	}
 	n.wants(now, c, r.MinFence)
+	if r.Held {
+		c.token = min(r.MinFence, c.minFence)
+	}
 	s.hear(reply)
 	if fresh {
 		n.resources[res.name] = res
