@@ -17,11 +17,16 @@ import (
 // release and then the event, and the event may be here first. So the end of a member is
 // remembered for a moment. After that the list is right, and what a lost, late or forged
 // event spoiled is mended.
+//
+// A process that is stopped right after it joined publishes the event of that when it goes
+// on, perhaps long after its lease has ended. A member that the nodes listed once, and then
+// no more, never comes back, so its token is remembered for longer.
 type view struct {
 	group   string
 	known   bool // there was a list
 	members map[string]member
 	ended   map[string]ending // by id
+	gone    map[string]ending // by id: members that were in a list, and are not any more
 	shown   map[string]member // as the last update had them
 	dirty   map[string]bool   // ids that may differ from shown
 
@@ -35,11 +40,15 @@ type ending struct {
 	at    time.Time
 }
 
-// remember is how long an event that a member ended counts more than a list.
-const remember = time.Second
+const (
+	// remember is how long an event that a member ended counts more than a list.
+	remember = time.Second
+	// longRemember is how late the event of a join may come and be recognized as late.
+	longRemember = 10 * time.Minute
+)
 
 func newView(group string) *view {
-	return &view{group: group, members: map[string]member{}, ended: map[string]ending{}, shown: map[string]member{}, dirty: map[string]bool{}}
+	return &view{group: group, members: map[string]member{}, ended: map[string]ending{}, gone: map[string]ending{}, shown: map[string]member{}, dirty: map[string]bool{}}
 }
 
 // list replaces what is known by a list that was asked for at a time.
@@ -59,8 +68,16 @@ func (v *view) list(list []member, asked time.Time) {
 		}
 		next[m.ID] = m
 	}
-	for id := range v.members {
+	for id, m := range v.members {
 		v.dirty[id] = true
+		if now, has := next[id]; !has || now.Token != m.Token {
+			v.leave(m, asked)
+		}
+	}
+	for id, e := range v.gone {
+		if asked.Sub(e.at) > longRemember {
+			delete(v.gone, id)
+		}
 	}
 	for id := range next {
 		v.dirty[id] = true
@@ -91,6 +108,9 @@ func (v *view) hear(events []heard) {
 			if end, ok := v.ended[p.id]; ok && e.Token <= end.token && e.at.Sub(end.at) < remember {
 				break // overtaken by the event that it ended
 			}
+			if end, ok := v.gone[p.id]; ok && e.Token <= end.token {
+				break // it is late
+			}
 			if !had || m.Token < e.Token {
 				v.members[p.id] = member{Info: Info{ID: p.id, Client: e.Client, Meta: e.Note, Token: e.Token}}
 			}
@@ -103,10 +123,19 @@ func (v *view) hear(events []heard) {
 				v.ended[p.id] = end
 			}
 			if had && m.Token <= e.Token {
+				v.leave(m, e.at)
 				delete(v.members, p.id)
 			}
 		}
 		v.dirty[p.id] = true
+	}
+}
+
+// leave remembers a member that is gone, if the nodes have listed it: a forged event does
+// not shut out the members that come after it.
+func (v *view) leave(m member, at time.Time) {
+	if m.Lease > 0 && m.Token >= v.gone[m.ID].token {
+		v.gone[m.ID] = ending{Lost, m.Token, at}
 	}
 }
 
