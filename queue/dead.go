@@ -100,8 +100,9 @@ func (q *Queue) bury(ctx context.Context, it *Item, reason string) error {
 	m.Header.Set(HeaderReason, oneLine(reason))
 	m.Header.Set(HeaderAttempts, strconv.Itoa(it.Attempt))
 	m.Header.Set(HeaderSeq, strconv.FormatUint(it.Seq, 10))
-	// A worker may die between this and the end of the item.
-	m.Header.Set(jetstream.MsgIDHeader, strconv.FormatUint(it.Seq, 10))
+	// A worker may die between this and the end of the item. The time tells the item from one
+	// of an earlier stream, which was deleted.
+	m.Header.Set(jetstream.MsgIDHeader, fmt.Sprintf("%d-%d", it.Seq, it.Enqueued.UnixNano()))
 	_, err := q.js.PublishMsg(ctx, m)
 	return err
 }

@@ -21,6 +21,8 @@ var (
 	// ErrNoSchedules: the server has no message schedules (before nats-server 2.12), which
 	// delayed items need.
 	ErrNoSchedules = errors.New("queue: this server cannot delay items: it has no message schedules")
+	// ErrDeleted: the stream of items or its consumer was deleted. Open creates both again.
+	ErrDeleted = errors.New("queue: the stream or its consumer was deleted")
 	// ErrNotFound: there is no such dead letter.
 	ErrNotFound = errors.New("queue: no such dead letter")
 	// ErrStopped is the cause with which a handler's context ends when its worker stops and
@@ -114,6 +116,8 @@ func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Queue, erro
 		Name: stream + cfg.Name, Description: "Items of a qlock queue", Retention: jetstream.WorkQueuePolicy,
 		Subjects: []string{q.subject(itemSubject, "*"), q.subject(atSubject, "*")},
 		Replicas: cfg.Replicas, Storage: cfg.Storage, Duplicates: cfg.Duplicates, AllowMsgSchedules: true,
+		// A stream that an operator gives a limit refuses what is too much, and drops no item.
+		Discard: jetstream.DiscardNew,
 	}
 	var err error
 	q.items, err = js.CreateOrUpdateStream(ctx, items)
@@ -132,6 +136,7 @@ func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Queue, erro
 	if q.dead, err = js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 		Name: stream + cfg.Name + "-dead", Description: "Dead letters of a qlock queue", Subjects: []string{q.subject(deadSubject, "*")},
 		Replicas: cfg.Replicas, Storage: cfg.Storage, MaxAge: cfg.KeepDead, Duplicates: withinAge(cfg.Duplicates, cfg.KeepDead),
+		Discard: jetstream.DiscardNew,
 	}); err != nil {
 		return fail("the stream of dead letters", err)
 	}
@@ -142,7 +147,7 @@ func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Queue, erro
 		return fail("the stream of attempts", err)
 	}
 	if q.consumer, err = q.items.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
-		Durable: "workers", Description: "Workers of a qlock queue", FilterSubject: q.subject(itemSubject, "*"),
+		Durable: consumerName, Description: "Workers of a qlock queue", FilterSubject: q.subject(itemSubject, "*"),
 		AckPolicy: jetstream.AckExplicitPolicy, AckWait: cfg.Lease, MaxDeliver: -1, MaxAckPending: cfg.MaxPending,
 	}); err != nil {
 		return fail("the consumer", err)
@@ -158,8 +163,9 @@ func withinAge(d, age time.Duration) time.Duration {
 }
 
 const (
-	stream    = "qlock-queue-"
-	keepTries = 30 * 24 * time.Hour
+	stream       = "qlock-queue-"
+	consumerName = "workers"
+	keepTries    = 30 * 24 * time.Hour
 
 	prefix      = "qlock.queue."
 	itemSubject = "item"
@@ -273,7 +279,9 @@ type Receipt struct {
 
 // Enqueue stores an item. When it returns nil, the item will be done, or become a dead
 // letter, though all processes die. When it fails with the context's error or that of a
-// connection, the item may be stored: try again with the same id.
+// connection, or as the stream has no leader, the item may be stored: try again with the same
+// id. It fails with ErrDeleted if the stream was deleted, and with a *jetstream.APIError if a
+// limit of the stream or of the account is reached.
 func (q *Queue) Enqueue(ctx context.Context, key string, data []byte, opts ...EnqueueOption) (Receipt, error) {
 	if key == "" || len(key) > MaxKey {
 		return Receipt{}, fmt.Errorf("%w: a key has 1 to %d bytes, got %d", ErrInvalid, MaxKey, len(key))
@@ -306,6 +314,11 @@ func (q *Queue) Enqueue(ctx context.Context, key string, data []byte, opts ...En
 		m.Subject = q.subject(atSubject, uuid.NewString())
 	}
 	ack, err := q.js.PublishMsg(ctx, m)
+	if errors.Is(err, jetstream.ErrNoStreamResponse) { // it is gone, or has no leader at this moment
+		if gone := q.deleted(ctx); gone != nil {
+			return Receipt{}, fmt.Errorf("%w: %w", gone, err)
+		}
+	}
 	if err != nil {
 		return Receipt{}, fmt.Errorf("queue: enqueue in %s: %w", q.cfg.Name, err)
 	}
@@ -331,14 +344,32 @@ func (q *Queue) Stats(ctx context.Context) (Stats, error) {
 	return Stats{items.State.Msgs, dead.State.Msgs}, nil
 }
 
+// deleted returns an error if the servers say that the stream or its consumer does not
+// exist.
+func (q *Queue) deleted(ctx context.Context) error {
+	ask, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	name := stream + q.cfg.Name
+	switch _, err := q.js.Consumer(ask, name, consumerName); {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		return fmt.Errorf("%w: there is no stream %s any more, and its items are lost: open the queue again, and enqueue them again", ErrDeleted, name)
+	case errors.Is(err, jetstream.ErrConsumerNotFound):
+		return fmt.Errorf("%w: stream %s has no consumer %s any more, and keeps its items: open the queue again to go on", ErrDeleted, name, consumerName)
+	}
+	return nil
+}
+
 // attempts is how many attempts of an item were recorded.
-func (q *Queue) attempts(ctx context.Context, seq uint64) (int, error) {
-	m, err := q.tries.GetLastMsgForSubject(ctx, q.subject(trySubject, strconv.FormatUint(seq, 10)))
+func (q *Queue) attempts(ctx context.Context, it *Item) (int, error) {
+	m, err := q.tries.GetLastMsgForSubject(ctx, q.subject(trySubject, strconv.FormatUint(it.Seq, 10)))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return 0, nil
 	}
 	if err != nil {
 		return 0, err
+	}
+	if m.Time.Before(it.Enqueued) {
+		return 0, nil // of an item of an earlier stream, which was deleted
 	}
 	return strconv.Atoi(string(m.Data))
 }

@@ -119,8 +119,9 @@ func WithErrors(f func(it *Item, err error)) WorkOption {
 // begun, and returns nil when all handlers have returned, which takes a second more than
 // they do. All goroutines that it started have then ended.
 //
-// It fails if it cannot go on: the Locker or the connection was closed, or the consumer was
-// deleted. Faults that may pass are reported (WithErrors) and waited for.
+// It fails if it cannot go on: with ErrDeleted if the stream or its consumer was deleted, and
+// if the Locker or the connection was closed. Faults that may pass, such as a stream without a
+// leader, are reported (WithErrors) and waited for.
 func (q *Queue) Work(ctx context.Context, l *qlock.Locker, h Handler, opts ...WorkOption) error {
 	if l == nil || h == nil {
 		return fmt.Errorf("%w: Work: the Locker or the handler is nil", ErrInvalid)
@@ -246,9 +247,14 @@ func (w *worker) extend(done <-chan struct{}) {
 // still comes for it is given back.
 const fetchWait = time.Second
 
+// mostMissing is how often in a row the servers must say that the consumer is not there. One
+// that has just become their leader may not know yet.
+const mostMissing = 3
+
 // fetch takes items from the stream until the worker stops.
 func (w *worker) fetch() {
 	most := 4 * cap(w.slots) // those that wait for a lock need no slot
+	missing := 0             // how often in a row the consumer was not there
 	for pause := 50 * time.Millisecond; w.ctx.Err() == nil; {
 		w.mu.Lock()
 		free := most - len(w.ours)
@@ -269,10 +275,18 @@ func (w *worker) fetch() {
 			err = batch.Error()
 		}
 		if err == nil || errors.Is(err, nats.ErrTimeout) || errors.Is(err, context.DeadlineExceeded) {
+			missing = 0
 			continue
 		}
-		if errors.Is(err, jetstream.ErrConsumerDeleted) || errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, nats.ErrConnectionClosed) {
+		if errors.Is(err, nats.ErrConnectionClosed) {
 			w.stop(fmt.Errorf("queue: work on %s: %w", w.q.cfg.Name, err))
+			return
+		}
+		// A consumer that was deleted answers nothing, like one that has no leader for a moment.
+		if gone := w.q.deleted(w.ctx); gone == nil {
+			missing = 0
+		} else if missing++; missing == mostMissing {
+			w.stop(gone)
 			return
 		}
 		w.report(nil, fmt.Errorf("queue: fetch from %s: %w", w.q.cfg.Name, err))
@@ -476,8 +490,11 @@ func (w *worker) underLock(ln *lane, lock *qlock.Lock) (first uint64, ran bool) 
 			w.report(&h.Item, fmt.Errorf("queue: the first item of a key in %s: %w", w.q.cfg.Name, err))
 			return h.Seq, false
 		case first == 0 || first > h.Seq:
-			// It is done: it was delivered again though, or deleted.
-			_ = h.msg.Ack()
+			// It is done, and was delivered again though, or it was deleted. Or it is there, and a
+			// server that has just become the leader of the stream, or does not know that it is
+			// not any more, does not know of it. So it is not acknowledged, which would be its end,
+			// but given back: the stream delivers what it has.
+			_ = h.msg.NakWithDelay(patience)
 			w.drop(ln, h)
 			continue
 		case first < h.Seq:
@@ -502,7 +519,7 @@ func (w *worker) try(ln *lane, h *held, lock *qlock.Lock) {
 	defer w.drop(ln, h)
 	recorded := false
 	if h.Attempt = 1; h.delivered > 1 {
-		n, err := w.q.attempts(lock.Context(), h.Seq)
+		n, err := w.q.attempts(lock.Context(), &h.Item)
 		if err == nil {
 			h.Attempt = max(n, 1) + 1
 			// Before the handler runs: it may be what kills this process.
@@ -557,13 +574,35 @@ func (w *worker) try(ln *lane, h *held, lock *qlock.Lock) {
 	// Under the lock, so that the next holder finds it gone.
 	ask, cancel := context.WithTimeout(lock.Context(), w.q.cfg.Lease)
 	defer cancel()
-	if err := h.msg.DoubleAck(ask); err != nil {
+	if err := w.done(ask, h); err != nil {
 		w.report(&h.Item, fmt.Errorf("queue: item %d of %s is done, and not confirmed: %w", h.Seq, w.q.cfg.Name, err))
 		return
 	}
 	if recorded {
 		if err := w.q.forget(ask, h.Seq); err != nil {
 			w.report(&h.Item, fmt.Errorf("queue: attempts of item %d of %s: %w", h.Seq, w.q.cfg.Name, err))
+		}
+	}
+}
+
+// done tells the stream that an item is done, until it confirms that: otherwise it is done
+// again. While the stream changes its leader, nobody answers.
+func (w *worker) done(ctx context.Context, h *held) error {
+	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		once, cancel := context.WithTimeout(ctx, w.q.cfg.Lease/4)
+		err := h.msg.DoubleAck(once)
+		cancel()
+		if err == nil || errors.Is(err, nats.ErrConnectionClosed) {
+			return err
+		}
+		// A second acknowledgement is not answered if the first one came.
+		if first, err := w.q.first(ctx, h.Key); err == nil && first != h.Seq {
+			return nil
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return err
 		}
 	}
 }
