@@ -39,10 +39,11 @@
 // # What it costs
 //
 // The locks are named qlock.semaphore.<name>.gate and qlock.semaphore.<name>.permit.<number>.
-// A client acquires the gate, which is the queue, then its permits, and releases the gate:
-// this takes two round trips if permits are free. Only the client that holds the gate
-// waits for permits, for all n of them: it costs the nodes n waiting claims, however many
-// clients wait. If all clients may do something at the same time, or only one, use no lock
+// A client acquires the gate, which is the queue, and its permits, and releases the gate. It
+// asks for the gate and for permits that may be free in one go: this takes one round trip if
+// nobody is at the gate and these permits are free, and otherwise two or more. Only the client
+// that holds the gate waits for permits, for all n of them: it costs the nodes n waiting
+// claims, however many clients wait. If all clients may do something at the same time, or only one, use no lock
 // or an ordinary one.
 package semaphore
 
@@ -73,9 +74,12 @@ type Semaphore struct {
 	name   string
 	wait   []qlock.LockOption
 
-	mu      sync.Mutex // guards what follows
-	limit   int
-	changed chan struct{} // closed when limit changes
+	mu       sync.Mutex // guards what follows
+	limit    int
+	changed  chan struct{} // closed when limit changes
+	free     int           // the number of a permit that was released here and not asked for since; or 0
+	asking   int           // calls of Acquire that do not have the gate
+	cautious int           // for how many more calls not to guess
 }
 
 // Option changes how a Semaphore works.
@@ -216,14 +220,15 @@ func ParseName(lock string) (semaphore string, permit int, ok bool) {
 // qlock.ErrClosed. Nothing is held then.
 func (s *Semaphore) Acquire(ctx context.Context, k int) (*Permits, error) {
 	for {
-		if _, _, err := s.check(k); err != nil {
+		limit, _, err := s.check(k)
+		if err != nil {
 			return nil, err
 		}
-		gate, err := s.locker.Lock(ctx, s.gate(), s.wait...)
+		gate, got, err := s.pass(ctx, limit, k)
 		if err != nil {
 			return nil, fmt.Errorf("semaphore %q: it is not this call's turn: %w", s.name, err)
 		}
-		p, err := s.underGate(ctx, gate, k)
+		p, err := s.underGate(ctx, gate, k, got)
 		_ = gate.Unlock(ctx) // a gate that was lost matters for the order only
 		if p != nil || err != nil {
 			return p, err
@@ -247,13 +252,114 @@ var (
 	errLost     = errors.New("semaphore: a permit was lost during the wait for the others")
 )
 
-// underGate collects the permits. It returns neither permits nor an error if the gate was
-// lost: then others may be before this call.
-func (s *Semaphore) underGate(ctx context.Context, gate *qlock.Lock, k int) (*Permits, error) {
+// guessCaution is for how many calls not to guess after a guess was of no use, since others
+// were at the gate.
+const guessCaution = 15
+
+// pass waits for the gate. Together with it, it asks for k permits that may be free, so that
+// all comes in one round trip if nobody is at the gate. It returns those that it got. They
+// count only with the gate: if that is not granted by the time when the permits are decided,
+// others are before this call, and the permits go back at once.
+func (s *Semaphore) pass(ctx context.Context, limit, k int) (gate *qlock.Lock, got []*held, err error) {
+	s.mu.Lock()
+	s.asking++
+	guess := s.asking == 1 && s.cautious == 0 && s.wait == nil
+	if s.cautious > 0 {
+		s.cautious--
+	}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.asking--
+		s.mu.Unlock()
+	}()
+	if !guess {
+		gate, err = s.locker.Lock(ctx, s.gate(), s.wait...)
+		return gate, nil, err
+	}
+	// The gate first: each node answers in this order. So whoever has the answers for the
+	// permits has those for the gate.
+	asked := s.locker.Start(ctx, s.gate())
+	numbers := s.order(limit)[:k]
+	permits := make([]*qlock.Pending, k)
+	for i, n := range numbers {
+		permits[i] = s.locker.Start(ctx, s.permit(n), qlock.Try())
+	}
+	undecided := permits
+	for len(undecided) > 0 {
+		select {
+		case <-undecided[0].Done():
+			undecided = undecided[1:]
+			continue
+		case <-asked.Done():
+		}
+		break
+	}
+	select {
+	case <-asked.Done():
+	default: // it is somebody else's turn
+		cancel(permits)
+		s.mu.Lock()
+		s.cautious = guessCaution
+		s.mu.Unlock()
+		permits = nil
+	}
+	<-asked.Done() // or ctx ends
+	if gate, err = asked.Lock(); err != nil {
+		cancel(permits)
+		return nil, nil, err
+	}
+	for i, p := range permits {
+		<-p.Done()
+		if l, err := p.Lock(); err == nil { // an error comes again when the permits are collected
+			got = append(got, &held{l, numbers[i]})
+		}
+	}
+	return gate, got, nil
+}
+
+func cancel(all []*qlock.Pending) {
+	for _, p := range all {
+		p.Cancel()
+	}
+}
+
+// order returns the numbers of the permits in the order in which to try them. It begins with
+// one that was released here. Otherwise it begins at a random one, so that clients that try
+// at the same time seldom meet.
+func (s *Semaphore) order(limit int) []int {
+	s.mu.Lock()
+	first := s.free - 1
+	s.free = 0
+	s.mu.Unlock()
+	if first < 0 || first >= limit {
+		first = rand.IntN(limit)
+	}
+	numbers := make([]int, limit)
+	for i := range numbers {
+		numbers[i] = (first+i)%limit + 1
+	}
+	return numbers
+}
+
+// underGate collects the permits, beside those that it has got. It returns neither permits
+// nor an error if the gate was lost: then others may be before this call.
+func (s *Semaphore) underGate(ctx context.Context, gate *qlock.Lock, k int, got []*held) (*Permits, error) {
 	for {
 		limit, changed, err := s.check(k)
+		// The limit may be less than when they were asked for.
+		got = slices.DeleteFunc(got, func(h *held) bool {
+			if err != nil || h.number > limit {
+				_ = h.Unlock(ctx)
+				return true
+			}
+			return false
+		})
 		if err != nil {
 			return nil, err
+		}
+		if len(got) == k {
+			return s.permits(got), nil
 		}
 		attempt, cancel := context.WithCancelCause(ctx)
 		unwatch := context.AfterFunc(gate.Context(), func() { cancel(errGateLost) })
@@ -266,7 +372,7 @@ func (s *Semaphore) underGate(ctx context.Context, gate *qlock.Lock, k int) (*Pe
 			case <-over:
 			}
 		})
-		got, err := s.collect(attempt, cancel, limit, k)
+		got, err = s.collect(attempt, cancel, got, limit, k)
 		unwatch()
 		close(over)
 		watch.Wait()
@@ -274,10 +380,12 @@ func (s *Semaphore) underGate(ctx context.Context, gate *qlock.Lock, k int) (*Pe
 		if err == nil {
 			return s.permits(got), nil
 		}
+		had := len(got)
 		release(ctx, got)
+		got = nil
 		switch cause := context.Cause(attempt); {
 		case ctx.Err() != nil:
-			return nil, fmt.Errorf("semaphore %q: %d of the %d permits that are wanted were free, of %d: %w", s.name, len(got), k, limit, err)
+			return nil, fmt.Errorf("semaphore %q: %d of the %d permits that are wanted were free, of %d: %w", s.name, had, k, limit, err)
 		case cause == errGateLost && errors.Is(context.Cause(gate.Context()), qlock.ErrEvicted):
 			return nil, fmt.Errorf("semaphore %q: %w", s.name, context.Cause(gate.Context()))
 		case cause == errGateLost && errors.Is(context.Cause(gate.Context()), qlock.ErrLost):
@@ -289,10 +397,10 @@ func (s *Semaphore) underGate(ctx context.Context, gate *qlock.Lock, k int) (*Pe
 	}
 }
 
-// collect acquires k of the permits from 1 to limit. If it fails it returns those that it
-// has, for the caller to release.
-func (s *Semaphore) collect(ctx context.Context, cancel context.CancelCauseFunc, limit, k int) ([]*held, error) {
-	got, rest, err := s.try(ctx, limit, k)
+// collect acquires k of the permits from 1 to limit, of which it has got some. If it fails
+// it returns those that it has, for the caller to release.
+func (s *Semaphore) collect(ctx context.Context, cancel context.CancelCauseFunc, got []*held, limit, k int) ([]*held, error) {
+	got, rest, err := s.try(ctx, got, limit, k)
 	if len(got) == k || !errors.Is(err, qlock.ErrHeld) && !errors.Is(err, qlock.ErrNoQuorum) {
 		return got, err // an error that waiting does not mend
 	}
@@ -366,16 +474,13 @@ func (s *Semaphore) tryOne(ctx context.Context, number int) (*held, error) {
 	return &held{k, number}, nil
 }
 
-// try acquires up to k of the permits from 1 to limit without waiting for others, and
-// returns the numbers of those that it does not have. It begins at a random one, so that
-// clients that try at the same time seldom meet, and tries twice as many at once in each
-// round. The error is that of the last permit that was not to be had.
-func (s *Semaphore) try(ctx context.Context, limit, k int) (got []*held, rest []int, err error) {
-	rest = make([]int, limit)
-	first := rand.IntN(limit)
-	for i := range rest {
-		rest[i] = (first+i)%limit + 1
-	}
+// try acquires up to k of the permits from 1 to limit without waiting for others, of which it
+// has got some, and returns the numbers of those that it does not have. It tries twice as
+// many at once in each round. The error is that of the last permit that was not to be had.
+func (s *Semaphore) try(ctx context.Context, got []*held, limit, k int) (_ []*held, rest []int, err error) {
+	rest = slices.DeleteFunc(s.order(limit), func(n int) bool {
+		return slices.ContainsFunc(got, func(h *held) bool { return h.number == n })
+	})
 	var occupied []int
 	for round := k; len(got) < k && len(rest) > 0; round *= 2 {
 		now := rest[:min(round, len(rest))]
@@ -434,7 +539,7 @@ func (s *Semaphore) TryAcquire(ctx context.Context, k int) (*Permits, error) {
 		ctx, cancel = context.WithTimeout(ctx, s.locker.Lease())
 		defer cancel()
 	}
-	got, _, err := s.try(ctx, limit, k)
+	got, _, err := s.try(ctx, nil, limit, k)
 	if err != nil {
 		release(ctx, got)
 		return nil, fmt.Errorf("semaphore %q: %d of the %d permits that are wanted were free, of %d: %w", s.name, len(got), k, limit, err)
@@ -453,6 +558,7 @@ func release(ctx context.Context, got []*held) {
 // goroutines.
 type Permits struct {
 	name string
+	of   *Semaphore
 	held []*held // by number
 	ctx  context.Context
 	end  context.CancelCauseFunc // nil if there is one permit
@@ -460,7 +566,7 @@ type Permits struct {
 
 func (s *Semaphore) permits(got []*held) *Permits {
 	slices.SortFunc(got, func(a, b *held) int { return a.number - b.number })
-	p := &Permits{name: s.name, held: got, ctx: got[0].Context()}
+	p := &Permits{name: s.name, of: s, held: got, ctx: got[0].Context()}
 	if len(got) == 1 {
 		return p
 	}
@@ -524,5 +630,13 @@ func (p *Permits) Release(ctx context.Context) error {
 			lost = append(lost, fmt.Errorf("semaphore %q: permit %d: %w", p.name, h.number, err))
 		}
 	}
+	p.of.released(p.held[0].number)
 	return errors.Join(lost...)
+}
+
+// released notes the number of a permit that is likely to be free.
+func (s *Semaphore) released(number int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.free = number
 }
