@@ -43,10 +43,10 @@
 //
 // # Permissions
 //
-// A member needs the permissions of a client for the locks
-// qlock.members.GROUP.>. [Group.List] and
-// [Group.Watch] need the permission to list locks (the role inspector of docs/security.md),
-// and events need that of an observer.
+// A member needs the permissions of a client for the locks qlock.members.GROUP.>. [Group.List]
+// and [Group.Watch] need the permission to list locks, and [WithEvents] that to receive the
+// events of these locks. The role member of docs/security.md has all of this for a process that
+// joins, the role inspector what is needed for one that only looks.
 //
 // Use a Locker without qlock.WithRetention: a lock that its client retains shows its member
 // as alive for as long.

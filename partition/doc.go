@@ -37,8 +37,7 @@
 // # Cost
 //
 // A partition costs its owner one lock, which is refreshed together with all other locks of
-// its Locker. All members need the permission to list locks (the role inspector of
-// docs/security.md) as package members does, and that of a client for the locks
+// its Locker. All members need the role member of docs/security.md for the locks
 // qlock.members.GROUP.> and qlock.partition.GROUP.*.
 //
 // Use one Locker for each worker, without qlock.WithRetention.

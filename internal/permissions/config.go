@@ -156,6 +156,8 @@ func (a Account) services() []string {
 		switch u.Role {
 		case RoleClient:
 			out = append(append(out, clientVerbs.subjects(u.Cluster, u.Name, ">")...), subject.Batch(u.Cluster, u.Name))
+		case RoleMember:
+			out = append(append(out, memberVerbs.subjects(u.Cluster, u.Name, ">")...), subject.Batch(u.Cluster, u.Name))
 		case RoleInspector:
 			out = append(out, inspectorVerbs.subjects(u.Cluster, u.Name, ">")...)
 		case RoleOperator:
@@ -171,7 +173,7 @@ func (a Account) services() []string {
 func (a Account) events() []string {
 	var out []string
 	for _, u := range a.Users {
-		if u.Role == RoleClient {
+		if u.Role == RoleClient || u.Role == RoleMember {
 			out = append(out, subject.Event(u.Cluster, subject.Any, u.Name, subject.Rest))
 		}
 	}

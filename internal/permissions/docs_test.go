@@ -32,9 +32,10 @@ func printed(t *testing.T) map[string]string {
 	nodes := []User{made(NewNode("prod", "n1")), made(NewNode("prod", "n2")), made(NewNode("prod", "n3"))}
 	others := []User{made(NewObserver("prod", "watch")), made(NewAuditor("prod", "audit")), made(NewMonitor("prod", "monitor")),
 		made(NewInspector("prod", "look")), made(NewOperator("prod", "ops")), made(NewOperator("prod", "ops-orders", "orders.>"))}
+	worker := made(NewMember("prod", "worker", "qlock.members.workers.>", "qlock.partition.workers.*"))
 	a, b := made(NewClient("prod", "svc-a", "orders.>")), made(NewClient("prod", "svc-b"))
 
-	users := append([]User{a, b}, others...)
+	users := append([]User{a, b, worker}, others...)
 	files := Files{Cert: "tls/server.pem", Key: "tls/server-key.pem", CA: "tls/ca.pem"}
 	return map[string]string{
 		"users": text(Users(append(users, nodes...)...)),
@@ -45,7 +46,7 @@ func printed(t *testing.T) map[string]string {
 		"accounts": text(Accounts("LOCKS", append(nodes, others...),
 			Account{Name: "ORDERS", Users: []User{a}}, Account{Name: "BILLING", Users: []User{b}})),
 		"signing-keys": text(SigningKeys("LOCKS",
-			made(NewClient("prod", Template)), made(NewObserver("prod", Template)), made(NewAuditor("prod", Template)),
+			made(NewClient("prod", Template)), made(NewMember("prod", Template)), made(NewObserver("prod", Template)), made(NewAuditor("prod", Template)),
 			made(NewMonitor("prod", Template)), made(NewInspector("prod", Template)), made(NewOperator("prod", Template)),
 			made(NewNode("prod", Template)))),
 	}

@@ -27,6 +27,7 @@ type Role string
 
 const (
 	RoleClient    Role = "client"    // locks under its own name
+	RoleMember    Role = "member"    // locks under its own name, lists locks, sees events
 	RoleObserver  Role = "observer"  // sees events
 	RoleAuditor   Role = "auditor"   // sees events and requests
 	RoleMonitor   Role = "monitor"   // asks nodes for their state
@@ -53,6 +54,7 @@ type User struct {
 // The verbs that roles may use.
 var (
 	clientVerbs    = verbs{subject.Acquire, subject.Release, subject.Yield, subject.Refresh, subject.Info}
+	memberVerbs    = append(clientVerbs[:len(clientVerbs):len(clientVerbs)], subject.Inspect, subject.List)
 	inspectorVerbs = verbs{subject.Inspect, subject.List, subject.Info}
 	operatorVerbs  = verbs{subject.Inspect, subject.Evict, subject.List, subject.Info}
 	monitorVerbs   = verbs{subject.Info}
@@ -83,7 +85,29 @@ func (v verbs) subjects(cluster, name string, resources ...string) []string {
 //
 // A refresh names no resource. It needs no limit, because it creates no claims.
 func NewClient(cluster, name string, resources ...string) (User, error) {
-	u, resources, err := newLimited(RoleClient, clientVerbs, cluster, name, resources)
+	return newLocking(RoleClient, clientVerbs, cluster, name, resources)
+}
+
+// NewMember returns a client that may also list locks, and sees events: what packages members
+// and partition need. resources limit what it may lock, which locks it may ask about one by
+// one, and of which it sees events. They do not limit the list, which has all locks, since
+// its subject names none.
+func NewMember(cluster, name string, resources ...string) (User, error) {
+	u, err := newLocking(RoleMember, memberVerbs, cluster, name, resources)
+	if err != nil {
+		return User{}, err
+	}
+	if len(resources) == 0 {
+		u.Subscribe = append(u.Subscribe, subject.Family(cluster, subject.FamilyEvent))
+	}
+	for _, r := range resources {
+		u.Subscribe = append(u.Subscribe, subject.Event(cluster, subject.Any, subject.Any, r))
+	}
+	return u, nil
+}
+
+func newLocking(role Role, v verbs, cluster, name string, resources []string) (User, error) {
+	u, resources, err := newLimited(role, v, cluster, name, resources)
 	if err == nil && slices.Contains(resources, ">") {
 		u.Publish = append(u.Publish, subject.Batch(cluster, name))
 	}

@@ -46,6 +46,8 @@ func TestRoles(t *testing.T) {
 		"looks":    made(NewInspector("prod", "svc-a")),
 		"looks-on": made(NewInspector("prod", "svc-a", "orders.>")),
 		"evicts":   made(NewOperator("prod", "svc-a")),
+		"joins":    made(NewMember("prod", "svc-a")),
+		"joins-in": made(NewMember("prod", "svc-a", "orders.>")),
 		"ends":     made(NewOperator("prod", "svc-a", "orders.>", "exact")),
 	}
 	for _, tt := range []struct {
@@ -53,24 +55,24 @@ func TestRoles(t *testing.T) {
 		publish   string // the users that may
 		subscribe string
 	}{
-		{"lock.prod.node.acquire.svc-a.orders.1", "all orders", "auditor node"},
-		{"lock.prod.node.release.svc-a.orders.1", "all orders", "auditor node"},
-		{"lock.prod.node.yield.svc-a.orders.1.2", "all orders", "auditor node"},
-		{"lock.prod.node.acquire.svc-a.orders", "all", "auditor node"},
-		{"lock.prod.node.acquire.svc-a.ordersx.1", "all", "auditor node"},
-		{"lock.prod.node.acquire.svc-a.stock.7.count", "all orders", "auditor node"},
-		{"lock.prod.node.acquire.svc-a.stock.7.x", "all", "auditor node"},
-		{"lock.prod.node.acquire.svc-a.exact", "all orders", "auditor node"},
-		{"lock.prod.node.acquire.svc-a.exact.1", "all", "auditor node"},
-		{"lock.prod.node.acquire.svc-a.billing.1", "all", "auditor node"},
-		{"lock.prod.node.refresh.svc-a", "all orders", "auditor node"},
+		{"lock.prod.node.acquire.svc-a.orders.1", "all orders joins joins-in", "auditor node"},
+		{"lock.prod.node.release.svc-a.orders.1", "all orders joins joins-in", "auditor node"},
+		{"lock.prod.node.yield.svc-a.orders.1.2", "all orders joins joins-in", "auditor node"},
+		{"lock.prod.node.acquire.svc-a.orders", "all joins", "auditor node"},
+		{"lock.prod.node.acquire.svc-a.ordersx.1", "all joins", "auditor node"},
+		{"lock.prod.node.acquire.svc-a.stock.7.count", "all orders joins", "auditor node"},
+		{"lock.prod.node.acquire.svc-a.stock.7.x", "all joins", "auditor node"},
+		{"lock.prod.node.acquire.svc-a.exact", "all orders joins", "auditor node"},
+		{"lock.prod.node.acquire.svc-a.exact.1", "all joins", "auditor node"},
+		{"lock.prod.node.acquire.svc-a.billing.1", "all joins", "auditor node"},
+		{"lock.prod.node.refresh.svc-a", "all orders joins joins-in", "auditor node"},
 		{"lock.prod.node.refresh.svc-a.orders.1", "", "auditor node"},
-		{"lock.prod.node.info.svc-a", "all orders monitor node looks looks-on evicts ends", "auditor node"},
-		{"lock.prod.admin.list.svc-a", "looks looks-on evicts ends", "auditor node"},
+		{"lock.prod.node.info.svc-a", "all orders monitor node looks looks-on evicts ends joins joins-in", "auditor node"},
+		{"lock.prod.admin.list.svc-a", "looks looks-on evicts ends joins joins-in", "auditor node"},
 		{"lock.prod.admin.list.svc-a.orders.1", "", "auditor node"},
-		{"lock.prod.admin.inspect.svc-a.orders.1", "looks looks-on evicts ends", "auditor node"},
-		{"lock.prod.admin.inspect.svc-a.exact", "looks evicts ends", "auditor node"},
-		{"lock.prod.admin.inspect.svc-a.billing.1", "looks evicts", "auditor node"},
+		{"lock.prod.admin.inspect.svc-a.orders.1", "looks looks-on evicts ends joins joins-in", "auditor node"},
+		{"lock.prod.admin.inspect.svc-a.exact", "looks evicts ends joins", "auditor node"},
+		{"lock.prod.admin.inspect.svc-a.billing.1", "looks evicts joins", "auditor node"},
 		{"lock.prod.admin.evict.svc-a.orders.1", "evicts ends", "auditor node"},
 		{"lock.prod.admin.evict.svc-a.exact", "evicts ends", "auditor node"},
 		{"lock.prod.admin.evict.svc-a.billing.1", "evicts", "auditor node"},
@@ -84,10 +86,10 @@ func TestRoles(t *testing.T) {
 		{"lock.prod.node.refresh.svc-b", "", "auditor node"},
 		{"lock.prod.node.info.svc-b", "", "auditor node"},
 		{"lock.other.node.acquire.svc-a.orders.1", "", ""},
-		{"lock.prod.event.acquired.svc-a.orders.1", "all orders", "observer auditor monitor looks looks-on evicts ends"},
-		{"lock.prod.event.lost.svc-a.billing.1", "all", "observer auditor monitor looks looks-on evicts ends"},
-		{"lock.prod.event.acquired.svc-b.orders.1", "", "observer auditor monitor looks looks-on evicts ends"},
-		{"_INBOX.svc-a.x", "node", "all orders monitor node looks looks-on evicts ends"},
+		{"lock.prod.event.acquired.svc-a.orders.1", "all orders joins joins-in", "observer auditor monitor looks looks-on evicts ends joins joins-in"},
+		{"lock.prod.event.lost.svc-a.billing.1", "all joins", "observer auditor monitor looks looks-on evicts ends joins"},
+		{"lock.prod.event.acquired.svc-b.orders.1", "", "observer auditor monitor looks looks-on evicts ends joins joins-in"},
+		{"_INBOX.svc-a.x", "node", "all orders monitor node looks looks-on evicts ends joins joins-in"},
 		{"_INBOX.svc-b.x", "node", ""},
 		{"_INBOX.x", "node", ""},
 		{"$SRV.PING", "monitor", "node"},
@@ -113,6 +115,7 @@ func TestNamesThatPermissionsCannotHave(t *testing.T) {
 	for _, name := range []string{"", ">", "*", "a.b", "a b", "a\"b", "{{name()}}x", strings.Repeat("x", 65)} {
 		for role, make := range map[string]func(string, string) (User, error){
 			"client":    func(c, n string) (User, error) { return NewClient(c, n) },
+			"member":    func(c, n string) (User, error) { return NewMember(c, n) },
 			"inspector": func(c, n string) (User, error) { return NewInspector(c, n) },
 			"operator":  func(c, n string) (User, error) { return NewOperator(c, n) },
 			"observer":  NewObserver, "auditor": NewAuditor, "monitor": NewMonitor, "node": NewNode,
@@ -126,7 +129,7 @@ func TestNamesThatPermissionsCannotHave(t *testing.T) {
 		}
 	}
 	for _, pattern := range []string{"", ".", "a.", ".a", "a..b", ">.a", "a.>.b", "a*", "a.b>", "a b", "a\nb", "a\"b", "a\\b", "ä"} {
-		for _, limited := range []func(string, string, ...string) (User, error){NewClient, NewInspector, NewOperator} {
+		for _, limited := range []func(string, string, ...string) (User, error){NewClient, NewMember, NewInspector, NewOperator} {
 			if _, err := limited("prod", "svc-a", pattern); err == nil {
 				t.Errorf("the resources may be %q", pattern)
 			}
@@ -215,7 +218,7 @@ func TestTextMeansTheSame(t *testing.T) {
 func TestReservedFamiliesAreNobodys(t *testing.T) {
 	user := mustUser(t)
 	for _, u := range []User{
-		user(NewClient("prod", "a")), user(NewClient("prod", "api", "api.>")), user(NewObserver("prod", "a")), user(NewAuditor("prod", "a")),
+		user(NewClient("prod", "a")), user(NewClient("prod", "api", "api.>")), user(NewMember("prod", "a")), user(NewObserver("prod", "a")), user(NewAuditor("prod", "a")),
 		user(NewMonitor("prod", "a")), user(NewInspector("prod", "a")), user(NewOperator("prod", "a")), user(NewNode("prod", "a")),
 	} {
 		for _, family := range []string{subject.FamilyAPI, subject.FamilyGateway} {

@@ -11,7 +11,7 @@ import (
 	"github.com/qlock/qlock/internal/permissions"
 )
 
-var roles = []string{"client", "observer", "auditor", "monitor", "inspector", "operator", "node"}
+var roles = []string{"client", "member", "observer", "auditor", "monitor", "inspector", "operator", "node"}
 
 func (a *app) permissions() *cobra.Command {
 	var cluster, format, account string
@@ -26,6 +26,8 @@ protect against.
 
   client:NAME             acquires locks, under this name only
   client:NAME=PATTERN,…   acquires these locks only: orders.>, stock.*.count
+  member:NAME=PATTERN,…   the same; lists locks, and receives events of these: programs
+                          that use packages members and partition
   observer:NAME           receives events: enough for qlock watch --events
   auditor:NAME            receives events and requests: qlock watch
   monitor:NAME            queries the state of nodes: qlock nodes, nats micro
@@ -102,13 +104,15 @@ func parseUser(cluster, arg string, template bool) (permissions.User, error) {
 	switch permissions.Role(role) {
 	case permissions.RoleClient:
 		return permissions.NewClient(cluster, name, resources...)
+	case permissions.RoleMember:
+		return permissions.NewMember(cluster, name, resources...)
 	case permissions.RoleInspector:
 		return permissions.NewInspector(cluster, name, resources...)
 	case permissions.RoleOperator:
 		return permissions.NewOperator(cluster, name, resources...)
 	}
 	if limited {
-		return permissions.User{}, errors.New("only clients, inspectors and operators can be limited to some locks")
+		return permissions.User{}, errors.New("only clients, members, inspectors and operators can be limited to some locks")
 	}
 	switch permissions.Role(role) {
 	case permissions.RoleObserver:
