@@ -498,6 +498,8 @@ func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, firs
 			if _, _, err := c.read(ctx, nil); err != nil {
 				return err
 			}
+		case errors.Is(t.err, errBusy) && forbidden(t.err):
+			return fmt.Errorf("store: write %s: %w", describe(ps), t.err)
 		case errors.Is(t.err, errBusy):
 			if err := c.s.stuck(ctx, p.tries, t.err); err != nil {
 				return err
@@ -509,6 +511,8 @@ func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, firs
 				return &UnknownError{What: describe(ps), Cause: errors.Join(unsure, t.err)}
 			} else if done {
 				return nil
+			} else if forbidden(t.err) {
+				return fmt.Errorf("store: write %s: %w", describe(ps), t.err)
 			}
 		default:
 			return fmt.Errorf("store: write %s: %w", describe(ps), t.err)
