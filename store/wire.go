@@ -241,6 +241,12 @@ func stored(reply *nats.Msg, err error) (uint64, error) {
 		return 0, fmt.Errorf("%w: %w", errBusy, ack.Error) //plant:store-unsaid
 	case codeBatchIncomplete, codeTooManyBatches, codeNotAvailable:
 		return 0, fmt.Errorf("%w: %w", errBusy, ack.Error)
+	case codeStoreFailed:
+		if strings.HasPrefix(ack.Error.Description, "maximum ") {
+			return 0, fmt.Errorf("%w: %w: raise its max_bytes, or remove keys if it has no replicas", ErrFull, ack.Error)
+		}
+	case codeAccountFull, codeServerFull, codeMemoryFull, codeStorageFull:
+		return 0, fmt.Errorf("%w: %w: raise the limits of the account or the server, or remove data", ErrFull, ack.Error)
 	case codeBatchDisabled:
 		return 0, fmt.Errorf("%w: %w", ErrNotPrepared, ack.Error)
 	}
@@ -249,7 +255,12 @@ func stored(reply *nats.Msg, err error) (uint64, error) {
 
 // Codes that package jetstream does not name.
 const (
+	codeAccountFull     jetstream.ErrorCode = 10002
 	codeNotAvailable    jetstream.ErrorCode = 10008
+	codeServerFull      jetstream.ErrorCode = 10023
+	codeMemoryFull      jetstream.ErrorCode = 10028
+	codeStorageFull     jetstream.ErrorCode = 10047
+	codeStoreFailed     jetstream.ErrorCode = 10077
 	codeBatchDisabled   jetstream.ErrorCode = 10174
 	codeBatchIncomplete jetstream.ErrorCode = 10176
 	codeTooManyBatches  jetstream.ErrorCode = 10210
