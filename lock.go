@@ -40,6 +40,9 @@ func FromContext(ctx context.Context) (l *Lock, ok bool) {
 // Name returns the name of the resource.
 func (l *Lock) Name() string { return l.hold.Name() }
 
+// Cluster returns the name of the cluster that granted the lock.
+func (l *Lock) Cluster() string { return l.hold.Cluster() }
+
 // Shared reports whether other readers may hold the lock together with this one.
 func (l *Lock) Shared() bool { return l.hold.Mode() == shared }
 

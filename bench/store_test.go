@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"runtime"
 	"slices"
@@ -135,6 +136,8 @@ func storeFigures(t *testing.T, replicas int, storage jetstream.StorageType) {
 		}
 	}
 	own := func(w int) error { _, err := views[w].Put(ctx, fmt.Sprint("g", w), body); return err }
+	oneKey := func(w int) error { _, err := v.Put(ctx, "hot", body); return err }
+	manyKeys := func(w int) error { _, err := v.Put(ctx, fmt.Sprint("m", rand.IntN(1000)), body); return err }
 	read := func(w int) error { _, err := kv.Get(ctx, "one"); return err }
 	fencedRead := func(w int) error { _, err := v.Get(ctx, "one"); return err }
 	run := fmt.Sprint(os.Getpid())
@@ -148,6 +151,7 @@ func storeFigures(t *testing.T, replicas int, storage jetstream.StorageType) {
 		{"kv.Get alone", 1, "kv.Put alone", read}, {"fenced Get alone", 1, "kv.Put alone", fencedRead}, {"request (once, put, get, add) alone", 1, "kv.Put alone", request},
 		{"kv.Put, 64 workers", 64, "", put}, {"kv.Update, 64 workers", 64, "kv.Put, 64 workers", update}, {"fenced Put, 64 workers, one fence", 64, "kv.Put, 64 workers", fenced},
 		{"fenced Put, 64 workers, a fence each", 64, "kv.Put, 64 workers", own},
+		{"fenced Put, 64 workers, one key", 64, "kv.Put, 64 workers", oneKey}, {"fenced Put, 64 workers, 1,000 keys", 64, "kv.Put, 64 workers", manyKeys},
 	}
 	// The kinds take turns in short slices, so that what else the machine does concerns all
 	// of them alike.

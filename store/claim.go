@@ -245,6 +245,8 @@ func (c *claim) take(ctx context.Context) (uint64, error) {
 			return seq, nil
 		case errors.As(err, &r):
 			c.raise(r.seq)
+		case forbidden(err):
+			return 0, fmt.Errorf("store: move the fence of lock %q: %w", c.lock.Name(), err)
 		case errors.Is(err, errBusy), errors.Is(err, errSilent):
 			// Whether it was stored shows in the next read. If it comes later, its condition
 			// no longer holds.

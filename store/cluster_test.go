@@ -295,3 +295,67 @@ func TestUnderALocker(t *testing.T) {
 	}
 	wantIs(t, reopen(t, s, nc, WithCluster("other")).Under(t.Context(), l, "x", nil), ErrInvalid)
 }
+
+// The tokens of two clusters cannot be compared. A lock of another cluster than the store's is
+// refused, before anything is sent.
+func TestLockOfAnotherCluster(t *testing.T) {
+	here, there := qlocktest.StartCluster(t, 1), qlocktest.StartCluster(t, 1, qlocktest.WithName("there"))
+	nc := connect(t, startServer(t).ClientURL())
+	s := newStore(t, newJS(t, nc), jetstream.KeyValueConfig{Storage: jetstream.MemoryStorage})
+	w := fake(s)
+	refused := func(err error) {
+		t.Helper()
+		wantIs(t, err, ErrInvalid)
+		if err != nil && (!strings.Contains(err.Error(), `"there"`) || !strings.Contains(err.Error(), `"default"`)) {
+			t.Errorf("%v does not name the clusters", err)
+		}
+	}
+	use := func(v *View) {
+		t.Helper()
+		_, err := v.Get(t.Context(), "k")
+		refused(err)
+		_, err = v.Put(t.Context(), "k", nil)
+		refused(err)
+		_, err = v.Create(t.Context(), "k", nil)
+		refused(err)
+		_, err = v.Do(t.Context(), Get("k"))
+		refused(err)
+		refused(v.Delete(t.Context(), "k"))
+	}
+	l := there.Locker(t)
+	k := must(l.Lock(t.Context(), "l"))(t)
+	if k.Cluster() != "there" {
+		t.Errorf("the lock is of cluster %q", k.Cluster())
+	}
+	use(s.With(k))
+	if err := k.Unlock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Do(t.Context(), "l", func(ctx context.Context) error {
+		_, err := s.In(ctx)
+		refused(err)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	refused(s.Under(t.Context(), l, "l", nil))
+	// Also inside a lock of the store's cluster: it is not the innermost.
+	if err := s.Under(t.Context(), here.Locker(t), "l", func(ctx context.Context, v *View) error {
+		return l.Do(ctx, "l", func(ctx context.Context) error {
+			_, err := s.In(ctx)
+			refused(err)
+			return nil
+		})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if n := w.sends.Load() + w.reads.Load(); n != 0 {
+		t.Errorf("%d messages were sent", n)
+	}
+	// With the right cluster it is as any lock.
+	k = must(l.Lock(t.Context(), "l"))(t)
+	mustPut(t, reopen(t, s, nc, WithCluster("there")).With(k), "k", "v")
+	if err := k.Unlock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}

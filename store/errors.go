@@ -27,6 +27,10 @@ var (
 	ErrDuplicate = errors.New("store: duplicate")
 	// ErrNotPrepared: the bucket lacks what fences need. See NotPreparedError.
 	ErrNotPrepared = errors.New("store: the bucket is not prepared")
+	// ErrFull: the bucket has reached its limit (max_bytes), or the account has reached that
+	// of its storage. Nothing was written. A bucket with replicas refuses every write then,
+	// also one that makes it smaller, and no new holder can move a fence.
+	ErrFull = errors.New("store: the bucket is full")
 	// ErrUnsupported: the NATS server is too old, or the bucket is of a kind that cannot have
 	// fences.
 	ErrUnsupported = errors.New("store: not supported")

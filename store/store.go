@@ -476,7 +476,7 @@ func (s *Store) barrier(ctx context.Context) (uint64, error) {
 		switch {
 		case err == nil:
 			return seq, nil
-		case !errors.Is(err, errBusy) && !errors.Is(err, errSilent):
+		case !errors.Is(err, errBusy) && !errors.Is(err, errSilent), forbidden(err):
 			return 0, fmt.Errorf("store: %w", err)
 		}
 		if err := s.stuck(ctx, p.tries, err); err != nil {
@@ -563,7 +563,7 @@ func (s *Store) Unfence(ctx context.Context, lock string) (Fence, error) {
 		_, err = s.wire.send(ctx, "", []*nats.Msg{m})
 		if err == nil {
 			return f, nil
-		} else if r := (*refused)(nil); !errors.As(err, &r) && !errors.Is(err, errBusy) && !errors.Is(err, errSilent) {
+		} else if r := (*refused)(nil); !errors.As(err, &r) && !errors.Is(err, errBusy) && !errors.Is(err, errSilent) || forbidden(err) {
 			return f, fmt.Errorf("store: unfence %q: %w", lock, err)
 		}
 		if err := p.wait(ctx, err); err != nil {

@@ -421,6 +421,7 @@ func (s *Store) run(ctx context.Context, t *transaction, c *claim) (Result, erro
 		floor uint64     // without a lock
 		fresh = c != nil // what is read is not older than the call
 		open  []*attempt // without an answer
+		no    error      // a permission that the last attempt lacked
 	)
 	unknown := func(err error) error {
 		if len(open) == 0 {
@@ -487,6 +488,9 @@ func (s *Store) run(ctx context.Context, t *transaction, c *claim) (Result, erro
 			return Result{}, err
 		}
 		open = nil
+		if no != nil {
+			return Result{}, fmt.Errorf("store: commit: %w", no)
+		}
 		if len(at.msgs) == 0 {
 			return at.result, nil
 		}
@@ -511,6 +515,10 @@ func (s *Store) run(ctx context.Context, t *transaction, c *claim) (Result, erro
 				}
 				floor, fresh = max(floor, seq), true
 			}
+		case errors.Is(err, errSilent) && forbidden(err) && c != nil:
+			no = err // if the next read shows that it was not done
+		case forbidden(err):
+			return Result{}, unknown(fmt.Errorf("store: commit: %w", err))
 		case errors.Is(err, errBusy), errors.Is(err, errSilent):
 		default:
 			return Result{}, unknown(fmt.Errorf("store: commit: %w", err))
@@ -546,6 +554,11 @@ func (s *Store) commit(ctx context.Context, at *attempt, c *claim, open *[]*atte
 			if err := ctx.Err(); err != nil {
 				return 0, err
 			}
+			if forbidden(err) {
+				return 0, err
+			}
+		case errors.Is(err, errBusy) && forbidden(err):
+			return 0, err
 		case errors.Is(err, errBusy):
 			if err := s.stuck(ctx, p.tries, err); err != nil {
 				return 0, err

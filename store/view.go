@@ -16,7 +16,8 @@ import (
 )
 
 // Lock is a lock that is held: a *qlock.Lock, or one of another service whose tokens rise
-// with each exclusive holder.
+// with each exclusive holder. If it has a method Cluster() string, as a *qlock.Lock has, then
+// its cluster must be that of the store (WithCluster).
 type Lock interface {
 	Name() string
 	Token() uint64
@@ -36,10 +37,14 @@ type View struct {
 }
 
 // With returns a view for a lock. It sends nothing: the fence is moved at the first read or
-// write. All views of a claim are the same.
+// write. All views of a claim are the same. The calls of a view of a lock of another cluster
+// fail with ErrInvalid.
 func (s *Store) With(l Lock) *View { return s.with(l, s.opt.client) }
 
 func (s *Store) with(l Lock, client string) *View {
+	if err := s.foreign(l); err != nil {
+		return &View{s, &claim{s: s, lock: l, invalid: err}}
+	}
 	key := claimKey{l.Name(), l.Token(), l.Shared()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -61,6 +66,17 @@ func (s *Store) with(l Lock, client string) *View {
 	}
 	s.claims[key] = c
 	return &View{s, c}
+}
+
+// foreign fails for a lock of another cluster. Its tokens say nothing about the holders of
+// the lock of that name in the store's cluster: a higher one would shut them out, and with a
+// lower one it would be shut out for no reason.
+func (s *Store) foreign(l Lock) error {
+	of, ok := l.(interface{ Cluster() string })
+	if !ok || of.Cluster() == s.opt.cluster {
+		return nil
+	}
+	return fmt.Errorf("%w: lock %q is of cluster %q, and the store's fences are of cluster %q: open the store WithCluster", ErrInvalid, l.Name(), of.Cluster(), s.opt.cluster)
 }
 
 type viewKey struct{ s *Store }
@@ -102,10 +118,16 @@ func (v *View) NewContext(parent context.Context) context.Context {
 
 // In returns the view of the innermost lock whose context is ctx or an ancestor of it, as
 // within Locker.Do or Under, or else the view that View.NewContext has put into the context. It
-// fails with ErrNoLock if there is neither.
+// fails with ErrNoLock if there is neither, and with ErrInvalid if that lock is of another
+// cluster.
 func (s *Store) In(ctx context.Context) (*View, error) {
 	v, _ := ctx.Value(viewKey{s}).(*View)
 	l, ok := qlock.FromContext(ctx)
+	if ok {
+		if err := s.foreign(l); err != nil {
+			return nil, err
+		}
+	}
 	switch {
 	case v == nil && !ok:
 		return nil, fmt.Errorf("%w: the context comes from no lock: call it within Locker.Do or Store.Under", ErrNoLock)
@@ -498,6 +520,8 @@ func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, firs
 			if _, _, err := c.read(ctx, nil); err != nil {
 				return err
 			}
+		case errors.Is(t.err, errBusy) && forbidden(t.err):
+			return fmt.Errorf("store: write %s: %w", describe(ps), t.err)
 		case errors.Is(t.err, errBusy):
 			if err := c.s.stuck(ctx, p.tries, t.err); err != nil {
 				return err
@@ -509,6 +533,8 @@ func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, firs
 				return &UnknownError{What: describe(ps), Cause: errors.Join(unsure, t.err)}
 			} else if done {
 				return nil
+			} else if forbidden(t.err) {
+				return fmt.Errorf("store: write %s: %w", describe(ps), t.err)
 			}
 		default:
 			return fmt.Errorf("store: write %s: %w", describe(ps), t.err)

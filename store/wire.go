@@ -13,6 +13,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/qlock/qlock/internal/natsio"
 )
 
 const (
@@ -117,6 +119,7 @@ func (w *natsWire) send(ctx context.Context, id string, msgs []*nats.Msg) (uint6
 	if w.nc.IsClosed() {
 		return 0, nats.ErrConnectionClosed
 	}
+	before := w.nc.LastError()
 	for i, m := range msgs {
 		out := m
 		if w.prefix != "" || len(msgs) > 1 {
@@ -146,10 +149,35 @@ func (w *natsWire) send(ctx context.Context, id string, msgs []*nats.Msg) (uint6
 				return seq, nil
 			}
 		}
-		return stored(reply, err)
+		seq, err := stored(reply, err)
+		if errors.Is(err, errSilent) || errors.Is(err, errBusy) {
+			for _, m := range msgs {
+				if denied := w.denied(before, w.prefix+m.Subject); denied != nil {
+					return 0, fmt.Errorf("%w: %w", err, denied)
+				}
+			}
+		}
+		return seq, err
 	}
 	return 0, fmt.Errorf("%w: nothing to store", ErrInvalid)
 }
+
+// denied says that NATS has denied a publish on the subject since before was the connection's
+// last error. The server gives no answer to such a message. The publish may have been another
+// goroutine's: so this says why there is no answer, and not that nothing was stored.
+func (w *natsWire) denied(before error, subject string) error {
+	err := w.nc.LastError()
+	if err == before || !errors.Is(err, nats.ErrPermissionViolation) {
+		return nil
+	}
+	if on, ok := natsio.DeniedSubject(err); !ok || on != subject {
+		return nil
+	}
+	return natsio.PermissionError(subject, err)
+}
+
+// forbidden reports whether an error of wire says that a permission is missing.
+func forbidden(err error) bool { return errors.Is(err, nats.ErrPermissionViolation) }
 
 // ackOf reads the sequence in the answer to a message that was stored, as the server writes
 // it for the stream. For every other answer it returns 0. Package json reads those, which
@@ -213,6 +241,12 @@ func stored(reply *nats.Msg, err error) (uint64, error) {
 		return 0, fmt.Errorf("%w: %w", errBusy, ack.Error) //plant:store-unsaid
 	case codeBatchIncomplete, codeTooManyBatches, codeNotAvailable:
 		return 0, fmt.Errorf("%w: %w", errBusy, ack.Error)
+	case codeStoreFailed:
+		if strings.HasPrefix(ack.Error.Description, "maximum ") {
+			return 0, fmt.Errorf("%w: %w: raise its max_bytes, or remove keys if it has no replicas", ErrFull, ack.Error)
+		}
+	case codeAccountFull, codeServerFull, codeMemoryFull, codeStorageFull:
+		return 0, fmt.Errorf("%w: %w: raise the limits of the account or the server, or remove data", ErrFull, ack.Error)
 	case codeBatchDisabled:
 		return 0, fmt.Errorf("%w: %w", ErrNotPrepared, ack.Error)
 	}
@@ -221,7 +255,12 @@ func stored(reply *nats.Msg, err error) (uint64, error) {
 
 // Codes that package jetstream does not name.
 const (
+	codeAccountFull     jetstream.ErrorCode = 10002
 	codeNotAvailable    jetstream.ErrorCode = 10008
+	codeServerFull      jetstream.ErrorCode = 10023
+	codeMemoryFull      jetstream.ErrorCode = 10028
+	codeStorageFull     jetstream.ErrorCode = 10047
+	codeStoreFailed     jetstream.ErrorCode = 10077
 	codeBatchDisabled   jetstream.ErrorCode = 10174
 	codeBatchIncomplete jetstream.ErrorCode = 10176
 	codeTooManyBatches  jetstream.ErrorCode = 10210
@@ -248,6 +287,7 @@ func (w *natsWire) read(ctx context.Context, subjects []string) (answer, error) 
 		return answer{}, err
 	}
 	defer func() { _ = sub.Unsubscribe() }() // the connection is closed
+	before := w.nc.LastError()
 	if err := w.nc.PublishRequest(w.get, inbox, body); err != nil {
 		return answer{}, err
 	}
@@ -257,6 +297,9 @@ func (w *natsWire) read(ctx context.Context, subjects []string) (answer, error) 
 	for {
 		select {
 		case <-wait.Done():
+			if denied := w.denied(before, w.get); denied != nil {
+				return answer{}, denied
+			}
 			return answer{}, fmt.Errorf("%w: %w", errSilent, wait.Err())
 		case m, ok := <-ch:
 			if !ok {

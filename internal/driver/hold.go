@@ -133,6 +133,9 @@ const (
 // Name returns the name of the resource.
 func (h *Hold) Name() string { return h.request.Name }
 
+// Cluster returns the name of the cluster whose nodes are asked.
+func (h *Hold) Cluster() string { return h.client.cfg.Cluster }
+
 // Mode returns the requested mode.
 func (h *Hold) Mode() quorum.Mode { return h.request.Mode }
 

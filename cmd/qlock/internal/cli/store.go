@@ -151,6 +151,9 @@ func (o *storeOptions) view(ctx context.Context, s *store.Store) (*store.View, e
 	case os.Getenv(storeVariable) != s.Bucket():
 		return nil, usage("this runs under qlock run --store %s, whose lock does not fence bucket %s: give --unfenced to work without a lock", os.Getenv(storeVariable), s.Bucket())
 	}
+	if cluster := os.Getenv("QLOCK_CLUSTER"); cluster != "" && cluster != o.cluster {
+		return nil, usage("this runs under a lock of cluster %s, which says nothing about cluster %s: leave --cluster away, or give --unfenced to work without a lock", cluster, o.cluster)
+	}
 	var err error
 	l.name, l.shared = os.Getenv("QLOCK_NAME"), os.Getenv(sharedVariable) != ""
 	if l.token, err = strconv.ParseUint(os.Getenv("QLOCK_TOKEN"), 10, 64); err != nil || l.name == "" {
@@ -189,6 +192,7 @@ func (a *app) writeJSON(v any) error {
 
 func (a *app) storeCreate() *cobra.Command {
 	cmd, o := a.storeCommand("create BUCKET [flags]", "Make a bucket with fences", exactly(1, "a bucket"), false)
+	cmd.Example = `  qlock store create orders --replicas 3`
 	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
 		cfg := jetstream.KeyValueConfig{Bucket: args[0], Replicas: o.replicas, History: o.history}
 		if o.memory {
@@ -234,6 +238,10 @@ func (a *app) said(o *storeOptions, bucket, what string) error {
 
 func (a *app) storePrepare() *cobra.Command {
 	cmd, o := a.storeCommand("prepare BUCKET", "Add fences to a bucket that is there", exactly(1, "a bucket"), false)
+	cmd.Long = `Add fences to a key-value bucket that is there. Values, watchers and clients are
+unaffected. A program that makes the bucket at each start has to stop doing so: see
+docs/store.md.`
+	cmd.Example = `  qlock store prepare orders`
 	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
 		if err := store.Prepare(ctx, js, args[0]); err != nil {
 			return err
@@ -245,6 +253,7 @@ func (a *app) storePrepare() *cobra.Command {
 
 func (a *app) storeCheck() *cobra.Command {
 	cmd, o := a.storeCommand("check BUCKET", "Say whether a bucket has fences, and what it lacks", exactly(1, "a bucket"), false)
+	cmd.Example = `  qlock store check orders --json`
 	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
 		_, err := o.open(ctx, js, args[0])
 		if lacks := (*store.NotPreparedError)(nil); o.json && errors.As(err, &lacks) {
@@ -263,6 +272,7 @@ func (a *app) storeCheck() *cobra.Command {
 
 func (a *app) storeLs() *cobra.Command {
 	cmd, o := a.storeCommand("ls BUCKET", "List the keys of a bucket", exactly(1, "a bucket"), false)
+	cmd.Example = `  qlock store ls orders`
 	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
 		s, err := o.open(ctx, js, args[0])
 		if err != nil {
@@ -288,6 +298,8 @@ func (a *app) storeLs() *cobra.Command {
 
 func (a *app) storeGet() *cobra.Command {
 	cmd, o := a.storeCommand("get BUCKET KEY", "Write the value of a key", exactly(2, "a bucket and a key"), true)
+	cmd.Example = `  qlock store get orders order.7
+  qlock store get orders order.7 --lock nightly --fence 1754000000000`
 	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
 		s, err := o.open(ctx, js, args[0])
 		if err != nil {
@@ -325,6 +337,13 @@ func (a *app) storePut() *cobra.Command {
 		return exactly(3, "a bucket, a key and a value, or reads the value from standard input")(cmd, args)
 	}
 	cmd, o := a.storeCommand("put BUCKET KEY [VALUE] [flags]", "Store a value", args, true)
+	cmd.Long = `Store a value, and write its revision. Without VALUE the value is standard input.
+
+Inside qlock run --store BUCKET the server refuses the write when another client holds
+the lock.`
+	cmd.Example = `  qlock run nightly --store orders -- sh -c 'qlock store put orders last "$(date)"'
+  qlock store put orders order.7 paid --revision 41
+  date | qlock store put orders last`
 	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
 		var value []byte
 		if len(args) == 3 {
@@ -389,6 +408,7 @@ func doer(s *store.Store, v *store.View) func(context.Context, ...store.Op) (sto
 
 func (a *app) storeRm() *cobra.Command {
 	cmd, o := a.storeCommand("rm BUCKET KEY", "Delete a key", exactly(2, "a bucket and a key"), true)
+	cmd.Example = `  qlock store rm orders order.7`
 	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
 		s, err := o.open(ctx, js, args[0])
 		if err != nil {
@@ -416,6 +436,11 @@ func (a *app) storeWatch() *cobra.Command {
 		return nil
 	}
 	cmd, o := a.storeCommand("watch BUCKET [KEY...]", "Write values, and each change of them", args, false)
+	cmd.Long = `Write the last value of each key, and then each change, until interrupted. Without KEY
+that is all keys. In KEY, * stands for a token, and > at the end for all that follow. When
+changes come too fast, values between are left out.`
+	cmd.Example = `  qlock store watch orders
+  qlock store watch orders 'order.*' --json`
 	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
 		s, err := o.open(ctx, js, args[0])
 		if err != nil {
@@ -456,6 +481,18 @@ func (a *app) storeTxn() *cobra.Command {
 		return err
 	}
 	cmd, o := a.storeCommand("txn BUCKET OPERATION...", "Do several operations: all, or none", args, true)
+	cmd.Long = `Do several operations at one moment, and write the result as JSON. All of them are done,
+or none.
+
+  get KEY                    read
+  put KEY VALUE              store
+  insert KEY VALUE           store, if there is no such key
+  update KEY VALUE REVISION  store, if the key has this revision
+  rm KEY                     delete
+  add KEY NUMBER             add to a number; a key without a value counts as 0
+  once ID TIME               do nothing if a transaction with this id was done before, and
+                             write its result; TIME is how long that is known; 0: without limit`
+	cmd.Example = `  qlock store txn orders once pay-7 1h put order.7 paid add total 1 get rate`
 	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
 		ops, err := parseOps(args[1:])
 		if err != nil {
@@ -553,6 +590,7 @@ func (a *app) storeUnfence() *cobra.Command {
 the case that tokens of new holders are lower than before: the nodes have lost their
 state, and the clocks of the new ones are behind. Make sure that no former holder is
 left that has a token and has not written yet: it could take the fence again.`
+	cmd.Example = `  qlock store unfence orders nightly --yes`
 	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
 		if !o.yes {
 			return usage("--yes is missing: a former holder of %s may write again after unfence", lockNamed(args[1]))

@@ -80,6 +80,10 @@ func TestStoreInRun(t *testing.T) {
 	t.Setenv(sharedVariable, "1")
 	put().want(t, exitFailed, "shared")
 	call(t, "store", "get", "b", "k", "-s", url).want(t, 0, "v")
+	// The token says nothing about the locks of another cluster.
+	call(t, "store", "get", "b", "k", "-s", url, "--cluster", "c2").want(t, exitUsage, "c1", "c2")
+	call(t, "store", "get", "b", "k", "-s", url, "--cluster", "c2", "--unfenced").want(t, 0, "v")
+	call(t, "store", "get", "b", "k", "-s", url, "--cluster", "c2", "--lock", "l", "--fence", "1").want(t, 0, "v")
 	t.Setenv(storeVariable, "other")
 	put().want(t, exitUsage, "other")
 }

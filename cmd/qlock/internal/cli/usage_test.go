@@ -55,13 +55,45 @@ func allCommands(t *testing.T) []*cobra.Command {
 	return list
 }
 
+// withSubcommands is allCommands and the commands below them.
+func withSubcommands(t *testing.T) (list []*cobra.Command) {
+	t.Helper()
+	var add func(c *cobra.Command)
+	add = func(c *cobra.Command) {
+		list = append(list, c)
+		for _, sub := range c.Commands() {
+			if !sub.Hidden {
+				add(sub)
+			}
+		}
+	}
+	for _, c := range allCommands(t) {
+		if c.HasParent() {
+			add(c)
+		} else {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// helpFile is where the help of a command stands: of qlock store put in store-put.txt.
+func helpFile(c *cobra.Command) string {
+	name := c.Name()
+	if c.HasParent() {
+		_, path, _ := strings.Cut(c.CommandPath(), " ")
+		name = strings.ReplaceAll(path, " ", "-")
+	}
+	return filepath.Join("testdata", "help", name+".txt")
+}
+
 // The files in testdata/help have the output of --help, so that a review shows each change
 // of it.
 func TestHelp(t *testing.T) {
-	for _, c := range allCommands(t) {
+	for _, c := range withSubcommands(t) {
 		var b bytes.Buffer
 		help(&b, c)
-		file := filepath.Join("testdata", "help", c.Name()+".txt")
+		file := helpFile(c)
 		if *update {
 			if err := os.WriteFile(file, b.Bytes(), 0o644); err != nil {
 				t.Fatal(err)
@@ -89,7 +121,7 @@ func TestExamples(t *testing.T) {
 		t.Skip("no bash to take the examples apart")
 	}
 	seen := 0
-	for _, c := range allCommands(t) {
+	for _, c := range withSubcommands(t) {
 		if c.Example == "" {
 			t.Errorf("%s has no example", c.CommandPath())
 		}

@@ -1,0 +1,159 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// A bucket without room refuses writes, also the move of a fence. No transaction is done in
+// part, none that was answered is missing, and after there is room again work goes on.
+func TestFullBucket(t *testing.T) {
+	one := connect(t, startServer(t).ClientURL())
+	three := connect(t, startCluster(t, 3)[0].ClientURL())
+	for _, replicas := range []int{1, 3} {
+		for _, storage := range []jetstream.StorageType{jetstream.MemoryStorage, jetstream.FileStorage} {
+			t.Run(fmt.Sprint(replicas, " ", storage), func(t *testing.T) {
+				nc := one
+				if replicas == 3 {
+					nc = three
+				}
+				js := newJS(t, nc)
+				s := newStore(t, js, jetstream.KeyValueConfig{Storage: storage, Replicas: replicas, MaxBytes: 200_000}, WithTimeout(30*time.Second))
+				v := s.With(lock(t, "l", 1))
+				must(v.Put(t.Context(), "large", make([]byte, 3000)))(t)
+				// Each transaction writes keys of its own and a counter, in messages of any size.
+				var mu sync.Mutex
+				done, failed := map[string][]string{}, map[string][]string{}
+				work := func(d doer, worker string) {
+					for i := 0; ; i++ {
+						id := fmt.Sprint(worker, ".", i)
+						var keys []string
+						ops := []Op{Once(id, 0), Add("n", 1)}
+						for k := range 1 + rand.IntN(8) {
+							key := fmt.Sprint("k.", id, ".", k)
+							keys = append(keys, key)
+							ops = append(ops, Put(key, make([]byte, rand.IntN(3000))))
+						}
+						_, err := d.Do(t.Context(), ops...)
+						mu.Lock()
+						if err == nil {
+							done[id] = keys
+						} else {
+							failed[id] = keys
+						}
+						mu.Unlock()
+						if err != nil {
+							wantIs(t, err, ErrFull)
+							if !strings.Contains(err.Error(), "max_bytes") {
+								t.Error(err)
+							}
+							return
+						}
+					}
+				}
+				check := func() {
+					t.Helper()
+					res := must(s.Do(t.Context(), Get("n")))(t)
+					if e := must(res.Get("n"))(t); string(e.Value()) != fmt.Sprint(len(done)) {
+						t.Errorf("the counter is %s after %d transactions", e.Value(), len(done))
+					}
+					var all []string
+					for _, keys := range done {
+						all = append(all, keys...)
+					}
+					for _, keys := range failed {
+						all = append(all, keys...)
+					}
+					there := map[string]bool{}
+					for some := range slices.Chunk(all, maxKeys) {
+						for _, k := range must(v.GetAll(t.Context(), some...))(t).Keys() {
+							there[k] = true
+						}
+					}
+					for id, keys := range done {
+						for _, k := range keys {
+							if !there[k] {
+								t.Errorf("%s was answered, and %s is missing", id, k)
+							}
+						}
+					}
+					for id, keys := range failed {
+						for _, k := range keys {
+							if there[k] {
+								t.Errorf("%s has failed, and %s is there", id, k)
+							}
+						}
+					}
+				}
+				var wg sync.WaitGroup
+				for i := range 3 {
+					wg.Go(func() { work(v, fmt.Sprint("v", i)) })
+					wg.Go(func() { work(s, fmt.Sprint("s", i)) })
+				}
+				wg.Wait()
+				// Fill the rest: puts of a group too, down to the smallest.
+				for size := 2000; size >= 0; size -= 100 {
+					for i := range 20 {
+						wg.Go(func() {
+							if _, err := v.Put(t.Context(), fmt.Sprint("p.", size, ".", i), make([]byte, size)); err != nil {
+								wantIs(t, err, ErrFull)
+							}
+						})
+					}
+					wg.Wait()
+				}
+				// Down to the last byte.
+				for i := 0; ; i++ {
+					if _, err := s.KeyValue().Put(t.Context(), fmt.Sprint(i), nil); err != nil {
+						break
+					}
+				}
+				// Nobody new can take the lock, and the holder can not even delete where there are
+				// replicas. With one there is room for what takes the place of its predecessor.
+				_, err := s.With(lock(t, "another", 1)).Get(t.Context(), "n")
+				wantIs(t, err, ErrFull)
+				switch err = v.Delete(t.Context(), "large"); {
+				case replicas == 3:
+					wantIs(t, err, ErrFull)
+				case err != nil:
+					t.Errorf("delete: %v", err)
+				}
+				// The holder still reads, and nobody else can: that needs a message of its own.
+				must(v.Get(t.Context(), "n"))(t)
+				if replicas == 3 {
+					_, err = s.Do(t.Context(), Get("n"))
+					wantIs(t, err, ErrFull)
+				}
+
+				stream := must(js.Stream(t.Context(), s.stream()))(t)
+				cfg := stream.CachedInfo().Config
+				cfg.MaxBytes = 2_000_000
+				must(js.UpdateStream(t.Context(), cfg))(t)
+				eventually(t, "there is room", func() bool {
+					_, err := v.Put(t.Context(), "room", nil)
+					if err != nil && !errors.Is(err, ErrFull) {
+						t.Fatal(err)
+					}
+					return err == nil
+				})
+				check()
+				must(s.With(lock(t, "another", 1)).Get(t.Context(), "n"))(t)
+				// What has failed can be done now, once.
+				for id, keys := range failed {
+					must(v.Do(t.Context(), Once(id, 0), Add("n", 1), Put(keys[0], nil)))(t)
+					done[id] = keys[:1]
+				}
+				clear(failed)
+				check()
+			})
+		}
+	}
+}
