@@ -23,7 +23,7 @@
 //	08:08:10.204  invoices-b  acme: begins, with token 1795248490204186
 //	08:08:10.204  invoices-b  globex: begins, with token 1795248490204349
 //	08:08:10.303  client      asks for acme
-//	08:08:10.304  invoices-b  acme: 409: qlock: try-lock "invoices.acme": held by invoices-b (exclusively) for 99ms, by this very Locker: locks are not reentrant
+//	08:08:10.304  invoices-b  acme: 409: qlock: try-lock "invoices.acme": held by invoices-b (exclusively) for 99ms, by this same Locker: locks are not reentrant
 //	08:08:10.304  client      hears: 409 for acme
 //	08:08:10.504  invoices-b  acme: done
 //	08:08:10.504  invoices-b  globex: done

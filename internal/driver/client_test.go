@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -23,6 +24,7 @@ type silentConn struct {
 	mu    sync.Mutex
 	still chan struct{} // nil: it moves; else every call waits for it
 	first []byte        // the first request
+	gone  int           // number of releases
 }
 
 func (c *silentConn) pass() {
@@ -34,7 +36,16 @@ func (c *silentConn) pass() {
 	}
 }
 
-func (c *silentConn) Publish(string, []byte) error { c.pass(); return nil }
+func (c *silentConn) Publish(on string, _ []byte) error {
+	c.pass()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if strings.Contains(on, ".release.") {
+		c.gone++
+	}
+	return nil
+}
+
 func (c *silentConn) PublishRequest(_, _ string, body []byte) error {
 	c.pass()
 	c.mu.Lock()
@@ -217,6 +228,47 @@ func TestEndedBeforeTheLoopNotices(t *testing.T) {
 			}
 			if err := h.Unlock(); !errors.Is(err, want) {
 				t.Errorf("%v, want %v", err, want)
+			}
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// A lock that is lost because the clock leapt is released at once, or by its owner if it is to be
+// released by hand.
+func TestReleaseAfterALeap(t *testing.T) {
+	for _, manual := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			conn := &silentConn{}
+			c, _ := newTestClient(conn)
+			released := func() int {
+				synctest.Wait()
+				conn.mu.Lock()
+				defer conn.mu.Unlock()
+				return conn.gone
+			}
+			var h Hold
+			c.Start(context.Background(), &h, Request{Name: "x", Resource: "x", Mode: quorum.Exclusive, Terms: &Terms{Manual: manual}})
+			synctest.Wait()
+			grant(t, conn, c)
+			c.machine.mu.Lock()
+			c.machine.start = c.machine.start.Add(1200*time.Millisecond - c.Lease()) // less than a lease until the next reading (C15)
+			c.machine.mu.Unlock()
+			<-h.Context().Done()
+			if cause := context.Cause(h.Context()); !errors.Is(cause, ErrLost) {
+				t.Error(cause)
+			}
+			time.Sleep(c.Lease() / 2)
+			if n := released(); (n == 0) != manual {
+				t.Errorf("by hand: %v, and released %d times", manual, n)
+			}
+			if err := h.Unlock(); !errors.Is(err, ErrLost) {
+				t.Error(err)
+			}
+			if n := released(); n == 0 {
+				t.Error("it is not released")
 			}
 			if err := c.Close(); err != nil {
 				t.Fatal(err)
