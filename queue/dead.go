@@ -20,7 +20,7 @@ type DeadLetter struct {
 	Data     []byte
 	Header   nats.Header
 	ID       string
-	Reason   string // the error of the last attempt
+	Reason   string // the error of the last attempt; "" if the item left no room for it
 	Attempts int
 	Died     time.Time
 }
@@ -88,7 +88,8 @@ func (q *Queue) Revive(ctx context.Context, seq uint64) error {
 	return nil
 }
 
-// bury makes an item a dead letter.
+// bury makes an item a dead letter. If it is as large as the server takes, there is no place
+// for what Qlock adds: it is then left out, as the items behind it would otherwise wait for ever.
 func (q *Queue) bury(ctx context.Context, it *Item, reason string) error {
 	m := nats.NewMsg(q.subject(deadSubject, tokenOf(it.Key)))
 	m.Data = it.Data
@@ -97,13 +98,28 @@ func (q *Queue) bury(ctx context.Context, it *Item, reason string) error {
 			m.Header[name] = values
 		}
 	}
-	m.Header.Set(HeaderReason, oneLine(reason))
-	m.Header.Set(HeaderAttempts, strconv.Itoa(it.Attempt))
-	m.Header.Set(HeaderSeq, strconv.FormatUint(it.Seq, 10))
-	// A worker may die between this and the end of the item. The time tells the item from one
-	// of an earlier stream, which was deleted.
-	m.Header.Set(jetstream.MsgIDHeader, fmt.Sprintf("%d-%d", it.Seq, it.Enqueued.UnixNano()))
+	added := map[string]string{
+		HeaderReason:   oneLine(reason),
+		HeaderAttempts: strconv.Itoa(it.Attempt),
+		HeaderSeq:      strconv.FormatUint(it.Seq, 10),
+		// A worker may die between this and the end of the item. The time tells the item from one
+		// of an earlier stream, which was deleted.
+		jetstream.MsgIDHeader: fmt.Sprintf("%d-%d", it.Seq, it.Enqueued.UnixNano()),
+	}
+	for name, value := range added {
+		m.Header.Set(name, value)
+	}
 	_, err := q.js.PublishMsg(ctx, m)
+	if errors.Is(err, nats.ErrMaxPayload) {
+		m.Header.Del(HeaderReason)
+		_, err = q.js.PublishMsg(ctx, m)
+	}
+	if errors.Is(err, nats.ErrMaxPayload) {
+		for name := range added {
+			m.Header.Del(name)
+		}
+		_, err = q.js.PublishMsg(ctx, m)
+	}
 	return err
 }
 

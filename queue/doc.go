@@ -18,7 +18,7 @@
 //   - An item is done when its handler has returned nil and the stream has confirmed it. An
 //     item that was stored is done or becomes a dead letter, as long as any worker works.
 //   - A worker that dies gives its items back within Config.Lease, which should be that of
-//     the Lockers.
+//     the Lockers. So does one that reaches JetStream, and too few nodes for a lock.
 //   - A handler that fails is called again after a pause. After Config.MaxAttempts, the item
 //     becomes a dead letter. An attempt that is interrupted, as its worker stops or dies,
 //     counts. An item that only waited at a worker, however often, counts one at most.

@@ -371,7 +371,11 @@ func (q *Queue) attempts(ctx context.Context, it *Item) (int, error) {
 	if m.Time.Before(it.Enqueued) {
 		return 0, nil // of an item of an earlier stream, which was deleted
 	}
-	return strconv.Atoi(string(m.Data))
+	n, err := strconv.Atoi(string(m.Data))
+	if err != nil {
+		return 0, nil // not of this package: the item would never be tried again
+	}
+	return n, nil
 }
 
 func (q *Queue) record(ctx context.Context, seq uint64, attempts int) error {

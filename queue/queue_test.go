@@ -4,9 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -18,11 +16,10 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/testworld"
 	"github.com/qlock/qlock/qlocktest"
 	"github.com/qlock/qlock/queue"
 )
-
-var seed = flag.Uint64("seed", 1, "of the faults")
 
 const long = 30 * time.Second
 
@@ -214,30 +211,25 @@ func TestWork(t *testing.T) {
 	}
 }
 
-// Workers are cut off and stopped, nodes crash and handlers fail: each item is done, none
-// twice at once, in order.
+// Workers are cut off and stopped, nodes crash and are isolated, and handlers fail: each item
+// is done, none twice at once, in order.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	const lease = 700 * time.Millisecond
-	c := qlocktest.StartCluster(t, 3, qlocktest.WithLease(lease))
+	c := testworld.StartFaults(t, qlocktest.WithLease(lease))
 	srv := jetStream(t)
 	_, js := connect(t, srv)
-	q := open(t, js, queue.Config{Lease: lease, Backoff: []time.Duration{20 * time.Millisecond}, MaxAttempts: 1000})
-	random := rand.New(rand.NewPCG(*seed, 3))
-	t.Logf("seed %d", *seed)
+	cfg := queue.Config{Lease: lease, Backoff: []time.Duration{20 * time.Millisecond}, MaxAttempts: 1000}
+	q := open(t, js, cfg)
 	var h history
 	var stops []func() error
-	var conns []*nats.Conn
 	for i := range 4 {
-		nc := c.Connect(t)
 		_, js := connect(t, srv) // a worker has two connections here; those to JetStream stay
-		own := open(t, js, queue.Config{Lease: lease, Backoff: []time.Duration{20 * time.Millisecond}, MaxAttempts: 1000})
-		conns = append(conns, nc)
-		dice := rand.New(rand.NewPCG(*seed, uint64(i)))
-		var mu sync.Mutex // guards dice
-		stops = append(stops, work(t, own, c.LockerOn(t, nc, qlock.WithLease(lease)), func(ctx context.Context, it *queue.Item) (err error) {
+		random := testworld.Rand(uint64(1 + i))
+		var mu sync.Mutex // guards random
+		stops = append(stops, work(t, open(t, js, cfg), c.LockerOn(t, c.Client(t)), func(ctx context.Context, it *queue.Item) (err error) {
 			mu.Lock()
-			d, fails := time.Duration(dice.IntN(30))*time.Millisecond, dice.IntN(10) == 0
+			d, fails := time.Duration(random.IntN(30))*time.Millisecond, random.IntN(10) == 0
 			mu.Unlock()
 			a := attempt{key: it.Key, by: fmt.Sprint(i), seq: it.Seq, token: qlock.Token(ctx), number: it.Attempt, from: time.Now()}
 			select {
@@ -253,28 +245,26 @@ func TestFaults(t *testing.T) {
 			return err
 		}, queue.WithConcurrency(4)))
 	}
-	total := 0
-	more := func(n int) {
-		for range n {
-			enqueue(t, q, fmt.Sprint(random.IntN(8)), "")
-			total++
-		}
-	}
-	for round := range 3 {
-		more(40)
-		node, i := c.Names()[random.IntN(3)], random.IntN(len(conns)-1)
-		c.Disconnect(t, conns[i])
-		c.Crash(t, node)
-		time.Sleep(time.Duration(random.IntN(900)) * time.Millisecond)
-		c.Restart(t, node)
-		c.Reconnect(t, conns[i])
-		if round == 1 {
-			if err := stops[3](); err != nil {
+	const total = 120
+	filled := make(chan struct{})
+	go func() { // while the faults go on
+		defer close(filled)
+		random := testworld.Rand(9)
+		for range total {
+			if _, err := q.Enqueue(within(t, long), fmt.Sprint(random.IntN(8)), nil); err != nil {
 				t.Error(err)
 			}
+			time.Sleep(time.Duration(random.IntN(60)) * time.Millisecond)
 		}
-		c.WaitVotes(t)
-	}
+	}()
+	time.Sleep(lease)
+	time.AfterFunc(2*lease, func() {
+		if err := stops[3](); err != nil {
+			t.Error(err)
+		}
+	})
+	c.Rounds(t)
+	<-filled
 	waitUntil(t, "all done", func() bool { return h.done() == total })
 	waitUntil(t, "the stream is empty", func() bool { s, err := q.Stats(within(t, long)); return err == nil && s.Items == 0 && s.Dead == 0 })
 	for _, stop := range stops {
@@ -283,41 +273,6 @@ func TestFaults(t *testing.T) {
 		}
 	}
 	h.check(t)
-}
-
-// A worker that dies gives its item back within the lease.
-func TestWorkerDies(t *testing.T) {
-	t.Parallel()
-	const lease = time.Second
-	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(lease))
-	srv := jetStream(t)
-	_, js := connect(t, srv)
-	q := open(t, js, queue.Config{Lease: lease})
-	enqueue(t, q, "k", "x")
-	locks := c.Connect(t)
-	nc, own := connect(t, srv)
-	began := make(chan time.Time, 10)
-	stop := work(t, open(t, own, queue.Config{Lease: lease}), c.LockerOn(t, locks), func(ctx context.Context, it *queue.Item) error {
-		began <- time.Now()
-		<-ctx.Done()
-		return context.Cause(ctx)
-	})
-	receive(t, began)
-	done := make(chan *queue.Item, 10)
-	time.Sleep(lease / 2)
-	work(t, q, c.Locker(t), func(_ context.Context, it *queue.Item) error { done <- it; return nil })
-	start := time.Now()
-	c.Disconnect(t, locks)
-	nc.Close() // both at once, as when a process dies
-	it := receive(t, done)
-	t.Logf("its item runs again after %v, the lease is %v", time.Since(start), lease)
-	if it.Attempt != 2 || string(it.Data) != "x" {
-		t.Errorf("%+v", it)
-	}
-	if took := time.Since(start); took > 5*lease {
-		t.Errorf("after %v", took)
-	}
-	wantIs(t, stop(), nil)
 }
 
 func TestRetriesAndDeadLetters(t *testing.T) {
@@ -417,64 +372,6 @@ func TestDelayAndDuplicates(t *testing.T) {
 	case got := <-done:
 		t.Errorf("once more: %s", got)
 	default:
-	}
-}
-
-// A long handler keeps its item, one that stalls does not; and one is told when the worker
-// stops.
-func TestProgressAndStop(t *testing.T) {
-	t.Parallel()
-	const lease = 300 * time.Millisecond
-	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(lease))
-	_, js := connect(t, jetStream(t))
-	q := open(t, js, queue.Config{Lease: lease, Backoff: []time.Duration{0}})
-	var calls atomic.Int64
-	causes := make(chan error, 10)
-	stop := work(t, q, c.Locker(t), func(ctx context.Context, it *queue.Item) error {
-		calls.Add(1)
-		switch string(it.Data) {
-		case "long":
-			for range 10 {
-				time.Sleep(lease / 3)
-				it.Progress()
-			}
-			causes <- ctx.Err()
-		case "stalls":
-			if calls.Load() == 2 { // it may be delivered more than once before this
-				<-ctx.Done()
-				causes <- context.Cause(ctx)
-			}
-		case "stopped":
-			causes <- nil
-			<-ctx.Done()
-			causes <- context.Cause(ctx)
-			return context.Cause(ctx)
-		}
-		return nil
-	}, queue.WithStall(3*lease), queue.WithDrain(50*time.Millisecond))
-	enqueue(t, q, "k", "long")
-	enqueue(t, q, "k", "stalls")
-	if err := receive(t, causes); err != nil {
-		t.Error(err)
-	}
-	wantIs(t, receive(t, causes), queue.ErrStalled)
-	waitUntil(t, "done", func() bool { s, err := q.Stats(within(t, long)); return err == nil && s.Items == 0 })
-	if calls.Load() != 3 {
-		t.Errorf("%d calls", calls.Load())
-	}
-	enqueue(t, q, "k", "stopped")
-	receive(t, causes)
-	start := time.Now()
-	if err := stop(); err != nil {
-		t.Error(err)
-	}
-	wantIs(t, receive(t, causes), queue.ErrStopped)
-	t.Logf("stopped within %v", time.Since(start))
-	// It is another's at once.
-	done := make(chan int, 1)
-	work(t, q, c.Locker(t), func(_ context.Context, it *queue.Item) error { done <- it.Attempt; return nil })
-	if n := receive(t, done); n != 2 {
-		t.Errorf("attempt %d", n)
 	}
 }
 

@@ -106,10 +106,13 @@ func WithStall(d time.Duration) WorkOption {
 }
 
 // WithErrors calls f for what went wrong with an item, or with the connection, and is tried
-// again. f must not block. It may be called from several goroutines; it is nil if the error
-// concerns no item.
+// again. f must not block. It may be called from several goroutines. The item is nil if the
+// error concerns no item.
 func WithErrors(f func(it *Item, err error)) WorkOption {
 	return func(w *worker) error {
+		if f == nil {
+			return fmt.Errorf("%w: WithErrors: the function is nil", ErrInvalid)
+		}
 		w.report = f
 		return nil
 	}
@@ -119,9 +122,11 @@ func WithErrors(f func(it *Item, err error)) WorkOption {
 // begun, and returns nil when all handlers have returned, which takes a second more than
 // they do. All goroutines that it started have then ended.
 //
-// It fails if it cannot go on: with ErrDeleted if the stream or its consumer was deleted, and
-// if the Locker or the connection was closed. Faults that may pass, such as a stream without a
-// leader, are reported (WithErrors) and waited for.
+// It fails if it cannot go on, which it notices within the lease, also while all handlers run:
+// with ErrDeleted if the stream or its consumer was deleted, and if the Locker or one of the
+// connections was closed, or that to JetStream is drained. Faults that may pass, such as a stream
+// without a leader, are reported (WithErrors) and waited for. While too few nodes answer, the
+// worker gives back what it has, and takes nothing.
 func (q *Queue) Work(ctx context.Context, l *qlock.Locker, h Handler, opts ...WorkOption) error {
 	if l == nil || h == nil {
 		return fmt.Errorf("%w: Work: the Locker or the handler is nil", ErrInvalid)
@@ -153,11 +158,17 @@ type worker struct {
 	hard  context.Context // ends when handlers must stop
 	lanes map[string]*lane
 
-	mu   sync.Mutex       // guards lanes and what they have, ours and late
+	mu   sync.Mutex       // guards lanes and what they have, and what follows
 	ours map[uint64]*held // all items that this worker has, by sequence
 	late map[string]block // keys whose first item is not to be had for a while
-	room chan struct{}    // has room for one: an item less
-	all  sync.WaitGroup   // of lanes
+	// Lanes wait for locks while this lasts. It ends when too few nodes answer, and then there
+	// is a new one when they do.
+	nodes   context.Context
+	deaf    context.CancelCauseFunc // ends nodes
+	heard   bool                    // the nodes gave a lock since watch looked
+	arrived bool                    // items came since watch looked
+	room    chan struct{}           // has room for one: an item less
+	all     sync.WaitGroup          // of lanes
 }
 
 // held is an item that this worker has.
@@ -190,6 +201,7 @@ func (w *worker) work(ctx context.Context) error {
 	hard, harder := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer harder(nil)
 	w.hard = hard
+	w.nodes, w.deaf = context.WithCancelCause(w.ctx)
 
 	var helpers sync.WaitGroup
 	done := make(chan struct{})
@@ -205,6 +217,7 @@ func (w *worker) work(ctx context.Context) error {
 		}
 	})
 	helpers.Go(func() { w.extend(done) })
+	helpers.Go(w.watch)
 
 	w.fetch()
 	w.all.Wait()
@@ -243,6 +256,87 @@ func (w *worker) extend(done <-chan struct{}) {
 	}
 }
 
+// watch stops the worker when it cannot go on. The other goroutines would not notice: they
+// may all wait for handlers and for locks, and do not use what is gone.
+//
+// It also looks whether the nodes answer. If they do not, this worker can have no lock, but it
+// could keep its items from others for ever, as JetStream may answer all the while. So it
+// then gives them back, and takes none.
+func (w *worker) watch() {
+	limit := w.q.cfg.Lease / 3
+	for missing := 0; ; {
+		w.sleep(limit)
+		if w.ctx.Err() != nil {
+			return
+		}
+		switch nc := w.q.js.Conn(); {
+		case nc.IsClosed():
+			w.cannotGoOn(nats.ErrConnectionClosed)
+			return
+		case nc.IsDraining():
+			// Nothing would come for the requests of its handlers.
+			w.cannotGoOn(nats.ErrConnectionDraining)
+			return
+		}
+		w.mu.Lock()
+		heard, arrived := w.heard, w.arrived
+		w.heard, w.arrived = false, false
+		w.mu.Unlock()
+		var gone error
+		if !arrived {
+			gone = w.q.deleted(w.ctx)
+		}
+		if gone == nil {
+			missing = 0
+		} else if missing++; missing > 1 { // as in fetch, which may not be at it
+			w.stop(gone)
+			return
+		}
+		if !heard {
+			ctx, cancel := context.WithTimeout(w.ctx, max(limit, time.Second))
+			err := w.locker.Flush(ctx)
+			cancel()
+			if errors.Is(err, qlock.ErrClosed) {
+				w.cannotGoOn(err)
+				return
+			}
+			w.hear(err)
+		}
+	}
+}
+
+func (w *worker) cannotGoOn(err error) {
+	w.stop(fmt.Errorf("queue: work on %s: %w", w.q.cfg.Name, err))
+}
+
+// hear notes whether the nodes answer.
+func (w *worker) hear(err error) {
+	w.mu.Lock()
+	was := w.nodes.Err() == nil
+	switch {
+	case was && errors.Is(err, qlock.ErrNoQuorum):
+		w.deaf(err)
+	case !was && err == nil:
+		w.nodes, w.deaf = context.WithCancelCause(w.ctx)
+	}
+	is := w.nodes.Err() == nil
+	w.mu.Unlock()
+	switch {
+	case was && !is && w.ctx.Err() == nil:
+		w.report(nil, fmt.Errorf("queue: work on %s: items are left to other workers: %w", w.q.cfg.Name, err))
+	case !was && is:
+		w.hasRoom()
+	}
+}
+
+// hasRoom wakes fetch.
+func (w *worker) hasRoom() {
+	select {
+	case w.room <- struct{}{}:
+	default:
+	}
+}
+
 // fetchWait is how long the server keeps a request for items. When the worker stops, what
 // still comes for it is given back.
 const fetchWait = time.Second
@@ -258,6 +352,9 @@ func (w *worker) fetch() {
 	for pause := 50 * time.Millisecond; w.ctx.Err() == nil; {
 		w.mu.Lock()
 		free := most - len(w.ours)
+		if w.nodes.Err() != nil {
+			free = 0
+		}
 		w.mu.Unlock()
 		if free <= 0 {
 			select {
@@ -279,7 +376,7 @@ func (w *worker) fetch() {
 			continue
 		}
 		if errors.Is(err, nats.ErrConnectionClosed) {
-			w.stop(fmt.Errorf("queue: work on %s: %w", w.q.cfg.Name, err))
+			w.cannotGoOn(err)
 			return
 		}
 		// A consumer that was deleted answers nothing, like one that has no leader for a moment.
@@ -326,6 +423,7 @@ func (w *worker) take(m jetstream.Msg) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.arrived = true
 	if old := w.ours[h.Seq]; old != nil {
 		// It was delivered again, as a message that extends it came too late. An
 		// acknowledgement of the one is that of the other.
@@ -368,12 +466,11 @@ func (w *worker) next(ln *lane) *held {
 func (w *worker) drop(ln *lane, h *held) {
 	w.mu.Lock()
 	ln.items = slices.DeleteFunc(ln.items, func(o *held) bool { return o == h })
-	delete(w.ours, h.Seq)
-	w.mu.Unlock()
-	select {
-	case w.room <- struct{}{}:
-	default:
+	if w.ours[h.Seq] == h { // it may have come again
+		delete(w.ours, h.Seq)
 	}
+	w.mu.Unlock()
+	w.hasRoom()
 }
 
 // giveBack gives all items of a lane back, to be delivered after a pause.
@@ -435,16 +532,26 @@ func (w *worker) run(ln *lane) {
 			w.giveBack(ln, 0)
 			continue
 		}
-		lock, err := w.locker.Lock(w.ctx, w.q.lock(ln.key))
+		w.mu.Lock()
+		nodes := w.nodes
+		w.mu.Unlock()
+		if nodes.Err() != nil {
+			w.giveBack(ln, away)
+			continue
+		}
+		lock, err := w.locker.Lock(nodes, w.q.lock(ln.key))
 		if err != nil {
 			if errors.Is(err, qlock.ErrClosed) || errors.Is(err, qlock.ErrRefused) {
-				w.stop(fmt.Errorf("queue: work on %s: %w", w.q.cfg.Name, err))
-			} else if w.ctx.Err() == nil {
+				w.cannotGoOn(err)
+			} else if nodes.Err() == nil {
 				w.report(&h.Item, err)
 				w.sleep(patience)
 			}
 			continue
 		}
+		w.mu.Lock()
+		w.heard = true
+		w.mu.Unlock()
 		first, ran := w.underLock(ln, lock)
 		// Fails if it was lost; then the items were not acknowledged.
 		_ = lock.Unlock(w.ctx)
@@ -494,8 +601,8 @@ func (w *worker) underLock(ln *lane, lock *qlock.Lock) (first uint64, ran bool) 
 			// server that has just become the leader of the stream, or does not know that it is
 			// not any more, does not know of it. So it is not acknowledged, which would be its end,
 			// but given back: the stream delivers what it has.
-			_ = h.msg.NakWithDelay(patience)
 			w.drop(ln, h)
+			_ = h.msg.NakWithDelay(patience)
 			continue
 		case first < h.Seq:
 			return first, ran
@@ -517,6 +624,11 @@ func (w *worker) underLock(ln *lane, lock *qlock.Lock) (first uint64, ran bool) 
 // try makes an attempt. The item is off the lane afterwards.
 func (w *worker) try(ln *lane, h *held, lock *qlock.Lock) {
 	defer w.drop(ln, h)
+	// The stream may deliver it again at once, and take ignores what is in the lane.
+	giveBack := func(after time.Duration) {
+		w.drop(ln, h)
+		_ = h.msg.NakWithDelay(after)
+	}
 	recorded := false
 	if h.Attempt = 1; h.delivered > 1 {
 		n, err := w.q.attempts(lock.Context(), &h.Item)
@@ -528,7 +640,7 @@ func (w *worker) try(ln *lane, h *held, lock *qlock.Lock) {
 		}
 		if err != nil {
 			w.report(&h.Item, fmt.Errorf("queue: attempts of item %d of %s: %w", h.Seq, w.q.cfg.Name, err))
-			_ = h.msg.NakWithDelay(away)
+			giveBack(away)
 			return
 		}
 	}
@@ -542,7 +654,7 @@ func (w *worker) try(ln *lane, h *held, lock *qlock.Lock) {
 	if lock.Context().Err() != nil {
 		// Another worker may have it by now. What was done may be done again.
 		w.report(&h.Item, fmt.Errorf("queue: item %d of %s: %w", h.Seq, w.q.cfg.Name, context.Cause(lock.Context())))
-		_ = h.msg.Nak()
+		giveBack(0)
 		return
 	}
 	var v *verdict
@@ -552,7 +664,7 @@ func (w *worker) try(ln *lane, h *held, lock *qlock.Lock) {
 	case final || h.Attempt >= w.q.cfg.MaxAttempts && w.ctx.Err() == nil:
 		if err := w.q.bury(lock.Context(), &h.Item, err.Error()); err != nil {
 			w.report(&h.Item, fmt.Errorf("queue: dead letter of item %d of %s: %w", h.Seq, w.q.cfg.Name, err))
-			_ = h.msg.NakWithDelay(away)
+			giveBack(away)
 			return
 		}
 		w.report(&h.Item, fmt.Errorf("queue: item %d of %s is a dead letter after %d attempts: %w", h.Seq, w.q.cfg.Name, h.Attempt, err))
@@ -565,10 +677,10 @@ func (w *worker) try(ln *lane, h *held, lock *qlock.Lock) {
 			after = 0 // it was told to stop
 		}
 		w.report(&h.Item, fmt.Errorf("queue: attempt %d of item %d of %s: %w", h.Attempt, h.Seq, w.q.cfg.Name, err))
-		_ = h.msg.NakWithDelay(after)
 		if after > patience {
 			w.putOff(h.Key, h.Seq, after)
 		}
+		giveBack(after)
 		return
 	}
 	// Under the lock, so that the next holder finds it gone.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats-server/v2/server/ats"
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
@@ -28,6 +29,10 @@ func Bubble(t *testing.T, f func(t *testing.T)) {
 	// outside. A reconnect uses such a timer, whatever the test calls.
 	emptyPools()
 	defer emptyPools()
+	// JetStream has one clock for all servers of the process. Its goroutine must not be one of the
+	// bubble: it waits for a channel from outside, and virtual time would stand still.
+	ats.Register()
+	defer ats.Unregister()
 	synctest.Test(t, func(t *testing.T) {
 		// The server's own timers keep virtual time advancing, so synctest would not report a
 		// goroutine that waits forever as a deadlock.
@@ -109,6 +114,13 @@ func StartServer(t testing.TB, change func(o *server.Options)) *server.Server {
 		t.Fatal("the server is not ready")
 	}
 	return s
+}
+
+// JetStream starts a server with JetStream, apart from the nodes, so that each can fail by
+// itself. Keep streams in memory: the wait for a disk is not virtual.
+func (w *World) JetStream() *server.Server {
+	w.t.Helper()
+	return StartServer(w.t, func(o *server.Options) { o.JetStream, o.StoreDir = true, w.t.TempDir() })
 }
 
 // ServerOptions returns the options of StartServer.
