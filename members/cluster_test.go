@@ -4,20 +4,19 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/testworld"
 	"github.com/qlock/qlock/members"
 	"github.com/qlock/qlock/qlocktest"
 )
-
-var seed = flag.Uint64("seed", 1, "of the faults")
 
 // span is a membership, from Join's return to the end of its context.
 type span struct {
@@ -26,27 +25,30 @@ type span struct {
 	from, to time.Time
 }
 
-// Members come, go, are cut off and killed, and so is a node at a time. No id has two
-// members at once, tokens rise, and in the end every watcher sees who is there.
+// Members come, go and are cut off, nodes crash and stop, and servers are isolated with those
+// clients that stay with them. No id has two members at once, tokens rise, and in the end every
+// watcher sees who is there.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	const lease = 500 * time.Millisecond
-	c := qlocktest.StartCluster(t, 3, qlocktest.WithLease(lease))
-	random := rand.New(rand.NewPCG(*seed, 1))
-	t.Logf("seed %d", *seed)
-
+	c := testworld.StartFaults(t, qlocktest.WithLease(lease))
 	var mu sync.Mutex // guards history
 	var history []span
 	stop, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var all sync.WaitGroup
 	for i := range 6 {
-		nc := c.Connect(t)
+		var nc *nats.Conn
+		if i < 3 {
+			nc = c.Connect(t) // cut off below
+		} else {
+			nc = c.Client(t)
+		}
 		g, err := members.New(c.LockerOn(t, nc, qlock.WithLease(lease)), "workers")
 		if err != nil {
 			t.Fatal(err)
 		}
-		dice := rand.New(rand.NewPCG(*seed, uint64(100+i)))
+		dice := testworld.Rand(uint64(100 + i))
 		all.Go(func() {
 			for stop.Err() == nil {
 				id := fmt.Sprint(dice.IntN(4))
@@ -79,7 +81,7 @@ func TestFaults(t *testing.T) {
 		})
 		if i < 3 {
 			// Clients that are cut off for less and more than the lease.
-			dice := rand.New(rand.NewPCG(*seed, uint64(200+i)))
+			dice := testworld.Rand(uint64(200 + i))
 			all.Go(func() {
 				for stop.Err() == nil {
 					sleep(stop, time.Duration(200+dice.IntN(600))*time.Millisecond)
@@ -99,13 +101,11 @@ func TestFaults(t *testing.T) {
 		}
 		watchers[i] = watchFor(t, g)
 	}
-	for end := time.Now().Add(4 * time.Second); time.Now().Before(end); {
-		name := c.Names()[random.IntN(3)]
-		c.Crash(t, name)
-		time.Sleep(time.Duration(random.IntN(300)) * time.Millisecond)
-		c.Restart(t, name)
-		c.WaitVotes(t)
-	}
+	c.RoundsFor(t, func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(history) >= 20
+	})
 	cancel()
 	all.Wait()
 	checkHistory(t, history)
@@ -154,9 +154,6 @@ func checkHistory(t *testing.T, history []span) {
 		}
 	}
 	t.Logf("%d memberships of %d ids", len(history), len(byID))
-	if len(history) < 20 {
-		t.Errorf("only %d memberships", len(history))
-	}
 }
 
 func sleep(ctx context.Context, d time.Duration) {

@@ -4,9 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -16,12 +14,11 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/testworld"
 	"github.com/qlock/qlock/members"
 	"github.com/qlock/qlock/partition"
 	"github.com/qlock/qlock/qlocktest"
 )
-
-var seed = flag.Uint64("seed", 1, "of the faults")
 
 // ownership is a call of a handler, to the end of its context or its return.
 type ownership struct {
@@ -33,13 +30,19 @@ type ownership struct {
 
 // history is what the handlers of a test did.
 type history struct {
+	// How late a handler may note that it was told by its context: until it gets a processor.
+	// None in virtual time.
+	late time.Duration
+
 	mu    sync.Mutex // guards what follows
 	all   []ownership
 	count map[string]int // now, by worker
 	owned map[int]string // now, by partition; the last to come
 }
 
-func newHistory() *history { return &history{count: map[string]int{}, owned: map[int]string{}} }
+func newHistory(late time.Duration) *history {
+	return &history{late: late, count: map[string]int{}, owned: map[int]string{}}
+}
 
 // handler owns a partition until it is lost or moves, and then a little longer.
 func (h *history) handler(id string, linger time.Duration) partition.Handler {
@@ -86,8 +89,7 @@ func (h *history) check(t *testing.T) {
 			if b.from.Before(a.from) {
 				t.Errorf("tokens do not rise: %+v, then %+v", a, b)
 			}
-			// A handler that was told by its context notes that when it gets a processor.
-			if over := a.to.Sub(b.from); over > 50*time.Millisecond {
+			if over := a.to.Sub(b.from); over > h.late {
 				t.Errorf("two owners for %v: %+v and %+v", over, a, b)
 			}
 		}
@@ -146,21 +148,21 @@ func join(t *testing.T, g *partition.Group, id string, h partition.Handler) *par
 	return w
 }
 
-// 256 partitions, and members that come, go, are cut off and killed, with nodes that crash:
-// never two owners, and balanced again soon after.
+// 256 partitions, and members that come, go and are cut off, with nodes that crash, and servers
+// that are isolated with the members that stay with them: never two owners, and balanced again
+// soon after.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	const partitions = 256
-	c := qlocktest.StartCluster(t, 3)
-	random := rand.New(rand.NewPCG(*seed, 2))
-	t.Logf("seed %d", *seed)
-	h := newHistory()
+	c := testworld.StartFaults(t, qlocktest.WithLease(3*time.Second)) // a loaded machine keeps it
+	random := testworld.Rand(1)
+	h := newHistory(50 * time.Millisecond)
 	conns, workers := map[string]*nats.Conn{}, map[string]*partition.Worker{}
 	start := func(id string) {
-		conns[id] = c.Connect(t)
-		workers[id] = join(t, newGroup(t, c, conns[id], partitions), id, h.handler(id, time.Duration(random.IntN(20))*time.Millisecond))
+		conns[id] = c.Client(t)
+		workers[id] = join(t, newGroup(t, c.Cluster, conns[id], partitions), id, h.handler(id, time.Duration(random.IntN(20))*time.Millisecond))
 	}
-	const soon = 15 * time.Second // for a loaded machine; the log has what it took
+	const soon = 2 * time.Minute // for a loaded machine; TestVirtualFaults knows what it takes
 	start("a")
 	t.Logf("the first worker has all after %v", h.balanced(t, soon, partitions, "a"))
 	start("b")
@@ -180,19 +182,21 @@ func TestFaults(t *testing.T) {
 	c.Reconnect(t, conns["d"])
 	t.Logf("it came back: balanced after %v", h.balanced(t, soon, partitions, "a", "c", "d", "e"))
 
-	// Everything at once.
-	for range 3 {
+	c.Rounds(t)
+	t.Logf("after one fault after the other: balanced after %v", h.balanced(t, soon, partitions, "a", "c", "d", "e"))
+	// A node and a member at once.
+	for range 2 {
 		node := c.Names()[random.IntN(3)]
 		c.Crash(t, node)
 		id := []string{"a", "c", "d", "e"}[random.IntN(4)]
 		c.Disconnect(t, conns[id])
 		time.Sleep(time.Duration(random.IntN(1500)) * time.Millisecond)
-		c.Reconnect(t, conns[id])
 		c.Restart(t, node)
+		c.Reconnect(t, conns[id]) // its server may be that node's
 		c.WaitVotes(t)
 	}
 	t.Logf("after nodes and members failed: balanced after %v", h.balanced(t, soon, partitions, "a", "c", "d", "e"))
-	g := newGroup(t, c, c.Connect(t), partitions)
+	g := newGroup(t, c.Cluster, c.Connect(t), partitions)
 	owners, err := g.Owners(within(t, soon))
 	if err != nil {
 		t.Fatal(err)

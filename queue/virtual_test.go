@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -44,7 +45,7 @@ func inShop(t *testing.T, cfg queue.Config, f func(t *testing.T, s *shop)) {
 
 func (s *shop) jetStream() (*testworld.Link, jetstream.JetStream) {
 	s.t.Helper()
-	nc := testworld.Connect(s.t, s.stored)
+	nc := testworld.Connect(s.t, s.stored, nats.PingInterval(lease/5), nats.MaxPingsOutstanding(1))
 	js, err := jetstream.New(nc.Conn)
 	if err != nil {
 		s.t.Fatal(err)
@@ -146,7 +147,7 @@ func TestWorkCannotGoOn(t *testing.T) {
 			return nil
 		}, queue.ErrDeleted},
 	} {
-		for _, when := range []string{"idle", "full", "waiting for a lock", "behind another's item"} {
+		for _, when := range []string{"idle", "full", "waiting for a lock"} {
 			t.Run(end.what+", "+when, func(t *testing.T) {
 				inShop(t, queue.Config{}, func(t *testing.T, s *shop) {
 					c := s.hire("a", func(ctx context.Context, it *queue.Item) error {
@@ -168,30 +169,6 @@ func TestWorkCannotGoOn(t *testing.T) {
 						for range 20 {
 							enqueue(t, s.Queue, "k", "")
 						}
-					case "behind another's item":
-						// A worker that is neither alive nor dead has the first item.
-						consumer, err := s.js.Consumer(t.Context(), "qlock-queue-mail", "workers")
-						if err != nil {
-							t.Fatal(err)
-						}
-						c.stored.Cut()
-						time.Sleep(3 * time.Second)
-						enqueue(t, s.Queue, "k", "")
-						m, err := consumer.Next()
-						if err != nil {
-							t.Fatal(err)
-						}
-						ctx, cancel := context.WithCancel(t.Context())
-						gone := make(chan struct{})
-						go func() {
-							defer close(gone)
-							for ; ctx.Err() == nil; time.Sleep(time.Second) {
-								_ = m.InProgress()
-							}
-						}()
-						defer func() { cancel(); <-gone }()
-						enqueue(t, s.Queue, "k", "")
-						c.stored.Mend()
 					}
 					time.Sleep(3*time.Second + 300*time.Millisecond)
 					if err := end.do(s, c); err != nil {
@@ -277,25 +254,6 @@ func TestNoQuorum(t *testing.T) {
 			})
 		})
 	}
-}
-
-// An item that is to be tried again at once is, and not after the lease: the stream may
-// deliver it again before the worker that gave it back has forgotten it.
-func TestAgainAtOnce(t *testing.T) {
-	inShop(t, queue.Config{MaxAttempts: 3000}, func(t *testing.T, s *shop) {
-		s.hire("a", func(_ context.Context, it *queue.Item) error {
-			if it.Attempt < 2000 {
-				return queue.RetryAfter(errors.New("busy"), 0)
-			}
-			return nil
-		}, queue.WithConcurrency(4))
-		start := time.Now()
-		enqueue(t, s.Queue, "k", "")
-		s.empty(time.Hour)
-		if took := time.Since(start); took > lease {
-			t.Errorf("it took %v", took)
-		}
-	})
 }
 
 // A record of attempts that cannot be read, and an item that is too large for a dead letter
@@ -494,4 +452,102 @@ func TestLostConfirmation(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Workers are cut off from the nodes, from JetStream and from both, servers fall silent, workers
+// stop and others begin, handlers fail and take their time, from many seeds. Each item is done,
+// none twice at once, in order, and soon after the last fault.
+func TestVirtualFaults(t *testing.T) {
+	var most time.Duration
+	for seed := range uint64(testworld.Worlds(4)) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			cfg := queue.Config{MaxAttempts: 100_000, Backoff: []time.Duration{0, time.Second, 5 * time.Second}, MaxPending: 30}
+			inShop(t, cfg, func(t *testing.T, s *shop) {
+				r := testworld.Rand(100 + seed)
+				var h history
+				var all, clerks []*clerk
+				hire := func() {
+					name := fmt.Sprint("w", len(all))
+					var mu sync.Mutex // guards random
+					random := rand.New(rand.NewPCG(seed, uint64(len(all))))
+					c := s.hire(name, func(ctx context.Context, it *queue.Item) (err error) {
+						mu.Lock()
+						d := time.Duration(random.IntN(1000)) * time.Millisecond
+						if random.IntN(10) == 0 {
+							d *= 20
+						}
+						fails := random.IntN(5) == 0
+						mu.Unlock()
+						a := attempt{key: it.Key, by: name, seq: it.Seq, token: qlock.Token(ctx), number: it.Attempt, from: time.Now()}
+						select {
+						case <-time.After(d):
+							if fails {
+								err = errors.New("it was to fail")
+							}
+						case <-ctx.Done():
+							err = context.Cause(ctx)
+						}
+						a.to, a.ok = time.Now(), err == nil
+						h.add(a)
+						return err
+					}, queue.WithConcurrency(1+r.IntN(4)), queue.WithDrain(time.Duration(r.IntN(3))*time.Second))
+					all, clerks = append(all, c), append(clerks, c)
+				}
+				hire()
+				hire()
+				total := 0
+				for range 15 {
+					for range r.IntN(20) {
+						enqueue(t, s.Queue, fmt.Sprint(r.IntN(6)), "")
+						total++
+					}
+					i := r.IntN(len(clerks))
+					c := clerks[i]
+					switch what := r.IntN(10); {
+					case what == 0 && len(clerks) < 5:
+						hire()
+					case what == 1 && len(clerks) > 2:
+						c.stop()
+						if err := c.end(t, 2*lease); err != nil {
+							t.Error(err)
+						}
+						clerks = slices.Delete(clerks, i, i+1)
+					case what == 2 || what == 3:
+						c.locks.Cut()
+					case what == 4 || what == 5:
+						c.stored.Cut()
+					case what == 6:
+						c.locks.Hush()
+					case what == 7:
+						c.stored.Hush()
+					default:
+						c.locks.Mend()
+						c.stored.Mend()
+					}
+					time.Sleep(time.Duration(r.Int64N(int64(2 * lease))))
+				}
+				for _, c := range clerks {
+					c.locks.Mend()
+					c.stored.Mend()
+				}
+				start := time.Now()
+				s.empty(10 * time.Minute)
+				most = max(most, time.Since(start))
+				if h.done() != total {
+					t.Errorf("%d of %d items were done", h.done(), total)
+				}
+				for _, c := range clerks {
+					c.stop()
+					if err := c.end(t, 2*lease); err != nil {
+						t.Error(err)
+					}
+				}
+				h.check(t)
+				if len(h.all) < 50 {
+					t.Errorf("only %d attempts", len(h.all))
+				}
+			})
+		})
+	}
+	t.Logf("all done within %v after the last fault, with a lease of %v", most, lease)
 }

@@ -21,6 +21,9 @@ var (
 // Rand returns random numbers that depend on -faults.seed and on stream.
 func Rand(stream uint64) *rand.Rand { return rand.New(rand.NewPCG(*seed, stream)) }
 
+// Worlds returns how many worlds a test in virtual time is to run: n, or more in a longer run.
+func Worlds(n int) int { return n * *rounds }
+
 // Faults does to a real cluster and its clients what can go wrong there, from one seed.
 type Faults struct {
 	*qlocktest.Cluster
@@ -49,6 +52,19 @@ func (f *Faults) Client(t testing.TB) *nats.Conn {
 	}
 	f.Conns = append(f.Conns, nc)
 	return nc
+}
+
+// RoundsFor is Rounds, and then waits until enough was done for a test, which takes a loaded
+// machine longer.
+func (f *Faults) RoundsFor(t testing.TB, enough func() bool) {
+	t.Helper()
+	f.Rounds(t)
+	for end := time.Now().Add(time.Minute); !enough(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Error("too little was done for a test")
+			return
+		}
+	}
 }
 
 // Rounds does as often as -faults.rounds says, one after the other: a node crashes, a client

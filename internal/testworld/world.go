@@ -138,10 +138,11 @@ func (w *World) Connect(opts ...nats.Option) *Link {
 	return Connect(w.t, w.Server, opts...)
 }
 
-// Client makes a Locker on a connection of its own, and closes it when the test ends.
+// Client makes a Locker on a connection of its own, with the options that qlock.New
+// recommends, and closes it when the test ends.
 func (w *World) Client(name string, opts ...qlock.Option) (*qlock.Locker, *Link) {
 	w.t.Helper()
-	nc := w.Connect()
+	nc := w.Connect(nats.PingInterval(Lease/5), nats.MaxPingsOutstanding(1))
 	l, err := qlock.New(w.t.Context(), nc.Conn, append([]qlock.Option{qlock.WithName(name), qlock.WithLease(Lease)}, opts...)...)
 	if err != nil {
 		w.t.Fatal(err)
