@@ -24,4 +24,9 @@
 // in the order of the times. What handlers of a queue do goes to a store that refuses
 // lower tokens, and the order of what it took is that in which the items were enqueued.
 // After the last fault everything works again: each process gets what it asks for.
+//
+// Elections, semaphores and queues also run inside the test while servers crash, stop and are
+// cut off from each other, and porcupine checks what their clients did against a model.
+//
+//	go test ./integration/recipes -run History -faults.rounds=10 -faults.seed=7 -v
 package recipes
