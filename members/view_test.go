@@ -42,7 +42,7 @@ func TestLateEventOfAJoin(t *testing.T) {
 	want("a member", 7, Joined)
 	list(2*time.Second, 7)
 	want("the same", 7)
-	list(3*time.Second)
+	list(3 * time.Second)
 	want("its lease ended", 0, Lost)
 	join(7, time.Minute)
 	want("the late event of the join", 0)

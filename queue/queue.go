@@ -116,14 +116,13 @@ func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Queue, erro
 		Name: stream + cfg.Name, Description: "Items of a qlock queue", Retention: jetstream.WorkQueuePolicy,
 		Subjects: []string{q.subject(itemSubject, "*"), q.subject(atSubject, "*")},
 		Replicas: cfg.Replicas, Storage: cfg.Storage, Duplicates: cfg.Duplicates, AllowMsgSchedules: true,
-		// A stream that an operator gives a limit refuses what is too much, and drops no item.
-		Discard: jetstream.DiscardNew,
 	}
 	var err error
 	q.items, err = js.CreateOrUpdateStream(ctx, items)
 	if err != nil && ctx.Err() == nil {
 		// It may be that this server knows no schedules.
 		items.AllowMsgSchedules = false
+		items.Discard = jetstream.DiscardNew // a server allows only one of both
 		var again error
 		if q.items, again = js.CreateOrUpdateStream(ctx, items); again == nil {
 			err = nil
@@ -136,7 +135,7 @@ func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Queue, erro
 	if q.dead, err = js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 		Name: stream + cfg.Name + "-dead", Description: "Dead letters of a qlock queue", Subjects: []string{q.subject(deadSubject, "*")},
 		Replicas: cfg.Replicas, Storage: cfg.Storage, MaxAge: cfg.KeepDead, Duplicates: withinAge(cfg.Duplicates, cfg.KeepDead),
-		Discard: jetstream.DiscardNew,
+		Discard: jetstream.DiscardNew, // with a limit of its own, the item stays in the queue
 	}); err != nil {
 		return fail("the stream of dead letters", err)
 	}

@@ -26,7 +26,7 @@ type servers struct {
 	all  []*server.Server
 }
 
-func startServers(t *testing.T, n int) *servers {
+func startServers(t *testing.T, n int, change ...func(*serverOptions)) *servers {
 	t.Helper()
 	s := &servers{t: t, all: make([]*server.Server, n)}
 	var routes []string
@@ -37,6 +37,9 @@ func startServers(t *testing.T, n int) *servers {
 		o.ServerName, o.Host, o.NoLog, o.NoSigs = fmt.Sprint("js", i+1), "127.0.0.1", true, true
 		o.JetStream, o.StoreDir = true, t.TempDir()
 		o.JetStreamMaxMemory, o.JetStreamMaxStore = 256<<20, 256<<20
+		for _, f := range change {
+			f(o)
+		}
 		if n == 1 {
 			o.Cluster = server.ClusterOpts{}
 			continue
