@@ -73,7 +73,7 @@ func (s *Store) with(l Lock, client string) *View {
 // lower one it would be shut out for no reason.
 func (s *Store) foreign(l Lock) error {
 	of, ok := l.(interface{ Cluster() string })
-	if !ok || of.Cluster() == s.opt.cluster {
+	if !ok || of.Cluster() == s.opt.cluster { //plant:store-foreign
 		return nil
 	}
 	return fmt.Errorf("%w: lock %q is of cluster %q, and the store's fences are of cluster %q: open the store WithCluster", ErrInvalid, l.Name(), of.Cluster(), s.opt.cluster)

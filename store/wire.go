@@ -189,8 +189,8 @@ func (w *natsWire) denied(before error, subject string) error {
 func forbidden(err error) bool { return errors.Is(err, nats.ErrPermissionViolation) }
 
 // lapsed reports whether a message that was sent some time ago may have been stored and have
-// expired since. Then its absence does not tell that it was not stored. The clocks of client and server
-// need not run alike, and a server counts lifetimes in seconds: so half the lifetime is taken.
+// expired since. Then its absence does not tell that it was not stored. The clocks of client
+// and server need not run alike, and a server counts in seconds: so half the lifetime is taken.
 func (s *Store) lapsed(m *nats.Msg, sent time.Time) bool {
 	life := s.maxAge
 	switch text := m.Header.Get(headerTTL); text {
@@ -203,7 +203,10 @@ func (s *Store) lapsed(m *nats.Msg, sent time.Time) bool {
 			return true
 		}
 	}
-	return life > 0 && time.Since(sent) >= life/2 //plant:store-lapsed
+	if life > 0 && time.Since(sent) >= life/2 { //plant:store-lapsed
+		return true
+	}
+	return false
 }
 
 // size is what a message counts against the server's max_payload.
