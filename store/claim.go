@@ -9,6 +9,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/qlock/qlock/internal/printable"
 )
 
 // fence is what the message of a fence says.
@@ -28,13 +30,20 @@ func parseFence(i *item) (fence, error) {
 	if err != nil {
 		return fence{}, fmt.Errorf("%w: the fence has the value %.40q, which is no token: somebody else wrote it", ErrInvalid, i.data)
 	}
-	f := fence{rev: i.seq, token: token, shared: i.hdr.Get(headerMode) == "shared", client: i.hdr.Get(headerClient)}
+	f := fence{rev: i.seq, token: token, shared: i.hdr.Get(headerMode) == "shared", client: clientIn(i.hdr)}
 	if f.shared {
 		if f.writer, err = strconv.ParseUint(i.hdr.Get(headerWriter), 10, 64); err != nil {
 			f.writer = token // the lock of a reader is fenced off rather than let pass
 		}
 	}
 	return f, nil
+}
+
+// clientIn is who moved a fence. Whoever may move one can put anything there, and people read
+// it in errors.
+func clientIn(h nats.Header) string {
+	client := h.Get(headerClient)
+	return printable.Text(client[:min(len(client), 256)])
 }
 
 // fenceMsg moves a fence whose last message is at seq. A seq of 0 is right here alone, on the

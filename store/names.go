@@ -29,7 +29,10 @@ func (n names) fences() string { return n.own() + "fence." }
 
 const (
 	maxName = 1024 // bytes of a lock's name or an id, before it is encoded
-	hexes   = "0123456789ABCDEF"
+	// maxKey is the longest key. A server closes the connection of a client whose subject does
+	// not fit into a line of 4,096 bytes, and with it all locks of that client are lost.
+	maxKey = 2048
+	hexes  = "0123456789ABCDEF"
 )
 
 // encode turns any name into tokens of a subject, as docs/wire.md describes for the names
@@ -85,6 +88,9 @@ func isKey(key string) bool {
 }
 
 func checkKey(key string) error {
+	if len(key) > maxKey {
+		return fmt.Errorf("%w: key %.40q…: it has %d bytes, and the limit is %d", ErrInvalid, key, len(key), maxKey)
+	}
 	if !isKey(key) {
 		return fmt.Errorf("%w: key %q: use letters, digits and -/_= in tokens that are separated by single dots", ErrInvalid, key)
 	}

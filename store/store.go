@@ -39,7 +39,8 @@ type Store struct {
 	nc       *nats.Conn
 	kv       jetstream.KeyValue
 	wire     wire
-	grouped  bool // one write in flight for each fence is all that the server allows
+	maxAge   time.Duration // of values that have no lifetime of their own; 0: no limit
+	grouped  bool          // one write in flight for each fence is all that the server allows
 	check    func(ctx context.Context) error
 	watching hub
 
@@ -359,7 +360,7 @@ func open(ctx context.Context, js jetstream.JetStream, bucket string, o options)
 	}
 	n := names{bucket}
 	return &Store{
-		names: n, opt: o, nc: js.Conn(), kv: kv, grouped: grouped, claims: map[claimKey]*claim{}, sweep: 64,
+		names: n, opt: o, nc: js.Conn(), kv: kv, maxAge: c.MaxAge, grouped: grouped, claims: map[claimKey]*claim{}, sweep: 64,
 		wire: &natsWire{nc: js.Conn(), prefix: prefix, stream: n.stream(), get: api + "DIRECT.GET." + n.stream(), quiet: min(o.quiet, o.timeout)},
 		check: func(ctx context.Context) error {
 			// Not the variable above: this runs in several goroutines.

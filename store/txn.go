@@ -183,11 +183,11 @@ func (s *Store) transaction(ops []Op) (*transaction, error) {
 			o.subject = s.key(o.key)
 		}
 		if !slices.Contains(t.subjects, o.subject) {
+			if len(t.subjects) == maxKeys {
+				return nil, fmt.Errorf("%w: more than %d keys in one transaction", ErrInvalid, maxKeys)
+			}
 			t.subjects = append(t.subjects, o.subject)
 		}
-	}
-	if len(t.subjects) > maxKeys {
-		return nil, fmt.Errorf("%w: %d keys in one transaction: the limit is %d", ErrInvalid, len(t.subjects), maxKeys)
 	}
 	return t, nil
 }
@@ -200,6 +200,7 @@ type attempt struct {
 	result Result
 	rev    uint64 // of the fence
 	old    map[string]uint64
+	sent   time.Time
 }
 
 // evaluate runs the operations on what was read (S4). It writes each key once, with the
@@ -400,12 +401,12 @@ func (at *attempt) place(a answer) (last uint64, ok bool) {
 }
 
 // changed reports whether every key that the attempt writes has another message than
-// before. Else the attempt was not done.
-func (at *attempt) changed(a answer) bool {
+// before, or none any more. Else the attempt was not done.
+func (s *Store) changed(at *attempt, a answer) bool {
 	for _, m := range at.msgs {
 		old, ok := at.old[m.Subject]
-		if !ok {
-			continue // the guard
+		if !ok || s.lapsed(m, at.sent) {
+			continue // the guard, or what may have expired
 		}
 		if a.items[m.Subject].revision() == old {
 			return false
@@ -467,10 +468,11 @@ func (s *Store) run(ctx context.Context, t *transaction, c *claim) (Result, erro
 			}
 			return d.result, d.err
 		}
-		if len(open) > 0 && t.once == nil {
-			// Read at a floor behind which no attempt can be stored any more.
+		if len(open) > 0 {
+			// Read at a floor behind which no attempt can be stored any more. The note of Once
+			// tells that none was, as long as it has not expired.
 			for _, o := range open {
-				if o.changed(a) {
+				if noted := t.once != nil && !s.lapsed(o.msgs[0], o.sent); !noted && s.changed(o, a) {
 					return Result{}, unknown(errOvertaken)
 				}
 			}
@@ -543,6 +545,7 @@ func (s *Store) commit(ctx context.Context, at *attempt, c *claim, open *[]*atte
 				return 0, err
 			}
 		}
+		at.sent = time.Now()
 		last, err := s.wire.send(ctx, at.id, at.msgs)
 		switch {
 		case errors.Is(err, errSilent):

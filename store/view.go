@@ -73,7 +73,7 @@ func (s *Store) with(l Lock, client string) *View {
 // lower one it would be shut out for no reason.
 func (s *Store) foreign(l Lock) error {
 	of, ok := l.(interface{ Cluster() string })
-	if !ok || of.Cluster() == s.opt.cluster {
+	if !ok || of.Cluster() == s.opt.cluster { //plant:store-foreign
 		return nil
 	}
 	return fmt.Errorf("%w: lock %q is of cluster %q, and the store's fences are of cluster %q: open the store WithCluster", ErrInvalid, l.Name(), of.Cluster(), s.opt.cluster)
@@ -467,11 +467,12 @@ func (c *claim) sendPuts(ctx context.Context, ps []*put) error {
 type putTry struct {
 	rev, floor uint64 // as they were before
 	id         string // of the batch
-	err        error  // nil if they are stored
+	sent       time.Time
+	err        error // nil if they are stored
 }
 
 func (c *claim) tryPuts(ctx context.Context, ps []*put, rev, floor uint64) putTry {
-	t := putTry{rev: rev, floor: floor}
+	t := putTry{rev: rev, floor: floor, sent: time.Now()}
 	msgs := make([]*nats.Msg, len(ps))
 	for i, q := range ps {
 		if i == 0 {
@@ -528,7 +529,7 @@ func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, firs
 			}
 		case errors.Is(t.err, errSilent):
 			c.doubt(t.rev) //plant:store-doubt
-			done, unsure := c.landed(ctx, ps, t.id, t.rev, t.floor)
+			done, unsure := c.landed(ctx, ps, &t)
 			if unsure != nil {
 				return &UnknownError{What: describe(ps), Cause: errors.Join(unsure, t.err)}
 			} else if done {
@@ -552,11 +553,11 @@ func spread(ps []*put, last uint64) {
 	}
 }
 
-var errOvertaken = errors.New("another write of this claim came meanwhile")
+var errOvertaken = errors.New("other writes came meanwhile, or the values may have expired")
 
 // landed moves the fence, so that puts without an answer are stored by now or never (S5),
 // and looks whether they are.
-func (c *claim) landed(ctx context.Context, ps []*put, id string, rev, floor uint64) (bool, error) {
+func (c *claim) landed(ctx context.Context, ps []*put, t *putTry) (bool, error) {
 	subjects := make([]string, 0, len(ps))
 	for _, p := range ps {
 		subjects = append(subjects, p.subject)
@@ -568,7 +569,7 @@ func (c *claim) landed(ctx context.Context, ps []*put, id string, rev, floor uin
 	overtaken := true
 	for i, p := range ps {
 		it := a.items[p.subject]
-		if len(ps) > 1 && it != nil && it.hdr.Get(headerBatch) == id {
+		if len(ps) > 1 && it != nil && it.hdr.Get(headerBatch) == t.id {
 			n, err := strconv.ParseUint(it.hdr.Get(headerBatchSeq), 10, 64)
 			if err != nil || n == 0 || n > uint64(len(ps)) {
 				return false, fmt.Errorf("the message at %d has no sequence in its batch", it.seq)
@@ -578,11 +579,11 @@ func (c *claim) landed(ctx context.Context, ps []*put, id string, rev, floor uin
 			spread(ps, last)
 			return true, nil
 		}
-		if len(ps) == 1 && it.revision() > floor && p.is(it, rev) {
+		if len(ps) == 1 && it.revision() > t.floor && p.is(it, t.rev) {
 			ps[i].rev = it.seq
 			return true, nil
 		}
-		overtaken = overtaken && it.revision() > floor
+		overtaken = overtaken && (it.revision() > t.floor || c.s.lapsed(p.msg(), t.sent))
 	}
 	if overtaken {
 		return false, errOvertaken

@@ -105,8 +105,8 @@ func (s *Store) Watch(ctx context.Context, keys ...string) (iter.Seq2[jetstream.
 		keys = []string{">"}
 	}
 	for _, k := range keys {
-		if !searchPattern.MatchString(k) {
-			return nil, fmt.Errorf("%w: watch %q: use letters, digits and -/_= in tokens, * for a token, > at the end for the rest", ErrInvalid, k)
+		if len(k) > maxKey || !searchPattern.MatchString(k) {
+			return nil, fmt.Errorf("%w: watch %q: use letters, digits and -/_= in tokens, * for a token, > at the end for the rest, at most %d bytes", ErrInvalid, k, maxKey)
 		}
 	}
 	return func(yield func(jetstream.KeyValueEntry, error) bool) {

@@ -119,6 +119,15 @@ func (w *natsWire) send(ctx context.Context, id string, msgs []*nats.Msg) (uint6
 	if w.nc.IsClosed() {
 		return 0, nats.ErrConnectionClosed
 	}
+	if len(msgs) > 1 {
+		// A batch that ends in the middle blocks one of the 50 that a stream may have open, for ten
+		// seconds. So nothing of it is sent if a message is too large.
+		for _, m := range msgs {
+			if size(m)+batchHeader > w.nc.MaxPayload() {
+				return 0, fmt.Errorf("%s: %w", m.Subject, nats.ErrMaxPayload)
+			}
+		}
+	}
 	before := w.nc.LastError()
 	for i, m := range msgs {
 		out := m
@@ -179,6 +188,41 @@ func (w *natsWire) denied(before error, subject string) error {
 // forbidden reports whether an error of wire says that a permission is missing.
 func forbidden(err error) bool { return errors.Is(err, nats.ErrPermissionViolation) }
 
+// lapsed reports whether a message that was sent some time ago may have been stored and have
+// expired since. Then its absence does not tell that it was not stored. The clocks of client
+// and server need not run alike, and a server counts in seconds: so half the lifetime is taken.
+func (s *Store) lapsed(m *nats.Msg, sent time.Time) bool {
+	life := s.maxAge
+	switch text := m.Header.Get(headerTTL); text {
+	case "":
+	case "never":
+		return false
+	default:
+		var err error
+		if life, err = time.ParseDuration(text); err != nil {
+			return true
+		}
+	}
+	if life > 0 && time.Since(sent) >= life/2 { //plant:store-lapsed
+		return true
+	}
+	return false
+}
+
+// size is what a message counts against the server's max_payload.
+func size(m *nats.Msg) int64 {
+	n := len("NATS/1.0\r\n\r\n") + len(m.Data)
+	for k, vs := range m.Header {
+		for _, v := range vs {
+			n += len(k) + len(": ") + len(v) + len("\r\n")
+		}
+	}
+	return int64(n)
+}
+
+// batchHeader is more than what the headers of a batch add to a message.
+const batchHeader = 128
+
 // ackOf reads the sequence in the answer to a message that was stored, as the server writes
 // it for the stream. For every other answer it returns 0. Package json reads those, which
 // takes several times as long.
@@ -210,7 +254,7 @@ func stored(reply *nats.Msg, err error) (uint64, error) {
 	case errors.Is(err, nats.ErrNoResponders):
 		// Nobody received it: there is no leader at the moment, or no such subject.
 		return 0, fmt.Errorf("%w: %w", errBusy, err)
-	case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, nats.ErrReconnectBufExceeded), errors.Is(err, nats.ErrBadSubject), errors.Is(err, nats.ErrHeadersNotSupported):
+	case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, nats.ErrReconnectBufExceeded), errors.Is(err, nats.ErrBadSubject), errors.Is(err, nats.ErrHeadersNotSupported), errors.Is(err, nats.ErrConnectionDraining):
 		return 0, err
 	default:
 		return 0, fmt.Errorf("%w: %w", errSilent, err)
@@ -247,7 +291,7 @@ func stored(reply *nats.Msg, err error) (uint64, error) {
 		}
 	case codeAccountFull, codeServerFull, codeMemoryFull, codeStorageFull:
 		return 0, fmt.Errorf("%w: %w: raise the limits of the account or the server, or remove data", ErrFull, ack.Error)
-	case codeBatchDisabled:
+	case codeBatchDisabled, codeTTLDisabled:
 		return 0, fmt.Errorf("%w: %w", ErrNotPrepared, ack.Error)
 	}
 	return 0, ack.Error
@@ -261,6 +305,7 @@ const (
 	codeMemoryFull      jetstream.ErrorCode = 10028
 	codeStorageFull     jetstream.ErrorCode = 10047
 	codeStoreFailed     jetstream.ErrorCode = 10077
+	codeTTLDisabled     jetstream.ErrorCode = 10166
 	codeBatchDisabled   jetstream.ErrorCode = 10174
 	codeBatchIncomplete jetstream.ErrorCode = 10176
 	codeTooManyBatches  jetstream.ErrorCode = 10210
@@ -306,6 +351,10 @@ func (w *natsWire) read(ctx context.Context, subjects []string) (answer, error) 
 				return answer{}, nats.ErrConnectionClosed
 			}
 			done, err := a.add(m)
+			if n, _ := sub.Dropped(); done && err == nil && n > 0 {
+				// More came than the server sends. What was dropped would look like no value.
+				return answer{}, fmt.Errorf("%w: the answer was not read in full", errBusy)
+			}
 			if done || err != nil {
 				return a, err
 			}
