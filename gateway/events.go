@@ -35,7 +35,6 @@ type EventMessage struct {
 const (
 	eventBuffer    = 256
 	eventHeartbeat = 15 * time.Second
-	eventWriteTime = 10 * time.Second
 )
 
 var eventKinds = []string{string(qlock.EventAcquired), string(qlock.EventReleased), string(qlock.EventLost)}
@@ -45,6 +44,10 @@ var eventKinds = []string{string(qlock.EventAcquired), string(qlock.EventRelease
 func (g *Gateway) serveEvents(w http.ResponseWriter, r *http.Request) {
 	e := exchangeOf(r)
 	e.operation = "events"
+	if hasBody(r) { // the server would not notice that the caller leaves
+		e.fail(problem("malformed", "a request for events has no body"))
+		return
+	}
 	query := r.URL.Query()
 	subject, err := qlock.EventSubject(g.cfg.Cluster, query.Get("pattern"))
 	if err != nil {
@@ -161,8 +164,7 @@ func (s *stream) send(text string) {
 	if s.err != nil {
 		return
 	}
-	_ = s.control.SetWriteDeadline(time.Now().Add(eventWriteTime)) // not every server can
-	if _, s.err = s.w.Write([]byte(text)); s.err == nil {
+	if _, s.err = s.w.Write([]byte(text)); s.err == nil { // within Limits.WriteTime
 		s.err = s.control.Flush()
 	}
 }

@@ -49,6 +49,7 @@ type Limits struct {
 	Streams         int           // event streams and waiting lists of one principal: 100
 	Body            int64         // bytes: 64 KiB
 	BodyTime        time.Duration // for a request's body to arrive: 5 s
+	WriteTime       time.Duration // for a caller to take the next 64 KiB of an answer: 10 s
 	Block           time.Duration // that a request may wait: 55 s, below what proxies allow
 	RequestsPerSec  float64       // of one address, with bursts of two seconds' worth; 0: unlimited
 	Tombstones      int           // leases that are over and still known: 100,000
@@ -59,7 +60,7 @@ type Limits struct {
 func (l Limits) filled() Limits {
 	return Limits{
 		Leases: cmp.Or(l.Leases, 10_000), WaitingPerLock: cmp.Or(l.WaitingPerLock, 1_000), PollsPerLease: cmp.Or(l.PollsPerLease, 16),
-		Streams: cmp.Or(l.Streams, 100), Body: cmp.Or(l.Body, 64<<10), BodyTime: cmp.Or(l.BodyTime, 5*time.Second),
+		Streams: cmp.Or(l.Streams, 100), Body: cmp.Or(l.Body, 64<<10), BodyTime: cmp.Or(l.BodyTime, 5*time.Second), WriteTime: cmp.Or(l.WriteTime, 10*time.Second),
 		Block: cmp.Or(l.Block, 55*time.Second), RequestsPerSec: l.RequestsPerSec, Tombstones: cmp.Or(l.Tombstones, 100_000),
 		TombstonesFor: cmp.Or(l.TombstonesFor, 10*time.Minute), UndecidedTryFor: cmp.Or(l.UndecidedTryFor, 5*time.Second),
 	}
@@ -96,7 +97,8 @@ type Gateway struct {
 	leases   map[leaseKey]*lease
 	byName   map[nameKey]map[*lease]struct{}
 	graves   map[leaseKey]tombstone
-	buried   []leaseKey // oldest first
+	buried   []burial // oldest first
+	burials  uint64
 	buckets  buckets
 
 	// unfinished counts what Shutdown must wait for: leases that are over though somebody may
@@ -115,6 +117,14 @@ type nameKey struct {
 type tombstone struct {
 	why   *Problem
 	until time.Time
+	n     uint64 // of its burial
+}
+
+// burial is an entry of the order in which tombstones are forgotten. An id that was asked
+// for again may have several: the last one counts.
+type burial struct {
+	key leaseKey
+	n   uint64
 }
 
 // principal is who calls: the NATS user that requests act as.
@@ -332,22 +342,25 @@ func (g *Gateway) ended(l *lease, keeps bool) {
 		return // nobody can ask for it
 	}
 	now := time.Now()
-	g.graves[l.key] = tombstone{l.why, now.Add(g.limits.TombstonesFor)}
-	g.buried = append(g.buried, l.key)
+	g.burials++
+	g.graves[l.key] = tombstone{l.why, now.Add(g.limits.TombstonesFor), g.burials}
+	g.buried = append(g.buried, burial{l.key, g.burials})
 	g.bury(now)
 }
 
 // bury forgets leases that have been over for long. Call with g.mu held.
 func (g *Gateway) bury(now time.Time) {
 	for len(g.buried) > 0 {
-		t, ok := g.graves[g.buried[0]]
-		if ok && now.Before(t.until) && len(g.buried) <= g.limits.Tombstones {
+		b := g.buried[0]
+		t, ok := g.graves[b.key]
+		isLast := ok && t.n == b.n
+		if isLast && now.Before(t.until) && len(g.buried) <= g.limits.Tombstones {
 			return
 		}
-		if ok && (!now.Before(t.until) || len(g.buried) > g.limits.Tombstones) {
-			delete(g.graves, g.buried[0])
+		if isLast {
+			delete(g.graves, b.key)
 		}
-		g.buried[0] = leaseKey{}
+		g.buried[0] = burial{}
 		if g.buried = g.buried[1:]; len(g.buried) == 0 {
 			g.buried = nil
 		}
@@ -421,6 +434,12 @@ func (g *Gateway) drainingIn(now time.Time) int64 {
 	return max(g.stopping.Sub(now).Milliseconds(), 1)
 }
 
+func (g *Gateway) count() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.leases)
+}
+
 func (g *Gateway) all() []*lease {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -452,7 +471,10 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 	for _, l := range g.all() {
 		l.mu.Lock()
 		l.settle()
-		if l.state == waiting && l.polls == 0 {
+		switch {
+		case l.state == held && first:
+			l.change(held) // whoever waits for a change is told once
+		case l.state == waiting && l.polls == 0:
 			l.end(gone(causeDraining, 0, "the gateway is stopping"))
 		}
 		l.mu.Unlock()
@@ -461,7 +483,7 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 	defer timeout.Stop()
 	look := time.NewTicker(50 * time.Millisecond)
 	defer look.Stop()
-	for drained := false; !drained && len(g.all()) > 0; {
+	for drained := false; !drained && g.count() > 0; {
 		select {
 		case <-look.C:
 		case <-timeout.C:

@@ -99,7 +99,7 @@ var operations = []operation{
 		id: "acquireByID", method: "PUT", path: "/v1/leases/{id}", verb: "acquire",
 		summary: "Acquire a lock under an id of the caller's. Repeating the request is safe: it never acquires the lock a second time.",
 		params:  []parameter{{name: "id", in: "path", doc: "a UUID of the caller's", required: true}, paramPrefer}, body: AcquireRequest{}, answers: acquired,
-		problems: []string{"held", "lease-mismatch", "gone", "no-quorum", "unreachable", "draining"},
+		problems: []string{"held", "lease-mismatch", "gone", "forbidden", "refused", "no-quorum", "unreachable", "draining"},
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
 			return g.serveAcquire(c, in, in.path("id"), "")
 		},
@@ -108,7 +108,7 @@ var operations = []operation{
 		id: "acquire", method: "POST", path: "/v1/locks/{name}",
 		summary: "Acquire a lock. The gateway makes the lease's id.",
 		params:  []parameter{paramName, paramPrefer, paramKey}, body: AcquireRequest{}, answers: acquired,
-		problems: []string{"held", "lease-mismatch", "gone", "no-quorum", "unreachable", "draining"},
+		problems: []string{"held", "lease-mismatch", "gone", "forbidden", "refused", "no-quorum", "unreachable", "draining"},
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
 			return g.serveAcquire(c, in, in.header.Get("Idempotency-Key"), in.path("name"))
 		},
@@ -117,7 +117,7 @@ var operations = []operation{
 		id: "acquireByBody", method: "POST", path: "/v1/leases",
 		summary: "Acquire a lock whose name stands in the body: any name can be written there.",
 		params:  []parameter{paramPrefer, paramKey}, body: AcquireRequest{}, answers: acquired,
-		problems: []string{"held", "lease-mismatch", "gone", "no-quorum", "unreachable", "draining"},
+		problems: []string{"held", "lease-mismatch", "gone", "forbidden", "refused", "no-quorum", "unreachable", "draining"},
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
 			return g.serveAcquire(c, in, in.header.Get("Idempotency-Key"), "")
 		},
@@ -127,7 +127,7 @@ var operations = []operation{
 		summary:  "Tell how a lease stands, or wait until it is granted or over. This does not renew it.",
 		params:   []parameter{paramID, paramPrefer, paramMatch},
 		answers:  []answer{{200, "held or waiting", Lease{}}, {304, "nothing has changed since the ETag that was given", nil}},
-		problems: []string{"held", "gone", "no-quorum", "unreachable", "unknown-lease"},
+		problems: []string{"held", "gone", "forbidden", "refused", "no-quorum", "unreachable", "unknown-lease"},
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
 			known, _ := strconv.Atoi(strings.Trim(in.header.Get("If-None-Match"), `"`))
 			a, p := g.poll(c, in.path("id"), known)
@@ -359,7 +359,15 @@ func (g *Gateway) routes() http.Handler {
 	g.documents(mux)
 	origin := http.NewCrossOriginProtection()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		e := &exchange{ResponseWriter: w, started: time.Now(), id: requestID(r)}
+		e := &exchange{ResponseWriter: w, control: http.NewResponseController(w), writeTime: g.limits.WriteTime, started: time.Now(), id: requestID(r)}
+		// The deadline of an earlier answer on this connection would end this one. Not every
+		// server has deadlines.
+		_ = e.control.SetWriteDeadline(time.Time{})
+		if hasBody(r) {
+			// Also for requests that are refused before their bodies are read: the server reads the
+			// rest of those.
+			_ = e.control.SetReadDeadline(e.started.Add(g.limits.BodyTime))
+		}
 		w.Header().Set("X-Request-Id", e.id)
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, e))
@@ -384,6 +392,8 @@ func (g *Gateway) routes() http.Handler {
 // exchange is a request and its answer, on the way.
 type exchange struct {
 	http.ResponseWriter
+	control   *http.ResponseController
+	writeTime time.Duration
 	started   time.Time
 	id        string
 	status    int
@@ -395,16 +405,31 @@ type exchangeKey struct{}
 
 func exchangeOf(r *http.Request) *exchange { return r.Context().Value(exchangeKey{}).(*exchange) }
 
+// writeChunk is what a reader must take within Limits.WriteTime. There is no deadline for the
+// whole answer, because requests may wait.
+const writeChunk = 64 << 10
+
+// hurry bounds how long the next chunk may take, or the headers of an answer without a body.
+func (e *exchange) hurry() { _ = e.control.SetWriteDeadline(time.Now().Add(e.writeTime)) }
+
 func (e *exchange) WriteHeader(status int) {
 	if e.status == 0 {
 		e.status = status
 	}
+	e.hurry()
 	e.ResponseWriter.WriteHeader(status)
 }
 
-func (e *exchange) Write(b []byte) (int, error) {
+func (e *exchange) Write(b []byte) (written int, _ error) {
 	e.status = cmp.Or(e.status, http.StatusOK)
-	return e.ResponseWriter.Write(b)
+	for {
+		e.hurry()
+		n, err := e.ResponseWriter.Write(b[:min(len(b), writeChunk)])
+		written += n
+		if b = b[n:]; err != nil || len(b) == 0 {
+			return written, err
+		}
+	}
 }
 
 // Unwrap is for http.ResponseController.
@@ -496,12 +521,24 @@ func (g *Gateway) servesHost(host string) bool {
 	return name == "localhost" || err == nil && addr.IsLoopback() || slices.Contains(g.cfg.Hosts, name)
 }
 
-func addressOf(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
+func addressOf(r *http.Request) string { return callerOf(r.RemoteAddr) }
+
+// callerOf is what limits count as one address. Whoever has one IPv6 address has the 2^64 of
+// its network.
+func callerOf(remote string) string {
+	host, _, err := net.SplitHostPort(remote)
 	if err != nil {
-		return r.RemoteAddr
+		return remote
 	}
-	return host
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return host
+	}
+	if addr = addr.Unmap().WithZone(""); addr.Is4() {
+		return addr.String()
+	}
+	network, _ := addr.Prefix(64) // it has as many bits
+	return network.String()
 }
 
 // unrouted is what is wrong with a request that no route takes.
@@ -591,18 +628,18 @@ func queryOf(r *http.Request, op *operation) (url.Values, *Problem) {
 	return query, nil
 }
 
+func hasBody(r *http.Request) bool { return r.Body != nil && r.Body != http.NoBody }
+
 // readBody reads all of the body, within its limits of size and time.
 func (g *Gateway) readBody(e *exchange, r *http.Request) ([]byte, *Problem) {
-	if r.Body == nil || r.Body == http.NoBody {
+	if !hasBody(r) {
 		return nil, nil
 	}
 	// The deadline is taken away again: the server goes on reading, to notice when the
 	// client leaves, and takes an error there for that.
-	control := http.NewResponseController(e.ResponseWriter)
-	_ = control.SetReadDeadline(e.started.Add(g.limits.BodyTime)) // not every server can
 	body, err := io.ReadAll(http.MaxBytesReader(e, r.Body, g.limits.Body))
 	if err == nil {
-		_ = control.SetReadDeadline(time.Time{})
+		_ = e.control.SetReadDeadline(time.Time{})
 	} else {
 		e.Header().Set("Connection", "close") // else the server would go on reading what does not come
 	}

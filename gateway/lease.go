@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"math"
 	"strings"
 	"sync"
@@ -342,9 +343,9 @@ func (l *lease) await(c *call, d time.Duration, revision int) (*Lease, *Problem)
 		if revision > 0 {
 			isNews = l.revision != revision || l.state == over
 		}
-		stopping := l.g.isDraining()
+		stopping := l.state == waiting && l.g.isDraining()
 		if isNews || stopping || !now.Before(deadline) || c.ctx.Err() != nil {
-			if l.state == waiting && stopping {
+			if stopping {
 				l.moved = true
 				l.end(gone(causeDraining, 0, "the gateway is stopping: repeat the request at another one, with the age of the answer"))
 				joined = true
@@ -366,16 +367,16 @@ func (l *lease) await(c *call, d time.Duration, revision int) (*Lease, *Problem)
 		joined = true
 		l.arm(now)
 		changed := l.changed
-		var granted <-chan struct{}
+		var granted, draining <-chan struct{}
 		if l.state == waiting {
-			granted = l.pending.Done()
+			granted, draining = l.pending.Done(), l.g.draining
 		}
 		l.mu.Unlock()
 		timeout := time.NewTimer(deadline.Sub(now))
 		select {
 		case <-changed:
 		case <-granted:
-		case <-l.g.draining:
+		case <-draining:
 		case <-timeout.C:
 		case <-c.ctx.Done():
 		}
@@ -419,6 +420,9 @@ func (l *lease) renew(c *call, length time.Duration, token uint64) (*Lease, *Pro
 	if l.state == held && token > 0 && token != l.lock.Token() {
 		// The lease is another hold than the one that the caller knows (G2). That one is over.
 		return nil, gone(causeLost, token, "the lease has the token %d now, so the hold with the token %d is over", l.lock.Token(), token)
+	}
+	if l.state == held && length > l.lockers { // it would never be confirmed for so long
+		return nil, invalid(fmt.Sprintf("this lease cannot be longer than %v, because it was acquired for %v or less", l.lockers, l.lockers))
 	}
 	if l.state == held && l.lock.Stands() < l.lockers/2 {
 		lock := l.lock

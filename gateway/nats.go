@@ -166,8 +166,20 @@ func (g *Gateway) serveVerb(r micro.Request, v *verb) {
 		g.respond(r, id, 0, nil, problem("too-many", "%d requests are being served", natsRequests))
 		return
 	}
+	g.mu.Lock()
+	closed := g.closed
+	if !closed {
+		g.serving.Add(1) // not while Shutdown waits for it to be none
+	}
+	g.mu.Unlock()
+	if closed {
+		<-g.natsSlots
+		g.respond(r, id, 0, nil, problem("draining", "the gateway has stopped"))
+		return
+	}
 	body := append([]byte(nil), r.Data()...)
-	g.serving.Go(func() {
+	go func() {
+		defer g.serving.Done()
 		defer func() { <-g.natsSlots }()
 		defer func() {
 			if v := recover(); v != nil {
@@ -188,7 +200,7 @@ func (g *Gateway) serveVerb(r micro.Request, v *verb) {
 			status = p.Status
 		}
 		g.log.Debug("request", "verb", v.name, "status", status, "ms", time.Since(received).Milliseconds(), "request", id)
-	})
+	}()
 }
 
 func (g *Gateway) respond(r micro.Request, id string, status int, a any, p *Problem) {

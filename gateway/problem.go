@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -84,6 +85,7 @@ var kinds = map[string]struct {
 	"precondition":       {http.StatusPreconditionRequired, "Name the lease or the token", false},
 	"too-many":           {http.StatusTooManyRequests, "A limit is reached", true},
 	"internal":           {http.StatusInternalServerError, "The gateway failed", true},
+	"refused":            {http.StatusServiceUnavailable, "Nodes refused the request", true},
 	"no-quorum":          {http.StatusServiceUnavailable, "Too few nodes could vote", true},
 	"unreachable":        {http.StatusServiceUnavailable, "NATS cannot be reached", true},
 	"draining":           {http.StatusServiceUnavailable, "The gateway is stopping", true},
@@ -181,6 +183,8 @@ func problemOf(err error) *Problem {
 		return p
 	case hasVotes && e.Reason == qlock.ErrNoQuorum && isQueued(e):
 		return problem("held", "the nodes have queued the request, and have not said yet behind whom")
+	case errors.Is(err, qlock.ErrRefused) && hasVotes && slices.ContainsFunc(e.Nodes, func(n qlock.NodeAnswer) bool { return n.Answer == qlock.AnswerRefused }):
+		p = problem("refused", "%s", text)
 	case errors.Is(err, qlock.ErrRefused):
 		p = problem("forbidden", "%s", text)
 	case errors.Is(err, qlock.ErrClosed):
