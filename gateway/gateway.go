@@ -34,6 +34,11 @@ type Config struct {
 	// call it (DNS rebinding). "*" allows all names.
 	Hosts []string
 
+	// Alone makes the gateway serve only the leases that it made itself. Otherwise gateways of
+	// one cluster forward requests to each other, on the subjects lock.<cluster>.gw.>, which only
+	// gateways may use.
+	Alone bool
+
 	// Drain is how long Shutdown waits for held leases before it ends them. Default: 30 s.
 	Drain time.Duration
 
@@ -86,6 +91,7 @@ type Gateway struct {
 	handler  http.Handler
 	now      func() time.Time // tests let it pause
 
+	peers     *peers
 	draining  chan struct{}  // closed at the start of Shutdown
 	serving   sync.WaitGroup // requests of the NATS door
 	natsSlots chan struct{}
@@ -127,8 +133,18 @@ type burial struct {
 	n   uint64
 }
 
-// principal is who calls: the NATS user that requests act as.
+// principal is who calls. Leases of one are unknown to all others.
 type principal struct {
+	*lockers
+	g    *Gateway
+	name string // the same at all gateways; empty: the one principal of requests without credentials
+
+	streams int // guarded by g.mu
+	leases  int // as well
+}
+
+// lockers is a NATS connection, whose user the requests act as, and what works on it.
+type lockers struct {
 	g  *Gateway
 	nc *nats.Conn
 
@@ -137,9 +153,6 @@ type principal struct {
 	long   *qlock.Locker
 	making chan struct{} // closed when the Locker is made that is being made; nil: none is
 	closed bool
-
-	streams int // guarded by g.mu
-	leases  int // as well
 }
 
 // New makes a gateway on a connection. It asks the nodes who they are, as qlock.New does,
@@ -157,7 +170,8 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 		cfg: cfg, limits: cfg.Limits.filled(), log: cfg.Logger, name: newName(), now: time.Now,
 		draining: make(chan struct{}), natsSlots: make(chan struct{}, natsRequests), leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
 	}
-	g.only = &principal{g: g, nc: cfg.Conn}
+	g.peers = newPeers(g)
+	g.only = &principal{g: g, lockers: &lockers{g: g, nc: cfg.Conn}}
 	g.quiet = sync.NewCond(&g.mu)
 	locker, err := g.only.locker(ctx, 0)
 	if err != nil {
@@ -171,6 +185,11 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 	g.longest = max(members.Config.MaxLease, locker.Lease())
 	g.maxLease = g.longest * 96 / 100
 	g.handler = g.routes()
+	if !cfg.Alone {
+		if err := g.peers.start(); err != nil {
+			return nil, errors.Join(fmt.Errorf("gateway: New: %w", err), g.only.close())
+		}
+	}
 	return g, nil
 }
 
@@ -193,9 +212,9 @@ func (g *Gateway) Name() string { return g.name }
 // ServeHTTP serves the API.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.handler.ServeHTTP(w, r) }
 
-// locker is the principal's Locker for leases of that length: one that has the usual lease,
+// locker is the Locker for leases of that length: one that has the usual lease,
 // or one that has the cluster's longest. It makes the Locker at the first call.
-func (p *principal) locker(ctx context.Context, length time.Duration) (*qlock.Locker, error) {
+func (p *lockers) locker(ctx context.Context, length time.Duration) (*qlock.Locker, error) {
 	for {
 		p.mu.Lock()
 		which, opts := &p.short, []qlock.Option{qlock.WithCluster(p.g.cfg.Cluster), qlock.WithLogger(p.g.log)}
@@ -230,7 +249,7 @@ func (p *principal) locker(ctx context.Context, length time.Duration) (*qlock.Lo
 }
 
 // make makes a Locker. It asks the nodes, so p.mu is not locked meanwhile.
-func (p *principal) make(ctx context.Context, which **qlock.Locker, opts []qlock.Option) (*qlock.Locker, error) {
+func (p *lockers) make(ctx context.Context, which **qlock.Locker, opts []qlock.Option) (*qlock.Locker, error) {
 	locker, err := qlock.New(ctx, p.nc, opts...)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -244,7 +263,7 @@ func (p *principal) make(ctx context.Context, which **qlock.Locker, opts []qlock
 }
 
 // close closes the Lockers. Call it when no lease is left and no new one is admitted.
-func (p *principal) close() error {
+func (p *lockers) close() error {
 	p.mu.Lock()
 	p.closed = true
 	made := p.making
@@ -284,11 +303,10 @@ func (g *Gateway) enter(l *lease) (*lease, *Problem) {
 	if known := g.leases[l.key]; known != nil {
 		return known, nil
 	}
-	if t, ok := g.graves[l.key]; ok && t.why.Status == http.StatusGone {
+	if t, ok := g.graves[l.key]; ok && t.why.isFinal() {
 		why := *t.why
 		return nil, &why
 	}
-	// A lease that never was held may be asked for again under its id.
 	if !g.stopping.IsZero() {
 		return nil, problem("draining", "the gateway is stopping: ask another one, with the same id")
 	}
@@ -338,8 +356,8 @@ func (g *Gateway) ended(l *lease, keeps bool) {
 	if delete(g.byName[name], l); len(g.byName[name]) == 0 {
 		delete(g.byName, name)
 	}
-	if l.why.Status != http.StatusGone && l.isOurID && !l.told {
-		return // nobody can ask for it
+	if l.why.Status != http.StatusGone && l.isOurID && !l.told || l.why.owner != "" {
+		return // nobody can ask for it here
 	}
 	now := time.Now()
 	g.burials++
@@ -379,7 +397,11 @@ func (g *Gateway) find(key leaseKey) (*lease, *Problem) {
 		why := *t.why
 		return nil, &why
 	}
-	return nil, problem("unknown-lease", "no lease has this id: it never existed, it has been over for long, or it was lost with its gateway")
+	return nil, unknownLease()
+}
+
+func unknownLease() *Problem {
+	return problem("unknown-lease", "no lease has this id: it never existed, it has been over for long, or it was lost with its gateway")
 }
 
 // byToken is the principal's held lease of a lock that has the token.
@@ -512,6 +534,7 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 	for _, stop := range services {
 		errs = append(errs, stop())
 	}
+	g.peers.stop()
 	g.serving.Wait()
 	return errors.Join(append(errs, g.only.close())...)
 }

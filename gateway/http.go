@@ -94,6 +94,21 @@ var acquired = []answer{
 	{202, "waiting; the place in the queue is kept", Lease{}},
 }
 
+var released = []answer{
+	{202, "the gateway that has the lease does not answer: the lease ends by itself if nobody renews it", nil},
+	{204, "released", nil},
+}
+
+func released204(p *Problem) (*output, *Problem) {
+	switch {
+	case p == nil:
+		return &output{status: 204}, nil
+	case p.Kind() == "unreachable":
+		return &output{status: 202}, nil
+	}
+	return nil, p
+}
+
 var operations = []operation{
 	{
 		id: "acquireByID", method: "PUT", path: "/v1/leases/{id}", verb: "acquire",
@@ -145,7 +160,7 @@ var operations = []operation{
 		id: "renew", method: "POST", path: "/v1/leases/{id}/renew", verb: "renew",
 		summary: "Renew a held lease: it lives for its whole length from now.",
 		params:  []parameter{paramID}, body: RenewRequest{}, answers: []answer{{200, "held", Lease{}}},
-		problems: []string{"held", "gone", "unknown-lease"},
+		problems: []string{"held", "gone", "unknown-lease", "unreachable"},
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
 			body, p := decode[RenewRequest](in.body)
 			if p != nil {
@@ -161,26 +176,22 @@ var operations = []operation{
 	{
 		id: "release", method: "DELETE", path: "/v1/leases/{id}", verb: "release",
 		summary: "Release a lease. The answer is the same if it is over already, or unknown.",
-		params:  []parameter{paramID}, answers: []answer{{204, "released", nil}},
+		params:  []parameter{paramID}, answers: released,
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			g.release(c, in.path("id"))
-			return &output{status: 204}, nil
+			return released204(g.release(c, in.path("id")))
 		},
 	},
 	{
 		id: "releaseLock", method: "DELETE", path: "/v1/locks/{name}",
 		summary: "Release the lease of a lock that has the id or the token.",
-		params:  []parameter{paramName, paramQLease, paramQToken}, answers: []answer{{204, "released", nil}},
+		params:  []parameter{paramName, paramQLease, paramQToken}, answers: released,
 		problems: []string{"precondition", "lease-mismatch"},
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
 			token, p := tokenOf(in.query.Get("token"))
-			if p == nil {
-				p = g.releaseOf(c, &ReleaseRequest{Name: in.path("name"), ID: in.query.Get("lease"), Token: token})
-			}
 			if p != nil {
 				return nil, p
 			}
-			return &output{status: 204}, nil
+			return released204(g.releaseOf(c, &ReleaseRequest{Name: in.path("name"), ID: in.query.Get("lease"), Token: token}))
 		},
 	},
 	{
@@ -237,17 +248,14 @@ var operations = []operation{
 	{
 		id: "releaseLockByQuery", method: "DELETE", path: "/v1/lock",
 		summary: "Release the lease of a lock, whose name stands in the query, that has the id or the token.",
-		params:  []parameter{paramQName, paramQEnc, paramQLease, paramQToken}, answers: []answer{{204, "released", nil}},
+		params:  []parameter{paramQName, paramQEnc, paramQLease, paramQToken}, answers: released,
 		problems: []string{"precondition", "lease-mismatch"},
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
 			token, p := tokenOf(in.query.Get("token"))
-			if p == nil {
-				p = g.releaseOf(c, &ReleaseRequest{Name: in.query.Get("name"), Encoded: in.query.Get("encoded"), ID: in.query.Get("lease"), Token: token})
-			}
 			if p != nil {
 				return nil, p
 			}
-			return &output{status: 204}, nil
+			return released204(g.releaseOf(c, &ReleaseRequest{Name: in.query.Get("name"), Encoded: in.query.Get("encoded"), ID: in.query.Get("lease"), Token: token}))
 		},
 	},
 	{

@@ -29,14 +29,21 @@ const (
 func (s state) String() string { return [...]string{"waiting", "held", "over"}[s] }
 
 // leaseKey is what a lease is found by: for another principal the same id is another lease.
+// It has the digest of the id, as other gateways name the lease: the id is a secret, and
+// what gateways tell each other can be heard by more than them.
 type leaseKey struct {
 	principal *principal
-	id        string
+	digest    [sha256.Size]byte
 }
+
+func keyOf(p *principal, id string) leaseKey { return leaseKey{p, sha256.Sum256([]byte(normalID(id)))} }
+
+func (k leaseKey) hex() string { return hex.EncodeToString(k.digest[:]) }
 
 type lease struct {
 	g       *Gateway
 	key     leaseKey
+	id      string
 	name    string
 	encoded string
 	shared  bool
@@ -298,7 +305,7 @@ func (l *lease) held(c *call) (*Lease, *Problem) {
 func (l *lease) answer(c *call, handled time.Duration) *Lease {
 	l.told = true
 	return &Lease{
-		ID: l.key.id, State: l.state.String(), Name: shown(l.name), Encoded: l.encoded, Mode: modeName(l.shared), Age: l.age,
+		ID: l.id, State: l.state.String(), Name: shown(l.name), Encoded: l.encoded, Mode: modeName(l.shared), Age: l.age,
 		HandledMS: handled.Milliseconds(), Gateway: l.g.name, Request: c.request, revision: l.revision,
 	}
 }
@@ -449,11 +456,13 @@ func (l *lease) renew(c *call, length time.Duration, token uint64) (*Lease, *Pro
 	return l.current(c)
 }
 
-// release ends the lease because its caller wants it.
-func (l *lease) release() {
+// release ends the lease because its caller wants it. It returns why the lease is over.
+func (l *lease) release() *Problem {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.end(gone(causeReleased, 0, "the lease was released"))
+	why := *l.why
+	return &why
 }
 
 // digest stands for a lease's id, which is a secret, in logs.

@@ -79,8 +79,11 @@ var verbs = []verb{
 	}},
 	{"release", func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
 		in, p := decode[ReleaseRequest](body)
-		if p == nil {
-			p = g.releaseOf(c, in)
+		if p != nil {
+			return 0, nil, p
+		}
+		if p = g.releaseOf(c, in); p != nil && p.Kind() == "unreachable" {
+			return 202, nil, nil
 		}
 		return 204, nil, p
 	}},
@@ -124,8 +127,8 @@ var verbs = []verb{
 // qlock-api on the subjects lock.<cluster>.api.<verb>, until Shutdown is over. A message says
 // nothing of its sender, so whoever may publish there acts as the gateway's NATS user.
 //
-// Gateways of one cluster share the requests as a queue group, and each knows only its own
-// leases: serve NATS in one gateway of a cluster.
+// Gateways of one cluster share the requests as a queue group, and forward those for leases of
+// others.
 func (g *Gateway) ServeNATS() error {
 	major := strings.SplitN(strings.TrimPrefix(qlock.Version(), "v"), "+", 2)[0]
 	service, err := micro.AddService(g.cfg.Conn, micro.Config{
@@ -160,27 +163,8 @@ func (g *Gateway) serveVerb(r micro.Request, v *verb) {
 	if !isToken(id, 64) {
 		id = uuid.NewString()
 	}
-	select {
-	case g.natsSlots <- struct{}{}:
-	default:
-		g.respond(r, id, 0, nil, problem("too-many", "%d requests are being served", natsRequests))
-		return
-	}
-	g.mu.Lock()
-	closed := g.closed
-	if !closed {
-		g.serving.Add(1) // not while Shutdown waits for it to be none
-	}
-	g.mu.Unlock()
-	if closed {
-		<-g.natsSlots
-		g.respond(r, id, 0, nil, problem("draining", "the gateway has stopped"))
-		return
-	}
 	body := append([]byte(nil), r.Data()...)
-	go func() {
-		defer g.serving.Done()
-		defer func() { <-g.natsSlots }()
+	ok := g.inBackground(func() {
 		defer func() {
 			if v := recover(); v != nil {
 				g.log.Error("a request failed", "request", id, "panic", v)
@@ -200,7 +184,36 @@ func (g *Gateway) serveVerb(r micro.Request, v *verb) {
 			status = p.Status
 		}
 		g.log.Debug("request", "verb", v.name, "status", status, "ms", time.Since(received).Milliseconds(), "request", id)
-	}()
+	})
+	if !ok {
+		g.respond(r, id, 0, nil, problem("too-many", "%d requests are being served", natsRequests))
+	}
+}
+
+// inBackground serves a message in a goroutine, unless there are too many, or the gateway has
+// stopped. Shutdown waits for it.
+func (g *Gateway) inBackground(serve func()) bool {
+	select {
+	case g.natsSlots <- struct{}{}:
+	default:
+		return false
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed { // Shutdown may wait already
+		<-g.natsSlots
+		return false
+	}
+	g.serving.Go(func() {
+		defer func() { <-g.natsSlots }()
+		defer func() {
+			if v := recover(); v != nil {
+				g.log.Error("a request failed", "panic", v)
+			}
+		}()
+		serve()
+	})
+	return true
 }
 
 func (g *Gateway) respond(r micro.Request, id string, status int, a any, p *Problem) {

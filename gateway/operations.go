@@ -71,13 +71,21 @@ func (g *Gateway) acquire(c *call, id string, in *AcquireRequest) (a *Lease, cre
 	if err != nil {
 		return nil, false, problemOf(err)
 	}
+	if !l.isOurID {
+		if a, p := g.acquireElsewhere(c, l); a != nil || p != nil {
+			return a, false, p
+		}
+	}
 	shared, encoded := l.shared, l.encoded
 	l, created, p = g.admit(l, locker)
 	if p != nil {
 		return nil, false, p
 	}
 	if l.shared != shared || l.encoded != encoded {
-		return nil, false, problem("lease-mismatch", "the lease of this id is for another name, or in another mode")
+		return nil, false, mismatch()
+	}
+	if created && !l.isOurID {
+		g.peers.tellOf(l)
 	}
 	block := c.block
 	switch {
@@ -87,10 +95,48 @@ func (g *Gateway) acquire(c *call, id string, in *AcquireRequest) (a *Lease, cre
 		block = max(block, grace)
 	}
 	a, p = l.await(c, block, 0)
+	if p != nil && p.owner != "" {
+		a, p = g.elsewhere(c, l.id, p, &forwarded{verb: "acquire", BlockMS: block.Milliseconds(), Encoded: encoded, Shared: shared})
+		return a, false, p
+	}
 	if p != nil && created && p.Cause == causeDraining {
 		return nil, false, problem("draining", "the gateway is stopping: ask another one, with the same id")
 	}
 	return a, created, p
+}
+
+func mismatch() *Problem {
+	return problem("lease-mismatch", "the lease of this id is for another name, or in another mode")
+}
+
+// acquireElsewhere answers a repeated request if another gateway has its lease. It returns
+// nothing if none has, or none is known to have: two leases of one id exclude each other.
+func (g *Gateway) acquireElsewhere(c *call, l *lease) (*Lease, *Problem) {
+	if _, p := g.find(l.key); p == nil || p.isFinal() {
+		return nil, nil // it is here
+	}
+	owner, p := g.peers.ownerOf(c, l.id, l.key, true)
+	if p != nil || owner == "" {
+		return nil, nil
+	}
+	block := c.block
+	if l.try {
+		block = g.limits.UndecidedTryFor
+	}
+	a, p := g.peers.forward(c, owner, &forwarded{verb: "acquire", Lease: l.key.hex(), BlockMS: block.Milliseconds(), Encoded: l.encoded, Shared: l.shared})
+	switch {
+	case p != nil && (p.Kind() == "unknown-lease" || p.Cause == causeGatewayLost):
+		g.peers.forget(l.key)
+		return nil, nil
+	case p != nil:
+		return nil, p
+	case a.Moved: // to this gateway, then
+		g.peers.forget(l.key)
+		l.age = min(l.age, a.Age)
+		return nil, nil
+	}
+	a.ID, a.Request = l.id, c.request
+	return a, nil
 }
 
 // newLease is the lease that a request asks for, not yet among the others.
@@ -108,7 +154,7 @@ func (g *Gateway) newLease(c *call, id string, in *AcquireRequest) (*lease, *Pro
 	} else {
 		id, l.isOurID = g.newID(), true
 	}
-	l.key = leaseKey{c.principal, id}
+	l.id, l.key = id, keyOf(c.principal, id)
 	switch in.Mode {
 	case "", "exclusive":
 	case "shared":
@@ -169,11 +215,14 @@ func duration(field, text string, least, most time.Duration) (time.Duration, *Pr
 
 // poll tells how a lease stands. revision is that which the caller knows, 0 for none.
 func (g *Gateway) poll(c *call, id string, revision int) (*Lease, *Problem) {
-	l, p := g.find(leaseKey{c.principal, normalID(id)})
-	if p != nil {
-		return nil, p
+	l, p := g.find(keyOf(c.principal, id))
+	if p == nil {
+		var a *Lease
+		if a, p = l.await(c, c.block, revision); p == nil || p.owner == "" {
+			return a, p
+		}
 	}
-	return l.await(c, c.block, revision)
+	return g.elsewhere(c, normalID(id), p, &forwarded{verb: "poll", BlockMS: c.block.Milliseconds(), Revision: revision})
 }
 
 // RenewRequest renews a lease.
@@ -191,21 +240,34 @@ func (g *Gateway) renew(c *call, id string, in *RenewRequest) (*Lease, *Problem)
 			return nil, p
 		}
 	}
-	l, p := g.find(leaseKey{c.principal, normalID(id)})
-	if p != nil {
-		if p.Kind() == "unknown-lease" && in.Token > 0 {
-			return nil, gone(causeGatewayLost, in.Token, "no gateway that answers has this lease: the one that had it is gone, and the lock is lost")
+	var a *Lease
+	l, p := g.find(keyOf(c.principal, id))
+	if p == nil {
+		if a, p = l.renew(c, length, in.Token); p == nil || p.owner == "" {
+			return a, p
 		}
-		return nil, p
 	}
-	return l.renew(c, length, in.Token)
+	a, p = g.elsewhere(c, normalID(id), p, &forwarded{verb: "renew", Length: length.Milliseconds(), Token: in.Token})
+	if p != nil && p.Kind() == "unknown-lease" && in.Token > 0 {
+		return nil, gone(causeGatewayLost, in.Token, "no gateway that answers has this lease: the one that had it is gone, and the lock is lost")
+	}
+	return a, p
 }
 
-// release ends a lease. One that is over, or that never was, is released.
-func (g *Gateway) release(c *call, id string) {
-	if l, p := g.find(leaseKey{c.principal, normalID(id)}); p == nil {
-		l.release()
+// release ends a lease. One that is over, or that never was, is released. The problem is that
+// its gateway does not answer.
+func (g *Gateway) release(c *call, id string) *Problem {
+	l, p := g.find(keyOf(c.principal, id))
+	if p == nil {
+		p = l.release()
 	}
+	if !p.isFinal() {
+		_, p = g.elsewhere(c, normalID(id), p, &forwarded{verb: "release"})
+	}
+	if p != nil && p.Kind() == "unreachable" {
+		return p
+	}
+	return nil
 }
 
 // ReleaseRequest names the lease to release: by its id, or by lock and token.
@@ -227,19 +289,17 @@ func (g *Gateway) releaseOf(c *call, in *ReleaseRequest) *Problem {
 			return p
 		}
 	}
-	var l *lease
 	if in.ID != "" {
-		l, _ = g.find(leaseKey{c.principal, normalID(in.ID)})
-		if l != nil && encoded != "" && l.encoded != encoded {
+		if l, p := g.find(keyOf(c.principal, in.ID)); p == nil && encoded != "" && l.encoded != encoded {
 			return problem("lease-mismatch", "the lease of this id is for another name")
 		}
-	} else {
-		l = g.byToken(c.principal, encoded, in.Token)
+		return g.release(c, in.ID)
 	}
-	if l != nil {
+	if l := g.byToken(c.principal, encoded, in.Token); l != nil {
 		l.release()
+		return nil
 	}
-	return nil
+	return g.peers.releaseByToken(c, encoded, in.Token)
 }
 
 // EvictRequest ends a claim of somebody else.

@@ -30,6 +30,7 @@ type Problem struct {
 	Nodes     []Vote   `json:"nodes,omitempty" doc:"what each node said"`
 
 	retryAfter time.Duration
+	owner      string // the gateway that has the lease in place of this one
 	allow      string
 }
 
@@ -39,6 +40,12 @@ func (p *Problem) Error() string {
 		return p.Title
 	}
 	return p.Title + ": " + p.Detail
+}
+
+// isFinal reports whether the id of a lease that ended so can never be used again. A lease
+// that never was held may be asked for again, unless its caller gave it up.
+func (p *Problem) isFinal() bool {
+	return p.Status == http.StatusGone && (p.Token > 0 || p.Cause != causeDraining)
 }
 
 // Kind is the last part of the type.

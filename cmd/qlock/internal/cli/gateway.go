@@ -26,6 +26,7 @@ type httpDoor struct {
 	connections     int
 	perAddress      int
 	nats            bool
+	alone           bool
 }
 
 func (a *app) gateway() *cobra.Command {
@@ -83,7 +84,8 @@ func (d *httpDoor) flags(fs *pflag.FlagSet) {
 	countFlag(fs, &d.rate, "rate", 0, 0, 1<<30, "requests per second from one address; 0: no limit")
 	countFlag(fs, &d.connections, "connections", 20_000, 1, 1<<30, "connections at a time")
 	countFlag(fs, &d.perAddress, "connections-per-address", 1_000, 1, 1<<30, "connections at a time from one address")
-	fs.BoolVar(&d.nats, "nats", false, "serve lock.CLUSTER.api.> as a NATS micro service too; in one gateway of a cluster")
+	fs.BoolVar(&d.nats, "nats", false, "serve lock.CLUSTER.api.> as a NATS micro service too")
+	fs.BoolVar(&d.alone, "alone", false, "do not forward requests to and from other gateways of the cluster")
 }
 
 func (d *httpDoor) check() error {
@@ -111,7 +113,7 @@ func (d *httpDoor) serve(ctx context.Context, l *link, log *slog.Logger, started
 	begin, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
 	g, err := gateway.New(begin, gateway.Config{
-		Conn: l.Conn, Cluster: l.cluster, Client: l.client, Drain: d.drain, Logger: log,
+		Conn: l.Conn, Cluster: l.cluster, Client: l.client, Drain: d.drain, Logger: log, Alone: d.alone,
 		Hosts: append(d.hosts, listener.Addr().String()), Limits: gateway.Limits{RequestsPerSec: float64(d.rate)},
 	})
 	if err != nil {
