@@ -62,27 +62,33 @@ func (g *Gateway) serveEvents(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	if !g.openStream() {
+	who, leave, p := g.principalOf(r)
+	if p != nil {
+		e.fail(p)
+		return
+	}
+	defer leave()
+	if !g.openStream(who) {
 		e.fail(problem("too-many", "%d streams are open, which is the limit", g.limits.Streams))
 		return
 	}
-	defer g.closeStream()
+	defer g.closeStream(who)
 	heard := make(chan *nats.Msg, eventBuffer)
-	sub, err := g.only.nc.ChanSubscribe(subject, heard)
+	sub, err := who.nc.ChanSubscribe(subject, heard)
 	if err != nil {
 		e.fail(problem("unreachable", "%v", err))
 		return
 	}
 	defer func() { _ = sub.Unsubscribe() }()
 	flush, cancel := context.WithTimeout(r.Context(), 2*time.Second)
-	err = g.only.nc.FlushWithContext(flush) // whoever reads a state after hello misses nothing
+	err = who.nc.FlushWithContext(flush) // whoever reads a state after hello misses nothing
 	cancel()
 	if err != nil {
 		e.fail(problem("unreachable", "NATS did not take the subscription: %v", err))
 		return
 	}
-	reconnects := g.only.nc.StatusChanged(nats.RECONNECTING)
-	defer g.only.nc.RemoveStatusListener(reconnects)
+	reconnects := who.nc.StatusChanged(nats.RECONNECTING)
+	defer who.nc.RemoveStatusListener(reconnects)
 
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")
@@ -127,20 +133,20 @@ func (g *Gateway) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (g *Gateway) openStream() bool {
+func (g *Gateway) openStream(who *principal) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.only.streams >= g.limits.Streams {
+	if who.streams >= g.limits.Streams {
 		return false
 	}
-	g.only.streams++
+	who.streams++
 	return true
 }
 
-func (g *Gateway) closeStream() {
+func (g *Gateway) closeStream(who *principal) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.only.streams--
+	who.streams--
 }
 
 type stream struct {

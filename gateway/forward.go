@@ -292,7 +292,7 @@ func (p *peers) ownerOf(c *call, id string, key leaseKey, final bool) (string, *
 		}
 		p.forget(key)
 	}
-	a, p2 := p.ask(c, &where{Principal: key.principal.name, Lease: key.hex()}, final)
+	a, p2 := p.ask(c, &where{Principal: key.principal, Lease: key.hex()}, final)
 	if p2 != nil || a == nil {
 		return "", p2
 	}
@@ -476,7 +476,7 @@ func (p *peers) onHave(m *nats.Msg) {
 	if h.Lease == "" || h.Gateway == p.g.name {
 		return
 	}
-	key, ok := p.g.keyFrom(h.Principal, h.Lease)
+	key, ok := keyFrom(h.Principal, h.Lease)
 	if !ok {
 		return
 	}
@@ -531,26 +531,17 @@ func (p *peers) releaseByToken(c *call, encoded string, token uint64) *Problem {
 // made tells the others of a lease. l.mu is held.
 func (p *peers) made(l *lease) {
 	if p.end != nil {
-		p.publish(iHave, &have{Gateway: p.g.name, Principal: l.key.principal.name, Lease: l.key.hex(), Created: l.created.UnixMicro(), Held: l.state == held})
+		p.publish(iHave, &have{Gateway: p.g.name, Principal: l.key.principal, Lease: l.key.hex(), Created: l.created.UnixMicro(), Held: l.state == held})
 	}
 }
 
 // keyFrom is the key of a lease that a message names.
-func (g *Gateway) keyFrom(principal, lease string) (leaseKey, bool) {
+func keyFrom(principal, lease string) (leaseKey, bool) {
 	b, err := hex.DecodeString(lease)
-	who := g.principalNamed(principal)
-	if err != nil || len(b) != sha256.Size || who == nil {
+	if err != nil || len(b) != sha256.Size {
 		return leaseKey{}, false
 	}
-	return leaseKey{who, [sha256.Size]byte(b)}, true
-}
-
-// principalNamed is a principal that has been here.
-func (g *Gateway) principalNamed(name string) *principal {
-	if name == "" {
-		return g.only
-	}
-	return nil
+	return leaseKey{principal, [sha256.Size]byte(b)}, true
 }
 
 // answerTo answers a message of another gateway, unless its answer would be a message of
@@ -573,12 +564,10 @@ func (p *peers) onWhere(m *nats.Msg) {
 	}
 	a := &here{Gateway: p.g.name}
 	if q.Token > 0 {
-		if who := p.g.principalNamed(q.Principal); who != nil {
-			if l := p.g.byToken(who, q.Encoded, q.Token); l != nil {
-				a.Has, a.Lease = lives, l.key.hex()
-			}
+		if l := p.g.byToken(q.Principal, q.Encoded, q.Token); l != nil {
+			a.Has, a.Lease = lives, l.key.hex()
 		}
-	} else if key, ok := p.g.keyFrom(q.Principal, q.Lease); ok {
+	} else if key, ok := keyFrom(q.Principal, q.Lease); ok {
 		switch _, why := p.g.find(key); {
 		case why == nil:
 			a.Has = lives
@@ -621,13 +610,14 @@ func (p *peers) onForwarded(m *nats.Msg) {
 
 // owned serves a forwarded request.
 func (g *Gateway) owned(c *call, f *forwarded) (*Lease, *Problem) {
-	key, ok := g.keyFrom(f.Principal, f.Lease)
+	key, ok := keyFrom(f.Principal, f.Lease)
 	if !ok {
 		return nil, unknownLease()
 	}
-	c.principal = key.principal
 	l, p := g.find(key)
-	if p != nil {
+	if p == nil {
+		c.principal = l.who
+	} else {
 		if f.verb == "acquire" && !p.isFinal() {
 			return nil, unknownLease() // it may be asked for again, at any gateway
 		}

@@ -34,6 +34,22 @@ type Config struct {
 	// call it (DNS rebinding). "*" allows all names.
 	Hosts []string
 
+	// Connect, if it is set, makes the connection for the credentials of requests over HTTP:
+	// nats.Connect with Credentials.Options and what else is needed. Requests without credentials
+	// are refused then, and those with credentials are served as the NATS user that has them, on
+	// a connection that the gateway closes when nobody needs it. NATS permissions decide what a
+	// request may do. The error of refused credentials must be nats.ErrAuthorization.
+	Connect func(ctx context.Context, c Credentials) (*nats.Conn, error)
+
+	// Callers makes ServeNATS expect the name of the caller in the subject, where NATS
+	// permissions guard it: lock.<cluster>.api.<verb>.<caller>[.<resource>].
+	Callers bool
+
+	// Secret is a key that all gateways of the cluster have, of 16 bytes or more. With Connect it
+	// lets them forward requests to each other: they name the user of a request by a digest that is made
+	// with it. Default: a random key, and such requests are not forwarded.
+	Secret []byte
+
 	// Alone makes the gateway serve only the leases that it made itself. Otherwise gateways of
 	// one cluster forward requests to each other, on the subjects lock.<cluster>.gw.>, which only
 	// gateways may use.
@@ -51,6 +67,7 @@ type Limits struct {
 	Leases          int           // of one principal: 10,000
 	WaitingPerLock  int           // leases that wait for one lock: 1,000
 	PollsPerLease   int           // requests that wait for one lease: 16
+	Principals      int           // NATS users that use the gateway at a time: 1,000
 	Streams         int           // event streams and waiting lists of one principal: 100
 	Body            int64         // bytes: 64 KiB
 	BodyTime        time.Duration // for a request's body to arrive: 5 s
@@ -65,7 +82,7 @@ type Limits struct {
 func (l Limits) filled() Limits {
 	return Limits{
 		Leases: cmp.Or(l.Leases, 10_000), WaitingPerLock: cmp.Or(l.WaitingPerLock, 1_000), PollsPerLease: cmp.Or(l.PollsPerLease, 16),
-		Streams: cmp.Or(l.Streams, 100), Body: cmp.Or(l.Body, 64<<10), BodyTime: cmp.Or(l.BodyTime, 5*time.Second), WriteTime: cmp.Or(l.WriteTime, 10*time.Second),
+		Principals: cmp.Or(l.Principals, 1_000), Streams: cmp.Or(l.Streams, 100), Body: cmp.Or(l.Body, 64<<10), BodyTime: cmp.Or(l.BodyTime, 5*time.Second), WriteTime: cmp.Or(l.WriteTime, 10*time.Second),
 		Block: cmp.Or(l.Block, 55*time.Second), RequestsPerSec: l.RequestsPerSec, Tombstones: cmp.Or(l.Tombstones, 100_000),
 		TombstonesFor: cmp.Or(l.TombstonesFor, 10*time.Minute), UndecidedTryFor: cmp.Or(l.UndecidedTryFor, 5*time.Second),
 	}
@@ -85,6 +102,7 @@ type Gateway struct {
 	cfg      Config
 	limits   Limits
 	log      *slog.Logger
+	secret   []byte
 	name     string        // of this process among the gateways; begins the ids that it makes
 	longest  time.Duration // lease of the cluster
 	maxLease time.Duration // that callers may have
@@ -100,6 +118,9 @@ type Gateway struct {
 	quiet    *sync.Cond // tells that unfinished is 0
 	stopping time.Time  // when held leases are ended; zero: it is not stopping
 	only     *principal
+	logins   map[string]*login     // by the name of the principal
+	callers  map[string]*principal // of the NATS door
+	refusals buckets               // of logins
 	leases   map[leaseKey]*lease
 	byName   map[nameKey]map[*lease]struct{}
 	graves   map[leaseKey]tombstone
@@ -116,7 +137,7 @@ type Gateway struct {
 }
 
 type nameKey struct {
-	principal *principal
+	principal string
 	encoded   string
 }
 
@@ -139,14 +160,19 @@ type principal struct {
 	g    *Gateway
 	name string // the same at all gateways; empty: the one principal of requests without credentials
 
+	prefix string // of notes: who it is, if it acts as the gateway's own NATS user
+
 	streams int // guarded by g.mu
 	leases  int // as well
+	kept    int // as well: leases that are over, and are given back later
+	use     int // as well: requests of a caller of the NATS door
 }
 
 // lockers is a NATS connection, whose user the requests act as, and what works on it.
 type lockers struct {
-	g  *Gateway
-	nc *nats.Conn
+	g      *Gateway
+	nc     *nats.Conn
+	client string // empty: as the library chooses
 
 	mu     sync.Mutex // guards what follows
 	short  *qlock.Locker
@@ -163,15 +189,19 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 	}
 	cfg.Cluster = cmp.Or(cfg.Cluster, qlock.DefaultCluster)
 	cfg.Drain = cmp.Or(cfg.Drain, 30*time.Second)
+	if len(cfg.Secret) == 0 {
+		cfg.Secret = make([]byte, 32)
+		_, _ = rand.Read(cfg.Secret) // it never fails
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	g := &Gateway{
-		cfg: cfg, limits: cfg.Limits.filled(), log: cfg.Logger, name: newName(), now: time.Now,
-		draining: make(chan struct{}), natsSlots: make(chan struct{}, natsRequests), leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
+		cfg: cfg, secret: cfg.Secret, limits: cfg.Limits.filled(), log: cfg.Logger, name: newName(), now: time.Now,
+		draining: make(chan struct{}), natsSlots: make(chan struct{}, natsRequests), logins: map[string]*login{}, callers: map[string]*principal{}, leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
 	}
 	g.peers = newPeers(g)
-	g.only = &principal{g: g, lockers: &lockers{g: g, nc: cfg.Conn}}
+	g.only = &principal{g: g, lockers: &lockers{g: g, nc: cfg.Conn, client: cfg.Client}}
 	g.quiet = sync.NewCond(&g.mu)
 	locker, err := g.only.locker(ctx, 0)
 	if err != nil {
@@ -234,8 +264,8 @@ func (p *lockers) locker(ctx context.Context, length time.Duration) (*qlock.Lock
 			made = make(chan struct{})
 			p.making = made
 			p.mu.Unlock()
-			if p.g.cfg.Client != "" {
-				opts = append(opts, qlock.WithName(p.g.cfg.Client))
+			if p.client != "" {
+				opts = append(opts, qlock.WithName(p.client))
 			}
 			return p.make(ctx, which, opts)
 		}
@@ -310,7 +340,7 @@ func (g *Gateway) enter(l *lease) (*lease, *Problem) {
 	if !g.stopping.IsZero() {
 		return nil, problem("draining", "the gateway is stopping: ask another one, with the same id")
 	}
-	p, name := l.key.principal, nameKey{l.key.principal, l.encoded}
+	p, name := l.who, nameKey{l.key.principal, l.encoded}
 	if p.leases >= g.limits.Leases {
 		return nil, problem("too-many", "%d leases exist, which is the limit: release some, or wait until they expire", p.leases)
 	}
@@ -342,16 +372,25 @@ func (g *Gateway) finish() {
 	}
 }
 
-// ended takes note of a lease that is over. finish follows if keeps is set, when it is given
-// back. l.mu is held.
+// givenBack follows ended for a lease that was kept.
+func (g *Gateway) givenBack(l *lease) {
+	g.mu.Lock()
+	l.who.kept--
+	g.mu.Unlock()
+	g.finish()
+}
+
+// ended takes note of a lease that is over. givenBack follows if keeps is
+// set. l.mu is held.
 func (g *Gateway) ended(l *lease, keeps bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if keeps {
 		g.unfinished++
+		l.who.kept++
 	}
 	delete(g.leases, l.key)
-	l.key.principal.leases--
+	l.who.leases--
 	name := nameKey{l.key.principal, l.encoded}
 	if delete(g.byName[name], l); len(g.byName[name]) == 0 {
 		delete(g.byName, name)
@@ -405,10 +444,10 @@ func unknownLease() *Problem {
 }
 
 // byToken is the principal's held lease of a lock that has the token.
-func (g *Gateway) byToken(p *principal, encoded string, token uint64) *lease {
+func (g *Gateway) byToken(principal, encoded string, token uint64) *lease {
 	g.mu.Lock()
 	var all []*lease
-	for l := range g.byName[nameKey{p, encoded}] {
+	for l := range g.byName[nameKey{principal, encoded}] {
 		all = append(all, l)
 	}
 	g.mu.Unlock()
@@ -536,6 +575,7 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 	}
 	g.peers.stop()
 	g.serving.Wait()
+	errs = append(errs, g.closeLogins()...)
 	return errors.Join(append(errs, g.only.close())...)
 }
 

@@ -274,7 +274,7 @@ var operations = []operation{
 }
 
 // everyProblem are the kinds that each operation may answer.
-var everyProblem = []string{"malformed", "invalid", "cross-origin", "too-large", "media-type", "wrong-host", "too-many", "internal"}
+var everyProblem = []string{"unauthenticated", "forbidden", "malformed", "invalid", "cross-origin", "too-large", "media-type", "wrong-host", "too-many", "internal"}
 
 func tokenOf(text string) (uint64, *Problem) {
 	if text == "" {
@@ -452,6 +452,10 @@ func (e *exchange) fail(p *Problem) {
 	if p.retryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(int(max(p.retryAfter/time.Second, 1))))
 	}
+	if p.Status == http.StatusUnauthorized {
+		h.Add("WWW-Authenticate", `Basic realm="qlock", charset="UTF-8"`)
+		h.Add("WWW-Authenticate", `Bearer realm="qlock"`)
+	}
 	if p.allow != "" {
 		h.Set("Allow", p.allow)
 	}
@@ -589,7 +593,13 @@ func (g *Gateway) serveOperation(w http.ResponseWriter, r *http.Request, op *ope
 		e.fail(p)
 		return
 	}
-	c := &call{ctx: r.Context(), principal: g.only, received: e.started, request: e.id, block: block}
+	who, leave, p := g.principalOf(r)
+	if p != nil {
+		e.fail(p)
+		return
+	}
+	defer leave()
+	c := &call{ctx: r.Context(), principal: who, received: e.started, request: e.id, block: block}
 	out, p := op.serve(g, c, &input{path: r.PathValue, query: query, header: r.Header, body: body})
 	if p != nil {
 		e.fail(p)

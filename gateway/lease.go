@@ -32,17 +32,20 @@ func (s state) String() string { return [...]string{"waiting", "held", "over"}[s
 // It has the digest of the id, as other gateways name the lease: the id is a secret, and
 // what gateways tell each other can be heard by more than them.
 type leaseKey struct {
-	principal *principal
+	principal string // its name
 	digest    [sha256.Size]byte
 }
 
-func keyOf(p *principal, id string) leaseKey { return leaseKey{p, sha256.Sum256([]byte(normalID(id)))} }
+func keyOf(p *principal, id string) leaseKey {
+	return leaseKey{p.name, sha256.Sum256([]byte(normalID(id)))}
+}
 
 func (k leaseKey) hex() string { return hex.EncodeToString(k.digest[:]) }
 
 type lease struct {
 	g       *Gateway
 	key     leaseKey
+	who     *principal
 	id      string
 	name    string
 	encoded string
@@ -91,7 +94,7 @@ func (l *lease) start(locker *qlock.Locker) {
 	opts := []qlock.LockOption{
 		qlock.WithManualRelease(), // G8: an evicted caller may not know it yet
 		qlock.WithAge(time.UnixMicro(l.age)),
-		qlock.Note(l.note),
+		qlock.Note(l.who.prefix + l.note),
 	}
 	if l.shared {
 		opts = append(opts, qlock.Shared())
@@ -173,7 +176,7 @@ func (l *lease) end(why *Problem) {
 		l.pending.Cancel() // it gives back what was granted in this moment; nobody was told of that
 	case keeps:
 		l.timer = time.AfterFunc(l.promised.Sub(now), func() {
-			defer l.g.finish()
+			defer l.g.givenBack(l)
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.giveBack()

@@ -116,7 +116,7 @@ type LockRequest struct {
 }
 
 func (g *Gateway) lock(c *call, in *LockRequest) (*LockReport, *Problem) {
-	name, _, p := nameOf(in.Name, in.Encoded)
+	name, _, p := c.nameOf(in.Name, in.Encoded)
 	if p != nil {
 		return nil, p
 	}

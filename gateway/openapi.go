@@ -67,9 +67,13 @@ var openAPI = sync.OnceValue(func() []byte {
 			"description": "Distributed locks over NATS, for every language. A caller holds a lock until the moment at which it sent the request, plus handled_ms, plus expires_in_ms, by its own clock, and never longer.",
 			"license":     object{"name": "Apache-2.0", "identifier": "Apache-2.0"},
 		},
-		"servers":    []object{{"url": "/"}},
-		"paths":      paths,
-		"components": object{"schemas": schemas},
+		"servers": []object{{"url": "/"}},
+		"paths":   paths,
+		"components": object{"schemas": schemas, "securitySchemes": object{
+			"basic":  object{"type": "http", "scheme": "basic", "description": "user and password of a NATS user, if the gateway asks for credentials"},
+			"bearer": object{"type": "http", "scheme": "bearer", "description": "a token or a bearer JWT for NATS, if the gateway asks for credentials"},
+		}},
+		"security": []object{{}, {"basic": []string{}}, {"bearer": []string{}}},
 	}, "", " ")
 	if err != nil {
 		panic(err)
@@ -106,6 +110,8 @@ func operationDocument(op *operation, ref func(any) object) object {
 		byStatus[kinds[kind].status] = append(byStatus[kinds[kind].status], kind)
 	}
 	for status, list := range byStatus {
+		slices.Sort(list)
+		list = slices.Compact(list)
 		responses[strconv.Itoa(status)] = object{
 			"description": "problem: " + strings.Join(list, ", "),
 			"content":     object{"application/problem+json": object{"schema": object{"$ref": "#/components/schemas/Problem"}}},

@@ -20,6 +20,18 @@ type call struct {
 	received  time.Time
 	request   string        // its id
 	block     time.Duration // that it may wait
+	resource  string        // encoded: the subject of the request names it
+}
+
+// nameOf is the one name that a request gives: in its subject, or in its body.
+func (c *call) nameOf(name, encoded string) (string, string, *Problem) {
+	if c.resource == "" {
+		return nameOf(name, encoded)
+	}
+	if name != "" || encoded != "" {
+		return "", "", invalid("the name stands in the subject, so the body must not have one")
+	}
+	return nameOf("", c.resource)
 }
 
 // Lease is the answer about a lease that waits or is held.
@@ -141,9 +153,9 @@ func (g *Gateway) acquireElsewhere(c *call, l *lease) (*Lease, *Problem) {
 
 // newLease is the lease that a request asks for, not yet among the others.
 func (g *Gateway) newLease(c *call, id string, in *AcquireRequest) (*lease, *Problem) {
-	l := &lease{g: g, created: c.received, note: in.Note, length: defaultLease}
+	l := &lease{g: g, who: c.principal, created: c.received, note: in.Note, length: defaultLease}
 	var p *Problem
-	if l.name, l.encoded, p = nameOf(in.Name, in.Encoded); p != nil {
+	if l.name, l.encoded, p = c.nameOf(in.Name, in.Encoded); p != nil {
 		return nil, p
 	}
 	if id != "" {
@@ -162,7 +174,7 @@ func (g *Gateway) newLease(c *call, id string, in *AcquireRequest) (*lease, *Pro
 	default:
 		return nil, invalid("mode is exclusive or shared")
 	}
-	if len(in.Note) > 256 {
+	if len(c.principal.prefix)+len(in.Note) > 256 {
 		return nil, invalid("note has more than 256 bytes")
 	}
 	if in.Lease != "" {
@@ -283,9 +295,9 @@ func (g *Gateway) releaseOf(c *call, in *ReleaseRequest) *Problem {
 		return problem("precondition", "name the lease that you want to release, by its id or by the token of its hold; evict ends the lease of somebody else")
 	}
 	encoded := ""
-	if in.Name != "" || in.Encoded != "" || in.ID == "" {
+	if in.Name != "" || in.Encoded != "" || in.ID == "" || c.resource != "" {
 		var p *Problem
-		if _, encoded, p = nameOf(in.Name, in.Encoded); p != nil {
+		if _, encoded, p = c.nameOf(in.Name, in.Encoded); p != nil {
 			return p
 		}
 	}
@@ -295,7 +307,7 @@ func (g *Gateway) releaseOf(c *call, in *ReleaseRequest) *Problem {
 		}
 		return g.release(c, in.ID)
 	}
-	if l := g.byToken(c.principal, encoded, in.Token); l != nil {
+	if l := g.byToken(c.principal.name, encoded, in.Token); l != nil {
 		l.release()
 		return nil
 	}
@@ -320,7 +332,7 @@ type Evicted struct {
 }
 
 func (g *Gateway) evict(c *call, in *EvictRequest) (*Evicted, *Problem) {
-	name, encoded, p := nameOf(in.Name, in.Encoded)
+	name, encoded, p := c.nameOf(in.Name, in.Encoded)
 	if p != nil {
 		return nil, p
 	}

@@ -7,11 +7,15 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
 )
 
 // gatewayAnswer is what the tests look at.
@@ -93,6 +97,50 @@ func TestGateway(t *testing.T) {
 	qlockCmd(t, "run", "-s", c.url(), "--wait", "60s", t.Name(), "--", "true").want(t, 0)
 }
 
+// With --auth nats a request acts as the NATS user whose credentials it brings, also where
+// the gateway's own credentials stand in the address of the server.
+func TestGatewayAuth(t *testing.T) {
+	t.Parallel()
+	s := startNATS(t, func(o *server.Options) {
+		o.Users = []*server.User{{Username: "node", Password: "pw"}, {Username: "gw", Password: "pw"}, {Username: "svc-a", Password: "pw-a"}, {Username: "svc-b", Password: "pw-b", Permissions: &server.Permissions{
+			Publish: &server.SubjectPermission{Deny: []string{"lock.*.node.acquire.>", "lock.*.node.svc-b"}},
+		}}}
+	})
+	n := launch(t, "node", "--server", s.ClientURL(), "--user", "node", "--password", "pw", "--name", "n1", "--nodes", "n1", "--max-lease", "300ms")
+	n.says(n.err, "ready: this node votes")
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("0123456789abcdef\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	address := strings.Replace(s.ClientURL(), "nats://", "nats://gw:pw@", 1)
+	var urls []string
+	for range 2 {
+		urls = append(urls, gatewayURL(t, launch(t, "gateway", "-s", address, "--http", "127.0.0.1:0", "--auth", "nats", "--secret-file", secret, "--drain", "1ms")))
+	}
+	as := func(user, password, url string) string {
+		if user == "" {
+			return url
+		}
+		return strings.Replace(url, "http://", "http://"+user+":"+password+"@", 1)
+	}
+	for _, c := range []struct {
+		user, password string
+		status         int
+	}{{"", "", 401}, {"svc-a", "wrong", 401}, {"svc-b", "pw-b", 403}, {"svc-a", "pw-a", 201}} {
+		if a := askGateway(t, "POST", as(c.user, c.password, urls[0])+"/v1/locks/x", `{"lease":"200ms"}`); a.status != c.status {
+			t.Errorf("%s: %d %s", c.user, a.status, a.text)
+		} else if a.status == 201 {
+			// Another gateway knows the same user by the common secret.
+			if b := askGateway(t, "POST", as(c.user, c.password, urls[1])+"/v1/leases/"+a.ID+"/renew", ""); b.status != 200 && b.status != 410 {
+				t.Errorf("%d %s", b.status, b.text)
+			}
+			if b := askGateway(t, "GET", as("svc-b", "pw-b", urls[1])+"/v1/leases/"+a.ID, ""); b.status != 404 {
+				t.Errorf("%d %s", b.status, b.text)
+			}
+		}
+	}
+}
+
 func TestGatewayFlags(t *testing.T) {
 	for args, words := range map[string]string{
 		"gateway --http 0.0.0.0:8080":                "--insecure",
@@ -101,6 +149,9 @@ func TestGatewayFlags(t *testing.T) {
 		"gateway --http 127.0.0.1:0 --http-cert x":   "belong together",
 		"gateway --http 127.0.0.1:0 --connections 0": "--connections",
 		"demo --gateway 0.0.0.0:1":                   "--insecure",
+		"gateway --http 0.0.0.0:80 --auth nats":      "--http-cert",
+		"gateway --auth x":                           "none or nats",
+		"gateway --callers":                          "--nats",
 	} {
 		call(t, strings.Fields(args)...).want(t, exitUsage, words)
 	}
