@@ -113,6 +113,7 @@ type Gateway struct {
 	draining  chan struct{}  // closed at the start of Shutdown
 	serving   sync.WaitGroup // requests of the NATS door
 	natsSlots chan struct{}
+	looks     chan struct{} // views that are being looked at
 
 	mu       sync.Mutex // guards what follows; a lease's is locked before it
 	quiet    *sync.Cond // tells that unfinished is 0
@@ -121,6 +122,8 @@ type Gateway struct {
 	logins   map[string]*login     // by the name of the principal
 	callers  map[string]*principal // of the NATS door
 	refusals buckets               // of logins
+	rings    map[ringKey]*ring
+	watchers map[watchKey]*watcher
 	leases   map[leaseKey]*lease
 	byName   map[nameKey]map[*lease]struct{}
 	graves   map[leaseKey]tombstone
@@ -198,7 +201,7 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 	}
 	g := &Gateway{
 		cfg: cfg, secret: cfg.Secret, limits: cfg.Limits.filled(), log: cfg.Logger, name: newName(), now: time.Now,
-		draining: make(chan struct{}), natsSlots: make(chan struct{}, natsRequests), logins: map[string]*login{}, callers: map[string]*principal{}, leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
+		draining: make(chan struct{}), looks: make(chan struct{}, looksAtOnce), natsSlots: make(chan struct{}, natsRequests), logins: map[string]*login{}, rings: map[ringKey]*ring{}, watchers: map[watchKey]*watcher{}, callers: map[string]*principal{}, leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
 	}
 	g.peers = newPeers(g)
 	g.only = &principal{g: g, lockers: &lockers{g: g, nc: cfg.Conn, client: cfg.Client}}
@@ -574,6 +577,7 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 		errs = append(errs, stop())
 	}
 	g.peers.stop()
+	g.closeRings()
 	g.serving.Wait()
 	errs = append(errs, g.closeLogins()...)
 	return errors.Join(append(errs, g.only.close())...)

@@ -77,7 +77,7 @@ const (
 
 var (
 	paramPrefer  = parameter{name: "Prefer", in: "header", doc: "wait=30: the request may wait for 30 seconds (RFC 7240); 55 at most"}
-	paramMatch   = parameter{name: "If-None-Match", in: "header", doc: "the ETag of an earlier answer: 304 if nothing has changed since"}
+	paramMatch   = parameter{name: "If-None-Match", in: "header", doc: "the ETag of an earlier answer: 304 if nothing has changed since. With Prefer: wait= the request waits for a change"}
 	paramName    = parameter{name: "name", in: "path", doc: docName, required: true}
 	paramID      = parameter{name: "id", in: "path", doc: docLeaseID, required: true}
 	paramQName   = parameter{name: "name", in: "query", doc: "the name of the lock"}
@@ -107,6 +107,13 @@ func released204(p *Problem) (*output, *Problem) {
 		return &output{status: 202}, nil
 	}
 	return nil, p
+}
+
+// views are the problems of what callers look at.
+var views = []string{"refused", "no-quorum", "unreachable", "draining"}
+
+func seenAs(doc string, body any) []answer {
+	return []answer{{200, doc, body}, {304, "nothing has changed since the ETag that was given", nil}}
 }
 
 var operations = []operation{
@@ -217,32 +224,28 @@ var operations = []operation{
 	{
 		id: "listLocks", method: "GET", path: "/v1/locks", verb: "locks",
 		summary: "List the locks that are held or waited for.",
-		params:  []parameter{paramQPatter}, answers: []answer{{200, "the locks, by name", LockList{}}},
-		problems: []string{"forbidden", "no-quorum", "unreachable"},
+		params:  []parameter{paramQPatter, paramPrefer, paramMatch}, answers: seenAs("the locks, by name", LockList{}),
+		problems: views,
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			list, p := g.locks(c, &ListRequest{Pattern: in.query.Get("pattern")})
-			if p != nil {
-				return nil, p
-			}
-			return &output{status: 200, body: list}, nil
+			return g.serveView(c, in, locksView(in.query.Get("pattern")))
 		},
 	},
 	{
 		id: "showLock", method: "GET", path: "/v1/locks/{name}",
 		summary: "Show all that the nodes know about a lock. If nobody holds it or waits for it, it has no claims.",
-		params:  []parameter{paramName}, answers: []answer{{200, "the lock", LockReport{}}},
-		problems: []string{"forbidden", "no-quorum", "unreachable"},
+		params:  []parameter{paramName, paramPrefer, paramMatch}, answers: seenAs("the lock", LockReport{}),
+		problems: views,
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			return g.serveLock(c, &LockRequest{Name: in.path("name")})
+			return g.serveLock(c, in, &LockRequest{Name: in.path("name")})
 		},
 	},
 	{
 		id: "showLockByQuery", method: "GET", path: "/v1/lock", verb: "lock",
 		summary: "Show all that the nodes know about a lock whose name stands in the query: any name can be written there.",
-		params:  []parameter{paramQName, paramQEnc}, answers: []answer{{200, "the lock", LockReport{}}},
-		problems: []string{"forbidden", "no-quorum", "unreachable"},
+		params:  []parameter{paramQName, paramQEnc, paramPrefer, paramMatch}, answers: seenAs("the lock", LockReport{}),
+		problems: views,
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			return g.serveLock(c, &LockRequest{Name: in.query.Get("name"), Encoded: in.query.Get("encoded")})
+			return g.serveLock(c, in, &LockRequest{Name: in.query.Get("name"), Encoded: in.query.Get("encoded")})
 		},
 	},
 	{
@@ -261,14 +264,38 @@ var operations = []operation{
 	{
 		id: "listNodes", method: "GET", path: "/v1/nodes", verb: "nodes",
 		summary:  "List the nodes, and which of them vote.",
-		answers:  []answer{{200, "the nodes, by name", NodeList{}}},
-		problems: []string{"forbidden", "no-quorum", "unreachable"},
-		serve: func(g *Gateway, c *call, _ *input) (*output, *Problem) {
-			list, p := g.nodes(c)
-			if p != nil {
-				return nil, p
-			}
-			return &output{status: 200, body: list}, nil
+		answers:  seenAs("the nodes, by name", NodeList{}),
+		problems: views,
+		params:   []parameter{paramPrefer, paramMatch},
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			return g.serveView(c, in, nodesView)
+		},
+	},
+	{
+		id: "listMembers", method: "GET", path: "/v1/members/{group}",
+		summary: "List the members of a group, as package members of the library has them.",
+		params:  []parameter{{name: "group", in: "path", doc: "the name of the group", required: true}, paramPrefer, paramMatch}, answers: seenAs("the members, by id", MemberList{}),
+		problems: views,
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			return g.serveView(c, in, membersView(in.path("group")))
+		},
+	},
+	{
+		id: "showElection", method: "GET", path: "/v1/elections/{name}",
+		summary: "Show who leads and who campaigns, as package election of the library has it.",
+		params:  []parameter{{name: "name", in: "path", doc: "the name of the election", required: true}, paramPrefer, paramMatch}, answers: seenAs("the election", ElectionReport{}),
+		problems: views,
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			return g.serveView(c, in, electionView(in.path("name")))
+		},
+	},
+	{
+		id: "showSemaphore", method: "GET", path: "/v1/semaphores/{name}",
+		summary: "Show who has the permits of a semaphore, as package semaphore of the library has it.",
+		params:  []parameter{{name: "name", in: "path", doc: "the name of the semaphore", required: true}, paramPrefer, paramMatch}, answers: seenAs("the semaphore", SemaphoreReport{}),
+		problems: views,
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			return g.serveView(c, in, semaphoreView(in.path("name")))
 		},
 	},
 }
@@ -346,12 +373,12 @@ func (g *Gateway) serveEvict(c *call, in *input, name string) (*output, *Problem
 	return &output{status: http.StatusOK, body: a}, nil
 }
 
-func (g *Gateway) serveLock(c *call, in *LockRequest) (*output, *Problem) {
-	a, p := g.lock(c, in)
+func (g *Gateway) serveLock(c *call, in *input, of *LockRequest) (*output, *Problem) {
+	v, p := c.lockView(of)
 	if p != nil {
 		return nil, p
 	}
-	return &output{status: 200, body: a}, nil
+	return g.serveView(c, in, v)
 }
 
 // routes puts everything together.

@@ -104,23 +104,24 @@ var verbs = []verb{
 		if p != nil {
 			return 0, nil, p
 		}
-		a, p := g.locks(c, in)
-		return 200, a, p
+		return g.verbView(c, locksView(in.Pattern))
 	}},
 	{"lock", true, func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
 		in, p := decode[LockRequest](body)
 		if p != nil {
 			return 0, nil, p
 		}
-		a, p := g.lock(c, in)
-		return 200, a, p
+		v, p := c.lockView(in)
+		if p != nil {
+			return 0, nil, p
+		}
+		return g.verbView(c, v)
 	}},
 	{"nodes", false, func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
 		if _, p := decode[struct{}](body); p != nil {
 			return 0, nil, p
 		}
-		a, p := g.nodes(c)
-		return 200, a, p
+		return g.verbView(c, nodesView)
 	}},
 }
 
@@ -177,6 +178,15 @@ func (g *Gateway) callOf(subject string) (who *principal, leave func(), resource
 	}
 	who, leave, p := g.caller(name)
 	return who, leave, resource, p
+}
+
+// verbView looks at a view.
+func (g *Gateway) verbView(c *call, v *view) (int, any, *Problem) {
+	s, p := g.see(c.ctx, c.principal, v)
+	if p != nil {
+		return 0, nil, p
+	}
+	return 200, s.body, nil
 }
 
 // serveVerb answers a message. Handlers of one endpoint are called one after the other, so

@@ -45,7 +45,7 @@ var openAPI = sync.OnceValue(func() []byte {
 		"parameters": []object{
 			{"name": "pattern", "in": "query", "description": paramQPatter.doc, "schema": object{"type": "string"}},
 			{"name": "kinds", "in": "query", "description": "some of acquired, released and lost, separated by commas; default: all", "schema": object{"type": "string"}},
-			{"name": "Last-Event-ID", "in": "header", "description": "of the last event before the stream broke: the first event is reset then", "schema": object{"type": "string"}},
+			{"name": "Last-Event-ID", "in": "header", "description": "of the last event before the stream broke: the stream goes on after it, or begins with reset", "schema": object{"type": "string"}},
 		},
 		"responses": object{
 			"200":     object{"description": "a stream; the data of each event is an EventMessage", "content": object{"text/event-stream": object{"schema": object{"type": "string"}}}},

@@ -34,7 +34,7 @@ type Credentials struct {
 // Options are the options with which nats.Connect uses the credentials. Inboxes begin with
 // _INBOX and the client's name, as docs/security.md has it.
 func (c Credentials) Options() []nats.Option {
-	opts := []nats.Option{nats.Name("qlock gateway for " + c.Client), nats.CustomInboxPrefix("_INBOX." + c.Client)}
+	opts := []nats.Option{nats.Name("qlock gateway for " + c.Client), nats.CustomInboxPrefix("_INBOX." + c.Client), nats.PermissionErrOnSubscribe(true)}
 	switch {
 	case c.JWT != "":
 		jwt := c.JWT
