@@ -57,6 +57,9 @@ func (g *Gateway) see(ctx context.Context, who *principal, v *view) (*seen, *Pro
 		return nil, problemOf(err)
 	}
 	body, p := v.look(ctx, locker)
+	if p != nil && p.Kind() == "unreachable" && g.isDraining() { // its Locker was closed
+		return nil, problem("draining", "the gateway is stopping: ask another one")
+	}
 	if p != nil {
 		return nil, p
 	}
