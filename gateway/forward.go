@@ -359,6 +359,7 @@ func (p *peers) forward(c *call, owner string, f *forwarded) (*Lease, *Problem) 
 	if err != nil {
 		panic(err)
 	}
+	p.g.counters.forwarded.Add(1)
 	began := time.Now()
 	for {
 		m, err := p.request(c.ctx, owner, f, text)
@@ -593,6 +594,7 @@ func (p *peers) onForwarded(m *nats.Msg) {
 		block := min(max(time.Duration(f.BlockMS)*time.Millisecond, 0), p.g.limits.Block)
 		ctx, cancel := context.WithTimeout(context.Background(), block+10*time.Second)
 		defer cancel()
+		p.g.counters.answered.Add(1)
 		a, why := p.g.owned(&call{ctx: ctx, received: received, request: f.Request, block: block}, f)
 		out := &answered{Lease: a, Problem: why}
 		if a != nil {

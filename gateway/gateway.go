@@ -110,6 +110,7 @@ type Gateway struct {
 	now      func() time.Time // tests let it pause
 
 	peers     *peers
+	counters  counters
 	draining  chan struct{}  // closed at the start of Shutdown
 	serving   sync.WaitGroup // requests of the NATS door
 	natsSlots chan struct{}
@@ -203,6 +204,7 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 		cfg: cfg, secret: cfg.Secret, limits: cfg.Limits.filled(), log: cfg.Logger, name: newName(), now: time.Now,
 		draining: make(chan struct{}), looks: make(chan struct{}, looksAtOnce), natsSlots: make(chan struct{}, natsRequests), logins: map[string]*login{}, rings: map[ringKey]*ring{}, watchers: map[watchKey]*watcher{}, callers: map[string]*principal{}, leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
 	}
+	g.counters.ended, g.counters.requests = map[string]uint64{}, map[Request]uint64{}
 	g.peers = newPeers(g)
 	g.only = &principal{g: g, lockers: &lockers{g: g, nc: cfg.Conn, client: cfg.Client}}
 	g.quiet = sync.NewCond(&g.mu)
@@ -241,6 +243,9 @@ func (g *Gateway) newID() string {
 
 // Name is how this gateway names itself in answers and in the ids that it makes.
 func (g *Gateway) Name() string { return g.name }
+
+// Cluster is the name of the cluster of nodes.
+func (g *Gateway) Cluster() string { return g.cfg.Cluster }
 
 // ServeHTTP serves the API.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.handler.ServeHTTP(w, r) }
@@ -392,6 +397,7 @@ func (g *Gateway) ended(l *lease, keeps bool) {
 		g.unfinished++
 		l.who.kept++
 	}
+	g.counters.end(l.why)
 	delete(g.leases, l.key)
 	l.who.leases--
 	name := nameKey{l.key.principal, l.encoded}

@@ -498,6 +498,7 @@ func (g *Gateway) recovered(e *exchange) {
 	if v == http.ErrAbortHandler {
 		panic(v)
 	}
+	g.counters.panics.Add(1)
 	g.log.Error("a request failed", "request", e.id, "panic", v)
 	if e.status == 0 {
 		e.fail(problem("internal", "the gateway's log says more, under the id of this request"))
@@ -505,6 +506,7 @@ func (g *Gateway) recovered(e *exchange) {
 }
 
 func (g *Gateway) logged(e *exchange, r *http.Request) {
+	g.counters.request("http", e.operation, cmp.Or(e.status, http.StatusOK))
 	if !g.log.Enabled(r.Context(), slog.LevelDebug) {
 		return
 	}

@@ -132,6 +132,7 @@ func (l *lease) granted(lock *qlock.Lock) {
 	now := time.Now()
 	l.lock, l.heldFrom, l.keepUntil = lock, now, now.Add(longer(l.length))
 	l.forget = context.AfterFunc(lock.Context(), l.onLoss)
+	l.g.counters.granted.Add(1)
 	l.change(held)
 	l.arm(now)
 }
@@ -374,6 +375,7 @@ func (l *lease) await(c *call, d time.Duration, revision int) (*Lease, *Problem)
 			return nil, problem("too-many", "%d requests wait for this lease already", l.polls)
 		}
 		l.polls++
+		l.g.counters.polls.Add(1)
 		joined = true
 		l.arm(now)
 		changed := l.changed
@@ -393,6 +395,7 @@ func (l *lease) await(c *call, d time.Duration, revision int) (*Lease, *Problem)
 		timeout.Stop()
 		l.mu.Lock()
 		l.polls--
+		l.g.counters.polls.Add(-1)
 	}
 }
 

@@ -204,6 +204,7 @@ func (g *Gateway) serveVerb(r micro.Request, v *verb) {
 	ok := g.inBackground(func() {
 		defer func() {
 			if v := recover(); v != nil {
+				g.counters.panics.Add(1)
 				g.log.Error("a request failed", "request", id, "panic", v)
 				g.respond(r, id, 0, nil, problem("internal", "the gateway's log says more, under the id of this request"))
 			}
@@ -226,6 +227,7 @@ func (g *Gateway) serveVerb(r micro.Request, v *verb) {
 		if p != nil {
 			status = p.Status
 		}
+		g.counters.request("nats", v.name, status)
 		g.log.Debug("request", "verb", v.name, "status", status, "ms", time.Since(received).Milliseconds(), "request", id)
 	})
 	if !ok {
@@ -251,6 +253,7 @@ func (g *Gateway) inBackground(serve func()) bool {
 		defer func() { <-g.natsSlots }()
 		defer func() {
 			if v := recover(); v != nil {
+				g.counters.panics.Add(1)
 				g.log.Error("a request failed", "panic", v)
 			}
 		}()

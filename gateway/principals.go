@@ -262,6 +262,7 @@ func (g *Gateway) connect(name string, l *login, c Credentials, address string) 
 		l.principal = &principal{g: g, name: name, lockers: &lockers{g: g, nc: nc, client: c.Client}}
 	case errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked) || strings.Contains(strings.ToLower(err.Error()), "authorization violation"):
 		l.why, l.until = problem("unauthenticated", "NATS does not accept these credentials"), time.Now().Add(refusedFor)
+		g.counters.refused.Add(1)
 		g.refusals.spend(address, loginsASec, loginBursts, time.Now())
 	default:
 		g.log.Warn("a connection for a request could not be made", "error", err)

@@ -13,10 +13,13 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/qlock/qlock/gateway"
+	"github.com/qlock/qlock/gateway/gatewaymetrics"
+	"github.com/qlock/qlock/metrics"
 )
 
 // httpDoor is how a gateway is reached over HTTP.
@@ -32,6 +35,7 @@ type httpDoor struct {
 	alone           bool
 	auth            string
 	secretFile      string
+	metrics         string
 }
 
 func (a *app) gateway() *cobra.Command {
@@ -95,6 +99,7 @@ func (d *httpDoor) flags(fs *pflag.FlagSet) {
 	fs.BoolVar(&d.callers, "callers", false, "with --nats: subjects have the caller's name behind the verb, for NATS permissions to guard")
 	fs.StringVar(&d.auth, "auth", "none", "whose NATS user a request acts as: none: the gateway's; nats: that of its Basic or Bearer credentials")
 	fs.StringVar(&d.secretFile, "secret-file", "", "file with a secret that all gateways of the cluster have; needed to forward requests with --auth nats")
+	addressFlag(fs, &d.metrics, "metrics", "", "address of /metrics; empty: none")
 	fs.BoolVar(&d.alone, "alone", false, "do not forward requests to and from other gateways of the cluster")
 }
 
@@ -137,6 +142,29 @@ func (d *httpDoor) secret() ([]byte, error) {
 		return nil, usage("--secret-file has %d bytes: 16 or more are needed, such as from openssl rand -hex 32", len(b))
 	}
 	return b, nil
+}
+
+// serveMetrics serves /metrics on an address of its own: callers need not see it.
+func (d *httpDoor) serveMetrics(g *gateway.Gateway, l *link, log *slog.Logger) (stop func(), _ error) {
+	listener, err := net.Listen("tcp", d.metrics)
+	if err != nil {
+		return nil, fmt.Errorf("--metrics: %w", err)
+	}
+	reg := registry()
+	reg.MustRegister(gatewaymetrics.New(g), metrics.NewConnection(l.Conn))
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve(listener) // it ends with Close
+	}()
+	log.Info("metrics", "address", listener.Addr().String())
+	return func() {
+		_ = server.Close() // nothing is lost by that
+		<-done
+	}, nil
 }
 
 // connectAs makes connections to the servers of a link as other users. Nothing is left of
@@ -199,6 +227,14 @@ func (d *httpDoor) serve(ctx context.Context, l *link, log *slog.Logger, started
 			_ = listener.Close() // as well
 			return errors.Join(err, g.Close())
 		}
+	}
+	if d.metrics != "" {
+		stop, err := d.serveMetrics(g, l, log)
+		if err != nil {
+			_ = listener.Close() // as well
+			return errors.Join(err, g.Close())
+		}
+		defer stop()
 	}
 	server, scheme := gateway.NewServer(g), "http"
 	limited := gateway.LimitListener(listener, d.connections, d.perAddress)

@@ -70,8 +70,15 @@ func TestGateway(t *testing.T) {
 	c := sharedCluster(t)
 	name := "/v1/locks/" + t.Name()
 	a := launch(t, "gateway", "-s", c.url(), "--http", "127.0.0.1:0", "--client", "gw-a", "--drain", "1ms")
-	b := launch(t, "gateway", "-s", c.url(), "--http", "127.0.0.1:0", "--client", "gw-b")
+	b := launch(t, "gateway", "-s", c.url(), "--http", "127.0.0.1:0", "--client", "gw-b", "--metrics", "127.0.0.1:0")
 	ua, ub := gatewayURL(t, a), gatewayURL(t, b)
+	at := regexp.MustCompile(`msg=metrics address=(\S+)`).FindStringSubmatch(b.says(b.err, "msg=metrics"))
+	if at == nil {
+		t.Fatal("it does not say where its metrics are")
+	}
+	if _, body := mustGet(t, "http://"+at[1]+"/metrics"); !strings.Contains(body, `qlock_gateway_leases{cluster=`) || !strings.Contains(body, "qlock_nats_") {
+		t.Errorf("%s", body)
+	}
 	held := askGateway(t, "POST", ua+name, `{"lease":"1s"}`)
 	if held.status != 201 || held.Token == 0 {
 		t.Fatal(held)
