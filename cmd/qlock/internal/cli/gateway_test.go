@@ -148,6 +148,23 @@ func TestGatewayAuth(t *testing.T) {
 	}
 }
 
+// A node serves a gateway too, and gives its locks back before it stops.
+func TestNodeServesGateway(t *testing.T) {
+	t.Parallel()
+	n := launch(t, "node", "--name", "n1", "--nodes", "n1", "--max-lease", "1s", "--listen", "127.0.0.1:0", "--gateway", "127.0.0.1:0")
+	url := gatewayURL(t, n)
+	held := askGateway(t, "POST", url+"/v1/locks/x", `{"lease":"500ms"}`)
+	if held.status != 201 {
+		t.Fatal(held)
+	}
+	if list := askGateway(t, "GET", url+"/v1/locks", ""); !strings.Contains(list.text, "gw-n1") {
+		t.Error(list)
+	}
+	n.signal(syscall.SIGTERM)
+	n.says(n.err, "gateway drains")
+	n.wait().want(t, 0, "node stopped")
+}
+
 func TestGatewayFlags(t *testing.T) {
 	for args, words := range map[string]string{
 		"gateway --http 0.0.0.0:8080":                "--insecure",
@@ -159,6 +176,8 @@ func TestGatewayFlags(t *testing.T) {
 		"gateway --http 0.0.0.0:80 --auth nats":      "--http-cert",
 		"gateway --auth x":                           "none or nats",
 		"gateway --callers":                          "--nats",
+		"node --name n1 --nodes n1 --server nats://localhost:1 --gateway 127.0.0.1:0": "user of its own",
+		"node --name n1 --nodes n1 --gateway 0.0.0.0:80":                              "--insecure",
 	} {
 		call(t, strings.Fields(args)...).want(t, exitUsage, words)
 	}
