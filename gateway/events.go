@@ -35,8 +35,8 @@ type EventMessage struct {
 }
 
 const (
-	ringEvents     = 4096    // that a stream can be behind
-	ringBytes      = 1 << 20 // or as much text
+	ringEvents     = 4096      // that a stream can be behind
+	ringBytes      = 256 << 10 // or as much text
 	ringKept       = time.Minute
 	eventHeartbeat = 15 * time.Second
 )
@@ -408,4 +408,6 @@ func (s *stream) send(text string) {
 	if _, s.err = s.w.Write([]byte(text)); s.err == nil { // within Limits.WriteTime
 		s.err = s.control.Flush()
 	}
+	// Over HTTP/2 the deadline would end the stream also if nothing is to be written.
+	_ = s.control.SetWriteDeadline(time.Time{})
 }

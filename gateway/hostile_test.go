@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -195,4 +196,65 @@ func TestRefusedByNodes(t *testing.T) {
 	if p := problemOf(byNATS); p.Kind() != "forbidden" {
 		t.Errorf("%+v", p)
 	}
+}
+
+// Over HTTP/2 all of it works as well: requests without a body, bodies, waits that are longer
+// than a body may take, and streams.
+func TestHTTP2(t *testing.T) {
+	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(30*time.Second))
+	g, err := New(t.Context(), Config{Conn: c.Servers()[0].Conn(), Client: "gateway", Limits: Limits{BodyTime: 100 * time.Millisecond, WriteTime: 100 * time.Millisecond}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = g.Close() })
+	srv := httptest.NewUnstartedServer(g)
+	srv.EnableHTTP2 = true
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	do := func(method, path, body string, header ...string) *http.Response {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		t.Cleanup(cancel)
+		r, err := http.NewRequestWithContext(ctx, method, srv.URL+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/json")
+		for i := 0; i < len(header); i += 2 {
+			r.Header.Set(header[i], header[i+1])
+		}
+		a, err := srv.Client().Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = a.Body.Close() })
+		if a.ProtoMajor != 2 {
+			t.Errorf("%s %s: %s", method, path, a.Proto)
+		}
+		return a
+	}
+	events := do("GET", "/v1/events", "")
+	if events.StatusCode != 200 {
+		t.Fatal(events.Status)
+	}
+	path := "/v1/leases/" + uuid.NewString()
+	if a := do("PUT", path, `{"name":"x"}`); a.StatusCode != 201 {
+		t.Error(a.Status)
+	}
+	waits := do("POST", "/v1/locks/x", `{"wait":"1m"}`, "Prefer", "wait=1")
+	if waits.StatusCode != 202 {
+		t.Error(waits.Status)
+	}
+	lines := bufio.NewScanner(events.Body)
+	for lines.Scan() && !strings.Contains(lines.Text(), `"encoded":"x"`) {
+	}
+	if lines.Err() != nil {
+		t.Error(lines.Err())
+	}
+	for _, path := range []string{path, waits.Header.Get("Location")} {
+		if a := do("DELETE", path, ""); a.StatusCode != 204 {
+			t.Error(a.Status)
+		}
+	}
+	srv.CloseClientConnections()
 }

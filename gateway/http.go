@@ -675,7 +675,10 @@ func queryOf(r *http.Request, op *operation) (url.Values, *Problem) {
 	return query, nil
 }
 
-func hasBody(r *http.Request) bool { return r.Body != nil && r.Body != http.NoBody }
+// hasBody reports whether a request has a body. Over HTTP/2, Body tells nothing.
+func hasBody(r *http.Request) bool {
+	return r.ContentLength != 0 && r.Body != nil && r.Body != http.NoBody
+}
 
 // readBody reads all of the body, within its limits of size and time.
 func (g *Gateway) readBody(e *exchange, r *http.Request) ([]byte, *Problem) {

@@ -36,6 +36,13 @@ func (b *buckets) spend(who string, rate, full float64, now time.Time) {
 	}
 }
 
+// giveBack returns a token that was spent in vain.
+func (b *buckets) giveBack(who string, full float64) {
+	if one := b.by[who]; one != nil {
+		one.tokens = min(one.tokens+1, full)
+	}
+}
+
 // peek tells how long until there is a token.
 func (b *buckets) peek(who string, rate, full float64, now time.Time) time.Duration {
 	if b.by == nil {

@@ -51,8 +51,8 @@ const (
 	idleFor     = time.Minute     // before a connection that nobody uses is closed
 	refusedFor  = 5 * time.Second // that a refused login is remembered
 	loginTime   = 5 * time.Second
-	loginsASec  = 1 // refused ones, of one address: each costs a connection
-	loginBursts = 5
+	loginsASec  = 2  // refused ones, of one address: each costs a connection
+	loginBursts = 10 // and as many that are being tried
 )
 
 // login is a principal whose connection is being made, is there, or was refused.
@@ -233,16 +233,18 @@ func (g *Gateway) admitLogin(address string, now time.Time) *Problem {
 		return problem("draining", "the gateway has stopped")
 	}
 	if wait := g.refusals.peek(address, loginsASec, loginBursts, now); wait > 0 {
-		p := problem("too-many", "NATS has refused too many credentials from this address")
+		p := problem("too-many", "NATS has refused too many credentials from this address, or is asked about too many at once")
 		p.retryAfter = wait
 		return p
 	}
 	if len(g.logins) < g.limits.Principals {
+		g.refusals.spend(address, loginsASec, loginBursts, now)
 		return nil
 	}
 	for name, l := range g.logins {
 		if l.use == 0 && (l.isOver(now) || l.principal != nil && l.principal.isIdle() || l.why != nil) {
 			g.dropLogin(name, l)
+			g.refusals.spend(address, loginsASec, loginBursts, now)
 			return nil
 		}
 	}
@@ -259,11 +261,11 @@ func (g *Gateway) connect(name string, l *login, c Credentials, address string) 
 	defer g.mu.Unlock()
 	switch {
 	case err == nil:
+		g.refusals.giveBack(address, loginBursts)
 		l.principal = &principal{g: g, name: name, lockers: &lockers{g: g, nc: nc, client: c.Client}}
 	case errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked) || strings.Contains(strings.ToLower(err.Error()), "authorization violation"):
 		l.why, l.until = problem("unauthenticated", "NATS does not accept these credentials"), time.Now().Add(refusedFor)
 		g.counters.refused.Add(1)
-		g.refusals.spend(address, loginsASec, loginBursts, time.Now())
 	default:
 		g.log.Warn("a connection for a request could not be made", "error", err)
 		l.why, l.until = problem("unreachable", "NATS could not be reached with these credentials"), time.Now().Add(time.Second)

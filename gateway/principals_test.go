@@ -145,12 +145,12 @@ func TestRefusedCredentials(t *testing.T) {
 			t.Errorf("%d connections", dials.Load())
 		}
 		limited, start := 0, time.Now()
-		for i := range 10 {
+		for i := range 15 {
 			if ask(t, g, "GET", "/v1/nodes", "", "Authorization", basic("svc-a", strings.Repeat("x", i+1))).status == 429 {
 				limited++
 			}
 		}
-		if limited != 6 || dials.Load() != 5 {
+		if limited != 6 || dials.Load() != 10 {
 			t.Errorf("%d refused by the limit, %d connections, %v", limited, dials.Load(), time.Since(start))
 		}
 		time.Sleep(6 * time.Second)
