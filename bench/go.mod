@@ -8,6 +8,7 @@ require (
 	github.com/nats-io/nats-server/v2 v2.15.2
 	github.com/nats-io/nats.go v1.55.0
 	github.com/qlock/qlock v0.2.0
+	github.com/qlock/qlock/gateway v0.2.0
 	github.com/redis/go-redis/v9 v9.23.0
 	go.etcd.io/etcd/client/v3 v3.7.3
 	go.etcd.io/etcd/server/v3 v3.7.3
@@ -82,4 +83,7 @@ require (
 	sigs.k8s.io/yaml v1.6.0 // indirect
 )
 
-replace github.com/qlock/qlock => ../
+replace (
+	github.com/qlock/qlock => ../
+	github.com/qlock/qlock/gateway => ../gateway
+)

@@ -127,10 +127,11 @@ func (c *caller) run(end time.Time) {
 				c.believes(name, id, r.lease.Token, until)
 			}
 		}
-		g := c.gateways[c.rand.IntN(len(c.gateways))]
+		// Any gateway answers for any lease: a caller may ask another one each time.
+		g := func() http.Handler { return c.gateways[c.rand.IntN(len(c.gateways))] }
 		for try := 0; try < 12 && !over && until.IsZero(); try++ {
 			sent := time.Now()
-			r := c.request(context.Background(), g, "PUT", path, fmt.Sprintf(`{"name":%q,"wait":"40s","lease":%q}`, name, lease), "Prefer", "wait=5")
+			r := c.request(context.Background(), g(), "PUT", path, fmt.Sprintf(`{"name":%q,"wait":"40s","lease":%q}`, name, lease), "Prefer", "wait=5")
 			if hear(sent, r); r != nil && r.status == 409 {
 				break
 			}
@@ -139,9 +140,9 @@ func (c *caller) run(end time.Time) {
 			time.Sleep(time.Duration(c.rand.Int64N(int64(3 * time.Second))))
 			sent := time.Now()
 			if c.rand.IntN(3) == 0 {
-				hear(sent, c.request(context.Background(), g, "GET", path, ""))
+				hear(sent, c.request(context.Background(), g(), "GET", path, ""))
 			} else {
-				hear(sent, c.request(context.Background(), g, "POST", path+"/renew", ""))
+				hear(sent, c.request(context.Background(), g(), "POST", path+"/renew", ""))
 			}
 			if c.rand.IntN(12) == 0 {
 				ask(c.t, c.evictor, "POST", "/v1/locks/"+name+"/evict", "")
@@ -151,7 +152,7 @@ func (c *caller) run(end time.Time) {
 		case 0: // it forgets to release
 		default:
 			c.stops(name, id) // it stops before it says so
-			c.request(context.Background(), g, "DELETE", path, "")
+			c.request(context.Background(), g(), "DELETE", path, "")
 		}
 		time.Sleep(time.Duration(c.rand.Int64N(int64(time.Second))))
 	}

@@ -71,3 +71,100 @@ func TestEvents(t *testing.T) {
 	}
 	http.DefaultClient.CloseIdleConnections()
 }
+
+// A caller that reconnects gets what it missed. One that cannot is told why.
+func TestEventsResume(t *testing.T) {
+	g, srv := served(t, Limits{})
+	open := func(last string) (next func(want string) string, leave func()) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		r, err := http.NewRequestWithContext(ctx, "GET", srv.URL+"/v1/events?kinds=acquired", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last != "" {
+			r.Header.Set("Last-Event-ID", last)
+		}
+		a, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(a.Body)
+		id := ""
+		return func(want string) string {
+				t.Helper()
+				for lines.Scan() {
+					if strings.HasPrefix(lines.Text(), "id: ") {
+						id = strings.TrimPrefix(lines.Text(), "id: ")
+					}
+					if strings.Contains(lines.Text(), want) {
+						return id
+					}
+				}
+				t.Fatalf("the stream ended without %q: %v", want, lines.Err())
+				return ""
+			}, func() {
+				cancel()
+				_ = a.Body.Close()
+			}
+	}
+	acquire := func(name string) {
+		lease := ask(t, g, "POST", "/v1/locks/"+name, "").want(t, 201, "")
+		ask(t, g, "DELETE", lease.header.Get("Location"), "").want(t, 204, "")
+	}
+	next, leave := open("")
+	next("event: hello")
+	acquire("a")
+	id := next(`"encoded":"a"`)
+	leave()
+	for _, name := range []string{"b", "c"} {
+		acquire(name)
+	}
+	next, leave = open(id)
+	next("event: hello")
+	next(`"encoded":"b"`)
+	id2 := next(`"encoded":"c"`)
+	leave()
+	for last, reason := range map[string]string{"gzzzzzzz-1-1": "other-gateway", g.Name() + "-1-1": "restart", id2 + "000": "restart", "x": "other-gateway"} {
+		next, leave = open(last)
+		next("event: reset")
+		next(`"reason":"` + reason + `"`)
+		next("event: hello")
+		leave()
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
+
+// A ring forgets the oldest, and a reader that is too far behind is told how much it misses.
+func TestRing(t *testing.T) {
+	r := &ring{id: "i", next: 1, changed: make(chan struct{})}
+	for range ringEvents + 10 {
+		r.add("acquired", 1)
+	}
+	list, first, forgotten, more, closed := r.after(3)
+	if len(list) != 256 || first != 11 || forgotten != 7 || closed {
+		t.Errorf("%d events from %d on, %d forgotten", len(list), first, forgotten)
+	}
+	if n, reset := r.resume("g", "g-i-4000"); n != 4000 || reset != "" {
+		t.Error(n, reset)
+	}
+	if n, reset := r.resume("g", "g-i-10"); n != 10 || reset != "" { // the next is the first that is there
+		t.Error(n, reset)
+	}
+	if n, reset := r.resume("g", "g-i-9"); n != ringEvents+10 || reset != "too-old" {
+		t.Error(n, reset)
+	}
+	list, first, _, _, _ = r.after(ringEvents + 10)
+	if len(list) != 0 || first != ringEvents+11 {
+		t.Error(len(list), first)
+	}
+	r.close()
+	<-more
+	big := &ring{next: 1, changed: make(chan struct{})}
+	for range 10 {
+		big.add("acquired", strings.Repeat("x", ringBytes/4))
+	}
+	if len(big.events) != 3 || big.bytes > ringBytes {
+		t.Errorf("%d events, %d bytes", len(big.events), big.bytes)
+	}
+}

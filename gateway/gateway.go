@@ -34,6 +34,27 @@ type Config struct {
 	// call it (DNS rebinding). "*" allows all names.
 	Hosts []string
 
+	// Connect, if it is set, makes the connection for the credentials of requests over HTTP:
+	// nats.Connect with Credentials.Options and what else is needed. Requests without credentials
+	// are refused then, and those with credentials are served as the NATS user that has them, on
+	// a connection that the gateway closes when nobody needs it. NATS permissions decide what a
+	// request may do. The error of refused credentials must be nats.ErrAuthorization.
+	Connect func(ctx context.Context, c Credentials) (*nats.Conn, error)
+
+	// Callers makes ServeNATS expect the name of the caller in the subject, where NATS
+	// permissions guard it: lock.<cluster>.api.<verb>.<caller>[.<resource>].
+	Callers bool
+
+	// Secret is a key that all gateways of the cluster have, of 16 bytes or more. With Connect it
+	// lets them forward requests to each other: they name the user of a request by a digest that is made
+	// with it. Default: a random key, and such requests are not forwarded.
+	Secret []byte
+
+	// Alone makes the gateway serve only the leases that it made itself. Otherwise gateways of
+	// one cluster forward requests to each other, on the subjects lock.<cluster>.gw.>, which only
+	// gateways may use.
+	Alone bool
+
 	// Drain is how long Shutdown waits for held leases before it ends them. Default: 30 s.
 	Drain time.Duration
 
@@ -46,9 +67,11 @@ type Limits struct {
 	Leases          int           // of one principal: 10,000
 	WaitingPerLock  int           // leases that wait for one lock: 1,000
 	PollsPerLease   int           // requests that wait for one lease: 16
+	Principals      int           // NATS users that use the gateway at a time: 1,000
 	Streams         int           // event streams and waiting lists of one principal: 100
 	Body            int64         // bytes: 64 KiB
 	BodyTime        time.Duration // for a request's body to arrive: 5 s
+	WriteTime       time.Duration // for a caller to take the next 64 KiB of an answer: 10 s
 	Block           time.Duration // that a request may wait: 55 s, below what proxies allow
 	RequestsPerSec  float64       // of one address, with bursts of two seconds' worth; 0: unlimited
 	Tombstones      int           // leases that are over and still known: 100,000
@@ -59,7 +82,7 @@ type Limits struct {
 func (l Limits) filled() Limits {
 	return Limits{
 		Leases: cmp.Or(l.Leases, 10_000), WaitingPerLock: cmp.Or(l.WaitingPerLock, 1_000), PollsPerLease: cmp.Or(l.PollsPerLease, 16),
-		Streams: cmp.Or(l.Streams, 100), Body: cmp.Or(l.Body, 64<<10), BodyTime: cmp.Or(l.BodyTime, 5*time.Second),
+		Principals: cmp.Or(l.Principals, 1_000), Streams: cmp.Or(l.Streams, 100), Body: cmp.Or(l.Body, 64<<10), BodyTime: cmp.Or(l.BodyTime, 5*time.Second), WriteTime: cmp.Or(l.WriteTime, 10*time.Second),
 		Block: cmp.Or(l.Block, 55*time.Second), RequestsPerSec: l.RequestsPerSec, Tombstones: cmp.Or(l.Tombstones, 100_000),
 		TombstonesFor: cmp.Or(l.TombstonesFor, 10*time.Minute), UndecidedTryFor: cmp.Or(l.UndecidedTryFor, 5*time.Second),
 	}
@@ -79,24 +102,34 @@ type Gateway struct {
 	cfg      Config
 	limits   Limits
 	log      *slog.Logger
+	secret   []byte
 	name     string        // of this process among the gateways; begins the ids that it makes
 	longest  time.Duration // lease of the cluster
 	maxLease time.Duration // that callers may have
 	handler  http.Handler
 	now      func() time.Time // tests let it pause
 
+	peers     *peers
+	counters  counters
 	draining  chan struct{}  // closed at the start of Shutdown
 	serving   sync.WaitGroup // requests of the NATS door
 	natsSlots chan struct{}
+	looks     chan struct{} // views that are being looked at
 
 	mu       sync.Mutex // guards what follows; a lease's is locked before it
 	quiet    *sync.Cond // tells that unfinished is 0
 	stopping time.Time  // when held leases are ended; zero: it is not stopping
 	only     *principal
+	logins   map[string]*login     // by the name of the principal
+	callers  map[string]*principal // of the NATS door
+	refusals buckets               // of logins
+	rings    map[ringKey]*ring
+	watchers map[watchKey]*watcher
 	leases   map[leaseKey]*lease
 	byName   map[nameKey]map[*lease]struct{}
 	graves   map[leaseKey]tombstone
-	buried   []leaseKey // oldest first
+	buried   []burial // oldest first
+	burials  uint64
 	buckets  buckets
 
 	// unfinished counts what Shutdown must wait for: leases that are over though somebody may
@@ -108,28 +141,48 @@ type Gateway struct {
 }
 
 type nameKey struct {
-	principal *principal
+	principal string
 	encoded   string
 }
 
 type tombstone struct {
 	why   *Problem
 	until time.Time
+	n     uint64 // of its burial
 }
 
-// principal is who calls: the NATS user that requests act as.
+// burial is an entry of the order in which tombstones are forgotten. An id that was asked
+// for again may have several: the last one counts.
+type burial struct {
+	key leaseKey
+	n   uint64
+}
+
+// principal is who calls. Leases of one are unknown to all others.
 type principal struct {
-	g  *Gateway
-	nc *nats.Conn
+	*lockers
+	g    *Gateway
+	name string // the same at all gateways; empty: the one principal of requests without credentials
+
+	prefix string // of notes: who it is, if it acts as the gateway's own NATS user
+
+	streams int // guarded by g.mu
+	leases  int // as well
+	kept    int // as well: leases that are over, and are given back later
+	use     int // as well: requests of a caller of the NATS door
+}
+
+// lockers is a NATS connection, whose user the requests act as, and what works on it.
+type lockers struct {
+	g      *Gateway
+	nc     *nats.Conn
+	client string // empty: as the library chooses
 
 	mu     sync.Mutex // guards what follows
 	short  *qlock.Locker
 	long   *qlock.Locker
 	making chan struct{} // closed when the Locker is made that is being made; nil: none is
 	closed bool
-
-	streams int // guarded by g.mu
-	leases  int // as well
 }
 
 // New makes a gateway on a connection. It asks the nodes who they are, as qlock.New does,
@@ -140,14 +193,20 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 	}
 	cfg.Cluster = cmp.Or(cfg.Cluster, qlock.DefaultCluster)
 	cfg.Drain = cmp.Or(cfg.Drain, 30*time.Second)
+	if len(cfg.Secret) == 0 {
+		cfg.Secret = make([]byte, 32)
+		_, _ = rand.Read(cfg.Secret) // it never fails
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	g := &Gateway{
-		cfg: cfg, limits: cfg.Limits.filled(), log: cfg.Logger, name: newName(), now: time.Now,
-		draining: make(chan struct{}), natsSlots: make(chan struct{}, natsRequests), leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
+		cfg: cfg, secret: cfg.Secret, limits: cfg.Limits.filled(), log: cfg.Logger, name: newName(), now: time.Now,
+		draining: make(chan struct{}), looks: make(chan struct{}, looksAtOnce), natsSlots: make(chan struct{}, natsRequests), logins: map[string]*login{}, rings: map[ringKey]*ring{}, watchers: map[watchKey]*watcher{}, callers: map[string]*principal{}, leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
 	}
-	g.only = &principal{g: g, nc: cfg.Conn}
+	g.counters.ended, g.counters.requests = map[string]uint64{}, map[Request]uint64{}
+	g.peers = newPeers(g)
+	g.only = &principal{g: g, lockers: &lockers{g: g, nc: cfg.Conn, client: cfg.Client}}
 	g.quiet = sync.NewCond(&g.mu)
 	locker, err := g.only.locker(ctx, 0)
 	if err != nil {
@@ -161,6 +220,11 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 	g.longest = max(members.Config.MaxLease, locker.Lease())
 	g.maxLease = g.longest * 96 / 100
 	g.handler = g.routes()
+	if !cfg.Alone {
+		if err := g.peers.start(); err != nil {
+			return nil, errors.Join(fmt.Errorf("gateway: New: %w", err), g.only.close())
+		}
+	}
 	return g, nil
 }
 
@@ -180,12 +244,15 @@ func (g *Gateway) newID() string {
 // Name is how this gateway names itself in answers and in the ids that it makes.
 func (g *Gateway) Name() string { return g.name }
 
+// Cluster is the name of the cluster of nodes.
+func (g *Gateway) Cluster() string { return g.cfg.Cluster }
+
 // ServeHTTP serves the API.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.handler.ServeHTTP(w, r) }
 
-// locker is the principal's Locker for leases of that length: one that has the usual lease,
+// locker is the Locker for leases of that length: one that has the usual lease,
 // or one that has the cluster's longest. It makes the Locker at the first call.
-func (p *principal) locker(ctx context.Context, length time.Duration) (*qlock.Locker, error) {
+func (p *lockers) locker(ctx context.Context, length time.Duration) (*qlock.Locker, error) {
 	for {
 		p.mu.Lock()
 		which, opts := &p.short, []qlock.Option{qlock.WithCluster(p.g.cfg.Cluster), qlock.WithLogger(p.g.log)}
@@ -205,8 +272,8 @@ func (p *principal) locker(ctx context.Context, length time.Duration) (*qlock.Lo
 			made = make(chan struct{})
 			p.making = made
 			p.mu.Unlock()
-			if p.g.cfg.Client != "" {
-				opts = append(opts, qlock.WithName(p.g.cfg.Client))
+			if p.client != "" {
+				opts = append(opts, qlock.WithName(p.client))
 			}
 			return p.make(ctx, which, opts)
 		}
@@ -220,7 +287,7 @@ func (p *principal) locker(ctx context.Context, length time.Duration) (*qlock.Lo
 }
 
 // make makes a Locker. It asks the nodes, so p.mu is not locked meanwhile.
-func (p *principal) make(ctx context.Context, which **qlock.Locker, opts []qlock.Option) (*qlock.Locker, error) {
+func (p *lockers) make(ctx context.Context, which **qlock.Locker, opts []qlock.Option) (*qlock.Locker, error) {
 	locker, err := qlock.New(ctx, p.nc, opts...)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -234,7 +301,7 @@ func (p *principal) make(ctx context.Context, which **qlock.Locker, opts []qlock
 }
 
 // close closes the Lockers. Call it when no lease is left and no new one is admitted.
-func (p *principal) close() error {
+func (p *lockers) close() error {
 	p.mu.Lock()
 	p.closed = true
 	made := p.making
@@ -274,15 +341,14 @@ func (g *Gateway) enter(l *lease) (*lease, *Problem) {
 	if known := g.leases[l.key]; known != nil {
 		return known, nil
 	}
-	if t, ok := g.graves[l.key]; ok && t.why.Status == http.StatusGone {
+	if t, ok := g.graves[l.key]; ok && t.why.isFinal() {
 		why := *t.why
 		return nil, &why
 	}
-	// A lease that never was held may be asked for again under its id.
 	if !g.stopping.IsZero() {
 		return nil, problem("draining", "the gateway is stopping: ask another one, with the same id")
 	}
-	p, name := l.key.principal, nameKey{l.key.principal, l.encoded}
+	p, name := l.who, nameKey{l.key.principal, l.encoded}
 	if p.leases >= g.limits.Leases {
 		return nil, problem("too-many", "%d leases exist, which is the limit: release some, or wait until they expire", p.leases)
 	}
@@ -314,40 +380,53 @@ func (g *Gateway) finish() {
 	}
 }
 
-// ended takes note of a lease that is over. finish follows if keeps is set, when it is given
-// back. l.mu is held.
+// givenBack follows ended for a lease that was kept.
+func (g *Gateway) givenBack(l *lease) {
+	g.mu.Lock()
+	l.who.kept--
+	g.mu.Unlock()
+	g.finish()
+}
+
+// ended takes note of a lease that is over. givenBack follows if keeps is
+// set. l.mu is held.
 func (g *Gateway) ended(l *lease, keeps bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if keeps {
 		g.unfinished++
+		l.who.kept++
 	}
+	g.counters.end(l.why)
 	delete(g.leases, l.key)
-	l.key.principal.leases--
+	l.who.leases--
 	name := nameKey{l.key.principal, l.encoded}
 	if delete(g.byName[name], l); len(g.byName[name]) == 0 {
 		delete(g.byName, name)
 	}
-	if l.why.Status != http.StatusGone && l.isOurID && !l.told {
-		return // nobody can ask for it
+	if l.why.Status != http.StatusGone && l.isOurID && !l.told || l.why.owner != "" {
+		return // nobody can ask for it here
 	}
 	now := time.Now()
-	g.graves[l.key] = tombstone{l.why, now.Add(g.limits.TombstonesFor)}
-	g.buried = append(g.buried, l.key)
+	g.burials++
+	g.graves[l.key] = tombstone{l.why, now.Add(g.limits.TombstonesFor), g.burials}
+	g.buried = append(g.buried, burial{l.key, g.burials})
 	g.bury(now)
 }
 
 // bury forgets leases that have been over for long. Call with g.mu held.
 func (g *Gateway) bury(now time.Time) {
 	for len(g.buried) > 0 {
-		t, ok := g.graves[g.buried[0]]
-		if ok && now.Before(t.until) && len(g.buried) <= g.limits.Tombstones {
+		b := g.buried[0]
+		t, ok := g.graves[b.key]
+		isLast := ok && t.n == b.n
+		if isLast && now.Before(t.until) && len(g.buried) <= g.limits.Tombstones {
 			return
 		}
-		if ok && (!now.Before(t.until) || len(g.buried) > g.limits.Tombstones) {
-			delete(g.graves, g.buried[0])
+		if isLast {
+			delete(g.graves, b.key)
 		}
-		g.buried[0] = leaseKey{}
+		g.buried[0] = burial{}
 		if g.buried = g.buried[1:]; len(g.buried) == 0 {
 			g.buried = nil
 		}
@@ -366,14 +445,18 @@ func (g *Gateway) find(key leaseKey) (*lease, *Problem) {
 		why := *t.why
 		return nil, &why
 	}
-	return nil, problem("unknown-lease", "no lease has this id: it never existed, it has been over for long, or it was lost with its gateway")
+	return nil, unknownLease()
+}
+
+func unknownLease() *Problem {
+	return problem("unknown-lease", "no lease has this id: it never existed, it has been over for long, or it was lost with its gateway")
 }
 
 // byToken is the principal's held lease of a lock that has the token.
-func (g *Gateway) byToken(p *principal, encoded string, token uint64) *lease {
+func (g *Gateway) byToken(principal, encoded string, token uint64) *lease {
 	g.mu.Lock()
 	var all []*lease
-	for l := range g.byName[nameKey{p, encoded}] {
+	for l := range g.byName[nameKey{principal, encoded}] {
 		all = append(all, l)
 	}
 	g.mu.Unlock()
@@ -421,6 +504,12 @@ func (g *Gateway) drainingIn(now time.Time) int64 {
 	return max(g.stopping.Sub(now).Milliseconds(), 1)
 }
 
+func (g *Gateway) count() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.leases)
+}
+
 func (g *Gateway) all() []*lease {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -452,7 +541,10 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 	for _, l := range g.all() {
 		l.mu.Lock()
 		l.settle()
-		if l.state == waiting && l.polls == 0 {
+		switch {
+		case l.state == held && first:
+			l.change(held) // whoever waits for a change is told once
+		case l.state == waiting && l.polls == 0:
 			l.end(gone(causeDraining, 0, "the gateway is stopping"))
 		}
 		l.mu.Unlock()
@@ -461,7 +553,7 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 	defer timeout.Stop()
 	look := time.NewTicker(50 * time.Millisecond)
 	defer look.Stop()
-	for drained := false; !drained && len(g.all()) > 0; {
+	for drained := false; !drained && g.count() > 0; {
 		select {
 		case <-look.C:
 		case <-timeout.C:
@@ -490,7 +582,10 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 	for _, stop := range services {
 		errs = append(errs, stop())
 	}
+	g.peers.stop()
+	g.closeRings()
 	g.serving.Wait()
+	errs = append(errs, g.closeLogins()...)
 	return errors.Join(append(errs, g.only.close())...)
 }
 

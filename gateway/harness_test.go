@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -54,15 +55,21 @@ func settle() { synctest.Wait() }
 
 type world struct {
 	t     *testing.T
+	user  []nats.Option // of nodes and gateways, if the server has users
 	srv   *server.Server
 	nodes []*qlock.Node
 }
 
-func newWorld(t *testing.T, n int) *world {
+func newWorld(t *testing.T, n int, users ...*server.User) *world {
 	t.Helper()
 	w := &world{t: t}
+	opts := &server.Options{ServerName: "test", DontListen: true, NoLog: true, NoSigs: true, NoFastProducerStall: true}
+	if users != nil { // the first may do everything
+		opts.Users = users
+		w.user = []nats.Option{nats.UserInfo(users[0].Username, users[0].Password)}
+	}
 	var err error
-	w.srv, err = server.NewServer(&server.Options{ServerName: "test", DontListen: true, NoLog: true, NoSigs: true, NoFastProducerStall: true})
+	w.srv, err = server.NewServer(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,6 +158,7 @@ func (l *link) mend() {
 func (w *world) connect(opts ...nats.Option) *link {
 	w.t.Helper()
 	l := &link{srv: w.srv}
+	opts = append(slices.Clone(w.user), opts...)
 	nc, err := nats.Connect("", append([]nats.Option{
 		nats.InProcessServer(l), nats.MaxReconnects(-1), nats.ReconnectWait(100 * time.Millisecond), nats.ReconnectJitter(0, 0),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}),

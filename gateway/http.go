@@ -77,7 +77,7 @@ const (
 
 var (
 	paramPrefer  = parameter{name: "Prefer", in: "header", doc: "wait=30: the request may wait for 30 seconds (RFC 7240); 55 at most"}
-	paramMatch   = parameter{name: "If-None-Match", in: "header", doc: "the ETag of an earlier answer: 304 if nothing has changed since"}
+	paramMatch   = parameter{name: "If-None-Match", in: "header", doc: "the ETag of an earlier answer: 304 if nothing has changed since. With Prefer: wait= the request waits for a change"}
 	paramName    = parameter{name: "name", in: "path", doc: docName, required: true}
 	paramID      = parameter{name: "id", in: "path", doc: docLeaseID, required: true}
 	paramQName   = parameter{name: "name", in: "query", doc: "the name of the lock"}
@@ -94,12 +94,34 @@ var acquired = []answer{
 	{202, "waiting; the place in the queue is kept", Lease{}},
 }
 
+var released = []answer{
+	{202, "the gateway that has the lease does not answer: the lease ends by itself if nobody renews it", nil},
+	{204, "released", nil},
+}
+
+func released204(p *Problem) (*output, *Problem) {
+	switch {
+	case p == nil:
+		return &output{status: 204}, nil
+	case p.Kind() == "unreachable":
+		return &output{status: 202}, nil
+	}
+	return nil, p
+}
+
+// views are the problems of what callers look at.
+var views = []string{"refused", "no-quorum", "unreachable", "draining"}
+
+func seenAs(doc string, body any) []answer {
+	return []answer{{200, doc, body}, {304, "nothing has changed since the ETag that was given", nil}}
+}
+
 var operations = []operation{
 	{
 		id: "acquireByID", method: "PUT", path: "/v1/leases/{id}", verb: "acquire",
 		summary: "Acquire a lock under an id of the caller's. Repeating the request is safe: it never acquires the lock a second time.",
 		params:  []parameter{{name: "id", in: "path", doc: "a UUID of the caller's", required: true}, paramPrefer}, body: AcquireRequest{}, answers: acquired,
-		problems: []string{"held", "lease-mismatch", "gone", "no-quorum", "unreachable", "draining"},
+		problems: []string{"held", "lease-mismatch", "gone", "forbidden", "refused", "no-quorum", "unreachable", "draining"},
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
 			return g.serveAcquire(c, in, in.path("id"), "")
 		},
@@ -108,7 +130,7 @@ var operations = []operation{
 		id: "acquire", method: "POST", path: "/v1/locks/{name}",
 		summary: "Acquire a lock. The gateway makes the lease's id.",
 		params:  []parameter{paramName, paramPrefer, paramKey}, body: AcquireRequest{}, answers: acquired,
-		problems: []string{"held", "lease-mismatch", "gone", "no-quorum", "unreachable", "draining"},
+		problems: []string{"held", "lease-mismatch", "gone", "forbidden", "refused", "no-quorum", "unreachable", "draining"},
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
 			return g.serveAcquire(c, in, in.header.Get("Idempotency-Key"), in.path("name"))
 		},
@@ -117,7 +139,7 @@ var operations = []operation{
 		id: "acquireByBody", method: "POST", path: "/v1/leases",
 		summary: "Acquire a lock whose name stands in the body: any name can be written there.",
 		params:  []parameter{paramPrefer, paramKey}, body: AcquireRequest{}, answers: acquired,
-		problems: []string{"held", "lease-mismatch", "gone", "no-quorum", "unreachable", "draining"},
+		problems: []string{"held", "lease-mismatch", "gone", "forbidden", "refused", "no-quorum", "unreachable", "draining"},
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
 			return g.serveAcquire(c, in, in.header.Get("Idempotency-Key"), "")
 		},
@@ -127,7 +149,7 @@ var operations = []operation{
 		summary:  "Tell how a lease stands, or wait until it is granted or over. This does not renew it.",
 		params:   []parameter{paramID, paramPrefer, paramMatch},
 		answers:  []answer{{200, "held or waiting", Lease{}}, {304, "nothing has changed since the ETag that was given", nil}},
-		problems: []string{"held", "gone", "no-quorum", "unreachable", "unknown-lease"},
+		problems: []string{"held", "gone", "forbidden", "refused", "no-quorum", "unreachable", "unknown-lease"},
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
 			known, _ := strconv.Atoi(strings.Trim(in.header.Get("If-None-Match"), `"`))
 			a, p := g.poll(c, in.path("id"), known)
@@ -145,7 +167,7 @@ var operations = []operation{
 		id: "renew", method: "POST", path: "/v1/leases/{id}/renew", verb: "renew",
 		summary: "Renew a held lease: it lives for its whole length from now.",
 		params:  []parameter{paramID}, body: RenewRequest{}, answers: []answer{{200, "held", Lease{}}},
-		problems: []string{"held", "gone", "unknown-lease"},
+		problems: []string{"held", "gone", "unknown-lease", "unreachable"},
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
 			body, p := decode[RenewRequest](in.body)
 			if p != nil {
@@ -161,26 +183,22 @@ var operations = []operation{
 	{
 		id: "release", method: "DELETE", path: "/v1/leases/{id}", verb: "release",
 		summary: "Release a lease. The answer is the same if it is over already, or unknown.",
-		params:  []parameter{paramID}, answers: []answer{{204, "released", nil}},
+		params:  []parameter{paramID}, answers: released,
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			g.release(c, in.path("id"))
-			return &output{status: 204}, nil
+			return released204(g.release(c, in.path("id")))
 		},
 	},
 	{
 		id: "releaseLock", method: "DELETE", path: "/v1/locks/{name}",
 		summary: "Release the lease of a lock that has the id or the token.",
-		params:  []parameter{paramName, paramQLease, paramQToken}, answers: []answer{{204, "released", nil}},
+		params:  []parameter{paramName, paramQLease, paramQToken}, answers: released,
 		problems: []string{"precondition", "lease-mismatch"},
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
 			token, p := tokenOf(in.query.Get("token"))
-			if p == nil {
-				p = g.releaseOf(c, &ReleaseRequest{Name: in.path("name"), ID: in.query.Get("lease"), Token: token})
-			}
 			if p != nil {
 				return nil, p
 			}
-			return &output{status: 204}, nil
+			return released204(g.releaseOf(c, &ReleaseRequest{Name: in.path("name"), ID: in.query.Get("lease"), Token: token}))
 		},
 	},
 	{
@@ -206,67 +224,84 @@ var operations = []operation{
 	{
 		id: "listLocks", method: "GET", path: "/v1/locks", verb: "locks",
 		summary: "List the locks that are held or waited for.",
-		params:  []parameter{paramQPatter}, answers: []answer{{200, "the locks, by name", LockList{}}},
-		problems: []string{"forbidden", "no-quorum", "unreachable"},
+		params:  []parameter{paramQPatter, paramPrefer, paramMatch}, answers: seenAs("the locks, by name", LockList{}),
+		problems: views,
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			list, p := g.locks(c, &ListRequest{Pattern: in.query.Get("pattern")})
-			if p != nil {
-				return nil, p
-			}
-			return &output{status: 200, body: list}, nil
+			return g.serveView(c, in, locksView(in.query.Get("pattern")))
 		},
 	},
 	{
 		id: "showLock", method: "GET", path: "/v1/locks/{name}",
 		summary: "Show all that the nodes know about a lock. If nobody holds it or waits for it, it has no claims.",
-		params:  []parameter{paramName}, answers: []answer{{200, "the lock", LockReport{}}},
-		problems: []string{"forbidden", "no-quorum", "unreachable"},
+		params:  []parameter{paramName, paramPrefer, paramMatch}, answers: seenAs("the lock", LockReport{}),
+		problems: views,
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			return g.serveLock(c, &LockRequest{Name: in.path("name")})
+			return g.serveLock(c, in, &LockRequest{Name: in.path("name")})
 		},
 	},
 	{
 		id: "showLockByQuery", method: "GET", path: "/v1/lock", verb: "lock",
 		summary: "Show all that the nodes know about a lock whose name stands in the query: any name can be written there.",
-		params:  []parameter{paramQName, paramQEnc}, answers: []answer{{200, "the lock", LockReport{}}},
-		problems: []string{"forbidden", "no-quorum", "unreachable"},
+		params:  []parameter{paramQName, paramQEnc, paramPrefer, paramMatch}, answers: seenAs("the lock", LockReport{}),
+		problems: views,
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			return g.serveLock(c, &LockRequest{Name: in.query.Get("name"), Encoded: in.query.Get("encoded")})
+			return g.serveLock(c, in, &LockRequest{Name: in.query.Get("name"), Encoded: in.query.Get("encoded")})
 		},
 	},
 	{
 		id: "releaseLockByQuery", method: "DELETE", path: "/v1/lock",
 		summary: "Release the lease of a lock, whose name stands in the query, that has the id or the token.",
-		params:  []parameter{paramQName, paramQEnc, paramQLease, paramQToken}, answers: []answer{{204, "released", nil}},
+		params:  []parameter{paramQName, paramQEnc, paramQLease, paramQToken}, answers: released,
 		problems: []string{"precondition", "lease-mismatch"},
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
 			token, p := tokenOf(in.query.Get("token"))
-			if p == nil {
-				p = g.releaseOf(c, &ReleaseRequest{Name: in.query.Get("name"), Encoded: in.query.Get("encoded"), ID: in.query.Get("lease"), Token: token})
-			}
 			if p != nil {
 				return nil, p
 			}
-			return &output{status: 204}, nil
+			return released204(g.releaseOf(c, &ReleaseRequest{Name: in.query.Get("name"), Encoded: in.query.Get("encoded"), ID: in.query.Get("lease"), Token: token}))
 		},
 	},
 	{
 		id: "listNodes", method: "GET", path: "/v1/nodes", verb: "nodes",
 		summary:  "List the nodes, and which of them vote.",
-		answers:  []answer{{200, "the nodes, by name", NodeList{}}},
-		problems: []string{"forbidden", "no-quorum", "unreachable"},
-		serve: func(g *Gateway, c *call, _ *input) (*output, *Problem) {
-			list, p := g.nodes(c)
-			if p != nil {
-				return nil, p
-			}
-			return &output{status: 200, body: list}, nil
+		answers:  seenAs("the nodes, by name", NodeList{}),
+		problems: views,
+		params:   []parameter{paramPrefer, paramMatch},
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			return g.serveView(c, in, nodesView)
+		},
+	},
+	{
+		id: "listMembers", method: "GET", path: "/v1/members/{group}",
+		summary: "List the members of a group, as package members of the library has them.",
+		params:  []parameter{{name: "group", in: "path", doc: "the name of the group", required: true}, paramPrefer, paramMatch}, answers: seenAs("the members, by id", MemberList{}),
+		problems: views,
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			return g.serveView(c, in, membersView(in.path("group")))
+		},
+	},
+	{
+		id: "showElection", method: "GET", path: "/v1/elections/{name}",
+		summary: "Show who leads and who campaigns, as package election of the library has it.",
+		params:  []parameter{{name: "name", in: "path", doc: "the name of the election", required: true}, paramPrefer, paramMatch}, answers: seenAs("the election", ElectionReport{}),
+		problems: views,
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			return g.serveView(c, in, electionView(in.path("name")))
+		},
+	},
+	{
+		id: "showSemaphore", method: "GET", path: "/v1/semaphores/{name}",
+		summary: "Show who has the permits of a semaphore, as package semaphore of the library has it.",
+		params:  []parameter{{name: "name", in: "path", doc: "the name of the semaphore", required: true}, paramPrefer, paramMatch}, answers: seenAs("the semaphore", SemaphoreReport{}),
+		problems: views,
+		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
+			return g.serveView(c, in, semaphoreView(in.path("name")))
 		},
 	},
 }
 
 // everyProblem are the kinds that each operation may answer.
-var everyProblem = []string{"malformed", "invalid", "cross-origin", "too-large", "media-type", "wrong-host", "too-many", "internal"}
+var everyProblem = []string{"unauthenticated", "forbidden", "malformed", "invalid", "cross-origin", "too-large", "media-type", "wrong-host", "too-many", "internal"}
 
 func tokenOf(text string) (uint64, *Problem) {
 	if text == "" {
@@ -338,12 +373,12 @@ func (g *Gateway) serveEvict(c *call, in *input, name string) (*output, *Problem
 	return &output{status: http.StatusOK, body: a}, nil
 }
 
-func (g *Gateway) serveLock(c *call, in *LockRequest) (*output, *Problem) {
-	a, p := g.lock(c, in)
+func (g *Gateway) serveLock(c *call, in *input, of *LockRequest) (*output, *Problem) {
+	v, p := c.lockView(of)
 	if p != nil {
 		return nil, p
 	}
-	return &output{status: 200, body: a}, nil
+	return g.serveView(c, in, v)
 }
 
 // routes puts everything together.
@@ -359,7 +394,15 @@ func (g *Gateway) routes() http.Handler {
 	g.documents(mux)
 	origin := http.NewCrossOriginProtection()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		e := &exchange{ResponseWriter: w, started: time.Now(), id: requestID(r)}
+		e := &exchange{ResponseWriter: w, control: http.NewResponseController(w), writeTime: g.limits.WriteTime, started: time.Now(), id: requestID(r)}
+		// The deadline of an earlier answer on this connection would end this one. Not every
+		// server has deadlines.
+		_ = e.control.SetWriteDeadline(time.Time{})
+		if hasBody(r) {
+			// Also for requests that are refused before their bodies are read: the server reads the
+			// rest of those.
+			_ = e.control.SetReadDeadline(e.started.Add(g.limits.BodyTime))
+		}
 		w.Header().Set("X-Request-Id", e.id)
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, e))
@@ -384,6 +427,8 @@ func (g *Gateway) routes() http.Handler {
 // exchange is a request and its answer, on the way.
 type exchange struct {
 	http.ResponseWriter
+	control   *http.ResponseController
+	writeTime time.Duration
 	started   time.Time
 	id        string
 	status    int
@@ -395,16 +440,31 @@ type exchangeKey struct{}
 
 func exchangeOf(r *http.Request) *exchange { return r.Context().Value(exchangeKey{}).(*exchange) }
 
+// writeChunk is what a reader must take within Limits.WriteTime. There is no deadline for the
+// whole answer, because requests may wait.
+const writeChunk = 64 << 10
+
+// hurry bounds how long the next chunk may take, or the headers of an answer without a body.
+func (e *exchange) hurry() { _ = e.control.SetWriteDeadline(time.Now().Add(e.writeTime)) }
+
 func (e *exchange) WriteHeader(status int) {
 	if e.status == 0 {
 		e.status = status
 	}
+	e.hurry()
 	e.ResponseWriter.WriteHeader(status)
 }
 
-func (e *exchange) Write(b []byte) (int, error) {
+func (e *exchange) Write(b []byte) (written int, _ error) {
 	e.status = cmp.Or(e.status, http.StatusOK)
-	return e.ResponseWriter.Write(b)
+	for {
+		e.hurry()
+		n, err := e.ResponseWriter.Write(b[:min(len(b), writeChunk)])
+		written += n
+		if b = b[n:]; err != nil || len(b) == 0 {
+			return written, err
+		}
+	}
 }
 
 // Unwrap is for http.ResponseController.
@@ -418,6 +478,10 @@ func (e *exchange) fail(p *Problem) {
 	h.Set("Cache-Control", "no-store")
 	if p.retryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(int(max(p.retryAfter/time.Second, 1))))
+	}
+	if p.Status == http.StatusUnauthorized {
+		h.Add("WWW-Authenticate", `Basic realm="qlock", charset="UTF-8"`)
+		h.Add("WWW-Authenticate", `Bearer realm="qlock"`)
 	}
 	if p.allow != "" {
 		h.Set("Allow", p.allow)
@@ -434,6 +498,7 @@ func (g *Gateway) recovered(e *exchange) {
 	if v == http.ErrAbortHandler {
 		panic(v)
 	}
+	g.counters.panics.Add(1)
 	g.log.Error("a request failed", "request", e.id, "panic", v)
 	if e.status == 0 {
 		e.fail(problem("internal", "the gateway's log says more, under the id of this request"))
@@ -441,6 +506,7 @@ func (g *Gateway) recovered(e *exchange) {
 }
 
 func (g *Gateway) logged(e *exchange, r *http.Request) {
+	g.counters.request("http", e.operation, cmp.Or(e.status, http.StatusOK))
 	if !g.log.Enabled(r.Context(), slog.LevelDebug) {
 		return
 	}
@@ -496,12 +562,24 @@ func (g *Gateway) servesHost(host string) bool {
 	return name == "localhost" || err == nil && addr.IsLoopback() || slices.Contains(g.cfg.Hosts, name)
 }
 
-func addressOf(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
+func addressOf(r *http.Request) string { return callerOf(r.RemoteAddr) }
+
+// callerOf is what limits count as one address. Whoever has one IPv6 address has the 2^64 of
+// its network.
+func callerOf(remote string) string {
+	host, _, err := net.SplitHostPort(remote)
 	if err != nil {
-		return r.RemoteAddr
+		return remote
 	}
-	return host
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return host
+	}
+	if addr = addr.Unmap().WithZone(""); addr.Is4() {
+		return addr.String()
+	}
+	network, _ := addr.Prefix(64) // it has as many bits
+	return network.String()
 }
 
 // unrouted is what is wrong with a request that no route takes.
@@ -544,7 +622,13 @@ func (g *Gateway) serveOperation(w http.ResponseWriter, r *http.Request, op *ope
 		e.fail(p)
 		return
 	}
-	c := &call{ctx: r.Context(), principal: g.only, received: e.started, request: e.id, block: block}
+	who, leave, p := g.principalOf(r)
+	if p != nil {
+		e.fail(p)
+		return
+	}
+	defer leave()
+	c := &call{ctx: r.Context(), principal: who, received: e.started, request: e.id, block: block}
 	out, p := op.serve(g, c, &input{path: r.PathValue, query: query, header: r.Header, body: body})
 	if p != nil {
 		e.fail(p)
@@ -591,18 +675,21 @@ func queryOf(r *http.Request, op *operation) (url.Values, *Problem) {
 	return query, nil
 }
 
+// hasBody reports whether a request has a body. Over HTTP/2, Body tells nothing.
+func hasBody(r *http.Request) bool {
+	return r.ContentLength != 0 && r.Body != nil && r.Body != http.NoBody
+}
+
 // readBody reads all of the body, within its limits of size and time.
 func (g *Gateway) readBody(e *exchange, r *http.Request) ([]byte, *Problem) {
-	if r.Body == nil || r.Body == http.NoBody {
+	if !hasBody(r) {
 		return nil, nil
 	}
 	// The deadline is taken away again: the server goes on reading, to notice when the
 	// client leaves, and takes an error there for that.
-	control := http.NewResponseController(e.ResponseWriter)
-	_ = control.SetReadDeadline(e.started.Add(g.limits.BodyTime)) // not every server can
 	body, err := io.ReadAll(http.MaxBytesReader(e, r.Body, g.limits.Body))
 	if err == nil {
-		_ = control.SetReadDeadline(time.Time{})
+		_ = e.control.SetReadDeadline(time.Time{})
 	} else {
 		e.Header().Set("Connection", "close") // else the server would go on reading what does not come
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"math"
 	"strings"
 	"sync"
@@ -28,14 +29,24 @@ const (
 func (s state) String() string { return [...]string{"waiting", "held", "over"}[s] }
 
 // leaseKey is what a lease is found by: for another principal the same id is another lease.
+// It has the digest of the id, as other gateways name the lease: the id is a secret, and
+// what gateways tell each other can be heard by more than them.
 type leaseKey struct {
-	principal *principal
-	id        string
+	principal string // its name
+	digest    [sha256.Size]byte
 }
+
+func keyOf(p *principal, id string) leaseKey {
+	return leaseKey{p.name, sha256.Sum256([]byte(normalID(id)))}
+}
+
+func (k leaseKey) hex() string { return hex.EncodeToString(k.digest[:]) }
 
 type lease struct {
 	g       *Gateway
 	key     leaseKey
+	who     *principal
+	id      string
 	name    string
 	encoded string
 	shared  bool
@@ -83,7 +94,7 @@ func (l *lease) start(locker *qlock.Locker) {
 	opts := []qlock.LockOption{
 		qlock.WithManualRelease(), // G8: an evicted caller may not know it yet
 		qlock.WithAge(time.UnixMicro(l.age)),
-		qlock.Note(l.note),
+		qlock.Note(l.who.prefix + l.note),
 	}
 	if l.shared {
 		opts = append(opts, qlock.Shared())
@@ -121,6 +132,7 @@ func (l *lease) granted(lock *qlock.Lock) {
 	now := time.Now()
 	l.lock, l.heldFrom, l.keepUntil = lock, now, now.Add(longer(l.length))
 	l.forget = context.AfterFunc(lock.Context(), l.onLoss)
+	l.g.counters.granted.Add(1)
 	l.change(held)
 	l.arm(now)
 }
@@ -165,7 +177,7 @@ func (l *lease) end(why *Problem) {
 		l.pending.Cancel() // it gives back what was granted in this moment; nobody was told of that
 	case keeps:
 		l.timer = time.AfterFunc(l.promised.Sub(now), func() {
-			defer l.g.finish()
+			defer l.g.givenBack(l)
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.giveBack()
@@ -297,7 +309,7 @@ func (l *lease) held(c *call) (*Lease, *Problem) {
 func (l *lease) answer(c *call, handled time.Duration) *Lease {
 	l.told = true
 	return &Lease{
-		ID: l.key.id, State: l.state.String(), Name: shown(l.name), Encoded: l.encoded, Mode: modeName(l.shared), Age: l.age,
+		ID: l.id, State: l.state.String(), Name: shown(l.name), Encoded: l.encoded, Mode: modeName(l.shared), Age: l.age,
 		HandledMS: handled.Milliseconds(), Gateway: l.g.name, Request: c.request, revision: l.revision,
 	}
 }
@@ -342,9 +354,9 @@ func (l *lease) await(c *call, d time.Duration, revision int) (*Lease, *Problem)
 		if revision > 0 {
 			isNews = l.revision != revision || l.state == over
 		}
-		stopping := l.g.isDraining()
+		stopping := l.state == waiting && l.g.isDraining()
 		if isNews || stopping || !now.Before(deadline) || c.ctx.Err() != nil {
-			if l.state == waiting && stopping {
+			if stopping {
 				l.moved = true
 				l.end(gone(causeDraining, 0, "the gateway is stopping: repeat the request at another one, with the age of the answer"))
 				joined = true
@@ -363,25 +375,27 @@ func (l *lease) await(c *call, d time.Duration, revision int) (*Lease, *Problem)
 			return nil, problem("too-many", "%d requests wait for this lease already", l.polls)
 		}
 		l.polls++
+		l.g.counters.polls.Add(1)
 		joined = true
 		l.arm(now)
 		changed := l.changed
-		var granted <-chan struct{}
+		var granted, draining <-chan struct{}
 		if l.state == waiting {
-			granted = l.pending.Done()
+			granted, draining = l.pending.Done(), l.g.draining
 		}
 		l.mu.Unlock()
 		timeout := time.NewTimer(deadline.Sub(now))
 		select {
 		case <-changed:
 		case <-granted:
-		case <-l.g.draining:
+		case <-draining:
 		case <-timeout.C:
 		case <-c.ctx.Done():
 		}
 		timeout.Stop()
 		l.mu.Lock()
 		l.polls--
+		l.g.counters.polls.Add(-1)
 	}
 }
 
@@ -420,6 +434,9 @@ func (l *lease) renew(c *call, length time.Duration, token uint64) (*Lease, *Pro
 		// The lease is another hold than the one that the caller knows (G2). That one is over.
 		return nil, gone(causeLost, token, "the lease has the token %d now, so the hold with the token %d is over", l.lock.Token(), token)
 	}
+	if l.state == held && length > l.lockers { // it would never be confirmed for so long
+		return nil, invalid(fmt.Sprintf("this lease cannot be longer than %v, because it was acquired for %v or less", l.lockers, l.lockers))
+	}
 	if l.state == held && l.lock.Stands() < l.lockers/2 {
 		lock := l.lock
 		l.mu.Unlock()
@@ -445,11 +462,13 @@ func (l *lease) renew(c *call, length time.Duration, token uint64) (*Lease, *Pro
 	return l.current(c)
 }
 
-// release ends the lease because its caller wants it.
-func (l *lease) release() {
+// release ends the lease because its caller wants it. It returns why the lease is over.
+func (l *lease) release() *Problem {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.end(gone(causeReleased, 0, "the lease was released"))
+	why := *l.why
+	return &why
 }
 
 // digest stands for a lease's id, which is a secret, in logs.

@@ -480,7 +480,7 @@ func TestPauseWhileAnswering(t *testing.T) {
 			r := ask(t, g, "GET", "/v1/leases/"+a.lease.ID, "").want(t, 200, "")
 			end := sent.Add(time.Duration(r.lease.HandledMS+r.lease.ExpiresInMS) * time.Millisecond)
 			g.now = time.Now
-			l := g.leases[leaseKey{g.only, a.lease.ID}]
+			l := g.leases[keyOf(g.only, a.lease.ID)]
 			if stands := time.Now().Add(l.lock.Stands()); end.After(stands) {
 				t.Errorf("a pause of %d s: the caller believes for %v longer than the votes stand", pause, end.Sub(stands))
 			}

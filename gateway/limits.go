@@ -22,7 +22,29 @@ func (b *buckets) take(who string, rate float64, now time.Time) time.Duration {
 	if rate <= 0 {
 		return 0
 	}
-	full := rate * burst
+	wait := b.peek(who, rate, rate*burst, now)
+	if wait == 0 {
+		b.by[who].tokens--
+	}
+	return wait
+}
+
+// spend takes a token, if there is one.
+func (b *buckets) spend(who string, rate, full float64, now time.Time) {
+	if b.peek(who, rate, full, now) == 0 {
+		b.by[who].tokens--
+	}
+}
+
+// giveBack returns a token that was spent in vain.
+func (b *buckets) giveBack(who string, full float64) {
+	if one := b.by[who]; one != nil {
+		one.tokens = min(one.tokens+1, full)
+	}
+}
+
+// peek tells how long until there is a token.
+func (b *buckets) peek(who string, rate, full float64, now time.Time) time.Duration {
 	if b.by == nil {
 		b.by = map[string]*bucket{}
 	}
@@ -43,6 +65,5 @@ func (b *buckets) take(who string, rate float64, now time.Time) time.Duration {
 	if one.tokens < 1 {
 		return time.Duration((1 - one.tokens) / rate * float64(time.Second))
 	}
-	one.tokens--
 	return 0
 }

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"time"
 
 	"github.com/qlock/qlock"
@@ -93,20 +94,18 @@ type ListRequest struct {
 	Pattern string `json:"pattern,omitempty" doc:"as NATS selects subjects: orders.> or *.42; default: all"`
 }
 
-func (g *Gateway) locks(c *call, in *ListRequest) (*LockList, *Problem) {
-	locker, err := c.principal.locker(c.ctx, 0)
-	if err != nil {
-		return nil, problemOf(err)
-	}
-	infos, err := locker.Locks(c.ctx, in.Pattern)
-	if err != nil {
-		return nil, problemOf(err)
-	}
-	out := &LockList{Cluster: locker.Cluster(), Locks: make([]LockReport, len(infos))}
-	for i := range infos {
-		out.Locks[i] = reportOf(&infos[i])
-	}
-	return out, nil
+func locksView(pattern string) *view {
+	return &view{key: "locks " + pattern, pattern: pattern, look: func(ctx context.Context, locker *qlock.Locker) (any, *Problem) {
+		infos, err := locker.Locks(ctx, pattern)
+		if err != nil {
+			return nil, problemOf(err)
+		}
+		out := &LockList{Cluster: locker.Cluster(), Locks: make([]LockReport, len(infos))}
+		for i := range infos {
+			out.Locks[i] = reportOf(&infos[i])
+		}
+		return out, nil
+	}}
 }
 
 // LockRequest names a lock.
@@ -115,29 +114,23 @@ type LockRequest struct {
 	Encoded string `json:"encoded,omitempty"`
 }
 
-func (g *Gateway) lock(c *call, in *LockRequest) (*LockReport, *Problem) {
-	name, _, p := nameOf(in.Name, in.Encoded)
+func (c *call) lockView(in *LockRequest) (*view, *Problem) {
+	name, encoded, p := c.nameOf(in.Name, in.Encoded)
 	if p != nil {
 		return nil, p
 	}
-	locker, err := c.principal.locker(c.ctx, 0)
-	if err != nil {
-		return nil, problemOf(err)
-	}
-	info, err := locker.Inspect(c.ctx, name)
-	if err != nil {
-		return nil, problemOf(err)
-	}
-	out := reportOf(info)
-	return &out, nil
+	return &view{key: "lock " + encoded, pattern: encoded, look: func(ctx context.Context, locker *qlock.Locker) (any, *Problem) {
+		info, err := locker.Inspect(ctx, name)
+		if err != nil {
+			return nil, problemOf(err)
+		}
+		out := reportOf(info)
+		return &out, nil
+	}}, nil
 }
 
-func (g *Gateway) nodes(c *call) (*NodeList, *Problem) {
-	locker, err := c.principal.locker(c.ctx, 0)
-	if err != nil {
-		return nil, problemOf(err)
-	}
-	m, err := locker.Members(c.ctx)
+var nodesView = &view{key: "nodes", quiet: true, look: func(ctx context.Context, locker *qlock.Locker) (any, *Problem) {
+	m, err := locker.Members(ctx)
 	if err != nil {
 		return nil, problemOf(err)
 	}
@@ -156,4 +149,4 @@ func (g *Gateway) nodes(c *call) (*NodeList, *Problem) {
 		}
 	}
 	return out, nil
-}
+}}

@@ -30,12 +30,13 @@ const natsRequests = 20_000
 
 type verb struct {
 	name  string
+	named bool // the resource may stand in the subject, behind the caller
 	serve func(g *Gateway, c *call, body []byte) (int, any, *Problem)
 }
 
 // verbs are the operations that have a verb in the table of operations; a test compares them.
 var verbs = []verb{
-	{"acquire", func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
+	{"acquire", true, func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
 		in, p := decode[AcquireRequest](body)
 		if p != nil {
 			return 0, nil, p
@@ -57,7 +58,7 @@ var verbs = []verb{
 		}
 		return 200, a, nil
 	}},
-	{"poll", func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
+	{"poll", false, func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
 		in, p := decode[PollRequest](body)
 		if p == nil && in.Wait != "" {
 			c.block, p = duration("wait", in.Wait, 0, maxWait)
@@ -69,7 +70,7 @@ var verbs = []verb{
 		a, p := g.poll(c, in.ID, 0)
 		return 200, a, p
 	}},
-	{"renew", func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
+	{"renew", false, func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
 		in, p := decode[RenewRequest](body)
 		if p != nil {
 			return 0, nil, p
@@ -77,14 +78,17 @@ var verbs = []verb{
 		a, p := g.renew(c, in.ID, in)
 		return 200, a, p
 	}},
-	{"release", func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
+	{"release", true, func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
 		in, p := decode[ReleaseRequest](body)
-		if p == nil {
-			p = g.releaseOf(c, in)
+		if p != nil {
+			return 0, nil, p
+		}
+		if p = g.releaseOf(c, in); p != nil && p.Kind() == "unreachable" {
+			return 202, nil, nil
 		}
 		return 204, nil, p
 	}},
-	{"evict", func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
+	{"evict", true, func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
 		in, p := decode[EvictRequest](body)
 		if p != nil {
 			return 0, nil, p
@@ -95,37 +99,39 @@ var verbs = []verb{
 		}
 		return 200, a, p
 	}},
-	{"locks", func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
+	{"locks", false, func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
 		in, p := decode[ListRequest](body)
 		if p != nil {
 			return 0, nil, p
 		}
-		a, p := g.locks(c, in)
-		return 200, a, p
+		return g.verbView(c, locksView(in.Pattern))
 	}},
-	{"lock", func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
+	{"lock", true, func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
 		in, p := decode[LockRequest](body)
 		if p != nil {
 			return 0, nil, p
 		}
-		a, p := g.lock(c, in)
-		return 200, a, p
+		v, p := c.lockView(in)
+		if p != nil {
+			return 0, nil, p
+		}
+		return g.verbView(c, v)
 	}},
-	{"nodes", func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
+	{"nodes", false, func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
 		if _, p := decode[struct{}](body); p != nil {
 			return 0, nil, p
 		}
-		a, p := g.nodes(c)
-		return 200, a, p
+		return g.verbView(c, nodesView)
 	}},
 }
 
 // ServeNATS serves the operations on the gateway's connection as well, as the micro service
 // qlock-api on the subjects lock.<cluster>.api.<verb>, until Shutdown is over. A message says
-// nothing of its sender, so whoever may publish there acts as the gateway's NATS user.
+// nothing of its sender, so whoever may publish there acts as the gateway's NATS user. With
+// Config.Callers the subjects name the caller: its leases are its own, and notes say who it is.
 //
-// Gateways of one cluster share the requests as a queue group, and each knows only its own
-// leases: serve NATS in one gateway of a cluster.
+// Gateways of one cluster share the requests as a queue group, and forward those for leases of
+// others.
 func (g *Gateway) ServeNATS() error {
 	major := strings.SplitN(strings.TrimPrefix(qlock.Version(), "v"), "+", 2)[0]
 	service, err := micro.AddService(g.cfg.Conn, micro.Config{
@@ -138,15 +144,49 @@ func (g *Gateway) ServeNATS() error {
 	for i := range verbs {
 		v := &verbs[i]
 		handler := micro.HandlerFunc(func(r micro.Request) { g.serveVerb(r, v) })
-		if err := service.AddEndpoint(v.name, handler, micro.WithEndpointSubject("lock."+g.cfg.Cluster+".api."+v.name)); err != nil {
-			_ = service.Stop() // the first error is the one to tell
-			return fmt.Errorf("gateway: the NATS service: %w", err)
+		endpoints := map[string]string{v.name: v.name}
+		if g.cfg.Callers {
+			endpoints = map[string]string{v.name: v.name + ".*"}
+			if v.named {
+				endpoints[v.name+"-resource"] = v.name + ".*.>"
+			}
+		}
+		for name, subject := range endpoints {
+			if err := service.AddEndpoint(name, handler, micro.WithEndpointSubject(g.api()+subject)); err != nil {
+				_ = service.Stop() // the first error is the one to tell
+				return fmt.Errorf("gateway: the NATS service: %w", err)
+			}
 		}
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.services = append(g.services, service.Stop)
 	return nil
+}
+
+func (g *Gateway) api() string { return "lock." + g.cfg.Cluster + ".api." }
+
+// callOf is who calls, and about which resource, by the subject of a message.
+func (g *Gateway) callOf(subject string) (who *principal, leave func(), resource string, _ *Problem) {
+	if !g.cfg.Callers {
+		return g.only, func() {}, "", nil
+	}
+	_, rest, _ := strings.Cut(strings.TrimPrefix(subject, g.api()), ".")
+	name, resource, _ := strings.Cut(rest, ".")
+	if !isClientName(name) {
+		return nil, nil, "", invalid("the subject has no caller's name: 1 to 64 of A-Z a-z 0-9 _ -")
+	}
+	who, leave, p := g.caller(name)
+	return who, leave, resource, p
+}
+
+// verbView looks at a view.
+func (g *Gateway) verbView(c *call, v *view) (int, any, *Problem) {
+	s, p := g.see(c.ctx, c.principal, v)
+	if p != nil {
+		return 0, nil, p
+	}
+	return 200, s.body, nil
 }
 
 // serveVerb answers a message. Handlers of one endpoint are called one after the other, so
@@ -160,24 +200,24 @@ func (g *Gateway) serveVerb(r micro.Request, v *verb) {
 	if !isToken(id, 64) {
 		id = uuid.NewString()
 	}
-	select {
-	case g.natsSlots <- struct{}{}:
-	default:
-		g.respond(r, id, 0, nil, problem("too-many", "%d requests are being served", natsRequests))
-		return
-	}
 	body := append([]byte(nil), r.Data()...)
-	g.serving.Go(func() {
-		defer func() { <-g.natsSlots }()
+	ok := g.inBackground(func() {
 		defer func() {
 			if v := recover(); v != nil {
+				g.counters.panics.Add(1)
 				g.log.Error("a request failed", "request", id, "panic", v)
 				g.respond(r, id, 0, nil, problem("internal", "the gateway's log says more, under the id of this request"))
 			}
 		}()
 		ctx, cancel := context.WithTimeout(context.Background(), g.limits.Block+10*time.Second)
 		defer cancel()
-		c := &call{ctx: ctx, principal: g.only, received: received, request: id}
+		who, leave, resource, p := g.callOf(r.Subject())
+		if p != nil {
+			g.respond(r, id, 0, nil, p)
+			return
+		}
+		defer leave()
+		c := &call{ctx: ctx, principal: who, received: received, request: id, resource: resource}
 		if int64(len(body)) > g.limits.Body {
 			g.respond(r, id, 0, nil, problem("too-large", "the body has more than %d bytes", g.limits.Body))
 			return
@@ -187,8 +227,39 @@ func (g *Gateway) serveVerb(r micro.Request, v *verb) {
 		if p != nil {
 			status = p.Status
 		}
+		g.counters.request("nats", v.name, status)
 		g.log.Debug("request", "verb", v.name, "status", status, "ms", time.Since(received).Milliseconds(), "request", id)
 	})
+	if !ok {
+		g.respond(r, id, 0, nil, problem("too-many", "%d requests are being served", natsRequests))
+	}
+}
+
+// inBackground serves a message in a goroutine, unless there are too many, or the gateway has
+// stopped. Shutdown waits for it.
+func (g *Gateway) inBackground(serve func()) bool {
+	select {
+	case g.natsSlots <- struct{}{}:
+	default:
+		return false
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed { // Shutdown may wait already
+		<-g.natsSlots
+		return false
+	}
+	g.serving.Go(func() {
+		defer func() { <-g.natsSlots }()
+		defer func() {
+			if v := recover(); v != nil {
+				g.counters.panics.Add(1)
+				g.log.Error("a request failed", "panic", v)
+			}
+		}()
+		serve()
+	})
+	return true
 }
 
 func (g *Gateway) respond(r micro.Request, id string, status int, a any, p *Problem) {

@@ -45,7 +45,7 @@ var openAPI = sync.OnceValue(func() []byte {
 		"parameters": []object{
 			{"name": "pattern", "in": "query", "description": paramQPatter.doc, "schema": object{"type": "string"}},
 			{"name": "kinds", "in": "query", "description": "some of acquired, released and lost, separated by commas; default: all", "schema": object{"type": "string"}},
-			{"name": "Last-Event-ID", "in": "header", "description": "of the last event before the stream broke: the first event is reset then", "schema": object{"type": "string"}},
+			{"name": "Last-Event-ID", "in": "header", "description": "of the last event before the stream broke: the stream goes on after it, or begins with reset", "schema": object{"type": "string"}},
 		},
 		"responses": object{
 			"200":     object{"description": "a stream; the data of each event is an EventMessage", "content": object{"text/event-stream": object{"schema": object{"type": "string"}}}},
@@ -67,9 +67,13 @@ var openAPI = sync.OnceValue(func() []byte {
 			"description": "Distributed locks over NATS, for every language. A caller holds a lock until the moment at which it sent the request, plus handled_ms, plus expires_in_ms, by its own clock, and never longer.",
 			"license":     object{"name": "Apache-2.0", "identifier": "Apache-2.0"},
 		},
-		"servers":    []object{{"url": "/"}},
-		"paths":      paths,
-		"components": object{"schemas": schemas},
+		"servers": []object{{"url": "/"}},
+		"paths":   paths,
+		"components": object{"schemas": schemas, "securitySchemes": object{
+			"basic":  object{"type": "http", "scheme": "basic", "description": "user and password of a NATS user, if the gateway asks for credentials"},
+			"bearer": object{"type": "http", "scheme": "bearer", "description": "a token or a bearer JWT for NATS, if the gateway asks for credentials"},
+		}},
+		"security": []object{{}, {"basic": []string{}}, {"bearer": []string{}}},
 	}, "", " ")
 	if err != nil {
 		panic(err)
@@ -106,6 +110,8 @@ func operationDocument(op *operation, ref func(any) object) object {
 		byStatus[kinds[kind].status] = append(byStatus[kinds[kind].status], kind)
 	}
 	for status, list := range byStatus {
+		slices.Sort(list)
+		list = slices.Compact(list)
 		responses[strconv.Itoa(status)] = object{
 			"description": "problem: " + strings.Join(list, ", "),
 			"content":     object{"application/problem+json": object{"schema": object{"$ref": "#/components/schemas/Problem"}}},

@@ -20,6 +20,18 @@ type call struct {
 	received  time.Time
 	request   string        // its id
 	block     time.Duration // that it may wait
+	resource  string        // encoded: the subject of the request names it
+}
+
+// nameOf is the one name that a request gives: in its subject, or in its body.
+func (c *call) nameOf(name, encoded string) (string, string, *Problem) {
+	if c.resource == "" {
+		return nameOf(name, encoded)
+	}
+	if name != "" || encoded != "" {
+		return "", "", invalid("the name stands in the subject, so the body must not have one")
+	}
+	return nameOf("", c.resource)
 }
 
 // Lease is the answer about a lease that waits or is held.
@@ -71,13 +83,21 @@ func (g *Gateway) acquire(c *call, id string, in *AcquireRequest) (a *Lease, cre
 	if err != nil {
 		return nil, false, problemOf(err)
 	}
+	if !l.isOurID {
+		if a, p := g.acquireElsewhere(c, l); a != nil || p != nil {
+			return a, false, p
+		}
+	}
 	shared, encoded := l.shared, l.encoded
 	l, created, p = g.admit(l, locker)
 	if p != nil {
 		return nil, false, p
 	}
 	if l.shared != shared || l.encoded != encoded {
-		return nil, false, problem("lease-mismatch", "the lease of this id is for another name, or in another mode")
+		return nil, false, mismatch()
+	}
+	if created && !l.isOurID {
+		g.peers.tellOf(l)
 	}
 	block := c.block
 	switch {
@@ -87,17 +107,55 @@ func (g *Gateway) acquire(c *call, id string, in *AcquireRequest) (a *Lease, cre
 		block = max(block, grace)
 	}
 	a, p = l.await(c, block, 0)
+	if p != nil && p.owner != "" {
+		a, p = g.elsewhere(c, l.id, p, &forwarded{verb: "acquire", BlockMS: block.Milliseconds(), Encoded: encoded, Shared: shared})
+		return a, false, p
+	}
 	if p != nil && created && p.Cause == causeDraining {
 		return nil, false, problem("draining", "the gateway is stopping: ask another one, with the same id")
 	}
 	return a, created, p
 }
 
+func mismatch() *Problem {
+	return problem("lease-mismatch", "the lease of this id is for another name, or in another mode")
+}
+
+// acquireElsewhere answers a repeated request if another gateway has its lease. It returns
+// nothing if none has, or none is known to have: two leases of one id exclude each other.
+func (g *Gateway) acquireElsewhere(c *call, l *lease) (*Lease, *Problem) {
+	if _, p := g.find(l.key); p == nil || p.isFinal() {
+		return nil, nil // it is here
+	}
+	owner, p := g.peers.ownerOf(c, l.id, l.key, true)
+	if p != nil || owner == "" {
+		return nil, nil
+	}
+	block := c.block
+	if l.try {
+		block = g.limits.UndecidedTryFor
+	}
+	a, p := g.peers.forward(c, owner, &forwarded{verb: "acquire", Lease: l.key.hex(), BlockMS: block.Milliseconds(), Encoded: l.encoded, Shared: l.shared})
+	switch {
+	case p != nil && (p.Kind() == "unknown-lease" || p.Cause == causeGatewayLost):
+		g.peers.forget(l.key)
+		return nil, nil
+	case p != nil:
+		return nil, p
+	case a.Moved: // to this gateway, then
+		g.peers.forget(l.key)
+		l.age = min(l.age, a.Age)
+		return nil, nil
+	}
+	a.ID, a.Request = l.id, c.request
+	return a, nil
+}
+
 // newLease is the lease that a request asks for, not yet among the others.
 func (g *Gateway) newLease(c *call, id string, in *AcquireRequest) (*lease, *Problem) {
-	l := &lease{g: g, created: c.received, note: in.Note, length: defaultLease}
+	l := &lease{g: g, who: c.principal, created: c.received, note: in.Note, length: defaultLease}
 	var p *Problem
-	if l.name, l.encoded, p = nameOf(in.Name, in.Encoded); p != nil {
+	if l.name, l.encoded, p = c.nameOf(in.Name, in.Encoded); p != nil {
 		return nil, p
 	}
 	if id != "" {
@@ -108,7 +166,7 @@ func (g *Gateway) newLease(c *call, id string, in *AcquireRequest) (*lease, *Pro
 	} else {
 		id, l.isOurID = g.newID(), true
 	}
-	l.key = leaseKey{c.principal, id}
+	l.id, l.key = id, keyOf(c.principal, id)
 	switch in.Mode {
 	case "", "exclusive":
 	case "shared":
@@ -116,7 +174,7 @@ func (g *Gateway) newLease(c *call, id string, in *AcquireRequest) (*lease, *Pro
 	default:
 		return nil, invalid("mode is exclusive or shared")
 	}
-	if len(in.Note) > 256 {
+	if len(c.principal.prefix)+len(in.Note) > 256 {
 		return nil, invalid("note has more than 256 bytes")
 	}
 	if in.Lease != "" {
@@ -169,11 +227,14 @@ func duration(field, text string, least, most time.Duration) (time.Duration, *Pr
 
 // poll tells how a lease stands. revision is that which the caller knows, 0 for none.
 func (g *Gateway) poll(c *call, id string, revision int) (*Lease, *Problem) {
-	l, p := g.find(leaseKey{c.principal, normalID(id)})
-	if p != nil {
-		return nil, p
+	l, p := g.find(keyOf(c.principal, id))
+	if p == nil {
+		var a *Lease
+		if a, p = l.await(c, c.block, revision); p == nil || p.owner == "" {
+			return a, p
+		}
 	}
-	return l.await(c, c.block, revision)
+	return g.elsewhere(c, normalID(id), p, &forwarded{verb: "poll", BlockMS: c.block.Milliseconds(), Revision: revision})
 }
 
 // RenewRequest renews a lease.
@@ -191,21 +252,34 @@ func (g *Gateway) renew(c *call, id string, in *RenewRequest) (*Lease, *Problem)
 			return nil, p
 		}
 	}
-	l, p := g.find(leaseKey{c.principal, normalID(id)})
-	if p != nil {
-		if p.Kind() == "unknown-lease" && in.Token > 0 {
-			return nil, gone(causeGatewayLost, in.Token, "no gateway that answers has this lease: the one that had it is gone, and the lock is lost")
+	var a *Lease
+	l, p := g.find(keyOf(c.principal, id))
+	if p == nil {
+		if a, p = l.renew(c, length, in.Token); p == nil || p.owner == "" {
+			return a, p
 		}
-		return nil, p
 	}
-	return l.renew(c, length, in.Token)
+	a, p = g.elsewhere(c, normalID(id), p, &forwarded{verb: "renew", Length: length.Milliseconds(), Token: in.Token})
+	if p != nil && p.Kind() == "unknown-lease" && in.Token > 0 {
+		return nil, gone(causeGatewayLost, in.Token, "no gateway that answers has this lease: the one that had it is gone, and the lock is lost")
+	}
+	return a, p
 }
 
-// release ends a lease. One that is over, or that never was, is released.
-func (g *Gateway) release(c *call, id string) {
-	if l, p := g.find(leaseKey{c.principal, normalID(id)}); p == nil {
-		l.release()
+// release ends a lease. One that is over, or that never was, is released. The problem is that
+// its gateway does not answer.
+func (g *Gateway) release(c *call, id string) *Problem {
+	l, p := g.find(keyOf(c.principal, id))
+	if p == nil {
+		p = l.release()
 	}
+	if !p.isFinal() {
+		_, p = g.elsewhere(c, normalID(id), p, &forwarded{verb: "release"})
+	}
+	if p != nil && p.Kind() == "unreachable" {
+		return p
+	}
+	return nil
 }
 
 // ReleaseRequest names the lease to release: by its id, or by lock and token.
@@ -221,25 +295,23 @@ func (g *Gateway) releaseOf(c *call, in *ReleaseRequest) *Problem {
 		return problem("precondition", "name the lease that you want to release, by its id or by the token of its hold; evict ends the lease of somebody else")
 	}
 	encoded := ""
-	if in.Name != "" || in.Encoded != "" || in.ID == "" {
+	if in.Name != "" || in.Encoded != "" || in.ID == "" || c.resource != "" {
 		var p *Problem
-		if _, encoded, p = nameOf(in.Name, in.Encoded); p != nil {
+		if _, encoded, p = c.nameOf(in.Name, in.Encoded); p != nil {
 			return p
 		}
 	}
-	var l *lease
 	if in.ID != "" {
-		l, _ = g.find(leaseKey{c.principal, normalID(in.ID)})
-		if l != nil && encoded != "" && l.encoded != encoded {
+		if l, p := g.find(keyOf(c.principal, in.ID)); p == nil && encoded != "" && l.encoded != encoded {
 			return problem("lease-mismatch", "the lease of this id is for another name")
 		}
-	} else {
-		l = g.byToken(c.principal, encoded, in.Token)
+		return g.release(c, in.ID)
 	}
-	if l != nil {
-		l.release()
+	if l := g.byToken(c.principal.name, encoded, in.Token); l != nil {
+		_ = l.release() // it is over now, whatever it was before
+		return nil
 	}
-	return nil
+	return g.peers.releaseByToken(c, encoded, in.Token)
 }
 
 // EvictRequest ends a claim of somebody else.
@@ -260,7 +332,7 @@ type Evicted struct {
 }
 
 func (g *Gateway) evict(c *call, in *EvictRequest) (*Evicted, *Problem) {
-	name, encoded, p := nameOf(in.Name, in.Encoded)
+	name, encoded, p := c.nameOf(in.Name, in.Encoded)
 	if p != nil {
 		return nil, p
 	}

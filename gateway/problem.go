@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,6 +30,7 @@ type Problem struct {
 	Nodes     []Vote   `json:"nodes,omitempty" doc:"what each node said"`
 
 	retryAfter time.Duration
+	owner      string // the gateway that has the lease in place of this one
 	allow      string
 }
 
@@ -38,6 +40,12 @@ func (p *Problem) Error() string {
 		return p.Title
 	}
 	return p.Title + ": " + p.Detail
+}
+
+// isFinal reports whether the id of a lease that ended so can never be used again. A lease
+// that never was held may be asked for again, unless its caller gave it up.
+func (p *Problem) isFinal() bool {
+	return p.Status == http.StatusGone && (p.Token > 0 || p.Cause != causeDraining)
 }
 
 // Kind is the last part of the type.
@@ -84,6 +92,7 @@ var kinds = map[string]struct {
 	"precondition":       {http.StatusPreconditionRequired, "Name the lease or the token", false},
 	"too-many":           {http.StatusTooManyRequests, "A limit is reached", true},
 	"internal":           {http.StatusInternalServerError, "The gateway failed", true},
+	"refused":            {http.StatusServiceUnavailable, "Nodes refused the request", true},
 	"no-quorum":          {http.StatusServiceUnavailable, "Too few nodes could vote", true},
 	"unreachable":        {http.StatusServiceUnavailable, "NATS cannot be reached", true},
 	"draining":           {http.StatusServiceUnavailable, "The gateway is stopping", true},
@@ -181,6 +190,8 @@ func problemOf(err error) *Problem {
 		return p
 	case hasVotes && e.Reason == qlock.ErrNoQuorum && isQueued(e):
 		return problem("held", "the nodes have queued the request, and have not said yet behind whom")
+	case errors.Is(err, qlock.ErrRefused) && hasVotes && slices.ContainsFunc(e.Nodes, func(n qlock.NodeAnswer) bool { return n.Answer == qlock.AnswerRefused }):
+		p = problem("refused", "%s", text)
 	case errors.Is(err, qlock.ErrRefused):
 		p = problem("forbidden", "%s", text)
 	case errors.Is(err, qlock.ErrClosed):

@@ -19,7 +19,7 @@ func NewServer(g *Gateway) *http.Server {
 }
 
 // LimitListener closes connections at once that are more than total, or more than perAddress
-// from one address.
+// from one address. All addresses of an IPv6 network (/64) count as one.
 func LimitListener(l net.Listener, total, perAddress int) net.Listener {
 	return &limitListener{Listener: l, total: total, perAddress: perAddress, by: map[string]int{}}
 }
@@ -39,10 +39,7 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		host, _, err := net.SplitHostPort(c.RemoteAddr().String())
-		if err != nil {
-			host = c.RemoteAddr().String()
-		}
+		host := callerOf(c.RemoteAddr().String())
 		l.mu.Lock()
 		fits := l.all < l.total && l.by[host] < l.perAddress
 		if fits {

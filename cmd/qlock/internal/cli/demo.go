@@ -51,7 +51,7 @@ Ctrl-C ends the demo and leaves nothing behind.`,
 }
 
 func (a *app) runDemo(ctx context.Context, port int, traffic bool, count int, door string) error {
-	d := &httpDoor{addr: door, drain: time.Second, connections: 1_000, perAddress: 1_000, nats: true}
+	d := &httpDoor{addr: door, drain: time.Second, connections: 1_000, perAddress: 1_000, nats: true, auth: "none"}
 	if door != "" {
 		if err := d.check(); err != nil {
 			return err

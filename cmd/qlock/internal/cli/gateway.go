@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,12 +9,17 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/qlock/qlock/gateway"
+	"github.com/qlock/qlock/gateway/gatewaymetrics"
+	"github.com/qlock/qlock/metrics"
 )
 
 // httpDoor is how a gateway is reached over HTTP.
@@ -25,7 +31,11 @@ type httpDoor struct {
 	rate            int
 	connections     int
 	perAddress      int
-	nats            bool
+	nats, callers   bool
+	alone           bool
+	auth            string
+	secretFile      string
+	metrics         string
 }
 
 func (a *app) gateway() *cobra.Command {
@@ -38,8 +48,9 @@ func (a *app) gateway() *cobra.Command {
 as a NATS micro service. The address --http has a page of documentation at /docs, and
 an OpenAPI document at /openapi.json.
 
-Everybody who can reach the gateway acts as its NATS user. Therefore it listens on
-loopback only, unless --insecure is given.
+Without --auth nats, everybody who can reach the gateway acts as its NATS user.
+Therefore it listens on loopback only, unless --insecure is given. With --auth nats,
+each request brings the credentials of a NATS user, whose permissions decide.
 
 SIGTERM or Ctrl-C drains the gateway. It then accepts no new leases, sends waiting
 callers to other gateways, lets leases be renewed for --drain, ends those that are
@@ -47,7 +58,8 @@ left, and exits when no caller can believe any more that it holds a lock. A seco
 signal ends the process at once: its locks are then free when their leases expire.
 --log-level debug logs each request.`,
 		Example: `  qlock gateway
-  qlock gateway --http 127.0.0.1:9000 --nats`,
+  qlock gateway --http 127.0.0.1:9000 --nats
+  qlock gateway --http 127.0.0.1:0 --auth nats`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := interrupted(cmd.Context())
@@ -83,7 +95,12 @@ func (d *httpDoor) flags(fs *pflag.FlagSet) {
 	countFlag(fs, &d.rate, "rate", 0, 0, 1<<30, "requests per second from one address; 0: no limit")
 	countFlag(fs, &d.connections, "connections", 20_000, 1, 1<<30, "connections at a time")
 	countFlag(fs, &d.perAddress, "connections-per-address", 1_000, 1, 1<<30, "connections at a time from one address")
-	fs.BoolVar(&d.nats, "nats", false, "serve lock.CLUSTER.api.> as a NATS micro service too; in one gateway of a cluster")
+	fs.BoolVar(&d.nats, "nats", false, "serve lock.CLUSTER.api.> as a NATS micro service too")
+	fs.BoolVar(&d.callers, "callers", false, "with --nats: subjects have the caller's name behind the verb, for NATS permissions to guard")
+	fs.StringVar(&d.auth, "auth", "none", "whose NATS user a request acts as: none: the gateway's; nats: that of its Basic or Bearer credentials")
+	fs.StringVar(&d.secretFile, "secret-file", "", "file with a secret that all gateways of the cluster have; needed to forward requests with --auth nats")
+	addressFlag(fs, &d.metrics, "metrics", "", "address of /metrics; empty: none")
+	fs.BoolVar(&d.alone, "alone", false, "do not forward requests to and from other gateways of the cluster")
 }
 
 func (d *httpDoor) check() error {
@@ -94,26 +111,113 @@ func (d *httpDoor) check() error {
 	if err != nil {
 		return usage("--http %q is not an address such as 127.0.0.1:8080", d.addr)
 	}
+	if d.auth != "none" && d.auth != "nats" {
+		return usage("--auth is none or nats, not %q", d.auth)
+	}
+	if d.callers && !d.nats {
+		return usage("--callers is for the NATS service: give --nats too")
+	}
 	addr, err := netip.ParseAddr(host)
-	if loopback := host == "localhost" || err == nil && addr.IsLoopback(); !loopback && !d.insecure {
-		return usage("--http %s can be reached from elsewhere, and everybody who reaches it may do what the gateway may: give --insecure if that is meant", d.addr)
+	loopback := host == "localhost" || err == nil && addr.IsLoopback()
+	switch {
+	case loopback || d.insecure:
+	case d.auth == "none":
+		return usage("--http %s can be reached from elsewhere, and everybody who reaches it may do what the gateway may: give --auth nats, or --insecure if that is meant", d.addr)
+	case d.cert == "":
+		return usage("--http %s can be reached from elsewhere, and credentials would travel unencrypted: give --http-cert and --http-key, or --insecure if something else encrypts them", d.addr)
 	}
 	return nil
+}
+
+// secret reads the secret of --secret-file.
+func (d *httpDoor) secret() ([]byte, error) {
+	if d.secretFile == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(d.secretFile)
+	if err != nil {
+		return nil, fmt.Errorf("--secret-file: %w", err)
+	}
+	if b = bytes.TrimSpace(b); len(b) < 16 {
+		return nil, usage("--secret-file has %d bytes: 16 or more are needed, such as from openssl rand -hex 32", len(b))
+	}
+	return b, nil
+}
+
+// serveMetrics serves /metrics on an address of its own: callers need not see it.
+func (d *httpDoor) serveMetrics(g *gateway.Gateway, l *link, log *slog.Logger) (stop func(), _ error) {
+	listener, err := net.Listen("tcp", d.metrics)
+	if err != nil {
+		return nil, fmt.Errorf("--metrics: %w", err)
+	}
+	reg := registry()
+	reg.MustRegister(gatewaymetrics.New(g), metrics.NewConnection(l.Conn))
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve(listener) // it ends with Close
+	}()
+	log.Info("metrics", "address", listener.Addr().String())
+	return func() {
+		_ = server.Close() // nothing is lost by that
+		<-done
+	}, nil
+}
+
+// connectAs makes connections to the servers of a link as other users. Nothing is left of
+// what tells the servers who the link's own user is, so that no request can act as that.
+func connectAs(l *link) func(context.Context, gateway.Credentials) (*nats.Conn, error) {
+	return func(_ context.Context, c gateway.Credentials) (*nats.Conn, error) {
+		o := nats.GetDefaultOptions()
+		own := &l.Opts
+		for _, s := range own.Servers {
+			u, err := parseServer(s)
+			if err != nil {
+				return nil, err
+			}
+			u.User = nil
+			o.Servers = append(o.Servers, u.String())
+		}
+		o.Secure, o.TLSHandshakeFirst, o.RootCAsCB = own.Secure, own.TLSHandshakeFirst, own.RootCAsCB
+		if own.TLSConfig != nil { // without its certificate, which a server may map to its user
+			o.TLSConfig = own.TLSConfig.Clone()
+			o.TLSConfig.Certificates, o.TLSConfig.GetClientCertificate = nil, nil
+		}
+		o.Timeout, o.PingInterval, o.MaxPingsOut, o.CustomReconnectDelayCB, o.MaxReconnect = own.Timeout, own.PingInterval, own.MaxPingsOut, own.CustomReconnectDelayCB, -1
+		o.AsyncErrorCB = func(*nats.Conn, *nats.Subscription, error) {} // the gateway answers 403
+		for _, set := range c.Options() {
+			if err := set(&o); err != nil {
+				return nil, err
+			}
+		}
+		return o.Connect()
+	}
 }
 
 // serve serves until ctx ends, and then drains. It calls started, unless that is nil, with
 // the gateway's address.
 func (d *httpDoor) serve(ctx context.Context, l *link, log *slog.Logger, started func(url string)) error {
+	secret, err := d.secret()
+	if err != nil {
+		return err
+	}
 	listener, err := net.Listen("tcp", d.addr)
 	if err != nil {
 		return fmt.Errorf("--http: %w", err)
 	}
 	begin, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
-	g, err := gateway.New(begin, gateway.Config{
-		Conn: l.Conn, Cluster: l.cluster, Client: l.client, Drain: d.drain, Logger: log,
-		Hosts: append(d.hosts, listener.Addr().String()), Limits: gateway.Limits{RequestsPerSec: float64(d.rate)},
-	})
+	cfg := gateway.Config{
+		Conn: l.Conn, Cluster: l.cluster, Client: l.client, Drain: d.drain, Logger: log, Alone: d.alone,
+		Hosts: append(d.hosts, listener.Addr().String()), Limits: gateway.Limits{RequestsPerSec: float64(d.rate)}, Callers: d.callers, Secret: secret,
+	}
+	if d.auth == "nats" {
+		cfg.Connect = connectAs(l)
+	}
+	g, err := gateway.New(begin, cfg)
 	if err != nil {
 		_ = listener.Close() // nothing was served
 		return lookError(err)
@@ -123,6 +227,14 @@ func (d *httpDoor) serve(ctx context.Context, l *link, log *slog.Logger, started
 			_ = listener.Close() // as well
 			return errors.Join(err, g.Close())
 		}
+	}
+	if d.metrics != "" {
+		stop, err := d.serveMetrics(g, l, log)
+		if err != nil {
+			_ = listener.Close() // as well
+			return errors.Join(err, g.Close())
+		}
+		defer stop()
 	}
 	server, scheme := gateway.NewServer(g), "http"
 	limited := gateway.LimitListener(listener, d.connections, d.perAddress)

@@ -7,11 +7,15 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
 )
 
 // gatewayAnswer is what the tests look at.
@@ -66,8 +70,15 @@ func TestGateway(t *testing.T) {
 	c := sharedCluster(t)
 	name := "/v1/locks/" + t.Name()
 	a := launch(t, "gateway", "-s", c.url(), "--http", "127.0.0.1:0", "--client", "gw-a", "--drain", "1ms")
-	b := launch(t, "gateway", "-s", c.url(), "--http", "127.0.0.1:0", "--client", "gw-b")
+	b := launch(t, "gateway", "-s", c.url(), "--http", "127.0.0.1:0", "--client", "gw-b", "--metrics", "127.0.0.1:0")
 	ua, ub := gatewayURL(t, a), gatewayURL(t, b)
+	at := regexp.MustCompile(`msg=metrics address=(\S+)`).FindStringSubmatch(b.says(b.err, "msg=metrics"))
+	if at == nil {
+		t.Fatal("it does not say where its metrics are")
+	}
+	if _, body := mustGet(t, "http://"+at[1]+"/metrics"); !strings.Contains(body, `qlock_gateway_leases{cluster=`) || !strings.Contains(body, "qlock_nats_") {
+		t.Errorf("%s", body)
+	}
 	held := askGateway(t, "POST", ua+name, `{"lease":"1s"}`)
 	if held.status != 201 || held.Token == 0 {
 		t.Fatal(held)
@@ -93,6 +104,67 @@ func TestGateway(t *testing.T) {
 	qlockCmd(t, "run", "-s", c.url(), "--wait", "60s", t.Name(), "--", "true").want(t, 0)
 }
 
+// With --auth nats a request acts as the NATS user whose credentials it brings, also where
+// the gateway's own credentials stand in the address of the server.
+func TestGatewayAuth(t *testing.T) {
+	t.Parallel()
+	s := startNATS(t, func(o *server.Options) {
+		o.Users = []*server.User{{Username: "node", Password: "pw"}, {Username: "gw", Password: "pw"}, {Username: "svc-a", Password: "pw-a"}, {Username: "svc-b", Password: "pw-b", Permissions: &server.Permissions{
+			Publish: &server.SubjectPermission{Deny: []string{"lock.*.node.acquire.>", "lock.*.node.svc-b"}},
+		}}}
+	})
+	n := launch(t, "node", "--server", s.ClientURL(), "--user", "node", "--password", "pw", "--name", "n1", "--nodes", "n1", "--max-lease", "300ms")
+	n.says(n.err, "ready: this node votes")
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("0123456789abcdef\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	address := strings.Replace(s.ClientURL(), "nats://", "nats://gw:pw@", 1)
+	var urls []string
+	for range 2 {
+		urls = append(urls, gatewayURL(t, launch(t, "gateway", "-s", address, "--http", "127.0.0.1:0", "--auth", "nats", "--secret-file", secret, "--drain", "1ms")))
+	}
+	as := func(user, password, url string) string {
+		if user == "" {
+			return url
+		}
+		return strings.Replace(url, "http://", "http://"+user+":"+password+"@", 1)
+	}
+	for _, c := range []struct {
+		user, password string
+		status         int
+	}{{"", "", 401}, {"svc-a", "wrong", 401}, {"svc-b", "pw-b", 403}, {"svc-a", "pw-a", 201}} {
+		if a := askGateway(t, "POST", as(c.user, c.password, urls[0])+"/v1/locks/x", `{"lease":"200ms"}`); a.status != c.status {
+			t.Errorf("%s: %d %s", c.user, a.status, a.text)
+		} else if a.status == 201 {
+			// Another gateway knows the same user by the common secret.
+			if b := askGateway(t, "POST", as(c.user, c.password, urls[1])+"/v1/leases/"+a.ID+"/renew", ""); b.status != 200 && b.status != 410 {
+				t.Errorf("%d %s", b.status, b.text)
+			}
+			if b := askGateway(t, "GET", as("svc-b", "pw-b", urls[1])+"/v1/leases/"+a.ID, ""); b.status != 404 {
+				t.Errorf("%d %s", b.status, b.text)
+			}
+		}
+	}
+}
+
+// A node serves a gateway too, and gives its locks back before it stops.
+func TestNodeServesGateway(t *testing.T) {
+	t.Parallel()
+	n := launch(t, "node", "--name", "n1", "--nodes", "n1", "--max-lease", "1s", "--listen", "127.0.0.1:0", "--gateway", "127.0.0.1:0")
+	url := gatewayURL(t, n)
+	held := askGateway(t, "POST", url+"/v1/locks/x", `{"lease":"500ms"}`)
+	if held.status != 201 {
+		t.Fatal(held)
+	}
+	if list := askGateway(t, "GET", url+"/v1/locks", ""); !strings.Contains(list.text, "gw-n1") {
+		t.Error(list)
+	}
+	n.signal(syscall.SIGTERM)
+	n.says(n.err, "gateway drains")
+	n.wait().want(t, 0, "node stopped")
+}
+
 func TestGatewayFlags(t *testing.T) {
 	for args, words := range map[string]string{
 		"gateway --http 0.0.0.0:8080":                "--insecure",
@@ -101,6 +173,11 @@ func TestGatewayFlags(t *testing.T) {
 		"gateway --http 127.0.0.1:0 --http-cert x":   "belong together",
 		"gateway --http 127.0.0.1:0 --connections 0": "--connections",
 		"demo --gateway 0.0.0.0:1":                   "--insecure",
+		"gateway --http 0.0.0.0:80 --auth nats":      "--http-cert",
+		"gateway --auth x":                           "none or nats",
+		"gateway --callers":                          "--nats",
+		"node --name n1 --nodes n1 --server nats://localhost:1 --gateway 127.0.0.1:0": "user of its own",
+		"node --name n1 --nodes n1 --gateway 0.0.0.0:80":                              "--insecure",
 	} {
 		call(t, strings.Fields(args)...).want(t, exitUsage, words)
 	}

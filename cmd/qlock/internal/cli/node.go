@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -37,6 +38,7 @@ type nodeOptions struct {
 	routeTLSCert, routeKey, routeTLSCA string
 	http                               string
 	observe                            bool
+	door                               string // address of a gateway
 
 	levelFixed bool // the file cannot change the log level
 }
@@ -73,6 +75,11 @@ its NATS connection is closed permanently. Let a supervisor restart it.
 
 --http serves /healthz (200 unless the node has stopped and needs a restart),
 /readyz (200 while the node votes) and /metrics.
+
+--gateway serves locks over HTTP, as qlock gateway does, if the node runs its own
+server. Everybody who can reach that address may use all locks, so it must be on
+loopback. A node that stops lets the leases of the gateway be renewed for five seconds
+more, and waits until their callers cannot believe any more that they hold a lock.
 
 The file of --config is YAML. Its keys are the names of these flags:
 
@@ -127,9 +134,10 @@ func (o *nodeOptions) flags(fs *pflag.FlagSet) {
 	str(&o.routeKey, "route-tlskey", "", "key file of --route-tlscert")
 	str(&o.routeTLSCA, "route-tlsca", "", "file with the CA certificates that servers trust for each other")
 	addressFlag(fs, &o.http, "http", "", "address of /healthz, /readyz and /metrics; empty: none")
+	str(&o.door, "gateway", "", "address of a gateway to run too, such as 127.0.0.1:8080: locks over HTTP; empty: none")
 	fs.BoolVar(&o.observe, "observe", false, "count the events of all clients in /metrics; default: only if the node runs its own server")
 	own("config", "nodes", "cluster", "state-dir", "max-lease", "previous-max-lease", "max-skew", "max-claims", "max-queue", "listen", "cluster-listen", "routes",
-		"route-user", "route-password", "route-tlscert", "route-tlskey", "route-tlsca", "http", "observe")
+		"route-user", "route-password", "route-tlscert", "route-tlskey", "route-tlsca", "http", "gateway", "observe")
 	o.logs.flags(fs, "info")
 
 	var nats pflag.FlagSet
@@ -178,8 +186,15 @@ func (o *nodeOptions) checkNode() error {
 		return usage("this node would be alone: --nodes names %d, so give --cluster-listen and --routes, or --server", len(o.node.Nodes))
 	case (o.routeTLSCert == "") != (o.routeKey == "") || (o.routeTLSCert == "") != (o.routeTLSCA == ""):
 		return usage("--route-tlscert, --route-tlskey and --route-tlsca must be given together; some of them are missing")
+	case o.external() && o.door != "":
+		return usage("--gateway is for a node with a server of its own: the NATS user of a node must not acquire locks, so run qlock gateway with a user of its own")
 	case !o.external() && (o.creds != "" || o.nkey != ""):
 		return usage("--creds and --nkey are for --server: clients of the node's own server log in with --user and --password, --token, or certificates")
+	}
+	if o.door != "" {
+		if err := o.gateway().check(); err != nil {
+			return usage("--gateway %q is not an address on loopback, such as 127.0.0.1:8080: whoever can reach it may use all locks; qlock gateway has --auth nats and --insecure for other addresses", o.door)
+		}
 	}
 	for _, n := range o.node.Nodes {
 		if !subject.IsToken(n) {
@@ -253,10 +268,21 @@ func (a *app) runNode(cmd *cobra.Command, o *nodeOptions) error {
 		s.enter(web.registry)
 	}
 	log.Info("node serves", s.where()...)
+	leaving, leave := context.WithCancel(ctx)
+	defer leave()
+	closed, err := s.serveGateway(leaving)
+	if err != nil {
+		return errors.Join(err, s.close())
+	}
+	defer func() { // not with its connection gone
+		leave()
+		<-closed
+	}()
 	for {
 		select {
 		case <-ctx.Done():
 			stop() // a second signal ends the process at once
+			<-closed
 			log.Info("node stops", "why", "signal")
 			voted := s.qnode().Ready()
 			if err := s.close(); err != nil {
@@ -273,6 +299,8 @@ func (a *app) runNode(cmd *cobra.Command, o *nodeOptions) error {
 			return nil
 		case <-s.qnode().Done():
 			// A supervisor restarts this process.
+			leave()
+			<-closed
 			return errors.Join(s.qnode().Err(), s.close())
 		case <-hangups:
 			file = o.reload(file, certs, level, log)
@@ -359,6 +387,42 @@ func (s *nodeServer) startEmbedded(ctx context.Context, certs *certificates) err
 	}
 	s.started.Store(&running{node: s.embedded.Node(), nc: s.embedded.Conn(), server: s.embedded})
 	return nil
+}
+
+// gateway is the gateway of --gateway.
+func (o *nodeOptions) gateway() *httpDoor {
+	return &httpDoor{addr: o.door, drain: 5 * time.Second, connections: 20_000, perAddress: 1_000, auth: "none"}
+}
+
+// serveGateway serves locks over HTTP until ctx ends and its leases are over; the channel is
+// closed then. A gateway needs a quorum of nodes to start, which may come later.
+func (s *nodeServer) serveGateway(ctx context.Context) (closed <-chan struct{}, _ error) {
+	done := make(chan struct{})
+	if s.o.door == "" {
+		close(done)
+		return done, nil
+	}
+	d := s.o.gateway()
+	probe, err := net.Listen("tcp", d.addr)
+	if err != nil {
+		return nil, fmt.Errorf("--gateway: %w", err)
+	}
+	d.addr = probe.Addr().String() // a free port, if it was 0
+	if err := probe.Close(); err != nil {
+		return nil, fmt.Errorf("--gateway: %w", err)
+	}
+	name := s.o.node.Name
+	l := &link{Conn: s.embedded.Conn(), cluster: s.o.cluster, client: "gw-" + name[:min(len(name), 61)], timeout: s.o.timeout, closed: make(chan struct{})}
+	go func() {
+		defer close(done)
+		for ctx.Err() == nil {
+			if err := d.serve(ctx, l, s.log, nil); err != nil && ctx.Err() == nil {
+				s.log.Warn("the gateway does not serve, and is started again", "error", err)
+				pause(ctx, 2*time.Second)
+			}
+		}
+	}()
+	return done, nil
 }
 
 // where returns the log attributes of a node that serves.
