@@ -61,7 +61,7 @@ type peers struct {
 var errGone = errors.New("the gateway is gone")
 
 func newPeers(g *Gateway) *peers {
-	return &peers{g: g, nc: g.cfg.Conn, base: "lock." + g.cfg.Cluster + ".gw.", heard: map[string]time.Time{}, owners: map[leaseKey]string{}, asked: map[string]map[*forwarded]context.CancelCauseFunc{}}
+	return &peers{g: g, nc: g.cfg.Conn, base: g.family(familyGW), heard: map[string]time.Time{}, owners: map[leaseKey]string{}, asked: map[string]map[*forwarded]context.CancelCauseFunc{}}
 }
 
 // have is what gateways tell all others.
@@ -125,16 +125,16 @@ type answered struct {
 func (p *peers) start() error {
 	p.end, p.since = make(chan struct{}), time.Now()
 	p.connected = p.since
-	for subject, handler := range map[string]nats.MsgHandler{
+	for name, handler := range map[string]nats.MsgHandler{
 		iHave:                            p.onHave,
 		whereIs:                          p.onWhere,
 		toGateway + p.g.name + "." + "*": p.onForwarded,
 	} {
-		sub, err := p.nc.Subscribe(p.base+subject, handler)
+		sub, err := p.nc.Subscribe(p.base+name, handler)
 		if err != nil {
 			p.unsubscribe()
 			p.end = nil
-			return fmt.Errorf("subscribe to %s: %w", p.base+subject, err)
+			return fmt.Errorf("subscribe to %s: %w", p.base+name, err)
 		}
 		p.subs = append(p.subs, sub)
 	}
@@ -202,12 +202,12 @@ func (p *peers) gone(name string) {
 	delete(p.asked, name)
 }
 
-func (p *peers) publish(subject string, v any) {
+func (p *peers) publish(name string, v any) {
 	text, err := json.Marshal(v)
 	if err != nil {
 		panic(err)
 	}
-	_ = p.nc.Publish(p.base+subject, text) // without a connection, nobody is told
+	_ = p.nc.Publish(p.base+name, text) // without a connection, nobody is told
 }
 
 // others are the other gateways that live, as far as is known.
@@ -548,7 +548,7 @@ func keyFrom(principal, lease string) (leaseKey, bool) {
 // answerTo answers a message of another gateway, unless its answer would be a message of
 // qlock or of NATS itself.
 func (p *peers) answerTo(m *nats.Msg, v any) {
-	if m.Reply == "" || strings.HasPrefix(m.Reply, "lock.") || strings.HasPrefix(m.Reply, "$") {
+	if !isInbox(m.Reply) {
 		return
 	}
 	text, err := json.Marshal(v)

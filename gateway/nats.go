@@ -151,8 +151,8 @@ func (g *Gateway) ServeNATS() error {
 				endpoints[v.name+"-resource"] = v.name + ".*.>"
 			}
 		}
-		for name, subject := range endpoints {
-			if err := service.AddEndpoint(name, handler, micro.WithEndpointSubject(g.api()+subject)); err != nil {
+		for name, rest := range endpoints {
+			if err := service.AddEndpoint(name, handler, micro.WithEndpointSubject(g.api()+rest)); err != nil {
 				_ = service.Stop() // the first error is the one to tell
 				return fmt.Errorf("gateway: the NATS service: %w", err)
 			}
@@ -164,14 +164,14 @@ func (g *Gateway) ServeNATS() error {
 	return nil
 }
 
-func (g *Gateway) api() string { return "lock." + g.cfg.Cluster + ".api." }
+func (g *Gateway) api() string { return g.family(familyAPI) }
 
 // callOf is who calls, and about which resource, by the subject of a message.
-func (g *Gateway) callOf(subject string) (who *principal, leave func(), resource string, _ *Problem) {
+func (g *Gateway) callOf(called string) (who *principal, leave func(), resource string, _ *Problem) {
 	if !g.cfg.Callers {
 		return g.only, func() {}, "", nil
 	}
-	_, rest, _ := strings.Cut(strings.TrimPrefix(subject, g.api()), ".")
+	_, rest, _ := strings.Cut(strings.TrimPrefix(called, g.api()), ".")
 	name, resource, _ := strings.Cut(rest, ".")
 	if !isClientName(name) {
 		return nil, nil, "", invalid("the subject has no caller's name: 1 to 64 of A-Z a-z 0-9 _ -")
@@ -193,7 +193,7 @@ func (g *Gateway) verbView(c *call, v *view) (int, any, *Problem) {
 // what waits gets a goroutine.
 func (g *Gateway) serveVerb(r micro.Request, v *verb) {
 	received := time.Now()
-	if reply := r.Reply(); reply == "" || strings.HasPrefix(reply, "lock.") || strings.HasPrefix(reply, "$") {
+	if !isInbox(r.Reply()) {
 		return // nobody waits, or the answer would be a message of qlock or of NATS itself
 	}
 	id := r.Headers().Get("X-Request-Id")

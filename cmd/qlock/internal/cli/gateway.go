@@ -95,7 +95,7 @@ func (d *httpDoor) flags(fs *pflag.FlagSet) {
 	countFlag(fs, &d.rate, "rate", 0, 0, 1<<30, "requests per second from one address; 0: no limit")
 	countFlag(fs, &d.connections, "connections", 20_000, 1, 1<<30, "connections at a time")
 	countFlag(fs, &d.perAddress, "connections-per-address", 1_000, 1, 1<<30, "connections at a time from one address")
-	fs.BoolVar(&d.nats, "nats", false, "serve lock.CLUSTER.api.> as a NATS micro service too")
+	fs.BoolVar(&d.nats, "nats", false, "serve as a NATS micro service as well")
 	fs.BoolVar(&d.callers, "callers", false, "with --nats: subjects have the caller's name behind the verb, for NATS permissions to guard")
 	fs.StringVar(&d.auth, "auth", "none", "whose NATS user a request acts as: none: the gateway's; nats: that of its Basic or Bearer credentials")
 	fs.StringVar(&d.secretFile, "secret-file", "", "file with a secret that all gateways of the cluster have; needed to forward requests with --auth nats")
