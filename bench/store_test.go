@@ -262,7 +262,7 @@ func TestStoreWatchers(t *testing.T) {
 		<-heard
 	}
 	made := time.Since(start)
-	each := (memory() - before) / uint64(*storeWatchers)
+	each := (int64(memory()) - int64(before)) / int64(*storeWatchers)
 	var last, median []float64
 	for range *storeRounds * 4 {
 		start := time.Now()

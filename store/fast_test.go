@@ -70,7 +70,10 @@ func TestOldFenceIsMovedAgain(t *testing.T) {
 	fill := func(n int) {
 		js := newJS(t, nc)
 		var last jetstream.PubAckFuture
-		for range n {
+		for i := range n {
+			if i%1000 == 0 { // no more than it takes on its way
+				<-js.PublishAsyncComplete()
+			}
 			var err error
 			if last, err = js.PublishMsgAsync(&nats.Msg{Subject: s.key("fill")}); err != nil {
 				t.Fatal(err)
