@@ -218,6 +218,7 @@ const (
 	WhyVotes    Why = "votes"    // it does not vote now: it may have forgotten something
 	WhyEarly    Why = "early"    // old votes may still be valid; the answer has the time left
 	WhyInvalid  Why = "invalid"  // the record may not follow the node's own
+	WhyNoID     Why = "id"       // the node has no state directory, and so no id
 	WhyHistory  Why = "history"  // the record does not continue the node's own, or it is another cluster's
 )
 

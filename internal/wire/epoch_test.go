@@ -1,6 +1,9 @@
 package wire
 
 import (
+	"errors"
+	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -18,7 +21,7 @@ func exampleMembers(names ...string) (out []Member) {
 
 func exampleRecord() *EpochRecord {
 	return &EpochRecord{
-		Cluster: "prod", CID: exampleOther, Epoch: 3, Prev: exampleDigest, Floor: exampleAt,
+		Cluster: "prod", CID: exampleOther, Epoch: 3, Prev: "b60a1f5d93c7e284", Floor: exampleAt,
 		Nodes: exampleMembers("n1", "n2", "n3"), MaxTTL: 30 * time.Second, Skew: 5 * time.Second,
 	}
 }
@@ -143,6 +146,58 @@ func TestBallots(t *testing.T) {
 			if got, want := a.Compare(b), i-k; got < 0 != (want < 0) || got > 0 != (want > 0) {
 				t.Errorf("%v against %v: %d", a, b, got)
 			}
+		}
+	}
+}
+
+// The largest messages fit into what a node reads of config, and into the payload that every
+// NATS server takes.
+func TestConfigSize(t *testing.T) {
+	r := exampleJoint()
+	r.Cluster, r.Epoch, r.Floor = strings.Repeat("c", MaxToken), MaxInt-1, MaxInt
+	r.MaxTTL, r.NextMaxTTL, r.Skew, r.NextSkew = MaxLease, MaxLease, MaxLease, MaxLease
+	r.Nodes, r.Next = nil, nil
+	for i := range MaxNodes {
+		r.Nodes = append(r.Nodes, exampleMembers(fmt.Sprintf("a%063d", i))...)
+		r.Next = append(r.Next, exampleMembers(fmt.Sprintf("b%063d", i))...)
+	}
+	if err := r.Check(); err != nil {
+		t.Fatal(err)
+	}
+	var links []Link
+	for i := range uint64(MaxLinks) {
+		links = append(links, Link{MaxInt - MaxLinks + i, exampleDigest})
+	}
+	nonce, node := strings.Repeat("\"", MaxText), strings.Repeat("n", MaxToken)
+	q := Request{Verb: Configure, Client: "ops", Nonce: nonce, Step: &Step{Kind: Learn, Node: node, Epoch: r.Epoch, Record: r, Links: links}}
+	body := AppendRequest(nil, &q)
+	if _, err := DecodeRequest(Configure, "ops", "", body); err != nil {
+		t.Errorf("%d bytes: %v", len(body), err)
+	}
+	q.Step = &Step{Kind: Accept, Node: node, Epoch: r.Epoch, Ballot: Ballot{MaxInt, exampleN1}, Record: r}
+	if body = AppendRequest(nil, &q); len(body) > MaxConfig {
+		t.Errorf("accept has %d bytes", len(body))
+	}
+	q.Nonce += strings.Repeat(" ", MaxConfig)
+	if _, err := DecodeRequest(Configure, "ops", "", AppendRequest(nil, &q)); err == nil || !strings.Contains(err.Error(), "32768 are allowed") {
+		t.Errorf("a larger one: %v", err)
+	}
+}
+
+// What is read keeps nothing of the message, whose bytes are reused.
+func TestRecordOutlivesItsMessage(t *testing.T) {
+	body := AppendEpochRecord(nil, exampleJoint())
+	got, err := DecodeEpochRecord(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(body)
+	if !reflect.DeepEqual(got, exampleJoint()) || got.Digest() != exampleJoint().Digest() {
+		t.Errorf("%+v", got)
+	}
+	for _, wrong := range append(wrongEpochRecords(), `{} `, ``, string(AppendEpochRecord(nil, exampleJoint()))+"x") {
+		if r, err := DecodeEpochRecord([]byte(wrong)); err == nil || r != nil || !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s is read: %+v, %v", wrong, r, err)
 		}
 	}
 }
