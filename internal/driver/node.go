@@ -489,7 +489,7 @@ func (n *Node) publish(s *voter.Send, buf *[]byte) {
 
 // publishRest publishes and logs all results of a step except the answers, and frees the step.
 func (n *Node) publishRest(s *nodeStep, over bool, buf *[]byte) {
-	for _, p := range []*wire.Request{s.Probe, s.Ask} {
+	for _, p := range []*wire.Request{s.Probe, s.Ask, s.Survey} {
 		if p == nil {
 			continue
 		}
@@ -505,7 +505,13 @@ func (n *Node) publishRest(s *nodeStep, over bool, buf *[]byte) {
 	if s.Ready {
 		n.cfg.Log.Line(slog.LevelInfo, "ready: this node votes")
 	}
+	failed := s.failed
 	s.free()
+	if failed != nil {
+		err := fmt.Errorf("qlock: node %s has stopped: it cannot write what it must not forget: %w", n.cfg.Name, failed)
+		n.over.set(err)
+		n.cfg.Log.Line(slog.LevelError, "this node has stopped serving", "error", err)
+	}
 	if over {
 		n.over.set(n.stoppedError())
 	}

@@ -2,6 +2,7 @@ package epoch
 
 import (
 	"errors"
+	"math"
 	"slices"
 	"time"
 
@@ -139,9 +140,18 @@ func (a *Acceptor) Written(now time.Duration) {
 
 // SaveDue reports whether so much time was added under a joint record that it is worth a
 // write: else a node that is restarted often would never be done waiting (E5).
-func (a *Acceptor) SaveDue(now time.Duration) bool {
-	return a.Left(now) > 0 && now-a.since >= Wait(a.state.Record)/8
+func (a *Acceptor) SaveDue(now time.Duration) bool { return now >= a.SaveAt() }
+
+// SaveAt is when that is so.
+func (a *Acceptor) SaveAt() time.Duration {
+	if r := a.state.Record; r != nil && r.Joint() && a.state.Had < Wait(r) {
+		return a.since + Wait(r)/8
+	}
+	return math.MaxInt64
 }
+
+// Disown makes a node that has no record forget the list that it was told: it waits to join.
+func (a *Acceptor) Disown() { a.base, a.digest = nil, "" }
 
 // Save returns the state with the time up to now in it, to be written.
 func (a *Acceptor) Save(now time.Duration) *State {
