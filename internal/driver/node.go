@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 
+	"github.com/qlock/qlock/internal/epoch"
 	"github.com/qlock/qlock/internal/natsio"
 	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/statedir"
@@ -63,6 +64,8 @@ type Node struct {
 	inbox   string
 	dir     *statedir.Dir // nil: none
 	runs    []uuid.UUID   // earlier incarnations, then the current one
+	longest time.Duration // longest lease that forgotten votes can have had
+	state   epoch.State   // what it promised and learned about the configuration
 	machine *nodeMachine
 	over    over
 
@@ -172,7 +175,7 @@ func newNode(nc *nats.Conn, cfg NodeConfig, start time.Time, most int) (*Node, e
 		FloorKey: newFloorKey(), Past: mem.past,
 	}, now, mem.saved, mem.longest)
 	return &Node{
-		nc: nc, cfg: cfg, inbox: nc.NewInbox(), dir: dir, runs: append(mem.past, run), machine: newNodeMachine(start, core),
+		nc: nc, cfg: cfg, inbox: nc.NewInbox(), dir: dir, runs: append(mem.past, run), longest: mem.longest, state: mem.state, machine: newNodeMachine(start, core),
 		over: over{done: make(chan struct{})}, stop: make(chan struct{}),
 	}, nil
 }
@@ -337,7 +340,7 @@ func (n *Node) quit(how Ending) (first bool, err error) {
 	}
 	if n.dir != nil {
 		if clean && how == Clean {
-			err = writeMark(n.dir, &n.cfg, n.runs, n.cfg.MaxLease, saved)
+			err = writeMark(n.dir, &n.cfg, n.runs, leaseOf(&n.cfg, &n.state), &n.state, saved)
 		}
 		err = errors.Join(err, n.dir.Close())
 	}

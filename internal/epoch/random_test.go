@@ -156,7 +156,7 @@ func (c *chaos) keepTime(m *member) {
 			return
 		}
 		if a.SaveDue(m.mono(c)) {
-			m.disk = *a.Save(m.mono(c))
+			m.disk = reread(c.t, a.Save(m.mono(c)))
 		}
 		c.keepTime(m)
 	})
@@ -169,7 +169,7 @@ func (m *member) stop(c *chaos, clean bool) {
 	}
 	c.tracef("%s stops, clean %v", m.name, clean)
 	if clean {
-		m.disk = *m.a.Save(m.mono(c))
+		m.disk = reread(c.t, m.a.Save(m.mono(c)))
 	} else {
 		// What it gave stands, and it does not remember. When it votes again, it gives fences
 		// above all of before.
@@ -192,7 +192,7 @@ func (c *chaos) handle(m *member, s wire.Step, reply func(string, wire.StepAnswe
 	}
 	out := m.a.Handle(m.mono(c), Self{Votes: m.votes(c), Floor: m.floor(c)}, &s)
 	if out.Write != nil {
-		m.disk = *out.Write
+		m.disk = reread(c.t, out.Write)
 		if !c.calm && c.rng.IntN(50) == 0 {
 			m.stop(c, false) // after the write, before the answer
 			c.at(c.between(0, time.Second), func() { m.start(c) })
