@@ -122,6 +122,9 @@ type memory struct {
 // nil only if that is on disk for good. Otherwise the node must stop (E10).
 func (n *Node) keep(state *epoch.State) error {
 	n.state = *state
+	if n.dir == nil { // it decides nothing, and has to learn records anew after each start
+		return nil
+	}
 	return writeMark(n.dir, &n.cfg, n.runs, max(n.longest, leaseOf(&n.cfg, state)), state, nil)
 }
 

@@ -173,11 +173,14 @@ func newNode(nc *nats.Conn, cfg NodeConfig, start time.Time, most int) (*Node, e
 		Name: cfg.Name, Config: cfg.proto(), Incarnation: run, ProbeWait: cfg.ProbeWait,
 		MaxClaims: cfg.MaxClaims, MaxQueue: cfg.MaxQueue, MaxRuns: wire.RunsIn(most), MaxBody: most, Version: cfg.Version,
 		FloorKey: newFloorKey(), Past: mem.past,
+		Cluster: cfg.Cluster, State: mem.state, Fresh: mem.fresh || dir == nil,
 	}, now, mem.saved, mem.longest)
-	return &Node{
+	n := &Node{
 		nc: nc, cfg: cfg, inbox: nc.NewInbox(), dir: dir, runs: append(mem.past, run), longest: mem.longest, state: mem.state, machine: newNodeMachine(start, core),
 		over: over{done: make(chan struct{})}, stop: make(chan struct{}),
-	}, nil
+	}
+	n.machine.keep = n.keep
+	return n, nil
 }
 
 // serve subscribes and waits until the probe is over.
@@ -334,12 +337,15 @@ func (n *Node) Close(how Ending) error {
 // quit stops the node, except for what belongs to its connection. first reports whether this call
 // stopped it.
 func (n *Node) quit(how Ending) (first bool, err error) {
-	saved, clean, first := n.machine.close(statedir.Uptime())
+	saved, state, first := n.machine.close(statedir.Uptime())
 	if !first {
 		return false, nil
 	}
+	if state != nil {
+		n.state = *state
+	}
 	if n.dir != nil {
-		if clean && how == Clean {
+		if saved != nil && how == Clean {
 			err = writeMark(n.dir, &n.cfg, n.runs, leaseOf(&n.cfg, &n.state), &n.state, saved)
 		}
 		err = errors.Join(err, n.dir.Close())

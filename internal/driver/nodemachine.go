@@ -125,6 +125,9 @@ func (v *nodeMachine) sleep() time.Duration {
 
 // wait returns how long nothing is due. The caller holds v.mu.
 func (v *nodeMachine) wait(now wire.Now) time.Duration {
+	if v.broken {
+		return natsio.Idle
+	}
 	return min(max(v.core.Deadline()-now.Mono, 0), natsio.Idle)
 }
 
@@ -141,22 +144,22 @@ func (v *nodeMachine) probed() bool {
 	return v.core.Probed()
 }
 
-// close ends the machine and returns what to save. clean is false if nothing may be saved. first
+// close ends the machine and returns what to save. saved is nil if no clean mark may be written. first
 // reports whether the machine was not closed before.
-func (v *nodeMachine) close(up time.Duration) (saved *voter.Saved, clean, first bool) {
+func (v *nodeMachine) close(up time.Duration) (saved *voter.Saved, state *epoch.State, first bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {
-		return nil, false, false
+		return nil, nil, false
 	}
 	v.closed = true // no message may be handled after what is saved now
 	now := v.at(time.Now())
 	now.Boot = up
 	if v.broken {
-		return nil, false, true
+		return nil, nil, true
 	}
-	saved, clean = v.core.Save(now)
-	return saved, clean, true
+	saved, _ = v.core.Save(now)
+	return saved, v.core.Configuration(now), true
 }
 
 func (v *nodeMachine) farewell() *wire.Request {

@@ -48,7 +48,7 @@ type config struct {
 
 // startConfig makes the node's part in decisions, and gives the node the configuration of the
 // record that its directory has.
-func (n *Node) startConfig(now wire.Now, cfg *Config) {
+func (n *Node) startConfig(now wire.Now, cfg *Config, saved *Saved) {
 	n.config.due, n.config.surveyAt = never, never
 	if cfg.Cluster == "" {
 		return
@@ -57,7 +57,7 @@ func (n *Node) startConfig(now wire.Now, cfg *Config) {
 	if len(cfg.Nodes) > 0 {
 		base = &cfg.Config
 	}
-	n.config.fresh = cfg.Fresh
+	n.config.fresh = cfg.Fresh || saved != nil && saved.Wall == 0 // a mark of a new cluster is no memory
 	n.config.acceptor = epoch.NewAcceptor(cfg.Cluster, cfg.Name, base, cfg.State, now.Mono)
 	n.configure()
 	if n.config.outside != wire.Joining { // it asks all nodes anyway, with its probes

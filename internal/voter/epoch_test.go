@@ -299,7 +299,7 @@ func TestRecordRaisesFloors(t *testing.T) {
 	}
 	for _, saved := range []*Saved{saved, {}} {
 		m.start("n1", epochBase, saved, false)
-		if a := m.acquire("after a start", quorum.Exclusive, nil); a.Fence <= floor {
+		if a := m.acquire("after a start", quorum.Exclusive, func(r *wire.Request) { r.At = 1 }); a.Fence <= floor {
 			t.Errorf("after a start: fence %d is not above the floor %d", a.Fence, floor)
 		}
 	}
@@ -578,7 +578,7 @@ func TestListOfBefore(t *testing.T) {
 	}
 	h.links = h.links[len(h.links)-wire.MaxLinks:]
 	for _, fresh := range []bool{true, false} {
-		m := startMember(t, "n2", epochBase, epoch.State{ID: uuid.New()}, &Saved{}, fresh)
+		m := startMember(t, "n2", epochBase, epoch.State{ID: uuid.New()}, &Saved{Wall: 1_799_999_999_000_000}, fresh)
 		m.acquire("r", quorum.Exclusive, nil)
 		var out Out
 		q := m.n.probeRequest()

@@ -185,7 +185,7 @@ func New(cfg Config, now wire.Now, saved *Saved, forgot time.Duration) *Node {
 	// Set before a mark replaces the key of the floors.
 	n.secret = n.floors.key
 	// No message has a lease longer than wire.MaxLease.
-	n.startConfig(now, &cfg)
+	n.startConfig(now, &cfg, saved)
 	n.longest, n.since = max(n.longest, n.cfg.MaxTTL, min(forgot, wire.MaxLease)), now.Mono
 	if saved != nil && saved.Stale(now, n.cfg.MaxTTL) { //plant:stale-mark
 		saved = nil
