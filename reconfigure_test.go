@@ -54,7 +54,7 @@ func (w *world) change(wish epoch.Wish) error {
 			case a.Info.Config != nil:
 				c := a.Info.Config
 				op.Show(now(), a.Info.Nonce, epoch.Shown{
-					Node: a.Node, ID: c.ID, Record: c.Record, Links: c.Links, Joining: c.Joining, Had: c.Had, Votes: a.Info.State == wire.Voting,
+					Node: a.Node, ID: c.ID, Record: c.Record, Links: c.Links, Joining: c.Joining, Had: c.Had, Votes: a.Info.State == wire.Voting, Recovering: a.Recovering,
 					Base: wire.Config{Nodes: a.Info.Nodes, MaxTTL: a.Info.MaxTTL, Skew: a.Info.Skew},
 				}, &want)
 			}

@@ -56,6 +56,8 @@ type Shown struct {
 	Links   []wire.Link // the history up to Record
 	Had     time.Duration
 	Votes   bool
+	// Recovering is for how long it will give no votes yet, also when a record names it.
+	Recovering time.Duration
 }
 
 func (s *Shown) epoch() uint64 {
@@ -495,6 +497,10 @@ func (o *Operator) begin(now time.Duration, w *Want) {
 			return
 		case s.Record == nil && !s.Joining:
 			o.end(fmt.Errorf("node %s was started with a list of nodes: start it so that it joins", name), w)
+			return
+		case s.Recovering > 0: //plant:epoch-new-node-votes
+			// While joint, locks need the votes of the new list too.
+			o.pause(now, min(s.Recovering, patience), fmt.Sprintf("waiting for node %s, which is new and may have forgotten votes: it gives none until those have expired", name), w)
 			return
 		}
 		joint.Next = append(joint.Next, wire.Member{Name: name, ID: s.ID})

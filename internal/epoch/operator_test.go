@@ -84,6 +84,18 @@ func TestOperator(t *testing.T) {
 			c.must(change("a b c d e f"))
 			c.has("f", "a b c d e f")
 		}},
+		{"a new node is in doubt", func(t *testing.T, c *chaos) {
+			c.must(Wish{Goal: Enable})
+			c.node("d").votesAt = c.now + 5*time.Second
+			x := c.operate(change("b c d"))
+			if c.until(c.now + 4*time.Second); c.node("a").a.Record().Epoch != 1 || !strings.Contains(x.o.noted, "node d, which is new") {
+				t.Errorf("epoch %d, and it says %q", c.node("a").a.Record().Epoch, x.o.noted)
+			}
+			if c.until(c.now + 15*time.Second); !x.o.Ended() || x.err != nil {
+				t.Errorf("it has not ended: %v", x.err)
+			}
+			c.has("d", "b c d")
+		}},
 		{"nothing to do", func(t *testing.T, c *chaos) {
 			c.must(Wish{Goal: Enable})
 			c.must(change("a b c"))

@@ -313,7 +313,7 @@ func (c *chaos) lock() {
 }
 
 func (c *chaos) shown(m *member) Shown {
-	s := Shown{Node: m.name, ID: m.disk.ID, Record: m.a.Record(), Links: m.a.State().Links, Had: m.a.Had(m.mono(c)), Votes: m.votes(c)}
+	s := Shown{Node: m.name, ID: m.disk.ID, Record: m.a.Record(), Links: m.a.State().Links, Had: m.a.Had(m.mono(c)), Votes: m.votes(c), Recovering: max(m.votesAt-c.now, 0)}
 	if s.Record == nil {
 		if s.Joining = m.a.Joining(); !s.Joining {
 			s.Base = base

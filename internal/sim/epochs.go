@@ -907,7 +907,7 @@ func (x *epochCommand) hear(a *wire.Answer) {
 		case a.Kind == wire.Informed && a.Info.Config != nil:
 			c := a.Info.Config
 			x.o.Show(x.w.now, a.Info.Nonce, epoch.Shown{
-				Node: a.Node, ID: c.ID, Record: c.Record, Links: c.Links, Joining: c.Joining, Had: c.Had, Votes: a.Info.State == wire.Voting,
+				Node: a.Node, ID: c.ID, Record: c.Record, Links: c.Links, Joining: c.Joining, Had: c.Had, Votes: a.Info.State == wire.Voting, Recovering: a.Recovering,
 				Base: wire.Config{Nodes: a.Info.Nodes, MaxTTL: a.Info.MaxTTL, Skew: a.Info.Skew},
 			}, want)
 		}

@@ -328,6 +328,9 @@ func (n *Node) shown(now wire.Now, a *wire.Answer, out *Out) {
 		// The cluster has had other lists since the one that this node was started with, and
 		// nothing shows that the node was ever in that one.
 		n.config.acceptor.Disown() //plant:voter-stale-list
+		if !n.voted {              // nor did this id ever vote (E14)
+			n.inQuarant, n.asks = false, 0 //plant:voter-disowned-waits
+		}
 		n.configure()
 		n.dropAll()
 		out.Notes = append(out.Notes, fmt.Sprintf(

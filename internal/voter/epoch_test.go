@@ -594,6 +594,26 @@ func TestListOfBefore(t *testing.T) {
 	}
 }
 
+// The directory of such a node never voted: added to the list, it votes at once (E14).
+func TestDisownedNodeDoesNotWait(t *testing.T) {
+	h := newHistory()
+	for range 80 {
+		h.joint(30*time.Second, "n1").finish(0).joint(30*time.Second, "n1", "n2", "n3").finish(0)
+	}
+	h.links = h.links[len(h.links)-wire.MaxLinks:]
+	m := startMember(t, "n2", epochBase, epoch.State{ID: epochID("n2 again")}, nil, true)
+	var out Out
+	m.n.HandleAnswer(m.now, &wire.Answer{Kind: wire.Informed, Node: "n1", Digest: h.last().Digest(), Info: &wire.NodeInfo{
+		Nonce: m.n.probeRequest().Nonce, Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 30 * time.Second, State: wire.Voting,
+		Config: &wire.NodeConfig{ID: epochID("n1"), Epoch: h.last().Epoch, Record: h.last(), Links: h.links},
+	}}, &out)
+	m.did(&out)
+	m.run(time.Second)
+	if m.n.State() != wire.Joining || m.n.Recovering(m.now) > 0 {
+		t.Errorf("it is %s, and gives no votes for %v", m.n.State(), m.n.Recovering(m.now))
+	}
+}
+
 // A retired node does not contest its name: the node that has it now goes on (E14).
 func TestRetiredNameIsFree(t *testing.T) {
 	h := newHistory().joint(30*time.Second, "n1", "n4").finish(0)
