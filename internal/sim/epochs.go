@@ -73,6 +73,8 @@ type epochWorld struct {
 	base   wire.Config
 	calm   bool
 	quiet  bool // no faults: only changes
+	split  bool // clients reach some nodes only, each for a while
+	slow   bool // clients are slow to move
 	apart  bool // the clocks of nodes are far apart, and fences lie far ahead
 	loss   float64
 	cuts   map[[2]string]time.Duration
@@ -666,7 +668,9 @@ func (c *epochClient) release() {
 
 func (c *epochClient) hear(a *wire.Answer) {
 	if a.Kind == wire.Informed {
-		c.survey(a)
+		if !c.w.slow || c.w.calm || c.w.rng.IntN(4) == 0 {
+			c.survey(a)
+		}
 		return
 	}
 	if a.Digest != c.digest {
@@ -920,6 +924,9 @@ func (w *epochWorld) play() {
 		return
 	}
 	w.at(w.between(0, 1200*time.Millisecond), w.play)
+	if w.split {
+		w.cutClient()
+	}
 	nd := w.nodes[w.rng.IntN(len(w.nodes))]
 	kind := w.rng.IntN(14)
 	if w.quiet && kind >= 5 {
@@ -997,6 +1004,17 @@ func (w *epochWorld) cut() {
 	}
 }
 
+// cutClient cuts a client off from some nodes, mostly for longer than a lease.
+func (w *epochWorld) cutClient() {
+	c := w.clients[w.rng.IntN(len(w.clients))]
+	until := w.now + w.between(0, 3*epochTTL)
+	for _, nd := range w.nodes {
+		if w.rng.IntN(2) == 0 {
+			w.cuts[[2]string{c.name, nd.name}], w.cuts[[2]string{nd.name, c.name}] = until, until
+		}
+	}
+}
+
 // evict ends a claim of somebody.
 func (w *epochWorld) evict() {
 	c := w.clients[w.rng.IntN(len(w.clients))]
@@ -1065,10 +1083,11 @@ func newEpochWorld(seed uint64, trace io.Writer) *epochWorld {
 	if w.quiet = w.rng.IntN(4) == 0; w.quiet {
 		w.loss = 0
 	}
+	w.split, w.slow = !w.quiet && w.rng.IntN(2) == 0, !w.quiet && w.rng.IntN(3) == 0
 	all := strings.Fields("a b c d e f")
 	w.base = wire.Config{Nodes: all[:1+w.rng.IntN(4)], MaxTTL: epochTTL, Skew: epochSkew}
 	spread := []time.Duration{time.Millisecond, 100 * time.Millisecond, 400 * time.Millisecond}[w.rng.IntN(3)]
-	if w.apart = !w.quiet && w.rng.IntN(2) == 0; w.apart {
+	if w.apart = !w.quiet && w.rng.IntN(3) == 0; w.apart {
 		spread = 3 * epochTTL
 	}
 	for i, name := range all {
@@ -1080,7 +1099,7 @@ func newEpochWorld(seed uint64, trace io.Writer) *epochWorld {
 		w.nodes = append(w.nodes, nd)
 		nd.start()
 	}
-	for i := range 1 + w.rng.IntN(3) {
+	for i := range 1 + w.rng.IntN(2) {
 		name := fmt.Sprint("r", i)
 		w.names = append(w.names, name)
 		w.tokens[name] = &epochTokens{}
