@@ -928,9 +928,9 @@ func (w *epochWorld) play() {
 		w.cutClient()
 	}
 	nd := w.nodes[w.rng.IntN(len(w.nodes))]
-	kind := w.rng.IntN(14)
+	kind := w.rng.IntN(15)
 	if w.quiet && kind >= 5 {
-		kind = 13
+		kind = 14
 	}
 	switch kind {
 	case 0, 1:
@@ -974,6 +974,8 @@ func (w *epochWorld) play() {
 		w.clients[w.rng.IntN(len(w.clients))].start()
 	case 11:
 		w.cut()
+	case 12:
+		w.strike()
 	default:
 		if w.byEpoch[1] == "" {
 			w.operate(epoch.Wish{Goal: epoch.Enable})
@@ -1002,6 +1004,41 @@ func (w *epochWorld) cut() {
 			}
 		}
 	}
+}
+
+// strike replaces all nodes at once, by the only command there is, while a holder hears
+// nothing of it: the new nodes know of that lock only what the change brings them.
+func (w *epochWorld) strike() {
+	var last *epoch.Record
+	for _, r := range w.records {
+		if last == nil || r.Epoch > last.Epoch {
+			last = r
+		}
+	}
+	if last == nil || last.Joint() {
+		return
+	}
+	var to []string
+	for _, nd := range w.nodes {
+		if nd.core != nil && nd.core.State() != wire.Stopped && epoch.In(last, nd.name, nd.disk.id) == 0 && (nd.core.Epoch() > 0 || nd.core.State() == wire.Joining) {
+			to = append(to, nd.name)
+		}
+	}
+	if len(to) == 0 {
+		return
+	}
+	for _, x := range w.ops {
+		x.dead = true
+	}
+	for _, c := range w.clients {
+		if k := c.claim; k != nil && k.held && w.rng.IntN(2) == 0 {
+			k.until = max(k.until, c.time()+2*epochTTL)
+			for _, nd := range w.nodes {
+				w.cuts[[2]string{c.name, nd.name}], w.cuts[[2]string{nd.name, c.name}] = w.now+2*epochTTL, w.now+2*epochTTL
+			}
+		}
+	}
+	w.operate(epoch.Wish{Goal: epoch.Change, Nodes: to[:1+w.rng.IntN(min(len(to), 2))], Hurry: true})
 }
 
 // cutClient cuts a client off from some nodes, mostly for longer than a lease.
