@@ -321,7 +321,7 @@ func TestSigningKeys(t *testing.T) {
 		encode(op, operator), public(t, locks), encode(account, operator), public(t, system), encode(sys, operator))
 	srv := run(t, options(t, text))
 
-	roleOf := map[string]string{"n1": "node", "n2": "node", "n3": "node", "watch": "observer", "audit": "auditor", "monitor": "monitor", "look": "inspector", "ops": "operator"}
+	roleOf := map[string]string{"n1": "node", "n2": "node", "n3": "node", "watch": "observer", "audit": "auditor", "monitor": "monitor", "look": "inspector", "ops": "operator", "admin": "administrator"}
 	w := start(t, func(user string) *nats.Conn {
 		role := roleOf[user]
 		if role == "" {

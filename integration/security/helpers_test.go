@@ -67,7 +67,7 @@ var pagePath = func() string {
 // passwords are the users' names.
 func options(t *testing.T, text string) *server.Options {
 	t.Helper()
-	for _, user := range append([]string{"svc-a", "svc-b", "worker", "watch", "audit", "monitor", "look", "ops", "ops-orders"}, nodeNames...) {
+	for _, user := range append([]string{"svc-a", "svc-b", "worker", "watch", "audit", "monitor", "look", "ops", "ops-orders", "admin"}, nodeNames...) {
 		t.Setenv("QLOCK_"+strings.ToUpper(strings.ReplaceAll(user, "-", "_")), user)
 	}
 	path := filepath.Join(t.TempDir(), "nats.conf")

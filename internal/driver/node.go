@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 
+	"github.com/qlock/qlock/internal/epoch"
 	"github.com/qlock/qlock/internal/natsio"
 	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/statedir"
@@ -63,6 +64,8 @@ type Node struct {
 	inbox   string
 	dir     *statedir.Dir // nil: none
 	runs    []uuid.UUID   // earlier incarnations, then the current one
+	longest time.Duration // longest lease that forgotten votes can have had
+	state   epoch.State   // what it promised and learned about the configuration
 	machine *nodeMachine
 	over    over
 
@@ -170,11 +173,14 @@ func newNode(nc *nats.Conn, cfg NodeConfig, start time.Time, most int) (*Node, e
 		Name: cfg.Name, Config: cfg.proto(), Incarnation: run, ProbeWait: cfg.ProbeWait,
 		MaxClaims: cfg.MaxClaims, MaxQueue: cfg.MaxQueue, MaxRuns: wire.RunsIn(most), MaxBody: most, Version: cfg.Version,
 		FloorKey: newFloorKey(), Past: mem.past,
+		Cluster: cfg.Cluster, State: mem.state, Fresh: mem.fresh || dir == nil,
 	}, now, mem.saved, mem.longest)
-	return &Node{
-		nc: nc, cfg: cfg, inbox: nc.NewInbox(), dir: dir, runs: append(mem.past, run), machine: newNodeMachine(start, core),
+	n := &Node{
+		nc: nc, cfg: cfg, inbox: nc.NewInbox(), dir: dir, runs: append(mem.past, run), longest: mem.longest, state: mem.state, machine: newNodeMachine(start, core),
 		over: over{done: make(chan struct{})}, stop: make(chan struct{}),
-	}, nil
+	}
+	n.machine.keep = n.keep
+	return n, nil
 }
 
 // serve subscribes and waits until the probe is over.
@@ -331,13 +337,16 @@ func (n *Node) Close(how Ending) error {
 // quit stops the node, except for what belongs to its connection. first reports whether this call
 // stopped it.
 func (n *Node) quit(how Ending) (first bool, err error) {
-	saved, clean, first := n.machine.close(statedir.Uptime())
+	saved, state, first := n.machine.close(statedir.Uptime())
 	if !first {
 		return false, nil
 	}
+	if state != nil {
+		n.state = *state
+	}
 	if n.dir != nil {
-		if clean && how == Clean {
-			err = writeMark(n.dir, &n.cfg, n.runs, n.cfg.MaxLease, saved)
+		if saved != nil && how == Clean {
+			err = writeMark(n.dir, &n.cfg, n.runs, leaseOf(&n.cfg, &n.state), &n.state, saved)
 		}
 		err = errors.Join(err, n.dir.Close())
 	}
@@ -489,7 +498,7 @@ func (n *Node) publish(s *voter.Send, buf *[]byte) {
 
 // publishRest publishes and logs all results of a step except the answers, and frees the step.
 func (n *Node) publishRest(s *nodeStep, over bool, buf *[]byte) {
-	for _, p := range []*wire.Request{s.Probe, s.Ask} {
+	for _, p := range []*wire.Request{s.Probe, s.Ask, s.Survey} {
 		if p == nil {
 			continue
 		}
@@ -505,7 +514,13 @@ func (n *Node) publishRest(s *nodeStep, over bool, buf *[]byte) {
 	if s.Ready {
 		n.cfg.Log.Line(slog.LevelInfo, "ready: this node votes")
 	}
+	failed := s.failed
 	s.free()
+	if failed != nil {
+		err := fmt.Errorf("qlock: node %s has stopped: it cannot write what it must not forget: %w", n.cfg.Name, failed)
+		n.over.set(err)
+		n.cfg.Log.Line(slog.LevelError, "this node has stopped serving", "error", err)
+	}
 	if over {
 		n.over.set(n.stoppedError())
 	}

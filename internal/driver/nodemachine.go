@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/qlock/qlock/internal/epoch"
 	"github.com/qlock/qlock/internal/natsio"
 	"github.com/qlock/qlock/internal/voter"
 	"github.com/qlock/qlock/internal/wire"
@@ -20,8 +21,12 @@ type nodeMachine struct {
 	wake  chan struct{} // makes the loop call the machine now; has room for one
 	state atomic.Value  // wire.State; readable without mu
 
+	// keep writes to the node's directory what it must not forget about records, and syncs it.
+	keep func(*epoch.State) error
+
 	mu     sync.Mutex // guards core and the fields below; no publishing under it
 	closed bool
+	broken bool // nobody knows what the directory has
 	wakeAt time.Time
 	change chan struct{} // closed and replaced when the state changes
 }
@@ -44,6 +49,7 @@ type nodeStep struct {
 	t      time.Time
 	now    wire.Now
 	probed bool // whether the probe was over before the step
+	failed error
 }
 
 var voterSteps = sync.Pool{New: func() any { return new(nodeStep) }}
@@ -52,7 +58,7 @@ var voterSteps = sync.Pool{New: func() any { return new(nodeStep) }}
 // locks nothing, if the machine is closed.
 func (v *nodeMachine) begin() *nodeStep {
 	v.mu.Lock()
-	if v.closed {
+	if v.closed || v.broken {
 		v.mu.Unlock()
 		return nil
 	}
@@ -65,6 +71,9 @@ func (v *nodeMachine) begin() *nodeStep {
 // end unlocks the machine. It reports whether the node must stop because another node has its name.
 // The caller owns the step until it calls free.
 func (v *nodeMachine) end(s *nodeStep) (over bool) {
+	if s.Write != nil {
+		v.write(s)
+	}
 	state := v.core.State()
 	over = v.core.Stopped() && !v.core.Leaving()
 	if state != v.state.Load() || v.core.Probed() != s.probed {
@@ -87,8 +96,20 @@ func (v *nodeMachine) end(s *nodeStep) (over bool) {
 	return over
 }
 
+// write has what a step asks for on disk before anything of the step is sent (E10). It holds up
+// the node, which happens a few times in a change of the list of nodes. The caller holds v.mu.
+func (v *nodeMachine) write(s *nodeStep) {
+	if s.failed = v.keep(s.Write); s.failed != nil {
+		v.broken = true
+		s.Reset()
+		return
+	}
+	v.core.Written(v.at(time.Now()), &s.Out)
+}
+
 func (s *nodeStep) free() {
 	s.Reset()
+	s.failed = nil
 	voterSteps.Put(s)
 }
 
@@ -104,6 +125,9 @@ func (v *nodeMachine) sleep() time.Duration {
 
 // wait returns how long nothing is due. The caller holds v.mu.
 func (v *nodeMachine) wait(now wire.Now) time.Duration {
+	if v.broken {
+		return natsio.Idle
+	}
 	return min(max(v.core.Deadline()-now.Mono, 0), natsio.Idle)
 }
 
@@ -120,19 +144,22 @@ func (v *nodeMachine) probed() bool {
 	return v.core.Probed()
 }
 
-// close ends the machine and returns what to save. clean is false if nothing may be saved. first
+// close ends the machine and returns what to save. saved is nil if no clean mark may be written. first
 // reports whether the machine was not closed before.
-func (v *nodeMachine) close(up time.Duration) (saved *voter.Saved, clean, first bool) {
+func (v *nodeMachine) close(up time.Duration) (saved *voter.Saved, state *epoch.State, first bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {
-		return nil, false, false
+		return nil, nil, false
 	}
 	v.closed = true // no message may be handled after what is saved now
 	now := v.at(time.Now())
 	now.Boot = up
-	saved, clean = v.core.Save(now)
-	return saved, clean, true
+	if v.broken {
+		return nil, nil, true
+	}
+	saved, _ = v.core.Save(now)
+	return saved, v.core.Configuration(now), true
 }
 
 func (v *nodeMachine) farewell() *wire.Request {

@@ -164,6 +164,8 @@ func (a Account) services() []string {
 			out = append(out, operatorVerbs.subjects(u.Cluster, u.Name, ">")...)
 		case RoleMonitor:
 			out = append(out, monitorVerbs.subjects(u.Cluster, u.Name)...)
+		case RoleAdministrator:
+			out = append(out, administratorVerbs.subjects(u.Cluster, u.Name)...)
 		}
 	}
 	return out

@@ -31,7 +31,8 @@ func printed(t *testing.T) map[string]string {
 	}
 	nodes := []User{made(NewNode("prod", "n1")), made(NewNode("prod", "n2")), made(NewNode("prod", "n3"))}
 	others := []User{made(NewObserver("prod", "watch")), made(NewAuditor("prod", "audit")), made(NewMonitor("prod", "monitor")),
-		made(NewInspector("prod", "look")), made(NewOperator("prod", "ops")), made(NewOperator("prod", "ops-orders", "orders.>"))}
+		made(NewInspector("prod", "look")), made(NewOperator("prod", "ops")), made(NewOperator("prod", "ops-orders", "orders.>")),
+		made(NewAdministrator("prod", "admin"))}
 	worker := made(NewMember("prod", "worker", "qlock.members.workers.>", "qlock.partition.workers.*"))
 	a, b := made(NewClient("prod", "svc-a", "orders.>")), made(NewClient("prod", "svc-b"))
 
@@ -48,7 +49,7 @@ func printed(t *testing.T) map[string]string {
 		"signing-keys": text(SigningKeys("LOCKS",
 			made(NewClient("prod", Template)), made(NewMember("prod", Template)), made(NewObserver("prod", Template)), made(NewAuditor("prod", Template)),
 			made(NewMonitor("prod", Template)), made(NewInspector("prod", Template)), made(NewOperator("prod", Template)),
-			made(NewNode("prod", Template)))),
+			made(NewAdministrator("prod", Template)), made(NewNode("prod", Template)))),
 	}
 }
 

@@ -34,6 +34,8 @@ const (
 	RoleInspector Role = "inspector" // asks nodes which locks are held and by whom
 	RoleOperator  Role = "operator"  // does what an inspector does, and evicts
 	RoleNode      Role = "node"      // votes
+
+	RoleAdministrator Role = "administrator" // changes the list of nodes
 )
 
 // User is a NATS user and its permissions. What is not listed is not allowed.
@@ -58,6 +60,8 @@ var (
 	inspectorVerbs = verbs{subject.Inspect, subject.List, subject.Info}
 	operatorVerbs  = verbs{subject.Inspect, subject.Evict, subject.List, subject.Info}
 	monitorVerbs   = verbs{subject.Info}
+
+	administratorVerbs = verbs{subject.Config, subject.Info}
 )
 
 type verbs []string
@@ -182,6 +186,16 @@ func newInspector(role Role, v verbs, cluster, name string, resources []string) 
 	if err == nil {
 		u.Subscribe = append(u.Subscribe, subject.Family(cluster, subject.FamilyEvent))
 	}
+	return u, err
+}
+
+// NewAdministrator returns a user that changes the list of nodes of the cluster, and can do
+// nothing else. It is a role of its own because whoever decides which nodes there are decides
+// about all locks.
+func NewAdministrator(cluster, name string) (User, error) {
+	u, err := newUser(RoleAdministrator, cluster, name)
+	u.Publish = administratorVerbs.subjects(cluster, name)
+	u.Subscribe = []string{u.inbox() + ".>"}
 	return u, err
 }
 

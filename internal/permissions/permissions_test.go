@@ -49,6 +49,7 @@ func TestRoles(t *testing.T) {
 		"joins":    made(NewMember("prod", "svc-a")),
 		"joins-in": made(NewMember("prod", "svc-a", "orders.>")),
 		"ends":     made(NewOperator("prod", "svc-a", "orders.>", "exact")),
+		"admin":    made(NewAdministrator("prod", "svc-a")),
 	}
 	for _, tt := range []struct {
 		subject   string
@@ -67,7 +68,7 @@ func TestRoles(t *testing.T) {
 		{"lock.prod.node.acquire.svc-a.billing.1", "all joins", "auditor node"},
 		{"lock.prod.node.refresh.svc-a", "all orders joins joins-in", "auditor node"},
 		{"lock.prod.node.refresh.svc-a.orders.1", "", "auditor node"},
-		{"lock.prod.node.info.svc-a", "all orders monitor node looks looks-on evicts ends joins joins-in", "auditor node"},
+		{"lock.prod.node.info.svc-a", "all orders monitor node looks looks-on evicts ends joins joins-in admin", "auditor node"},
 		{"lock.prod.admin.list.svc-a", "looks looks-on evicts ends joins joins-in", "auditor node"},
 		{"lock.prod.admin.list.svc-a.orders.1", "", "auditor node"},
 		{"lock.prod.admin.inspect.svc-a.orders.1", "looks looks-on evicts ends joins joins-in", "auditor node"},
@@ -76,6 +77,8 @@ func TestRoles(t *testing.T) {
 		{"lock.prod.admin.evict.svc-a.orders.1", "evicts ends", "auditor node"},
 		{"lock.prod.admin.evict.svc-a.exact", "evicts ends", "auditor node"},
 		{"lock.prod.admin.evict.svc-a.billing.1", "evicts", "auditor node"},
+		{"lock.prod.admin.config.svc-a", "admin", "auditor node"},
+		{"lock.prod.admin.config.svc-b", "", "auditor node"},
 		{"lock.prod.admin.list.svc-b", "", "auditor node"},
 		{"lock.prod.admin.inspect.svc-b.orders.1", "", "auditor node"},
 		{"lock.prod.admin.evict.svc-b.orders.1", "", "auditor node"},
@@ -89,7 +92,7 @@ func TestRoles(t *testing.T) {
 		{"lock.prod.event.acquired.svc-a.orders.1", "all orders joins joins-in", "observer auditor monitor looks looks-on evicts ends joins joins-in"},
 		{"lock.prod.event.lost.svc-a.billing.1", "all joins", "observer auditor monitor looks looks-on evicts ends joins"},
 		{"lock.prod.event.acquired.svc-b.orders.1", "", "observer auditor monitor looks looks-on evicts ends joins joins-in"},
-		{"_INBOX.svc-a.x", "node", "all orders monitor node looks looks-on evicts ends joins joins-in"},
+		{"_INBOX.svc-a.x", "node", "all orders monitor node looks looks-on evicts ends joins joins-in admin"},
 		{"_INBOX.svc-b.x", "node", ""},
 		{"_INBOX.x", "node", ""},
 		{"$SRV.PING", "monitor", "node"},
@@ -118,7 +121,7 @@ func TestNamesThatPermissionsCannotHave(t *testing.T) {
 			"member":    func(c, n string) (User, error) { return NewMember(c, n) },
 			"inspector": func(c, n string) (User, error) { return NewInspector(c, n) },
 			"operator":  func(c, n string) (User, error) { return NewOperator(c, n) },
-			"observer":  NewObserver, "auditor": NewAuditor, "monitor": NewMonitor, "node": NewNode,
+			"observer":  NewObserver, "auditor": NewAuditor, "monitor": NewMonitor, "node": NewNode, "administrator": NewAdministrator,
 		} {
 			if _, err := make("prod", name); err == nil {
 				t.Errorf("%s may be named %q", role, name)

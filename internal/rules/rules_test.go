@@ -27,7 +27,7 @@ const (
 // very code that runs in production, and repeat each run. Time and random numbers are
 // arguments; connections, files, logs and goroutines are the driver's.
 var core = []string{
-	"internal/client", "internal/hold", "internal/members", "internal/voter", "internal/printable",
+	"internal/client", "internal/epoch", "internal/hold", "internal/members", "internal/voter", "internal/printable",
 	"internal/wire", "internal/quorum", "internal/sat", "internal/shrink",
 	"internal/subject",
 }

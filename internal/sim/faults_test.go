@@ -163,6 +163,9 @@ func TestPlantedFaults(t *testing.T) {
 			} else if by := strings.Fields(f.CaughtBy); len(by) == 2 && slices.Contains([]string{"names", "foreign", "onelink", "members", "owners"}, by[0]) {
 				cmd = exec.CommandContext(ctx, build(t, b, "./internal/sim"), "-test.run", "^TestSeeds$", "-sim.kind", by[0], "-sim.seeds", by[1])
 				cmd.Dir = "."
+			} else if count, ok := strings.CutPrefix(f.CaughtBy, "epochs "); ok {
+				cmd = exec.CommandContext(ctx, build(t, b, "./internal/sim"), "-test.run", "^TestEpochs$", "-sim.kind", "epochs", "-sim.seeds", count)
+				cmd.Dir = "."
 			} else if depth, ok := strings.CutPrefix(f.CaughtBy, "model "); ok {
 				cmd = exec.CommandContext(ctx, build(t, b, "./internal/voter"), "-test.run", "^TestNames$", "-voter.names", depth)
 				cmd.Dir = filepath.Join(root, "internal/voter")
@@ -170,7 +173,7 @@ func TestPlantedFaults(t *testing.T) {
 				cmd = exec.CommandContext(ctx, build(t, b, pkg))
 				cmd.Dir = filepath.Join(root, pkg)
 			} else {
-				t.Fatalf("caught-by: %q is none of \"seeds N\", \"names N\", \"foreign N\", \"onelink N\", \"members N\", \"owners N\", \"model EVENTS\" and \"tests PACKAGE\"", f.CaughtBy)
+				t.Fatalf("caught-by: %q is none of \"seeds N\", \"names N\", \"foreign N\", \"onelink N\", \"members N\", \"owners N\", \"epochs N\", \"model EVENTS\" and \"tests PACKAGE\"", f.CaughtBy)
 			}
 			out, err := cmd.CombinedOutput()
 			if err == nil {

@@ -3,7 +3,9 @@ package statedir
 import (
 	"errors"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 )
 
@@ -15,7 +17,8 @@ type files interface {
 	identify(handle) (identity, error)
 	rename(from, to string) error
 	remove(name string) error
-	sync() error // makes changes of names durable
+	block(name string) error // makes the name that of a directory that remove cannot remove
+	sync() error             // makes changes of names durable
 	close() error
 }
 
@@ -42,6 +45,26 @@ func (osFiles) identify(f handle) (identity, error) { return identify(f.(*os.Fil
 func (o osFiles) rename(from, to string) error { return o.root.Rename(from, to) }
 
 func (o osFiles) remove(name string) error { return o.root.Remove(name) }
+
+func (o osFiles) block(name string) error {
+	err := o.root.Mkdir(name, 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		var info fs.FileInfo
+		if info, err = o.root.Lstat(name); err == nil && !info.IsDir() { // a leftover
+			if err = o.root.Remove(name); err == nil {
+				err = o.root.Mkdir(name, 0o700)
+			}
+		}
+	}
+	if err != nil {
+		return err
+	}
+	f, err := o.root.OpenFile(filepath.Join(name, "written-by-a-newer-version"), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
 
 func (o osFiles) sync() error {
 	switch runtime.GOOS {

@@ -28,3 +28,10 @@ type identity struct {
 func (d *Dir) placeOf(f identity) Place {
 	return Place{Boot: bootID(), Device: f.device, Inode: f.inode, Born: f.born /*plant:born*/, Path: d.path}
 }
+
+// copied reports whether a mark that was written at this place is in another file now. Other
+// than for a clean mark, which lives for minutes, the machine's run and the device do not
+// count: they change when the machine is started again, or a volume is attached elsewhere.
+func (p Place) copied(f identity) bool {
+	return p.Inode != 0 && f.inode != 0 && p.Inode != f.inode || p.Born != 0 && f.born != 0 && p.Born != f.born
+}

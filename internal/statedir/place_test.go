@@ -50,12 +50,13 @@ func TestCopyIsNotHere(t *testing.T) {
 		name string
 		do   func(t *testing.T, dir string) (now string)
 		here bool
+		copy bool // the file is another one
 	}{
-		{"nothing", func(_ *testing.T, dir string) string { return dir }, true},
+		{"nothing", func(_ *testing.T, dir string) string { return dir }, true, false},
 		{"opened and closed", func(t *testing.T, dir string) string {
 			closeDir(t, open(t, dir))
 			return dir
-		}, true},
+		}, true, false},
 		{"read by a backup, owner and mode set again", func(t *testing.T, dir string) string {
 			file := filepath.Join(dir, markFile)
 			_, err := os.ReadFile(file)
@@ -64,34 +65,34 @@ func TestCopyIsNotHere(t *testing.T) {
 			must(t, os.Chown(file, os.Getuid(), os.Getgid()))
 			must(t, os.Chtimes(file, time.Time{}, time.Unix(1, 0)))
 			return dir
-		}, true},
+		}, true, false},
 		{"by a symbolic link", func(t *testing.T, dir string) string {
 			link := filepath.Join(t.TempDir(), "link")
 			must(t, os.Symlink(dir, link))
 			return link
-		}, true},
+		}, true, false},
 		{"copied", func(t *testing.T, dir string) string {
 			to := filepath.Join(t.TempDir(), "copy")
 			must(t, os.CopyFS(to, os.DirFS(dir)))
 			return to
-		}, false},
+		}, false, true},
 		{"moved", func(t *testing.T, dir string) string {
 			to := dir + "-moved"
 			must(t, os.Rename(dir, to))
 			return to
-		}, false},
+		}, false, false},
 		{"moved, and a copy put in its place", func(t *testing.T, dir string) string {
 			must(t, os.Rename(dir, dir+"-moved"))
 			must(t, os.CopyFS(dir, os.DirFS(dir+"-moved")))
 			return dir
-		}, false},
+		}, false, true},
 		{"restored over what came after", func(t *testing.T, dir string) string {
 			backup, err := os.ReadFile(filepath.Join(dir, markFile))
 			must(t, err)
 			used(t, dir)
 			put(t, dir, backup)
 			return dir
-		}, false},
+		}, false, true},
 		// The file system gives the number of the removed file away again.
 		{"restored over what came after two starts", func(t *testing.T, dir string) string {
 			backup, err := os.ReadFile(filepath.Join(dir, markFile))
@@ -100,7 +101,7 @@ func TestCopyIsNotHere(t *testing.T) {
 			used(t, dir)
 			put(t, dir, backup)
 			return dir
-		}, false},
+		}, false, true},
 		{"restored after the directory was removed", func(t *testing.T, dir string) string {
 			backup := filepath.Join(t.TempDir(), "backup")
 			must(t, os.CopyFS(backup, os.DirFS(dir)))
@@ -108,7 +109,7 @@ func TestCopyIsNotHere(t *testing.T) {
 			must(t, os.RemoveAll(dir))
 			must(t, os.CopyFS(dir, os.DirFS(backup)))
 			return dir
-		}, false},
+		}, false, true},
 		{"restored with its times", func(t *testing.T, dir string) string {
 			file := filepath.Join(dir, markFile)
 			backup, err := os.ReadFile(file)
@@ -119,16 +120,16 @@ func TestCopyIsNotHere(t *testing.T) {
 			put(t, dir, backup)
 			must(t, os.Chtimes(file, info.ModTime(), info.ModTime()))
 			return dir
-		}, false},
+		}, false, true},
 		// It was used while the other name existed, and could not be trusted then.
 		{"with another name aside", func(t *testing.T, dir string) string {
 			must(t, os.Link(filepath.Join(dir, markFile), filepath.Join(dir, "aside")))
 			return dir
-		}, false},
+		}, false, false},
 		{"with another name elsewhere", func(t *testing.T, dir string) string {
 			must(t, os.Link(filepath.Join(dir, markFile), filepath.Join(filepath.Dir(dir), "elsewhere")))
 			return dir
-		}, false},
+		}, false, false},
 		{"a link in its place", func(t *testing.T, dir string) string {
 			must(t, os.Rename(filepath.Join(dir, markFile), filepath.Join(dir, "aside")))
 			copied, err := os.ReadFile(filepath.Join(dir, "aside"))
@@ -136,11 +137,15 @@ func TestCopyIsNotHere(t *testing.T) {
 			must(t, os.WriteFile(filepath.Join(dir, "other"), copied, 0o600))
 			must(t, os.Symlink("other", filepath.Join(dir, markFile)))
 			return dir
-		}, false},
+		}, false, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := tt.do(t, onDisk(t))
-			wantMarkAt(t, open(t, dir), sample, tt.here)
+			d := open(t, dir)
+			wantMarkAt(t, d, sample, tt.here)
+			if m, _, _, _ := d.Read(); m.Copied != tt.copy {
+				t.Errorf("copied: %v, want %v", m.Copied, tt.copy)
+			}
 		})
 	}
 }
@@ -166,7 +171,10 @@ func TestAnotherPlace(t *testing.T) {
 		b, err := encode(m)
 		must(t, err)
 		put(t, dir, b)
-		_, _, here, err := d.Read()
+		read, _, here, err := d.Read()
+		if want := what == "another file" || what == "a file made later of its number" && m.Place.Born != -1; read.Copied != want {
+			t.Errorf("%s: copied %v", what, read.Copied)
+		}
 		if known := m.Place == d.placeOf(identityOf(t, d)); err != nil || here != known || here && what != "boot unknown" {
 			t.Errorf("%s: here %v, %v", what, here, err)
 		}

@@ -6,6 +6,10 @@
 // changed since. For everything else Read returns an error, and the node waits like one
 // that forgot its votes. A node that waits costs time; a node that trusts a wrong mark
 // costs exclusion.
+//
+// It also has what the node must not forget about the cluster's configuration (rule E10):
+// Mark.ID and Mark.Epoch. These count wherever and whenever they were written. A node whose
+// file is lost or damaged is another node, with another id.
 package statedir
 
 import (
@@ -24,14 +28,24 @@ import (
 
 const (
 	markFile = "node.json"
-	tempFile = "node.json.tmp"
+	tempFile = "node.json.new"
 	lockFile = "lock"
+
+	// blockFile is the name of the temporary file of programs that know versions 1 and 2 only.
+	// They take a file of a version that they do not know for one that is damaged, and replace
+	// it. So once the file has a configuration, there is a directory of this name that they
+	// cannot remove: they fail before they write, and do not start.
+	blockFile = "node.json.tmp"
 
 	// version is the version of the file's format, including Mark. A new field needs a new
 	// version, since an older node would drop that field. Version 1 had no cluster, place, time
-	// and runs: its marks are read, but do not count as clean.
-	version = 2
+	// and runs: its marks are read, but do not count as clean. Version 2 had no id and epoch.
+	version = 3
 )
+
+// ErrNewer is what Read returns for a file of a version that this program does not know. The
+// node must not start, and must not write: it would forget what a newer program has promised.
+var ErrNewer = errors.New("written by a newer version of qlock")
 
 // errInUse is what flock returns when another node holds the lock.
 var errInUse = errors.New("in use by another node")
@@ -46,9 +60,16 @@ type Mark struct {
 	MaxTTL  int64  `json:"max_ttl_ms"`
 	Written int64  `json:"written_us"` // wall clock, µs since 1970
 	// Runs has the incarnations of the node that used the directory, the latest last.
-	Runs  []string        `json:"runs,omitempty"`
-	Place Place           `json:"place"`           // set by Write
-	Saved json.RawMessage `json:"saved,omitempty"` // the node's tables, opaque here
+	Runs []string `json:"runs,omitempty"`
+	// ID is that of the node: a node is its directory (E1). Empty: written before version 3.
+	ID string `json:"id,omitempty"`
+	// Copied is set by Read: the mark was written into another file than this one. So somebody
+	// copied or restored it, and what it says of promises may be old, or used twice. Where files
+	// cannot be told apart, it is false.
+	Copied bool            `json:"-"`
+	Place  Place           `json:"place"`           // set by Write
+	Epoch  json.RawMessage `json:"epoch,omitempty"` // what the node promised and learned about the configuration, opaque here
+	Saved  json.RawMessage `json:"saved,omitempty"` // the node's tables, opaque here
 }
 
 // file is the format of the mark on disk.
@@ -63,8 +84,9 @@ type Dir struct {
 	name string // as given to Open, for errors
 	path string // absolute path of the opened directory
 
-	mu    sync.Mutex // guards what follows, and the files
-	files files      // nil once closed
+	mu      sync.Mutex // guards what follows, and the files
+	files   files      // nil once closed
+	blocked bool       // blockFile is there for good
 }
 
 // Open opens the directory for this node exclusively, and creates it if it is missing. It
@@ -140,10 +162,15 @@ func (d *Dir) Read() (m Mark, found, here bool, err error) {
 		return Mark{}, true, false, fmt.Errorf("state directory %q: its mark cannot be read: %w", d.name, err)
 	}
 	m, err = decode(b)
+	if errors.Is(err, ErrNewer) {
+		return Mark{}, true, false, fmt.Errorf("state directory %q: %s was %w; start that version with it, or give this node an empty directory, which makes it a new node",
+			d.name, markFile, err)
+	}
 	if err != nil {
 		return Mark{}, true, false, fmt.Errorf("state directory %q: %s is damaged, or not of this version, and counts as forgotten: %w",
 			d.name, markFile, err)
 	}
+	m.Copied = m.Place.copied(id) //plant:epoch-copy
 	// A second link to the file could be used as a copy with the same inode.
 	return m, true, m.Place == d.placeOf(id) /*plant:mark-place*/ && id.links <= 1 /*plant:mark-links*/, nil
 }
@@ -175,6 +202,16 @@ func (d *Dir) replace(m Mark) (err error) {
 			_ = d.files.remove(tempFile) // after the rename there is none, which is as intended
 		}
 	}()
+	if len(m.Epoch) > 0 && !d.blocked { //plant:older-blocked
+		if err := d.files.block(blockFile); err != nil {
+			return err
+		}
+		// Before the rename, as with the bytes of the file.
+		if err := d.files.sync(); err != nil {
+			return err
+		}
+		d.blocked = true
+	}
 	f, err := d.files.create(tempFile)
 	if err != nil {
 		return err
@@ -245,11 +282,21 @@ func marshal(v any, indent string) ([]byte, error) {
 }
 
 func decode(b []byte) (Mark, error) {
+	// The version first: a later one may have other fields.
+	var v struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return Mark{}, err
+	}
+	if v.Version > version { //plant:newer-refused
+		return Mark{}, fmt.Errorf("%w (version %d of the file; this program reads 1 to %d)", ErrNewer, v.Version, version)
+	}
 	var f file
 	if err := unmarshal(b, &f); err != nil {
 		return Mark{}, err
 	}
-	if f.Version < 1 || f.Version > version {
+	if f.Version < 1 {
 		return Mark{}, fmt.Errorf("version %d; this node reads versions 1 to %d", f.Version, version)
 	}
 	var compact bytes.Buffer
@@ -263,7 +310,10 @@ func decode(b []byte) (Mark, error) {
 	if err := unmarshal(compact.Bytes(), &m); err != nil {
 		return Mark{}, err
 	}
-	m.Clean = m.Clean && f.Version == version
+	if f.Version < 3 && (m.ID != "" || m.Epoch != nil) {
+		return Mark{}, fmt.Errorf("version %d has no id and no configuration", f.Version)
+	}
+	m.Clean = m.Clean && f.Version > 1
 	return m, nil
 }
 

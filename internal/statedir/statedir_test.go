@@ -23,6 +23,8 @@ var sample = Mark{
 	MaxTTL:  30000,
 	Written: 1700000000000000,
 	Runs:    []string{"a", "b"},
+	ID:      "6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+	Epoch:   json.RawMessage(`{"promised":{"n":1}}`),
 	Saved:   json.RawMessage(`{"floor":17,"votes":[{"resource":"<a> & b","fence":17}]}`),
 }
 
@@ -54,7 +56,7 @@ func wantMark(t testing.TB, d *Dir, want Mark) { t.Helper(); wantMarkAt(t, d, wa
 func wantMarkAt(t testing.TB, d *Dir, want Mark, wantHere bool) {
 	t.Helper()
 	got, found, here, err := d.Read()
-	got.Place = Place{} // Write sets it
+	got.Place, got.Copied = Place{}, false // Write and Read set them
 	if err != nil || !found || here != wantHere || !reflect.DeepEqual(got, want) {
 		t.Fatalf("Read() = %+v, %v, here %v, %v, want %+v, here %v", got, found, here, err, want, wantHere)
 	}
@@ -115,6 +117,62 @@ func TestSavedComesBackWithoutWhiteSpace(t *testing.T) {
 // release wrote.
 func TestForm(t *testing.T) {
 	const form = `{
+  "version": 3,
+  "sha256": "a4156aefe9ee2172674419958a9cf7e7d99c849d05ff5944fde21b612832c34d",
+  "mark": {
+    "clean": true,
+    "cluster": "prod",
+    "name": "node-1",
+    "digest": "d41d8cd9",
+    "max_ttl_ms": 30000,
+    "written_us": 1700000000000000,
+    "runs": [
+      "a",
+      "b"
+    ],
+    "id": "6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+    "place": {
+      "boot": "c0ffee",
+      "device": 65024,
+      "inode": 10005633,
+      "born_ns": 1699999999123456789,
+      "path": "/var/lib/qlock"
+    },
+    "epoch": {
+      "promised": {
+        "n": 1
+      }
+    },
+    "saved": {
+      "floor": 17,
+      "votes": [
+        {
+          "resource": "<a> & b",
+          "fence": 17
+        }
+      ]
+    }
+  }
+}
+`
+	want := sample
+	want.Place = Place{Boot: "c0ffee", Device: 65024, Inode: 10005633, Born: 1699999999123456789, Path: "/var/lib/qlock"}
+	b, err := encode(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(b) != form {
+		t.Errorf("got\n%swant\n%s", b, form)
+	}
+	got, err := decode([]byte(form))
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("decode = %+v, %v", got, err)
+	}
+}
+
+// TestFormOfVersion2: such a mark has no id and knows of no epoch. All else counts.
+func TestFormOfVersion2(t *testing.T) {
+	const form = `{
   "version": 2,
   "sha256": "5f179118d3f32d1c2ee14223ff29abf450d83715e6ebe653aa62650060d2593a",
   "mark": {
@@ -148,17 +206,74 @@ func TestForm(t *testing.T) {
 }
 `
 	want := sample
+	want.ID, want.Epoch = "", nil
 	want.Place = Place{Boot: "c0ffee", Device: 65024, Inode: 10005633, Born: 1699999999123456789, Path: "/var/lib/qlock"}
-	b, err := encode(want)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(b) != form {
-		t.Errorf("got\n%swant\n%s", b, form)
-	}
-	got, err := decode([]byte(form))
-	if err != nil || !reflect.DeepEqual(got, want) {
+	if got, err := decode([]byte(form)); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("decode = %+v, %v", got, err)
+	}
+	mark := []byte(`{"clean":true,"id":"6ba7b810-9dad-11d1-80b4-00c04fd430c8"}`)
+	if m, err := decode(fmt.Appendf(nil, `{"version":2,"sha256":%q,"mark":%s}`, checksum(2, mark), mark)); err == nil {
+		t.Errorf("a field that version 2 does not have is taken: %+v", m)
+	}
+}
+
+// TestNewer: what a later version wrote is neither read nor taken for damage, whatever its
+// fields are. A node that took it for damage would forget its promises.
+func TestNewer(t *testing.T) {
+	dir := t.TempDir()
+	d := open(t, dir)
+	for _, file := range []string{
+		`{"version":4,"sha256":"","mark":{}}`,
+		`{"version":4,"state":[]}`,
+		`{"version":1000000}`,
+	} {
+		put(t, dir, []byte(file))
+		wantDamaged(t, d, file)
+		if _, _, _, err := d.Read(); !errors.Is(err, ErrNewer) || !strings.Contains(err.Error(), "reads 1 to 3") {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+	for _, file := range []string{`{"version":4`, `{"version":"4"}`, `{"version":0}`, `[4]`, `{}`} {
+		put(t, dir, []byte(file))
+		if _, _, _, err := d.Read(); err == nil || errors.Is(err, ErrNewer) {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+}
+
+// TestOlderProgramsAreBlocked: programs of versions 1 and 2 replace what they cannot read,
+// beginning with the removal of their temporary file. They must not come so far once the
+// node has a part in decisions.
+func TestOlderProgramsAreBlocked(t *testing.T) {
+	for what, leave := range map[string]func(path string) error{
+		"nothing":        func(string) error { return nil },
+		"part of a file": func(path string) error { return os.WriteFile(path, []byte(`{"vers`), 0o600) },
+		"an empty directory": func(path string) error {
+			return os.Mkdir(path, 0o700)
+		},
+		"itself": func(path string) error {
+			return errors.Join(os.Mkdir(path, 0o700), os.WriteFile(filepath.Join(path, "written-by-a-newer-version"), nil, 0o600))
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			dir := t.TempDir()
+			d := open(t, dir)
+			m := sample
+			m.Epoch = nil
+			write(t, d, m)
+			if got := names(t, dir); !reflect.DeepEqual(got, []string{lockFile, markFile}) {
+				t.Errorf("before the first promise, the directory has %q", got)
+			}
+			block := filepath.Join(dir, blockFile)
+			must(t, leave(block))
+			for range 2 {
+				write(t, d, sample)
+				wantMark(t, d, sample)
+			}
+			if err := os.Remove(block); err == nil {
+				t.Error("an older program can go on")
+			}
+		})
 	}
 }
 
@@ -307,11 +422,14 @@ func TestEdited(t *testing.T) {
 		{`"node-1"`, `"node-2"`},
 		{`30000`, `1000`},
 		{`"fence": 17`, `"fence": 1`},
-		{`"version": 2`, `"version": 3`},
-		{`"version": 2`, `"version": 1`},
-		{`"version": 2`, `"version": 0`},
-		{`"version": 2`, `"version": -1`},
-		{`"version": 2`, `"version": 2, "extra": 1`},
+		{`"version": 3`, `"version": 4`},
+		{`"version": 3`, `"version": 2`},
+		{`"version": 3`, `"version": 1`},
+		{`"version": 3`, `"version": 0`},
+		{`"version": 3`, `"version": -1`},
+		{`"version": 3`, `"version": 3, "extra": 1`},
+		{`"n": 1`, `"n": 2`},
+		{`"6ba7b810`, `"6ba7b811`},
 		{`"prod"`, `"test"`},
 		{`"inode": 17`, `"inode": 18`},
 		{`1700000000000000`, `1700000000000001`},
@@ -343,7 +461,7 @@ func TestUnreadable(t *testing.T) {
 	if err := d.Write(sample); err == nil {
 		t.Fatal("Write did not fail")
 	}
-	if got := names(t, dir); !reflect.DeepEqual(got, []string{lockFile, markFile}) {
+	if got := names(t, dir); !reflect.DeepEqual(got, []string{lockFile, markFile, blockFile}) {
 		t.Errorf("the directory has %q", got)
 	}
 }
@@ -358,7 +476,7 @@ func TestFailedWriteKeepsTheMark(t *testing.T) {
 		t.Fatal("Write took what is not JSON")
 	}
 	wantMark(t, d, sample)
-	if got := names(t, dir); !reflect.DeepEqual(got, []string{lockFile, markFile}) {
+	if got := names(t, dir); !reflect.DeepEqual(got, []string{lockFile, markFile, blockFile}) {
 		t.Errorf("the directory has %q", got)
 	}
 }
@@ -386,7 +504,7 @@ func TestLeftovers(t *testing.T) {
 			running := Mark{Name: "node-1", MaxTTL: 30000}
 			write(t, d, running)
 			wantMark(t, d, running)
-			if got := names(t, dir); !reflect.DeepEqual(got, []string{lockFile, markFile}) {
+			if got := names(t, dir); !reflect.DeepEqual(got, []string{lockFile, markFile, blockFile}) {
 				t.Errorf("the directory has %q", got)
 			}
 		})
@@ -528,7 +646,7 @@ func sealed(mark []byte) []byte {
 	if json.Compact(&compact, mark) != nil {
 		return mark
 	}
-	return fmt.Appendf(nil, `{"version":2,"sha256":%q,"mark":%s}`, checksum(version, compact.Bytes()), mark)
+	return fmt.Appendf(nil, `{"version":3,"sha256":%q,"mark":%s}`, checksum(version, compact.Bytes()), mark)
 }
 
 // FuzzRead gives Read any file, and any mark with a right checksum, which
@@ -545,6 +663,8 @@ func FuzzRead(f *testing.F) {
 	f.Add([]byte(`{"clean":true,"name":"n","digest":"d","max_ttl_ms":1,"saved":{"a":[1, 2]}}`), true)
 	f.Add([]byte(`{"cluster":"c","written_us":1,"runs":["a"],"place":{"boot":"b","device":1,"inode":2,"born_ns":3,"path":"/"}}`), true)
 	f.Add([]byte(`{"clean":1}`), true)
+	f.Add([]byte(`{"id":"i","epoch":{"had_ms":1}}`), true)
+	f.Add([]byte(`{"version":4,"mark":{}}`), false)
 	dir := f.TempDir()
 	d := open(f, dir)
 	f.Fuzz(func(t *testing.T, b []byte, seal bool) {
@@ -563,6 +683,7 @@ func FuzzRead(f *testing.F) {
 			return
 		}
 		// What was read is a mark like any other.
+		m.Copied = false // that is not in the file
 		again, err := encode(m)
 		if err != nil {
 			t.Fatal(err)

@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	verbs    = []string{Acquire, Release, Yield, Refresh, Info, List, Inspect, Evict}
+	verbs    = []string{Acquire, Release, Yield, Refresh, Info, List, Inspect, Evict, Config}
 	kinds    = []string{Acquired, Released, Lost}
 	families = []string{FamilyNode, FamilyAdmin, FamilyEvent, FamilyAPI, FamilyGateway}
 )

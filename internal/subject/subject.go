@@ -53,6 +53,7 @@ const (
 	List    = "list"
 	Inspect = "inspect"
 	Evict   = "evict"
+	Config  = "config"
 )
 
 // BatchVerb is the verb that a batch is reported with. The subject of a batch has no verb.
@@ -83,7 +84,7 @@ func lookUp(verb string) (family string, resource bool) {
 		return FamilyNode, false
 	case Inspect, Evict:
 		return FamilyAdmin, true
-	case List:
+	case List, Config:
 		return FamilyAdmin, false
 	}
 	return "", false
@@ -118,7 +119,7 @@ func Request(cluster, verb, client, resource string) string {
 func AppendRequest(b []byte, cluster, verb, client, resource string) []byte {
 	b = append(append(b, root...), cluster...)
 	switch verb {
-	case List, Inspect, Evict: // As FamilyOf has it.
+	case List, Inspect, Evict, Config: // As FamilyOf has it.
 		b = append(b, "."+FamilyAdmin+"."...)
 	default:
 		b = append(b, "."+FamilyNode+"."...)

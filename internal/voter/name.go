@@ -134,9 +134,14 @@ func (n *Node) HandleAnswer(now wire.Now, a *wire.Answer, out *Out) {
 	if a.Kind != wire.Informed {
 		return
 	}
+	if a.Info.Nonce == n.surveyNonce() && n.config.serial > 0 {
+		n.shown(now, a, out)
+		return
+	}
 	if a.Info.Nonce != n.nonce() { //plant:nonce
 		return // an answer to an earlier probe or life: its sender may be long gone
 	}
+	n.shown(now, a, out)
 	if a.Node != n.cfg.Name {
 		n.longerLease(max(a.Info.MaxTTL, a.Info.Longest), "node "+a.Node, out)
 		return
@@ -168,6 +173,9 @@ func (n *Node) HandleAnswer(now wire.Now, a *wire.Answer, out *Out) {
 // clash handles an answer from another live node of this name: the node that started
 // later stops (N9).
 func (n *Node) clash(now wire.Now, a *wire.Answer, out *Out) {
+	if a.Info.State == wire.Retired { //plant:voter-retired-name
+		return // it is in no list, and does not contest the name (E14)
+	}
 	later := n.started > a.Info.Started //plant:clash
 	if n.started == a.Info.Started {
 		later = slices.Compare(n.cfg.Incarnation[:], a.Incarnation[:]) > 0
@@ -264,12 +272,16 @@ func (n *Node) info(now wire.Now, r *wire.Request, reply string, out *Out) {
 			State: n.State(), Started: n.started, Now: max(now.Wall, 0), Voted: n.voted, Claims: n.Claims(), Version: n.cfg.Version,
 			Ahead: n.Ahead(now),
 		}
+		if a.Info.State == wire.Joining {
+			a.Info.MaxTTL, a.Info.Skew = 0, 0 // what it was started with does not count
+		}
 		if n.longest > n.cfg.MaxTTL {
 			a.Info.Longest = n.longest
 		}
+		n.showConfig(now, r, a.Info)
 		out.Answers = append(out.Answers, Send{reply, a})
 	}
-	if n.stopped || !mine || r.Incarnation == n.cfg.Incarnation || slices.Contains(n.cfg.Past, r.Incarnation) /*plant:past-life*/ {
+	if n.stopped || n.config.outside == wire.Retired || !mine || r.Incarnation == n.cfg.Incarnation || slices.Contains(n.cfg.Past, r.Incarnation) /*plant:past-life*/ {
 		return
 	}
 	// Another incarnation asks for this node's name. If the node has no state directory, it
@@ -299,5 +311,8 @@ func (n *Node) probeRequest() *wire.Request {
 	return &wire.Request{
 		Verb: wire.Info, Client: n.cfg.Name, Nonce: n.nonce(),
 		Node: n.cfg.Name, Incarnation: n.cfg.Incarnation, Started: n.started, Voted: n.voted, Stopped: n.stopped,
+		// All nodes answer one that has not voted, and one that starts or joins may have missed
+		// records.
+		ShowConfig: n.config.acceptor != nil && !n.voted /*plant:voter-probe-asks*/, Epoch: n.Epoch(),
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/qlock/qlock/internal/epoch"
 	"github.com/qlock/qlock/internal/quorum"
 	"github.com/qlock/qlock/internal/wire"
 )
@@ -44,6 +45,14 @@ type Config struct {
 	Floors  int
 	Version string
 
+	// Cluster is the name of the cluster. Without it, the node knows nothing about records (E1).
+	Cluster string
+	// State is what the node's directory has about records; without an id there is no directory.
+	// The configuration above counts at epoch 0 only. It has no nodes if the node is to join.
+	State epoch.State
+	// Fresh is set if the directory was empty, or there is none.
+	Fresh bool
+
 	// Past lists earlier lives of this node that are known to be over. Late questions from
 	// them are ignored (N9).
 	Past []uuid.UUID
@@ -63,12 +72,19 @@ type Out struct {
 	Ask     *wire.Request // the same, for other nodes (N11)
 	Notes   []string      // messages for the operator's log
 	Ready   bool          // the node votes from now on
+
+	Survey *wire.Request // to be published to all nodes: which of them has a newer record?
+	// Write is to be written to the node's directory, and synced, before anything of this step is
+	// sent and before any other step. Then Written is called. If it cannot be written, the node
+	// must stop: nobody knows what its directory has.
+	Write *epoch.State
 }
 
 // Reset empties o for reuse and keeps its memory.
 func (o *Out) Reset() {
 	clear(o.Answers)
 	o.Answers, o.Probe, o.Ask, o.Notes, o.Ready = o.Answers[:0], nil, nil, o.Notes[:0], false
+	o.Survey, o.Write = nil, nil
 }
 
 // Node is one voting node. It is not safe for concurrent use.
@@ -141,6 +157,8 @@ type Node struct {
 	doubts []doubt       // claims that other nodes are to be asked about
 	overAt time.Duration // not before this time
 
+	config config
+
 	counts Counts
 }
 
@@ -149,9 +167,6 @@ type Node struct {
 // waits until the longest lease that it can have granted is over: forgot, or the
 // configuration's MaxTTL if that is longer (N8). forgot counts up to wire.MaxLease.
 func New(cfg Config, now wire.Now, saved *Saved, forgot time.Duration) *Node {
-	if saved != nil && saved.Stale(now, cfg.MaxTTL) { //plant:stale-mark
-		saved = nil
-	}
 	if cfg.MaxRuns < 2 {
 		cfg.MaxRuns = wire.MaxRuns
 	}
@@ -170,15 +185,21 @@ func New(cfg Config, now wire.Now, saved *Saved, forgot time.Duration) *Node {
 	// Set before a mark replaces the key of the floors.
 	n.secret = n.floors.key
 	// No message has a lease longer than wire.MaxLease.
-	n.longest, n.since = max(cfg.MaxTTL, min(forgot, wire.MaxLease)), now.Mono
+	n.startConfig(now, &cfg, saved)
+	n.longest, n.since = max(n.longest, n.cfg.MaxTTL, min(forgot, wire.MaxLease)), now.Mono
+	if saved != nil && saved.Stale(now, n.cfg.MaxTTL) { //plant:stale-mark
+		saved = nil
+	}
 	n.heardAt, n.heardWall = now.Mono, now.Wall
-	if saved == nil {
-		n.enterQuarantine(now)
-		n.asks = firstAsks
-	} else {
+	switch {
+	case saved != nil:
 		n.restore(now, saved) //plant:restored
 		n.lives = saved.Lives
+	case n.config.outside != wire.Joining || !cfg.Fresh: // an id that is new never voted (E14)
+		n.enterQuarantine(now)
+		n.asks = firstAsks
 	}
+	n.restored()
 	n.probeAt = now.Mono - cfg.ProbeWait // due at once //plant:started
 	return n
 }
@@ -233,6 +254,8 @@ func (n *Node) State() wire.State {
 	switch {
 	case n.stopped:
 		return wire.Stopped
+	case n.config.outside != "": //plant:voter-outside
+		return n.config.outside
 	case n.inQuarant || slices.ContainsFunc(n.rivals, func(r rival) bool { return r.voted }):
 		return wire.Recovering
 	case !n.probed || len(n.rivals) > 0:
@@ -267,6 +290,7 @@ func (n *Node) Deadline() time.Duration {
 	if n.stopped {
 		return d
 	}
+	d = min(d, n.config.due)
 	if n.inQuarant && n.asks == 0 {
 		d = min(d, n.quarantine)
 	}
@@ -312,7 +336,7 @@ func (n *Node) Tick(now wire.Now, out *Out) {
 	}
 	n.checkRivals(now, out)
 	// A node that has not yet heard enough of its own questions goes on asking.
-	if n.inQuarant && now.Mono >= n.quarantine && n.asks == 0 {
+	if n.inQuarant && now.Mono >= n.quarantine && n.asks == 0 && !n.waitForFloor(now) {
 		n.inQuarant = false
 		n.raiseFloors(now) //plant:wait-over
 		n.noteState(now, out)
@@ -320,6 +344,7 @@ func (n *Node) Tick(now wire.Now, out *Out) {
 	n.tellTries(now, out)
 	n.sendRecalls(now, out)
 	n.askOthers(now, out)
+	n.tickConfig(now, out)
 }
 
 // raiseFloors raises the floor of what the node forgot, or what another node of its name
@@ -400,6 +425,10 @@ func (n *Node) Handle(now wire.Now, r *wire.Request, reply string, out *Out) {
 	n.serial++
 	n.checkAlone(now, out)
 	n.expire(now, out)
+	if n.config.outside != "" {
+		n.handleOutside(now, r, reply, out)
+		return
+	}
 	switch r.Verb {
 	case wire.Acquire:
 		n.acquire(now, r, reply, out)
@@ -417,10 +446,13 @@ func (n *Node) Handle(now wire.Now, r *wire.Request, reply string, out *Out) {
 		n.inspect(now, r, reply, out)
 	case wire.Evict:
 		n.evict(now, r, reply, out)
+	case wire.Configure:
+		n.step(now, r, reply, out)
 	}
 	n.tellTries(now, out)
 	n.sendRecalls(now, out)
 	n.askOthers(now, out)
+	n.tickConfig(now, out)
 }
 
 func (n *Node) recovering(now wire.Now) time.Duration {

@@ -112,6 +112,7 @@ func (n *Node) acquireUnknown(now wire.Now, r *wire.Request, reply string, out *
 	ahead := sat.Micros(r.At - now.Wall)
 	switch {
 	case r.Digest != n.digest: //plant:acquire-digest
+		n.wantRecord(now)
 		if r.Held {
 			n.longerLease(r.TTL, "client "+r.Client, out)
 		}
@@ -210,7 +211,14 @@ func clip(text string) string {
 // a node's by the skew. Other nodes' clocks agree with this one's within what the skew
 // leaves of the longest lease.
 func (n *Node) reach(now wire.Now, res *resource) uint64 {
-	return max(res.floor, uint64(max(now.Wall+n.cfg.MaxTTL.Microseconds(), 0)))
+	return max(res.floor, n.ceiling(now))
+}
+
+// ceiling is how far fences may lie ahead of the clock. If the clock is behind the lowest
+// floor, as after a change of the list among nodes whose clocks differ, it is taken to show
+// that.
+func (n *Node) ceiling(now wire.Now) uint64 {
+	return uint64(max(now.Wall, int64(n.floors.least) /*plant:voter-reach*/, 0) + n.cfg.MaxTTL.Microseconds())
 }
 
 // wants notes the fence that a claim asks for. If the node cannot give it, the claim is
@@ -275,7 +283,7 @@ func (n *Node) vote(now wire.Now, c *claim, hint int64) {
 // of them. It reserves none that lies further ahead than a fence may be asked for (N3).
 func (n *Node) reserve(now wire.Now, c *claim) {
 	c.reserved = 1
-	if reach := uint64(max(now.Wall+n.cfg.MaxTTL.Microseconds(), 0)); c.rangeSize > 1 && c.mode == quorum.Exclusive && reach > c.fence {
+	if reach := n.ceiling(now); c.rangeSize > 1 && c.mode == quorum.Exclusive && reach > c.fence {
 		c.reserved = min(c.rangeSize, reach-c.fence /*plant:span-reach*/)
 	}
 	n.raise(c.res, c.fence+c.reserved-1) //plant:span-kept

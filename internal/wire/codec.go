@@ -94,6 +94,9 @@ func AppendRequest(b []byte, r *Request) []byte {
 		if len(r.Recalled) > 0 {
 			b = appendOver(b, "recalled", r.Recalled)
 		}
+		if r.ShowConfig {
+			b = append(strconv.AppendUint(append(b, `,"config":{"epoch":`...), r.Epoch, 10), '}')
+		}
 	case List, Inspect:
 		b = append(b, `"nonce":`...)
 		b = AppendQuoted(b, r.Nonce)
@@ -117,6 +120,13 @@ func AppendRequest(b []byte, r *Request) []byte {
 			b = append(b, `,"text":`...)
 			b = AppendQuoted(b, r.Query)
 		}
+	case Configure:
+		b = append(b, `"nonce":`...)
+		b = AppendQuoted(b, r.Nonce)
+		if r.Step.Node != "" {
+			b = appendStr(b, "node", r.Step.Node)
+		}
+		b = appendStep(b, r.Step)
 	}
 	return append(b, '}')
 }
@@ -231,6 +241,9 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		}
 		b = append(b, `,"version":`...)
 		b = AppendQuoted(b, i.Version)
+		if i.Config != nil {
+			b = appendNodeConfig(b, i.Config)
+		}
 	case Evicted:
 		b = appendStr(b, "by", a.By)
 		b = append(b, `,"text":`...)
@@ -255,6 +268,10 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 		if len(a.Yielded) > 0 {
 			b = appendYielded(b, a.Yielded)
 		}
+	case Configured:
+		b = append(b, `,"nonce":`...)
+		b = AppendQuoted(b, a.Nonce)
+		b = appendStepAnswer(b, a.Step)
 	}
 	return append(b, '}')
 }
@@ -439,6 +456,7 @@ type wire struct {
 	Recalled    []wireClaim  `json:"recalled"`
 	Yielded     []wireClaim  `json:"yielded"`
 	For         string       `json:"for"`
+	Config      *wireConfig  `json:"config"`
 
 	seen uint64 // a bit for each field that was read
 }
@@ -500,8 +518,11 @@ func DecodeRequest(verb Verb, client, resource string, body []byte) (*Request, e
 // error the content of r is undefined.
 func (r *Request) Decode(verb Verb, client, resource string, body []byte) error {
 	most := MaxShort
-	if verb == Refresh {
+	switch verb {
+	case Refresh:
 		most = MaxBody
+	case Configure:
+		most = MaxConfig
 	}
 	w := new(wire)
 	if err := w.parse(body, most); err != nil {
@@ -551,6 +572,9 @@ func (r *Request) fill(w *wire, verb Verb, client, resource string) error {
 		} else if most > 0 {
 			r.Digest = d.optionalToken("digest", w.Digest)
 		}
+		if c := w.Config; c != nil {
+			r.ShowConfig, r.Epoch = true, d.number("config.epoch", c.Epoch)
+		}
 	case List, Inspect:
 		r.Nonce = d.text("nonce", w.Nonce, MaxText)
 		r.After = d.number("after", w.After)
@@ -563,6 +587,8 @@ func (r *Request) fill(w *wire, verb Verb, client, resource string) error {
 		r.Holder, r.Claim = d.token("holder", w.Holder), d.claim(w)
 		// it outlives the message
 		r.Query = strings.Clone(d.text("text", w.Text, MaxText))
+	case Configure:
+		r.Nonce, r.Step = d.text("nonce", w.Nonce, MaxText), d.step(w)
 	default:
 		return malformed("unknown verb %.20q", verb)
 	}
@@ -640,7 +666,6 @@ func (a *Answer) fill(w *wire) error {
 		i := &NodeInfo{
 			Nonce:   d.text("nonce", w.Nonce, MaxText),
 			Nodes:   w.Nodes,
-			MaxTTL:  d.lease("max_ttl_ms", w.MaxTTL),
 			Skew:    d.millis("skew_ms", w.Skew),
 			State:   State(d.optionalToken("state", w.State)),
 			Started: d.micros("started", w.Started),
@@ -651,6 +676,15 @@ func (a *Answer) fill(w *wire) error {
 			Version: d.text("version", w.Version, MaxText),
 			Ahead:   d.millis("ahead_ms", w.Ahead),
 		}
+		if w.Config != nil {
+			i.Config = d.nodeConfig(w.Config)
+		}
+		if i.State == Joining { // it has no list, and no longest lease
+			i.Nodes, i.Skew = nil, 0
+			a.Info = i
+			break
+		}
+		i.MaxTTL = d.lease("max_ttl_ms", w.MaxTTL)
 		if len(i.Nodes) == 0 || len(i.Nodes) > MaxNodes {
 			d.fail("%d nodes, allowed are 1 to %d", len(i.Nodes), MaxNodes)
 		}
@@ -676,6 +710,8 @@ func (a *Answer) fill(w *wire) error {
 		for i, c := range d.over("yielded", w.Yielded) {
 			a.Yielded = append(a.Yielded, YieldOf{c, d.positive("yielded.beat", w.Yielded[i].Beat)})
 		}
+	case Configured:
+		a.Nonce, a.Step = d.text("nonce", w.Nonce, MaxText), d.stepAnswer(w)
 	default:
 		d.fail("unknown answer %.20q", w.Answer)
 	}

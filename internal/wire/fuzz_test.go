@@ -14,7 +14,7 @@ import (
 	"github.com/qlock/qlock/internal/subject"
 )
 
-var verbs = []Verb{Acquire, Release, Yield, Refresh, Info, List, Inspect, Evict, "other"}
+var verbs = []Verb{Acquire, Release, Yield, Refresh, Info, List, Inspect, Evict, Configure, "other"}
 
 func addGolden(f *testing.F, add func(body []byte)) {
 	f.Helper()
@@ -164,6 +164,28 @@ func checkRequest(t *testing.T, r *Request) {
 	l.length("digest", r.Digest, MaxToken)
 	l.length("nonce", r.Nonce, MaxText)
 	l.runs("live", r.Live, r.Lo, r.Hi)
+	l.number("config.epoch", r.Epoch, 0)
+	if s := r.Step; s != nil {
+		l.length("node", s.Node, MaxToken)
+		l.number("config.epoch", s.Epoch, 1)
+		switch s.Kind {
+		case Prepare:
+			l.ballot(s.Ballot)
+			if !isDigest(s.Prev) {
+				t.Errorf("digest %q", s.Prev)
+			}
+		case Accept:
+			l.ballot(s.Ballot)
+			l.record(s.Record)
+		case Learn:
+			l.record(s.Record)
+			l.links(s.Links)
+		default:
+			t.Errorf("step %q", s.Kind)
+		}
+	} else if r.Verb == Configure {
+		t.Error("config without a step")
+	}
 	l.over(append(r.Over[:len(r.Over):len(r.Over)], r.Recalled...))
 }
 
@@ -174,6 +196,26 @@ func (l limits) over(over []ClaimOf) {
 	for _, c := range over {
 		l.length("over.client", c.Client, MaxToken)
 		l.number("over.seq", c.Claim.Seq, 1)
+	}
+}
+
+func (l limits) ballot(b Ballot) { l.number("ballot.n", b.N, 1) }
+
+func (l limits) record(r *EpochRecord) {
+	if err := r.Check(); err != nil {
+		l.t.Error(err)
+	}
+}
+
+func (l limits) links(links []Link) {
+	if len(links) == 0 || len(links) > MaxLinks {
+		l.t.Errorf("%d links", len(links))
+	}
+	for i, link := range links {
+		l.number("links.epoch", link.Epoch, 0)
+		if !isDigest(link.Digest) || i > 0 && links[i-1].Epoch >= link.Epoch {
+			l.t.Errorf("links %v", links)
+		}
 	}
 }
 
@@ -217,6 +259,21 @@ func checkAnswer(t *testing.T, a *Answer) {
 			t.Fatal("info without info")
 		}
 	case Evicting, Over:
+	case Configured:
+		s := a.Step
+		l.number("config.epoch", s.Epoch, 0)
+		l.number("floor", s.Floor, 0)
+		l.length("why", string(s.Why), MaxToken)
+		l.duration("left", s.Left, 0, longest)
+		if s.Kind != Learn {
+			l.ballot(s.Ballot)
+		}
+		if s.Record != nil {
+			l.ballot(s.Accepted)
+			l.record(s.Record)
+		} else if s.Accepted != (Ballot{}) {
+			t.Error("a ballot at which nothing was accepted")
+		}
 	case Listed:
 		if a.List == nil {
 			t.Fatal("a list without a list")
@@ -256,13 +313,27 @@ func checkAnswer(t *testing.T, a *Answer) {
 		l.length("nonce", i.Nonce, MaxText)
 		l.length("state", string(i.State), MaxToken)
 		l.length("version", i.Version, MaxText)
-		l.duration("max_ttl", i.MaxTTL, MinLease, MaxLease)
 		l.duration("skew", i.Skew, 0, longest)
 		l.micros("started", i.Started)
 		l.micros("now", i.Now)
 		if i.Claims < 0 {
 			t.Errorf("claims %d", i.Claims)
 		}
+		if c := i.Config; c != nil {
+			l.number("config.epoch", c.Epoch, 0)
+			l.duration("had", c.Had, 0, longest)
+			if c.Record != nil {
+				l.record(c.Record)
+				l.links(c.Links)
+			}
+		}
+		if i.State == Joining {
+			if i.Nodes != nil || i.MaxTTL != 0 {
+				t.Errorf("a node that joins has nodes %q, %v", i.Nodes, i.MaxTTL)
+			}
+			return
+		}
+		l.duration("max_ttl", i.MaxTTL, MinLease, MaxLease)
 		if len(i.Nodes) == 0 || len(i.Nodes) > MaxNodes || !slices.IsSorted(i.Nodes) {
 			t.Errorf("nodes %q", i.Nodes)
 		}
@@ -346,6 +417,9 @@ func TestEachFieldOnce(t *testing.T) {
 		{"", "", reflect.TypeFor[wire]()}, {`{"blocker":`, "}", reflect.TypeFor[wireBlocker]()},
 		{`{"locks":[`, "]}", reflect.TypeFor[wireRecord]()}, {`{"locks":[{"claims":[`, "]}]}", reflect.TypeFor[wireClaimRecord]()},
 		{`{"over":[`, "]}", reflect.TypeFor[wireClaim]()},
+		{`{"config":`, "}", reflect.TypeFor[wireConfig]()}, {`{"config":{"ballot":`, "}}", reflect.TypeFor[wireBallot]()},
+		{`{"config":{"links":[`, "]}}", reflect.TypeFor[wireLink]()}, {`{"config":{"record":`, "}}", reflect.TypeFor[wireEpoch]()},
+		{`{"config":{"record":{"next":[`, "]}}}", reflect.TypeFor[wireMember]()},
 	} {
 		var all []string
 		for field := range one.typ.Fields() {

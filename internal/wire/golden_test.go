@@ -102,7 +102,18 @@ func goldenRequests() map[string]Request {
 			Verb: Evict, Client: "ops", Resource: "orders.42", Nonce: "2c77e5f1", Holder: "svc-b",
 			Claim: ClaimID{exampleOther, 31}, Query: "its disk is full",
 		},
+		"info-config":    {Verb: Info, Client: "svc-a", Nonce: "6f1c52d0", ShowConfig: true, Epoch: 3},
+		"config-prepare": {Verb: Configure, Client: "ops", Nonce: "5be0a972/1", Step: &Step{Kind: Prepare, Epoch: 4, Prev: exampleRecord().Digest(), Ballot: exampleBallot}},
+		"config-accept":  {Verb: Configure, Client: "ops", Nonce: "5be0a972/2", Step: &Step{Kind: Accept, Node: "n2", Epoch: 4, Ballot: exampleBallot, Record: exampleJoint()}},
+		"config-learn":   {Verb: Configure, Client: "ops", Nonce: "5be0a972/3", Step: &Step{Kind: Learn, Epoch: 4, Record: exampleJoint(), Links: exampleLinks()}},
 	}
+}
+
+var exampleBallot = Ballot{N: 2, Run: exampleN1}
+
+// exampleLinks is the history of exampleJoint, up to the record before it.
+func exampleLinks() []Link {
+	return []Link{{0, exampleDigest}, {1, "5c0e77a90d2b6f13"}, {2, exampleRecord().Prev}, {3, exampleRecord().Digest()}}
 }
 
 func goldenAnswers() map[string]Answer {
@@ -215,6 +226,41 @@ func goldenAnswers() map[string]Answer {
 	a = all["granted"]
 	a.Fence, a.Late = exampleAt+1, true
 	all["granted-late"] = a
+
+	a = n2
+	a.Kind, a.Client, a.Nonce, a.Digest = Configured, "ops", "5be0a972/1", exampleRecord().Digest()
+	a.Step = &StepAnswer{
+		Kind: Prepare, ID: exampleRecord().Nodes[1].ID, Epoch: 3, Ballot: exampleBallot,
+		Accepted: Ballot{N: 1, Run: exampleOther}, Record: exampleJoint(), Floor: exampleAt,
+	}
+	all["configured-prepare"] = a
+
+	a.Nonce = "5be0a972/2"
+	a.Step = &StepAnswer{Kind: Accept, ID: a.Step.ID, Epoch: 3, Ballot: Ballot{N: 3, Run: exampleOther}, Why: WhyPromised}
+	all["configured-refused"] = a
+
+	a.Digest, a.Nonce = exampleJoint().Digest(), "5be0a972/3"
+	a.Step = &StepAnswer{Kind: Learn, ID: a.Step.ID, Epoch: 4}
+	all["configured-learn"] = a
+
+	a = all["informed"]
+	a.Recovering, a.Digest = 0, exampleJoint().Digest()
+	info := *a.Info
+	info.MaxTTL, info.Skew, info.Longest, info.State = 30*time.Second, 10*time.Second, time.Minute, Voting
+	info.Config = &NodeConfig{
+		ID: exampleRecord().Nodes[1].ID, Epoch: 4, Had: 12500 * time.Millisecond,
+		Record: exampleJoint(), Links: append(exampleLinks(), Link{4, exampleJoint().Digest()}),
+	}
+	a.Info = &info
+	all["informed-config"] = a
+
+	a = all["informed"]
+	a.Node, a.Digest, a.Recovering = "n4", "", 0
+	a.Info = &NodeInfo{
+		Nonce: "6f1c52d0", State: Joining, Started: exampleAt - 10_000_000, Now: exampleAt, Version: "v1.0.0",
+		Config: &NodeConfig{ID: exampleJoint().Next[2].ID, Joining: true},
+	}
+	all["informed-joining"] = a
 
 	a = all["granted"]
 	a.Most = exampleAt + 12_000_000

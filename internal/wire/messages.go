@@ -31,13 +31,16 @@ const (
 	MaxRuns  = 8192    // runs of claims in one refresh or its answer
 	MaxBody  = 1 << 20 // bytes of a refresh or an answer
 	MaxShort = 8 << 10 // bytes of any other request: rejecting a large one costs a node nothing
-	MaxText  = 512     // bytes of a refusal's text, a nonce or a version
-	MaxNote  = 256     // bytes of a note
-	MaxSpan  = 1 << 16 // fences that one claim may reserve at a time
-	MaxOver  = 32      // claims in a question whether they are over, and in its answer
-	MinLease = 10 * time.Millisecond
-	MaxLease = 24 * time.Hour
-	MaxToken = subject.MaxToken // bytes of the name of a client or node
+	// MaxConfig is the same for config: two lists of MaxNodes nodes with the longest names, and
+	// their history, fit into it.
+	MaxConfig = 32 << 10
+	MaxText   = 512     // bytes of a refusal's text, a nonce or a version
+	MaxNote   = 256     // bytes of a note
+	MaxSpan   = 1 << 16 // fences that one claim may reserve at a time
+	MaxOver   = 32      // claims in a question whether they are over, and in its answer
+	MinLease  = 10 * time.Millisecond
+	MaxLease  = 24 * time.Hour
+	MaxToken  = subject.MaxToken // bytes of the name of a client or node
 )
 
 // Now is one reading of a machine's two clocks. The core never reads a clock itself: time
@@ -156,6 +159,8 @@ const (
 	List    Verb = subject.List
 	Inspect Verb = subject.Inspect
 	Evict   Verb = subject.Evict
+
+	Configure Verb = subject.Config
 )
 
 // Request is a message to the nodes. Client and Resource come from the subject, which NATS
@@ -193,7 +198,7 @@ type Request struct {
 	Lo, Hi uint64
 	Live   Runs
 
-	Nonce string // info, list, inspect, evict: the answer repeats it
+	Nonce string // info, list, inspect, evict, config: the answer repeats it
 
 	After  uint64 // list, inspect: continue after this number, which an answer gave
 	Query  string // list: pattern of the names; evict: the reason
@@ -209,6 +214,12 @@ type Request struct {
 	// Recalled is the same question about claims that have the node's vote and do not answer its
 	// recall.
 	Recalled []ClaimOf
+	// ShowConfig asks nodes to say which record they have. Those whose record has an epoch
+	// above Epoch add it.
+	ShowConfig bool
+	Epoch      uint64
+
+	Step *Step // config
 }
 
 // ClaimOf identifies a claim together with its client. If two clients use the same id,
@@ -239,6 +250,8 @@ const (
 	Evicting  Kind = "evicting" // to the client that asked for an eviction
 	Evicted   Kind = "evicted"  // to the client whose claim was evicted
 	Over      Kind = "over"     // to a node: these claims are over
+
+	Configured Kind = "config"
 )
 
 // Answer is a message from a node to a client.
@@ -291,9 +304,11 @@ type Answer struct {
 	Over    []ClaimOf // over
 	Yielded []YieldOf // over: these claims are not over, but gave the asking node's vote back
 
-	Nonce string // listed, evicting
+	Nonce string // listed, evicting, config
 	Known bool   // evicting: the node still has the claim
 	List  *Page  // listed
+
+	Step *StepAnswer // config
 }
 
 // Page is a part of a node's list of all locks, or of the claims on one lock.
@@ -360,6 +375,8 @@ const (
 	Recovering State = "recovering" // may have forgotten votes; gives none until those have expired
 	Voting     State = "voting"
 	Stopped    State = "stopped" // another node has its name
+	Joining    State = "joining" // no record names it yet; it knows no list
+	Retired    State = "retired" // the record does not name it, or names another node of its name
 )
 
 // NodeInfo is what a node reports about itself.
@@ -376,6 +393,7 @@ type NodeInfo struct {
 	Claims  int
 	Version string
 	Ahead   time.Duration // how far the highest fence that it gave is ahead of its clock
+	Config  *NodeConfig   // if it was asked for, and the node knows about records
 }
 
 // Config is the configuration that all nodes of a cluster must agree on.

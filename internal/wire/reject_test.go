@@ -159,6 +159,17 @@ func fields(lists ...[]field) []field {
 	return all
 }
 
+// informedFields are those that every node has in its answer to info.
+var informedFields = []field{
+	{name: "nonce", kind: "text"},
+	{name: "skew_ms", kind: "millis"},
+	{name: "started", kind: "micros"},
+	{name: "now", kind: "micros"},
+	{name: "voted", kind: "bool"},
+	{name: "claims", kind: "count"},
+	{name: "version", kind: "text"},
+}
+
 var messages = []message{
 	{"acquire-held", Acquire, fields(claimFields, []field{
 		{name: "mode", kind: "mode", required: true},
@@ -240,6 +251,72 @@ var messages = []message{
 		{name: "seq", kind: "positive", required: true},
 		{name: "text", kind: "text"},
 	}},
+	{"info-config", Info, []field{{name: "nonce", kind: "text"}, {name: "config", fail: wrongConfig, pass: []string{`{}`}}, {name: "config.epoch", kind: "number"}}},
+	{"config-prepare", Configure, []field{
+		{name: "nonce", kind: "text"},
+		{name: "node", kind: "optional token"},
+		{name: "config", required: true, fail: append([]string{`{}`}, wrongConfig...)},
+		{name: "config.step", required: true, fail: []string{`""`, `"Prepare"`, `"accept"`, `"learn"`, `7`}},
+		{name: "config.epoch", kind: "positive", required: true},
+		{name: "config.prev", required: true, fail: wrongDigest, pass: []string{`"0123456789abcdef"`}},
+		{name: "config.ballot", required: true, fail: wrongBallot, pass: []string{ballot + `}`}},
+	}},
+	{"config-accept", Configure, []field{
+		{name: "nonce", kind: "text"},
+		{name: "node", kind: "optional token"},
+		{name: "config", required: true, fail: append([]string{`{}`}, wrongConfig...)},
+		{name: "config.step", required: true, fail: []string{`"prepare"`, `"learn"`}},
+		{name: "config.ballot", required: true, fail: wrongBallot},
+		{name: "config.record", required: true, fail: wrongEpochRecords(), pass: []string{string(AppendEpochRecord(nil, exampleRecord()))}},
+	}},
+	{"config-learn", Configure, []field{
+		{name: "nonce", kind: "text"},
+		{name: "config", required: true, fail: append([]string{`{}`}, wrongConfig...)},
+		{name: "config.record", required: true, fail: wrongEpochRecords()},
+		{name: "config.links", required: true, fail: wrongLinks, pass: []string{`[{"epoch":0,"digest":"0123456789abcdef"}]`, string(raw(manyLinks(MaxLinks)))}},
+	}},
+	{"configured-prepare", "", fields(head, []field{
+		{name: "nonce", kind: "text"},
+		{name: "config", required: true, fail: append([]string{`{}`}, wrongConfig...)},
+		{name: "config.step", required: true, fail: []string{`""`, `"no"`, `7`}},
+		{name: "config.id", fail: []string{`"x"`, shortUUID, `7`}, pass: []string{`""`}},
+		{name: "config.epoch", kind: "number"},
+		{name: "config.ballot", required: true, fail: wrongBallot},
+		{name: "config.why", kind: "optional token"},
+		{name: "config.left_ms", kind: "millis"},
+		{name: "config.accepted", required: true, fail: wrongBallot},
+		{name: "config.record", required: true, fail: wrongEpochRecords()},
+		{name: "config.floor", kind: "number"},
+	})},
+	{"configured-refused", "", fields(head, []field{
+		{name: "nonce", kind: "text"},
+		{name: "config", required: true, fail: append([]string{`{}`}, wrongConfig...)},
+		{name: "config.step", required: true, fail: []string{`""`, `"no"`}},
+	})},
+	{"configured-learn", "", fields(head, []field{
+		{name: "nonce", kind: "text"},
+		{name: "config", required: true, fail: append([]string{`{}`}, wrongConfig...)},
+		{name: "config.step", required: true, fail: []string{`""`, `"no"`, `"prepare"`, `"accept"`}},
+	})},
+	{"informed-joining", "", fields(head, informedFields, []field{
+		{name: "nodes", fail: []string{`7`, `[7]`, `{}`}, pass: []string{`["n1"]`}},
+		{name: "max_ttl_ms", fail: []string{`-1`, `"1"`}, pass: []string{`0`, `1`}},
+		{name: "state", required: true, fail: []string{`"voting"`}},
+		{name: "config", fail: wrongConfig, pass: []string{`{}`}},
+	})},
+	{"informed-config", "", fields(head, informedFields, []field{
+		{name: "nodes", required: true, fail: []string{`[]`}},
+		{name: "max_ttl_ms", kind: "lease", required: true},
+		{name: "state", kind: "optional token"},
+		{name: "longest_ms", kind: "millis"},
+		{name: "config", fail: wrongConfig, pass: []string{`{}`}},
+		{name: "config.id", fail: []string{`"x"`, shortUUID, `7`}, pass: []string{`""`}},
+		{name: "config.epoch", required: true, fail: []string{`3`, `5`, `0`, aboveInt, `"4"`}},
+		{name: "config.joining", kind: "bool"},
+		{name: "config.had_ms", kind: "millis"},
+		{name: "config.record", fail: wrongEpochRecords()},
+		{name: "config.links", required: true, fail: wrongLinks},
+	})},
 	{"granted", "", fields(head, claimFields, []field{
 		{name: "fence", kind: "", required: true, fail: []string{`0`, `-1`, `1.5`, `"7"`, aboveInt}, pass: []string{`1`}},
 		{name: "span", kind: "span"},
@@ -305,6 +382,51 @@ var messages = []message{
 	})},
 	{"over", "", fields(head, []field{{name: "over", kind: "", fail: wrongOver, pass: []string{`[]`, string(raw(manyOver(MaxOver)))}}})},
 	{"over-yielded", "", fields(head, []field{{name: "over", kind: "", fail: wrongOver, pass: []string{`[]`}}, {name: "yielded", kind: "", fail: append(wrongYielded(), wrongOver...), pass: []string{`[]`, `[` + yielded + `,"beat":1}]`, `[` + yielded + `,"beat":` + mostInt + `}]`}}})},
+}
+
+const ballot = `{"n":7,"run":"0b8f6f5e-3a64-4a53-9f0e-6d1f0c7c2a11"`
+
+var (
+	wrongConfig = []string{`7`, `[]`, `"x"`, `{"epoch":1,"epoch":1}`, `{"epoch":-1}`, `{"links":7}`, `{"record":{"nodes":[7]}}`}
+	wrongDigest = []string{`""`, `"0123456789abcde"`, `"0123456789abcdef0"`, `"0123456789ABCDEF"`, `"0123456789abcdeg"`, `7`}
+	wrongBallot = []string{`7`, `{}`, `[]`, `{"n":7}`, `{"n":7,"run":""}`, ballot + `,"n":7}`, `{"n":0` + ballot[6:] + `}`, `{"n":` + aboveInt + ballot[6:] + `}`}
+	wrongLinks  = []string{
+		`7`, `{}`, `[]`, `[7]`, `[{}]`, `[{"epoch":1,"digest":"x"}]`, `[{"epoch":` + aboveInt + `,"digest":"0123456789abcdef"}]`, string(raw(manyLinks(MaxLinks + 1))),
+		`[{"epoch":1,"digest":"0123456789abcdef"},{"epoch":1,"digest":"0123456789abcdef"}]`,
+		`[{"epoch":2,"digest":"0123456789abcdef"},{"epoch":1,"digest":"0123456789abcdef"}]`,
+	}
+)
+
+func manyLinks(n int) (list []map[string]any) {
+	for i := range n {
+		list = append(list, map[string]any{"epoch": i, "digest": "0123456789abcdef"})
+	}
+	return list
+}
+
+// wrongEpochRecords are records with one thing wrong. TestRecordCheck has what Check finds.
+func wrongEpochRecords() []string {
+	out := []string{`7`, `[]`, `{}`}
+	for _, c := range [][2]string{
+		{`"cluster":"prod"`, `"cluster":"pr.od"`}, {`"cluster":"prod"`, `"cluster":"prod","cluster":"prod"`},
+		{`"epoch":4`, `"epoch":3`}, {`"epoch":4`, `"epoch":-4`}, {`"name":"n1"`, `"name":"n\"1"`}, {`"name":"n1"`, `"name":"n9"`},
+		{`"nodes":[`, `"nodes":[7,`}, {`"max_ttl_ms":30000`, `"max_ttl_ms":9`}, {`"max_ttl_ms":30000`, `"max_ttl_ms":` + aboveMS},
+		{`"skew_ms":5000`, `"skew_ms":30001`}, {`"floor":`, `"floor":9`}, {`"prev":"`, `"prev":"0`}, {`"cid":"`, `"cid":"0`},
+		{`"next":[`, `"next":[],"later":[`}, {`"next_max_ttl_ms":60000`, `"next_max_ttl_ms":0`}, {`"id":"`, `"id":"x`},
+	} {
+		good := string(AppendEpochRecord(nil, exampleJoint()))
+		bad := strings.Replace(good, c[0], c[1], 1)
+		if bad == good {
+			panic(c[0])
+		}
+		out = append(out, bad)
+	}
+	many := exampleRecord()
+	many.Nodes = nil
+	for i := range MaxNodes + 1 {
+		many.Nodes = append(many.Nodes, exampleMembers(fmt.Sprintf("n%02d", i))...)
+	}
+	return append(out, string(AppendEpochRecord(nil, many)))
 }
 
 const yielded = `{"instance":"0b8f6f5e-3a64-4a53-9f0e-6d1f0c7c2a11","seq":7,"client":"a"`

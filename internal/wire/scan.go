@@ -184,6 +184,12 @@ func (w *wire) field(p *scanner, key string) bool {
 		return once(p, seen, 60) && p.ids(&w.Yielded)
 	case "for":
 		return once(p, seen, 61) && p.text(&w.For)
+	case "config":
+		if !once(p, seen, 62) {
+			return false
+		}
+		w.Config = new(wireConfig)
+		return w.Config.object(p)
 	}
 	return p.skip()
 }

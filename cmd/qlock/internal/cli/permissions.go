@@ -11,7 +11,7 @@ import (
 	"github.com/qlock/qlock/internal/permissions"
 )
 
-var roles = []string{"client", "member", "observer", "auditor", "monitor", "inspector", "operator", "node"}
+var roles = []string{"client", "member", "observer", "auditor", "monitor", "inspector", "operator", "administrator", "node"}
 
 func (a *app) permissions() *cobra.Command {
 	var cluster, format, account string
@@ -35,6 +35,7 @@ protect against.
   operator:NAME           the same, and evicts: qlock unlock --force
   operator:NAME=PATTERN,… evicts from these locks only, and sees of others what ls shows;
                           inspector:NAME=PATTERN,… sees the same
+  administrator:NAME      changes the list of nodes
   node:NAME               votes
 
 Formats: users (an authorization block, with passwords from variables of the
@@ -121,6 +122,8 @@ func parseUser(cluster, arg string, template bool) (permissions.User, error) {
 		return permissions.NewAuditor(cluster, name)
 	case permissions.RoleMonitor:
 		return permissions.NewMonitor(cluster, name)
+	case permissions.RoleAdministrator:
+		return permissions.NewAdministrator(cluster, name)
 	case permissions.RoleNode:
 		return permissions.NewNode(cluster, name)
 	}
