@@ -146,7 +146,7 @@ func TestHostileNames(t *testing.T) {
 	}
 	check()
 	for i := range names { // each has a page of its own, where it and its note are shown
-		p.do(chromedp.Evaluate[chromedp.Void](fmt.Sprintf(`location.hash = "#/"; setTimeout(() => (location.hash = document.querySelectorAll(".all a")[%d].getAttribute("href")), 50)`, i)))
+		p.do(chromedp.Evaluate[chromedp.Void](fmt.Sprintf(`location.hash = document.querySelectorAll(".all a")[%d].getAttribute("href")`, i)))
 		p.until(`location.hash.startsWith("#/lock/")`)
 		p.until(`[...document.querySelectorAll(".claim dd")].some((e) => e.textContent === "mallory")`)
 		check()
@@ -154,7 +154,7 @@ func TestHostileNames(t *testing.T) {
 			p.picture("hostile-lock", 1280, 800, true)
 		}
 		p.do(chromedp.Evaluate[chromedp.Void](`location.hash = "#/"`))
-		p.until(`document.querySelectorAll(".all a").length > 0`)
+		p.until(fmt.Sprintf(`document.querySelector(".one") === null && document.querySelectorAll(".all a").length > %d`, len(names)))
 	}
 	hold(t, l, image+"2", image)
 	p.do(chromedp.Evaluate[chromedp.Void](`location.hash = "#/events"`))
@@ -353,9 +353,18 @@ func TestGroups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := e.Campaign(t.Context(), "10.0.0.7:8080"); err != nil {
+	leads, err := e.Campaign(t.Context(), "10.0.0.7:8080")
+	if err != nil {
 		t.Fatal(err)
 	}
+	other, err := election.New(w.locker("svc-b"), "scheduler")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var candidate sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	candidate.Go(func() { _, _ = other.Campaign(ctx, "10.0.0.8:8080") }) // until the test ends
+	t.Cleanup(func() { cancel(); candidate.Wait() })
 	s, err := semaphore.New(l, "renders", 4)
 	if err != nil {
 		t.Fatal(err)
@@ -375,7 +384,13 @@ func TestGroups(t *testing.T) {
 	for _, text := range []string{"Elections", "scheduler", "10.0.0.7:8080", "Semaphores", "renders", "2 permits held", "Members", "worker-7", "zone=b", "Partitions", "partition 3"} {
 		p.has(text)
 	}
+	p.has("10.0.0.8:8080")
+	p.has("1 candidate waits.")
 	p.picture("groups", 1280, 800, false)
+	if err := leads.Proclaim(t.Context(), "10.0.0.9:8080"); err != nil {
+		t.Fatal(err)
+	}
+	p.has("10.0.0.9:8080")
 	p.key("1")
 	p.until(`[...document.querySelectorAll(".chips button")].length === 5`)
 	p.do(chromedp.Click(chromedp.CSS(".chips button:nth-child(3)")))
@@ -396,14 +411,14 @@ func TestKeys(t *testing.T) {
 	p.key("j")
 	p.until(`document.querySelector(".selected")?.innerText.includes("orders.1")`)
 	p.key(kb.Enter)
-	p.until(`location.hash === "#/lock/orders.1"`)
+	p.until(`document.querySelector(".one h2")?.textContent.trim() === "orders.1"`)
 	p.key(kb.Escape)
-	p.until(`location.hash === "#/"`)
+	p.until(`document.querySelector(".one") === null`)
 	p.filter("orders.2")
 	p.until(`document.querySelectorAll(".all .row").length === 1`)
 	p.key(kb.ArrowDown)
 	p.key(kb.Enter)
-	p.until(`location.hash === "#/lock/orders.2"`)
+	p.until(`document.querySelector(".one h2")?.textContent.trim() === "orders.2"`)
 	p.key("3")
 	p.has("Clients publish events")
 	p.key("2")

@@ -242,9 +242,11 @@ func (p *page) number(expression string) int {
 // filter types into the filter.
 func (p *page) filter(text string) {
 	p.t.Helper()
+	p.until(`document.getElementById("filter") !== null`)
 	p.key("/")
 	p.until(`document.activeElement.id === "filter"`)
-	p.do(chromedp.Evaluate[chromedp.Void](`document.activeElement.value = ""`)) // the driver types the / as well
+	// The driver types the / as well, which the page prevents for a keyboard.
+	p.do(chromedp.Evaluate[chromedp.Void](`document.activeElement.value = ""; document.activeElement.dispatchEvent(new Event("input", { bubbles: true }))`))
 	p.key(text)
 }
 

@@ -333,7 +333,7 @@ function Nodes() {
   return html`<section class="nodes" aria-label="Nodes">
     ${list && html`<ul class="cards">${list.nodes.map((n, i) => html`<${NodeCard} key=${n.name + i} node=${n} />`)}
       <li class="card faint">${list.voting} of ${list.node_names.length} vote.<br />A writer needs ${list.votes_for_a_writer}, a reader ${list.votes_for_a_reader}.</li></ul>`}
-    ${failure && html`<p class="finding problem"><b>problem</b> ${shown(failure.text)}</p>`}
+    ${failure && (failure.status > 0 || !stale()) && html`<p class="finding problem"><b>problem</b> ${shown(failure.text)}</p>`}
     ${wrong.map((f) => html`<p class="finding ${f.grade}"><b>${f.grade}</b> <span>${shown(f.text)}${f.help && html`<small>${shown(f.help)}</small>`}</span></p>`)}
   </section>`;
 }
@@ -491,7 +491,7 @@ function Locks() {
   const present = Object.keys(kinds).filter((k) => counts[k]);
   return html`<section class="locks" aria-label="Locks">
     <div class="tools">
-      <input id="filter" type="search" placeholder="Filter by name, client or note ( / )" aria-label="Filter" autocomplete="off" spellcheck="false" value=${state.filter}
+      <input id="filter" type="search" placeholder="Filter by name, client or note ( / )" aria-label="Filter" autocomplete="off" spellcheck=${false} value=${state.filter}
         onInput=${(e) => {
           const filter = (state.filter = e.target.value);
           clearTimeout(filterTimer);
@@ -643,7 +643,7 @@ function Events() {
   const failure = state.failed.events;
   return html`<section class="events" aria-label="Events">
     <div class="tools">
-      <input id="filter" type="search" placeholder="Filter by kind, name, client or note ( / )" aria-label="Filter" autocomplete="off" spellcheck="false" value=${state.eventsFilter} onInput=${(e) => ((state.eventsFilter = e.target.value), draw())} />
+      <input id="filter" type="search" placeholder="Filter by kind, name, client or note ( / )" aria-label="Filter" autocomplete="off" spellcheck=${false} value=${state.eventsFilter} onInput=${(e) => ((state.eventsFilter = e.target.value), draw())} />
       <button aria-pressed=${state.eventsPaused !== null} onClick=${() => ((state.eventsPaused = state.eventsPaused ? null : [...state.events]), draw())}>${state.eventsPaused ? "Go on" : "Pause"}</button>
     </div>
     ${failure && html`<p class="banner warn" role="alert">${sentence(shown(failure.text))} ${failure.status === 403 ? "" : "It tries again by itself."}</p>`}
@@ -664,19 +664,43 @@ function Groups() {
   return html`<section class="groups" aria-label="Elections, groups">
     ${Object.entries(kinds).map(([kind, title]) => {
       const list = view.groups.filter((g) => g.kind === kind);
-      return list.length > 0 && html`<h2>${title}</h2><div class="tiles">${list.map((g) => html`<${Group} key=${g.of} group=${g} gone=${gone} />`)}</div>`;
+      return list.length > 0 && html`<h2>${title}</h2><div class="tiles">${list.map((g, i) => html`<${kind === "election" ? Election : Group} key=${g.of} group=${g} gone=${gone} asks=${i < 20} />`)}</div>`;
     })}
   </section>`;
+}
+
+/** An election. The locks have the value with which a leader began; the gateway knows its last one. */
+class Election extends Component {
+  async componentDidMount() {
+    this.ending = new AbortController();
+    while (!this.ending.signal.aborted && this.props.asks) {
+      try {
+        if (!hidden()) this.report = (await ask("/v1/elections/" + encodeURIComponent(this.props.group.of))).body;
+      } catch {
+        this.report = null; // what the locks say is shown
+      }
+      draw();
+      await sleep(3000, this.ending.signal);
+    }
+  }
+  componentWillUnmount() {
+    this.ending.abort();
+  }
+  render({ group: g, gone }) {
+    const p = g.parts[0];
+    const title = html`<bdi>${shown(g.of)}</bdi>`;
+    const leads = this.report?.leader?.client === p?.client ? this.report?.leader : null;
+    const candidates = this.report?.candidates ?? [];
+    return html`<article><h3>${p ? html`<a href=${hrefOf(p.encoded)}>${title}</a>` : title}</h3>
+      <p>Leader: ${p?.client === undefined ? html`<em>nobody</em>` : html`<bdi>${shown(p.client)}</bdi> <bdi class="value">${shown(leads ? leads.value : p.note)}</bdi> <span class="faint">for ${span(p.for_ms + gone)}</span>`}</p>
+      ${candidates.length > 0 && html`<ol>${candidates.slice(0, 20).map((c) => html`<li key=${c.claim}><bdi>${shown(c.client)}</bdi> <bdi class="value">${shown(c.value)}</bdi></li>`)}</ol>`}
+      <p class="faint">${g.waiting === 0 ? "Nobody else is a candidate." : several(g.waiting, "candidate") + (g.waiting === 1 ? " waits." : " wait.")}</p></article>`;
+  }
 }
 
 function Group({ group: g, gone }) {
   const link = (part, text) => html`<a href=${hrefOf(part.encoded)}>${text}</a>`;
   const held = (part) => (part.client === undefined ? html`<em>nobody</em>` : html`<bdi>${shown(part.client)}</bdi>${part.note && html` <bdi class="value">${shown(part.note)}</bdi>`} <span class="faint">for ${span(part.for_ms + gone)}</span>`);
-  if (g.kind === "election") {
-    const p = g.parts[0];
-    return html`<article><h3>${p ? link(p, html`<bdi>${shown(g.of)}</bdi>`) : html`<bdi>${shown(g.of)}</bdi>`}</h3>
-      <p>Leader: ${p ? held(p) : html`<em>nobody</em>`}</p><p class="faint">${g.waiting === 0 ? "Nobody else is a candidate." : several(g.waiting, "candidate") + (g.waiting === 1 ? " waits." : " wait.")}</p></article>`;
-  }
   return html`<article><h3><bdi>${shown(g.of)}</bdi> <small>${several(g.count, plural[g.kind])}${g.kind === "semaphore" ? " held" : ""}</small></h3>
     <ul>${g.parts.map((p) => html`<li key=${p.encoded}>${link(p, html`<bdi>${g.kind === "member" || g.kind === "queue" ? shown(p.use.part) : useText(p.use)}</bdi>`)} ${held(p)}</li>`)}</ul>
     ${g.count > g.parts.length && html`<p class="faint">and ${number(g.count - g.parts.length)} more</p>`}
