@@ -373,7 +373,7 @@ function Charts() {
   return html`<section class="charts" aria-label="Charts">
     <${Chart} title="Acquired per second" value=${recent < 10 ? recent.toFixed(1) : number(Math.round(recent))} values=${rates} format=${number} marks=${losses}
       note=${lost > 0 ? several(lost, "lock") + " lost" : ""} />
-    <${Chart} title="Wait, 95th percentile" value=${any ? span(last) : "–"} values=${waits} format=${span} note="" />
+    <${Chart} title="95 % wait up to" value=${any ? span(last) : "–"} values=${waits} format=${span} note="" />
   </section>`;
 }
 
