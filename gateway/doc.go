@@ -8,6 +8,8 @@
 //	defer gw.Close()
 //	http.ListenAndServe("127.0.0.1:8080", gw)
 //
+// At / it serves a dashboard: a page with the locks, nodes and events, which uses the same API.
+//
 // The command "qlock gateway" does this with listeners, limits and flags.
 //
 // # Leases

@@ -55,6 +55,10 @@ type Config struct {
 	// gateways may use.
 	Alone bool
 
+	// Check, if it is set, finds what is wrong with a cluster. Lists of nodes have its findings,
+	// and the dashboard shows them.
+	Check func(*qlock.Members) []Finding
+
 	// Drain is how long Shutdown waits for held leases before it ends them. Default: 30 s.
 	Drain time.Duration
 

@@ -268,7 +268,7 @@ var operations = []operation{
 		problems: views,
 		params:   []parameter{paramPrefer, paramMatch},
 		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			return g.serveView(c, in, nodesView)
+			return g.serveView(c, in, g.nodesView())
 		},
 	},
 	{
@@ -392,6 +392,7 @@ func (g *Gateway) routes() http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", g.readyz)
 	g.documents(mux)
+	g.dashboard(mux)
 	origin := http.NewCrossOriginProtection()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		e := &exchange{ResponseWriter: w, control: http.NewResponseController(w), writeTime: g.limits.WriteTime, started: time.Now(), id: requestID(r)}

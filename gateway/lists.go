@@ -29,6 +29,7 @@ type Claim struct {
 type LockReport struct {
 	Name       string   `json:"name,omitempty"`
 	Encoded    string   `json:"encoded"`
+	Use        *Use     `json:"use,omitempty" doc:"of locks that recipes make"`
 	Holding    int      `json:"holding"`
 	Waiting    int      `json:"waiting"`
 	Holders    []Claim  `json:"holders"`
@@ -66,6 +67,8 @@ type NodeList struct {
 	MaxLeaseMS int64    `json:"max_lease_ms"`
 	NodeNames  []string `json:"node_names"`
 	Nodes      []Node   `json:"nodes"`
+
+	Findings []Finding `json:"findings" doc:"what is wrong, if the gateway checks it"`
 }
 
 func claims(list []qlock.ClaimInfo) []Claim {
@@ -84,7 +87,7 @@ func claims(list []qlock.ClaimInfo) []Claim {
 func reportOf(i *qlock.LockInfo) LockReport {
 	encoded, _ := encodeName(i.Name) // the nodes' names are names
 	return LockReport{
-		Name: shown(i.Name), Encoded: encoded, Holding: i.Holding, Waiting: i.Waiting, Holders: claims(i.Holders), Queue: claims(i.Queue),
+		Name: shown(i.Name), Encoded: encoded, Use: useOf(i.Name), Holding: i.Holding, Waiting: i.Waiting, Holders: claims(i.Holders), Queue: claims(i.Queue),
 		Answered: append([]string{}, i.Answered...), Recovering: append([]string{}, i.Recovering...), Silent: append([]string{}, i.Silent...),
 	}
 }
@@ -129,24 +132,27 @@ func (c *call) lockView(in *LockRequest) (*view, *Problem) {
 	}}, nil
 }
 
-var nodesView = &view{key: "nodes", quiet: true, look: func(ctx context.Context, locker *qlock.Locker) (any, *Problem) {
-	m, err := locker.Members(ctx)
-	if err != nil {
-		return nil, problemOf(err)
-	}
-	out := &NodeList{
-		Cluster: m.Cluster, Voting: m.Voting(), Writer: m.Config.WriteQuorum(), Reader: m.Config.ReadQuorum(),
-		MaxLeaseMS: m.Config.MaxLease.Milliseconds(), NodeNames: append([]string{}, m.Config.Nodes...), Nodes: make([]Node, len(m.Nodes)),
-	}
-	for i := range m.Nodes {
-		n := &m.Nodes[i]
-		out.Nodes[i] = Node{
-			Name: n.Name, State: string(n.State), Votes: n.Votes(), Reachable: n.Answered, Conflict: string(n.Conflict),
-			RecoveringMS: n.Recovering.Milliseconds(), Version: n.Version, Claims: n.Claims, RoundTripMS: float64(n.RoundTrip.Microseconds()) / 1000,
+func (g *Gateway) nodesView() *view {
+	return &view{key: "nodes", quiet: true, look: func(ctx context.Context, locker *qlock.Locker) (any, *Problem) {
+		m, err := locker.Members(ctx)
+		if err != nil {
+			return nil, problemOf(err)
 		}
-		if !n.Answered {
-			out.Nodes[i].State = "unreachable"
+		out := &NodeList{
+			Cluster: m.Cluster, Voting: m.Voting(), Writer: m.Config.WriteQuorum(), Reader: m.Config.ReadQuorum(),
+			MaxLeaseMS: m.Config.MaxLease.Milliseconds(), NodeNames: append([]string{}, m.Config.Nodes...), Nodes: make([]Node, len(m.Nodes)),
+			Findings: g.findings(m),
 		}
-	}
-	return out, nil
-}}
+		for i := range m.Nodes {
+			n := &m.Nodes[i]
+			out.Nodes[i] = Node{
+				Name: n.Name, State: string(n.State), Votes: n.Votes(), Reachable: n.Answered, Conflict: string(n.Conflict),
+				RecoveringMS: n.Recovering.Milliseconds(), Version: n.Version, Claims: n.Claims, RoundTripMS: float64(n.RoundTrip.Microseconds()) / 1000,
+			}
+			if !n.Answered {
+				out.Nodes[i].State = "unreachable"
+			}
+		}
+		return out, nil
+	}}
+}

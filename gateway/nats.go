@@ -121,7 +121,7 @@ var verbs = []verb{
 		if _, p := decode[struct{}](body); p != nil {
 			return 0, nil, p
 		}
-		return g.verbView(c, nodesView)
+		return g.verbView(c, g.nodesView())
 	}},
 }
 

@@ -249,6 +249,7 @@ func (l *LockReport) still() LockReport {
 
 func (l *NodeList) withoutTimes() any {
 	out := *l
+	out.Findings = nil // they tell of states that are seen anyway, and of times
 	out.Nodes = make([]Node, len(l.Nodes))
 	for i, n := range l.Nodes {
 		n.RoundTripMS, n.RecoveringMS, n.Claims = 0, 0, 0

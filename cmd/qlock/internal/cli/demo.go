@@ -104,7 +104,7 @@ func (a *app) runDemo(ctx context.Context, port int, traffic bool, count int, do
 		})
 		select {
 		case url := <-started:
-			fmt.Fprintf(a.out, "A gateway serves locks over HTTP; %s/docs describes the API:\n\n  curl -X POST %s/v1/locks/nightly\n\n", url, url)
+			fmt.Fprintf(a.out, "A gateway serves locks over HTTP; %s/ shows them, and %s/docs describes the API:\n\n  curl -X POST %s/v1/locks/nightly\n\n", url, url, url)
 		case err := <-failed:
 			cancel()
 			return errors.Join(err, w.close())

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/gateway"
 	"github.com/qlock/qlock/gateway/gatewaymetrics"
 	"github.com/qlock/qlock/metrics"
@@ -45,8 +46,8 @@ func (a *app) gateway() *cobra.Command {
 		Short:   "Serve locks over HTTP, and over NATS request-reply",
 		GroupID: groupNodes,
 		Long: `Serve the locks of a cluster to programs in any language: over HTTP, and with --nats
-as a NATS micro service. The address --http has a page of documentation at /docs, and
-an OpenAPI document at /openapi.json.
+as a NATS micro service. The address --http has a dashboard at /, a page of
+documentation at /docs, and an OpenAPI document at /openapi.json.
 
 Without --auth nats, everybody who can reach the gateway acts as its NATS user.
 Therefore it listens on loopback only, unless --insecure is given. With --auth nats,
@@ -197,6 +198,19 @@ func connectAs(l *link) func(context.Context, gateway.Credentials) (*nats.Conn, 
 	}
 }
 
+// gatewayFindings checks the nodes as qlock check does.
+func gatewayFindings(m *qlock.Members) []gateway.Finding {
+	r := &findings{}
+	checkMembers(m, r)
+	checkClocks(m, r)
+	checkAhead(m, r)
+	out := make([]gateway.Finding, len(r.list))
+	for i, f := range r.list {
+		out[i] = gateway.Finding{Grade: string(f.Grade), About: f.About, Text: f.Text, Help: f.Help}
+	}
+	return out
+}
+
 // serve serves until ctx ends, and then drains. It calls started, unless that is nil, with
 // the gateway's address.
 func (d *httpDoor) serve(ctx context.Context, l *link, log *slog.Logger, started func(url string)) error {
@@ -212,7 +226,7 @@ func (d *httpDoor) serve(ctx context.Context, l *link, log *slog.Logger, started
 	defer cancel()
 	cfg := gateway.Config{
 		Conn: l.Conn, Cluster: l.cluster, Client: l.client, Drain: d.drain, Logger: log, Alone: d.alone,
-		Hosts: append(d.hosts, listener.Addr().String()), Limits: gateway.Limits{RequestsPerSec: float64(d.rate)}, Callers: d.callers, Secret: secret,
+		Hosts: append(d.hosts, listener.Addr().String()), Limits: gateway.Limits{RequestsPerSec: float64(d.rate)}, Callers: d.callers, Secret: secret, Check: gatewayFindings,
 	}
 	if d.auth == "nats" {
 		cfg.Connect = connectAs(l)

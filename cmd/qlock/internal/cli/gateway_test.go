@@ -16,6 +16,9 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/gateway"
 )
 
 // gatewayAnswer is what the tests look at.
@@ -180,5 +183,23 @@ func TestGatewayFlags(t *testing.T) {
 		"node --name n1 --nodes n1 --gateway 0.0.0.0:80":                              "--insecure",
 	} {
 		call(t, strings.Fields(args)...).want(t, exitUsage, words)
+	}
+}
+
+// The gateway finds what qlock check finds about nodes, in the same words.
+func TestGatewayFindings(t *testing.T) {
+	m := membersOf(memberOf("a", "a b c", nil), memberOf("b", "a b c", func(m *qlock.Member) { m.ClockOffset = time.Minute }), qlock.Member{Name: "c"})
+	r := &findings{}
+	checkMembers(m, r)
+	checkClocks(m, r)
+	checkAhead(m, r)
+	found := gatewayFindings(m)
+	if len(found) != len(r.list) || r.count(problem) == 0 || r.count(warning) == 0 {
+		t.Fatalf("%+v, and qlock check finds %+v", found, r.list)
+	}
+	for i, f := range r.list {
+		if want := (gateway.Finding{Grade: string(f.Grade), About: f.About, Text: f.Text, Help: f.Help}); found[i] != want {
+			t.Errorf("%+v, not %+v", found[i], want)
+		}
 	}
 }
