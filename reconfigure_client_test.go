@@ -18,7 +18,7 @@ func (w *world) add(name string) *testNode {
 	tn := &testNode{world: w, link: w.connect()}
 	tn.cfg = w.nodes[0].cfg
 	tn.cfg.Name, tn.cfg.StateDir = name, filepath.Join(w.t.TempDir(), name)
-	tn.cfg.Nodes = append([]string{name}, tn.cfg.Nodes...)
+	tn.cfg.Nodes, tn.cfg.Join = nil, true
 	w.nodes = append(w.nodes, tn)
 	w.t.Cleanup(func() {
 		if tn.Node != nil {
