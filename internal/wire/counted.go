@@ -66,3 +66,19 @@ func (c *Config) Continues(before *Config) bool {
 	return c.Epoch() > before.Epoch() && (before.Record == nil || c.Record.CID == before.Record.CID /*plant:members-cid*/) &&
 		slices.Contains(c.Links, Link{Epoch: before.Epoch(), Digest: before.Digest()}) /*plant:members-history*/
 }
+
+// Counts is how many of the names are in each list. A name counts once.
+func (c *Config) Counts(names []string) (n quorum.Count) {
+	for i, name := range names {
+		if !slices.Contains(names[:i], name) {
+			n.Add(c.In(name))
+		}
+	}
+	return n
+}
+
+// Need is how many nodes of each list a claim needs.
+func (c *Config) Need(m quorum.Mode) quorum.Joint {
+	n := c.Lists()
+	return quorum.JointSize(n[0], n[1], m)
+}
