@@ -24,6 +24,9 @@ func Bootstrap(cfg NodeConfig) error {
 	if err != nil {
 		return err
 	}
+	if cfg.Join {
+		return errors.New("qlock: Bootstrap: NodeConfig.Join is set: a node that joins a cluster must not be bootstrapped")
+	}
 	if cfg.StateDir == "" {
 		return errors.New("qlock: Bootstrap: NodeConfig.StateDir is empty: Bootstrap needs a directory to write to")
 	}

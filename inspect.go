@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -40,11 +41,17 @@ type LockInfo struct {
 	Answered   []string // nodes that answered
 	Recovering []string // those of Answered that may have forgotten votes, and do not vote yet
 	Silent     []string // nodes that did not answer; claims that only these know are missing
+
+	joint *wire.Config // set while the list of nodes changes
 }
 
 // Complete reports whether only the claims listed here can hold the lock. This is so when a quorum
 // of nodes that vote have answered.
 func (i *LockInfo) Complete() bool {
+	if i.joint != nil {
+		voting := slices.DeleteFunc(slices.Clone(i.Answered), func(n string) bool { return slices.Contains(i.Recovering, n) })
+		return i.joint.Need(exclusive).Met(i.joint.Counts(voting))
+	}
 	return len(i.Answered)-len(i.Recovering) >= quorum.Size(len(i.Answered)+len(i.Silent), exclusive)
 }
 
@@ -206,10 +213,11 @@ func clip(s string, most int) string {
 // is held. (Lock would only wait for a moment.) Errors are those of Inspect. Flush needs no
 // permission of its own.
 func (l *Locker) Flush(ctx context.Context) error {
-	heard, need := 0, quorum.Size(len(l.Nodes()), exclusive)
-	_, _, err := l.client.Query(ctx, wire.Request{Verb: wire.Info}, func(*wire.Answer) (next uint64, done bool) {
-		heard++
-		return 0, heard >= need
+	cluster, heard := l.client.Cluster(), []string(nil)
+	need := cluster.Need(exclusive)
+	_, _, err := l.client.Query(ctx, wire.Request{Verb: wire.Info}, func(a *wire.Answer) (next uint64, done bool) {
+		heard = append(heard, a.Node)
+		return 0, need.Met(cluster.Counts(heard))
 	})
 	return err
 }
@@ -217,6 +225,7 @@ func (l *Locker) Flush(ctx context.Context) error {
 // inspect asks the nodes and combines their answers.
 func (l *Locker) inspect(ctx context.Context, r wire.Request) ([]LockInfo, error) {
 	names, waiting := map[string]*views{}, map[string]bool{}
+	cluster := l.client.Cluster()
 	answered, silent, err := l.client.Query(ctx, r, func(a *wire.Answer) (next uint64, enough bool) {
 		if a.List == nil {
 			return 0, false
@@ -246,7 +255,7 @@ func (l *Locker) inspect(ctx context.Context, r wire.Request) ([]LockInfo, error
 	recovering := slices.DeleteFunc(slices.Clone(answered), func(n string) bool { return !waiting[n] })
 	all := make([]LockInfo, 0, len(names))
 	for name, v := range names {
-		info := v.info(answered, recovering, silent)
+		info := v.info(&cluster, answered, recovering, silent)
 		info.Name = name
 		all = append(all, info)
 	}
@@ -314,8 +323,25 @@ func (v *views) add(node string, recovering bool, r *wire.Record) {
 	}
 }
 
-func (v *views) info(answered, recovering, silent []string) LockInfo {
-	nodes, missing := len(answered)+len(silent), slices.Concat(recovering, silent)
+// lease is for how long a quorum of each list has promised the claim its votes.
+func (w *view) lease(cluster *wire.Config, need quorum.Joint) time.Duration {
+	least := time.Duration(math.MaxInt64)
+	for list, in := range [...]quorum.In{quorum.InNodes, quorum.InNext} {
+		var leases []time.Duration
+		for i, name := range w.nodes {
+			if cluster.In(name)&in != 0 {
+				leases = append(leases, w.leases[i])
+			}
+		}
+		if slices.Sort(leases); need[list] > 0 {
+			least = min(least, leases[len(leases)-need[list]])
+		}
+	}
+	return least
+}
+
+func (v *views) info(cluster *wire.Config, answered, recovering, silent []string) LockInfo {
+	missing := slices.Concat(recovering, silent)
 	all := make([]*view, 0, len(v.claims))
 	for _, w := range v.claims {
 		all = append(all, w)
@@ -324,20 +350,26 @@ func (v *views) info(answered, recovering, silent []string) LockInfo {
 		return cmp.Or(cmp.Compare(a.at, b.at), a.id.Compare(b.id), cmp.Compare(a.info.Client, b.info.Client))
 	})
 	info := LockInfo{Answered: answered, Recovering: recovering, Silent: silent}
+	if cluster.Record != nil && cluster.Record.Joint() {
+		info.joint = cluster
+	}
 	var voted, waiting []ClaimInfo
 	for _, w := range all {
 		slices.Sort(w.info.Voted)
 		slices.Sort(w.info.Queued)
-		need := quorum.Size(nodes, w.mode)
-		outcome, token := quorum.Held(w.fences, need, w.token /*plant:seen-token*/)
+		need := cluster.Need(w.mode)
+		votes := make([]quorum.JointVote, len(w.fences))
+		for i, fence := range w.fences {
+			votes[i] = quorum.JointVote{Fence: fence, In: cluster.In(w.nodes[i])}
+		}
+		outcome, token := quorum.HeldJoint(votes, need, w.token /*plant:seen-token*/)
 		if outcome != quorum.Won && len(w.fences) > 0 {
 			more := slices.DeleteFunc(slices.Clone(missing), func(n string) bool { return slices.Contains(w.nodes, n) })
-			w.info.MayHold = len(more) > 0 && len(w.fences)+len(more) >= need
+			w.info.MayHold = len(more) > 0 && need.Met(cluster.Counts(slices.Concat(w.nodes, more)))
 		}
 		switch {
 		case outcome == quorum.Won:
-			slices.Sort(w.leases)
-			w.info.Held, w.info.Token, w.info.Lease = true, token, w.leases[len(w.leases)-need]
+			w.info.Held, w.info.Token, w.info.Lease = true, token, w.lease(cluster, need)
 			info.Holders = append(info.Holders, w.info)
 		case len(w.fences) > 0:
 			voted = append(voted, w.info)

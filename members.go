@@ -3,11 +3,14 @@ package qlock
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock/internal/driver"
+	"github.com/qlock/qlock/internal/epoch"
 	"github.com/qlock/qlock/internal/members"
 	"github.com/qlock/qlock/internal/quorum"
 	"github.com/qlock/qlock/internal/wire"
@@ -23,14 +26,28 @@ type Members struct {
 	Nodes []Member
 
 	// Config is the configuration that more nodes have than any other. It is empty, and so has no
-	// Nodes, if no node has a valid configuration.
+	// Nodes, if no node has a valid configuration. While the list changes, it has the old list.
 	Config ClusterConfig
+
+	// Change is the change of the list that is under way, nil if there is none: see package nodes.
+	Change *NodesChange
 
 	// Agreed reports whether clients count votes by Config: a quorum of the nodes that Config lists
 	// have it, and more than half of all nodes that answered.
 	Agreed bool
 
 	said *members.Membership
+}
+
+// NodesChange is a change of the list of nodes that is under way. An exclusive lock needs a quorum
+// of both lists until then.
+type NodesChange struct {
+	Nodes             []string // the new list, sorted
+	MaxLease, MaxSkew time.Duration
+	For               time.Duration // for how long it has been under way, as far as the nodes know
+	// Wait is how long the old nodes do not yet decide on the new list: locks from before the change
+	// may still be held.
+	Wait time.Duration
 }
 
 // ClusterConfig is the configuration that all nodes of a cluster must share: NodeConfig.Nodes,
@@ -40,6 +57,10 @@ type ClusterConfig struct {
 	MaxLease time.Duration
 	MaxSkew  time.Duration
 	Digest   string // identifies the configuration; each answer of a node carries it
+
+	// Epoch counts the decisions of the nodes about the list. It is odd, or even while the list
+	// changes, and 0 if the nodes go by the list that they were started with.
+	Epoch uint64
 }
 
 // WriteQuorum returns the number of votes that an exclusive lock needs, or 0 if there are no Nodes.
@@ -63,6 +84,8 @@ const (
 	ConflictConfig   Conflict = Conflict(members.OtherConfig) // it does not have Members.Config
 	ConflictUnlisted Conflict = Conflict(members.Unlisted)    // its own list does not name it
 	ConflictDigest   Conflict = Conflict(members.WrongDigest) // its digest does not fit its Config
+	ConflictBehind   Conflict = Conflict(members.Behind)      // the cluster has left its Config
+	ConflictAhead    Conflict = Conflict(members.Ahead)       // its Config comes after Members.Config
 )
 
 // Member describes a node of a cluster. If the node did not answer, only Name is set.
@@ -75,6 +98,7 @@ type Member struct {
 	Recovering  time.Duration // how much longer it does not vote
 	Version     string
 	Config      ClusterConfig // the node's own configuration
+	ID          string        // of its state directory; empty: it has none, or is of a version before 0.2
 	Started     time.Time     // start of the process, by its own clock
 	Claims      int           // claims that are held or waiting there
 
@@ -151,6 +175,7 @@ func newMembers(cluster string, got *members.Membership) *Members {
 	m := &Members{Cluster: cluster, Agreed: got.Agreed, said: got}
 	if got.Config != nil {
 		m.Config = newClusterConfig(*got.Config, got.Digest)
+		m.Change = newNodesChange(got)
 	}
 	missing := got.Missing
 	silent := func(before string) {
@@ -161,8 +186,12 @@ func newMembers(cluster string, got *members.Membership) *Members {
 	for i := range got.Nodes {
 		n := &got.Nodes[i]
 		silent(n.Name)
+		id := ""
+		if c := n.Info.Config; c != nil && c.ID != uuid.Nil {
+			id = c.ID.String()
+		}
 		m.Nodes = append(m.Nodes, Member{
-			Name: n.Name, Answered: true, Incarnation: n.Incarnation.String(), State: NodeState(n.Info.State), Recovering: n.Recovering,
+			Name: n.Name, Answered: true, ID: id, Incarnation: n.Incarnation.String(), State: NodeState(n.Info.State), Recovering: n.Recovering,
 			Version: n.Info.Version, Config: newClusterConfig(n.Config(), n.Digest),
 			Started: time.UnixMicro(n.Info.Started), Claims: n.Info.Claims, RoundTrip: n.RoundTrip, ClockOffset: n.Clock,
 			TokensAhead: n.Info.Ahead, Conflict: Conflict(n.Conflict),
@@ -173,7 +202,41 @@ func newMembers(cluster string, got *members.Membership) *Members {
 }
 
 func newClusterConfig(c wire.Config, digest string) ClusterConfig {
-	return ClusterConfig{Nodes: c.Nodes, MaxLease: c.MaxTTL, MaxSkew: c.Skew, Digest: digest}
+	out := ClusterConfig{Nodes: c.Nodes, MaxLease: c.MaxTTL, MaxSkew: c.Skew, Digest: digest, Epoch: c.Epoch()}
+	if r := c.Record; r != nil {
+		out.Nodes = nil
+		for _, n := range r.Nodes {
+			out.Nodes = append(out.Nodes, n.Name)
+		}
+	}
+	return out
+}
+
+func newNodesChange(got *members.Membership) *NodesChange {
+	r := got.Config.Record
+	if r == nil || !r.Joint() {
+		return nil
+	}
+	c := &NodesChange{MaxLease: r.NextMaxTTL, MaxSkew: r.NextSkew, Wait: epoch.Wait(r)}
+	for _, n := range r.Next {
+		c.Nodes = append(c.Nodes, n.Name)
+	}
+	var had []time.Duration
+	for i := range got.Nodes {
+		n := &got.Nodes[i]
+		if n.Digest != got.Digest || n.Info.Config == nil {
+			continue
+		}
+		c.For = max(c.For, n.Info.Config.Had)
+		if epoch.In(r, n.Name, n.Info.Config.ID)&quorum.InNodes != 0 {
+			had = append(had, n.Info.Config.Had)
+		}
+	}
+	if need := quorum.Size(len(r.Nodes), quorum.Exclusive); len(had) >= need {
+		slices.Sort(had)
+		c.Wait = max(c.Wait-had[len(had)-need], 0)
+	}
+	return c
 }
 
 // String returns a description, in one line, of which nodes answered and what they reported.

@@ -22,7 +22,12 @@ import (
 type NodeConfig struct {
 	Cluster string   // name of the cluster; default "default"
 	Name    string   // this node's name, one of Nodes
-	Nodes   []string // names of all nodes, 1 to 64; fixed for the cluster's life
+	Nodes   []string // names of all nodes, 1 to 64
+
+	// Join makes the node wait until a change of the list adds it (ChangeNodes). Nodes is empty
+	// then, and StateDir is needed. A node whose StateDir shows that it was in a list goes by
+	// that, whether or not Join is set, and whatever Nodes has.
+	Join bool
 
 	// StateDir is the directory in which the node saves its votes and queues when it is
 	// stopped cleanly. If it is empty, the node saves nothing, and gives no votes for MaxLease
@@ -98,6 +103,11 @@ func (c NodeConfig) check() error {
 	}
 	sorted := slices.Sorted(slices.Values(c.Nodes))
 	switch {
+	case c.Join && len(c.Nodes) > 0:
+		return errors.New("qlock: NodeConfig has both Join and Nodes: a node that joins learns the list from the cluster")
+	case c.Join && c.StateDir == "":
+		return errors.New("qlock: NodeConfig.StateDir is empty: a node that joins needs a directory that identifies it")
+	case c.Join:
 	case len(c.Nodes) == 0:
 		return errors.New("qlock: NodeConfig.Nodes is empty: it must list the names of all nodes of the cluster")
 	case len(c.Nodes) > wire.MaxNodes:
@@ -106,6 +116,8 @@ func (c NodeConfig) check() error {
 		return fmt.Errorf("qlock: NodeConfig.Nodes has a name twice: %v", c.Nodes)
 	case !slices.Contains(c.Nodes, c.Name):
 		return fmt.Errorf("qlock: NodeConfig.Name %q is not among Nodes %v", c.Name, c.Nodes)
+	}
+	switch {
 	case c.MaxLease < wire.MinLease || c.MaxLease > wire.MaxLease || c.MaxLease%time.Millisecond != 0:
 		return fmt.Errorf("qlock: NodeConfig.MaxLease %v: it must be within %v and %v, in whole milliseconds", c.MaxLease, wire.MinLease, wire.MaxLease)
 	case c.PreviousMaxLease < 0 || c.PreviousMaxLease > wire.MaxLease:

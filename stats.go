@@ -91,6 +91,8 @@ const (
 	NodeRecovering NodeState = "recovering" // it may have forgotten votes, and does not vote yet
 	NodeVoting     NodeState = "voting"     // it votes
 	NodeStopped    NodeState = "stopped"    // it no longer serves
+	NodeJoining    NodeState = "joining"    // it waits for a change of the list that adds it
+	NodeRetired    NodeState = "retired"    // the list does not have it any more: it can be stopped
 )
 
 // NodeStats holds the current state and the counters of a node.

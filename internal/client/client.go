@@ -71,6 +71,7 @@ type Out struct {
 	Events   []Event
 	Notes    []string // messages for the operator's log
 	AskInfo  bool     // a node showed another configuration: query the membership
+	AskNow   bool     // with AskInfo: one that was not seen before
 	// Renew is set if another process may use the same instance. The driver must call
 	// Client.Renew before it sends anything of this Out (C15).
 	Renew bool
@@ -81,13 +82,15 @@ func (o *Out) Reset() {
 	clear(o.Requests)
 	clear(o.Events)
 	o.Requests, o.Events, o.Notes, o.AskInfo, o.Renew = o.Requests[:0], o.Events[:0], o.Notes[:0], false, false
+	o.AskNow = false
 }
 
 // Client manages all claims of one client instance. It is not safe for concurrent use.
 type Client struct {
 	cfg    Config
 	digest string
-	nodes  []node // by index, sorted by name
+	nodes  []node       // by index, sorted by name
+	lists  quorum.Count // how many nodes each list has; the second one: while the list changes
 	clock  leaseClock
 	now    time.Duration // lease clock at this step
 	wall   int64
@@ -119,7 +122,10 @@ type Client struct {
 	againAt time.Duration
 	again   []*Claim
 
+	others []string // digests of other configurations that nodes have shown since the last move
+
 	fences []uint64 // scratch space
+	joint  []quorum.JointVote
 	untils []time.Duration
 	trips  []float64
 
@@ -129,6 +135,7 @@ type Client struct {
 // node is what the client knows of a node.
 type node struct {
 	name        string
+	in          quorum.In
 	lives       []life // incarnations, the latest last
 	clashUntil  time.Duration
 	otherDigest string // the configuration that it showed last, if not the client's
@@ -184,6 +191,11 @@ type Claim struct {
 	minFence         uint64 // fence last asked for
 	lowered          uint8  // how often minFence was lowered
 	wonAt            uint64 // highest sent about it when it became held
+
+	// grace is until when votes stand that were given under earlier records (E17). moved is set
+	// while the claim is held by nothing else.
+	grace time.Duration
+	moved bool
 
 	// A claim that is kept between holders (internal/hold) has tokens for them.
 	keep   bool
@@ -248,6 +260,13 @@ type newVote struct {
 	keeps            bool
 }
 
+// identified reports whether a vote of this node counts at once because of the record: its
+// digest, which the answer has, contains the id of the cluster. So the node is one of this
+// cluster, and if it has not voted since the record was taken, it is not one that forgot.
+func (c *Client) identified(v *vote) bool {
+	return c.cfg.Cluster.Record != nil && v.life == uuid.Nil
+}
+
 // continues reports whether an answer comes from the incarnation that gave the vote, or
 // from one that has its memory.
 func (v *vote) continues(a *wire.Answer) bool {
@@ -288,9 +307,10 @@ func (c *Client) setCluster(cluster wire.Config) {
 	cluster.Nodes = slices.Sorted(slices.Values(cluster.Nodes))
 	c.cfg.Cluster = cluster
 	c.digest = cluster.Digest()
+	c.lists = cluster.Lists()
 	c.nodes = make([]node, len(cluster.Nodes))
 	for i, name := range cluster.Nodes {
-		c.nodes[i].name = name
+		c.nodes[i].name, c.nodes[i].in = name, cluster.In(name)
 		c.nodes[i].trip.mean = float64(c.cfg.Trips[name])
 	}
 	c.cfg.Trips = nil // measured for the first cluster only
@@ -338,8 +358,12 @@ func (cl *Claim) Mode() quorum.Mode { return cl.mode }
 func (cl *Claim) Seq() uint64 { return cl.seq }
 
 // Made returns the age of the claim: a wall clock in microseconds.
-func (cl *Claim) Made() (at int64)   { return cl.at }
-func (c *Client) need(cl *Claim) int { return quorum.Size(len(c.nodes), cl.mode) }
+func (cl *Claim) Made() (at int64) { return cl.at }
+
+// need is how many votes of each list the claim needs (E15).
+func (c *Client) need(cl *Claim) quorum.Joint {
+	return quorum.JointSize(c.lists[0], c.lists[1], cl.mode)
+}
 
 // standsFrom returns until when a vote stands that answers a message sent at sentAt. It
 // leaves a margin for drift between this clock and the nodes' (C1).
@@ -493,7 +517,7 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 	if cl.state == Holding || cl.state == Unreleased {
 		// Tokens up to the last one given out are in use.
 		r.Held, r.MinFence = true, max(cl.tokenNext-1, cl.requestedFrom)
-		if cl.requestedFrom > 0 || cl.keep && !cl.known {
+		if cl.pending() {
 			cl.askAt = c.now + cl.askDelay
 			cl.askDelay = min(2*cl.askDelay, c.cfg.TTL/3)
 			c.schedule(cl)
@@ -521,6 +545,12 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 		cl.askDelay = min(2*cl.askDelay, c.cfg.TTL/3)
 	}
 	c.schedule(cl)
+}
+
+// pending reports whether the held claim needs more than the nodes have answered yet: tokens,
+// that they know that it is kept, or votes of the present record.
+func (cl *Claim) pending() bool {
+	return cl.requestedFrom > 0 || cl.keep && !cl.known || cl.moved /*plant:moved-asks*/
 }
 
 func (c *Client) id(cl *Claim) wire.ClaimID {
@@ -637,7 +667,7 @@ func (c *Client) refresh(out *Out) {
 	for cl := c.first; cl != nil; cl = cl.next {
 		// If nodes went and came back, the claim may be held by votes with different fences.
 		// Others would take it for one that waits, and would not know its token.
-		if cl.state == Holding && !cl.announced && c.carried(cl, cl.token) < c.need(cl) { //plant:held-told
+		if cl.state == Holding && !cl.announced && !c.need(cl).Met(c.carried(cl, cl.token)) { //plant:held-told
 			c.ask(cl, "", out)
 		}
 	}
@@ -707,8 +737,8 @@ func (c *Client) askAgain(out *Out) {
 	c.again, c.againAt = nil, 0
 	for _, cl := range all {
 		cl.again = false
-		if cl.state > Holding {
-			continue
+		if cl.state > Holding || cl.evicted != nil {
+			continue // a node that does not know of the eviction must not extend the claim (N10)
 		}
 		where, only := 0, ""
 		for i := range cl.votes {
@@ -779,14 +809,27 @@ func (c *Client) deadline(cl *Claim) time.Duration {
 	return never
 }
 
-// lostAt returns when fewer than a quorum of votes will stand (C7).
+// lostAt returns when fewer than a quorum of votes will stand (C7): of either list, and not
+// before the votes of earlier records are over (E17).
 func (c *Client) lostAt(cl *Claim) time.Duration {
+	need := c.need(cl)
+	lost := c.nthUntil(cl, quorum.InNodes, need[0])
+	if need[1] > 0 {
+		lost = min(lost, c.nthUntil(cl, quorum.InNext, need[1])) //plant:lost-by-either
+	}
+	return max(lost, cl.grace) //plant:grace
+}
+
+// nthUntil returns until when that many votes of nodes of a list stand.
+func (c *Client) nthUntil(cl *Claim, in quorum.In, need int) time.Duration {
 	c.untils = c.untils[:0]
 	for i := range cl.votes {
-		c.untils = append(c.untils, cl.votes[i].until)
+		if c.nodes[i].in&in != 0 {
+			c.untils = append(c.untils, cl.votes[i].until)
+		}
 	}
 	slices.Sort(c.untils)
-	return c.untils[len(c.untils)-c.need(cl)]
+	return c.untils[len(c.untils)-need]
 }
 
 // schedule updates the claim's place in the heap after its deadline moved. A deadline
@@ -825,7 +868,7 @@ func (c *Client) act(cl *Claim, out *Out) {
 		}
 		if cl.askAt > 0 && cl.askAt <= c.now {
 			cl.askAt = 0
-			if cl.requestedFrom > 0 || cl.keep && !cl.known {
+			if cl.pending() {
 				c.ask(cl, "", out)
 			}
 			return
@@ -911,21 +954,23 @@ func (c *Client) settled(cl *Claim) bool {
 	if cl.try {
 		return false
 	}
-	waits, answered, standing := 0, 0, 0
+	var waits, standing quorum.Count
+	answered := 0
 	for i := range cl.votes {
 		switch v := &cl.votes[i]; {
 		case v.until > c.now:
-			standing++
+			standing.Add(c.nodes[i].in)
 			answered++
 		case v.heard == queued && v.told(c.now): //plant:settled-told
-			waits++
+			waits.Add(c.nodes[i].in)
 			answered++
 		}
 	}
-	if standing >= c.need(cl) || c.torn(cl) /*plant:torn-asks*/ {
+	need := c.need(cl)
+	if need.Met(standing) || c.torn(cl) /*plant:torn-asks*/ {
 		return false // different fences, or the nodes contradict each other (C14)
 	}
-	return waits > len(cl.votes)-c.need(cl) || answered == len(cl.votes)
+	return need.Lost(waits, c.lists) || answered == len(cl.votes)
 }
 
 // torn reports whether the nodes contradict each other about a waiting claim (C14). One
@@ -934,16 +979,16 @@ func (c *Client) settled(cl *Claim) bool {
 // also when a quorum voted with different fences, and one of these nodes did not raise its
 // fence when asked to: it may be cut off, and then the vote of the other node is needed.
 func (c *Client) torn(cl *Claim) bool {
-	blocked, standing := false, 0
+	blocked, standing := false, quorum.Count{}
 	for i := range cl.votes {
 		if v := &cl.votes[i]; v.until > c.now {
-			standing++
+			standing.Add(c.nodes[i].in)
 		} else {
 			blocked = blocked || v.heard == queued && !v.idle() //plant:waits-for-whom
 		}
 	}
 	again := cl.minFence > 0 && cl.asked == cl.minFence //plant:torn-fences
-	return cl.state == Waiting && blocked && standing > 0 && (standing < c.need(cl) || again)
+	return cl.state == Waiting && blocked && standing != quorum.Count{} && (!c.need(cl).Met(standing) || again)
 }
 
 // index returns the index of a node in nodes and in the votes of each claim.
@@ -970,13 +1015,15 @@ func (c *Client) Handle(now wire.Now, a *wire.Answer, out *Out) {
 		return
 	}
 	if !ok {
-		out.AskInfo = out.AskInfo || a.Digest != c.digest
+		if a.Digest != c.digest {
+			c.otherConfig(a.Digest, out)
+		}
 		return
 	}
 	n := &c.nodes[i]
 	if a.Digest != c.digest { //plant:answer-digest
 		n.otherDigest = a.Digest
-		out.AskInfo = true
+		c.otherConfig(a.Digest, out)
 		return
 	}
 	n.otherDigest = ""
@@ -1039,7 +1086,7 @@ func (c *Client) Handle(now wire.Now, a *wire.Answer, out *Out) {
 	v.sentAt = a.SentAt
 	switch a.Kind {
 	case wire.Granted:
-		if cl.state == Holding && a.SentAt > cl.wonAt && !v.continues(a) { //plant:new-life
+		if cl.state == Holding && a.SentAt > cl.wonAt && !v.continues(a) && !c.identified(v) /*plant:new-vote-of-member*/ { //plant:new-life
 			first := a.SentAt
 			if f := v.unproven; f != nil && f.life == a.Incarnation {
 				first = f.sentAt
@@ -1074,6 +1121,23 @@ func (c *Client) Handle(now wire.Now, a *wire.Answer, out *Out) {
 	}
 	c.evaluate(cl, out)
 	cl.changed(out)
+}
+
+// mostOthers bounds how many digests cause a query of their own.
+const mostOthers = 8
+
+// otherConfig notes that a node shows another configuration. The nodes are asked which one
+// that is, unless it is one that the cluster has left. A digest that was not seen before may
+// be the next record, which the client should have soon (E16).
+func (c *Client) otherConfig(digest string, out *Out) {
+	if slices.ContainsFunc(c.cfg.Cluster.Links, func(l wire.Link) bool { return l.Digest == digest }) {
+		return // the node is behind
+	}
+	out.AskInfo = true
+	if len(c.others) < mostOthers && !slices.Contains(c.others, digest) {
+		c.others = append(c.others, digest)
+		out.AskNow = true
+	}
 }
 
 func (c *Client) queuedDetail(a *wire.Answer) *detail {
@@ -1135,14 +1199,17 @@ func (c *Client) checkIncarnation(i int, a *wire.Answer, out *Out) bool {
 }
 
 func (c *Client) clashTime() time.Duration {
-	return c.cfg.Cluster.MaxTTL + wire.Margin(c.cfg.Cluster.MaxTTL)
+	longest := c.cfg.Cluster.Longest()
+	return longest + wire.Margin(longest)
 }
 
 // evaluate acts on the claim's votes as they are now.
 func (c *Client) evaluate(cl *Claim, out *Out) {
 	switch cl.state {
 	case Holding:
-		if outcome, _ := c.tally(cl); outcome != quorum.Won { //plant:votes-missing
+		if outcome, _ := c.tally(cl); outcome == quorum.Won { //plant:votes-missing
+			cl.moved = false // votes of the present record hold it
+		} else if cl.grace <= c.now {
 			c.lose(cl, out)
 			return
 		}
@@ -1154,7 +1221,7 @@ func (c *Client) evaluate(cl *Claim, out *Out) {
 			cl.state, cl.token, cl.wonAt = Holding, fence, cl.sentAt // C3
 			cl.tokenNext, cl.tokenEnd = fence+1, fence+c.reserved(cl, fence)
 			cl.askAt, cl.askDelay = 0, c.firstDelay(cl)
-			cl.known = cl.keep && c.keepers(cl) >= c.need(cl)
+			cl.known = cl.keep && c.need(cl).Met(c.keepers(cl))
 			c.schedule(cl)
 			out.Events = append(out.Events, Event{Held, cl})
 			if cl.wanted {
@@ -1198,13 +1265,23 @@ func (c *Client) evaluate(cl *Claim, out *Out) {
 // tally is the only place where a claim's votes are counted. lostAt computes when the
 // result will change.
 func (c *Client) tally(cl *Claim) (quorum.Outcome, uint64) {
+	need := c.need(cl)
+	if need[1] > 0 { //plant:joint-tally
+		c.joint = c.joint[:0]
+		for i := range cl.votes {
+			if v := &cl.votes[i]; v.until > c.now {
+				c.joint = append(c.joint, quorum.JointVote{Fence: v.fence, In: c.nodes[i].in})
+			}
+		}
+		return quorum.HeldJoint(c.joint, need, cl.token)
+	}
 	c.fences = c.fences[:0]
 	for i := range cl.votes {
 		if v := &cl.votes[i]; v.until > c.now {
 			c.fences = append(c.fences, v.fence)
 		}
 	}
-	return quorum.Held(c.fences, c.need(cl), cl.token)
+	return quorum.Held(c.fences, need[0], cl.token)
 }
 
 // cannotWin reports whether the claim must fail, because no quorum is possible without
@@ -1213,16 +1290,16 @@ func (c *Client) tally(cl *Claim) (quorum.Outcome, uint64) {
 // yields or shows that it is held. So only a holder is ahead of the oldest of several
 // tries, and on a free lock the oldest does not fail.
 func (c *Client) cannotWin(cl *Claim) bool {
-	against := 0
+	var against quorum.Count
 	for i := range cl.votes {
 		v := &cl.votes[i]
 		if v.heard == refused {
-			against++
+			against.Add(c.nodes[i].in)
 		} else if b := v.blocker(); cl.try && b != nil && b.Ahead /*plant:blocker-ahead*/ && !c.over(b) /*plant:blocker-over*/ {
-			against++
+			against.Add(c.nodes[i].in)
 		}
 	}
-	return len(cl.votes)-against < c.need(cl) //plant:hopeless
+	return c.need(cl).Lost(against, c.lists) //plant:hopeless
 }
 
 // over reports whether a blocker is a claim of this client that is over: its release is
@@ -1390,36 +1467,86 @@ func (c *Client) unvoted(cl *Claim, v *vote) {
 	}
 }
 
-// SetCluster switches to another configuration, on which a quorum of its nodes agreed.
-// Votes of the old one do not count in it. So held claims are lost, and waiting claims
-// are requested anew. It does nothing if the configuration is the same.
+// SetCluster switches to another configuration, on which enough of its nodes agreed. Votes
+// of the old one do not count in it. So waiting claims are requested anew, with their age.
+// If the configuration continues the client's own, held claims are carried over (E17).
+// Otherwise they are lost. It does nothing if the configuration is the same.
 func (c *Client) SetCluster(now wire.Now, cluster wire.Config, out *Out) {
 	c.step(now, out)
 	if cluster.Digest() == c.digest {
 		return
 	}
+	carries := cluster.Continues(&c.cfg.Cluster)
 	for cl := c.first; cl != nil; {
 		next := cl.next
 		if cl.state == Holding {
-			c.lose(cl, out)
+			if carries {
+				// One number, and no votes: a vote may be given to another claim before a quorum of
+				// it is over, and an answer that repeats a fence from before the record's floor
+				// must not make a token (E17).
+				cl.grace = c.lostAt(cl) //plant:grace-from-votes
+			} else {
+				c.lose(cl, out)
+			}
 		}
 		cl = next
 	}
+	before := c.nodes
 	c.setCluster(cluster)
-	c.shown = false
-	for cl := c.first; cl != nil; cl = cl.next {
-		cl.votes = make([]vote, len(c.nodes))
-		if cl.state == Unreleased {
-			continue
+	c.shown, c.others = false, nil
+	if carries {
+		for i := range c.nodes {
+			if k := slices.IndexFunc(before, func(n node) bool { return n.name == c.nodes[i].name }); k >= 0 {
+				n := before[k]
+				n.in, n.otherDigest = c.nodes[i].in, ""
+				c.nodes[i] = n
+			}
 		}
-		cl.minFence, cl.askDelay = 0, c.firstDelay(cl)
-		c.ask(cl, "", out)
-		for i := range cl.votes {
-			// Answers to what was asked before do not count: neither a refusal because of the old
-			// configuration, nor, if that one comes back, a vote that was yielded in it (C2).
-			cl.votes[i].yielded = cl.sentAt
+		// Nodes extend a claim by the lease that it was made with. So a lease that a record
+		// allowed for a while must not come back (E18).
+		c.cfg.TTL = min(c.cfg.TTL, cluster.MaxTTL) //plant:lease-lowered
+		if c.refreshAt > 0 {
+			c.refreshAt = min(c.refreshAt, c.nextRefresh())
 		}
 	}
+	// Held ones first: others must not be granted the lock in the meantime.
+	for cl := c.first; cl != nil; cl = cl.next {
+		if cl.state == Holding {
+			c.carry(cl, out)
+		}
+	}
+	for cl := c.first; cl != nil; cl = cl.next {
+		switch cl.state {
+		case Waiting:
+			c.anew(cl, out)
+		case Unreleased:
+			cl.votes = make([]vote, len(c.nodes))
+		}
+	}
+}
+
+// anew requests a claim under a new configuration.
+func (c *Client) anew(cl *Claim, out *Out) {
+	cl.votes = make([]vote, len(c.nodes))
+	cl.minFence, cl.lowered, cl.askDelay = 0, 0, c.firstDelay(cl)
+	c.ask(cl, "", out)
+	for i := range cl.votes {
+		// Answers to what was asked before do not count: neither a refusal because of the old
+		// configuration, nor, if that one comes back, a vote that was yielded in it (C2).
+		cl.votes[i].yielded = cl.sentAt //plant:answers-of-before
+	}
+}
+
+// carry requests a held claim under a new record. Until a quorum of that has voted for it,
+// it is held by its grace (E17).
+func (c *Client) carry(cl *Claim, out *Out) {
+	cl.known = false //plant:known-of-before
+	if cl.moved = cl.evicted == nil; cl.moved {
+		c.anew(cl, out)
+	} else { // its nodes do not extend it any more, and new ones must not (N10)
+		cl.votes = make([]vote, len(c.nodes))
+	}
+	c.schedule(cl)
 }
 
 // dueHeap is a min-heap of claims by the time at which they need action.

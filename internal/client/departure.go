@@ -58,14 +58,25 @@ func (d *Departure) Silent() []string {
 	return slices.DeleteFunc(slices.Clone(d.cluster.Nodes), func(n string) bool { return slices.Contains(heard, n) })
 }
 
-// need is an exclusive quorum, which has a node in common with the quorum of any claim.
-func (d *Departure) need() int { return quorum.Size(len(d.cluster.Nodes), quorum.Exclusive) }
+// need is an exclusive quorum of each list, which has a node in common with the quorum of any
+// claim.
+func (d *Departure) need() quorum.Joint {
+	n := d.cluster.Lists()
+	return quorum.JointSize(n[0], n[1], quorum.Exclusive)
+}
+
+func (d *Departure) count(nodes []string) (n quorum.Count) {
+	for _, name := range nodes {
+		n.Add(d.cluster.In(name))
+	}
+	return n
+}
 
 // Over reports whether the claim neither holds the lock nor waits for it any more.
-func (d *Departure) Over() bool { return len(d.Gone) >= d.need() }
+func (d *Departure) Over() bool { return d.need().Met(d.count(d.Gone)) }
 
 // Decided reports whether further answers cannot change the result: the claim is over, or
 // too many nodes have it.
 func (d *Departure) Decided() bool {
-	return d.Over() || len(d.Having) > len(d.cluster.Nodes)-d.need()
+	return d.Over() || d.need().Lost(d.count(d.Having), d.cluster.Lists())
 }

@@ -3,6 +3,8 @@ package client
 import (
 	"slices"
 	"time"
+
+	"github.com/qlock/qlock/internal/quorum"
 )
 
 // mostLowered bounds how often a claim asks at once for a lower fence than before. Each
@@ -38,33 +40,38 @@ func (c *Client) attainable(cl *Claim, highest uint64) (fence uint64, wait time.
 	}
 	need := c.need(cl)
 	for i := range cl.votes {
-		if v := &cl.votes[i]; v.until > c.now && v.fence > fence && c.able(cl, v.fence) >= need /*plant:able*/ {
+		if v := &cl.votes[i]; v.until > c.now && v.fence > fence && need.Met(c.able(cl, v.fence)) /*plant:able*/ {
 			fence = v.fence
 		}
 	}
 	if fence == 0 {
 		fence = highest
 	}
-	c.untils = c.untils[:0]
-	for i := range cl.votes {
-		if v := &cl.votes[i]; v.until > c.now && v.fence <= fence {
-			c.untils = append(c.untils, v.reaches(fence, c.now))
+	for list, in := range [...]quorum.In{quorum.InNodes, quorum.InNext} {
+		if need[list] == 0 {
+			continue
 		}
+		c.untils = c.untils[:0]
+		for i := range cl.votes {
+			if v := &cl.votes[i]; v.until > c.now && v.fence <= fence && c.nodes[i].in&in != 0 {
+				c.untils = append(c.untils, v.reaches(fence, c.now))
+			}
+		}
+		if len(c.untils) < need[list] {
+			return fence, 0
+		}
+		slices.Sort(c.untils)
+		wait = max(wait, c.untils[need[list]-1])
 	}
-	if len(c.untils) < need {
-		return fence, 0
-	}
-	slices.Sort(c.untils)
-	return fence, c.untils[need-1]
+	return fence, wait
 }
 
 // able returns how many nodes may come to give the fence, as far as is known.
-func (c *Client) able(cl *Claim, fence uint64) int {
-	able := 0
+func (c *Client) able(cl *Claim, fence uint64) (able quorum.Count) {
 	for i := range cl.votes {
 		v := &cl.votes[i]
 		if above := v.until > c.now && v.fence > fence; !above && v.reaches(fence, c.now) == 0 {
-			able++
+			able.Add(c.nodes[i].in)
 		}
 	}
 	return able

@@ -66,6 +66,8 @@ func FuzzClient(f *testing.F) {
 			{Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second},
 			{Nodes: []string{"n1"}, MaxTTL: 12 * time.Second, Skew: 5 * time.Second},
 		}
+		ch := &chain{last: clusters[0], cid: uuid.UUID{9}}
+		clusters = append(clusters, ch.next("n1 n2 n3"), ch.next("n1 n2 n3/n3 n4"), ch.next("n3 n4"))
 		w := &dice.World{
 			Cluster: clusters[0], Nodes: []string{"n1", "n2", "n3", "n1", "n2", "n3", "n4"}, Clients: []string{"a", "a", "a", "a", "b"},
 			Resources: []string{"r", "s"}, Lease: 10 * time.Second, Wall: 1_750_000_000_000_000,

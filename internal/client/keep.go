@@ -63,8 +63,9 @@ func (c *Client) Next(now wire.Now, cl *Claim, out *Out) (uint64, bool) {
 // stocked takes the tokens that a quorum has set aside. Usually they follow the ones
 // before.
 func (c *Client) stocked(cl *Claim, out *Out) {
-	known := cl.keep && !cl.known && c.keepers(cl) >= c.need(cl)
-	more := cl.requestedFrom > 0 && c.carried(cl, cl.requestedFrom) >= c.need(cl)
+	need := c.need(cl)
+	known := cl.keep && !cl.known && need.Met(c.keepers(cl))
+	more := cl.requestedFrom > 0 && need.Met(c.carried(cl, cl.requestedFrom))
 	if !known && !more {
 		// A restarted node has another fence. All nodes must set tokens aside from the highest
 		// on, as they must agree on the highest fence (C3).
@@ -99,11 +100,10 @@ func (c *Client) highest(cl *Claim) uint64 {
 }
 
 // carried returns how many standing votes carry a fence.
-func (c *Client) carried(cl *Claim, fence uint64) int {
-	n := 0
+func (c *Client) carried(cl *Claim, fence uint64) (n quorum.Count) {
 	for i := range cl.votes {
 		if v := &cl.votes[i]; v.until > c.now && v.fence == fence {
-			n++
+			n.Add(c.nodes[i].in)
 		}
 	}
 	return n
@@ -122,11 +122,10 @@ func (c *Client) reserved(cl *Claim, fence uint64) uint64 {
 }
 
 // keepers returns how many nodes know that the claim is kept.
-func (c *Client) keepers(cl *Claim) int {
-	n := 0
+func (c *Client) keepers(cl *Claim) (n quorum.Count) {
 	for i := range cl.votes {
 		if cl.votes[i].keeps {
-			n++
+			n.Add(c.nodes[i].in)
 		}
 	}
 	return n

@@ -9,8 +9,11 @@ import (
 
 // Report is the state of a claim at the nodes, from which errors are written.
 type Report struct {
-	Mode       quorum.Mode
-	Need       int  // votes needed
+	Mode quorum.Mode
+	Need int // votes needed, at least
+	// Needs and Lists are the votes needed and the number of nodes of each list (E15).
+	Needs      quorum.Joint
+	Lists      quorum.Count
 	Repeated   bool // the nodes were asked again, and had time to answer the first request
 	Suppressed bool // the nodes were not asked yet to say that the claim waits
 	Nodes      []NodeReport
@@ -25,6 +28,7 @@ type Report struct {
 // NodeReport is what one node said about a claim.
 type NodeReport struct {
 	Name       string
+	In         quorum.In
 	Voted      bool // it voted, and the vote stands
 	Queued     bool
 	Refused    bool
@@ -57,7 +61,8 @@ func (c *Client) Votes(cl *Claim) int {
 // ended.
 func (c *Client) Report(now wire.Now, cl *Claim) Report {
 	c.read(now)
-	r := Report{Mode: cl.mode, Need: c.need(cl), Repeated: cl.repeated, Suppressed: cl.suppressedQueued}
+	need := c.need(cl)
+	r := Report{Mode: cl.mode, Need: c.least(need), Needs: need, Lists: c.lists, Repeated: cl.repeated, Suppressed: cl.suppressedQueued}
 	if len(cl.votes) != len(c.nodes) {
 		return r // it ended under another configuration
 	}
@@ -72,7 +77,7 @@ func (c *Client) Report(now wire.Now, cl *Claim) Report {
 	for i := range cl.votes {
 		v := &cl.votes[i]
 		n := NodeReport{
-			Name: c.nodes[i].name, OtherConfig: c.nodes[i].otherDigest != "", Clash: c.nodes[i].clashUntil > c.now,
+			Name: c.nodes[i].name, In: c.nodes[i].in, OtherConfig: c.nodes[i].otherDigest != "", Clash: c.nodes[i].clashUntil > c.now,
 			Voted: v.until > c.now, Queued: v.heard == queued, Refused: v.heard == refused,
 		}
 		if outcome == quorum.Split && n.Voted {
@@ -112,6 +117,18 @@ func (c *Client) Report(now wire.Now, cl *Claim) Report {
 		}
 	}
 	return r
+}
+
+// least is how many votes are enough if they come from the right nodes: those that are in
+// both lists count twice.
+func (c *Client) least(need quorum.Joint) int {
+	both := 0
+	for i := range c.nodes {
+		if c.nodes[i].in == quorum.InNodes|quorum.InNext {
+			both++
+		}
+	}
+	return need[0] + need[1] - min(both, need[0], need[1])
 }
 
 // HeldAt reports whether the claim is held at a reading of the clocks that the client has

@@ -1,6 +1,10 @@
 package client
 
-import "time"
+import (
+	"time"
+
+	"github.com/qlock/qlock/internal/quorum"
+)
 
 // How long the client waits before it repeats a message depends on how long nodes take to
 // answer (C4, C6, C9). The lease bounds all of it: a node that was away for minutes has a
@@ -18,12 +22,23 @@ const (
 	quietTrips = 4
 )
 
-// trip returns within what time that many nodes answer, or false if fewer were measured.
-func (c *Client) trip(nodes int) (time.Duration, bool) {
+// trip returns within what time a quorum answers, or false if fewer nodes were measured.
+func (c *Client) trip(need quorum.Joint) (time.Duration, bool) {
+	trip, ok := c.tripOf(quorum.InNodes, need[0])
+	if need[1] > 0 && ok {
+		var next time.Duration
+		next, ok = c.tripOf(quorum.InNext, need[1])
+		trip = max(trip, next)
+	}
+	return trip, ok
+}
+
+// tripOf returns within what time that many nodes of a list answer.
+func (c *Client) tripOf(in quorum.In, nodes int) (time.Duration, bool) {
 	c.trips = c.trips[:0]
 	for i := range c.nodes {
 		t := &c.nodes[i].trip
-		if t.beat == 0 && t.mean == 0 {
+		if t.beat == 0 && t.mean == 0 || c.nodes[i].in&in == 0 {
 			continue
 		}
 		c.trips = append(c.trips, t.mean)
@@ -37,15 +52,15 @@ func (c *Client) trip(nodes int) (time.Duration, bool) {
 	return time.Duration(c.trips[nodes-1]), true
 }
 
-// near reports whether that many nodes answered fast, not counting Config.Trips.
-func (c *Client) near(nodes int) bool {
-	near := 0
+// near reports whether a quorum answered fast, not counting Config.Trips.
+func (c *Client) near(need quorum.Joint) bool {
+	var near quorum.Count
 	for i := range c.nodes {
 		if t := &c.nodes[i].trip; t.beat > 0 && t.mean <= float64(mostQuiet/quietTrips) {
-			near++
+			near.Add(c.nodes[i].in)
 		}
 	}
-	return near >= nodes
+	return need.Met(near)
 }
 
 // quietTime returns how long after a quiet acquire the claim asks again.

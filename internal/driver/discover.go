@@ -106,7 +106,7 @@ func infoSubject(cluster, client string) string {
 }
 
 func infoRequest(client, nonce string) wire.Request {
-	return wire.Request{Verb: wire.Info, Client: client, Nonce: nonce}
+	return wire.Request{Verb: wire.Info, Client: client, Nonce: nonce, ShowConfig: true}
 }
 
 // step calls f with the members machine. It returns the nonce of the question to send, if any, and

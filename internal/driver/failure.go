@@ -5,6 +5,7 @@ import (
 
 	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/hold"
+	"github.com/qlock/qlock/internal/quorum"
 )
 
 // Failure describes why a lock was not acquired, at the end of the wait.
@@ -58,24 +59,27 @@ func AnswerOf(n *client.NodeReport) Answer {
 // reasonOf returns the reason why a claim is not held. cause is what ended the wait, or nil if the
 // claim failed by itself.
 func reasonOf(r *client.Report, cause error) error {
-	able, refused, silent := false, 0, 0
+	able := false
+	var refused, heard quorum.Count
 	for i := range r.Nodes {
-		switch AnswerOf(&r.Nodes[i]) {
+		n := &r.Nodes[i]
+		switch AnswerOf(n) {
 		case Voted, Queued:
 			able = true
+			heard.Add(n.In)
 		case Refused:
-			refused++
+			refused.Add(n.In)
 		case Silent:
-			silent++
+		default:
+			heard.Add(n.In)
 		}
 	}
-	heard := len(r.Nodes) - silent - refused
 	switch {
-	case len(r.Nodes)-refused < r.Need:
+	case r.Needs.Lost(refused, r.Lists):
 		return ErrRefused
 	case cause == nil: // a try fails by itself only if another claim is in the way (C10)
 		return ErrHeld
-	case r.Blocker != nil && able && heard >= r.Need:
+	case r.Blocker != nil && able && r.Needs.Met(heard):
 		return ErrHeld
 	}
 	return ErrNoQuorum

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/qlock/qlock/internal/client"
+	"github.com/qlock/qlock/internal/quorum"
 	"github.com/qlock/qlock/internal/wire"
 )
 
@@ -28,7 +29,10 @@ func TestReason(t *testing.T) {
 		{"one whose votes do not count was heard", []client.NodeReport{clash, queued, silent}, blocker, gone, ErrHeld},
 		{"none that counts", []client.NodeReport{clash, other, silent}, blocker, gone, ErrNoQuorum},
 	} {
-		r := client.Report{Need: 2, Nodes: tt.nodes, Blocker: tt.blocker}
+		r := client.Report{Need: 2, Needs: quorum.Joint{2}, Lists: quorum.Count{len(tt.nodes)}, Nodes: tt.nodes, Blocker: tt.blocker}
+		for i := range r.Nodes {
+			r.Nodes[i].In = quorum.InNodes
+		}
 		if got := reasonOf(&r, tt.cause); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}

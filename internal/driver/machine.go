@@ -2,6 +2,7 @@ package driver
 
 import (
 	"encoding/binary"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strconv"
@@ -57,6 +58,7 @@ func newMachine(cfg *Config, pub *natsio.Publisher, m *Membership) *machine {
 		Name: cfg.Name, Instance: instance, TTL: cfg.Lease,
 		MaxRuns: wire.RunsIn(pub.MaxBody()), Seed: binary.BigEndian.Uint64(instance[8:]), Trips: m.trips, Cluster: m.config,
 	}, c.at(time.Now()))
+	c.members.SetLease(cfg.Lease)
 	c.table = hold.New(c.core, cfg.Retention)
 	c.table.PassOn(cfg.PassMost, cfg.PassWithin)
 	return c
@@ -76,6 +78,7 @@ type step struct {
 	unlocking []*Hold         // lost while their owners unlock them, or while they expire
 	expired   []*Hold         // held for as long as Terms.AtMost allows, and not unlocked yet
 	tell      []chan struct{} // channels to close
+	moved     *wire.Config    // the record that it followed the cluster to
 }
 
 var steps = sync.Pool{New: func() any { return new(step) }}
@@ -101,7 +104,9 @@ func (m *machine) finish(s *step) {
 	if s.held > 0 {
 		m.burst = s.held
 	}
-	if s.AskInfo {
+	if s.AskNow {
+		m.learn(s, m.members.QueryNow)
+	} else if s.AskInfo {
 		m.learn(s, m.members.Query)
 	}
 	wake := m.rearm(s)
@@ -125,6 +130,9 @@ func (m *machine) finish(s *step) {
 	for _, note := range s.Notes {
 		m.log.Line(slog.LevelError, note)
 	}
+	if c := s.moved; c != nil {
+		m.log.Line(slog.LevelInfo, "the list of nodes has changed; held locks are kept", "epoch", c.Epoch(), "nodes", c.Nodes, "joint", c.Record.Joint())
+	}
 	s.reset()
 	steps.Put(s)
 }
@@ -134,6 +142,7 @@ func (s *step) reset() {
 	clear(s.ready)
 	clear(s.tell)
 	s.held, s.ready, s.tell, s.lost, s.unlocking, s.expired = 0, s.ready[:0], s.tell[:0], nil, nil, nil
+	s.moved = nil
 }
 
 // settle wakes the goroutines that wait for h. Call it once, without holding the machine's mutex.
@@ -389,7 +398,16 @@ func (m *machine) learn(s *step, f func(wire.Now, *members.Out)) {
 	}
 	f(s.now, &out)
 	if out.Found != nil {
-		s.Notes = append(s.Notes, "the configuration of the nodes has changed: held locks are lost, waiting claims continue")
+		before := m.core.Cluster()
+		if out.Found.Continues(&before) {
+			s.moved = out.Found
+		} else {
+			note := "the configuration of the nodes has changed: held locks are lost, waiting claims continue"
+			if before.Record != nil { // then the new one has a record as well (E16)
+				note += fmt.Sprintf(". This is another cluster of the same name: its id is %s, and was %s", out.Found.Record.CID, before.Record.CID)
+			}
+			s.Notes = append(s.Notes, note)
+		}
 		m.table.SetCluster(s.now, *out.Found, &s.Out)
 	}
 	if out.Ask != "" {

@@ -187,7 +187,10 @@ func takeMark(dir *statedir.Dir, cfg *NodeConfig, now wire.Now, run uuid.UUID) (
 	if err := writeMark(dir, cfg, append(mem.past[:len(mem.past):len(mem.past)], run), mem.longest, &mem.state, nil); err != nil {
 		return memory{}, err
 	}
-	if mem.saved == nil {
+	switch {
+	case mem.fresh && len(cfg.Nodes) == 0:
+		cfg.Log.Logger().Info("this node waits until a change of the list of nodes adds it")
+	case mem.saved == nil:
 		cfg.Log.Logger().Warn("this node may have forgotten votes and gives none until they have expired", "why", why, "wait", mem.longest)
 	}
 	return mem, nil

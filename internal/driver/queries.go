@@ -141,7 +141,8 @@ const (
 func (c *Client) Query(ctx context.Context, r wire.Request, take func(*wire.Answer) (next uint64, done bool)) (answered, silent []string, err error) {
 	ctx, cancel := withDefaultTimeout(ctx)
 	defer cancel()
-	nodes := c.Cluster().Nodes
+	cluster := c.Cluster()
+	nodes, need := cluster.Nodes, cluster.Need(quorum.Exclusive)
 	r.Client, r.Nonce = c.cfg.Name, cmp.Or(r.Nonce, newInstance().String())
 	// The publisher removes the text of an evict that is too long.
 	if n := len(wire.AppendRequest(nil, &r)); n > c.pub.MaxBody() && r.Verb != wire.Evict {
@@ -162,7 +163,7 @@ func (c *Client) Query(ctx context.Context, r wire.Request, take func(*wire.Answ
 	again := time.NewTicker(askAgain)
 	defer again.Stop()
 	heard := time.Now()
-	enough := func() bool { return len(answered) >= quorum.Size(len(nodes), quorum.Exclusive) }
+	enough := func() bool { return need.Met(cluster.Counts(answered)) }
 	for len(after) > 0 {
 		select {
 		case a := <-q.answers:

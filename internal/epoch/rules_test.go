@@ -12,7 +12,7 @@ import (
 var ruled = regexp.MustCompile(`(?m)^- \*\*(E[0-9]+)\b`)
 
 // built are the rules that are in the code by now.
-var built = []string{"E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E9", "E10", "E11", "E12", "E13", "E14", "E15"}
+var built = []string{"E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E9", "E10", "E11", "E12", "E13", "E14", "E15", "E16", "E17", "E18"}
 
 // Each rule of docs/protocol.md about changes of the list that is in the code has a planted
 // fault that leaves it out.

@@ -53,11 +53,35 @@ type Machine struct {
 	// goneSince, neither in a query nor in an answer about a claim.
 	gone      bool
 	goneSince time.Duration
+
+	lease time.Duration // of the client; 0: not known
+	ahead bool          // in the query, a node showed a record that continues the client's own
 }
 
 // New returns a machine for a client that has no configuration yet. Its nonces begin with
 // prefix, which must be unique.
 func New(prefix string) *Machine { return &Machine{prefix: prefix} }
+
+// SetLease tells the machine how long the client's leases are. A client whose nodes are about
+// to take another record must know it within a part of that (E16).
+func (m *Machine) SetLease(lease time.Duration) { m.lease = lease }
+
+// again is after what time the question is repeated.
+func (m *Machine) again() time.Duration {
+	if m.ahead && m.lease > 0 {
+		return min(Patience, max(m.lease/10, time.Millisecond)) //plant:members-soon
+	}
+	return Patience
+}
+
+// longest is how long a query of a client lasts that has a configuration. While some of the
+// nodes have the next record, the others may get it at any moment.
+func (m *Machine) longest() time.Duration {
+	if m.ahead {
+		return max(Pause, m.lease) //plant:members-goes-on
+	}
+	return Pause
+}
 
 // Query queries the nodes. A client calls it when it starts, and when a node shows it
 // another configuration. Query does nothing while a query is under way, and for Pause
@@ -66,9 +90,25 @@ func (m *Machine) Query(now wire.Now, out *Out) {
 	if m.query != nil || m.own != nil && now.Mono-m.began < Pause {
 		return
 	}
+	m.start(now, out)
+}
+
+// QueryNow queries the nodes at once: a node has shown a configuration that the client has not
+// seen before. It may be the next record, and locks that are held need the client to follow
+// within their lease (E16). The caller bounds how often that happens.
+func (m *Machine) QueryNow(now wire.Now, out *Out) {
+	if m.query != nil {
+		m.ask(now, out)
+		return
+	}
+	m.start(now, out)
+}
+
+func (m *Machine) start(now wire.Now, out *Out) {
 	m.serial++
 	m.query = NewQuery(m.prefix + "/" + strconv.Itoa(m.serial))
 	m.began, m.enoughAt, m.enough, m.settling = now.Mono, now.Mono+Patience, false, false
+	m.ahead = false
 	if m.own != nil && !m.gone {
 		m.gone, m.goneSince = true, now.Mono
 	}
@@ -77,7 +117,7 @@ func (m *Machine) Query(now wire.Now, out *Out) {
 
 func (m *Machine) ask(now wire.Now, out *Out) {
 	out.Ask = m.query.Ask(now)
-	m.askAt = now.Mono + Patience
+	m.askAt = now.Mono + m.again()
 }
 
 // Shown tells the machine that a node of the client's list has shown the client's
@@ -107,11 +147,29 @@ func (m *Machine) Hear(now wire.Now, a *wire.Answer, out *Out) {
 		}
 	}
 	for i := range got.Nodes {
-		if n := &got.Nodes[i]; m.own != nil && n.Digest == m.digest && n.Conflict != WrongDigest && n.Conflict != Unlisted {
+		n := &got.Nodes[i]
+		if m.own == nil || n.Conflict == WrongDigest || n.Conflict == Unlisted {
+			continue
+		}
+		ahead := n.follows(m.own)
+		if n.Digest == m.digest || ahead {
 			m.gone = false
 		}
+		if ahead && !m.ahead {
+			m.ahead = true
+			m.askAt = min(m.askAt, now.Mono+m.again())
+		}
+	}
+	if m.own != nil && got.Agreed && got.Config.Continues(m.own) {
+		m.enoughAt = now.Mono // no other answer can matter //plant:members-at-once
 	}
 	m.conclude(now, out)
+}
+
+// follows reports whether the node's record continues this configuration.
+func (n *Node) follows(own *wire.Config) bool {
+	cfg := n.Config()
+	return cfg.Continues(own)
 }
 
 // Tick does what is due: it concludes, ends or repeats a query.
@@ -122,7 +180,7 @@ func (m *Machine) Tick(now wire.Now, out *Out) {
 	if m.conclude(now, out); m.query == nil {
 		return
 	}
-	if m.own != nil && now.Mono-m.began >= Pause {
+	if m.own != nil && now.Mono-m.began >= m.longest() {
 		m.query = nil // the next node that shows another configuration starts a new one
 		return
 	}
@@ -153,7 +211,7 @@ func (m *Machine) conclude(now wire.Now, out *Out) {
 		return
 	}
 	got := m.Membership(now)
-	if !got.Agreed {
+	if !got.Agreed || m.ahead && got.Digest == m.digest {
 		m.settling, m.enough = false, now.Mono >= m.enoughAt
 		return
 	}

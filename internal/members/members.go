@@ -12,6 +12,7 @@ package members
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,6 +37,11 @@ const (
 	// WrongDigest means that the digest in its answers is not that of the configuration that
 	// it shows.
 	WrongDigest Conflict = "wrong digest"
+	// Behind means that the cluster has left the record that it has, or the configuration that
+	// it was started with (E9).
+	Behind Conflict = "earlier record"
+	// Ahead means that its record continues the one that most nodes have.
+	Ahead Conflict = "later record"
 )
 
 // Node is a process that answered.
@@ -58,6 +64,9 @@ type Node struct {
 
 // Config returns the configuration that the node shows.
 func (n *Node) Config() wire.Config {
+	if c := n.Info.Config; c != nil && c.Record != nil {
+		return wire.RecordConfig(c.Record, c.Links)
+	}
 	return wire.Config{Nodes: n.Info.Nodes, MaxTTL: n.Info.MaxTTL, Skew: n.Info.Skew}
 }
 
@@ -151,8 +160,9 @@ func (q *Query) Membership(now wire.Now, own *wire.Config, gone bool) Membership
 		return cmp.Or(cmp.Compare(a.Name, b.Name), slices.Compare(a.Incarnation[:], b.Incarnation[:]))
 	})
 
-	// The number of names that count for each digest, and one of their nodes.
-	names, of := map[string]int{}, map[string]*Node{}
+	// What is shown, by digest, and how many names count for it. The nodes of one name that
+	// count show the same.
+	shown := map[string]*shown{}
 	heard := map[string]bool{}
 	for i, next := 0, 0; i < len(m.Nodes); i = next {
 		for next = i + 1; next < len(m.Nodes) && m.Nodes[next].Name == m.Nodes[i].Name; next++ {
@@ -160,19 +170,31 @@ func (q *Query) Membership(now wire.Now, own *wire.Config, gone bool) Membership
 		heard[m.Nodes[i].Name] = true
 		if evaluate(m.Nodes[i:next]) {
 			n := &m.Nodes[i]
-			names[n.Digest]++
-			of[n.Digest] = n
+			s := shown[n.Digest]
+			if s == nil {
+				s = newShown(n, own)
+				shown[n.Digest] = s
+			}
+			s.count(n)
 		}
 	}
-	// If counts are equal, the result must not depend on map order.
-	for digest, count := range names {
-		if best := names[m.Digest]; count > best || count == best && digest < m.Digest {
+	// If they are equal, the result must not depend on map order.
+	for _, digest := range slices.Sorted(maps.Keys(shown)) {
+		if best := shown[m.Digest]; best == nil || shown[digest].before(best) {
 			m.Digest = digest
 		}
 	}
 	expected := map[string]bool{}
+	best := shown[m.Digest]
 	for i := range m.Nodes {
-		for _, name := range m.Nodes[i].Info.Nodes {
+		n := &m.Nodes[i]
+		if best != nil && n.Conflict == "" && best.leaves(n) {
+			n.Conflict = Behind
+		}
+		if n.Conflict == Behind {
+			continue // nodes of the list that it knows may have been stopped for good
+		}
+		for _, name := range n.Info.Nodes {
 			expected[name] = true
 		}
 	}
@@ -191,20 +213,130 @@ func (q *Query) Membership(now wire.Now, own *wire.Config, gone bool) Membership
 		}
 	}
 	slices.Sort(m.Missing)
-	if n := of[m.Digest]; n != nil {
-		cfg, count := n.Config(), names[m.Digest]
-		m.Config = &cfg
-		if own != nil && own.Digest() == m.Digest {
-			against = 0
-		}
-		m.Agreed = count >= quorum.Size(len(cfg.Nodes), quorum.Exclusive) /*plant:members-quorum*/ && count > len(heard)-count+against
+	if best == nil {
+		return m
 	}
+	m.Config = &best.cfg
 	for i := range m.Nodes {
-		if n := &m.Nodes[i]; n.Conflict == "" && n.Digest != m.Digest {
+		switch n := &m.Nodes[i]; {
+		case n.Conflict != "" || n.Digest == m.Digest || n.outside():
+		case best.isLeftBy(n):
+			n.Conflict = Ahead
+		default:
 			n.Conflict = OtherConfig
 		}
 	}
+	if own != nil && own.Digest() == m.Digest {
+		against = 0
+	}
+	others := 0
+	for i, next := 0, 0; i < len(m.Nodes); i = next {
+		for next = i + 1; next < len(m.Nodes) && m.Nodes[next].Name == m.Nodes[i].Name; next++ {
+		}
+		if n := &m.Nodes[i]; !best.supports(n, m.Nodes[i:next]) {
+			others++
+		}
+	}
+	m.Agreed = best.enough() && (best.continues || best.names > others+against) && best.mayFollow(own, gone)
 	return m
+}
+
+// shown is a configuration that names count for.
+type shown struct {
+	cfg       wire.Config
+	digest    string
+	need      int  // of its own nodes, of the first list if there are two
+	nodes     int  // of these that show it
+	names     int  // all that show it
+	continues bool // it comes after the client's own
+}
+
+func newShown(n *Node, own *wire.Config) *shown {
+	s := &shown{cfg: n.Config(), digest: n.Digest}
+	s.need = quorum.Size(s.cfg.Lists()[0], quorum.Exclusive) //plant:members-quorum
+	s.continues = own != nil && s.cfg.Continues(own)
+	return s
+}
+
+// count adds a name that shows it.
+func (s *shown) count(n *Node) {
+	s.names++
+	if s.cfg.In(n.Name)&quorum.InNodes != 0 { //plant:members-own-nodes
+		s.nodes++
+	}
+}
+
+func (s *shown) enough() bool { return s.nodes >= s.need }
+
+// before reports whether a client should rather count by this configuration than by the other
+// one. Records that continue the client's own come first, and of two records of one cluster
+// that have a majority the later one: it is decided, and the cluster has left the other (E16).
+func (s *shown) before(o *shown) bool {
+	if s.enough() && o.enough() && (s.cfg.Continues(&o.cfg) || o.cfg.Continues(&s.cfg)) {
+		return s.cfg.Epoch() > o.cfg.Epoch() //plant:members-later
+	}
+	if a, b := s.continues && s.enough(), o.continues && o.enough(); a != b {
+		return a
+	}
+	if a, b := s.enough(), o.enough(); a != b && s.cfg.Record != nil && o.cfg.Record != nil {
+		return a
+	}
+	return s.names > o.names
+}
+
+// mayFollow reports whether a client whose configuration is own may count by this one at all.
+// Once it knows the id of its cluster, it never goes back to an earlier record or to epoch 0,
+// and it takes that of another cluster for a new one of the name only when votes of its own
+// cannot be valid any more (E16).
+func (s *shown) mayFollow(own *wire.Config, gone bool) bool {
+	if own == nil || own.Record == nil || s.continues || s.digest == own.Digest() {
+		return true
+	}
+	return gone && s.cfg.Record != nil && (s.cfg.Record.CID != own.Record.CID || s.cfg.Epoch() > own.Epoch()) //plant:members-never-back
+}
+
+// leaves reports whether the cluster of this record has left what the node shows.
+func (s *shown) leaves(n *Node) bool {
+	return n.Digest != s.digest && slices.ContainsFunc(s.cfg.Links, func(l wire.Link) bool { return l.Digest == n.Digest })
+}
+
+// isLeftBy reports whether the node's record continues this configuration.
+func (s *shown) isLeftBy(n *Node) bool {
+	cfg := n.Config()
+	return cfg.Continues(&s.cfg)
+}
+
+// supports reports whether the nodes of one name do not contradict this configuration.
+func (s *shown) supports(n *Node, all []Node) bool {
+	if s.cfg.Record == nil {
+		return len(all) > 0 && n.Digest == s.digest && !contradicts(all)
+	}
+	return !slices.ContainsFunc(all, func(o Node) bool {
+		return o.Digest != s.digest && o.Conflict != Behind && o.Conflict != Ahead && !o.outside()
+	})
+}
+
+func contradicts(all []Node) bool {
+	return slices.ContainsFunc(all, func(o Node) bool {
+		return o.Digest != all[0].Digest || o.Conflict == WrongDigest || o.Conflict == Unlisted
+	})
+}
+
+// outside reports whether the node says of itself that it is in no list: it waits to join, or
+// the cluster has left it out. It neither counts nor contradicts.
+func (n *Node) outside() bool {
+	return n.Info.State == wire.Joining || n.Info.State == wire.Retired
+}
+
+// listed reports whether the configuration that the node shows lists it: the node of this name
+// and, in a record, with this id (E2).
+func (n *Node) listed(cfg *wire.Config) bool {
+	if cfg.Record == nil {
+		return slices.Contains(cfg.Nodes, n.Name)
+	}
+	return slices.ContainsFunc(slices.Concat(cfg.Record.Nodes, cfg.Record.Next), func(m wire.Member) bool {
+		return m.Name == n.Name && m.ID == n.Info.Config.ID /*plant:members-id*/
+	})
 }
 
 // evaluate notes what the processes of one name contradict, and reports whether the name
@@ -213,10 +345,13 @@ func evaluate(nodes []Node) bool {
 	counts := true
 	for i := range nodes {
 		n := &nodes[i]
+		cfg := n.Config()
 		switch {
-		case n.Config().Digest() != n.Digest:
+		case n.outside():
+			counts = false
+		case cfg.Digest() != n.Digest:
 			n.Conflict = WrongDigest
-		case !slices.Contains(n.Info.Nodes, n.Name): //plant:members-unlisted
+		case !n.listed(&cfg): //plant:members-unlisted
 			n.Conflict = Unlisted
 		case len(nodes) > 1:
 			n.Conflict = NameClash

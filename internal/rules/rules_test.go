@@ -70,7 +70,7 @@ var coreNames = map[string]*regexp.Regexp{
 // and internal ones that know nothing of messages and of the protocol.
 var api = []string{
 	base, base + "/embedded", base + "/gateway", base + "/gateway/gatewaymetrics", base + "/metrics", base + "/cmd/qlock/internal/cli",
-	base + "/election", base + "/semaphore", base + "/members", base + "/partition", base + "/queue", base + "/store",
+	base + "/election", base + "/semaphore", base + "/members", base + "/partition", base + "/queue", base + "/store", base + "/nodes",
 	base + "/internal/loopback", base + "/internal/permissions", base + "/internal/printable",
 	base + "/internal/redact", base + "/internal/sat", base + "/internal/subject",
 	base + "/internal/version",

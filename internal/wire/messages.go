@@ -401,12 +401,20 @@ type Config struct {
 	Nodes  []string      // names, sorted
 	MaxTTL time.Duration // longest lease
 	Skew   time.Duration // how far in the future a claim's age may be
+
+	// Record is what the cluster has decided, nil at epoch 0. Nodes, MaxTTL and Skew then follow
+	// from it, and Links is its history: see RecordConfig.
+	Record *EpochRecord
+	Links  []Link
 }
 
 // Digest identifies the configuration. Only votes of nodes with the same configuration
 // count together: two nodes with different lists may each be right about what a majority
 // is.
 func (c Config) Digest() string {
+	if c.Record != nil {
+		return c.Record.Digest()
+	}
 	h := sha256.New()
 	fmt.Fprintf(h, "qlock 1\n%d\n%d\n", c.MaxTTL.Milliseconds(), c.Skew.Milliseconds())
 	nodes := slices.Sorted(slices.Values(c.Nodes))

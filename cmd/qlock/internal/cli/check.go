@@ -160,7 +160,7 @@ func (a *app) examine(ctx context.Context, c *connection, name string, r *findin
 	checkClocks(m, r)
 	checkAhead(m, r)
 	// Otherwise it would fail for a reason that is known already.
-	if m.Voting() >= m.Config.WriteQuorum() {
+	if canLock(m) {
 		l.checkLock(ctx, name, r)
 	}
 }
@@ -173,16 +173,55 @@ func roundTrip(l *link) string {
 	return round(d).String()
 }
 
-func checkMembers(m *qlock.Members, r *findings) {
-	need, voting := m.Config.WriteQuorum(), m.Voting()
-	summary := fmt.Sprintf("%d of %d nodes vote, %d are needed", voting, len(m.Config.Nodes), need)
+// canLock reports whether enough nodes vote for an exclusive lock.
+func canLock(m *qlock.Members) bool {
+	enough := func(list []string) bool {
+		return votingOf(m, list) >= (qlock.ClusterConfig{Nodes: list}).WriteQuorum()
+	}
+	return enough(m.Config.Nodes) && (m.Change == nil || enough(m.Change.Nodes))
+}
+
+// votingOf counts the nodes of a list that vote.
+func votingOf(m *qlock.Members, list []string) (n int) {
+	for i := range m.Nodes {
+		if m.Nodes[i].Votes() && slices.Contains(list, m.Nodes[i].Name) {
+			n++
+		}
+	}
+	return n
+}
+
+func checkQuorum(m *qlock.Members, list []string, what string, r *findings) {
+	need, voting := (qlock.ClusterConfig{Nodes: list}).WriteQuorum(), votingOf(m, list)
+	summary := fmt.Sprintf("%d of %d %s vote, %d are needed", voting, len(list), what, need)
 	switch {
 	case voting < need:
 		r.add(problem, "quorum", summary+": no lock can be acquired", "")
-	case voting < len(m.Config.Nodes) && voting == need:
+	case voting < len(list) && voting == need:
 		r.add(warning, "quorum", summary+": no further node may fail", "")
 	default:
 		r.add(fine, "quorum", summary, "")
+	}
+}
+
+// checkChange says that the list of nodes is being changed. That works for as long as one
+// likes, but needs a majority of each list, so it should not stay so.
+func checkChange(m *qlock.Members, r *findings) {
+	c := m.Change
+	checkQuorum(m, c.Nodes, "nodes of the new list", r)
+	grade := fine
+	if c.For > 2*max(c.MaxLease, m.Config.MaxLease) {
+		grade = warning
+	}
+	r.add(grade, "change", strings.TrimSuffix(changeText(c), "."), "qlock nodes finish goes on with the new list, qlock nodes rollback goes back")
+}
+
+func checkMembers(m *qlock.Members, r *findings) {
+	if m.Change != nil {
+		checkQuorum(m, m.Config.Nodes, "nodes of the old list", r)
+		checkChange(m, r)
+	} else {
+		checkQuorum(m, m.Config.Nodes, "nodes", r)
 	}
 	clashes := map[string]bool{}
 	versions := map[string][]string{}
@@ -203,6 +242,11 @@ func checkMembers(m *qlock.Members, r *findings) {
 				n.Name, strings.Join(n.Config.Nodes, " "), short(n.Config.MaxLease), short(n.Config.MaxSkew),
 				strings.Join(m.Config.Nodes, " "), short(m.Config.MaxLease), short(m.Config.MaxSkew)),
 				"--nodes, --max-lease and --max-skew must be the same at every node; its votes do not count")
+		case qlock.ConflictBehind:
+			r.add(warning, "record", fmt.Sprintf("node %s does not know yet what the cluster has decided, epoch %d; it has epoch %d, and its votes do not count", n.Name, m.Config.Epoch, n.Config.Epoch),
+				"it learns that from the other nodes by itself; if it does not, check that it reaches them")
+		case qlock.ConflictAhead:
+			r.add(fine, "record", fmt.Sprintf("node %s is the first to have epoch %d", n.Name, n.Config.Epoch), "")
 		case qlock.ConflictUnlisted:
 			r.add(problem, "configuration", fmt.Sprintf("node %s answers, but is not among the nodes of the cluster", n.Name), "")
 		case qlock.ConflictDigest:
@@ -210,6 +254,10 @@ func checkMembers(m *qlock.Members, r *findings) {
 		default:
 			switch n.State {
 			case qlock.NodeVoting:
+			case qlock.NodeJoining:
+				r.add(fine, "joining", fmt.Sprintf("node %s waits until a change of the list adds it", n.Name), "")
+			case qlock.NodeRetired:
+				r.add(fine, "retired", fmt.Sprintf("node %s is in no list any more and can be stopped", n.Name), "")
 			case qlock.NodeRecovering:
 				r.add(warning, "recovering", fmt.Sprintf("node %s may have forgotten votes, and gives none for %v", n.Name, n.Recovering.Round(100*time.Millisecond)),
 					"it crashed, or its state is new: it recovers by itself")

@@ -32,6 +32,7 @@ var lasting = [][2]string{
 	{"qlock node --name n1 --nodes n1,n2,n3 --state-dir DIR/n1 --listen", "node serves"},
 	{"qlock node --name n1 --nodes n1,n2,n3 --state-dir DIR/n1 --server", "node serves"},
 	{"qlock node --config", "node serves"},
+	{"qlock nodes change", "waiting for"}, // nodes that are not there
 }
 
 // endsWith has the examples that end with another status than 0 if nothing is held.

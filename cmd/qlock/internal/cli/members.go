@@ -46,6 +46,8 @@ func stateOf(n *qlock.Member) string {
 		return string(n.Conflict)
 	case n.State == qlock.NodeRecovering:
 		return fmt.Sprintf("recovering, %v left", n.Recovering.Round(100*time.Millisecond))
+	case n.State == qlock.NodeRetired:
+		return "retired, can be stopped"
 	}
 	return string(n.State)
 }

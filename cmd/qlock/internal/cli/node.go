@@ -55,8 +55,12 @@ process, which connects to those of the other nodes (--routes). With --server or
 --context it uses a NATS system that already runs.
 
 --name, --nodes, --cluster, --max-lease and --max-skew are the configuration. All
-nodes must have the same configuration except for their names, and it must not
-change while the cluster runs.
+nodes must have the same configuration except for their names. To change it while the
+cluster runs, use qlock nodes change.
+
+--join in place of --nodes starts a new node of a cluster that runs. It waits until
+qlock nodes change adds it. Its state directory identifies it from then on, and has the
+list of nodes: --nodes and --join do not matter after that.
 
 --bootstrap records in the empty state directory that the node has nothing to
 forget, and exits. Run it by hand, once for each node of a new cluster, at most an
@@ -119,6 +123,7 @@ func (o *nodeOptions) flags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&o.node.Nodes, "nodes", nil, "names of all nodes of the cluster; the same on every node")
 	str(&o.cluster, "cluster", qlock.DefaultCluster, "name of the lock cluster")
 	str(&o.node.StateDir, "state-dir", "", "directory for state that must survive a restart; empty: wait for --max-lease after each start")
+	fs.BoolVar(&o.node.Join, "join", false, "wait until qlock nodes change adds this node; needs --state-dir, and no --nodes")
 	fs.BoolVar(&o.bootstrap, "bootstrap", false, "prepare the empty state directory of a node of a new cluster, and exit")
 	durationFlag(fs, &o.node.MaxLease, "max-lease", qlock.DefaultMaxLease, 10*time.Millisecond, "longest lease that a client may have")
 	durationFlag(fs, &o.node.PreviousMaxLease, "previous-max-lease", 0, 10*time.Millisecond, "value of --max-lease before it was lowered; a node that lost its state waits for the longer of the two")
@@ -136,7 +141,7 @@ func (o *nodeOptions) flags(fs *pflag.FlagSet) {
 	addressFlag(fs, &o.http, "http", "", "address of /healthz, /readyz and /metrics; empty: none")
 	str(&o.door, "gateway", "", "address of a gateway to run too, such as 127.0.0.1:8080: locks over HTTP; empty: none")
 	fs.BoolVar(&o.observe, "observe", false, "count the events of all clients in /metrics; default: only if the node runs its own server")
-	own("config", "nodes", "cluster", "state-dir", "max-lease", "previous-max-lease", "max-skew", "max-claims", "max-queue", "listen", "cluster-listen", "routes",
+	own("config", "nodes", "join", "cluster", "state-dir", "max-lease", "previous-max-lease", "max-skew", "max-claims", "max-queue", "listen", "cluster-listen", "routes",
 		"route-user", "route-password", "route-tlscert", "route-tlskey", "route-tlsca", "http", "gateway", "observe")
 	o.logs.flags(fs, "info")
 
@@ -172,10 +177,21 @@ func (o *nodeOptions) checkNode() error {
 	switch {
 	case o.node.Name == "":
 		return usage("--name is missing: give this node one of the names of --nodes")
+	case o.node.Join && len(o.node.Nodes) > 0:
+		return usage("--join and --nodes exclude each other: a node that joins learns the list from the cluster")
+	case o.node.Join && o.node.StateDir == "":
+		return usage("--join needs --state-dir, which identifies the node")
+	case o.node.Join && o.bootstrap:
+		return usage("--join and --bootstrap exclude each other: a node that joins needs no bootstrap")
+	case o.node.Join && !o.external() && o.meshAddr == "" && len(o.routes) == 0:
+		return usage("this node would be alone: give --cluster-listen and --routes, or --server")
+	case o.node.Join:
 	case len(o.node.Nodes) == 0:
 		return usage("--nodes is missing: give the names of all nodes of the cluster, such as n1,n2,n3")
 	case !slices.Contains(o.node.Nodes, o.node.Name):
 		return usage("--name %q is not among --nodes %s", o.node.Name, strings.Join(o.node.Nodes, ","))
+	}
+	switch {
 	case o.node.MaxSkew > o.node.MaxLease:
 		return usage("--max-skew %v is more than --max-lease %v", o.node.MaxSkew, o.node.MaxLease)
 	case o.bootstrap && o.node.StateDir == "":

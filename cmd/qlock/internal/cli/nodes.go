@@ -18,7 +18,7 @@ func (a *app) nodes() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:     "nodes [flags]",
-		Short:   "Show the nodes of a cluster",
+		Short:   "Show and change the nodes of a cluster",
 		GroupID: groupSee,
 		Long: `Query the nodes, and show their states and settings.
 
@@ -26,7 +26,12 @@ States: voting; recovering (it may have forgotten votes, and gives none until th
 have expired); probing (it has just started); unreachable (other nodes list it, but
 it did not answer); name clash (two nodes answer under one name, and clients count
 neither); other configuration (it disagrees with most nodes, and clients do not
-count it); not in its own list, wrong digest (its answer contradicts itself).
+count it); not in its own list, wrong digest (its answer contradicts itself);
+joining (it waits for a change that adds it); retired (it can be stopped); earlier or
+later record (it has not learned, or was the first to learn, what was decided).
+
+The commands qlock nodes change, finish, rollback and enable change the list of nodes
+while the cluster runs. Each has a help of its own.
 
 Exit status: 0 if any node answered, 1 if none did, 2 for bad flags.`,
 		Example: `  qlock nodes
@@ -57,6 +62,7 @@ Exit status: 0 if any node answered, 1 if none did, 2 for bad flags.`,
 	}
 	cmd.Flags().BoolVarP(&asJSON, "json", "j", false, "write JSON")
 	c.flags(cmd.Flags())
+	cmd.AddCommand(a.nodesChange(), a.nodesFinish(), a.nodesRollback(), a.nodesEnable())
 	return cmd
 }
 
@@ -78,7 +84,7 @@ func (a *app) showNodes(m *qlock.Members) {
 		n := &m.Nodes[i]
 		color := text.FgGreen
 		switch {
-		case n.Answered && n.State == qlock.NodeRecovering && n.Conflict == "":
+		case n.Answered && (n.State == qlock.NodeRecovering || n.State == qlock.NodeJoining || n.State == qlock.NodeRetired) && n.Conflict == "":
 			color = text.FgYellow
 		case !n.Votes():
 			color = text.FgRed
@@ -97,6 +103,9 @@ func (a *app) showNodes(m *qlock.Members) {
 	table, _ := g.render(width) // --json has all columns
 	fmt.Fprint(a.out, table, wrapped(fmt.Sprintf("%d of %d nodes vote; a writer needs %d votes, a reader %d. Longest lease %s, allowed skew %s.",
 		m.Voting(), len(m.Config.Nodes), m.Config.WriteQuorum(), m.Config.ReadQuorum(), short(m.Config.MaxLease), short(m.Config.MaxSkew)), width), "\n")
+	if m.Change != nil {
+		fmt.Fprint(a.out, wrapped(printable.Text(changeText(m.Change)), width), "\n")
+	}
 	for i := range m.Nodes {
 		if n := &m.Nodes[i]; farAhead(m, n) {
 			fmt.Fprint(a.out, wrapped(fmt.Sprintf("Tokens of node %s are %s ahead of its clock; qlock check explains what that means.", printable.Text(n.Name), short(n.TokensAhead.Round(time.Second))), width), "\n")
@@ -124,7 +133,17 @@ type membersReport struct {
 	MaxLease  int64          `json:"max_lease_ms,omitempty"`
 	MaxSkew   int64          `json:"max_skew_ms,omitempty"`
 	NodeNames []string       `json:"node_names"`
+	Epoch     uint64         `json:"epoch"`
+	Change    *changeReport  `json:"change,omitempty"`
 	Nodes     []memberReport `json:"nodes"`
+}
+
+type changeReport struct {
+	NodeNames []string `json:"node_names"`
+	MaxLease  int64    `json:"max_lease_ms"`
+	MaxSkew   int64    `json:"max_skew_ms"`
+	For       float64  `json:"for_ms"`
+	Wait      float64  `json:"wait_ms"`
 }
 
 type memberReport struct {
@@ -143,6 +162,8 @@ type memberReport struct {
 	RoundTrip  float64  `json:"round_trip_ms,omitempty"`
 	Digest     string   `json:"digest,omitempty"`
 	NodeNames  []string `json:"node_names,omitempty"`
+	ID         string   `json:"id,omitempty"`
+	Epoch      uint64   `json:"epoch,omitempty"`
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
@@ -154,6 +175,10 @@ func membersReportOf(m *qlock.Members) membersReport {
 	}
 	if found(m) {
 		r.MaxLease, r.MaxSkew, r.NodeNames = m.Config.MaxLease.Milliseconds(), m.Config.MaxSkew.Milliseconds(), m.Config.Nodes
+		r.Epoch = m.Config.Epoch
+	}
+	if c := m.Change; c != nil {
+		r.Change = &changeReport{c.Nodes, c.MaxLease.Milliseconds(), c.MaxSkew.Milliseconds(), ms(c.For), ms(c.Wait)}
 	}
 	for i := range m.Nodes {
 		n := &m.Nodes[i]
@@ -164,6 +189,7 @@ func membersReportOf(m *qlock.Members) membersReport {
 		if n.Answered {
 			one.State, one.Version, one.Claims, one.Digest, one.NodeNames = string(n.State), n.Version, n.Claims, n.Config.Digest, n.Config.Nodes
 			one.Recovering, one.RoundTrip, one.Ahead = ms(n.Recovering), ms(n.RoundTrip), ms(n.TokensAhead)
+			one.ID, one.Epoch = n.ID, n.Config.Epoch
 			one.Started = n.Started.UTC().Format(time.RFC3339Nano)
 		}
 		r.Nodes = append(r.Nodes, one)
