@@ -38,27 +38,31 @@ func TestForbiddenPut(t *testing.T) {
 	_, err = v.Put(t.Context(), "bad.0", nil)
 	denied(err, "bad.0")
 
-	v.c.turn <- struct{}{} // all of them wait
-	var wg sync.WaitGroup
-	for i := range 5 {
-		wg.Go(func() {
-			_, err := v.Put(t.Context(), fmt.Sprint("good.", i), nil)
-			if err != nil {
-				t.Error(err)
+	// First, the server drops the beginning of the batch; last, its commit.
+	for _, place := range []int{0, 5} {
+		v.c.turn <- struct{}{} // all of them wait
+		var wg sync.WaitGroup
+		for i := range 6 {
+			key := fmt.Sprint("good.", i)
+			if i == place {
+				key = "bad.1"
 			}
-		})
+			wg.Go(func() {
+				if _, err := v.Put(t.Context(), key, nil); key == "bad.1" {
+					denied(err, key)
+				} else if err != nil {
+					t.Error(err)
+				}
+			})
+			eventually(t, "it waits", func() bool {
+				v.c.mu.Lock()
+				defer v.c.mu.Unlock()
+				return len(v.c.waiting) == i+1
+			})
+		}
+		<-v.c.turn
+		wg.Wait()
 	}
-	wg.Go(func() {
-		_, err := v.Put(t.Context(), "bad.1", nil)
-		denied(err, "bad.1")
-	})
-	eventually(t, "all wait", func() bool {
-		v.c.mu.Lock()
-		defer v.c.mu.Unlock()
-		return len(v.c.waiting) == 6
-	})
-	<-v.c.turn
-	wg.Wait()
 
 	_, err = v.Do(t.Context(), Put("good.1", nil), Put("bad.2", nil))
 	denied(err, "bad.2")

@@ -440,6 +440,9 @@ func (c *claim) commitPuts(ctx context.Context, ps []*put) {
 
 // final reports whether an error is that of the claim or the outcome, not of one message.
 func final(err error) bool {
+	if forbidden(err) && !errors.Is(err, ErrUnknown) {
+		return false // of one key; it may say as well that no answer came
+	}
 	return errors.Is(err, ErrFenced) || errors.Is(err, ErrUnknown) || errors.Is(err, ErrNotPrepared) ||
 		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
