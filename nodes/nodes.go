@@ -2,6 +2,8 @@
 //
 //	err := nodes.Change(ctx, nc, []string{"n1", "n2", "n4"}, nodes.Progress(func(s string) { log.Print(s) }))
 //
+// The package is experimental: see "Changing the list of nodes" in docs/operations.md.
+//
 // Locks that are held stay held, waiters keep their places, and tokens rise. Any list may
 // follow any other: one node may replace another, and all may be replaced at once.
 //
