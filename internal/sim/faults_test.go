@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"go/importer"
 	"go/token"
 	"go/types"
@@ -24,6 +25,7 @@ import (
 var (
 	faults = flag.Bool("sim.faults", false, "build each planted fault of testdata/faults and see that it is caught")
 	only   = flag.String("sim.fault", "", "with -sim.faults: this one alone")
+	share  = flag.String("sim.share", "1/1", "with -sim.faults: a share of them, such as 2/3 for the second third")
 )
 
 const root = "../.."
@@ -140,18 +142,22 @@ var failedSeed = regexp.MustCompile(`seed (\d+): (.*)`)
 
 // A checker is trusted only if it was seen to fail, so each planted fault must be caught.
 // Without -sim.faults the test checks only that every fault finds its points and
-// compiles, and that every point has a fault. .ci/run builds and runs them all.
+// compiles, and that every point has a fault. .ci/run builds and runs a share of them.
 func TestPlantedFaults(t *testing.T) {
 	all, broken := readFaults(t)
 	compiled := imports(t, broken)
-	for _, f := range all {
+	var part, parts int
+	if _, err := fmt.Sscanf(*share, "%d/%d", &part, &parts); err != nil || part < 1 || part > parts {
+		t.Fatalf("-sim.share %q: write it as 2/3, for the second third", *share)
+	}
+	for i, f := range all {
 		name := f.Name
 		t.Run(name, func(t *testing.T) {
 			b := broken[name]
 			if err := b.Check(compiled); err != nil {
 				t.Fatal(err)
 			}
-			if !*faults || *only != "" && *only != name {
+			if !*faults || *only != "" && *only != name || i%parts != part-1 {
 				return
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
@@ -170,7 +176,7 @@ func TestPlantedFaults(t *testing.T) {
 				cmd = exec.CommandContext(ctx, build(t, b, "./internal/voter"), "-test.run", "^TestNames$", "-voter.names", depth)
 				cmd.Dir = filepath.Join(root, "internal/voter")
 			} else if pkg, ok := strings.CutPrefix(f.CaughtBy, "tests "); ok {
-				cmd = exec.CommandContext(ctx, build(t, b, pkg))
+				cmd = exec.CommandContext(ctx, build(t, b, pkg), "-test.failfast")
 				cmd.Dir = filepath.Join(root, pkg)
 			} else {
 				t.Fatalf("caught-by: %q is none of \"seeds N\", \"names N\", \"foreign N\", \"onelink N\", \"members N\", \"owners N\", \"epochs N\", \"model EVENTS\" and \"tests PACKAGE\"", f.CaughtBy)
