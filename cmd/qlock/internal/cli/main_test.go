@@ -86,6 +86,12 @@ type tests struct {
 func (m *tests) Run() int {
 	status := m.M.Run()
 	if shared != nil {
+		// A node that ended, or did not answer, is seen by tests that do not know of it.
+		for _, name := range shared.names {
+			if p := shared.proc(nil, name); p != nil && status != 0 {
+				fmt.Printf("%s of the cluster that tests share:\n%s\n", name, p.err)
+			}
+		}
 		shared.stop()
 	}
 	_ = os.RemoveAll(m.dir)

@@ -1,0 +1,6 @@
+//go:build !race
+
+package integration
+
+// many is how many nodes there may be.
+const many = 16
