@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/qlock/qlock/internal/loopback"
 )
 
 // natsServer is an external NATS server whose users can be changed.
@@ -22,11 +24,15 @@ type natsServer struct {
 
 func startNATS(t *testing.T, change ...func(*server.Options)) *natsServer {
 	t.Helper()
-	s := &natsServer{opts: &server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true}}
+	// Reserved, because another process could get the port while the server restarts.
+	port, err := loopback.Reserve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &natsServer{opts: &server.Options{Host: "127.0.0.1", Port: freePort(port), NoLog: true, NoSigs: true}}
 	for _, f := range change {
 		f(s.opts)
 	}
-	var err error
 	if s.Server, err = server.NewServer(s.opts.Clone()); err != nil {
 		t.Fatal(err)
 	}
@@ -34,6 +40,7 @@ func startNATS(t *testing.T, change ...func(*server.Options)) *natsServer {
 	t.Cleanup(func() {
 		s.Shutdown()
 		s.WaitForShutdown()
+		_ = port.Close()
 	})
 	if !s.ReadyForConnections(patience) {
 		t.Fatal("the server is not ready")

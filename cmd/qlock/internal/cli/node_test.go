@@ -156,6 +156,7 @@ func TestNodeFails(t *testing.T) {
 	c := sharedCluster(t)
 	t.Run("name is taken", func(t *testing.T) {
 		t.Parallel()
+		c := startCluster(t, 3) // other tests look at the nodes of the shared one
 		qlockCmd(t, "node", "--name", "n1", "--nodes", "n1,n2,n3", "--server", c.url()).
 			want(t, exitFailed, `another node named "n1" already runs in cluster "default"`)
 	})
