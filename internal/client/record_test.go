@@ -394,9 +394,9 @@ func TestForeignRecordCarriesNothing(t *testing.T) {
 	base := own.last
 	e1 := own.next("a b c")
 	e2 := own.next("a b c/c d")
-	foreign := other.next("a b c")
-	foreign = other.next("a b c/c d")
-	foreign = other.next("c d")
+	other.next("a b c")
+	other.next("a b c/c d")
+	foreign := other.next("c d")
 	forged := wire.RecordConfig(foreign.Record, append(slices.Clone(e2.Links), wire.Link{Epoch: 3, Digest: foreign.Digest()}))
 	gap := wire.RecordConfig(own.next("c d").Record, own.last.Links[3:])
 	for _, tt := range []struct {
