@@ -217,6 +217,13 @@ func keyOf(token string) (string, error) {
 	return string(b), err
 }
 
+// isToken reports whether a token is that of its key, and the key is one. An item under another
+// token could not be found as the first of its key.
+func isToken(token string) bool {
+	key, err := keyOf(token)
+	return err == nil && key != "" && len(key) <= MaxKey && tokenOf(key) == token
+}
+
 // Headers of items and dead letters.
 const (
 	HeaderID       = "Qlock-Id"       // what WithID gave
@@ -234,11 +241,14 @@ type enqueue struct {
 	header nats.Header
 }
 
+// maxID is the length of the longest id. Revive has longer ones.
+const maxID = 256
+
 // WithID makes items with the same id one: while the stream remembers the id
 // (Config.Duplicates), Enqueue stores nothing.
 func WithID(id string) EnqueueOption {
 	return func(e *enqueue) error {
-		if id == "" || len(id) > 256 || strings.ContainsAny(id, "\r\n") {
+		if id == "" || len(id) > maxID || strings.ContainsAny(id, "\r\n") {
 			return fmt.Errorf("%w: an id has 1 to 256 bytes, and no line breaks", ErrInvalid)
 		}
 		e.id = id
@@ -371,8 +381,8 @@ func (q *Queue) attempts(ctx context.Context, it *Item) (int, error) {
 		return 0, nil // of an item of an earlier stream, which was deleted
 	}
 	n, err := strconv.Atoi(string(m.Data))
-	if err != nil {
-		return 0, nil // not of this package: the item would never be tried again
+	if err != nil || n < 0 || n > q.cfg.MaxAttempts {
+		return 0, nil // not of this package, or of an earlier configuration
 	}
 	return n, nil
 }

@@ -410,13 +410,14 @@ func (w *worker) take(m jetstream.Msg) {
 		w.report(nil, fmt.Errorf("queue: an item of %s without metadata: %w", w.q.cfg.Name, err))
 		return
 	}
-	key, err := keyOf(strings.TrimPrefix(m.Subject(), w.q.subject(itemSubject, "")))
+	token := strings.TrimPrefix(m.Subject(), w.q.subject(itemSubject, ""))
+	key, _ := keyOf(token)
 	h := &held{
 		Item: Item{Key: key, Data: m.Data(), Header: m.Headers(), ID: m.Headers().Get(HeaderID), Seq: meta.Sequence.Stream, Enqueued: meta.Timestamp},
 		msg:  m, delivered: meta.NumDelivered,
 	}
-	if err != nil || key == "" || len(key) > MaxKey { // somebody else's
-		if err := w.q.bury(w.hard, &h.Item, "the subject "+m.Subject()+" has no key"); err == nil {
+	if !isToken(token) { // somebody else's
+		if err := w.q.bury(w.hard, &h.Item, "the subject "+m.Subject()+" is not that of a key"); err == nil {
 			_ = m.Term()
 		}
 		return
@@ -634,9 +635,11 @@ func (w *worker) try(ln *lane, h *held, lock *qlock.Lock) {
 		n, err := w.q.attempts(lock.Context(), &h.Item)
 		if err == nil {
 			h.Attempt = max(n, 1) + 1
-			// Before the handler runs: it may be what kills this process.
-			err = w.q.record(lock.Context(), h.Seq, h.Attempt)
 			recorded = true
+			if h.Attempt <= w.q.cfg.MaxAttempts { // otherwise there is no attempt
+				// Before the handler runs: it may be what kills this process.
+				err = w.q.record(lock.Context(), h.Seq, h.Attempt)
+			}
 		}
 		if err != nil {
 			w.report(&h.Item, fmt.Errorf("queue: attempts of item %d of %s: %w", h.Seq, w.q.cfg.Name, err))
