@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/qlock/qlock/queue"
@@ -190,5 +192,93 @@ func TestForeignKey(t *testing.T) {
 		if st, err := s.Stats(t.Context()); err != nil || st.Dead != 6 {
 			t.Errorf("%+v, %v", st, err)
 		}
+	})
+}
+
+// In a full account nothing can be recorded. The items run all the same, as only those that are
+// done make room: after a failure, and after a worker that died.
+func TestFullAccount(t *testing.T) {
+	for _, before := range []string{"a failure", "a dead worker"} {
+		t.Run(before, func(t *testing.T) {
+			inShop(t, queue.Config{Backoff: []time.Duration{time.Second}}, func(t *testing.T, s *shop) {
+				if err := s.stored.GlobalAccount().UpdateJetStreamLimits(map[string]server.JetStreamAccountLimits{
+					"": {MaxMemory: 5000, MaxStore: 5000, MaxStreams: -1, MaxConsumers: -1, MaxAckPending: -1},
+				}); err != nil {
+					t.Fatal(err)
+				}
+				for i := 0; ; i++ {
+					_, err := s.Enqueue(t.Context(), fmt.Sprint("k", i%4), nil)
+					if err != nil {
+						t.Logf("%d items: %v", i, err)
+						break
+					}
+				}
+				if before == "a dead worker" {
+					dies := s.hire("dies", func(ctx context.Context, _ *queue.Item) error { <-ctx.Done(); return nil }, queue.WithConcurrency(8))
+					time.Sleep(time.Second)
+					dies.stored.Cut()
+					dies.locks.Cut()
+				}
+				var mu sync.Mutex // guards failed
+				failed := map[uint64]bool{}
+				c := s.hire("a", func(_ context.Context, it *queue.Item) error {
+					mu.Lock()
+					defer mu.Unlock()
+					if before == "a failure" && !failed[it.Seq] {
+						failed[it.Seq] = true
+						return errors.New("not yet")
+					}
+					return nil
+				}, queue.WithConcurrency(64))
+				s.empty(5 * time.Minute)
+				if before == "a failure" && !c.reported("is not counted") {
+					t.Error("it was not reported that an attempt is not counted")
+				}
+			})
+		})
+	}
+}
+
+// An item that its worker gives back was not tried: with a single attempt, it still has that.
+func TestGivenBackIsNoAttempt(t *testing.T) {
+	t.Run("the worker stops", func(t *testing.T) {
+		inShop(t, queue.Config{MaxAttempts: 1}, func(t *testing.T, s *shop) {
+			for i := range 8 {
+				enqueue(t, s.Queue, fmt.Sprint("k", i/2), "")
+			}
+			began := make(chan bool, 8)
+			a := s.hire("a", func(context.Context, *queue.Item) error {
+				began <- true
+				time.Sleep(300 * time.Millisecond)
+				return nil
+			})
+			<-began
+			a.stop()
+			if err := a.end(t, time.Minute); err != nil {
+				t.Error(err)
+			}
+			if done := len(began) + 1 + len(s.doAll()); done != 8 {
+				t.Errorf("%d items ran, want 8", done)
+			}
+		})
+	})
+	t.Run("another worker has the key", func(t *testing.T) {
+		inShop(t, queue.Config{MaxAttempts: 1}, func(t *testing.T, s *shop) {
+			for range 30 {
+				enqueue(t, s.Queue, "hot", "")
+			}
+			ran := make(chan bool, 100)
+			slow := func(context.Context, *queue.Item) error {
+				ran <- true
+				time.Sleep(400 * time.Millisecond)
+				return nil
+			}
+			s.hire("a", slow)
+			s.hire("b", slow)
+			s.empty(5 * time.Minute)
+			if st, err := s.Stats(t.Context()); err != nil || st.Dead != 0 || len(ran) != 30 {
+				t.Errorf("%d ran; %+v, %v", len(ran), st, err)
+			}
+		})
 	})
 }
