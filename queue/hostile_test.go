@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -280,5 +281,26 @@ func TestGivenBackIsNoAttempt(t *testing.T) {
 				t.Errorf("%d ran; %+v, %v", len(ran), st, err)
 			}
 		})
+	})
+}
+
+// A handler that ends its goroutine has failed, and no more than that.
+func TestHandlerExits(t *testing.T) {
+	inShop(t, queue.Config{}, func(t *testing.T, s *shop) {
+		enqueue(t, s.Queue, "k", "one")
+		enqueue(t, s.Queue, "k", "two")
+		exited := false
+		c := s.hire("a", func(context.Context, *queue.Item) error {
+			if !exited {
+				exited = true
+				runtime.Goexit()
+			}
+			return nil
+		})
+		s.empty(time.Minute)
+		c.stop()
+		if err := c.end(t, time.Minute); err != nil || !c.reported("ended its goroutine") {
+			t.Errorf("%v; reported %v", err, c.errs)
+		}
 	})
 }

@@ -751,6 +751,8 @@ func (w *worker) done(ctx context.Context, h *held) error {
 	}
 }
 
+var errExit = errors.New("queue: the handler ended its goroutine and returned nothing")
+
 // call calls the handler.
 func (w *worker) call(it *Item, lock *qlock.Lock) error {
 	ctx, cancel := context.WithCancelCause(lock.Context())
@@ -765,7 +767,15 @@ func (w *worker) call(it *Item, lock *qlock.Lock) error {
 		defer timer.Stop()
 		it.progress = func() { timer.Reset(w.stall) }
 	}
-	err := w.handle(ctx, it)
+	// In a goroutine of its own, since the handler may end that: by runtime.Goexit, as the FailNow
+	// of a test does. That of the lane would leave the key stuck.
+	err := errExit
+	returned := make(chan struct{})
+	go func() {
+		defer close(returned)
+		err = w.handle(ctx, it)
+	}()
+	<-returned
 	if stalled.Load() {
 		err = errors.Join(ErrStalled, err)
 	}
