@@ -291,6 +291,9 @@ func (e *Election) campaign(ctx context.Context) (lock, preferred *qlock.Lock, e
 // has ended. It resigns in each case, also if lead panics. It returns the errors of Campaign
 // as well, but for qlock.ErrEvicted, after which it campaigns again.
 func (e *Election) Run(ctx context.Context, value string, lead func(ctx context.Context) error) error {
+	if lead == nil {
+		return errors.New("election: Run: the function is nil")
+	}
 	for {
 		l, err := e.Campaign(ctx, value)
 		switch {

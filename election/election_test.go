@@ -667,3 +667,49 @@ func TestHistory(t *testing.T) {
 		})
 	}
 }
+
+// A context whose deadline is far away keeps Observe neither from saying that the nodes do not
+// answer, nor from seeing that they do again.
+func TestObserveFarDeadline(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		a, _ := w.Client("a")
+		o, link := w.Client("observer")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		e := newElection(t, o)
+		cut := time.Now()
+		for l, err := range e.Observe(ctx) {
+			switch late := time.Since(cut); {
+			case errors.Is(err, election.ErrNoLeader):
+				link.Cut()
+				cut = time.Now()
+			case errors.Is(err, qlock.ErrNoQuorum):
+				if most := lease/3 + 5*time.Second; late > most {
+					t.Errorf("told after %v, want %v", late, most)
+				}
+				k := mustCampaign(t, newElection(t, a), "1")
+				defer func() { mustResign(t, k) }()
+				link.Mend()
+				cut = time.Now()
+			case err != nil:
+				t.Error(err)
+			default:
+				if l.Value != "1" || late > lease {
+					t.Errorf("%+v after %v", l, late)
+				}
+				return
+			}
+		}
+		t.Error("the loop ended")
+	})
+}
+
+func TestRunNil(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		a, _ := w.Client("a")
+		if err := newElection(t, a).Run(t.Context(), "", nil); err == nil {
+			t.Error("no error of a function that is nil")
+		}
+		w.NoClaims()
+	})
+}

@@ -143,7 +143,8 @@ func (e *Election) Candidates(ctx context.Context) ([]Candidate, error) {
 
 // Observe yields who leads, now and after each change of leader, term or value, until ctx
 // ends or the loop is left. If there is no leader, or it is not known who leads, it yields
-// the error that Leader returns, once each time, and goes on.
+// the error that Leader returns, once each time, and goes on: within 5 s if the nodes do not
+// answer, however late ctx ends.
 //
 //	for leader, err := range e.Observe(ctx) {
 //		switch {
@@ -184,7 +185,11 @@ func (e *Election) Observe(ctx context.Context) iter.Seq2[Leader, error] {
 				again = 0
 			case <-timer.C:
 			}
-			now, err := e.Leader(ctx)
+			// The deadline of ctx may be far away. That of a question must not be: it would be as
+			// long until an outage is told, and until it is noticed that the outage is over.
+			ask, cancel := context.WithTimeout(ctx, askFor)
+			now, err := e.Leader(ask)
+			cancel()
 			if ctx.Err() != nil {
 				return
 			}
@@ -211,6 +216,9 @@ func (e *Election) Observe(ctx context.Context) iter.Seq2[Leader, error] {
 		}
 	}
 }
+
+// askFor is how long Observe waits for the nodes before it says that they do not answer.
+const askFor = 5 * time.Second
 
 // soon is when the nodes are asked again after an event.
 var soon = [...]time.Duration{10 * time.Millisecond, 100 * time.Millisecond}

@@ -533,3 +533,36 @@ func TestCost(t *testing.T) {
 		by.take()
 	})
 }
+
+// A context whose deadline is far away keeps Watch neither from saying that the nodes do not
+// answer, nor from seeing that they do again.
+func TestWatchFarDeadline(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		a, _ := w.Client("a")
+		watching, link := w.Client("w")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		cut := time.Now()
+		for u, err := range newGroup(t, watching).Watch(ctx) {
+			switch late := time.Since(cut); {
+			case err != nil:
+				wantIs(t, err, qlock.ErrNoQuorum)
+				if most := lease/3 + 5*time.Second; late > most {
+					t.Errorf("told after %v, want %v", late, most)
+				}
+				join(t, newGroup(t, a), "x", "")
+				link.Mend()
+				cut = time.Now()
+			case len(u.Members) == 0:
+				link.Cut()
+				cut = time.Now()
+			default:
+				if late > lease {
+					t.Errorf("seen after %v", late)
+				}
+				return
+			}
+		}
+		t.Error("the loop ended")
+	})
+}

@@ -47,7 +47,7 @@ type Update struct {
 //		…
 //	}
 //
-// An error says that the nodes could not be asked. The loop may go on: Watch asks again
+// An error says that the nodes could not be asked, and comes within 5 s. The loop may go on: Watch asks again
 // until ctx ends, and reports what changed meanwhile. After ErrClosed and ErrRefused it
 // ends. When ctx ends, Watch ends without an error.
 //
@@ -68,7 +68,11 @@ func (g *Group) Watch(ctx context.Context) iter.Seq2[Update, error] {
 		started := false
 		for ctx.Err() == nil {
 			asked := time.Now()
-			list, err := g.list(ctx)
+			// The deadline of ctx may be far away. That of a question must not be: it would be as
+			// long until an outage is told, and until it is noticed that the outage is over.
+			ask, cancel := context.WithTimeout(ctx, askFor)
+			list, err := g.list(ask)
+			cancel()
 			pause := g.interval
 			switch {
 			case ctx.Err() != nil:
@@ -104,6 +108,9 @@ func (g *Group) Watch(ctx context.Context) iter.Seq2[Update, error] {
 		}
 	}
 }
+
+// askFor is how long Watch waits for the nodes before it says that they do not answer.
+const askFor = 5 * time.Second
 
 // subscribe collects the events of the group.
 func (g *Group) subscribe(ctx context.Context, in *inbox) (unsubscribe func(), err error) {

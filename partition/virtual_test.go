@@ -1,9 +1,11 @@
 package partition_test
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -72,6 +74,63 @@ func TestVirtualFaults(t *testing.T) {
 		})
 	}
 	t.Logf("balanced within %v after the last fault, with a lease of %v", most, lease)
+}
+
+// A partition whose lock is lost is not owned any more, though its handler takes its time.
+func TestOwnedAfterLoss(t *testing.T) {
+	testworld.Run(t, func(t *testing.T, w *testworld.World) {
+		l, nc := w.Client("a")
+		g, err := partition.New(l, "orders", 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		release := make(chan struct{})
+		worker := join(t, g, "a", func(ctx context.Context, _ partition.Assignment) {
+			<-ctx.Done()
+			<-release
+		})
+		time.Sleep(time.Second)
+		if got := worker.Owned(); !slices.Equal(got, []int{0}) {
+			t.Fatalf("owned: %v", got)
+		}
+		nc.Cut()
+		time.Sleep(2 * testworld.Lease)
+		if got := worker.Owned(); len(got) > 0 {
+			t.Errorf("owned after the loss: %v", got)
+		}
+		nc.Mend()
+		testworld.WantText(t, worker.Leave(within(t, time.Second)), "still hands over 1 partitions")
+		close(release)
+		if err := worker.Leave(within(t, time.Minute)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A handler that ends its goroutine has returned: it is called again.
+func TestHandlerExits(t *testing.T) {
+	testworld.Run(t, func(t *testing.T, w *testworld.World) {
+		l, _ := w.Client("a")
+		g, err := partition.New(l, "orders", 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls := make(chan bool, 10)
+		worker := join(t, g, "a", func(_ context.Context, a partition.Assignment) {
+			calls <- true
+			if len(calls) == 1 {
+				runtime.Goexit()
+			}
+			<-a.Moving
+		})
+		time.Sleep(time.Second)
+		if len(calls) != 2 {
+			t.Errorf("called %d times, want 2", len(calls))
+		}
+		if err := worker.Leave(within(t, time.Minute)); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func upTo(r *rand.Rand, d time.Duration) time.Duration { return time.Duration(r.Int64N(int64(d))) }

@@ -45,7 +45,7 @@ type Worker struct {
 
 	mu    sync.Mutex // guards what follows
 	parts map[int]*part
-	owned map[int]uint64 // tokens
+	owned map[int]*qlock.Lock
 	all   sync.WaitGroup // of parts; Add only while mu is held and ctx lasts
 }
 
@@ -74,7 +74,7 @@ func (g *Group) Join(ctx context.Context, id, meta string, handle Handler) (*Wor
 	}
 	w := &Worker{
 		group: g, id: id, meta: metaOf(g.partitions, meta), handle: handle,
-		stopped: make(chan struct{}), parts: map[int]*part{}, owned: map[int]uint64{},
+		stopped: make(chan struct{}), parts: map[int]*part{}, owned: map[int]*qlock.Lock{},
 	}
 	m, err := g.members.Join(ctx, id, w.meta)
 	if err != nil {
@@ -119,13 +119,16 @@ func (w *Worker) ID() string { return w.id }
 // that.
 func (w *Worker) Context() context.Context { return w.ctx }
 
-// Owned lists the partitions that the worker owns at this moment, in their order.
+// Owned lists the partitions that the worker owns at this moment, in their order. One whose lock
+// was lost is not among them, though its handler may not have returned yet.
 func (w *Worker) Owned() []int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	out := make([]int, 0, len(w.owned))
-	for p := range w.owned {
-		out = append(out, p)
+	for p, lock := range w.owned {
+		if lock.Context().Err() == nil {
+			out = append(out, p)
+		}
 	}
 	slices.Sort(out)
 	return out
@@ -143,7 +146,10 @@ func (w *Worker) Leave(ctx context.Context) error {
 	select {
 	case <-w.stopped:
 	case <-ctx.Done():
-		return fmt.Errorf("partition: worker %q of group %s still hands over %d partitions: %w", w.id, w.group.name, len(w.Owned()), context.Cause(ctx))
+		w.mu.Lock()
+		rest := len(w.owned)
+		w.mu.Unlock()
+		return fmt.Errorf("partition: worker %q of group %s still hands over %d partitions: %w", w.id, w.group.name, rest, context.Cause(ctx))
 	}
 	if cause := context.Cause(w.ctx); !errors.Is(cause, ErrLeft) {
 		return cause
@@ -289,7 +295,7 @@ func (w *Worker) own(p *part, lock *qlock.Lock, unwanted <-chan struct{}) {
 	defer cancel(nil)
 	moving, done := make(chan struct{}), make(chan struct{})
 	w.mu.Lock()
-	w.owned[p.number] = lock.Token()
+	w.owned[p.number] = lock
 	w.mu.Unlock()
 	go func() {
 		defer close(done)
@@ -348,7 +354,13 @@ func (w *Worker) run(ctx context.Context, a Assignment) {
 	const least, most = 100 * time.Millisecond, 10 * time.Second
 	for pause := least; ; pause = min(2*pause, most) {
 		start := time.Now()
-		w.handle(ctx, a)
+		// In a goroutine of its own, which the handler may end (runtime.Goexit): it has returned then.
+		returned := make(chan struct{})
+		go func() {
+			defer close(returned)
+			w.handle(ctx, a)
+		}()
+		<-returned
 		if time.Since(start) > most {
 			pause = least
 		}

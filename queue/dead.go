@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -56,7 +57,8 @@ func (q *Queue) deadLetter(m *jetstream.RawStreamMsg) (DeadLetter, error) {
 }
 
 // Revive puts a dead letter back, at the end of the items of its key, with its attempts
-// forgotten. If Revive fails in between, the item may be both.
+// forgotten. If Revive fails in between, the item may be both, and another Revive may store it
+// once more if it was done meanwhile.
 //
 // Errors: ErrNotFound, and those of JetStream.
 func (q *Queue) Revive(ctx context.Context, seq uint64) error {
@@ -77,9 +79,28 @@ func (q *Queue) Revive(ctx context.Context, seq uint64) error {
 			again.Header[name] = values
 		}
 	}
-	// Not with the item's id, which the stream may remember.
-	again.Header.Set(jetstream.MsgIDHeader, fmt.Sprint("revived-", seq))
-	if _, err := q.js.PublishMsg(ctx, again); err != nil {
+	// Not with the item's id, which the stream may remember, nor with one that WithID allows. The
+	// time tells the dead letter from one of an earlier stream, which was deleted.
+	id := fmt.Sprintf("revived-%d-%0*d", seq, maxID, m.Time.UnixNano())
+	again.Header.Set(jetstream.MsgIDHeader, id)
+	ack, err := q.js.PublishMsg(ctx, again)
+	if err == nil && ack.Duplicate {
+		// By a call before this one, or by somebody who writes to the stream by himself.
+		there, missing := q.items.GetMsg(ctx, ack.Sequence)
+		switch {
+		case missing == nil && there.Subject == again.Subject && there.Header.Get(jetstream.MsgIDHeader) == id:
+		case missing == nil || errors.Is(missing, jetstream.ErrMsgNotFound):
+			again.Header.Set(jetstream.MsgIDHeader, id+"-"+uuid.NewString())
+			_, err = q.js.PublishMsg(ctx, again)
+		default:
+			err = missing
+		}
+	}
+	if errors.Is(err, nats.ErrMaxPayload) {
+		again.Header.Del(jetstream.MsgIDHeader) // as in bury
+		_, err = q.js.PublishMsg(ctx, again)
+	}
+	if err != nil {
 		return fail(err)
 	}
 	if err := q.dead.DeleteMsg(ctx, seq); err != nil {

@@ -16,12 +16,14 @@
 //   - Items of one key run in the order in which the stream has them: the next begins when
 //     the one before is done, or is a dead letter. Items of different keys run in parallel.
 //   - An item is done when its handler has returned nil and the stream has confirmed it. An
-//     item that was stored is done or becomes a dead letter, as long as any worker works.
+//     item that was stored is done or becomes a dead letter, as long as any worker works,
+//     and the account has room for dead letters.
 //   - A worker that dies gives its items back within Config.Lease, which should be that of
 //     the Lockers. So does one that reaches JetStream, and too few nodes for a lock.
 //   - A handler that fails is called again after a pause. After Config.MaxAttempts, the item
 //     becomes a dead letter. An attempt that is interrupted, as its worker stops or dies,
-//     counts. An item that only waited at a worker, however often, counts one at most.
+//     counts. An item that only waited at a worker counts none if the worker gives it back,
+//     and one at most, however often, if workers die or JetStream does not answer.
 //   - Two calls of Enqueue with the same id, within Config.Duplicates, are one item.
 //
 // # What is not guaranteed
@@ -31,6 +33,9 @@
 //     should be idempotent, or remember Item.Seq.
 //   - A process that is paused may go on when its lock is lost: send qlock.Token(ctx) with
 //     each write.
+//   - If the account is full, attempts after the first cannot be counted: an item may be tried
+//     more often than Config.MaxAttempts. One that fails for good stays in the queue, with
+//     those of its key behind it, until there is room for its dead letter.
 //   - One key with many items that fail or are slow holds up others, when its items are
 //     Config.MaxPending.
 //

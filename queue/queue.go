@@ -217,6 +217,13 @@ func keyOf(token string) (string, error) {
 	return string(b), err
 }
 
+// isToken reports whether a token is that of its key, and the key is one. An item under another
+// token could not be found as the first of its key.
+func isToken(token string) bool {
+	key, err := keyOf(token)
+	return err == nil && key != "" && len(key) <= MaxKey && tokenOf(key) == token
+}
+
 // Headers of items and dead letters.
 const (
 	HeaderID       = "Qlock-Id"       // what WithID gave
@@ -234,11 +241,14 @@ type enqueue struct {
 	header nats.Header
 }
 
+// maxID is the length of the longest id. Revive has longer ones.
+const maxID = 256
+
 // WithID makes items with the same id one: while the stream remembers the id
 // (Config.Duplicates), Enqueue stores nothing.
 func WithID(id string) EnqueueOption {
 	return func(e *enqueue) error {
-		if id == "" || len(id) > 256 || strings.ContainsAny(id, "\r\n") {
+		if id == "" || len(id) > maxID || strings.ContainsAny(id, "\r\n") {
 			return fmt.Errorf("%w: an id has 1 to 256 bytes, and no line breaks", ErrInvalid)
 		}
 		e.id = id
@@ -358,21 +368,22 @@ func (q *Queue) deleted(ctx context.Context) error {
 	return nil
 }
 
-// attempts is how many attempts of an item were recorded.
+// attempts is how many attempts were made of an item that was delivered before. If nothing is
+// recorded, that is one: the first is not, so that an item that is done at once costs no record.
 func (q *Queue) attempts(ctx context.Context, it *Item) (int, error) {
 	m, err := q.tries.GetLastMsgForSubject(ctx, q.subject(trySubject, strconv.FormatUint(it.Seq, 10)))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return 0, nil
+		return 1, nil
 	}
 	if err != nil {
 		return 0, err
 	}
 	if m.Time.Before(it.Enqueued) {
-		return 0, nil // of an item of an earlier stream, which was deleted
+		return 1, nil // of an item of an earlier stream, which was deleted
 	}
 	n, err := strconv.Atoi(string(m.Data))
-	if err != nil {
-		return 0, nil // not of this package: the item would never be tried again
+	if err != nil || n < 0 || n > q.cfg.MaxAttempts {
+		return 1, nil // not of this package, or of an earlier configuration
 	}
 	return n, nil
 }
@@ -380,6 +391,32 @@ func (q *Queue) attempts(ctx context.Context, it *Item) (int, error) {
 func (q *Queue) record(ctx context.Context, seq uint64, attempts int) error {
 	_, err := q.js.Publish(ctx, q.subject(trySubject, strconv.FormatUint(seq, 10)), strconv.AppendInt(nil, int64(attempts), 10))
 	return err
+}
+
+// isFull reports whether JetStream has no room for a message.
+func isFull(err error) bool {
+	var refused *jetstream.APIError
+	if !errors.As(err, &refused) {
+		return false
+	}
+	switch refused.ErrorCode {
+	case 10002, // the account's resources
+		10023, // the server's resources
+		10028, // memory
+		10047, // storage
+		10077: // the stream's limit, or its disk
+		return true
+	}
+	return false
+}
+
+// untried is the record of an item that has been delivered, and has not been tried. It does not
+// replace a record that is there.
+func (q *Queue) untried(seq uint64) *nats.Msg {
+	m := nats.NewMsg(q.subject(trySubject, strconv.FormatUint(seq, 10)))
+	m.Data = []byte("0")
+	m.Header.Set(jetstream.ExpectedLastSubjSeqHeader, "0")
+	return m
 }
 
 func (q *Queue) forget(ctx context.Context, seq uint64) error {

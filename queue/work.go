@@ -169,6 +169,8 @@ type worker struct {
 	arrived bool                    // items came since watch looked
 	room    chan struct{}           // has room for one: an item less
 	all     sync.WaitGroup          // of lanes
+
+	unheard atomic.Bool // the worker stops, and the stream does not answer
 }
 
 // held is an item that this worker has.
@@ -401,22 +403,24 @@ func (w *worker) sleep(d time.Duration) {
 
 // take puts an item into its lane.
 func (w *worker) take(m jetstream.Msg) {
-	if w.ctx.Err() != nil {
-		_ = m.Nak()
-		return
-	}
 	meta, err := m.Metadata()
 	if err != nil {
 		w.report(nil, fmt.Errorf("queue: an item of %s without metadata: %w", w.q.cfg.Name, err))
 		return
 	}
-	key, err := keyOf(strings.TrimPrefix(m.Subject(), w.q.subject(itemSubject, "")))
+	if w.ctx.Err() != nil {
+		w.spare(meta.Sequence.Stream, meta.NumDelivered)
+		_ = m.Nak()
+		return
+	}
+	token := strings.TrimPrefix(m.Subject(), w.q.subject(itemSubject, ""))
+	key, _ := keyOf(token)
 	h := &held{
 		Item: Item{Key: key, Data: m.Data(), Header: m.Headers(), ID: m.Headers().Get(HeaderID), Seq: meta.Sequence.Stream, Enqueued: meta.Timestamp},
 		msg:  m, delivered: meta.NumDelivered,
 	}
-	if err != nil || key == "" || len(key) > MaxKey { // somebody else's
-		if err := w.q.bury(w.hard, &h.Item, "the subject "+m.Subject()+" has no key"); err == nil {
+	if !isToken(token) { // somebody else's
+		if err := w.q.bury(w.hard, &h.Item, "the subject "+m.Subject()+" is not that of a key"); err == nil {
 			_ = m.Term()
 		}
 		return
@@ -431,6 +435,10 @@ func (w *worker) take(m jetstream.Msg) {
 	}
 	if b, ok := w.late[key]; ok && h.Seq != b.first {
 		if after := time.Until(b.until); after > 0 {
+			if h.delivered == 1 {
+				// As spare does. Nobody waits for the answer, which comes before the item does.
+				_ = w.q.js.Conn().PublishMsg(w.q.untried(h.Seq))
+			}
 			_ = m.NakWithDelay(after)
 			return
 		}
@@ -479,8 +487,24 @@ func (w *worker) giveBack(ln *lane, after time.Duration) {
 	items := slices.Clone(ln.items)
 	w.mu.Unlock()
 	for _, h := range items {
+		w.spare(h.Seq, h.delivered)
 		w.drop(ln, h)
 		_ = h.msg.NakWithDelay(after) // or it comes after the lease
+	}
+}
+
+// spare notes that an item that is about to be given back was not tried, so that this costs it no
+// attempt. Whoever gets the item must find that. If it cannot be noted, an attempt is lost.
+func (w *worker) spare(seq, delivered uint64) {
+	if delivered > 1 || w.unheard.Load() {
+		return // there is a record, or it came from a worker that died
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), min(time.Second, w.q.cfg.Lease/2))
+	defer cancel()
+	_, err := w.q.js.PublishMsg(ctx, w.q.untried(seq))
+	var refused *jetstream.APIError
+	if err != nil && w.ctx.Err() != nil && !errors.As(err, &refused) {
+		w.unheard.Store(true) // Work returns soon, however many items there are
 	}
 }
 
@@ -601,6 +625,7 @@ func (w *worker) underLock(ln *lane, lock *qlock.Lock) (first uint64, ran bool) 
 			// server that has just become the leader of the stream, or does not know that it is
 			// not any more, does not know of it. So it is not acknowledged, which would be its end,
 			// but given back: the stream delivers what it has.
+			w.spare(h.Seq, h.delivered)
 			w.drop(ln, h)
 			_ = h.msg.NakWithDelay(patience)
 			continue
@@ -633,10 +658,17 @@ func (w *worker) try(ln *lane, h *held, lock *qlock.Lock) {
 	if h.Attempt = 1; h.delivered > 1 {
 		n, err := w.q.attempts(lock.Context(), &h.Item)
 		if err == nil {
-			h.Attempt = max(n, 1) + 1
-			// Before the handler runs: it may be what kills this process.
-			err = w.q.record(lock.Context(), h.Seq, h.Attempt)
+			h.Attempt = n + 1
 			recorded = true
+			if h.Attempt <= w.q.cfg.MaxAttempts { // otherwise there is no attempt
+				// Before the handler runs: it may be what kills this process.
+				err = w.q.record(lock.Context(), h.Seq, h.Attempt)
+			}
+			if isFull(err) {
+				// Only items that are done make room, so it runs, and the attempt does not count.
+				w.report(&h.Item, fmt.Errorf("queue: attempt %d of item %d of %s is not counted: %w", h.Attempt, h.Seq, w.q.cfg.Name, err))
+				err = nil
+			}
 		}
 		if err != nil {
 			w.report(&h.Item, fmt.Errorf("queue: attempts of item %d of %s: %w", h.Seq, w.q.cfg.Name, err))
@@ -719,6 +751,8 @@ func (w *worker) done(ctx context.Context, h *held) error {
 	}
 }
 
+var errExit = errors.New("queue: the handler ended its goroutine and returned nothing")
+
 // call calls the handler.
 func (w *worker) call(it *Item, lock *qlock.Lock) error {
 	ctx, cancel := context.WithCancelCause(lock.Context())
@@ -733,7 +767,15 @@ func (w *worker) call(it *Item, lock *qlock.Lock) error {
 		defer timer.Stop()
 		it.progress = func() { timer.Reset(w.stall) }
 	}
-	err := w.handle(ctx, it)
+	// In a goroutine of its own, since the handler may end that: by runtime.Goexit, as the FailNow
+	// of a test does. That of the lane would leave the key stuck.
+	err := errExit
+	returned := make(chan struct{})
+	go func() {
+		defer close(returned)
+		err = w.handle(ctx, it)
+	}()
+	<-returned
 	if stalled.Load() {
 		err = errors.Join(ErrStalled, err)
 	}

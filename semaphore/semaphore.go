@@ -388,8 +388,8 @@ func (s *Semaphore) underGate(ctx context.Context, gate *qlock.Lock, k int, got 
 			return nil, fmt.Errorf("semaphore %q: %d of the %d permits that are wanted were free, of %d: %w", s.name, had, k, limit, err)
 		case cause == errGateLost && errors.Is(context.Cause(gate.Context()), qlock.ErrEvicted):
 			return nil, fmt.Errorf("semaphore %q: %w", s.name, context.Cause(gate.Context()))
-		case cause == errGateLost && errors.Is(context.Cause(gate.Context()), qlock.ErrLost):
-			return nil, nil
+		case cause == errGateLost:
+			return nil, nil // if the Locker is closed, it says so when it is asked for the gate
 		case cause == errChanged || cause == errLost:
 		default:
 			return nil, fmt.Errorf("semaphore %q: %w", s.name, err)

@@ -631,3 +631,34 @@ func TestWaitFunc(t *testing.T) {
 		mustRelease(t, p)
 	})
 }
+
+// Calls of a Locker that is closed fail with ErrClosed, wherever they are at that moment.
+func TestCloseDuringCalls(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		for range 100 {
+			l, _ := w.Client("a")
+			s := newSemaphore(t, l, 2)
+			var calls sync.WaitGroup
+			for i := range 4 {
+				calls.Go(func() {
+					for {
+						p, err := s.Acquire(context.Background(), 1+i%2)
+						if err != nil {
+							if !errors.Is(err, qlock.ErrClosed) {
+								t.Errorf("%v, want ErrClosed", err)
+							}
+							return
+						}
+						time.Sleep(time.Millisecond)
+						_ = p.Release(context.Background()) // the Locker may be closed
+					}
+				})
+			}
+			time.Sleep(3 * time.Millisecond)
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+			calls.Wait()
+		}
+	})
+}
