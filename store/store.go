@@ -141,7 +141,21 @@ func Create(ctx context.Context, js jetstream.JetStream, cfg jetstream.KeyValueC
 	if err := askLevel(ctx, js); err != nil {
 		return nil, err
 	}
+	// The sequences of a bucket that is made anew, or that a server with its memory has lost,
+	// are above all of the one before. So no write of a former holder depends on a message that
+	// is there again.
+	stream.FirstSeq = uint64(time.Now().UnixMicro())
 	made, err := js.CreateStream(ctx, stream)
+	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+		// It may be the same but for that number.
+		c, wrong := config(ctx, js, cfg.Bucket)
+		if wrong == nil {
+			stream.FirstSeq = c.FirstSeq
+			made, err = js.CreateStream(ctx, stream)
+		} else if !errors.Is(wrong, jetstream.ErrBucketNotFound) {
+			return nil, wrong
+		}
+	}
 	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 		return nil, fmt.Errorf("store: create bucket %s: %w", cfg.Bucket, jetstream.ErrBucketExists)
 	} else if err != nil {
