@@ -32,7 +32,7 @@ const (
 
 // Store is a key-value bucket with fences. Its methods may be called from several
 // goroutines. It needs no Close: it has no goroutine and no subscription, except while
-// Watch or Wait is running.
+// Watch or Wait is running, and some seconds longer if the server does not answer.
 type Store struct {
 	names
 	opt      options
@@ -42,6 +42,7 @@ type Store struct {
 	maxAge   time.Duration // of values that have no lifetime of their own; 0: no limit
 	grouped  bool          // one write in flight for each fence is all that the server allows
 	check    func(ctx context.Context) error
+	made     func(ctx context.Context) (time.Time, error) // when the bucket was made
 	watching hub
 
 	mu     sync.Mutex // guards what follows
@@ -140,7 +141,21 @@ func Create(ctx context.Context, js jetstream.JetStream, cfg jetstream.KeyValueC
 	if err := askLevel(ctx, js); err != nil {
 		return nil, err
 	}
+	// The sequences of a bucket that is made anew, or that a server with its memory has lost,
+	// are above all of the one before. So no write of a former holder depends on a message that
+	// is there again.
+	stream.FirstSeq = uint64(time.Now().UnixMicro())
 	made, err := js.CreateStream(ctx, stream)
+	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+		// It may be the same but for that number.
+		c, wrong := config(ctx, js, cfg.Bucket)
+		if wrong == nil {
+			stream.FirstSeq = c.FirstSeq
+			made, err = js.CreateStream(ctx, stream)
+		} else if !errors.Is(wrong, jetstream.ErrBucketNotFound) {
+			return nil, wrong
+		}
+	}
 	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 		return nil, fmt.Errorf("store: create bucket %s: %w", cfg.Bucket, jetstream.ErrBucketExists)
 	} else if err != nil {
@@ -302,13 +317,21 @@ func Prepare(ctx context.Context, js jetstream.JetStream, bucket string) error {
 }
 
 func config(ctx context.Context, js jetstream.JetStream, bucket string) (jetstream.StreamConfig, error) {
+	info, err := streamInfo(ctx, js, bucket)
+	if err != nil {
+		return jetstream.StreamConfig{}, err
+	}
+	return info.Config, nil
+}
+
+func streamInfo(ctx context.Context, js jetstream.JetStream, bucket string) (*jetstream.StreamInfo, error) {
 	s, err := js.Stream(ctx, names{bucket}.stream())
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return jetstream.StreamConfig{}, fmt.Errorf("store: bucket %s: %w", bucket, jetstream.ErrBucketNotFound)
+		return nil, fmt.Errorf("store: bucket %s: %w", bucket, jetstream.ErrBucketNotFound)
 	} else if err != nil {
-		return jetstream.StreamConfig{}, fmt.Errorf("store: look at bucket %s: %w", bucket, err)
+		return nil, fmt.Errorf("store: look at bucket %s: %w", bucket, err)
 	}
-	return s.CachedInfo().Config, nil
+	return s.CachedInfo(), nil
 }
 
 // Open opens a bucket that Create or Prepare has made. It only looks: it changes nothing.
@@ -361,7 +384,15 @@ func open(ctx context.Context, js jetstream.JetStream, bucket string, o options)
 	n := names{bucket}
 	return &Store{
 		names: n, opt: o, nc: js.Conn(), kv: kv, maxAge: c.MaxAge, grouped: grouped, claims: map[claimKey]*claim{}, sweep: 64,
-		wire: &natsWire{nc: js.Conn(), prefix: prefix, stream: n.stream(), get: api + "DIRECT.GET." + n.stream(), quiet: min(o.quiet, o.timeout)},
+		wire:     &natsWire{nc: js.Conn(), prefix: prefix, stream: n.stream(), get: api + "DIRECT.GET." + n.stream(), quiet: min(o.quiet, o.timeout)},
+		watching: hub{starting: make(chan struct{}, 1), every: lookEvery, kick: make(chan struct{}, 1)},
+		made: func(ctx context.Context) (time.Time, error) {
+			info, err := streamInfo(ctx, js, bucket)
+			if err != nil {
+				return time.Time{}, err
+			}
+			return info.Created, nil
+		},
 		check: func(ctx context.Context) error {
 			// Not the variable above: this runs in several goroutines.
 			now, err := config(ctx, js, bucket)
@@ -443,6 +474,9 @@ func (s *Store) readFrom(ctx context.Context, floor uint64, subjects []string) (
 		a, err := s.wire.read(ctx, subjects)
 		switch {
 		case errors.Is(err, errBusy), errors.Is(err, errSilent):
+			if err := s.stuck(ctx, p.tries, err); err != nil {
+				return answer{}, err
+			}
 		case err != nil:
 			return answer{}, fmt.Errorf("store: read: %w", err)
 		case a.upTo >= floor /*plant:store-floor*/ :

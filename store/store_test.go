@@ -271,6 +271,9 @@ func TestCreateIsAKeyValueBucket(t *testing.T) {
 		got := must(config(t.Context(), js, "plain"))(t)
 		addFences(names{"plain"}, &want)
 		want.MaxConsumers = maxConsumers
+		if want.FirstSeq = got.FirstSeq; got.FirstSeq == 0 {
+			t.Error("the sequences of a bucket that is made anew do not rise")
+		}
 		delete(got.Metadata, "_nats.req.level") // higher, for batches
 		delete(want.Metadata, "_nats.req.level")
 		if a, b := string(marshal(got)), string(marshal(want)); a != b {

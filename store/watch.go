@@ -6,9 +6,20 @@ import (
 	"fmt"
 	"iter"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	// lookEvery is how often is looked whether the bucket is still the one that is watched. The
+	// consumer of a bucket that was deleted says nothing, nor does it for one that was made anew.
+	lookEvery = 10 * time.Second
+	// A watcher whose first read takes this long asks for a look at once.
+	lookSoon = 500 * time.Millisecond
+	// removing is how long the last watcher waits until the server has removed the consumer.
+	removing = 500 * time.Millisecond
 )
 
 // errDetached ends watchers whose consumer has ended.
@@ -17,7 +28,9 @@ var errDetached = fmt.Errorf("store: watch: %w", nats.ErrConnectionClosed)
 // hub gives the changes of the bucket to all watchers of a Store. The server has one
 // consumer for them. It is there while there are watchers, and so is a goroutine.
 type hub struct {
-	starting sync.Mutex // held while the consumer is made
+	starting chan struct{} // one goroutine at a time makes or removes the consumer
+	every    time.Duration // between two looks at whether the bucket is still the same one
+	kick     chan struct{} // asks for a look now
 
 	mu       sync.Mutex // guards what follows
 	consumer jetstream.KeyWatcher
@@ -33,6 +46,7 @@ type hub struct {
 type watcher struct {
 	patterns []string
 	signal   chan struct{}
+	failed   context.CancelFunc // ends the first read
 
 	mu      sync.Mutex // guards what follows
 	pending []*entry
@@ -70,6 +84,7 @@ func (w *watcher) fail(err error) {
 	w.mu.Lock()
 	w.err = err
 	w.mu.Unlock()
+	w.failed()
 	w.wake()
 }
 
@@ -98,8 +113,11 @@ func (w *watcher) next(ctx context.Context) ([]*entry, error) {
 //
 // When changes come faster than they are taken, the values between are left out, and the
 // last value of each key is not. All watchers of a Store share one consumer of the stream,
-// which gets the changes of the whole bucket. Values at the beginning may be of at most
-// 1,024 keys.
+// which gets the changes of the whole bucket. Watch ends with an error if more than 1,023 keys
+// match at the beginning, as many as the server gives in an answer.
+//
+// When the bucket was deleted, or was made anew, watchers end with jetstream.ErrBucketNotFound,
+// within some ten seconds.
 func (s *Store) Watch(ctx context.Context, keys ...string) (iter.Seq2[jetstream.KeyValueEntry, error], error) {
 	if len(keys) == 0 {
 		keys = []string{">"}
@@ -158,7 +176,9 @@ func (s *Store) Wait(ctx context.Context, key string, after uint64) (jetstream.K
 
 // join adds a watcher, and gives it the last values.
 func (s *Store) join(ctx context.Context, patterns []string) (*watcher, error) {
-	w := &watcher{patterns: patterns, signal: make(chan struct{}, 1), seen: make(map[string]uint64, 1)}
+	reading, failed := context.WithCancel(ctx)
+	defer failed()
+	w := &watcher{patterns: patterns, signal: make(chan struct{}, 1), failed: failed, seen: make(map[string]uint64, 1)}
 	pos, err := s.attach(ctx, w)
 	if err != nil {
 		return nil, err
@@ -169,9 +189,17 @@ func (s *Store) join(ctx context.Context, patterns []string) (*watcher, error) {
 	for _, p := range patterns {
 		subjects = append(subjects, s.key(p))
 	}
-	a, err := s.readFrom(ctx, pos, subjects)
+	// If the bucket was made anew, no replica has the message at pos.
+	slow := time.AfterFunc(lookSoon, s.watching.look)
+	a, err := s.readFrom(reading, pos, subjects)
+	slow.Stop()
 	if err != nil {
 		s.watching.leave(w)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.err != nil {
+			return nil, w.err
+		}
 		return nil, err
 	}
 	prefix := len(s.keys())
@@ -187,8 +215,12 @@ func (s *Store) join(ctx context.Context, patterns []string) (*watcher, error) {
 // position from which on changes come.
 func (s *Store) attach(ctx context.Context, w *watcher) (uint64, error) {
 	h := &s.watching
-	h.starting.Lock()
-	defer h.starting.Unlock()
+	select {
+	case h.starting <- struct{}{}:
+		defer func() { <-h.starting }()
+	case <-ctx.Done():
+		return 0, fmt.Errorf("store: watch: %w while another goroutine makes the consumer", ctx.Err())
+	}
 	h.mu.Lock()
 	running := h.consumer != nil
 	if running {
@@ -199,15 +231,24 @@ func (s *Store) attach(ctx context.Context, w *watcher) (uint64, error) {
 	if running {
 		return pos, nil
 	}
+	made, err := s.identity(ctx)
+	if err != nil {
+		return 0, err
+	}
 	// The consumer starts where some replica ends. So it does not matter whether that one is
 	// behind. If it does not say where it ends, the consumer gives everything.
 	a, err := s.readFrom(ctx, 0, []string{s.guard()})
 	if err != nil {
 		return 0, err
 	}
-	// The consumer outlives this call.
+	// The consumer outlives this call, and this call's context ends the making of it.
 	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, cancel)
 	kw, err := s.kv.Watch(lasting, ">", jetstream.ResumeFromRevision(a.upTo+1))
+	if !stop() && err == nil {
+		_ = kw.Stop() // its context has ended it
+		err = ctx.Err()
+	}
 	if err != nil {
 		cancel()
 		return 0, fmt.Errorf("store: watch: %w", err)
@@ -216,12 +257,67 @@ func (s *Store) attach(ctx context.Context, w *watcher) (uint64, error) {
 	defer h.mu.Unlock()
 	h.consumer, h.pos, h.ended = kw, a.upTo, make(chan struct{})
 	h.add(w)
+	looking := make(chan struct{})
+	go func() {
+		defer close(looking)
+		if err := s.guardBucket(lasting, made); err != nil {
+			h.detach(kw, err)
+			_ = kw.Stop() // the consumer went with its bucket
+		}
+	}()
 	go func(ended chan struct{}) {
 		defer close(ended)
-		defer cancel()
 		h.run(kw, s.bucket)
+		cancel()
+		<-looking
 	}(h.ended)
 	return h.pos, nil
+}
+
+// identity tells one bucket from another one of the same name: it is when the bucket was made.
+func (s *Store) identity(ctx context.Context) (time.Time, error) {
+	var p pause
+	for {
+		made, err := s.made(ctx)
+		switch {
+		case err == nil:
+			return made, nil
+		case !errors.Is(err, nats.ErrNoResponders) && !errors.Is(err, nats.ErrTimeout) && !errors.Is(err, context.DeadlineExceeded):
+			return time.Time{}, err
+		}
+		if err := p.wait(ctx, err); err != nil {
+			return time.Time{}, err
+		}
+	}
+}
+
+// guardBucket looks whether the bucket is still the one that was made at that time, until ctx
+// ends. Its error says that it is not.
+func (s *Store) guardBucket(ctx context.Context, made time.Time) error {
+	t := time.NewTicker(s.watching.every)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		case <-s.watching.kick:
+		}
+		switch now, err := s.made(ctx); {
+		case errors.Is(err, jetstream.ErrBucketNotFound):
+			return fmt.Errorf("store: watch: %w", err)
+		case err == nil && !now.Equal(made):
+			return fmt.Errorf("store: watch: bucket %s: %w: it was deleted, and another one was made at %s: watch again", s.bucket, jetstream.ErrBucketNotFound, now.UTC().Format(time.RFC3339))
+		}
+	}
+}
+
+// look asks for a look at the bucket.
+func (h *hub) look() {
+	select {
+	case h.kick <- struct{}{}:
+	default:
+	}
 }
 
 // add is called with mu held.
@@ -259,8 +355,6 @@ func (h *hub) leave(w *watcher) {
 	delete(h.wild, w)
 	h.mu.Unlock()
 
-	h.starting.Lock()
-	defer h.starting.Unlock()
 	h.mu.Lock()
 	kw, ended := h.consumer, h.ended
 	if h.count > 0 || kw == nil {
@@ -269,9 +363,21 @@ func (h *hub) leave(w *watcher) {
 	}
 	h.consumer = nil
 	h.mu.Unlock()
-	// Its error is that of a connection that is closed, with which the consumer ends as well.
-	if err := kw.Stop(); err == nil || errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrBadSubscription) {
-		<-ended
+	// Without a server the request to remove the consumer has no answer for seconds. The caller
+	// does not wait for that, and the server removes a consumer that nobody listens to.
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		// Its error is that of a connection that is closed, with which the consumer ends as well.
+		if err := kw.Stop(); err == nil || errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrBadSubscription) {
+			<-ended
+		}
+	}()
+	t := time.NewTimer(removing)
+	defer t.Stop()
+	select {
+	case <-stopped:
+	case <-t.C:
 	}
 }
 
@@ -283,6 +389,10 @@ func (h *hub) run(kw jetstream.KeyWatcher, bucket string) {
 		}
 		change := &entry{bucket: bucket, key: e.Key(), value: e.Value(), rev: e.Revision(), created: e.Created(), op: e.Operation()}
 		h.mu.Lock()
+		if h.consumer != kw {
+			h.mu.Unlock()
+			continue // another one gives changes now, perhaps of another bucket
+		}
 		h.pos = max(h.pos, change.rev)
 		for w := range h.exact[change.key] {
 			w.offer(change)
@@ -297,18 +407,23 @@ func (h *hub) run(kw jetstream.KeyWatcher, bucket string) {
 		}
 		h.mu.Unlock()
 	}
+	h.detach(kw, errDetached)
+}
+
+// detach fails the watchers of a consumer that has ended.
+func (h *hub) detach(kw jetstream.KeyWatcher, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.consumer != kw {
-		return // the last watcher has left
+		return // the last watcher has left, or they know
 	}
 	h.consumer = nil
 	for w := range h.wild {
-		w.fail(errDetached)
+		w.fail(err)
 	}
 	for _, set := range h.exact {
 		for w := range set {
-			w.fail(errDetached)
+			w.fail(err)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -239,9 +240,7 @@ func (a *app) runCommand(parent context.Context, o *runOptions, role, name strin
 		path = now // the command may also have been replaced during the wait
 	}
 	cmd := &exec.Cmd{Path: path, Args: argv, Stdin: a.in, Stdout: a.out, Stderr: a.err.file}
-	cmd.Env = append(os.Environ(), "QLOCK_NAME="+name, "QLOCK_TOKEN="+strconv.FormatUint(r.lock.Token(), 10))
-	cmd.Env = append(cmd.Env, r.lock.env...)
-	cmd.Env = append(cmd.Env, o.storeEnvironment()...)
+	cmd.Env = o.environment(os.Environ(), name, r.lock)
 	patience, grace := o.guardTimes(r.lock)
 	armed, err := g.arm(patience, grace)
 	if err != nil {
@@ -254,6 +253,41 @@ func (a *app) runCommand(parent context.Context, o *runOptions, role, name strin
 	}
 	w := &attendance{app: a, o: o, lock: r.lock, c: c, signals: signals, patience: patience}
 	return w.attend()
+}
+
+// environment is that of the command. If this program runs within another qlock run, nothing of
+// the outer lock is left in it: its variables and those of this lock, together, would describe
+// a lock that nobody holds.
+func (o *runOptions) environment(inherited []string, name string, h *heldLock) []string {
+	outer := map[string]string{"QLOCK_NAME": "", "QLOCK_TOKEN": "", "QLOCK_PERMIT": "", storeVariable: "", sharedVariable: "", clusterVariable: ""}
+	env := slices.DeleteFunc(slices.Clone(inherited), func(v string) bool {
+		name, value, _ := strings.Cut(v, "=")
+		_, ours := outer[name]
+		if ours {
+			outer[name] = value
+		}
+		return ours
+	})
+	env = append(env, "QLOCK_NAME="+name, "QLOCK_TOKEN="+strconv.FormatUint(h.Token(), 10))
+	env = append(env, h.env...)
+	if o.shared {
+		env = append(env, sharedVariable+"=1")
+	}
+	if o.store != "" || outer[clusterVariable] != "" {
+		env = append(env, clusterVariable+"="+o.cluster)
+	}
+	switch {
+	case o.store != "":
+		env = append(env, storeVariable+"="+o.store)
+		if o.server != "" {
+			env = append(env, "NATS_URL="+o.server)
+		}
+	case outer[storeVariable] != "":
+		// Without the variable, qlock store would work without a lock where the outer run says
+		// that it works under one.
+		env = append(env, storeVariable+"="+storeNone)
+	}
+	return env
 }
 
 // guardTimes returns the times of the command's guard. If this program stops running, the

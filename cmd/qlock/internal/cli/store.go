@@ -28,8 +28,13 @@ const (
 
 // What qlock run --store tells its command, beside QLOCK_NAME and QLOCK_TOKEN.
 const (
-	storeVariable  = "QLOCK_STORE"
-	sharedVariable = "QLOCK_SHARED"
+	storeVariable   = "QLOCK_STORE"
+	sharedVariable  = "QLOCK_SHARED"
+	clusterVariable = "QLOCK_CLUSTER"
+
+	// storeNone is the value of QLOCK_STORE for the command of a qlock run without --store that
+	// runs within one with --store. No bucket can have this name.
+	storeNone = "/"
 )
 
 type storeOptions struct {
@@ -148,10 +153,12 @@ func (o *storeOptions) view(ctx context.Context, s *store.Store) (*store.View, e
 		return s.With(l), nil
 	case os.Getenv(storeVariable) == "":
 		return nil, nil
+	case os.Getenv(storeVariable) == storeNone:
+		return nil, usage("this runs under a qlock run without --store, within a qlock run --store: give the inner one --store %s too, or give --unfenced to work without a lock", s.Bucket())
 	case os.Getenv(storeVariable) != s.Bucket():
 		return nil, usage("this runs under qlock run --store %s, whose lock does not fence bucket %s: give --unfenced to work without a lock", os.Getenv(storeVariable), s.Bucket())
 	}
-	if cluster := os.Getenv("QLOCK_CLUSTER"); cluster != "" && cluster != o.cluster {
+	if cluster := os.Getenv(clusterVariable); cluster != "" && cluster != o.cluster {
 		return nil, usage("this runs under a lock of cluster %s, which says nothing about cluster %s: leave --cluster away, or give --unfenced to work without a lock", cluster, o.cluster)
 	}
 	var err error
@@ -611,19 +618,4 @@ left that has a token and has not written yet: it could take the fence again.`
 	})
 	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do it")
 	return cmd
-}
-
-// storeEnvironment is what a command needs to use qlock store under the lock.
-func (o *runOptions) storeEnvironment() []string {
-	if o.store == "" {
-		return nil
-	}
-	out := []string{storeVariable + "=" + o.store, "QLOCK_CLUSTER=" + o.cluster}
-	if o.server != "" {
-		out = append(out, "NATS_URL="+o.server)
-	}
-	if o.shared {
-		out = append(out, sharedVariable+"=1")
-	}
-	return out
 }

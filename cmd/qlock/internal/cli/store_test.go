@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -63,12 +64,8 @@ func TestStoreInRun(t *testing.T) {
 	url := jetStream(t)
 	call(t, "store", "create", "b", "-s", url).want(t, 0)
 	put := func() result { t.Helper(); return call(t, "store", "put", "b", "k", "v", "-s", url) }
-	o := &runOptions{store: "b"}
-	o.cluster = "c1"
-	for _, v := range o.storeEnvironment() {
-		name, value, _ := strings.Cut(v, "=")
-		t.Setenv(name, value)
-	}
+	t.Setenv(storeVariable, "b")
+	t.Setenv(clusterVariable, "c1")
 	put().want(t, exitUsage, "QLOCK_TOKEN")
 	t.Setenv("QLOCK_NAME", "nightly")
 	t.Setenv("QLOCK_TOKEN", "100")
@@ -86,4 +83,39 @@ func TestStoreInRun(t *testing.T) {
 	call(t, "store", "get", "b", "k", "-s", url, "--cluster", "c2", "--lock", "l", "--fence", "1").want(t, 0, "v")
 	t.Setenv(storeVariable, "other")
 	put().want(t, exitUsage, "other")
+}
+
+// A qlock run within another one gives its command nothing of the outer lock.
+func TestStoreInNestedRuns(t *testing.T) {
+	t.Parallel()
+	url := jetStream(t)
+	call(t, "store", "create", "b", "--memory", "-s", url).want(t, 0)
+	c := sharedCluster(t)
+	run := func(name string, flags ...string) string {
+		return fmt.Sprintf(`"$0" run %s -s %s %s -- `, name, c.url(), strings.Join(flags, " "))
+	}
+	store := func(command string) string { return fmt.Sprintf(`"$0" store %s -s %s `, command, url) }
+	const show = `sh -c 'echo "store=$QLOCK_STORE shared=$QLOCK_SHARED permit=$QLOCK_PERMIT name=$QLOCK_NAME cluster=$QLOCK_CLUSTER"'`
+	a, b := lockName(t)+"-a", lockName(t)+"-b"
+	for _, x := range []struct {
+		name, script string
+		status       int
+		words        []string
+	}{
+		{"exclusive in shared", run(a, "--store b", "--shared") + run(b, "--store b") + store("put b k1 v"), 0, nil},
+		{"shared in exclusive", run(a, "--store b") + run(b, "--store b", "--shared") + store("put b k2 v"), exitFailed, []string{"shared"}},
+		{"no store in shared", run(a, "--store b", "--shared") + run(b) + store("put b k3 v"), exitUsage, []string{"--store b", "--unfenced"}},
+		{"shared without a store", run(a, "--store b") + run(b, "--shared") + store("put b k4 v"), exitUsage, []string{"--store b", "--unfenced"}},
+		{"permit", run(a, "--store b") + run(b, "--slots 2") + store("put b k5 v"), exitUsage, []string{"--store b", "--unfenced"}},
+		{"permit, unfenced", run(a, "--store b") + run(b, "--slots 2") + store("put b k6 v --unfenced"), 0, nil},
+		{"in a permit", run(a, "--slots 2") + run(b, "--store b") + show, 0, []string{"store=b shared= permit= name=" + b + " cluster=default"}},
+		{"three deep", run(a, "--store b", "--shared") + run(b) + run(b+"c") + store("put b k7 v"), exitUsage, []string{"--unfenced"}},
+		{"without any", run(a, "--shared") + run(b) + show, 0, []string{"store= shared= permit= name=" + b}},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			p := launchShell(t, x.script)
+			_ = p.in.Close()
+			p.wait().want(t, x.status, x.words...)
+		})
+	}
 }
