@@ -287,17 +287,18 @@ type sightings struct {
 	errs []error
 	at   []time.Time
 	stop func()
+
+	ended sync.WaitGroup
 }
 
 func observe(t *testing.T, e *election.Election) *sightings {
 	ctx, cancel := context.WithCancel(t.Context())
 	s := &sightings{}
-	var done sync.WaitGroup
 	s.stop = func() {
 		cancel()
-		done.Wait()
+		s.ended.Wait()
 	}
-	done.Go(func() {
+	s.ended.Go(func() {
 		for l, err := range e.Observe(ctx) {
 			text := l.Client + " " + l.Value
 			switch {
@@ -712,4 +713,40 @@ func TestRunNil(t *testing.T) {
 		}
 		w.NoClaims()
 	})
+}
+
+// That the Locker is closed is told, also during an outage, and ends the loop.
+func TestObserveClosed(t *testing.T) {
+	for _, outage := range []bool{false, true} {
+		t.Run(fmt.Sprintf("outage=%v", outage), func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				o, link := w.Client("observer")
+				seen := observe(t, newElection(t, o))
+				want := []string{"no leader"}
+				if outage {
+					link.Cut()
+					time.Sleep(2 * lease)
+					want = append(want, "no quorum")
+				}
+				seen.want(t, want...)
+				if err := o.Close(); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(lease)
+				seen.mu.Lock()
+				defer seen.mu.Unlock()
+				if n := len(want); len(seen.errs) != n+1 || !errors.Is(seen.errs[n], qlock.ErrClosed) {
+					t.Errorf("errors %v", seen.errs)
+				}
+				ended := make(chan bool)
+				go func() { seen.ended.Wait(); close(ended) }()
+				select {
+				case <-ended:
+				case <-time.After(lease):
+					t.Error("the loop goes on")
+				}
+				seen.stop()
+			})
+		})
+	}
 }

@@ -142,7 +142,7 @@ func (e *Election) Candidates(ctx context.Context) ([]Candidate, error) {
 }
 
 // Observe yields who leads, now and after each change of leader, term or value, until ctx
-// ends or the loop is left. If there is no leader, or it is not known who leads, it yields
+// ends or the loop is left, or the Locker is closed: then qlock.ErrClosed is the last. If there is no leader, or it is not known who leads, it yields
 // the error that Leader returns, once each time, and goes on: within 5 s if the nodes do not
 // answer, however late ctx ends.
 //
@@ -198,7 +198,7 @@ func (e *Election) Observe(ctx context.Context) iter.Seq2[Leader, error] {
 				// The word of nodes that have not heard it all yet.
 			case first || !same(now, err, last, lastErr):
 				first = false
-				if !yield(now, err) {
+				if !yield(now, err) || errors.Is(err, qlock.ErrClosed) {
 					return
 				}
 				if err != nil { // what was last is still the least that comes
@@ -226,7 +226,12 @@ var soon = [...]time.Duration{10 * time.Millisecond, 100 * time.Millisecond}
 // same reports whether there is nothing new to tell.
 func same(now Leader, err error, last Leader, lastErr error) bool {
 	if err != nil || lastErr != nil {
-		return err != nil && lastErr != nil && errors.Is(err, ErrNoLeader) == errors.Is(lastErr, ErrNoLeader)
+		for _, kind := range []error{ErrNoLeader, qlock.ErrClosed, qlock.ErrRefused} {
+			if errors.Is(err, kind) != errors.Is(lastErr, kind) {
+				return false
+			}
+		}
+		return err != nil && lastErr != nil
 	}
 	return now.Term == last.Term && now.Claim == last.Claim && now.Value == last.Value
 }
