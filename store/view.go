@@ -336,8 +336,12 @@ func (v *View) put(ctx context.Context, key string, w write, opts []WriteOption)
 	}
 	p := &put{write: w}
 	if !v.s.grouped {
-		err := c.sendPuts(ctx, []*put{p})
-		return p.rev, err
+		if c.enter() {
+			err := c.sendPuts(ctx, []*put{p})
+			c.exit()
+			return p.rev, err
+		}
+		return v.putAfter(ctx, key, p)
 	}
 	// Mostly nobody else is writing.
 	select {
@@ -378,6 +382,21 @@ func (v *View) put(ctx context.Context, key string, w write, opts []WriteOption)
 			<-c.turn
 		}
 	}
+}
+
+// putAfter stores a message when the transactions that are running have ended.
+func (v *View) putAfter(ctx context.Context, key string, p *put) (uint64, error) {
+	ctx, cancel := v.s.bound(ctx)
+	defer cancel()
+	c := v.c
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done():
+		return 0, fmt.Errorf("store: put %q: %w while waiting for a transaction under lock %q", key, ctx.Err(), c.lock.Name())
+	}
+	err := c.sendPuts(ctx, []*put{p})
+	return p.rev, err
 }
 
 // idle reports whether no put waits.

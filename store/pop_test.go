@@ -1,0 +1,80 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// A transaction under a lock does not delete a value that another goroutine with the same view
+// has put after the transaction has read.
+func TestDoDoesNotDeleteWhatItHasNotRead(t *testing.T) {
+	s := newStore(t, newJS(t, connect(t, startServer(t).ClientURL())), inMemory(""))
+	for _, grouped := range []bool{false, true} {
+		s.grouped = grouped
+		v := s.With(lock(t, "L", 5))
+		mustPut(t, v, "box", "first")
+		f := fake(s)
+		put := make(chan error, 1)
+		f.set(func(ctx context.Context, id string, msgs []*nats.Msg, real wire) (uint64, error) {
+			if msgs[0].Header.Get(headerKVOp) == "" || !strings.HasSuffix(msgs[0].Subject, "box") {
+				return real.send(ctx, id, msgs)
+			}
+			f.set(nil)
+			// The put does not come between the read and the commit.
+			c, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+			_, err := v.Put(c, "box", []byte("second"))
+			cancel()
+			put <- err
+			return real.send(ctx, id, msgs)
+		})
+		res := must(v.Do(t.Context(), Get("box"), Delete("box")))(t)
+		if e, err := res.Get("box"); err != nil || string(e.Value()) != "first" {
+			t.Error(e, err)
+		}
+		if err := <-put; !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrUnknown) {
+			t.Errorf("the put while the transaction ran: %v", err)
+		}
+		if _, err := v.Get(t.Context(), "box"); !errors.Is(err, jetstream.ErrKeyNotFound) {
+			t.Error(err)
+		}
+		mustPut(t, v, "box", "third")
+		wantValue(t, v, "box", "third")
+	}
+}
+
+// A transaction waits for the puts that are running.
+func TestDoWaitsForPuts(t *testing.T) {
+	s := newStore(t, newJS(t, connect(t, startServer(t).ClientURL())), inMemory(""))
+	v := s.With(lock(t, "L", 5))
+	mustPut(t, v, "box", "first")
+	f := fake(s)
+	sending, send := make(chan struct{}), make(chan struct{})
+	f.set(func(ctx context.Context, id string, msgs []*nats.Msg, real wire) (uint64, error) {
+		f.set(nil)
+		close(sending)
+		<-send
+		return real.send(ctx, id, msgs)
+	})
+	put := make(chan error, 1)
+	go func() { _, err := v.Put(t.Context(), "box", []byte("second")); put <- err }()
+	<-sending
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := v.Do(ctx, Get("box"), Delete("box")); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrUnknown) {
+		t.Error(err)
+	}
+	go func() { time.Sleep(10 * time.Millisecond); close(send) }()
+	res := must(v.Do(t.Context(), Get("box"), Delete("box")))(t)
+	if e, err := res.Get("box"); err != nil || string(e.Value()) != "second" {
+		t.Error(e, err)
+	}
+	if err := <-put; err != nil {
+		t.Error(err)
+	}
+}
