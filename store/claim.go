@@ -69,6 +69,7 @@ type claimKey struct {
 	lock   string
 	token  uint64
 	shared bool
+	held   <-chan struct{} // shared: of the lock's context, as several readers have the same token
 }
 
 // claim is the state that the views of one claim share.

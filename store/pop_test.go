@@ -78,3 +78,20 @@ func TestDoWaitsForPuts(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Several readers of one process have the same token, and each view ends with its own lock.
+func TestReadersOfOneProcess(t *testing.T) {
+	s := newStore(t, newJS(t, connect(t, startServer(t).ClientURL())), inMemory(""))
+	mustPut(t, s.With(lock(t, "L", 5)), "k", "v")
+	one, two := rlock(t, "L", 5), rlock(t, "L", 5)
+	v1, v2 := s.With(one), s.With(two)
+	wantValue(t, v1, "k", "v")
+	wantValue(t, v2, "k", "v")
+	if s.With(one).c != v1.c {
+		t.Error("two views of one lock are two claims")
+	}
+	one.end(nil)
+	wantValue(t, v2, "k", "v")
+	_, err := v1.Get(t.Context(), "k")
+	wantIs(t, err, ErrFenced)
+}

@@ -37,7 +37,7 @@ type View struct {
 }
 
 // With returns a view for a lock. It sends nothing: the fence is moved at the first read or
-// write. All views of a claim are the same. The calls of a view of a lock of another cluster
+// write. All views of a claim are the same; each shared lock is a claim of its own. The calls of a view of a lock of another cluster
 // fail with ErrInvalid.
 func (s *Store) With(l Lock) *View { return s.with(l, s.opt.client) }
 
@@ -45,7 +45,10 @@ func (s *Store) with(l Lock, client string) *View {
 	if err := s.foreign(l); err != nil {
 		return &View{s, &claim{s: s, lock: l, invalid: err}}
 	}
-	key := claimKey{l.Name(), l.Token(), l.Shared()}
+	key := claimKey{lock: l.Name(), token: l.Token(), shared: l.Shared()}
+	if key.shared {
+		key.held = l.Context().Done()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.claims[key]
