@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -94,4 +95,59 @@ func TestReadersOfOneProcess(t *testing.T) {
 	wantValue(t, v2, "k", "v")
 	_, err := v1.Get(t.Context(), "k")
 	wantIs(t, err, ErrFenced)
+}
+
+// Puts that go in one batch end with their own contexts: neither later, nor with the end of
+// another one's.
+func TestPutsOfAGroupEndWithTheirContexts(t *testing.T) {
+	s := newStore(t, newJS(t, connect(t, startServer(t).ClientURL())), inMemory(""))
+	s.grouped = true
+	v := s.With(lock(t, "L", 5))
+	mustPut(t, v, "k", "1")
+	f := fake(s)
+	busy := func(context.Context, string, []*nats.Msg, wire) (uint64, error) {
+		return 0, fmt.Errorf("%w: no leader", errBusy)
+	}
+	grouped := make(chan struct{}, 1)
+	f.set(func(ctx context.Context, id string, msgs []*nats.Msg, real wire) (uint64, error) {
+		if len(msgs) == 3 {
+			select {
+			case grouped <- struct{}{}:
+			default:
+			}
+		}
+		return busy(ctx, id, msgs, real)
+	})
+	v.c.turn <- struct{}{} // all of them wait
+	type outcome struct {
+		key string
+		err error
+	}
+	out := make(chan outcome, 3)
+	short, end := context.WithCancel(t.Context())
+	defer end()
+	for key, ctx := range map[string]context.Context{"short1": short, "short2": short, "long": t.Context()} {
+		go func() {
+			_, err := v.Put(ctx, key, []byte("v"))
+			out <- outcome{key, err}
+		}()
+	}
+	eventually(t, "all wait", func() bool {
+		v.c.mu.Lock()
+		defer v.c.mu.Unlock()
+		return len(v.c.waiting) == 3
+	})
+	<-v.c.turn
+	<-grouped
+	end()
+	for range 2 {
+		if o := <-out; o.key == "long" || !errors.Is(o.err, context.Canceled) || errors.Is(o.err, ErrUnknown) {
+			t.Errorf("%s: %v", o.key, o.err)
+		}
+	}
+	f.set(nil)
+	if o := <-out; o.key != "long" || o.err != nil {
+		t.Errorf("%s: %v", o.key, o.err)
+	}
+	wantValue(t, v, "long", "v")
 }
