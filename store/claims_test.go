@@ -151,3 +151,17 @@ func TestPutsOfAGroupEndWithTheirContexts(t *testing.T) {
 	}
 	wantValue(t, v, "long", "v")
 }
+
+// Unfence frees a fence that has no number, which no holder can take.
+func TestUnfenceOfAFenceWithoutANumber(t *testing.T) {
+	js := newJS(t, connect(t, startServer(t).ClientURL()))
+	s := newStore(t, js, inMemory("garbage"))
+	must(js.Publish(t.Context(), "$KV.garbage-qlock.fence.default.L", []byte("17\n")))(t)
+	v := s.With(lock(t, "L", 99))
+	_, err := v.Get(t.Context(), "k")
+	wantIs(t, err, ErrInvalid)
+	if f := must(s.Unfence(t.Context(), "L"))(t); f.Token != 0 || f.Revision == 0 {
+		t.Errorf("%+v", f)
+	}
+	mustPut(t, v, "k", "v")
+}
