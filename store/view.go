@@ -450,7 +450,8 @@ func (c *claim) group(p *put) []*put {
 // commitPuts stores puts in one message or batch, and tells each its outcome.
 func (c *claim) commitPuts(ctx context.Context, ps []*put) {
 	err := c.sendPuts(ctx, ps)
-	if len(ps) > 1 && errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ErrUnknown) {
+	over := errors.Is(err, errCallEnded) || ctx.Err() != nil && errors.Is(err, context.DeadlineExceeded)
+	if len(ps) > 1 && over && !errors.Is(err, ErrUnknown) && !forbidden(err) {
 		// Nothing was stored. The time of one of them has passed, and the others go on.
 		var rest []*put
 		for _, p := range ps {
@@ -574,7 +575,7 @@ func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, firs
 			}
 			if len(ps) > 1 && anyEnded(ps) {
 				p.tries, p.last = p.tries+1, t.err
-				return p.end(context.DeadlineExceeded)
+				return p.end(errCallEnded)
 			}
 		case errors.Is(t.err, errSilent):
 			c.doubt(t.rev) //plant:store-doubt
@@ -594,6 +595,9 @@ func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, firs
 		}
 	}
 }
+
+// errCallEnded ends the tries to store a batch for the sake of one of its calls.
+var errCallEnded = errors.New("the call of another key has ended")
 
 // anyEnded reports whether the call of one of them has ended.
 func anyEnded(ps []*put) bool {
