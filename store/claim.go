@@ -69,6 +69,7 @@ type claimKey struct {
 	lock   string
 	token  uint64
 	shared bool
+	held   <-chan struct{} // shared: of the lock's context, as several readers have the same token
 }
 
 // claim is the state that the views of one claim share.
@@ -93,6 +94,58 @@ type claim struct {
 	headerRev uint64
 	fenced    *FencedError
 	waiting   []*put
+	doing     bool          // a transaction that writes is running
+	puts      int           // that are running without the turn
+	drained   chan struct{} // closed when there are none; nil: nobody waits for that
+}
+
+// enter lets a put run beside others, unless a transaction is running: the fence does not tell
+// them apart, and the transaction would overwrite what it has not read. exit follows it.
+func (c *claim) enter() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.doing {
+		return false
+	}
+	c.puts++
+	return true
+}
+
+func (c *claim) exit() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.puts--; c.puts == 0 && c.drained != nil {
+		close(c.drained)
+		c.drained = nil
+	}
+}
+
+// alone waits until no put runs, and keeps others out until done is called. The caller has the
+// turn.
+func (c *claim) alone(ctx context.Context) (done func(), err error) {
+	c.mu.Lock()
+	c.doing = true
+	var drained chan struct{}
+	if c.puts > 0 {
+		drained = make(chan struct{})
+		c.drained = drained
+	}
+	c.mu.Unlock()
+	done = func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.doing, c.drained = false, nil
+	}
+	if drained == nil {
+		return done, nil
+	}
+	select {
+	case <-drained:
+		return done, nil
+	case <-ctx.Done():
+		done()
+		return nil, ctx.Err()
+	}
 }
 
 func (c *claim) ended(f fence, cause error) *FencedError {

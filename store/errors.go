@@ -17,7 +17,11 @@ var (
 	// or the lock's context has ended. Nothing was written. See FencedError.
 	ErrFenced = errors.New("store: fenced")
 	// ErrUnknown: the answer to a write is lost, and it cannot be learned whether the write
-	// was done. It may have been done. See UnknownError.
+	// was done. It may have been done, or be done later: a message that is on its way may come
+	// after a read that does not show it. After ErrUnknown of a View, the next call of that view
+	// decides, as long as its lock is held: it moves the fence, and a write that has not come by
+	// then is refused. So does the next holder of the lock, with its first call. After ErrUnknown
+	// of a Store, repeating the transaction with the same Once decides. See UnknownError.
 	ErrUnknown = errors.New("store: the outcome is unknown")
 	// ErrConflict: a key is not as Create, Insert or Update demands. Nothing was written. See
 	// ConflictError.

@@ -565,7 +565,7 @@ func (s *Store) Fence(ctx context.Context, lock string) (Fence, error) {
 	}
 	f, err := parseFence(a.items[subject])
 	if err != nil {
-		return Fence{}, err
+		return Fence{Revision: a.items[subject].revision()}, err
 	}
 	out := Fence{Token: f.token, Shared: f.shared, Client: f.client, Revision: f.rev}
 	if i := a.items[subject]; i != nil {
@@ -577,7 +577,8 @@ func (s *Store) Fence(ctx context.Context, lock string) (Fence, error) {
 // Unfence sets the fence of a lock back, so that a holder with any token can take it. It is
 // for an operator, for the case that tokens of new holders are lower than before: the nodes
 // of the cluster have lost their state, and the clocks of the new ones are behind. Claims
-// that have the fence are fenced off. It returns the fence as it was.
+// that have the fence are fenced off. It returns the fence as it was, with the token 0 if somebody
+// else wrote it and it has none.
 //
 // A former holder that has a token and has not used this store with it yet may take the
 // fence again. Make sure that none is left.
@@ -591,7 +592,8 @@ func (s *Store) Unfence(ctx context.Context, lock string) (Fence, error) {
 	var p pause
 	for {
 		f, err := s.Fence(ctx, lock)
-		if err != nil || f.Token == 0 {
+		broken := errors.Is(err, ErrInvalid) && f.Revision > 0 // nobody can take it as it is
+		if err != nil && !broken || f.Token == 0 && !broken {
 			return f, err
 		}
 		m := fenceMsg(subject, fence{client: s.opt.client}, f.Revision)

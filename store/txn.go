@@ -100,7 +100,7 @@ type noted struct {
 
 // Do runs operations as one transaction under the fence: all are done, or none. Reading and
 // committing take a round trip each, and a transaction that only reads takes one. At most
-// 990 keys.
+// 990 keys. While a transaction that writes is running, other writes of this view wait.
 //
 // Errors beside those of Put: *ConflictError, *DuplicateError, ErrNotNumber. On a file-based
 // bucket with one replica, a transaction with several messages is some hundred times slower
@@ -128,6 +128,11 @@ func (v *View) Do(ctx context.Context, ops ...Op) (Result, error) {
 		case <-ctx.Done():
 			return Result{}, fmt.Errorf("store: %w while waiting for other writes under lock %q", ctx.Err(), c.lock.Name())
 		}
+		done, err := c.alone(ctx)
+		if err != nil {
+			return Result{}, fmt.Errorf("store: %w while waiting for other writes under lock %q", err, c.lock.Name())
+		}
+		defer done()
 	}
 	return v.s.run(ctx, t, c)
 }

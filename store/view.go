@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,7 +38,7 @@ type View struct {
 }
 
 // With returns a view for a lock. It sends nothing: the fence is moved at the first read or
-// write. All views of a claim are the same. The calls of a view of a lock of another cluster
+// write. All views of a claim are the same; each shared lock is a claim of its own. The calls of a view of a lock of another cluster
 // fail with ErrInvalid.
 func (s *Store) With(l Lock) *View { return s.with(l, s.opt.client) }
 
@@ -45,7 +46,10 @@ func (s *Store) with(l Lock, client string) *View {
 	if err := s.foreign(l); err != nil {
 		return &View{s, &claim{s: s, lock: l, invalid: err}}
 	}
-	key := claimKey{l.Name(), l.Token(), l.Shared()}
+	key := claimKey{lock: l.Name(), token: l.Token(), shared: l.Shared()}
+	if key.shared {
+		key.held = l.Context().Done()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.claims[key]
@@ -306,6 +310,7 @@ func single(key string) func(Result, error) (uint64, error) {
 // put is an unconditional write under the fence that waits for its turn.
 type put struct {
 	write
+	ctx   context.Context // of the call, with a deadline; nil if it sends alone
 	bytes int
 	done  chan struct{} // closed when rev and err are set
 	rev   uint64
@@ -336,8 +341,12 @@ func (v *View) put(ctx context.Context, key string, w write, opts []WriteOption)
 	}
 	p := &put{write: w}
 	if !v.s.grouped {
-		err := c.sendPuts(ctx, []*put{p})
-		return p.rev, err
+		if c.enter() {
+			err := c.sendPuts(ctx, []*put{p})
+			c.exit()
+			return p.rev, err
+		}
+		return v.putAfter(ctx, key, p)
 	}
 	// Mostly nobody else is writing.
 	select {
@@ -352,7 +361,7 @@ func (v *View) put(ctx context.Context, key string, w write, opts []WriteOption)
 	}
 	ctx, cancel := v.s.bound(ctx)
 	defer cancel()
-	p.bytes, p.done = len(w.subject)+len(w.data)+256, make(chan struct{})
+	p.ctx, p.bytes, p.done = ctx, len(w.subject)+len(w.data)+256, make(chan struct{})
 	c.mu.Lock()
 	c.waiting = append(c.waiting, p)
 	c.mu.Unlock()
@@ -364,7 +373,9 @@ func (v *View) put(ctx context.Context, key string, w write, opts []WriteOption)
 			if c.leave(p) {
 				return 0, fmt.Errorf("store: put %q: %w while waiting for other writes under lock %q", key, ctx.Err(), c.lock.Name())
 			}
-			<-p.done // another goroutine is sending it, for as long as an answer takes
+			// Another goroutine is sending it. That takes as long as an answer, since it does not
+			// try again for a call that has ended.
+			<-p.done
 			return p.rev, p.err
 		case c.turn <- struct{}{}:
 			if ps := c.group(p); len(ps) == 1 && ps[0] == p {
@@ -378,6 +389,21 @@ func (v *View) put(ctx context.Context, key string, w write, opts []WriteOption)
 			<-c.turn
 		}
 	}
+}
+
+// putAfter stores a message when the transactions that are running have ended.
+func (v *View) putAfter(ctx context.Context, key string, p *put) (uint64, error) {
+	ctx, cancel := v.s.bound(ctx)
+	defer cancel()
+	c := v.c
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done():
+		return 0, fmt.Errorf("store: put %q: %w while waiting for a transaction under lock %q", key, ctx.Err(), c.lock.Name())
+	}
+	err := c.sendPuts(ctx, []*put{p})
+	return p.rev, err
 }
 
 // idle reports whether no put waits.
@@ -424,6 +450,23 @@ func (c *claim) group(p *put) []*put {
 // commitPuts stores puts in one message or batch, and tells each its outcome.
 func (c *claim) commitPuts(ctx context.Context, ps []*put) {
 	err := c.sendPuts(ctx, ps)
+	over := errors.Is(err, errCallEnded) || ctx.Err() != nil && errors.Is(err, context.DeadlineExceeded)
+	if len(ps) > 1 && over && !errors.Is(err, ErrUnknown) && !forbidden(err) {
+		// Nothing was stored. The time of one of them has passed, and the others go on.
+		var rest []*put
+		for _, p := range ps {
+			if why := p.ctx.Err(); why == nil {
+				rest = append(rest, p)
+			} else {
+				p.err = fmt.Errorf("store: put %s: %w in a batch with others: %v", p.subject, why, err)
+				close(p.done)
+			}
+		}
+		c.mu.Lock()
+		c.waiting = append(rest, c.waiting...)
+		c.mu.Unlock()
+		return
+	}
 	if err != nil && len(ps) > 1 && !final(err) {
 		// One of them spoils the batch, such as by a key that this user may not write.
 		// Nothing was stored: let each have its own answer.
@@ -530,6 +573,10 @@ func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, firs
 			if err := c.s.stuck(ctx, p.tries, t.err); err != nil {
 				return err
 			}
+			if len(ps) > 1 && anyEnded(ps) {
+				p.tries, p.last = p.tries+1, t.err
+				return p.end(errCallEnded)
+			}
 		case errors.Is(t.err, errSilent):
 			c.doubt(t.rev) //plant:store-doubt
 			done, unsure := c.landed(ctx, ps, &t)
@@ -547,6 +594,14 @@ func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, firs
 			return err
 		}
 	}
+}
+
+// errCallEnded ends the tries to store a batch for the sake of one of its calls.
+var errCallEnded = errors.New("the call of another key has ended")
+
+// anyEnded reports whether the call of one of them has ended.
+func anyEnded(ps []*put) bool {
+	return slices.ContainsFunc(ps, func(p *put) bool { return p.ctx.Err() != nil })
 }
 
 // spread tells each put its revision: a batch is stored in one piece.
