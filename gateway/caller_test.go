@@ -203,9 +203,9 @@ func TestCallers(t *testing.T) {
 				all.Go(func() {
 					for time.Now().Before(end) {
 						time.Sleep(time.Duration(random.Int64N(int64(time.Minute))))
-						nc.cut()
+						nc.Cut()
 						time.Sleep(time.Duration(random.Int64N(int64(15 * time.Second))))
-						nc.mend()
+						nc.Mend()
 					}
 				})
 			}

@@ -3,14 +3,11 @@ package gateway
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -24,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/internal/testworld"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -33,23 +31,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // microsecond, and nothing sleeps in earnest. Every answer of every test is held against
 // the OpenAPI document.
 
-func bubble(t *testing.T, f func(t *testing.T)) {
-	t.Helper()
-	// nats.go keeps timers in a sync.Pool, and a timer of one bubble may not be used in
-	// another. What is in a pool survives one collection.
-	emptyPools()
-	defer emptyPools()
-	synctest.Test(t, func(t *testing.T) {
-		watchdog := time.AfterFunc(12*time.Hour, func() { panic("the test has not ended within twelve hours of virtual time") })
-		defer watchdog.Stop()
-		f(t)
-	})
-}
-
-func emptyPools() {
-	runtime.GC()
-	runtime.GC()
-}
+var bubble = testworld.Bubble
 
 func settle() { synctest.Wait() }
 
@@ -63,24 +45,12 @@ type world struct {
 func newWorld(t *testing.T, n int, users ...*server.User) *world {
 	t.Helper()
 	w := &world{t: t}
-	opts := &server.Options{ServerName: "test", DontListen: true, NoLog: true, NoSigs: true, NoFastProducerStall: true}
-	if users != nil { // the first may do everything
-		opts.Users = users
-		w.user = []nats.Option{nats.UserInfo(users[0].Username, users[0].Password)}
-	}
-	var err error
-	w.srv, err = server.NewServer(opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.srv.Start()
-	t.Cleanup(func() {
-		w.srv.Shutdown()
-		w.srv.WaitForShutdown()
+	w.srv = testworld.StartServer(t, func(o *server.Options) {
+		if users != nil { // the first may do everything
+			o.Users = users
+			w.user = []nats.Option{nats.UserInfo(users[0].Username, users[0].Password)}
+		}
 	})
-	if !w.srv.ReadyForConnections(5 * time.Second) {
-		t.Fatal("the server is not ready")
-	}
 	var names []string
 	for i := range n {
 		names = append(names, fmt.Sprintf("n%d", i+1))
@@ -116,59 +86,11 @@ func newWorld(t *testing.T, n int, users ...*server.User) *world {
 	return w
 }
 
-// link is a connection that can be cut.
-type link struct {
-	*nats.Conn
-	srv nats.InProcessConnProvider
-
-	mu    sync.Mutex // guards what follows
-	isCut bool
-	conns []net.Conn
-}
-
-func (l *link) InProcessConn() (net.Conn, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.isCut {
-		return nil, errors.New("cut by the test")
-	}
-	c, err := l.srv.InProcessConn()
-	if err == nil {
-		l.conns = append(l.conns, c)
-	}
-	return c, err
-}
-
-func (l *link) cut() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.isCut = true
-	for _, c := range l.conns {
-		_ = c.Close()
-	}
-	l.conns = nil
-}
-
-func (l *link) mend() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.isCut = false
-}
+type link = testworld.Link
 
 func (w *world) connect(opts ...nats.Option) *link {
 	w.t.Helper()
-	l := &link{srv: w.srv}
-	opts = append(slices.Clone(w.user), opts...)
-	nc, err := nats.Connect("", append([]nats.Option{
-		nats.InProcessServer(l), nats.MaxReconnects(-1), nats.ReconnectWait(100 * time.Millisecond), nats.ReconnectJitter(0, 0),
-		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}),
-	}, opts...)...)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	l.Conn = nc
-	w.t.Cleanup(nc.Close)
-	return l
+	return testworld.Connect(w.t, w.srv, append(slices.Clone(w.user), opts...)...)
 }
 
 // gateway starts one on a connection of its own, and closes it when the test ends.

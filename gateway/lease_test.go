@@ -335,7 +335,7 @@ func TestCutOff(t *testing.T) {
 		a := ask(t, g, "POST", "/v1/locks/x", "").want(t, 201, "")
 		path := "/v1/leases/" + a.lease.ID
 		time.Sleep(5 * time.Second)
-		nc.cut()
+		nc.Cut()
 		var end time.Time // of the votes
 		lost := false
 		for range 100 {
@@ -358,7 +358,7 @@ func TestCutOff(t *testing.T) {
 		if !lost {
 			t.Error("it was not told that the lock is lost")
 		}
-		nc.mend()
+		nc.Mend()
 		time.Sleep(20 * time.Second)
 		ask(t, g, "GET", path, "").want(t, 410, "gone")
 		w.noClaims()
