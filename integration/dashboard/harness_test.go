@@ -222,9 +222,11 @@ func (p *page) do(actions ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
-// until waits for an expression to be true.
+// until waits for an expression to be true. An element that the expression looks into may not be
+// there yet.
 func (p *page) until(expression string) {
 	p.t.Helper()
+	expression = "(() => { try { return " + expression + " } catch (e) { if (e instanceof TypeError) return false; throw e } })()"
 	run(p, chromedp.Poll[chromedp.Void](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(patience)))
 }
 
