@@ -183,7 +183,7 @@ func (n *Node) Written(now wire.Now, out *Out) {
 // adopt goes by a new record. Votes, queues and evictions stay (E14).
 func (n *Node) adopt(now wire.Now, out *Out) {
 	n.serial++
-	r, before := n.config.acceptor.Record(), n.config.outside
+	r, before, voted := n.config.acceptor.Record(), n.config.outside, n.voting()
 	n.configure()
 	if n.inQuarant { // an earlier list may have allowed longer leases
 		n.quarantine = max(n.quarantine, n.waitAt+n.listen()+n.runOut(), n.soughtAt+n.runOut())
@@ -191,7 +191,9 @@ func (n *Node) adopt(now wire.Now, out *Out) {
 	if n.raiseTo(r.Floor); n.config.outside != "" {
 		n.dropAll() //plant:voter-drops
 	} else {
+		ready := out.Ready
 		n.noteState(now, out)
+		out.Ready = ready || out.Ready && !voted
 	}
 	what := fmt.Sprintf("epoch %d: nodes %v", r.Epoch, names(r.Nodes))
 	if r.Joint() {
@@ -335,6 +337,16 @@ func (n *Node) shown(now wire.Now, a *wire.Answer, out *Out) {
 		n.dropAll()
 		out.Notes = append(out.Notes, fmt.Sprintf(
 			"cluster %s is at epoch %d, and the list that this node was started with is not in its history: the node gives no votes and waits to be added to the list", n.cfg.Cluster, c.Record.Epoch))
+		return
+	}
+	if n.config.acceptor.Joining() {
+		// It has no history that the record could contradict. It waits for one that names it, which
+		// none will do that names another directory.
+		if lists := slices.Concat(c.Record.Nodes, c.Record.Next); !n.config.alarmed && has(lists, n.cfg.Name) && epoch.In(c.Record, n.cfg.Name, n.config.acceptor.State().ID) == 0 {
+			n.config.alarmed = true
+			out.Notes = append(out.Notes, fmt.Sprintf(
+				"the list of nodes has a node named %s with another state directory: this node gives no votes; start it under another name, or change %s out of the list first", n.cfg.Name, n.cfg.Name))
+		}
 		return
 	}
 	if !n.config.alarmed {
