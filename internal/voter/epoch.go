@@ -121,6 +121,28 @@ func (n *Node) Epoch() uint64 {
 	return n.config.acceptor.State().Epoch()
 }
 
+// Changing returns for how long the list of nodes has been changing, as far as the node has seen it,
+// and whether it is.
+func (n *Node) Changing(now wire.Now) (time.Duration, bool) {
+	a := n.config.acceptor
+	if a == nil || a.Record() == nil || !a.Record().Joint() || a.In() == 0 {
+		return 0, false
+	}
+	return a.Had(now.Mono), true
+}
+
+// LongestLease returns the longest lease that a claim at the node may have: while the list changes,
+// claims of before may have that of the old or of the new list. It is 0 while the node waits to be
+// added, because it knows no list.
+func (n *Node) LongestLease() time.Duration {
+	if a := n.config.acceptor; a != nil && a.Joining() {
+		return 0
+	} else if a != nil && a.Record() != nil {
+		return a.Record().Longest()
+	}
+	return n.cfg.MaxTTL
+}
+
 // self is what the node says of itself when it takes part in a decision (E6, E7).
 func (n *Node) self(now wire.Now) (s epoch.Self) {
 	s.Votes = n.voting()                              //plant:voter-sure
