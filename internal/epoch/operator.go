@@ -399,7 +399,7 @@ func (o *Operator) decide(now time.Duration, w *Want) {
 		for _, m := range r.Nodes {
 			if s, ok := o.shown[m.Name]; (!ok || s.epoch() < 1 && !s.Joining) && !slices.Contains(o.wish.Gone, m.Name) { //plant:epoch-all-have-ids
 				w.Steps = append(w.Steps, o.learn)
-				o.pause(now, repeat, fmt.Sprintf("waiting for node %s: all nodes must have ids before the first change", m.Name), w)
+				o.pause(now, repeat, fmt.Sprintf("waiting for node %s: before the first change, all nodes must show that they have ids; if it will never come back, name it as gone", m.Name), w)
 				return
 			}
 		}
