@@ -559,15 +559,27 @@ func (f *fleet) judge(took time.Duration) {
 	}
 }
 
-// starved reports whether a process did not run for a part of that time, by the machine's load.
+// starved reports whether processes did not run for a part of that time, by the machine's load: one
+// of them for a while, or all together for longer. A lock may be lost then without a fault of qlock.
 func (f *fleet) starved(from, to int64) bool {
-	long := func(g span) bool { return g.from < to && from < g.to && g.to-g.from > lease.Nanoseconds()/20 }
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	all := int64(0)
+	late := func(gaps []span) bool {
+		for _, g := range gaps {
+			if g.from < to && from < g.to {
+				all += g.to - g.from
+				if g.to-g.from > lease.Nanoseconds()/40 {
+					return true
+				}
+			}
+		}
+		return all > lease.Nanoseconds()/10
+	}
 	for _, l := range f.rec.lives {
-		if slices.ContainsFunc(l.gaps, long) {
+		if late(l.gaps) {
 			return true
 		}
 	}
-	return slices.ContainsFunc(f.machine.gaps, long)
+	return late(f.machine.gaps)
 }
