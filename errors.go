@@ -8,6 +8,7 @@ import (
 
 	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/driver"
+	"github.com/qlock/qlock/internal/quorum"
 	"github.com/qlock/qlock/internal/subject"
 )
 
@@ -61,6 +62,18 @@ type LockError struct {
 	Need   int          // number of votes needed
 	Nodes  []NodeAnswer // the last answer of each node of the cluster, sorted by name
 	Holder *Holder      // who is in the way, if known
+
+	// Lists is set while the list of nodes changes: the old list, and then the new one. The lock
+	// needs enough votes of each. Need is then the least number of nodes that can be enough, and
+	// Nodes has those of both lists.
+	Lists []ListVotes
+}
+
+// ListVotes says how near a lock came to the votes that it needs of one list of nodes.
+type ListVotes struct {
+	Nodes []string // names of the list, sorted
+	Votes int      // nodes that voted for the claim
+	Need  int      // number of votes needed
 }
 
 // Answer is the kind of a node's answer about a claim.
@@ -131,6 +144,38 @@ func votesOf(nodes []NodeAnswer) int {
 	return n
 }
 
+// votesText says how many nodes voted, and how many have to: of each list while the list changes.
+func votesText(nodes []NodeAnswer, need int, lists []ListVotes) string {
+	if len(lists) < 2 {
+		return fmt.Sprintf("%d of %d nodes voted, %d are needed", votesOf(nodes), len(nodes), need)
+	}
+	one := func(which string, l *ListVotes) string {
+		return fmt.Sprintf("%d of %d nodes of the %s list (%s) voted, %d are needed", l.Votes, len(l.Nodes), which, strings.Join(l.Nodes, " "), l.Need)
+	}
+	return "the list of nodes is being changed: " + one("old", &lists[0]) + "; " + one("new", &lists[1])
+}
+
+// listVotes counts the votes of each list while the list of nodes changes, and returns nil otherwise.
+func listVotes(r *client.Report, answers []NodeAnswer) []ListVotes {
+	if r.Lists[1] == 0 {
+		return nil
+	}
+	out := make([]ListVotes, 2)
+	for list, in := range []quorum.In{quorum.InNodes, quorum.InNext} {
+		l := &out[list]
+		l.Need = r.Needs[list]
+		for i := range r.Nodes {
+			if r.Nodes[i].In&in == 0 {
+				continue
+			}
+			if l.Nodes = append(l.Nodes, r.Nodes[i].Name); answers[i].Answer == AnswerVoted {
+				l.Votes++
+			}
+		}
+	}
+	return out
+}
+
 // Silent returns the names of the nodes that never answered.
 func (e *LockError) Silent() []string {
 	var out []string
@@ -162,7 +207,7 @@ func (e *LockError) Error() string {
 	}
 	if e.Reason == ErrNoQuorum || e.Reason == ErrRefused {
 		if len(e.Nodes) > 0 {
-			fmt.Fprintf(&b, ": %d of %d nodes voted, %d are needed: ", e.Votes(), len(e.Nodes), e.Need)
+			fmt.Fprintf(&b, ": %s: ", votesText(e.Nodes, e.Need, e.Lists))
 			for i, a := range e.Nodes {
 				if i > 0 {
 					b.WriteString(", ")
@@ -202,6 +247,7 @@ func newLockError(op, name string, f *driver.Failure) *LockError {
 	for i := range r.Nodes {
 		e.Nodes[i] = nodeAnswer(&r.Nodes[i], r.Suppressed)
 	}
+	e.Lists = listVotes(r, e.Nodes)
 	switch b := r.Blocker; {
 	case f.IsOwn:
 		made.holder = Holder{Shared: f.Own.Mode == shared, Held: true, For: f.Own.For, Own: true, Kept: f.Own.Kept, left: f.Own.Left}

@@ -193,6 +193,9 @@ func departureError(name, holder string, d *client.Departure, cause error) error
 		if silent := d.Silent(); len(silent) > 0 {
 			why = append(why, "no answer from "+strings.Join(silent, " "))
 		}
+		if text := d.Near(); text != "" {
+			why = append(why, text)
+		}
 		return fmt.Errorf("%w: unknown whether %s has released %s: %s: %w", ErrNoQuorum, holder, quote(name), strings.Join(why, "; "), cause)
 	}
 	return fmt.Errorf("%w: %s was told to release %s and has not done so yet, according to %s; its lease is not extended: %w",

@@ -28,6 +28,7 @@ type Waiting struct {
 	// Nodes are the last answers of the nodes, sorted by name. There are none while another
 	// goroutine of this Locker is in the way.
 	Nodes []NodeAnswer
+	Lists []ListVotes // while the list of nodes changes: see LockError
 
 	repeated bool // the nodes have had time to answer
 }
@@ -45,7 +46,7 @@ func (w Waiting) String() string {
 			text += fmt.Sprintf(", %d ahead in the queue", w.Ahead)
 		}
 	case len(w.Nodes) > 0:
-		text += fmt.Sprintf(": %d of %d nodes voted, %d are needed", w.Votes(), len(w.Nodes), w.Need)
+		text += ": " + votesText(w.Nodes, w.Need, w.Lists)
 		var others []string
 		for _, a := range w.Nodes {
 			if a.Answer != AnswerVoted {
@@ -228,5 +229,5 @@ func (l *Locker) waiting(k *Lock) Waiting {
 	if e.Holder != nil && w.IsOwn {
 		e.Holder.Client = l.opt.name
 	}
-	return Waiting{Name: k.Name(), For: w.For, Holder: e.Holder, Ahead: w.Ahead, Queued: w.Known, Need: e.Need, Nodes: e.Nodes, repeated: w.Report.Repeated}
+	return Waiting{Name: k.Name(), For: w.For, Holder: e.Holder, Ahead: w.Ahead, Queued: w.Known, Need: e.Need, Nodes: e.Nodes, Lists: e.Lists, repeated: w.Report.Repeated}
 }

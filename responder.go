@@ -24,7 +24,7 @@ type NodeConfig struct {
 	Name    string   // this node's name, one of Nodes
 	Nodes   []string // names of all nodes, 1 to 64
 
-	// Join makes the node wait until a change of the list adds it (ChangeNodes). Nodes is empty
+	// Join makes the node wait until a change of the list adds it (package nodes). Nodes is empty
 	// then, and StateDir is needed. A node whose StateDir shows that it was in a list goes by
 	// that, whether or not Join is set, and whatever Nodes has.
 	Join bool

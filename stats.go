@@ -110,6 +110,17 @@ type NodeStats struct {
 	// is at most MaxLease, and mostly 0, unless that clock was set back.
 	TokensAhead time.Duration `json:"tokens_ahead_ns"`
 
+	// Epoch counts the decisions of the nodes about their list, as far as this node knows them: see
+	// ClusterConfig.Epoch.
+	Epoch uint64 `json:"epoch"`
+	// Changing is for how long the list of nodes has been changing, as far as this node has seen it;
+	// 0 if it is not. See package nodes.
+	Changing time.Duration `json:"changing_ns"`
+	// LongestLease is the longest lease that a claim at the node may have: the longest one that the
+	// cluster allows, of the old or the new list while the list changes. It is 0 while the node is
+	// joining.
+	LongestLease time.Duration `json:"longest_lease_ns"`
+
 	// The numbers below count from the start of the node on.
 	Requests      uint64       `json:"requests"`
 	Malformed     uint64       `json:"malformed"`      // those of Requests that were unreadable
@@ -164,7 +175,7 @@ func nodeStats(s driver.NodeStats, log *natsio.Log) NodeStats {
 	return NodeStats{
 		State: NodeState(s.State), Started: s.Started.Round(0), Recovering: s.Recovering,
 		Claims: s.Claims, Waiting: s.Waiting, Resources: s.Resources, Clients: s.Clients,
-		TokensAhead: s.Ahead, Requests: s.Requests, Malformed: s.Malformed,
+		TokensAhead: s.Ahead, Epoch: s.Epoch, Changing: s.Changing, LongestLease: s.Longest, Requests: s.Requests, Malformed: s.Malformed,
 		Granted: s.Counts.Granted, Refused: NodeRefusals(s.Counts.Refused), Recalls: s.Counts.Recalls,
 		LeasesExpired: s.Counts.Expired, Evicted: s.Counts.Evicted, LogDropped: log.Dropped(),
 	}

@@ -150,14 +150,25 @@ func votesOf(nodes []qlock.NodeAnswer) []Vote {
 // isQueued reports whether so many nodes have queued a request that there was no lack of
 // nodes: another was in the way, though the Locker was not told who.
 func isQueued(e *qlock.LockError) bool {
-	able, queued := 0, false
+	able, queued := map[string]bool{}, false
 	for _, n := range e.Nodes {
 		if n.Answer == qlock.AnswerVoted || n.Answer == qlock.AnswerQueued {
-			able++
+			able[n.Node] = true
 			queued = queued || n.Answer == qlock.AnswerQueued
 		}
 	}
-	return queued && able >= e.Need
+	for _, l := range e.Lists { // while the list of nodes changes, each has to be enough
+		n := 0
+		for _, name := range l.Nodes {
+			if able[name] {
+				n++
+			}
+		}
+		if n < l.Need {
+			return false
+		}
+	}
+	return queued && len(able) >= e.Need
 }
 
 func modeName(shared bool) string {

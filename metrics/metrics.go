@@ -19,7 +19,7 @@ import (
 )
 
 // states has all states of a node, so that each has a series from the start.
-var states = []qlock.NodeState{qlock.NodeProbing, qlock.NodeRecovering, qlock.NodeVoting, qlock.NodeStopped}
+var states = []qlock.NodeState{qlock.NodeProbing, qlock.NodeRecovering, qlock.NodeVoting, qlock.NodeStopped, qlock.NodeJoining, qlock.NodeRetired}
 
 type node struct {
 	node *qlock.Node
@@ -29,6 +29,7 @@ type node struct {
 	reqs, wrong                                 *prometheus.Desc
 	granted, refused, recalls, expired, evicted *prometheus.Desc
 	dropped                                     *prometheus.Desc
+	epoch, changing, longest                    *prometheus.Desc
 }
 
 // NewNode returns a collector of a node's statistics. cluster is a label of all its
@@ -57,6 +58,9 @@ func NewNode(n *qlock.Node, cluster string) prometheus.Collector {
 		expired:    desc("qlock_node_leases_expired_total", "Claims that expired because their client fell silent."),
 		evicted:    desc("qlock_node_claims_evicted_total", "Claims evicted by an operator."),
 		dropped:    desc("qlock_node_log_lines_dropped_total", "Log lines dropped because the logger did not accept them in time."),
+		epoch:      desc("qlock_node_epoch", "Number of decisions about the list of nodes that the node knows; 0: it goes by the list that it was started with."),
+		changing:   desc("qlock_node_list_change_seconds", "For how long the list of nodes has been changing; 0 if it is not."),
+		longest:    desc("qlock_node_longest_lease_seconds", "Longest lease that the cluster allows; 0 while the node waits to be added to the list."),
 	}
 }
 
@@ -64,6 +68,7 @@ func (c *node) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.info, c.started, c.state, c.recovering, c.claims, c.waiting, c.resources, c.clients, c.ahead,
 		c.reqs, c.wrong, c.granted, c.refused, c.recalls, c.expired, c.evicted, c.dropped,
+		c.epoch, c.changing, c.longest,
 	} {
 		ch <- d
 	}
@@ -92,6 +97,9 @@ func (c *node) Collect(ch chan<- prometheus.Metric) {
 	gauge(c.resources, float64(s.Resources))
 	gauge(c.clients, float64(s.Clients))
 	gauge(c.ahead, s.TokensAhead.Seconds())
+	gauge(c.epoch, float64(s.Epoch))
+	gauge(c.changing, s.Changing.Seconds())
+	gauge(c.longest, s.LongestLease.Seconds())
 	counter(c.reqs, s.Requests)
 	counter(c.wrong, s.Malformed)
 	counter(c.granted, s.Granted)
@@ -123,11 +131,21 @@ type Peer struct {
 	Clash       bool // two nodes answer under its name
 	OtherConfig bool // its configuration differs from that of the node that asks
 	RoundTrip   time.Duration
+
+	// Lists are the lists of nodes that have it: OldList, NewList or both. Nil is OldList alone.
+	Lists []string
 }
+
+// The lists of nodes that a cluster has. NewList exists only while the list changes.
+const (
+	OldList = "old"
+	NewList = "new"
+)
 
 type peers struct {
 	ask                                func() []Peer
 	up, votes, clash, other, roundTrip *prometheus.Desc
+	nodes, voting, needed              *prometheus.Desc
 }
 
 // NewPeers returns a collector of the states of the nodes as this node sees them. It calls
@@ -136,6 +154,9 @@ func NewPeers(ask func() []Peer) prometheus.Collector {
 	desc := func(name, help string) *prometheus.Desc {
 		return prometheus.NewDesc(name, help, []string{"peer"}, nil)
 	}
+	perList := func(name, help string) *prometheus.Desc {
+		return prometheus.NewDesc(name, help, []string{"list"}, nil)
+	}
 	return &peers{
 		ask:       ask,
 		up:        desc("qlock_peer_up", "1 if the node answered."),
@@ -143,17 +164,31 @@ func NewPeers(ask func() []Peer) prometheus.Collector {
 		clash:     desc("qlock_peer_name_clash", "1 if two nodes answer under this name."),
 		other:     desc("qlock_peer_other_configuration", "1 if the node's configuration differs from this node's."),
 		roundTrip: desc("qlock_peer_round_trip_seconds", "Time from a query to the node's answer."),
+		nodes:     perList("qlock_list_nodes", "Nodes of the list."),
+		voting:    perList("qlock_list_votes", "Nodes of the list whose votes count."),
+		needed:    perList("qlock_list_votes_needed", "Nodes of the list whose votes an exclusive lock needs."),
 	}
 }
 
 func (c *peers) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.up, c.votes, c.clash, c.other, c.roundTrip} {
+	for _, d := range []*prometheus.Desc{c.up, c.votes, c.clash, c.other, c.roundTrip, c.nodes, c.voting, c.needed} {
 		ch <- d
 	}
 }
 
 func (c *peers) Collect(ch chan<- prometheus.Metric) {
+	nodes, voting := map[string]int{}, map[string]int{}
 	for _, p := range c.ask() {
+		lists := p.Lists
+		if lists == nil {
+			lists = []string{OldList}
+		}
+		for _, l := range lists {
+			nodes[l]++
+			if p.Votes {
+				voting[l]++
+			}
+		}
 		gauge := func(d *prometheus.Desc, v float64) {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, p.Name)
 		}
@@ -164,6 +199,14 @@ func (c *peers) Collect(ch chan<- prometheus.Metric) {
 		if p.Heard {
 			gauge(c.roundTrip, p.RoundTrip.Seconds())
 		}
+	}
+	for l, n := range nodes {
+		gauge := func(d *prometheus.Desc, v int) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), l)
+		}
+		gauge(c.nodes, n)
+		gauge(c.voting, voting[l])
+		gauge(c.needed, n/2+1)
 	}
 }
 

@@ -32,7 +32,7 @@ func TestCollectors(t *testing.T) {
 	reg.MustRegister(
 		events, metrics.NewNode(s.Node(), "default"), metrics.NewConnection(s.Conn()), metrics.NewServer(s.NATS()),
 		metrics.NewPeers(func() []metrics.Peer {
-			return []metrics.Peer{{Name: "n1", Heard: true, Votes: true, RoundTrip: time.Millisecond}, {Name: "n2", Clash: true, OtherConfig: true}}
+			return []metrics.Peer{{Name: "n1", Heard: true, Votes: true, RoundTrip: time.Millisecond}, {Name: "n2", Clash: true, OtherConfig: true, Lists: []string{metrics.OldList, metrics.NewList}}, {Name: "n3", Votes: true, Heard: true, Lists: []string{metrics.NewList}}}
 		}),
 	)
 	locker := c.LockerOn(t, s.Conn(), qlock.WithName("test"))
@@ -71,6 +71,18 @@ func TestCollectors(t *testing.T) {
 # HELP qlock_events_malformed_total Events that could not be decoded.
 # TYPE qlock_events_malformed_total counter
 qlock_events_malformed_total{cluster="default"} 3
+# HELP qlock_list_nodes Nodes of the list.
+# TYPE qlock_list_nodes gauge
+qlock_list_nodes{list="new"} 2
+qlock_list_nodes{list="old"} 2
+# HELP qlock_list_votes Nodes of the list whose votes count.
+# TYPE qlock_list_votes gauge
+qlock_list_votes{list="new"} 1
+qlock_list_votes{list="old"} 1
+# HELP qlock_list_votes_needed Nodes of the list whose votes an exclusive lock needs.
+# TYPE qlock_list_votes_needed gauge
+qlock_list_votes_needed{list="new"} 2
+qlock_list_votes_needed{list="old"} 2
 # HELP qlock_locks_acquired_total Locks granted.
 # TYPE qlock_locks_acquired_total counter
 qlock_locks_acquired_total{cluster="default",mode="exclusive"} 1
@@ -89,23 +101,37 @@ qlock_nats_connected 1
 # HELP qlock_node_claims Claims at the node, held and waiting.
 # TYPE qlock_node_claims gauge
 qlock_node_claims{cluster="default",node="n1"} 0
+# HELP qlock_node_epoch Number of decisions about the list of nodes that the node knows; 0: it goes by the list that it was started with.
+# TYPE qlock_node_epoch gauge
+qlock_node_epoch{cluster="default",node="n1"} 0
+# HELP qlock_node_list_change_seconds For how long the list of nodes has been changing; 0 if it is not.
+# TYPE qlock_node_list_change_seconds gauge
+qlock_node_list_change_seconds{cluster="default",node="n1"} 0
+# HELP qlock_node_longest_lease_seconds Longest lease that the cluster allows; 0 while the node waits to be added to the list.
+# TYPE qlock_node_longest_lease_seconds gauge
+qlock_node_longest_lease_seconds{cluster="default",node="n1"} 30
 # HELP qlock_node_state 1 for the state that the node is in, 0 for the others.
 # TYPE qlock_node_state gauge
+qlock_node_state{cluster="default",node="n1",state="joining"} 0
 qlock_node_state{cluster="default",node="n1",state="probing"} 0
 qlock_node_state{cluster="default",node="n1",state="recovering"} 0
+qlock_node_state{cluster="default",node="n1",state="retired"} 0
 qlock_node_state{cluster="default",node="n1",state="stopped"} 0
 qlock_node_state{cluster="default",node="n1",state="voting"} 1
 # HELP qlock_peer_name_clash 1 if two nodes answer under this name.
 # TYPE qlock_peer_name_clash gauge
 qlock_peer_name_clash{peer="n1"} 0
 qlock_peer_name_clash{peer="n2"} 1
+qlock_peer_name_clash{peer="n3"} 0
 # HELP qlock_peer_round_trip_seconds Time from a query to the node's answer.
 # TYPE qlock_peer_round_trip_seconds gauge
 qlock_peer_round_trip_seconds{peer="n1"} 0.001
+qlock_peer_round_trip_seconds{peer="n3"} 0
 # HELP qlock_peer_up 1 if the node answered.
 # TYPE qlock_peer_up gauge
 qlock_peer_up{peer="n1"} 1
 qlock_peer_up{peer="n2"} 0
+qlock_peer_up{peer="n3"} 1
 `
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), typed(want)...); err != nil {
 		t.Error(err)

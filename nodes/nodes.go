@@ -168,8 +168,11 @@ func Change(ctx context.Context, nc *nats.Conn, names []string, opts ...Option) 
 		return errors.New("nodes: Change: the list of nodes is empty")
 	case len(names) > wire.MaxNodes:
 		return fmt.Errorf("nodes: Change: the list has %d nodes, at most %d are allowed", len(names), wire.MaxNodes)
-	case len(slices.Compact(slices.Clone(names))) != len(names):
-		return fmt.Errorf("nodes: Change: the list has a name twice: %v", names)
+	}
+	for i, n := range names[1:] {
+		if n == names[i] {
+			return fmt.Errorf("nodes: Change: the list has a name twice: %s", n)
+		}
 	}
 	for _, n := range names {
 		if err := subject.CheckToken("node", n); err != nil {

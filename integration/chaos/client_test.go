@@ -41,15 +41,23 @@ func (r *clientRole) run() error {
 		}
 		cancel(errOrphan)
 	}()
-	c.work.Go(func() { c.pulse(ctx) })
+	c.work.Go(func() { pulse(ctx, c.out) })
 	nc, err := c.connect(ctx)
 	if err != nil {
 		cancel(err)
 	} else {
 		for i := range r.Workers {
-			c.work.Go(func() { c.worker(ctx, i) })
+			c.work.Go(func() {
+				if r.Keep && i == r.Workers-1 {
+					c.keeper(ctx, i)
+				} else {
+					c.worker(ctx, i)
+				}
+			})
 		}
-		c.work.Go(func() { c.operate(ctx) })
+		if !r.Keep {
+			c.work.Go(func() { c.operate(ctx) })
+		}
 	}
 	<-ctx.Done()
 	c.work.Wait()
@@ -64,7 +72,7 @@ func (r *clientRole) run() error {
 }
 
 // pulse measures whether the process runs, and shows that it lives.
-func (c *client) pulse(ctx context.Context) {
+func pulse(ctx context.Context, out *journal) {
 	tick := time.NewTicker(beat)
 	defer tick.Stop()
 	last := now()
@@ -78,10 +86,10 @@ func (c *client) pulse(ctx context.Context) {
 		t := now()
 		switch {
 		case t-last > (beat + tardy).Nanoseconds():
-			c.out.write(line{Kind: late, At: t, From: last})
+			out.write(line{Kind: late, At: t, From: last})
 			said = t
 		case t-said > 10*beat.Nanoseconds():
-			c.out.write(line{Kind: alive, At: t})
+			out.write(line{Kind: alive, At: t})
 			said = t
 		}
 		last = t
@@ -298,4 +306,84 @@ func (w *worker) use(k *qlock.Lock, r request) (int, error) {
 		return 0, err
 	}
 	return r.Value, nil
+}
+
+// keeper takes one lock and keeps it, and works under it all the time. It takes the lock again when
+// it was lost.
+func (c *client) keeper(ctx context.Context, number int) {
+	w := &worker{client: c, number: number}
+	var err error
+	if w.store, err = dialStore(c.Store); err != nil {
+		w.broken(err)
+		return
+	}
+	defer func() { _ = w.store.conn.Close() }()
+	for i := 0; ctx.Err() == nil; i++ {
+		if err := w.keep(ctx, fmt.Sprintf("%s/k#%d", c.Process, i)); err != nil {
+			w.broken(err)
+			return
+		}
+	}
+}
+
+// kept is what the names of locks begin with that are kept.
+const kept = "kept."
+
+func (w *worker) keep(ctx context.Context, id string) error {
+	r := request{Name: kept + w.Name, Holder: id, Shared: w.KeepShared}
+	call := w.locker.Lock
+	if r.Shared {
+		call = w.locker.RLock
+	}
+	ask, cancel := context.WithTimeout(ctx, 3*w.Lease)
+	defer cancel()
+	called := now()
+	k, err := call(ask, r.Name)
+	returned := now()
+	switch {
+	case ctx.Err() != nil && err != nil:
+		return nil
+	case errors.Is(err, qlock.ErrHeld), errors.Is(err, qlock.ErrNoQuorum):
+		w.out.write(line{Kind: failed, At: returned, Worker: w.number, Text: "kept: " + errors.Unwrap(err).Error()})
+		return nil
+	case err != nil:
+		return err
+	}
+	r.Token = k.Token()
+	w.out.write(line{Kind: granted, At: returned, Called: called, Holder: id, Worker: w.number, Name: r.Name, Shared: r.Shared, Token: r.Token})
+	lost := make(chan struct{})
+	context.AfterFunc(k.Context(), func() {
+		defer close(lost)
+		if at := now(); errors.Is(context.Cause(k.Context()), qlock.ErrLost) {
+			w.out.write(line{Kind: told, At: at, Holder: id, Text: context.Cause(k.Context()).Error()})
+		}
+	})
+	wrote, err := 0, error(nil)
+	for value := 0; err == nil && ctx.Err() == nil && k.Context().Err() == nil; {
+		var p reply
+		if p, err = w.store.ask(r); err != nil || p.Refused {
+			break
+		}
+		if r.Write {
+			wrote = r.Value
+		}
+		value = p.Value
+		if !r.Shared {
+			r.Write, r.Value = true, value+1
+		}
+		work, cancel := context.WithTimeout(k.Context(), 50*time.Millisecond)
+		select {
+		case <-work.Done():
+		case <-ctx.Done():
+		}
+		cancel()
+	}
+	w.out.write(line{Kind: releasing, At: now(), Holder: id})
+	unlock := k.Unlock(context.Background())
+	w.out.write(line{Kind: released, At: now(), Holder: id, Lost: unlock != nil, Wrote: wrote})
+	<-lost
+	if unlock != nil && !errors.Is(unlock, qlock.ErrLost) {
+		return errors.Join(err, fmt.Errorf("unlock %s: %w", r.Name, unlock))
+	}
+	return err
 }

@@ -8,11 +8,16 @@
 //	go test ./integration/chaos -v                                  # a short run
 //	go test ./integration/chaos -run TestChaos -chaos.for=2m -v     # a longer one
 //	go test ./integration/chaos -run TestChaos -chaos.seed=7 -v     # other faults
+//	go test ./integration/chaos -run TestLists -chaos.for=1m -v     # the list of nodes changes
 //
 // The same seed gives the same schedule, at the same times. It does not give the
 // same run: the processes are real, and the operating system decides which of them
 // goes on when. A failure may need several runs with its seed to come back, which
 // is why the record of a run that failed can be kept (go test -artifacts).
+//
+// TestLists has no faults of links. It changes the list of nodes, kills nodes that are replaced by
+// others, clients, and the processes that change the list. Its clients each keep one lock all the
+// time. Without -chaos.for it makes one change.
 //
 // # What is checked
 //

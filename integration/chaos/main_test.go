@@ -37,13 +37,15 @@ func TestMain(m *testing.M) {
 
 // role is what a process is told to be: the one that is not nil.
 type role struct {
-	Node   *nodeRole   `json:",omitempty"`
-	Client *clientRole `json:",omitempty"`
+	Node     *nodeRole     `json:",omitempty"`
+	Client   *clientRole   `json:",omitempty"`
+	Operator *operatorRole `json:",omitempty"`
 }
 
 type nodeRole struct {
 	Config qlock.NodeConfig // its Logger is nil
 	Routes []string
+	Pulse  bool // it says when it did not run
 }
 
 type clientRole struct {
@@ -56,6 +58,9 @@ type clientRole struct {
 	Workers  int
 	Seed     uint64
 	Sequence uint64 // of this process among those that had its place
+
+	Keep       bool // the last worker keeps a lock, and nobody evicts holders
+	KeepShared bool // that worker is a reader
 }
 
 func run(text string) int {
@@ -67,6 +72,8 @@ func run(text string) int {
 		err = r.Node.run()
 	case r.Client != nil:
 		err = r.Client.run()
+	case r.Operator != nil:
+		err = r.Operator.run()
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -43,6 +43,9 @@ func (r *nodeRole) run() error {
 	out.write(line{Kind: serving, At: now(), Client: s.ClientURL(), Route: s.RouteURL()})
 	ready, stop := context.WithCancel(context.Background())
 	waited := make(chan struct{})
+	if r.Pulse {
+		go pulse(ready, out)
+	}
 	go func() {
 		defer close(waited)
 		if s.Node().WaitReady(ready) == nil {

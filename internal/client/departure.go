@@ -1,6 +1,7 @@
 package client
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/qlock/qlock/internal/quorum"
@@ -74,6 +75,17 @@ func (d *Departure) count(nodes []string) (n quorum.Count) {
 
 // Over reports whether the claim neither holds the lock nor waits for it any more.
 func (d *Departure) Over() bool { return d.need().Met(d.count(d.Gone)) }
+
+// Near says, while the list of nodes changes, how many voting nodes of each list do not have the claim,
+// and how many are needed. It is empty while there is one list.
+func (d *Departure) Near() string {
+	lists, need, gone := d.cluster.Lists(), d.need(), d.count(d.Gone)
+	if lists[1] == 0 {
+		return ""
+	}
+	return fmt.Sprintf("the list of nodes is being changed: %d of %d voting nodes of the old list do not have the claim, %d are needed; %d of %d of the new list, %d are needed",
+		gone[0], lists[0], need[0], gone[1], lists[1], need[1])
+}
 
 // Decided reports whether further answers cannot change the result: the claim is over, or
 // too many nodes have it.

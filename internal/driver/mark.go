@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -187,6 +188,7 @@ func takeMark(dir *statedir.Dir, cfg *NodeConfig, now wire.Now, run uuid.UUID) (
 	if err := writeMark(dir, cfg, append(mem.past[:len(mem.past):len(mem.past)], run), mem.longest, &mem.state, nil); err != nil {
 		return memory{}, err
 	}
+	logRecord(cfg, mem.state.Record)
 	switch {
 	case mem.fresh && len(cfg.Nodes) == 0:
 		cfg.Log.Logger().Info("this node waits until a change of the list of nodes adds it")
@@ -194,6 +196,30 @@ func takeMark(dir *statedir.Dir, cfg *NodeConfig, now wire.Now, run uuid.UUID) (
 		cfg.Log.Logger().Warn("this node may have forgotten votes and gives none until they have expired", "why", why, "wait", mem.longest)
 	}
 	return mem, nil
+}
+
+// logRecord tells by which list a node goes that has a record, since the one that it was started with
+// does not matter then.
+func logRecord(cfg *NodeConfig, r *epoch.Record) {
+	if r == nil {
+		return
+	}
+	names := func(list []wire.Member) (out []string) {
+		for _, m := range list {
+			out = append(out, m.Name)
+		}
+		return out
+	}
+	args := []any{"epoch", r.Epoch, "nodes", names(r.Nodes)}
+	if r.Joint() {
+		args = append(args, "changing_to", names(r.Next))
+	}
+	text := "this node goes by the list of nodes that its cluster has decided on"
+	if own := cfg.proto(); len(own.Nodes) > 0 && (!slices.Equal(own.Nodes, names(r.Nodes)) || own.MaxTTL != r.MaxTTL || own.Skew != r.Skew) {
+		text += ", and not by what it was started with"
+		args = append(args, "started_with", own.Nodes, "max_lease", own.MaxTTL, "max_skew", own.Skew)
+	}
+	cfg.Log.Logger().Info(text, args...)
 }
 
 // newFloorKey returns a key that is secret, and not merely unique: see FloorKey in voter.Config.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/qlock/qlock/internal/members"
 	"github.com/qlock/qlock/internal/natsio"
+	"github.com/qlock/qlock/internal/quorum"
 	"github.com/qlock/qlock/internal/wire"
 )
 
@@ -261,6 +262,15 @@ func noMembers(cluster string, m *members.Membership, on string, status func() n
 		text += "; is a node running with this cluster name, on this NATS, in this account?"
 	default:
 		text += fmt.Sprintf(" (%d of %d nodes); a quorum of one list is needed", expected-missing, expected)
+	}
+	if c := m.Config; c != nil && c.Lists()[1] > 0 {
+		shown := 0
+		for i := range m.Nodes {
+			if n := &m.Nodes[i]; n.Digest == m.Digest && c.In(n.Name)&quorum.InNodes != 0 {
+				shown++
+			}
+		}
+		text += fmt.Sprintf("; the list of nodes is being changed: %d of %d nodes of the old list show it, %d must", shown, c.Lists()[0], c.Need(quorum.Exclusive)[0])
 	}
 	if last != nil {
 		text += fmt.Sprintf(" (last error of publishing: %v)", last)

@@ -177,6 +177,9 @@ type NodeStats struct {
 	Ahead                               time.Duration // lead of the highest token over the clock
 	Counts                              voter.Counts
 	Requests, Malformed                 uint64
+	Epoch                               uint64        // of its record; 0: it has none
+	Changing                            time.Duration // for how long its list has been changing, at least
+	Longest                             time.Duration // longest lease that claims may have; 0: it waits to be added
 }
 
 func (v *nodeMachine) stats() NodeStats {
@@ -186,7 +189,10 @@ func (v *nodeMachine) stats() NodeStats {
 	s := NodeStats{
 		State: v.core.State(), Started: v.start, Recovering: v.core.Recovering(now),
 		Claims: v.core.Claims(), Waiting: v.core.Waiting(), Resources: v.core.Resources(), Clients: v.core.Clients(),
-		Ahead: v.core.Ahead(now), Counts: v.core.Counts(),
+		Ahead: v.core.Ahead(now), Counts: v.core.Counts(), Epoch: v.core.Epoch(), Longest: v.core.LongestLease(),
+	}
+	if had, joint := v.core.Changing(now); joint {
+		s.Changing = max(had, 1)
 	}
 	if v.closed {
 		s.State, s.Recovering = wire.Stopped, 0

@@ -206,11 +206,23 @@ func (c *Client) Query(ctx context.Context, r wire.Request, take func(*wire.Answ
 			if enough() {
 				return answered, missing(after), nil
 			}
-			return nil, nil, fmt.Errorf("%w: asked the nodes on %s: %d of %d answered%s: %w", ErrNoQuorum,
-				q.subject, len(answered), len(nodes), unanswered(after), natsio.ContextError(ctx))
+			return nil, nil, fmt.Errorf("%w: asked the nodes on %s: %s%s: %w", ErrNoQuorum,
+				q.subject, near(&cluster, answered), unanswered(after), natsio.ContextError(ctx))
 		}
 	}
 	return answered, nil, nil
+}
+
+// near says how many nodes answered: of each list, with how many are needed, while the list of nodes
+// changes.
+func near(cluster *wire.Config, answered []string) string {
+	lists := cluster.Lists()
+	if lists[1] == 0 {
+		return fmt.Sprintf("%d of %d answered", len(answered), len(cluster.Nodes))
+	}
+	n, need := cluster.Counts(answered), cluster.Need(quorum.Exclusive)
+	return fmt.Sprintf("the list of nodes is being changed: %d of %d nodes of the old list answered, %d are needed; %d of %d of the new list, %d are needed",
+		n[0], lists[0], need[0], n[1], lists[1], need[1])
 }
 
 // unanswered describes the nodes that are not done.

@@ -107,8 +107,9 @@ type Operator struct {
 	steps   []wire.Step // accepting: not yet answered
 	learn   wire.Step
 	told    map[string]bool
-	mine    string // digest of the last record that this run had decided
-	carried string // digest of another command's joint record that this one had to have decided
+	mine    string   // digest of the last record that this run had decided
+	carried string   // digest of another command's joint record that this one had to have decided
+	left    []string // nodes that the last decision of this run took out of all lists
 	noted   string
 }
 
@@ -398,7 +399,7 @@ func (o *Operator) decide(now time.Duration, w *Want) {
 		for _, m := range r.Nodes {
 			if s, ok := o.shown[m.Name]; (!ok || s.epoch() < 1 && !s.Joining) && !slices.Contains(o.wish.Gone, m.Name) { //plant:epoch-all-have-ids
 				w.Steps = append(w.Steps, o.learn)
-				o.pause(now, repeat, fmt.Sprintf("waiting for node %s: all nodes must have ids before the first change", m.Name), w)
+				o.pause(now, repeat, fmt.Sprintf("waiting for node %s: before the first change, all nodes must show that they have ids; if it will never come back, name it as gone", m.Name), w)
 				return
 			}
 		}
@@ -406,6 +407,9 @@ func (o *Operator) decide(now time.Duration, w *Want) {
 	switch {
 	case o.wish.Goal == Enable:
 		o.end(nil, w)
+		if o.current.Digest() != o.mine {
+			o.idle(w)
+		}
 	case !r.Joint() && o.wish.Goal == Change:
 		o.begin(now, w)
 	case !r.Joint():
@@ -433,7 +437,9 @@ func (o *Operator) wishes(nodes []string, maxTTL, skew time.Duration) bool {
 // enable proposes epoch 1.
 func (o *Operator) enable(now time.Duration, w *Want) {
 	if o.wish.Goal == Finish || o.wish.Goal == RollBack {
-		o.end(errors.New("no change is under way"), w)
+		// All nodes answered, and a joint record needs that all show epoch 1 before it.
+		o.end(nil, w)
+		o.idle(w)
 		return
 	}
 	base := o.current.Base
@@ -455,9 +461,24 @@ func (o *Operator) enable(now time.Duration, w *Want) {
 func (o *Operator) nothing(now time.Duration, w *Want) {
 	if o.current.Digest() == o.mine {
 		o.end(nil, w)
+		if len(o.left) > 0 {
+			o.note(fmt.Sprintf("done: %v may be stopped, no list has them any more", o.left), w)
+		}
 		return
 	}
 	o.decideOn(now, nil, w) //plant:epoch-nothing-hidden
+}
+
+// idle says why the command ends without having done anything.
+func (o *Operator) idle(w *Want) {
+	switch o.wish.Goal {
+	case Enable:
+		o.note("the nodes have ids already: nothing to do", w)
+	case Change:
+		o.note(fmt.Sprintf("the nodes are %v already: nothing to do", o.wish.Nodes), w)
+	default:
+		o.note("no change of the list of nodes is under way: nothing to do", w)
+	}
 }
 
 // begin proposes the joint record.
@@ -599,6 +620,7 @@ func (o *Operator) propose(now time.Duration, w *Want) {
 	value := o.round.Found()
 	if value == nil && o.want == nil {
 		o.end(nil, w)
+		o.idle(w)
 		return
 	}
 	if value == nil {
@@ -623,6 +645,14 @@ func (o *Operator) decided(now time.Duration, w *Want) {
 	r := o.round.proposal
 	o.learn = o.round.Learn()
 	o.mine = r.Digest()
+	o.left = nil
+	if before := o.current.Record; before != nil {
+		for _, n := range names(slices.Concat(before.Nodes, before.Next)) {
+			if in := names(slices.Concat(r.Nodes, r.Next)); !slices.Contains(in, n) && !slices.Contains(o.left, n) {
+				o.left = append(o.left, n)
+			}
+		}
+	}
 	o.told = map[string]bool{}
 	o.current = &Current{Cluster: o.cluster, Record: r, Links: append(slices.Clone(o.learn.Links), wire.Link{Epoch: r.Epoch, Digest: r.Digest()})}
 	what := fmt.Sprintf("epoch %d is decided: nodes %v", r.Epoch, names(r.Nodes))

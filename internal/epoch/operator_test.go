@@ -105,11 +105,31 @@ func TestOperator(t *testing.T) {
 			c.must(Wish{Goal: Finish})
 			c.must(Wish{Goal: RollBack})
 		}},
+		{"it says what it did not do, and who may be stopped", func(t *testing.T, c *chaos) {
+			says := func(w Wish, want string) {
+				t.Helper()
+				x := c.operate(w)
+				c.until(c.now + 20*time.Second)
+				if !x.o.Ended() || x.err != nil || x.o.noted != want {
+					t.Errorf("ended %v: %v; it says %q, want %q", x.o.Ended(), x.err, x.o.noted, want)
+				}
+			}
+			says(Wish{Goal: Enable}, "epoch 1 is decided: nodes [a b c]")
+			says(Wish{Goal: Enable}, "the nodes have ids already: nothing to do")
+			says(Wish{Goal: RollBack}, "no change of the list of nodes is under way: nothing to do")
+			says(change("a b c"), "the nodes are [a b c] already: nothing to do")
+			says(change("a b c d"), "epoch 3 is decided: nodes [a b c d]")
+			says(change("a e"), "done: [b c d] may be stopped, no list has them any more")
+			c.must(joint("a f"))
+			says(Wish{Goal: RollBack}, "done: [f] may be stopped, no list has them any more")
+		}},
 		{"no change is under way at epoch 0", func(t *testing.T, c *chaos) {
 			for _, g := range []Goal{Finish, RollBack} {
-				if err := c.done(Wish{Goal: g}); err == nil {
-					t.Error("no error")
+				x := c.operate(Wish{Goal: g})
+				if c.until(c.now + 20*time.Second); !x.o.Ended() || x.err != nil || !strings.Contains(x.o.noted, "no change of the list of nodes is under way") {
+					t.Errorf("ended %v: %v; it says %q", x.o.Ended(), x.err, x.o.noted)
 				}
+				c.has("a", "-")
 			}
 		}},
 		{"another lease for the same list", func(t *testing.T, c *chaos) {

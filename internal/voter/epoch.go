@@ -121,6 +121,28 @@ func (n *Node) Epoch() uint64 {
 	return n.config.acceptor.State().Epoch()
 }
 
+// Changing returns for how long the list of nodes has been changing, as far as the node has seen it,
+// and whether it is.
+func (n *Node) Changing(now wire.Now) (time.Duration, bool) {
+	a := n.config.acceptor
+	if a == nil || a.Record() == nil || !a.Record().Joint() || a.In() == 0 {
+		return 0, false
+	}
+	return a.Had(now.Mono), true
+}
+
+// LongestLease returns the longest lease that a claim at the node may have: while the list changes,
+// claims of before may have that of the old or of the new list. It is 0 while the node waits to be
+// added, because it knows no list.
+func (n *Node) LongestLease() time.Duration {
+	if a := n.config.acceptor; a != nil && a.Joining() {
+		return 0
+	} else if a != nil && a.Record() != nil {
+		return a.Record().Longest()
+	}
+	return n.cfg.MaxTTL
+}
+
 // self is what the node says of itself when it takes part in a decision (E6, E7).
 func (n *Node) self(now wire.Now) (s epoch.Self) {
 	s.Votes = n.voting()                              //plant:voter-sure
@@ -183,7 +205,7 @@ func (n *Node) Written(now wire.Now, out *Out) {
 // adopt goes by a new record. Votes, queues and evictions stay (E14).
 func (n *Node) adopt(now wire.Now, out *Out) {
 	n.serial++
-	r, before := n.config.acceptor.Record(), n.config.outside
+	r, before, voted := n.config.acceptor.Record(), n.config.outside, n.voting()
 	n.configure()
 	if n.inQuarant { // an earlier list may have allowed longer leases
 		n.quarantine = max(n.quarantine, n.waitAt+n.listen()+n.runOut(), n.soughtAt+n.runOut())
@@ -191,7 +213,9 @@ func (n *Node) adopt(now wire.Now, out *Out) {
 	if n.raiseTo(r.Floor); n.config.outside != "" {
 		n.dropAll() //plant:voter-drops
 	} else {
+		ready := out.Ready
 		n.noteState(now, out)
+		out.Ready = ready || out.Ready && !voted
 	}
 	what := fmt.Sprintf("epoch %d: nodes %v", r.Epoch, names(r.Nodes))
 	if r.Joint() {
@@ -335,6 +359,16 @@ func (n *Node) shown(now wire.Now, a *wire.Answer, out *Out) {
 		n.dropAll()
 		out.Notes = append(out.Notes, fmt.Sprintf(
 			"cluster %s is at epoch %d, and the list that this node was started with is not in its history: the node gives no votes and waits to be added to the list", n.cfg.Cluster, c.Record.Epoch))
+		return
+	}
+	if n.config.acceptor.Joining() {
+		// It has no history that the record could contradict. It waits for one that names it, which
+		// none will do that names another directory.
+		if lists := slices.Concat(c.Record.Nodes, c.Record.Next); !n.config.alarmed && has(lists, n.cfg.Name) && epoch.In(c.Record, n.cfg.Name, n.config.acceptor.State().ID) == 0 {
+			n.config.alarmed = true
+			out.Notes = append(out.Notes, fmt.Sprintf(
+				"the list of nodes has a node named %s with another state directory: this node gives no votes; start it under another name, or change %s out of the list first", n.cfg.Name, n.cfg.Name))
+		}
 		return
 	}
 	if !n.config.alarmed {

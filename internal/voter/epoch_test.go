@@ -453,6 +453,45 @@ func TestJoins(t *testing.T) {
 	}
 }
 
+// A node that waits to be added sees records that do not name it. That is no alarm, unless they name
+// another node of its name.
+func TestJoiningSeesRecords(t *testing.T) {
+	h := newHistory()
+	for _, tt := range []struct {
+		name string
+		want string
+	}{{"n4", ""}, {"n2", "start it under another name"}} {
+		m := startMember(t, tt.name, wire.Config{MaxTTL: 30 * time.Second, Skew: 5 * time.Second}, epoch.State{ID: uuid.New()}, nil, true)
+		for range 2 {
+			var out Out
+			m.n.HandleAnswer(m.now, &wire.Answer{Kind: wire.Informed, Node: "n1", Digest: h.last().Digest(), Info: &wire.NodeInfo{
+				Nonce: m.n.probeRequest().Nonce, Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 30 * time.Second, State: wire.Voting,
+				Config: &wire.NodeConfig{ID: epochID("n1"), Epoch: 1, Record: h.last(), Links: h.links},
+			}}, &out)
+			m.did(&out)
+		}
+		if got := strings.Join(m.notes, "; "); m.n.State() != wire.Joining || (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) || len(m.notes) > 1 {
+			t.Errorf("%s is %s, and says %q", tt.name, m.n.State(), m.notes)
+		}
+	}
+}
+
+// A node says that it votes when it begins to, and not with each record.
+func TestReadyIsSaidOnce(t *testing.T) {
+	h := newHistory()
+	old := startMember(t, "n1", epochBase, h.state("n1"), &Saved{Wall: 1_799_999_999_000_000}, false)
+	next := startMember(t, "n4", wire.Config{MaxTTL: 30 * time.Second, Skew: 5 * time.Second}, epoch.State{ID: epochID("n4")}, nil, true)
+	h.joint(30*time.Second, "n1", "n4")
+	for m, want := range map[*member]bool{old: false, next: true} {
+		var out Out
+		m.n.Handle(m.now, &wire.Request{Verb: wire.Configure, Client: "ops", Step: h.learn()}, "x", &out)
+		m.did(&out)
+		if out.Ready != want || m.n.State() != wire.Voting {
+			t.Errorf("%s, ready %v, want %v", m.n.State(), out.Ready, want)
+		}
+	}
+}
+
 // A directory that was used before is not taken for one that never voted.
 func TestJoinsWithAnOldDirectory(t *testing.T) {
 	join := wire.Config{MaxTTL: 30 * time.Second, Skew: 5 * time.Second}

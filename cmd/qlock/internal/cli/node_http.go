@@ -75,9 +75,9 @@ func (s *nodeServer) healthz(w http.ResponseWriter, _ *http.Request) {
 	r := s.started.Load()
 	select {
 	case <-done(r):
-		answer(w, http.StatusServiceUnavailable, "stopped", plain(r.node.Err()))
+		answer(w, http.StatusServiceUnavailable, r, plain(r.node.Err()))
 	default:
-		answer(w, http.StatusOK, state(r), "")
+		answer(w, http.StatusOK, r, "")
 	}
 }
 
@@ -86,11 +86,11 @@ func (s *nodeServer) readyz(w http.ResponseWriter, _ *http.Request) {
 	r := s.started.Load()
 	switch {
 	case r == nil || !r.node.Ready():
-		answer(w, http.StatusServiceUnavailable, state(r), "the node gives no votes")
+		answer(w, http.StatusServiceUnavailable, r, whyNot(r))
 	case !r.nc.IsConnected():
-		answer(w, http.StatusServiceUnavailable, state(r), "the NATS connection is "+r.nc.Status().String())
+		answer(w, http.StatusServiceUnavailable, r, "the NATS connection is "+r.nc.Status().String())
 	default:
-		answer(w, http.StatusOK, state(r), "")
+		answer(w, http.StatusOK, r, "")
 	}
 }
 
@@ -101,20 +101,34 @@ func done(r *running) <-chan struct{} {
 	return r.node.Done()
 }
 
-func state(r *running) string {
-	if r == nil {
-		return "starting"
+// whyNot says why a node gives no votes.
+func whyNot(r *running) string {
+	if r != nil {
+		switch r.node.Stats().State {
+		case qlock.NodeJoining:
+			return "the node waits until qlock nodes change adds it"
+		case qlock.NodeRetired:
+			return "no list of nodes has this node any more: it can be stopped"
+		}
 	}
-	return string(r.node.Stats().State)
+	return "the node gives no votes"
 }
 
-func answer(w http.ResponseWriter, status int, state, why string) {
+// answer writes what the node is. While the list of nodes changes, it says for how long.
+func answer(w http.ResponseWriter, status int, r *running, why string) {
+	body := struct {
+		State    string  `json:"state"`
+		Why      string  `json:"why,omitempty"`
+		Epoch    uint64  `json:"epoch,omitempty"`
+		Changing float64 `json:"list_change_ms,omitempty"`
+	}{State: "starting", Why: why}
+	if r != nil {
+		s := r.node.Stats()
+		body.State, body.Epoch, body.Changing = string(s.State), s.Epoch, ms(s.Changing)
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(struct { // the client may be gone
-		State string `json:"state"`
-		Why   string `json:"why,omitempty"`
-	}{state, why})
+	_ = json.NewEncoder(w).Encode(body) // the client may be gone
 }
 
 // registry returns a registry with the metrics of the process. The node's metrics are added
@@ -159,34 +173,54 @@ func (s *nodeServer) peers(r *running) []metrics.Peer {
 	if err != nil {
 		return nil
 	}
-	byName := map[string]*metrics.Peer{}
-	for _, n := range s.o.node.Nodes {
-		byName[n] = &metrics.Peer{Name: n}
+	return peersOf(m, s.o.node.Name, s.o.node.Nodes)
+}
+
+// peersOf returns the nodes of the lists by which the node of this name goes, as they are in m:
+// of the cluster's list, and while it changes of the new one as well. started is the list that the
+// node was started with, in case that it does not hear its own answer.
+func peersOf(m *qlock.Members, name string, started []string) []metrics.Peer {
+	old, next := m.Config.Nodes, []string(nil)
+	if m.Change != nil {
+		next = m.Change.Nodes
 	}
-	for i := range m.Nodes {
+	digest, moving := m.Config.Digest, false
+	// A node that contradicts the others goes by its own list.
+	if i := slices.IndexFunc(m.Nodes, func(n qlock.Member) bool { return n.Name == name && n.Answered }); i >= 0 && len(m.Nodes[i].Config.Nodes) > 0 {
 		n := &m.Nodes[i]
-		if p := byName[n.Name]; p != nil && n.Answered {
-			p.Heard, p.RoundTrip = true, n.RoundTrip
-			p.Clash, p.OtherConfig = n.Conflict == qlock.ConflictName, !s.isOurs(n.Config)
-			p.Votes = !p.Clash && !p.OtherConfig && n.State == qlock.NodeVoting
+		moving = n.Conflict == qlock.ConflictBehind || n.Conflict == qlock.ConflictAhead
+		if digest = n.Config.Digest; digest != m.Config.Digest && !moving {
+			old, next = n.Config.Nodes, nil
 		}
 	}
-	out := make([]metrics.Peer, 0, len(byName))
-	for _, n := range s.o.node.Nodes {
-		out = append(out, *byName[n])
+	if len(old) == 0 {
+		old = slices.Sorted(slices.Values(started))
+	}
+	all := slices.Concat(old, next)
+	slices.Sort(all)
+	all = slices.Compact(all)
+	out := make([]metrics.Peer, 0, len(all))
+	for _, name := range all {
+		p := metrics.Peer{Name: name}
+		for i := range m.Nodes {
+			n := &m.Nodes[i]
+			if n.Name != name || !n.Answered {
+				continue
+			}
+			p.Heard, p.RoundTrip = true, n.RoundTrip
+			p.Clash = n.Conflict == qlock.ConflictName
+			// One that is about to learn what the others have decided has no other configuration.
+			behind := moving || n.Conflict == qlock.ConflictBehind || n.Conflict == qlock.ConflictAhead
+			p.OtherConfig = n.Config.Digest != digest && !behind && n.State != qlock.NodeJoining && n.State != qlock.NodeRetired
+			p.Votes = !p.Clash && !p.OtherConfig && n.Conflict != qlock.ConflictBehind && n.State == qlock.NodeVoting
+		}
+		if slices.Contains(old, name) {
+			p.Lists = append(p.Lists, metrics.OldList)
+		}
+		if slices.Contains(next, name) {
+			p.Lists = append(p.Lists, metrics.NewList)
+		}
+		out = append(out, p)
 	}
 	return out
-}
-
-// isOurs reports whether a configuration is this node's.
-func (s *nodeServer) isOurs(c qlock.ClusterConfig) bool {
-	return slices.Equal(c.Nodes, slices.Sorted(slices.Values(s.o.node.Nodes))) && c.MaxLease == s.o.node.MaxLease && c.MaxSkew == s.skew()
-}
-
-// skew returns the configured value, or the default of package qlock.
-func (s *nodeServer) skew() time.Duration {
-	if s.o.node.MaxSkew != 0 {
-		return s.o.node.MaxSkew
-	}
-	return min(5*time.Second, s.o.node.MaxLease/2)
 }

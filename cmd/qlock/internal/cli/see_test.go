@@ -425,6 +425,70 @@ func TestTokensAhead(t *testing.T) {
 	}
 }
 
+// A node's metrics about the others go by the list that the cluster has, and not by the one that the
+// node was started with.
+func TestPeers(t *testing.T) {
+	list := func(names string, epoch uint64, digest string) qlock.ClusterConfig {
+		return qlock.ClusterConfig{Nodes: strings.Fields(names), Epoch: epoch, Digest: digest}
+	}
+	first, joint, last := list("n1 n2 n3", 0, "0"), list("n1 n2 n3", 2, "2"), list("n1 n2 n4", 3, "3")
+	node := func(name string, c qlock.ClusterConfig, edit ...func(*qlock.Member)) qlock.Member {
+		m := qlock.Member{Name: name, Answered: true, State: qlock.NodeVoting, Config: c}
+		for _, e := range edit {
+			e(&m)
+		}
+		return m
+	}
+	in := func(s qlock.NodeState) func(*qlock.Member) { return func(m *qlock.Member) { m.State = s } }
+	conflict := func(c qlock.Conflict) func(*qlock.Member) { return func(m *qlock.Member) { m.Conflict = c } }
+	joining := node("n4", qlock.ClusterConfig{}, in(qlock.NodeJoining))
+	toN4 := &qlock.NodesChange{Nodes: []string{"n1", "n2", "n4"}}
+	for _, tt := range []struct {
+		name, of string
+		m        qlock.Members
+		want     string // name, lists, and what is not in order
+	}{
+		{"at epoch 0", "n1", qlock.Members{Config: first, Nodes: []qlock.Member{node("n1", first), node("n2", first), {Name: "n3"}, joining}},
+			"n1 old, n2 old, n3 old silent"},
+		{"while the list changes", "n1", qlock.Members{Config: joint, Change: toN4, Nodes: []qlock.Member{node("n1", joint), node("n2", joint), node("n3", joint), node("n4", joint, in(qlock.NodeRecovering))}},
+			"n1 old new, n2 old new, n3 old, n4 new waits"},
+		{"after a change", "n1", qlock.Members{Config: last, Nodes: []qlock.Member{node("n1", last), node("n2", last), node("n3", last, in(qlock.NodeRetired)), node("n4", last)}},
+			"n1 old, n2 old, n4 old"},
+		{"seen by a node that waits to be added", "n4", qlock.Members{Config: first, Nodes: []qlock.Member{node("n1", first), node("n2", first), node("n3", first), joining}},
+			"n1 old, n2 old, n3 old"},
+		{"one has not learned yet", "n1", qlock.Members{Config: last, Nodes: []qlock.Member{node("n1", last), node("n2", joint, conflict(qlock.ConflictBehind)), node("n4", last)}},
+			"n1 old, n2 old waits, n4 old"},
+		{"this one has not learned yet", "n2", qlock.Members{Config: last, Nodes: []qlock.Member{node("n1", last), node("n2", joint, conflict(qlock.ConflictBehind)), node("n4", last)}},
+			"n1 old, n2 old waits, n4 old"},
+		{"started with another list", "n1", qlock.Members{Config: first, Nodes: []qlock.Member{node("n1", first), node("n2", first), node("n3", list("n3", 0, "x"), conflict(qlock.ConflictConfig))}},
+			"n1 old, n2 old, n3 old other waits"},
+		{"this one was started with another list", "n3", qlock.Members{Config: first, Nodes: []qlock.Member{node("n1", first), node("n3", list("n1 n3", 0, "x"), conflict(qlock.ConflictConfig))}},
+			"n1 old other waits, n3 old"},
+		{"two of one name", "n1", qlock.Members{Config: last, Nodes: []qlock.Member{node("n1", last), node("n2", last, conflict(qlock.ConflictName)), node("n2", last, conflict(qlock.ConflictName)), node("n4", last)}},
+			"n1 old, n2 old clash waits, n4 old"},
+		{"nobody answers", "n1", qlock.Members{}, "n1 old silent, n3 old silent"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var got []string
+			for _, p := range peersOf(&tt.m, tt.of, []string{"n3", "n1"}) {
+				text := p.Name + " " + strings.Join(p.Lists, " ")
+				for _, flag := range []struct {
+					on   bool
+					word string
+				}{{!p.Heard, "silent"}, {p.Clash, "clash"}, {p.OtherConfig, "other"}, {p.Heard && !p.Votes, "waits"}} {
+					if flag.on {
+						text += " " + flag.word
+					}
+				}
+				got = append(got, text)
+			}
+			if got := strings.Join(got, ", "); got != tt.want {
+				t.Errorf("%s\nwant %s", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestMembersReport(t *testing.T) {
 	m := membersOf(memberOf("a", "a b c", nil), qlock.Member{Name: "b"}, memberOf("c", "a b c", func(m *qlock.Member) { m.Conflict = qlock.ConflictConfig }))
 	r := membersReportOf(m)
