@@ -74,6 +74,7 @@ type Limits struct {
 	Principals      int           // NATS users that use the gateway at a time: 1,000
 	Streams         int           // event streams and waiting lists of one principal: 100
 	Body            int64         // bytes: 64 KiB
+	State           int64         // bytes of a Terraform state: 32 MiB
 	BodyTime        time.Duration // for a request's body to arrive: 5 s
 	WriteTime       time.Duration // for a caller to take the next 64 KiB of an answer: 10 s
 	Block           time.Duration // that a request may wait: 55 s, below what proxies allow
@@ -86,7 +87,7 @@ type Limits struct {
 func (l Limits) filled() Limits {
 	return Limits{
 		Leases: cmp.Or(l.Leases, 10_000), WaitingPerLock: cmp.Or(l.WaitingPerLock, 1_000), PollsPerLease: cmp.Or(l.PollsPerLease, 16),
-		Principals: cmp.Or(l.Principals, 1_000), Streams: cmp.Or(l.Streams, 100), Body: cmp.Or(l.Body, 64<<10), BodyTime: cmp.Or(l.BodyTime, 5*time.Second), WriteTime: cmp.Or(l.WriteTime, 10*time.Second),
+		Principals: cmp.Or(l.Principals, 1_000), Streams: cmp.Or(l.Streams, 100), Body: cmp.Or(l.Body, 64<<10), State: cmp.Or(l.State, 32<<20), BodyTime: cmp.Or(l.BodyTime, 5*time.Second), WriteTime: cmp.Or(l.WriteTime, 10*time.Second),
 		Block: cmp.Or(l.Block, 55*time.Second), RequestsPerSec: l.RequestsPerSec, Tombstones: cmp.Or(l.Tombstones, 100_000),
 		TombstonesFor: cmp.Or(l.TombstonesFor, 10*time.Minute), UndecidedTryFor: cmp.Or(l.UndecidedTryFor, 5*time.Second),
 	}
@@ -119,6 +120,7 @@ type Gateway struct {
 	serving   sync.WaitGroup // requests of the NATS door
 	natsSlots chan struct{}
 	looks     chan struct{} // views that are being looked at
+	states    chan struct{} // requests about Terraform states
 
 	mu       sync.Mutex // guards what follows; a lease's is locked before it
 	quiet    *sync.Cond // tells that unfinished is 0
@@ -206,7 +208,7 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 	}
 	g := &Gateway{
 		cfg: cfg, secret: cfg.Secret, limits: cfg.Limits.filled(), log: cfg.Logger, name: newName(), now: time.Now,
-		draining: make(chan struct{}), looks: make(chan struct{}, looksAtOnce), natsSlots: make(chan struct{}, natsRequests), logins: map[string]*login{}, rings: map[ringKey]*ring{}, watchers: map[watchKey]*watcher{}, callers: map[string]*principal{}, leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
+		draining: make(chan struct{}), looks: make(chan struct{}, looksAtOnce), natsSlots: make(chan struct{}, natsRequests), states: make(chan struct{}, statesAtOnce), logins: map[string]*login{}, rings: map[ringKey]*ring{}, watchers: map[watchKey]*watcher{}, callers: map[string]*principal{}, leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
 	}
 	g.counters.ended, g.counters.requests = map[string]uint64{}, map[Request]uint64{}
 	g.peers = newPeers(g)
