@@ -395,6 +395,9 @@ func (g *Gateway) routes() http.Handler {
 	g.documents(mux)
 	g.dashboard(mux)
 	origin := http.NewCrossOriginProtection()
+	for _, o := range g.cfg.Origins {
+		_ = origin.AddTrustedOrigin(o) // New has checked it
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		e := &exchange{ResponseWriter: w, control: http.NewResponseController(w), writeTime: g.limits.WriteTime, started: time.Now(), id: requestID(r)}
 		// The deadline of an earlier answer on this connection would end this one. Not every
@@ -412,6 +415,9 @@ func (g *Gateway) routes() http.Handler {
 		defer g.recovered(e)
 		if p := g.admits(r, e.started); p != nil {
 			e.fail(p)
+			return
+		}
+		if g.cors(e, r) {
 			return
 		}
 		if err := origin.Check(r); err != nil {
@@ -516,10 +522,7 @@ func (g *Gateway) logged(e *exchange, r *http.Request) {
 	if e.lease != "" {
 		args = append(args, "lease", e.lease)
 	}
-	if trace := r.Header.Get("traceparent"); isToken(trace, 64) {
-		args = append(args, "traceparent", trace)
-	}
-	g.log.Debug("request", args...)
+	g.log.Debug("request", append(args, traceOf(r.Header.Values).args()...)...)
 }
 
 // requestID is that of the caller's, if it is harmless.
@@ -630,7 +633,7 @@ func (g *Gateway) serveOperation(w http.ResponseWriter, r *http.Request, op *ope
 		return
 	}
 	defer leave()
-	c := &call{ctx: r.Context(), principal: who, received: e.started, request: e.id, block: block}
+	c := &call{ctx: r.Context(), principal: who, received: e.started, request: e.id, block: block, address: addressOf(r), trace: traceOf(r.Header.Values)}
 	out, p := op.serve(g, c, &input{path: r.PathValue, query: query, header: r.Header, body: body})
 	if p != nil {
 		e.fail(p)

@@ -44,7 +44,8 @@ const (
 	stateTries    = 20               // of a change that others come between
 	stateWait     = 20 * time.Second // for the server, all in all
 	openTime      = 3 * time.Second  // to look at the bucket
-	statesAtOnce  = 32               // requests
+	statesAtOnce  = 32               // requests: states are large, and the gateway has them in memory
+	statesOfOne   = 8                // requests of one address
 )
 
 // stateRecord is the first line of a state's key. The compressed state follows it, or stands
@@ -124,13 +125,11 @@ func (g *Gateway) serveState(r *http.Request, serve func(*states, *exchange, *ht
 		return
 	}
 	defer leave()
-	select { // states are large, and the gateway has them in memory
-	case g.states <- struct{}{}:
-		defer func() { <-g.states }()
-	default:
-		e.fail(problem("too-many", "%d requests about Terraform states are being served, which is the limit", cap(g.states)))
+	if p := g.enterState(addressOf(r)); p != nil {
+		e.fail(p)
 		return
 	}
+	defer g.leaveState(addressOf(r))
 	ctx, cancel := context.WithTimeout(r.Context(), stateTime+stateWait)
 	defer cancel()
 	var err error
@@ -140,6 +139,29 @@ func (g *Gateway) serveState(r *http.Request, serve func(*states, *exchange, *ht
 		return
 	}
 	serve(s, e, r)
+}
+
+// enterState admits a request about a state, which leaveState ends.
+func (g *Gateway) enterState(address string) *Problem {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	all := 0
+	for _, n := range g.states {
+		all += n
+	}
+	if all >= statesAtOnce || g.states[address] >= statesOfOne {
+		return problem("too-many", "too many requests about Terraform states are being served: %d of one address and %d in all are the limits", statesOfOne, statesAtOnce)
+	}
+	g.states[address]++
+	return nil
+}
+
+func (g *Gateway) leaveState(address string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.states[address]--; g.states[address] == 0 {
+		delete(g.states, address)
+	}
 }
 
 // openStore opens a bucket. NATS does not answer a request that it denies: that is learned from
