@@ -338,6 +338,11 @@ func (g *Gateway) serveEvents(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
+	if p := g.enterStream(addressOf(r)); p != nil {
+		e.fail(p)
+		return
+	}
+	defer g.leaveStream(addressOf(r))
 	events, p := g.ringOf(r.Context(), who, subject)
 	if p != nil {
 		e.fail(p)

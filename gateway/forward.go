@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -362,7 +363,7 @@ func (p *peers) forward(c *call, owner string, f *forwarded) (*Lease, *Problem) 
 	p.g.counters.forwarded.Add(1)
 	began := time.Now()
 	for {
-		m, err := p.request(c.ctx, owner, f, text)
+		m, err := p.request(c, owner, f, text)
 		switch lives, known := p.state(owner); {
 		case err == nil:
 			return readAnswer(m.Data)
@@ -379,8 +380,8 @@ func (p *peers) forward(c *call, owner string, f *forwarded) (*Lease, *Problem) 
 }
 
 // request waits for an owner's answer for as long as the owner lives.
-func (p *peers) request(ctx context.Context, owner string, f *forwarded, text []byte) (*nats.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(f.BlockMS)*time.Millisecond+5*time.Second)
+func (p *peers) request(c *call, owner string, f *forwarded, text []byte) (*nats.Msg, error) {
+	ctx, cancel := context.WithTimeout(c.ctx, time.Duration(f.BlockMS)*time.Millisecond+5*time.Second)
 	defer cancel()
 	ctx, abandon := context.WithCancelCause(ctx)
 	defer abandon(nil)
@@ -397,7 +398,7 @@ func (p *peers) request(ctx context.Context, owner string, f *forwarded, text []
 			delete(p.asked, owner)
 		}
 	}()
-	return p.nc.RequestWithContext(ctx, p.base+toGateway+owner+"."+f.verb, text)
+	return p.nc.RequestMsgWithContext(ctx, &nats.Msg{Subject: p.base + toGateway + owner + "." + f.verb, Data: text, Header: c.trace.header()})
 }
 
 func readAnswer(text []byte) (*Lease, *Problem) {
@@ -595,6 +596,9 @@ func (p *peers) onForwarded(m *nats.Msg) {
 		ctx, cancel := context.WithTimeout(context.Background(), block+10*time.Second)
 		defer cancel()
 		p.g.counters.answered.Add(1)
+		if p.g.log.Enabled(ctx, slog.LevelDebug) {
+			p.g.log.Debug("request of another gateway", append([]any{"verb", f.verb, "gateway", f.Gateway, "request", f.Request}, traceOf(natsValues(m.Header)).args()...)...)
+		}
 		a, why := p.g.owned(&call{ctx: ctx, received: received, request: f.Request, block: block}, f)
 		out := &answered{Lease: a, Problem: why}
 		if a != nil {

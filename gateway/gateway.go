@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/base32"
 	"encoding/base64"
 	"errors"
@@ -41,6 +42,16 @@ type Config struct {
 	// request may do. The error of refused credentials must be nats.ErrAuthorization.
 	Connect func(ctx context.Context, c Credentials) (*nats.Conn, error)
 
+	// MapCertificate, if it is set, finds the credentials of a client certificate, for requests
+	// over HTTPS that bring no others. The server must have verified it, as with
+	// tls.VerifyClientCertIfGiven. Its error is told to the caller. The certificate itself goes
+	// nowhere. It needs Connect.
+	MapCertificate func(*x509.Certificate) (Credentials, error)
+
+	// Origins are the origins of pages, such as https://locks.example, that may call the gateway
+	// from a browser. Without Connect, such a page may do whatever the gateway may.
+	Origins []string
+
 	// Callers makes ServeNATS expect the name of the caller in the subject, where NATS
 	// permissions guard it: lock.<cluster>.api.<verb>.<caller>[.<resource>].
 	Callers bool
@@ -73,7 +84,9 @@ type Limits struct {
 	PollsPerLease   int           // requests that wait for one lease: 16
 	Principals      int           // NATS users that use the gateway at a time: 1,000
 	Streams         int           // event streams and waiting lists of one principal: 100
+	AddressStreams  int           // as well, of one address: 50
 	Body            int64         // bytes: 64 KiB
+	State           int64         // bytes of a Terraform state: 32 MiB
 	BodyTime        time.Duration // for a request's body to arrive: 5 s
 	WriteTime       time.Duration // for a caller to take the next 64 KiB of an answer: 10 s
 	Block           time.Duration // that a request may wait: 55 s, below what proxies allow
@@ -86,7 +99,7 @@ type Limits struct {
 func (l Limits) filled() Limits {
 	return Limits{
 		Leases: cmp.Or(l.Leases, 10_000), WaitingPerLock: cmp.Or(l.WaitingPerLock, 1_000), PollsPerLease: cmp.Or(l.PollsPerLease, 16),
-		Principals: cmp.Or(l.Principals, 1_000), Streams: cmp.Or(l.Streams, 100), Body: cmp.Or(l.Body, 64<<10), BodyTime: cmp.Or(l.BodyTime, 5*time.Second), WriteTime: cmp.Or(l.WriteTime, 10*time.Second),
+		Principals: cmp.Or(l.Principals, 1_000), Streams: cmp.Or(l.Streams, 100), AddressStreams: cmp.Or(l.AddressStreams, 50), Body: cmp.Or(l.Body, 64<<10), State: cmp.Or(l.State, 32<<20), BodyTime: cmp.Or(l.BodyTime, 5*time.Second), WriteTime: cmp.Or(l.WriteTime, 10*time.Second),
 		Block: cmp.Or(l.Block, 55*time.Second), RequestsPerSec: l.RequestsPerSec, Tombstones: cmp.Or(l.Tombstones, 100_000),
 		TombstonesFor: cmp.Or(l.TombstonesFor, 10*time.Minute), UndecidedTryFor: cmp.Or(l.UndecidedTryFor, 5*time.Second),
 	}
@@ -127,6 +140,8 @@ type Gateway struct {
 	logins   map[string]*login     // by the name of the principal
 	callers  map[string]*principal // of the NATS door
 	refusals buckets               // of logins
+	streams  map[string]int        // by address
+	states   map[string]int        // requests about Terraform states, as well
 	rings    map[ringKey]*ring
 	watchers map[watchKey]*watcher
 	leases   map[leaseKey]*lease
@@ -195,6 +210,14 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 	if cfg.Conn == nil {
 		return nil, errors.New("gateway: New: the connection is nil")
 	}
+	if cfg.MapCertificate != nil && cfg.Connect == nil {
+		return nil, errors.New("gateway: New: MapCertificate needs Connect")
+	}
+	for _, origin := range cfg.Origins {
+		if err := checkOrigin(origin); err != nil {
+			return nil, err
+		}
+	}
 	cfg.Cluster = cmp.Or(cfg.Cluster, qlock.DefaultCluster)
 	cfg.Drain = cmp.Or(cfg.Drain, 30*time.Second)
 	if len(cfg.Secret) == 0 {
@@ -206,7 +229,7 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 	}
 	g := &Gateway{
 		cfg: cfg, secret: cfg.Secret, limits: cfg.Limits.filled(), log: cfg.Logger, name: newName(), now: time.Now,
-		draining: make(chan struct{}), looks: make(chan struct{}, looksAtOnce), natsSlots: make(chan struct{}, natsRequests), logins: map[string]*login{}, rings: map[ringKey]*ring{}, watchers: map[watchKey]*watcher{}, callers: map[string]*principal{}, leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
+		draining: make(chan struct{}), looks: make(chan struct{}, looksAtOnce), natsSlots: make(chan struct{}, natsRequests), states: map[string]int{}, streams: map[string]int{}, logins: map[string]*login{}, rings: map[ringKey]*ring{}, watchers: map[watchKey]*watcher{}, callers: map[string]*principal{}, leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
 	}
 	g.counters.ended, g.counters.requests = map[string]uint64{}, map[Request]uint64{}
 	g.peers = newPeers(g)

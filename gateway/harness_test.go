@@ -44,8 +44,17 @@ type world struct {
 
 func newWorld(t *testing.T, n int, users ...*server.User) *world {
 	t.Helper()
+	return newWorldOn(t, n, nil, users...)
+}
+
+// newWorldOn lets the options of the server be changed.
+func newWorldOn(t *testing.T, n int, change func(*server.Options), users ...*server.User) *world {
+	t.Helper()
 	w := &world{t: t}
 	w.srv = testworld.StartServer(t, func(o *server.Options) {
+		if change != nil {
+			change(o)
+		}
 		if users != nil { // the first may do everything
 			o.Users = users
 			w.user = []nats.Option{nats.UserInfo(users[0].Username, users[0].Password)}

@@ -391,9 +391,13 @@ func (g *Gateway) routes() http.Handler {
 	mux.HandleFunc("GET /v1/events", g.serveEvents)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", g.readyz)
+	g.terraform(mux)
 	g.documents(mux)
 	g.dashboard(mux)
 	origin := http.NewCrossOriginProtection()
+	for _, o := range g.cfg.Origins {
+		_ = origin.AddTrustedOrigin(o) // New has checked it
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		e := &exchange{ResponseWriter: w, control: http.NewResponseController(w), writeTime: g.limits.WriteTime, started: time.Now(), id: requestID(r)}
 		// The deadline of an earlier answer on this connection would end this one. Not every
@@ -411,6 +415,9 @@ func (g *Gateway) routes() http.Handler {
 		defer g.recovered(e)
 		if p := g.admits(r, e.started); p != nil {
 			e.fail(p)
+			return
+		}
+		if g.cors(e, r) {
 			return
 		}
 		if err := origin.Check(r); err != nil {
@@ -515,10 +522,7 @@ func (g *Gateway) logged(e *exchange, r *http.Request) {
 	if e.lease != "" {
 		args = append(args, "lease", e.lease)
 	}
-	if trace := r.Header.Get("traceparent"); isToken(trace, 64) {
-		args = append(args, "traceparent", trace)
-	}
-	g.log.Debug("request", args...)
+	g.log.Debug("request", append(args, traceOf(r.Header.Values).args()...)...)
 }
 
 // requestID is that of the caller's, if it is harmless.
@@ -586,7 +590,7 @@ func callerOf(remote string) string {
 // unrouted is what is wrong with a request that no route takes.
 func unrouted(mux *http.ServeMux, r *http.Request) *Problem {
 	methods := map[string]bool{}
-	for _, m := range []string{"GET", "POST", "PUT", "DELETE"} {
+	for _, m := range []string{"GET", "POST", "PUT", "DELETE", "LOCK", "UNLOCK"} {
 		other := r.Clone(r.Context())
 		other.Method = m
 		if _, pattern := mux.Handler(other); pattern != "" {
@@ -629,7 +633,7 @@ func (g *Gateway) serveOperation(w http.ResponseWriter, r *http.Request, op *ope
 		return
 	}
 	defer leave()
-	c := &call{ctx: r.Context(), principal: who, received: e.started, request: e.id, block: block}
+	c := &call{ctx: r.Context(), principal: who, received: e.started, request: e.id, block: block, address: addressOf(r), trace: traceOf(r.Header.Values)}
 	out, p := op.serve(g, c, &input{path: r.PathValue, query: query, header: r.Header, body: body})
 	if p != nil {
 		e.fail(p)
@@ -681,14 +685,30 @@ func hasBody(r *http.Request) bool {
 	return r.ContentLength != 0 && r.Body != nil && r.Body != http.NoBody
 }
 
-// readBody reads all of the body, within its limits of size and time.
+// readBody reads all of a body, which is JSON.
 func (g *Gateway) readBody(e *exchange, r *http.Request) ([]byte, *Problem) {
+	body, p := g.readAll(e, r, g.limits.Body, g.limits.BodyTime)
+	if p != nil || len(body) == 0 {
+		return nil, p
+	}
+	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || kind != "application/json" {
+		return nil, problem("media-type", "send the body as application/json: curl --json does, and curl -d does not")
+	}
+	return body, nil
+}
+
+// readAll reads all of a body, within limits of size and time.
+func (g *Gateway) readAll(e *exchange, r *http.Request, limit int64, within time.Duration) ([]byte, *Problem) {
 	if !hasBody(r) {
 		return nil, nil
 	}
+	if within > g.limits.BodyTime {
+		_ = e.control.SetReadDeadline(e.started.Add(within))
+	}
 	// The deadline is taken away again: the server goes on reading, to notice when the
 	// client leaves, and takes an error there for that.
-	body, err := io.ReadAll(http.MaxBytesReader(e, r.Body, g.limits.Body))
+	body, err := io.ReadAll(http.MaxBytesReader(e, r.Body, limit))
 	if err == nil {
 		_ = e.control.SetReadDeadline(time.Time{})
 	} else {
@@ -697,15 +717,9 @@ func (g *Gateway) readBody(e *exchange, r *http.Request) ([]byte, *Problem) {
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		return nil, problem("too-large", "the body has more than %d bytes", g.limits.Body)
+		return nil, problem("too-large", "the body has more than %d bytes", limit)
 	case err != nil:
-		return nil, problem("malformed", "the body did not arrive in full within %v", g.limits.BodyTime)
-	case len(body) == 0:
-		return nil, nil
-	}
-	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	if err != nil || kind != "application/json" {
-		return nil, problem("media-type", "send the body as application/json: curl --json does, and curl -d does not")
+		return nil, problem("malformed", "the body did not arrive in full within %v", within)
 	}
 	return body, nil
 }

@@ -67,3 +67,30 @@ func (b *buckets) peek(who string, rate, full float64, now time.Time) time.Durat
 	}
 	return 0
 }
+
+// enterStream admits an event stream or a waiting list of an address, which leaveStream ends.
+// The limit of a principal alone would let one caller take all streams of a gateway without
+// credentials.
+func (g *Gateway) enterStream(address string) *Problem {
+	if address == "" {
+		return nil
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.streams[address] >= g.limits.AddressStreams {
+		return problem("too-many", "%d streams and waiting lists of this address are open, which is the limit", g.limits.AddressStreams)
+	}
+	g.streams[address]++
+	return nil
+}
+
+func (g *Gateway) leaveStream(address string) {
+	if address == "" {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.streams[address]--; g.streams[address] == 0 {
+		delete(g.streams, address)
+	}
+}

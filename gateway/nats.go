@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 
 	"github.com/qlock/qlock"
@@ -217,7 +219,7 @@ func (g *Gateway) serveVerb(r micro.Request, v *verb) {
 			return
 		}
 		defer leave()
-		c := &call{ctx: ctx, principal: who, received: received, request: id, resource: resource}
+		c := &call{ctx: ctx, principal: who, received: received, request: id, resource: resource, trace: traceOf(natsValues(nats.Header(r.Headers())))}
 		if int64(len(body)) > g.limits.Body {
 			g.respond(r, id, 0, nil, problem("too-large", "the body has more than %d bytes", g.limits.Body))
 			return
@@ -228,7 +230,9 @@ func (g *Gateway) serveVerb(r micro.Request, v *verb) {
 			status = p.Status
 		}
 		g.counters.request("nats", v.name, status)
-		g.log.Debug("request", "verb", v.name, "status", status, "ms", time.Since(received).Milliseconds(), "request", id)
+		if g.log.Enabled(ctx, slog.LevelDebug) {
+			g.log.Debug("request", append([]any{"verb", v.name, "status", status, "ms", time.Since(received).Milliseconds(), "request", id}, c.trace.args()...)...)
+		}
 	})
 	if !ok {
 		g.respond(r, id, 0, nil, problem("too-many", "%d requests are being served", natsRequests))

@@ -21,6 +21,8 @@ type call struct {
 	request   string        // its id
 	block     time.Duration // that it may wait
 	resource  string        // encoded: the subject of the request names it
+	address   string        // for limits; empty at the NATS door
+	trace     trace
 }
 
 // nameOf is the one name that a request gives: in its subject, or in its body.

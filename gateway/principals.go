@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -73,6 +74,16 @@ func (g *Gateway) credentialsOf(r *http.Request) (Credentials, *Problem) {
 	}
 	var c Credentials
 	values := r.Header.Values("Authorization")
+	if cert := certificateOf(r); cert != nil && len(values) == 0 && g.cfg.MapCertificate != nil {
+		if now := time.Now(); now.After(cert.NotAfter) { // the connection may be older
+			return missing("the client certificate has expired")
+		}
+		mapped, err := g.cfg.MapCertificate(cert)
+		if err != nil {
+			return missing(err.Error())
+		}
+		return g.named(mapped, r)
+	}
 	if len(values) != 1 {
 		return missing("send the credentials of a NATS user in one header Authorization, as Basic or Bearer")
 	}
@@ -102,9 +113,24 @@ func (g *Gateway) credentialsOf(r *http.Request) (Credentials, *Problem) {
 	default:
 		return missing("send the credentials of a NATS user in the header Authorization, as Basic or Bearer")
 	}
-	c.Client = g.cfg.Client
-	if isClientName(c.User) {
-		c.Client = c.User
+	return g.named(c, r)
+}
+
+// certificateOf is the verified certificate of the client.
+func certificateOf(r *http.Request) *x509.Certificate {
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 || len(r.TLS.VerifiedChains[0]) == 0 {
+		return nil
+	}
+	return r.TLS.VerifiedChains[0][0]
+}
+
+// named completes credentials with the client's name.
+func (g *Gateway) named(c Credentials, r *http.Request) (Credentials, *Problem) {
+	if c.Client == "" {
+		c.Client = g.cfg.Client
+		if isClientName(c.User) {
+			c.Client = c.User
+		}
 	}
 	if wish := r.Header.Get("Qlock-Client"); wish != "" {
 		if !isClientName(wish) {

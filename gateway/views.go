@@ -118,6 +118,10 @@ func (g *Gateway) serveView(c *call, in *input, v *view) (*output, *Problem) {
 
 // watch waits until something else is seen than s, or the deadline.
 func (g *Gateway) watch(c *call, v *view, s *seen, deadline time.Time) (*seen, *Problem) {
+	if p := g.enterStream(c.address); p != nil {
+		return nil, p
+	}
+	defer g.leaveStream(c.address)
 	w, leave, p := g.join(c.principal, v, s)
 	if p != nil {
 		return nil, p
