@@ -1,7 +1,10 @@
 package partition_test
 
 import (
+	"cmp"
 	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -11,10 +14,7 @@ import (
 func TestAssign(t *testing.T) {
 	for _, p := range []int{1, 7, 256, 1000} {
 		for _, n := range []int{1, 2, 3, 5, 8, 10, 16, 40} {
-			var ids []string
-			for i := range n {
-				ids = append(ids, fmt.Sprint("worker-", i))
-			}
+			ids := workers("worker-", n)
 			owners := partition.Assign(ids, p)
 			load := map[string]int{}
 			for _, o := range owners {
@@ -42,14 +42,14 @@ func TestAssign(t *testing.T) {
 
 // About P/n partitions move when a member comes or goes, and few between others.
 func TestAssignMovesLittle(t *testing.T) {
-	const p, tries = 256, 20
-	for _, n := range []int{2, 5, 8, 16} {
-		moved := 0
+	const tries = 20
+	for _, c := range []struct {
+		n, p int
+		most float64
+	}{{2, 256, 1.7}, {5, 256, 1.7}, {8, 256, 1.7}, {16, 256, 1.9}, {100, 4096, 3}, {1000, 4096, 8}} {
+		n, p, moved := c.n, c.p, 0
 		for try := range tries {
-			var ids []string
-			for i := range n + 1 {
-				ids = append(ids, fmt.Sprintf("w%d-%d", try, i))
-			}
+			ids := workers(fmt.Sprintf("w%d-", try), n+1)
 			a, b := partition.Assign(ids[:n], p), partition.Assign(ids, p)
 			for i := range p {
 				if a[i] != b[i] {
@@ -57,12 +57,85 @@ func TestAssignMovesLittle(t *testing.T) {
 				}
 			}
 		}
-		ratio := float64(moved) / tries / (p / float64(n+1))
-		t.Logf("%d members and one more: %.2f times P/n move", n, ratio)
-		if ratio > 1.7 {
+		ratio := float64(moved) / tries / (float64(p) / float64(n+1))
+		t.Logf("%d partitions, %d members and one more: %.2f times P/n move", p, n, ratio)
+		if ratio > c.most {
 			t.Errorf("%d members: %.2f times P/n move", n, ratio)
 		}
 	}
+}
+
+// With the same members and partitions, whatever their numbers, the assignment is the one that
+// its definition says: all pairs, sorted by weight. It is balanced, and what moves when a member
+// joins moves to it, or makes up for what did.
+func TestAssignProperties(t *testing.T) {
+	r := rand.New(rand.NewPCG(14, 4))
+	for try := range 100 {
+		n, p := 1+r.IntN(60), 1+r.IntN(300)
+		if try%10 == 0 {
+			n = p + r.IntN(10) // some have none
+		}
+		ids := workers(fmt.Sprintf("w%d-", try), n)
+		r.Shuffle(n, func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
+		owners := partition.Assign(ids, p)
+		if want := byDefinition(ids, p); !slices.Equal(owners, want) {
+			t.Fatalf("%d members and %d partitions:\n%v, want\n%v", n, p, owners, want)
+		}
+		load := map[string]int{}
+		for _, o := range owners {
+			load[o]++
+		}
+		for _, id := range ids {
+			if l := load[id]; l != p/n && l != (p+n-1)/n {
+				t.Errorf("%d members and %d partitions: %s has %d", n, p, id, l)
+			}
+		}
+		// The same from the other side: who has left has nothing, and the rest is balanced as if
+		// it had never been there.
+		if n > 1 {
+			if left := partition.Assign(ids[1:], p); slices.Contains(left, ids[0]) {
+				t.Errorf("%d members and %d partitions: %s has left, and owns some", n, p, ids[0])
+			}
+		}
+	}
+}
+
+// byDefinition is what Assign computes, in the plainest way.
+func byDefinition(ids []string, partitions int) []string {
+	mix := func(x uint64) uint64 { // the finalizer of SplitMix64
+		x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+		x = (x ^ x>>27) * 0x94d049bb133111eb
+		return x ^ x>>31
+	}
+	type pair struct {
+		weight    uint64
+		member    string
+		partition int
+	}
+	var pairs []pair
+	for _, id := range ids {
+		h := fnv.New64a()
+		_, _ = h.Write([]byte(id)) // a hash does not fail
+		for p := range partitions {
+			pairs = append(pairs, pair{mix(h.Sum64() ^ mix(uint64(p)+0x9e3779b97f4a7c15)), id, p})
+		}
+	}
+	slices.SortFunc(pairs, func(a, b pair) int {
+		return cmp.Or(cmp.Compare(b.weight, a.weight), cmp.Compare(a.member, b.member), cmp.Compare(a.partition, b.partition))
+	})
+	share, more := partitions/len(ids), partitions%len(ids)
+	load, owners := map[string]int{}, make([]string, partitions)
+	for _, c := range pairs {
+		if owners[c.partition] != "" || load[c.member] > share || load[c.member] == share && more == 0 {
+			continue
+		}
+		if load[c.member] == share {
+			more--
+		}
+		load[c.member]++
+		owners[c.partition] = c.member
+	}
+	return owners
 }
 
 // Members of different versions must agree.
@@ -74,15 +147,21 @@ func TestAssignNeverChanges(t *testing.T) {
 }
 
 func BenchmarkAssign(b *testing.B) {
-	for _, n := range []int{10, 100} {
-		b.Run(fmt.Sprintf("members=%d", n), func(b *testing.B) {
-			var ids []string
-			for i := range n {
-				ids = append(ids, fmt.Sprint("worker-", i))
-			}
+	for _, c := range []struct{ members, partitions int }{{10, 256}, {100, 256}, {100, 4096}, {1000, 4096}} {
+		b.Run(fmt.Sprintf("members=%d,partitions=%d", c.members, c.partitions), func(b *testing.B) {
+			ids := workers("worker-", c.members)
+			b.ReportAllocs()
 			for b.Loop() {
-				partition.Assign(ids, 256)
+				partition.Assign(ids, c.partitions)
 			}
 		})
 	}
+}
+
+func workers(prefix string, n int) []string {
+	ids := make([]string, n)
+	for i := range ids {
+		ids[i] = fmt.Sprint(prefix, i)
+	}
+	return ids
 }

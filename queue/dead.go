@@ -36,7 +36,7 @@ func (q *Queue) Dead(ctx context.Context) iter.Seq2[DeadLetter, error] {
 				return
 			}
 			if err != nil {
-				yield(DeadLetter{}, fmt.Errorf("queue: dead letters of %s: %w", q.cfg.Name, err))
+				yield(DeadLetter{}, fmt.Errorf("queue: dead letters of %s: %w", q.cfg.Name, because(ctx, err)))
 				return
 			}
 			next = m.Sequence + 1
@@ -63,7 +63,7 @@ func (q *Queue) deadLetter(m *jetstream.RawStreamMsg) (DeadLetter, error) {
 // Errors: ErrNotFound, and those of JetStream.
 func (q *Queue) Revive(ctx context.Context, seq uint64) error {
 	fail := func(err error) error {
-		return fmt.Errorf("queue: revive dead letter %d of %s: %w", seq, q.cfg.Name, err)
+		return fmt.Errorf("queue: revive dead letter %d of %s: %w", seq, q.cfg.Name, because(ctx, err))
 	}
 	m, err := q.dead.GetMsg(ctx, seq)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
@@ -141,7 +141,7 @@ func (q *Queue) bury(ctx context.Context, it *Item, reason string) error {
 		}
 		_, err = q.js.PublishMsg(ctx, m)
 	}
-	return err
+	return because(ctx, err)
 }
 
 func oneLine(s string) string {

@@ -48,10 +48,10 @@
 //
 // # What it creates
 //
-// Streams qlock-queue-NAME (the items: work-queue retention), qlock-queue-NAME-dead (dead
-// letters) and qlock-queue-NAME-tries (attempts of items that were delivered more than
-// once). Do not limit the size of the first by its configuration: a stream that can delay items
-// cannot refuse what is too much, and drops the oldest. Limit the account instead: then Enqueue
-// fails. They are on subjects under qlock.queue.NAME, and the consumer "workers". The locks are
+// Streams qlock-queue-NAME (the items: work-queue retention), qlock-dead-NAME (dead letters)
+// and qlock-tries-NAME (attempts of items that were delivered more than once). Do not limit
+// the size of the first by its configuration: a stream that can delay items cannot refuse what
+// is too much, and drops the oldest. Limit the account instead: then Enqueue fails. They are on
+// subjects under qlock.queue.NAME, and the consumer "workers". The locks are
 // qlock.queue.NAME.KEY.
 package queue

@@ -98,7 +98,7 @@ func TestReviveIsNoDuplicate(t *testing.T) {
 				t.Errorf("%s is lost: done are %q", data, done)
 			}
 			// The next one has the same number.
-			if err := s.js.DeleteStream(t.Context(), "qlock-queue-mail-dead"); err != nil {
+			if err := s.js.DeleteStream(t.Context(), "qlock-dead-mail"); err != nil {
 				t.Fatal(err)
 			}
 			s.Queue = open(t, s.js, s.cfg)

@@ -57,7 +57,7 @@ type Config struct {
 
 	Duplicates time.Duration // how long an id is remembered; default 2 min
 	MaxPending int           // items that are with workers, of all workers; default 1000
-	KeepDead   time.Duration // how long dead letters are kept; default: for ever
+	KeepDead   time.Duration // how long dead letters are kept, at least 100 ms; default: for ever
 }
 
 func (c *Config) check() error {
@@ -70,6 +70,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("%w: a lease of %v, the minimum is 100ms", ErrInvalid, c.Lease)
 	case c.Duplicates > 0 && c.Duplicates < 100*time.Millisecond:
 		return fmt.Errorf("%w: ids are to be remembered for %v, the minimum is 100ms", ErrInvalid, c.Duplicates)
+	case c.KeepDead > 0 && c.KeepDead < 100*time.Millisecond:
+		return fmt.Errorf("%w: dead letters are to be kept for %v, the minimum is 100ms", ErrInvalid, c.KeepDead)
 	}
 	for _, d := range c.Backoff {
 		if d < 0 {
@@ -110,10 +112,10 @@ func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Queue, erro
 	}
 	q := &Queue{cfg: cfg, js: js}
 	fail := func(what string, err error) (*Queue, error) {
-		return nil, fmt.Errorf("queue: open %s: %s: %w", cfg.Name, what, err)
+		return nil, fmt.Errorf("queue: open %s: %s: %w", cfg.Name, what, because(ctx, err))
 	}
 	items := jetstream.StreamConfig{
-		Name: stream + cfg.Name, Description: "Items of a qlock queue", Retention: jetstream.WorkQueuePolicy,
+		Name: itemsOf(cfg.Name), Description: "Items of a qlock queue", Retention: jetstream.WorkQueuePolicy,
 		Subjects: []string{q.subject(itemSubject, "*"), q.subject(atSubject, "*")},
 		Replicas: cfg.Replicas, Storage: cfg.Storage, Duplicates: cfg.Duplicates, AllowMsgSchedules: true,
 	}
@@ -133,14 +135,14 @@ func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Queue, erro
 	}
 	q.schedules = q.items.CachedInfo().Config.AllowMsgSchedules
 	if q.dead, err = js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name: stream + cfg.Name + "-dead", Description: "Dead letters of a qlock queue", Subjects: []string{q.subject(deadSubject, "*")},
+		Name: deadOf(cfg.Name), Description: "Dead letters of a qlock queue", Subjects: []string{q.subject(deadSubject, "*")},
 		Replicas: cfg.Replicas, Storage: cfg.Storage, MaxAge: cfg.KeepDead, Duplicates: withinAge(cfg.Duplicates, cfg.KeepDead),
 		Discard: jetstream.DiscardNew, // with a limit of its own, the item stays in the queue
 	}); err != nil {
 		return fail("the stream of dead letters", err)
 	}
 	if q.tries, err = js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name: stream + cfg.Name + "-tries", Description: "Attempts of items of a qlock queue", Subjects: []string{q.subject(trySubject, "*")},
+		Name: triesOf(cfg.Name), Description: "Attempts of items of a qlock queue", Subjects: []string{q.subject(trySubject, "*")},
 		Replicas: cfg.Replicas, Storage: cfg.Storage, MaxMsgsPerSubject: 1, MaxAge: keepTries,
 	}); err != nil {
 		return fail("the stream of attempts", err)
@@ -162,7 +164,6 @@ func withinAge(d, age time.Duration) time.Duration {
 }
 
 const (
-	stream       = "qlock-queue-"
 	consumerName = "workers"
 	keepTries    = 30 * 24 * time.Hour
 
@@ -172,6 +173,12 @@ const (
 	deadSubject = "dead"
 	trySubject  = "try"
 )
+
+// The streams of a queue. What tells them apart comes before the name of the queue: behind it,
+// the dead letters of a queue "a" would be the items of a queue "a-dead".
+func itemsOf(queue string) string { return "qlock-queue-" + queue }
+func deadOf(queue string) string  { return "qlock-dead-" + queue }
+func triesOf(queue string) string { return "qlock-tries-" + queue }
 
 func (q *Queue) subject(kind, rest string) string {
 	return prefix + q.cfg.Name + "." + kind + "." + rest
@@ -188,6 +195,15 @@ func ParseName(lock string) (queue, key string, ok bool) {
 	}
 	queue, key, ok = strings.Cut(rest, ".")
 	return queue, key, ok && isWord(queue) && key != ""
+}
+
+// because adds to the error of a call why its context ended.
+func because(ctx context.Context, err error) error {
+	cause := context.Cause(ctx)
+	if err == nil || cause == nil || !errors.Is(err, ctx.Err()) || errors.Is(err, cause) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, cause)
 }
 
 func isWord(s string) bool {
@@ -264,13 +280,24 @@ func WithDelay(d time.Duration) EnqueueOption {
 
 // WithTime is like WithDelay, until a time by the server's clock.
 func WithTime(t time.Time) EnqueueOption {
-	return func(e *enqueue) error { e.at = t; return nil }
+	return func(e *enqueue) error {
+		if year := t.UTC().Year(); year > 9999 {
+			return fmt.Errorf("%w: an item cannot wait until the year %d, the last is 9999", ErrInvalid, year)
+		}
+		e.at = t
+		return nil
+	}
 }
 
-// WithHeader gives the item headers. Names that begin with Nats- or Qlock- are reserved.
+// WithHeader gives the item headers. Names have letters, digits and !#$%&'*+-.^_`|~ as in HTTP.
+// Those that begin with Nats- or Qlock- are reserved.
 func WithHeader(h nats.Header) EnqueueOption {
 	return func(e *enqueue) error {
 		for name := range h {
+			if !isHeader(name) {
+				// With a line break in it, it would be another header.
+				return fmt.Errorf("%w: %q cannot be the name of a header", ErrInvalid, name)
+			}
 			if lower := strings.ToLower(name); strings.HasPrefix(lower, "nats-") || strings.HasPrefix(lower, "qlock-") {
 				return fmt.Errorf("%w: the header %q is reserved", ErrInvalid, name)
 			}
@@ -278,6 +305,10 @@ func WithHeader(h nats.Header) EnqueueOption {
 		e.header = h
 		return nil
 	}
+}
+
+func isHeader(name string) bool {
+	return name != "" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~") == ""
 }
 
 // Receipt is what the stream said of a new item.
@@ -329,7 +360,7 @@ func (q *Queue) Enqueue(ctx context.Context, key string, data []byte, opts ...En
 		}
 	}
 	if err != nil {
-		return Receipt{}, fmt.Errorf("queue: enqueue in %s: %w", q.cfg.Name, err)
+		return Receipt{}, fmt.Errorf("queue: enqueue in %s: %w", q.cfg.Name, because(ctx, err))
 	}
 	return Receipt{ack.Sequence, ack.Duplicate}, nil
 }
@@ -344,11 +375,11 @@ type Stats struct {
 func (q *Queue) Stats(ctx context.Context) (Stats, error) {
 	items, err := q.items.Info(ctx)
 	if err != nil {
-		return Stats{}, fmt.Errorf("queue: numbers of %s: %w", q.cfg.Name, err)
+		return Stats{}, fmt.Errorf("queue: numbers of %s: %w", q.cfg.Name, because(ctx, err))
 	}
 	dead, err := q.dead.Info(ctx)
 	if err != nil {
-		return Stats{}, fmt.Errorf("queue: numbers of %s: %w", q.cfg.Name, err)
+		return Stats{}, fmt.Errorf("queue: numbers of %s: %w", q.cfg.Name, because(ctx, err))
 	}
 	return Stats{items.State.Msgs, dead.State.Msgs}, nil
 }
@@ -358,7 +389,7 @@ func (q *Queue) Stats(ctx context.Context) (Stats, error) {
 func (q *Queue) deleted(ctx context.Context) error {
 	ask, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	name := stream + q.cfg.Name
+	name := itemsOf(q.cfg.Name)
 	switch _, err := q.js.Consumer(ask, name, consumerName); {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		return fmt.Errorf("%w: there is no stream %s any more, and its items are lost: open the queue again, and enqueue them again", ErrDeleted, name)
@@ -376,7 +407,7 @@ func (q *Queue) attempts(ctx context.Context, it *Item) (int, error) {
 		return 1, nil
 	}
 	if err != nil {
-		return 0, err
+		return 0, because(ctx, err)
 	}
 	if m.Time.Before(it.Enqueued) {
 		return 1, nil // of an item of an earlier stream, which was deleted
@@ -390,7 +421,7 @@ func (q *Queue) attempts(ctx context.Context, it *Item) (int, error) {
 
 func (q *Queue) record(ctx context.Context, seq uint64, attempts int) error {
 	_, err := q.js.Publish(ctx, q.subject(trySubject, strconv.FormatUint(seq, 10)), strconv.AppendInt(nil, int64(attempts), 10))
-	return err
+	return because(ctx, err)
 }
 
 // isFull reports whether JetStream has no room for a message.
@@ -420,7 +451,7 @@ func (q *Queue) untried(seq uint64) *nats.Msg {
 }
 
 func (q *Queue) forget(ctx context.Context, seq uint64) error {
-	return q.tries.Purge(ctx, jetstream.WithPurgeSubject(q.subject(trySubject, strconv.FormatUint(seq, 10))))
+	return because(ctx, q.tries.Purge(ctx, jetstream.WithPurgeSubject(q.subject(trySubject, strconv.FormatUint(seq, 10)))))
 }
 
 // first is the sequence of the first item of a key that is not done; 0 if there is none.
@@ -430,7 +461,7 @@ func (q *Queue) first(ctx context.Context, key string) (uint64, error) {
 		return 0, nil
 	}
 	if err != nil {
-		return 0, err
+		return 0, because(ctx, err)
 	}
 	return m.Sequence, nil
 }

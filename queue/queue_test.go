@@ -409,13 +409,62 @@ func TestHotKey(t *testing.T) {
 	}
 }
 
+// A queue may have any name beside any other: the streams of the one are not those of the other.
+func TestNamesStandApart(t *testing.T) {
+	t.Parallel()
+	_, js := connect(t, jetStream(t))
+	names := []string{"a", "a-dead", "a-tries", "dead-a", "tries-a", "queue-a", "a-dead-tries"}
+	for range 2 { // whichever is first
+		for _, name := range names {
+			enqueue(t, open(t, js, queue.Config{Name: name}), "k", name)
+		}
+		for _, name := range names {
+			if st, err := open(t, js, queue.Config{Name: name}).Stats(within(t, long)); err != nil || st != (queue.Stats{Items: 1}) {
+				t.Errorf("%s has %+v, %v, of one item", name, st, err)
+			}
+			for _, part := range []string{"queue", "dead", "tries"} {
+				if err := js.DeleteStream(within(t, long), "qlock-"+part+"-"+name); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		slices.Reverse(names)
+	}
+}
+
+// An error says why the context of the call ended.
+func TestErrorHasCause(t *testing.T) {
+	t.Parallel()
+	_, js := connect(t, jetStream(t))
+	q := open(t, js, queue.Config{})
+	why := errors.New("the shop is closed")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(why)
+	for call, f := range map[string]func() error{
+		"Open":    func() error { _, err := queue.Open(ctx, js, queue.Config{Name: "mail"}); return err },
+		"Enqueue": func() error { _, err := q.Enqueue(ctx, "k", nil); return err },
+		"Stats":   func() error { _, err := q.Stats(ctx); return err },
+		"Revive":  func() error { return q.Revive(ctx, 1) },
+		"Dead": func() error {
+			for _, err := range q.Dead(ctx) {
+				return err
+			}
+			return nil
+		},
+	} {
+		if err := f(); !errors.Is(err, why) || !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", call, err)
+		}
+	}
+}
+
 func TestBadInput(t *testing.T) {
 	t.Parallel()
 	c := qlocktest.StartCluster(t, 1)
 	nc, js := connect(t, jetStream(t))
 	for _, cfg := range []queue.Config{
 		{}, {Name: "a.b"}, {Name: "größe"}, {Name: strings.Repeat("x", 65)}, {Name: "a", Replicas: -1}, {Name: "a", Lease: time.Millisecond},
-		{Name: "a", Backoff: []time.Duration{-1}}, {Name: "a", Duplicates: 1},
+		{Name: "a", Backoff: []time.Duration{-1}}, {Name: "a", Duplicates: 1}, {Name: "a", KeepDead: 50 * time.Millisecond},
 	} {
 		_, err := queue.Open(t.Context(), js, cfg)
 		wantIs(t, err, queue.ErrInvalid)
@@ -429,6 +478,8 @@ func TestBadInput(t *testing.T) {
 	}
 	for _, o := range []queue.EnqueueOption{
 		queue.WithID(""), queue.WithID("a\nb"), queue.WithHeader(nats.Header{"Nats-Rollup": {"all"}}), queue.WithHeader(nats.Header{"qlock-id": {"x"}}),
+		queue.WithHeader(nats.Header{"": {"x"}}), queue.WithHeader(nats.Header{"a\r\nNats-Rollup": {"all"}}), queue.WithHeader(nats.Header{"a b": {"x"}}),
+		queue.WithTime(time.Date(20_000, 1, 1, 0, 0, 0, 0, time.UTC)),
 	} {
 		_, err := q.Enqueue(t.Context(), "k", nil, nil, o)
 		wantIs(t, err, queue.ErrInvalid)

@@ -746,7 +746,7 @@ func (w *worker) done(ctx context.Context, h *held) error {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return err
+			return because(ctx, err)
 		}
 	}
 }

@@ -400,7 +400,7 @@ func TestFull(t *testing.T) {
 	b.finish(q)
 
 	refuse.Store(true)
-	limit("qlock-queue-q-dead", 1)
+	limit("qlock-dead-q", 1)
 	for _, item := range []string{"first", "second"} {
 		if _, err := q.Enqueue(ctx, item, nil); err != nil {
 			t.Fatal(err)
@@ -414,7 +414,7 @@ func TestFull(t *testing.T) {
 	if s, err := q.Stats(ctx); err != nil || s != (queue.Stats{Items: 1, Dead: 1}) {
 		t.Errorf("%+v, %v", s, err)
 	}
-	limit("qlock-queue-q-dead", -1)
+	limit("qlock-dead-q", -1)
 	b.servers.await("both are dead letters", func() bool {
 		s, err := q.Stats(ctx)
 		return err == nil && s == queue.Stats{Dead: 2}
