@@ -33,8 +33,10 @@
 // its own writes. When the fence has moved, its writes fail with ErrFenced. So do its reads,
 // from each replica that has heard of it: until then a read of a former holder may give the
 // values of its time.
-// A transaction of a Store is serializable: its reads are from one moment, and it commits
-// only if nothing that it read has changed.
+// A transaction of a Store commits only if nothing that it read has changed, whoever writes
+// it. A transaction of a View reads at one moment, and commits only if its lock has no newer
+// holder. So transactions of both kinds are serializable together as long as those of a View
+// read keys that are written under their lock alone. Unchanged is for other keys.
 //
 // # What is not guaranteed
 //

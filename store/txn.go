@@ -28,6 +28,7 @@ type opKind int
 
 const (
 	opGet opKind = iota
+	opUnchanged
 	opPut
 	opInsert
 	opUpdate
@@ -38,6 +39,13 @@ const (
 
 // Get reads a key. Result.Get has the entry.
 func Get(key string) Op { return Op{kind: opGet, key: key} }
+
+// Unchanged reads a key like Get, and lets the transaction commit only if nobody has written
+// the key since. Otherwise the transaction reads again and starts again. Store.Do checks all
+// that it reads, and needs it not. View.Do relies on the lock for what Get has read, and does
+// not notice a write by somebody who does not hold that lock: use Unchanged for keys that
+// are also written without it. It costs one more message, and the key's own if it is written.
+func Unchanged(key string) Op { return Op{kind: opUnchanged, key: key} }
 
 // Put stores a value, whatever was there.
 func Put(key string, value []byte, opts ...WriteOption) Op {
@@ -102,6 +110,12 @@ type noted struct {
 // committing take a round trip each, and a transaction that only reads takes one. At most
 // 990 keys. While a transaction that writes is running, other writes of this view wait.
 //
+// It is serializable together with all other transactions if each key that it reads with Get
+// is written under this lock alone. It does not notice that somebody who does not hold the
+// lock, or another process that works under the same claim, writes such a key between its
+// read and its commit. Read other keys with Unchanged. What Add, Insert and Update read is
+// always checked.
+//
 // Errors beside those of Put: *ConflictError, *DuplicateError, ErrNotNumber. On a file-based
 // bucket with one replica, a transaction with several messages is some hundred times slower
 // than a Put.
@@ -139,7 +153,9 @@ func (v *View) Do(ctx context.Context, ops ...Op) (Result, error) {
 
 // Do runs operations as one transaction without a lock: all are done, or none, and only if
 // nothing that they read or write has changed meanwhile. Else it starts again, until ctx
-// ends. It is serializable together with all other transactions, and its reads are current.
+// ends. What it reads is current, and is unchanged at the moment of its commit, whoever writes
+// it. So it is serializable together with all other transactions of a Store, and with those of
+// a View as View.Do says.
 // Under contention a lock is faster.
 //
 // If the answer to a commit is lost, Do finds out whether it was done unless others have
@@ -170,7 +186,7 @@ func (s *Store) transaction(ops []Op) (*transaction, error) {
 		if o.err != nil {
 			return nil, o.err
 		}
-		t.writes = t.writes || o.kind != opGet
+		t.writes = t.writes || o.kind != opGet && o.kind != opUnchanged
 		if o.kind == opOnce {
 			if t.once != nil {
 				return nil, fmt.Errorf("%w: a transaction has one id: Once was given %q and %q", ErrInvalid, t.once.key, o.key)
@@ -244,7 +260,8 @@ func (s *Store) evaluate(t *transaction, a answer, c *claim, rev uint64) (*attem
 		}
 		at.old[o.subject] = a.items[o.subject].revision()
 		switch o.kind {
-		case opGet:
+		case opGet, opUnchanged:
+			x.checked = x.checked || o.kind == opUnchanged //plant:store-unchanged
 			delete(at.result.entries, o.key)
 			if x.e != nil {
 				at.result.entries[o.key] = x.e
@@ -295,12 +312,15 @@ func (s *Store) evaluate(t *transaction, a answer, c *claim, rev uint64) (*attem
 		condition(m, t.marker, at.old[t.marker])
 		at.msgs = append(at.msgs, m)
 	}
-	var unwritten []string
+	var unwritten []string // and must not have changed
 	for _, key := range order {
 		x := cells[key]
 		subject := s.key(key)
 		if x.w == nil {
-			unwritten = append(unwritten, subject)
+			// Under a lock, what was only read is left to the lock: a check costs a message.
+			if c == nil || x.checked {
+				unwritten = append(unwritten, subject)
+			}
 			continue
 		}
 		m := x.w.msg()
@@ -312,17 +332,15 @@ func (s *Store) evaluate(t *transaction, a answer, c *claim, rev uint64) (*attem
 		at.keys[key] = len(at.msgs)
 		at.msgs = append(at.msgs, m)
 	}
-	switch {
-	case len(at.msgs) == 0:
+	if len(at.msgs) == 0 {
 		return at, nil
-	case c == nil:
-		// What was only read must not have changed either.
-		for _, subject := range unwritten {
-			m := s.guardMsg()
-			condition(m, subject, at.old[subject]) //plant:store-reads
-			at.msgs = append(at.msgs, m)
-		}
-	default:
+	}
+	for _, subject := range unwritten {
+		m := s.guardMsg()
+		condition(m, subject, at.old[subject]) //plant:store-reads
+		at.msgs = append(at.msgs, m)
+	}
+	if c != nil {
 		if carrier < 0 {
 			carrier = len(at.msgs)
 			at.msgs = append(at.msgs, s.guardMsg())

@@ -331,3 +331,53 @@ func TestTransactionsAreSerializable(t *testing.T) {
 		}
 	})
 }
+
+// A transaction under a lock does not notice what somebody without that lock writes to a key
+// between its read and its commit. With Unchanged it does, and so one of two transactions that
+// read what the other one writes sees the other's value.
+func TestUnchanged(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		ops   []Op
+		again bool   // the first try is refused
+		a, b  string // what the transaction has read, and b in the end
+	}{
+		{"Get relies on the lock", []Op{Get("a"), Put("b", []byte("view"))}, false, "0", "view"},
+		{"another key is written", []Op{Unchanged("a"), Put("b", []byte("view"))}, true, "1", "view"},
+		{"Get as well", []Op{Get("a"), Unchanged("a"), Get("a"), Put("b", []byte("view"))}, true, "1", "view"},
+		{"the same key is written", []Op{Unchanged("a"), Put("a", []byte("view")), Put("b", []byte("view"))}, true, "1", "view"},
+		{"with an id", []Op{Once("x", time.Hour), Unchanged("a"), Put("b", []byte("view"))}, true, "1", "view"},
+		{"nothing is written", []Op{Unchanged("a"), Get("b")}, false, "0", "0"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, nc := memory(t)
+			other := reopen(t, s, nc)
+			must(s.Do(t.Context(), Put("a", []byte("0")), Put("b", []byte("0"))))(t)
+			v := s.With(lock(t, "l", 5))
+			must(v.Get(t.Context(), "a"))(t)
+			w := fake(s)
+			var once sync.Once
+			tries := 0
+			w.set(func(ctx context.Context, id string, msgs []*nats.Msg, real wire) (uint64, error) {
+				tries++
+				once.Do(func() { must(other.Do(t.Context(), Get("b"), Put("a", []byte("1"))))(t) })
+				return real.send(ctx, id, msgs)
+			})
+			res := must(v.Do(t.Context(), c.ops...))(t)
+			if got := string(must(res.Get("a"))(t).Value()); got != c.a || (tries > 1) != c.again {
+				t.Errorf("it has read %q in %d tries, want %q", got, tries, c.a)
+			}
+			wantStored(t, s, "b", c.b)
+		})
+	}
+	// Without a lock, and under a shared one, it is Get.
+	both(t, func(t *testing.T, s *Store, d doer, w *fakeWire) {
+		must(d.Do(t.Context(), Put("a", []byte("1"))))(t)
+		res := must(d.Do(t.Context(), Unchanged("a"), Unchanged("none"), Add("n", 1)))(t)
+		if e := must(res.Get("a"))(t); string(e.Value()) != "1" || len(res.Keys()) != 1 {
+			t.Errorf("%v: %q", res.Keys(), e.Value())
+		}
+	})
+	s, _ := memory(t)
+	must(s.With(rlock(t, "l", 6)).Do(t.Context(), Unchanged("a")))(t)
+}
