@@ -698,12 +698,7 @@ func (w *epochWorld) settleLockers() {
 			}
 		}
 	}
-	var last *epoch.Record
-	for _, r := range w.records {
-		if last == nil || r.Epoch > last.Epoch {
-			last = r
-		}
-	}
+	last := w.last()
 	for _, l := range w.lockers {
 		if cfg := l.core.Cluster(); w.err == nil && last != nil && l.core.Digest() != last.Digest() {
 			w.fail("%s counts by epoch %d, and the cluster is at epoch %d", l.name, cfg.Epoch(), last.Epoch)

@@ -204,6 +204,8 @@ type epochNode struct {
 	timer  int
 	boxes  map[string]*epochInbox
 	peers  *[]*epochNode // the nodes of its cluster
+	fresh  bool          // its directory was empty when this life began
+	voted  bool          // it has voted in this life
 
 	paused  bool
 	asleep  time.Duration // since when its monotonic clock stands still, or -1
@@ -275,6 +277,7 @@ func (nd *epochNode) start() {
 		}
 	}
 	nd.core = voter.New(cfg, nd.clock(), saved, nd.disk.longest)
+	nd.fresh, nd.voted = nd.disk.fresh, false
 	nd.disk.mark, nd.disk.fresh = nil, false
 	nd.disk.runs = append(nd.disk.runs, cfg.Incarnation)
 	nd.disk.longest = max(nd.disk.longest, epochTTL)
@@ -423,7 +426,11 @@ func (nd *epochNode) step(do func(*voter.Out)) {
 		}
 		core.Written(nd.clock(), &out)
 	}
-	if after := core.State(); after != before {
+	after := core.State()
+	if nd.voted = nd.voted || after == wire.Voting; before == wire.Joining && after == wire.Recovering && nd.fresh && !nd.voted {
+		w.fail("%s has joined, its directory never voted, and it has a wait before it", nd.name)
+	}
+	if after != before {
 		w.tracef("%s is %s", nd.name, after)
 		if after == wire.Retired {
 			w.res.Retired++
@@ -1040,9 +1047,9 @@ func (w *epochWorld) play() {
 		w.playLocker()
 	}
 	nd := w.nodes[w.rng.IntN(len(w.nodes))]
-	kind := w.rng.IntN(18)
+	kind := w.rng.IntN(19)
 	if w.quiet && kind >= 5 {
-		kind = 17
+		kind = 16 + w.rng.IntN(2)
 	}
 	switch kind {
 	case 0, 1:
@@ -1088,6 +1095,8 @@ func (w *epochWorld) play() {
 		w.cut()
 	case 12:
 		w.strike()
+	case 17: // a node that is in no list crashes, and is named soon
+		w.nameAgain(nd)
 	case 13:
 		nd.pause(w.between(0, 2*epochTTL), w.rng.IntN(2) == 0)
 	case 14: // all nodes restart
@@ -1134,15 +1143,43 @@ func (w *epochWorld) cut() {
 	}
 }
 
-// strike replaces all nodes at once, by the only command there is, while a holder hears
-// nothing of it: the new nodes know of that lock only what the change brings them.
-func (w *epochWorld) strike() {
-	var last *epoch.Record
+// nameAgain restarts a node that has left the list, without a clean mark, and adds it to the
+// list. While it may have forgotten votes, nobody must need its vote (E11).
+func (w *epochWorld) nameAgain(nd *epochNode) {
+	last := w.last()
+	if last == nil || last.Joint() || nd.core == nil || nd.core.State() != wire.Retired ||
+		slices.ContainsFunc(w.nodes, func(o *epochNode) bool {
+			return epoch.In(last, o.name, o.disk.id) != 0 && (o.core == nil || o.core.Epoch() != last.Epoch)
+		}) ||
+		slices.ContainsFunc(w.ops, func(x *epochCommand) bool { return !x.dead }) {
+		return
+	}
+	nd.stop(false)
+	nd.start()
+	to := []string{nd.name}
+	for _, m := range last.Nodes {
+		if m.Name != nd.name && w.rng.IntN(2) == 0 {
+			to = append(to, m.Name)
+		}
+	}
+	slices.Sort(to)
+	w.operate(epoch.Wish{Goal: epoch.Change, Nodes: to})
+}
+
+// last is the latest record that any node has had.
+func (w *epochWorld) last() (last *epoch.Record) {
 	for _, r := range w.records {
 		if last == nil || r.Epoch > last.Epoch {
 			last = r
 		}
 	}
+	return last
+}
+
+// strike replaces all nodes at once, by the only command there is, while a holder hears
+// nothing of it: the new nodes know of that lock only what the change brings them.
+func (w *epochWorld) strike() {
+	last := w.last()
 	if last == nil || last.Joint() {
 		return
 	}
