@@ -55,7 +55,7 @@ func (k *talk) wait(d time.Duration) []wire.Request {
 	k.out.Reset()
 	end := k.now.Mono + d
 	for {
-		next, ok := k.Wait()
+		next, ok := k.Wait(k.now)
 		if !ok || k.now.Mono+next > end {
 			break
 		}

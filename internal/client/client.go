@@ -434,8 +434,9 @@ func (c *Client) Tick(now wire.Now, out *Out) {
 
 // Wait returns how long from now, by the lease clock, until Tick must be called, and
 // false if it need not be. While there are claims, the driver must call Tick at least
-// once a second (C8).
-func (c *Client) Wait() (time.Duration, bool) {
+// once a second (C8). The client need not have processed this reading of the clocks: a
+// driver may also ask after a step that did not concern the client.
+func (c *Client) Wait(now wire.Now) (time.Duration, bool) {
 	var d time.Duration
 	if len(c.due) > 0 {
 		d = c.due[0].key
@@ -452,7 +453,8 @@ func (c *Client) Wait() (time.Duration, bool) {
 	if d == 0 {
 		return 0, false
 	}
-	return max(d-c.now, 0), true
+	clock := c.clock
+	return max(d-clock.read(now) /*plant:wait-from-now*/, 0), true
 }
 
 // Request describes a claim to make.

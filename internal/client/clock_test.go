@@ -55,3 +55,24 @@ func TestLeaseClockAtItsEnd(t *testing.T) {
 		t.Errorf("it went back by %v", before-now)
 	}
 }
+
+// What is due is due at its moment, whichever reading of the clocks the client processed last.
+// A driver that slept for as long as it was said then would else end a lost lock late (C7).
+func TestWaitCountsFromTheReading(t *testing.T) {
+	const ttl = 10 * time.Second
+	k := newTalk(t, ttl, nil)
+	k.hold(1)
+	first, _ := k.Wait(k.now)
+	const later = 50 * time.Millisecond
+	if second, _ := k.Wait(after(k.now, later)); second != first-later {
+		t.Errorf("%v after a wait of %v was told, it is %v, want %v", later, first, second, first-later)
+	}
+	asleep := k.now
+	asleep.Wall += later.Microseconds() // and its monotonic clock stood still
+	if second, _ := k.Wait(asleep); second != first-later {
+		t.Errorf("after a sleep of %v the wait is %v, want %v", later, second, first-later)
+	}
+	if again, _ := k.Wait(k.now); again != first {
+		t.Errorf("a question for the wait changed it from %v to %v", first, again)
+	}
+}

@@ -134,7 +134,7 @@ func FuzzClient(f *testing.F) {
 			if err := c.check(); err != nil {
 				t.Fatalf("%v after %s", err, did)
 			}
-			if wait, ok := c.Wait(); ok != (c.Claims() > 0 || c.refreshAt > 0 || c.sweepAt > 0 || c.againAt > 0) || wait < 0 {
+			if wait, ok := c.Wait(now); ok != (c.Claims() > 0 || c.refreshAt > 0 || c.sweepAt > 0 || c.againAt > 0) || wait < 0 {
 				t.Fatalf("wait %v %v after %s", wait, ok, did)
 			}
 			for _, cl := range all {

@@ -91,7 +91,7 @@ func (m *mover) claim(r Request) *Claim {
 func (m *mover) pass(d time.Duration) {
 	for end := m.now.Mono + d; m.now.Mono < end; {
 		step := min(end-m.now.Mono, 500*time.Millisecond)
-		if wait, ok := m.c.Wait(); ok {
+		if wait, ok := m.c.Wait(m.now); ok {
 			step = min(step, max(wait, time.Millisecond))
 		}
 		m.now.Mono += step
@@ -451,7 +451,7 @@ func TestLeaseIsLoweredAndNotRaised(t *testing.T) {
 	if got := m.c.lostAt(h); got != old {
 		t.Errorf("the votes of before stand until %v, want %v", got, old)
 	}
-	if wait, _ := m.c.Wait(); wait > time.Second {
+	if wait, _ := m.c.Wait(m.now); wait > time.Second {
 		t.Errorf("it refreshes in %v", wait)
 	}
 	m.all = nil

@@ -607,7 +607,7 @@ func (t *Table) Tick(now wire.Now, out *Out) {
 // Wait returns how long until Tick must be called, and false if it need not be. The same
 // condition as for client.Client.Wait applies.
 func (t *Table) Wait(now wire.Now) (time.Duration, bool) {
-	d, ok := t.core.Wait()
+	d, ok := t.core.Wait(now)
 	if s := t.idle.first; s != nil {
 		if rest := max(s.idle-now.Mono, 0); !ok || rest < d {
 			d, ok = rest, true

@@ -416,7 +416,7 @@ func (w *world) clientDid(h *host, out client.Out) {
 	for _, r := range out.Requests {
 		w.must(w.publish(h, r))
 	}
-	wait, ok := h.client.Wait()
+	wait, ok := h.client.Wait(w.read(h))
 	if !ok || wait > time.Second {
 		wait = time.Second // C8: at least one reading a second
 	}

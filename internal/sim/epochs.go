@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/qlock/qlock/internal/client"
 	"github.com/qlock/qlock/internal/epoch"
 	"github.com/qlock/qlock/internal/quorum"
 	"github.com/qlock/qlock/internal/voter"
@@ -28,8 +29,9 @@ import (
 // Then all is well: one more command must come to its end, and locks must be had by the list
 // that it leaves.
 //
-// The clients are minimal ones. They have the rules that make counting safe (C1, C3, C7, E15
-// to E18) and none that make locking fast.
+// Some clients are minimal ones. They have the rules that make counting safe (C1, C3, C7, E15
+// to E18) and none that make locking fast, so little hides a fault of the nodes. In most
+// worlds there are also clients of production (epochLocker), which lock the same names.
 const (
 	epochTTL   = 2 * time.Second
 	epochSkew  = 500 * time.Millisecond
@@ -46,6 +48,7 @@ type EpochResult struct {
 	Crashes, Directories int // directories that were lost
 	Retired              int // nodes that learned that they are in no list
 	Evicted              int
+	Full                 EpochLockers
 }
 
 func (r *EpochResult) add(o EpochResult) {
@@ -61,6 +64,7 @@ func (r *EpochResult) add(o EpochResult) {
 	r.Directories += o.Directories
 	r.Retired += o.Retired
 	r.Evicted += o.Evicted
+	r.Full.add(o.Full)
 }
 
 type epochWorld struct {
@@ -75,6 +79,7 @@ type epochWorld struct {
 	quiet  bool // no faults: only changes
 	split  bool // clients reach some nodes only, each for a while
 	slow   bool // clients are slow to move
+	deadly bool // operators die soon
 	apart  bool // the clocks of nodes are far apart, and fences lie far ahead
 	loss   float64
 	cuts   map[[2]string]time.Duration
@@ -82,7 +87,12 @@ type epochWorld struct {
 	err    error
 
 	nodes   []*epochNode
+	foreign []*epochNode // nodes of another cluster with the same names
 	clients []*epochClient
+	lockers []*epochLocker
+	batches bool // clients of production send what they send at once in one message
+	jobs    map[string][]*epochJob
+	won     map[*client.Claim]int // by claim: the cluster in which it became held
 	ops     []*epochCommand
 	names   []string // what is locked
 
@@ -159,8 +169,12 @@ func (w *epochWorld) send(from, to string, deliver func()) {
 
 // ask carries a request to all nodes, and their answers to answer.
 func (w *epochWorld) ask(from string, r wire.Request, answer func(*wire.Answer)) {
+	w.askAll(w.nodes, from, r, answer)
+}
+
+func (w *epochWorld) askAll(nodes []*epochNode, from string, r wire.Request, answer func(*wire.Answer)) {
 	body := wire.AppendRequest(nil, &r)
-	for _, nd := range w.nodes {
+	for _, nd := range nodes {
 		w.send(from, nd.name, func() {
 			got, err := wire.DecodeRequest(r.Verb, r.Client, r.Resource, slices.Clone(body))
 			if err != nil {
@@ -189,6 +203,13 @@ type epochNode struct {
 	mono   time.Duration
 	timer  int
 	boxes  map[string]*epochInbox
+	peers  *[]*epochNode // the nodes of its cluster
+	fresh  bool          // its directory was empty when this life began
+	voted  bool          // it has voted in this life
+
+	paused  bool
+	asleep  time.Duration // since when its monotonic clock stands still, or -1
+	backlog []func()
 }
 
 type epochDisk struct {
@@ -203,7 +224,11 @@ type epochDisk struct {
 
 func (nd *epochNode) clock() wire.Now {
 	w := nd.w
-	return wire.Now{Mono: w.now + nd.mono, Wall: epochWall + (w.now + nd.offset).Microseconds(), Boot: w.now + time.Hour}
+	mono := w.now
+	if nd.asleep >= 0 {
+		mono = nd.asleep
+	}
+	return wire.Now{Mono: mono + nd.mono, Wall: epochWall + (w.now + nd.offset).Microseconds(), Boot: w.now + time.Hour}
 }
 
 func (nd *epochNode) read() epoch.State {
@@ -252,6 +277,7 @@ func (nd *epochNode) start() {
 		}
 	}
 	nd.core = voter.New(cfg, nd.clock(), saved, nd.disk.longest)
+	nd.fresh, nd.voted = nd.disk.fresh, false
 	nd.disk.mark, nd.disk.fresh = nil, false
 	nd.disk.runs = append(nd.disk.runs, cfg.Incarnation)
 	nd.disk.longest = max(nd.disk.longest, epochTTL)
@@ -283,8 +309,68 @@ func (nd *epochNode) stop(clean bool) {
 	} else {
 		nd.w.res.Crashes++
 	}
-	nd.core = nil
+	nd.core, nd.paused, nd.asleep, nd.backlog = nil, false, -1, nil // what it has not read is lost
 	nd.timer++
+}
+
+// do calls f now, or when a node goes on that stands still.
+func (nd *epochNode) do(f func()) {
+	if nd.paused {
+		nd.backlog = append(nd.backlog, f)
+		return
+	}
+	f()
+}
+
+// pause makes the node's process, or its whole machine, stand still for a while.
+func (nd *epochNode) pause(d time.Duration, machine bool) {
+	if nd.core == nil || nd.paused {
+		return
+	}
+	nd.w.tracef("%s stands still for %v, its machine sleeps: %v", nd.name, d, machine)
+	nd.paused = true
+	if machine {
+		nd.asleep = nd.w.now
+	}
+	core := nd.core
+	nd.w.at(d, func() {
+		if nd.core == core {
+			nd.resume()
+		}
+	})
+}
+
+func (nd *epochNode) resume() {
+	if !nd.paused {
+		return
+	}
+	nd.w.tracef("%s goes on", nd.name)
+	nd.paused = false
+	if nd.asleep >= 0 {
+		nd.mono -= nd.w.now - nd.asleep
+		nd.asleep = -1
+	}
+	backlog := nd.backlog
+	nd.backlog = nil
+	for _, f := range backlog {
+		nd.do(f)
+	}
+	if nd.core != nil {
+		nd.wake()
+	}
+}
+
+// restore replaces the directory by a copy of what it was. The copy has another id, and its
+// mark is void.
+func (nd *epochNode) restore(disk epochDisk) {
+	w := nd.w
+	nd.stop(false)
+	w.res.Directories++
+	nd.disk = disk
+	state := nd.read()
+	nd.disk.id, nd.disk.mark, nd.disk.runs = w.id(), nil, slices.Clone(disk.runs)
+	nd.write(&epoch.State{ID: nd.disk.id, Record: state.Record, Links: state.Links})
+	w.tracef("%s has a copy of its directory of before, with epoch %d", nd.name, state.Epoch())
 }
 
 // lose replaces the directory by an empty one.
@@ -303,9 +389,11 @@ func (nd *epochNode) wake() {
 	nd.timer++
 	timer := nd.timer
 	nd.w.at(nd.core.Deadline()-nd.clock().Mono+nd.w.between(0, time.Millisecond), func() {
-		if nd.timer == timer && nd.core != nil {
-			nd.step(func(out *voter.Out) { nd.core.Tick(nd.clock(), out) })
-		}
+		nd.do(func() {
+			if nd.timer == timer && nd.core != nil {
+				nd.step(func(out *voter.Out) { nd.core.Tick(nd.clock(), out) })
+			}
+		})
 	})
 }
 
@@ -338,7 +426,11 @@ func (nd *epochNode) step(do func(*voter.Out)) {
 		}
 		core.Written(nd.clock(), &out)
 	}
-	if after := core.State(); after != before {
+	after := core.State()
+	if nd.voted = nd.voted || after == wire.Voting; before == wire.Joining && after == wire.Recovering && nd.fresh && !nd.voted {
+		w.fail("%s has joined, its directory never voted, and it has a wait before it", nd.name)
+	}
+	if after != before {
 		w.tracef("%s is %s", nd.name, after)
 		if after == wire.Retired {
 			w.res.Retired++
@@ -364,10 +456,12 @@ func (nd *epochNode) step(do func(*voter.Out)) {
 	}
 	for _, q := range []*wire.Request{out.Probe, out.Ask, out.Survey} {
 		if q != nil {
-			w.ask(nd.name, *q, func(a *wire.Answer) {
-				if nd.core == core {
-					nd.step(func(out *voter.Out) { core.HandleAnswer(nd.clock(), a, out) })
-				}
+			w.askAll(*nd.peers, nd.name, *q, func(a *wire.Answer) {
+				nd.do(func() {
+					if nd.core == core {
+						nd.step(func(out *voter.Out) { core.HandleAnswer(nd.clock(), a, out) })
+					}
+				})
 			})
 		}
 	}
@@ -376,6 +470,10 @@ func (nd *epochNode) step(do func(*voter.Out)) {
 
 func (nd *epochNode) handle(r *wire.Request, box *epochInbox) {
 	if nd.core == nil {
+		return
+	}
+	if nd.paused {
+		nd.backlog = append(nd.backlog, func() { nd.handle(r, box) })
 		return
 	}
 	reply := box.host
@@ -830,18 +928,32 @@ func (c *epochClient) move(r *epoch.Record, links []wire.Link) {
 // use is a use of a lock with a token.
 func (w *epochWorld) use(c *epochClient, k *epochClaim) {
 	w.tracef("%s holds %s (%s) with token +%v at epoch %d", c.name, k.name, k.mode, time.Duration(int64(k.token)-epochWall)*time.Microsecond, c.epoch())
+	w.checkAlone(k, fmt.Sprintf("%s at epoch %d", c.name, c.epoch()), k.name, k.mode, 0)
+	w.checkToken(c.name, k.name, k.mode, k.token)
+}
+
+// checkAlone looks whether anybody else has what its new holder has.
+func (w *epochWorld) checkAlone(new any, who, name string, mode quorum.Mode, side int) {
 	for _, o := range w.clients {
-		if x := o.claim; o != c && x != nil && x.name == k.name && quorum.Conflicts(x.mode, k.mode) && x.stands(o.time()) {
-			w.fail("%s holds %s at epoch %d, and %s at epoch %d", c.name, k.name, c.epoch(), o.name, o.epoch())
+		if k := o.claim; k != nil && new != any(k) && side == 0 && k.name == name && quorum.Conflicts(k.mode, mode) && k.stands(o.time()) {
+			w.fail("%s holds %s, and %s at epoch %d", who, name, o.name, o.epoch())
 		}
 	}
-	t := w.tokens[k.name]
-	if k.token < t.exclusive || k.mode == quorum.Exclusive && k.token <= t.any {
-		w.fail("%s has token %d of %s (%s) after %d, exclusive %d", c.name, k.token, k.name, k.mode, t.any, t.exclusive)
+	for _, j := range w.jobs[name] {
+		if new != any(j) && j.holds() && j.side == side && quorum.Conflicts(j.mode, mode) {
+			w.fail("%s holds %s, and %s at epoch %d", who, name, j.locker.name, j.locker.epoch())
+		}
 	}
-	t.any = max(t.any, k.token)
-	if k.mode == quorum.Exclusive {
-		t.exclusive = max(t.exclusive, k.token)
+}
+
+func (w *epochWorld) checkToken(who, name string, mode quorum.Mode, token uint64) {
+	t := w.tokens[name]
+	if token < t.exclusive || mode == quorum.Exclusive && token <= t.any {
+		w.fail("%s has token %d of %s (%s) after %d, exclusive %d", who, token, name, mode, t.any, t.exclusive)
+	}
+	t.any = max(t.any, token)
+	if mode == quorum.Exclusive {
+		t.exclusive = max(t.exclusive, token)
 	}
 }
 
@@ -886,7 +998,11 @@ func (x *epochCommand) step(f func(*epoch.Want)) {
 		x.nonce++
 		w.ask(x.name, wire.Request{Verb: wire.Configure, Client: "admin", Nonce: fmt.Sprint(x.nonce), Step: &want.Steps[i]}, x.hear)
 	}
-	if !w.calm && !w.quiet && w.rng.IntN(150) == 0 {
+	mortality := 150
+	if w.deadly {
+		mortality = 15
+	}
+	if !w.calm && !w.quiet && w.rng.IntN(mortality) == 0 {
 		w.tracef("%s dies", x.name)
 		x.dead = true
 	}
@@ -927,10 +1043,13 @@ func (w *epochWorld) play() {
 	if w.split {
 		w.cutClient()
 	}
+	if len(w.lockers) > 0 {
+		w.playLocker()
+	}
 	nd := w.nodes[w.rng.IntN(len(w.nodes))]
-	kind := w.rng.IntN(15)
+	kind := w.rng.IntN(19)
 	if w.quiet && kind >= 5 {
-		kind = 14
+		kind = 16 + w.rng.IntN(2)
 	}
 	switch kind {
 	case 0, 1:
@@ -976,6 +1095,26 @@ func (w *epochWorld) play() {
 		w.cut()
 	case 12:
 		w.strike()
+	case 17: // a node that is in no list crashes, and is named soon
+		w.nameAgain(nd)
+	case 13:
+		nd.pause(w.between(0, 2*epochTTL), w.rng.IntN(2) == 0)
+	case 14: // all nodes restart
+		for _, nd := range w.nodes {
+			nd.stop(w.rng.IntN(2) == 0)
+			w.at(w.between(0, time.Second), nd.start)
+		}
+	case 15: // a copy of a directory is started when the first one is gone
+		if w.rng.IntN(2) == 0 || !w.healthy(nd) {
+			return
+		}
+		disk := nd.disk
+		w.at(w.between(0, 10*time.Second), func() {
+			if !w.calm && w.healthy(nd) {
+				nd.restore(disk)
+				w.at(w.between(0, time.Second), nd.start)
+			}
+		})
 	default:
 		if w.byEpoch[1] == "" {
 			w.operate(epoch.Wish{Goal: epoch.Enable})
@@ -989,9 +1128,7 @@ func (w *epochWorld) cut() {
 	for _, nd := range w.nodes {
 		all = append(all, nd.name)
 	}
-	for _, c := range w.clients {
-		all = append(all, c.name)
-	}
+	all = append(all, w.hosts()...)
 	side := map[string]bool{}
 	for _, h := range all {
 		side[h] = w.rng.IntN(3) == 0
@@ -1006,15 +1143,43 @@ func (w *epochWorld) cut() {
 	}
 }
 
-// strike replaces all nodes at once, by the only command there is, while a holder hears
-// nothing of it: the new nodes know of that lock only what the change brings them.
-func (w *epochWorld) strike() {
-	var last *epoch.Record
+// nameAgain restarts a node that has left the list, without a clean mark, and adds it to the
+// list. While it may have forgotten votes, nobody must need its vote (E11).
+func (w *epochWorld) nameAgain(nd *epochNode) {
+	last := w.last()
+	if last == nil || last.Joint() || nd.core == nil || nd.core.State() != wire.Retired ||
+		slices.ContainsFunc(w.nodes, func(o *epochNode) bool {
+			return epoch.In(last, o.name, o.disk.id) != 0 && (o.core == nil || o.core.Epoch() != last.Epoch)
+		}) ||
+		slices.ContainsFunc(w.ops, func(x *epochCommand) bool { return !x.dead }) {
+		return
+	}
+	nd.stop(false)
+	nd.start()
+	to := []string{nd.name}
+	for _, m := range last.Nodes {
+		if m.Name != nd.name && w.rng.IntN(2) == 0 {
+			to = append(to, m.Name)
+		}
+	}
+	slices.Sort(to)
+	w.operate(epoch.Wish{Goal: epoch.Change, Nodes: to})
+}
+
+// last is the latest record that any node has had.
+func (w *epochWorld) last() (last *epoch.Record) {
 	for _, r := range w.records {
 		if last == nil || r.Epoch > last.Epoch {
 			last = r
 		}
 	}
+	return last
+}
+
+// strike replaces all nodes at once, by the only command there is, while a holder hears
+// nothing of it: the new nodes know of that lock only what the change brings them.
+func (w *epochWorld) strike() {
+	last := w.last()
 	if last == nil || last.Joint() {
 		return
 	}
@@ -1033,9 +1198,12 @@ func (w *epochWorld) strike() {
 	for _, c := range w.clients {
 		if k := c.claim; k != nil && k.held && w.rng.IntN(2) == 0 {
 			k.until = max(k.until, c.time()+2*epochTTL)
-			for _, nd := range w.nodes {
-				w.cuts[[2]string{c.name, nd.name}], w.cuts[[2]string{nd.name, c.name}] = w.now+2*epochTTL, w.now+2*epochTTL
-			}
+			w.cutOff(c.name, w.now+2*epochTTL)
+		}
+	}
+	for _, l := range w.lockers {
+		if l.keepOn(w.now+2*epochTTL) && w.rng.IntN(2) == 0 {
+			w.cutOff(l.name, w.now+2*epochTTL)
 		}
 	}
 	w.operate(epoch.Wish{Goal: epoch.Change, Nodes: to[:1+w.rng.IntN(min(len(to), 2))], Hurry: true})
@@ -1043,13 +1211,32 @@ func (w *epochWorld) strike() {
 
 // cutClient cuts a client off from some nodes, mostly for longer than a lease.
 func (w *epochWorld) cutClient() {
-	c := w.clients[w.rng.IntN(len(w.clients))]
+	hosts := w.hosts()
+	host := hosts[w.rng.IntN(len(hosts))]
 	until := w.now + w.between(0, 3*epochTTL)
 	for _, nd := range w.nodes {
 		if w.rng.IntN(2) == 0 {
-			w.cuts[[2]string{c.name, nd.name}], w.cuts[[2]string{nd.name, c.name}] = until, until
+			w.cuts[[2]string{host, nd.name}], w.cuts[[2]string{nd.name, host}] = until, until
 		}
 	}
+}
+
+// cutOff cuts a client off from all nodes.
+func (w *epochWorld) cutOff(host string, until time.Duration) {
+	for _, nd := range w.nodes {
+		w.cuts[[2]string{host, nd.name}], w.cuts[[2]string{nd.name, host}] = until, until
+	}
+}
+
+// hosts lists the clients of both kinds.
+func (w *epochWorld) hosts() (all []string) {
+	for _, c := range w.clients {
+		all = append(all, c.name)
+	}
+	for _, l := range w.lockers {
+		all = append(all, l.name)
+	}
+	return all
 }
 
 // evict ends a claim of somebody.
@@ -1114,12 +1301,14 @@ func (w *epochWorld) await(most time.Duration, done func() bool) bool {
 func newEpochWorld(seed uint64, trace io.Writer) *epochWorld {
 	w := &epochWorld{
 		rng: rand.New(rand.NewPCG(seed, 13)), trace: trace, cuts: map[[2]string]time.Duration{}, since: map[string]time.Duration{},
+		jobs: map[string][]*epochJob{}, won: map[*client.Claim]int{},
 		records: map[string]*epoch.Record{}, byEpoch: map[uint64]string{}, tokens: map[string]*epochTokens{}, now: time.Second,
 	}
 	w.loss = []float64{0, 0.02, 0.1}[w.rng.IntN(3)]
 	if w.quiet = w.rng.IntN(4) == 0; w.quiet {
 		w.loss = 0
 	}
+	w.deadly = !w.quiet && w.rng.IntN(4) == 0
 	w.split, w.slow = !w.quiet && w.rng.IntN(2) == 0, !w.quiet && w.rng.IntN(3) == 0
 	all := strings.Fields("a b c d e f")
 	w.base = wire.Config{Nodes: all[:1+w.rng.IntN(4)], MaxTTL: epochTTL, Skew: epochSkew}
@@ -1128,7 +1317,7 @@ func newEpochWorld(seed uint64, trace io.Writer) *epochWorld {
 		spread = 3 * epochTTL
 	}
 	for i, name := range all {
-		nd := &epochNode{w: w, name: name, told: i < len(w.base.Nodes), offset: w.between(0, spread), disk: epochDisk{id: w.id(), fresh: true}}
+		nd := &epochNode{w: w, name: name, told: i < len(w.base.Nodes), offset: w.between(0, spread), disk: epochDisk{id: w.id(), fresh: true}, peers: &w.nodes, asleep: -1}
 		if nd.told { // bootstrapped
 			nd.disk.mark, _ = json.Marshal(&voter.Saved{})
 			nd.disk.digest, nd.disk.fresh = w.base.Digest(), false
@@ -1141,11 +1330,16 @@ func newEpochWorld(seed uint64, trace io.Writer) *epochWorld {
 		w.names = append(w.names, name)
 		w.tokens[name] = &epochTokens{}
 	}
-	for i := range 5 {
+	minimal, lockers := 5, 0
+	if seed%3 > 0 {
+		minimal, lockers = 2, 2+w.rng.IntN(3)
+	}
+	for i := range minimal {
 		c := &epochClient{w: w, name: fmt.Sprint("c", i), offset: w.between(0, min(spread, epochSkew))}
 		w.clients = append(w.clients, c)
 		c.start()
 	}
+	w.newLockers(lockers, min(spread, epochSkew))
 	return w
 }
 
@@ -1172,10 +1366,15 @@ func (w *epochWorld) settle() {
 		x.dead = true
 	}
 	for _, nd := range w.nodes {
+		nd.resume()
 		nd.start()
 	}
 	for _, c := range w.clients {
 		c.asleep = false
+	}
+	for _, l := range w.lockers {
+		l.resume()
+		l.reconnect(0)
 	}
 	w.until(w.now + 10*time.Second)
 	if w.err != nil {
@@ -1223,4 +1422,5 @@ func (w *epochWorld) settle() {
 	if !w.await(20*time.Second, func() bool { return w.res.Held >= before+2 }) && w.err == nil {
 		w.fail("%d locks were had in 20 s while all was well", w.res.Held-before)
 	}
+	w.settleLockers()
 }

@@ -16,7 +16,7 @@ func TestEpochs(t *testing.T) {
 		return
 	}
 	var sum EpochResult
-	count := max(*seeds/5, 1)
+	count := max(*seeds/8, 1)
 	if *kind == "epochs" {
 		count = *seeds
 	}

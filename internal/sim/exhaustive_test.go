@@ -300,7 +300,7 @@ func (x *explorer) apply(mc *xMachine, m int, in xInput, msg *xMessage) (sends [
 		}
 	}
 	mc.due = math.MaxInt64
-	if wait, ok := mc.core.Wait(); ok {
+	if wait, ok := mc.core.Wait(now); ok {
 		mc.due = in.now + wait
 	}
 	for _, r := range out.Requests {

@@ -98,7 +98,7 @@ func (f *far) run(d time.Duration, done func() bool) {
 		if len(f.dueAt) > 0 {
 			next = min(next, f.dueAt[0])
 		}
-		wait, ok := f.core.Wait()
+		wait, ok := f.core.Wait(f.clock())
 		if ok {
 			next = min(next, f.now+wait)
 		}

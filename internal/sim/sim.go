@@ -802,7 +802,7 @@ func (c *simClient) wait() (time.Duration, bool) {
 	if c.table != nil {
 		return c.table.Wait(c.clock.read(c.sim.now))
 	}
-	return c.core.Wait()
+	return c.core.Wait(c.clock.read(c.sim.now))
 }
 
 // end releases what a job has, or ends its waiting.
