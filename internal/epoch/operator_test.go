@@ -250,7 +250,7 @@ func TestOperator(t *testing.T) {
 			c.node("b").stop(c, true)
 			x := c.operate(change("a c d"))
 			c.until(c.now + 10*time.Second)
-			if x.o.Ended() || !strings.Contains(x.o.noted, "must have ids") {
+			if x.o.Ended() || !strings.Contains(x.o.noted, "must show that they have ids") {
 				t.Errorf("ended %v: %s", x.o.Ended(), x.o.noted)
 			}
 			c.node("b").start(c)
