@@ -236,7 +236,7 @@ func TestChangeThatCannotBe(t *testing.T) {
 
 		err = nodes.Change(short(), nc, []string{"n1", "n2", "n9"})
 		wantIs(t, err, context.DeadlineExceeded)
-		wantText(t, err, "waiting for node n9, which is new: start it")
+		wantText(t, err, "waiting for node n9, which is new: start it so that it joins, or check its name")
 
 		w.nodes[0].stop()
 		w.nodes[1].stop()

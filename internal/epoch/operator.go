@@ -110,6 +110,7 @@ type Operator struct {
 	mine    string   // digest of the last record that this run had decided
 	carried string   // digest of another command's joint record that this one had to have decided
 	left    []string // nodes that the last decision of this run took out of all lists
+	outbid  bool // a node had promised a higher ballot
 	noted   string
 }
 
@@ -207,7 +208,7 @@ func (o *Operator) pause(now, d time.Duration, why string, w *Want) {
 }
 
 func (o *Operator) note(text string, w *Want) {
-	if text != o.noted {
+	if text != "" && text != o.noted {
 		o.noted, w.Note = text, text
 	}
 }
@@ -239,8 +240,13 @@ func (o *Operator) Hear(now time.Duration, node string, a *wire.StepAnswer, w *W
 		switch {
 		case a.Why == wire.WhyNone:
 		case a.Why == wire.WhyPromised && a.Ballot.Compare(o.round.ballot) > 0:
-			o.number = max(o.number, a.Ballot.N)
-			o.again(now, "another command is at work", w)
+			// The first time it may be the ballot of a command that has ended.
+			why := ""
+			if o.number = max(o.number, a.Ballot.N); o.outbid {
+				why = "another command is at work"
+			}
+			o.outbid = true
+			o.again(now, why, w)
 			return
 		case a.Epoch > o.current.Epoch():
 			o.again(now, "", w) // somebody decided
@@ -511,13 +517,13 @@ func (o *Operator) begin(now time.Duration, w *Want) {
 			joint.Next = append(joint.Next, r.Nodes[i])
 			continue
 		case !ok:
-			o.pause(now, repeat, fmt.Sprintf("waiting for node %s, which is new: start it", name), w)
+			o.pause(now, repeat, fmt.Sprintf("waiting for node %s, which is new: start it so that it joins, or check its name", name), w)
 			return
 		case s.ID == uuid.Nil:
 			o.end(fmt.Errorf("node %s has no state directory, and so cannot become a node of this cluster", name), w)
 			return
 		case s.Record == nil && !s.Joining:
-			o.end(fmt.Errorf("node %s was started with a list of nodes: start it so that it joins", name), w)
+			o.end(fmt.Errorf("node %s was started with a list of nodes: start it so that it joins (--join in place of --nodes)", name), w)
 			return
 		case s.Recovering > 0: //plant:epoch-new-node-votes
 			// While joint, locks need the votes of the new list too.

@@ -213,7 +213,7 @@ func checkChange(m *qlock.Members, r *findings) {
 	if c.For > 2*max(c.MaxLease, m.Config.MaxLease) {
 		grade = warning
 	}
-	r.add(grade, "change", strings.TrimSuffix(changeText(c), "."), "qlock nodes finish goes on with the new list, qlock nodes rollback goes back")
+	r.add(grade, "change", strings.TrimSuffix(changeText(m), "."), "locks need a majority of both lists until then; any node of the old list may be needed to go back, so stop none of them")
 }
 
 func checkMembers(m *qlock.Members, r *findings) {

@@ -180,7 +180,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 		return nil
 	}
 	if cmd.HasSubCommands() {
-		return usage("there is no command %q%s; qlock --help lists them", args[0], similar(cmd, args[0]))
+		return usage("there is no command %q%s; %s --help lists them", strings.Join(append(strings.Fields(cmd.CommandPath())[1:], args[0]), " "), similar(cmd, args[0]), cmd.CommandPath())
 	}
 	return usage("%s takes no arguments, got %q", cmd.CommandPath(), args[0])
 }

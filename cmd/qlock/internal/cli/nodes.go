@@ -101,16 +101,29 @@ func (a *app) showNodes(m *qlock.Members) {
 	}
 	width, _ := size(a.out)
 	table, _ := g.render(width) // --json has all columns
-	fmt.Fprint(a.out, table, wrapped(fmt.Sprintf("%d of %d nodes vote; a writer needs %d votes, a reader %d. Longest lease %s, allowed skew %s.",
-		m.Voting(), len(m.Config.Nodes), m.Config.WriteQuorum(), m.Config.ReadQuorum(), short(m.Config.MaxLease), short(m.Config.MaxSkew)), width), "\n")
+	text := votesOfList(m, m.Config.Nodes, "nodes")
 	if m.Change != nil {
-		fmt.Fprint(a.out, wrapped(printable.Text(changeText(m.Change)), width), "\n")
+		text = votesOfList(m, m.Config.Nodes, "nodes of the old list") + " " + votesOfList(m, m.Change.Nodes, "nodes of the new list")
+	}
+	text += fmt.Sprintf(" Longest lease %s, allowed skew %s.", short(m.Config.MaxLease), short(m.Config.MaxSkew))
+	if m.Config.Epoch > 0 {
+		text += fmt.Sprintf(" Epoch %d.", m.Config.Epoch)
+	}
+	fmt.Fprint(a.out, table, wrapped(text, width), "\n")
+	if m.Change != nil {
+		fmt.Fprint(a.out, wrapped(printable.Text(changeText(m)), width), "\n")
 	}
 	for i := range m.Nodes {
 		if n := &m.Nodes[i]; farAhead(m, n) {
 			fmt.Fprint(a.out, wrapped(fmt.Sprintf("Tokens of node %s are %s ahead of its clock; qlock check explains what that means.", printable.Text(n.Name), short(n.TokensAhead.Round(time.Second))), width), "\n")
 		}
 	}
+}
+
+// votesOfList says how many nodes of a list vote, and how many have to.
+func votesOfList(m *qlock.Members, list []string, what string) string {
+	c := qlock.ClusterConfig{Nodes: list}
+	return fmt.Sprintf("%d of %d %s vote; a writer needs %d votes, a reader %d.", votingOf(m, list), len(list), what, c.WriteQuorum(), c.ReadQuorum())
 }
 
 // round rounds a duration for people.
@@ -144,6 +157,9 @@ type changeReport struct {
 	MaxSkew   int64    `json:"max_skew_ms"`
 	For       float64  `json:"for_ms"`
 	Wait      float64  `json:"wait_ms"`
+	Voting    int      `json:"voting"`
+	Writer    int      `json:"votes_for_a_writer"`
+	Reader    int      `json:"votes_for_a_reader"`
 }
 
 type memberReport struct {
@@ -178,7 +194,11 @@ func membersReportOf(m *qlock.Members) membersReport {
 		r.Epoch = m.Config.Epoch
 	}
 	if c := m.Change; c != nil {
-		r.Change = &changeReport{c.Nodes, c.MaxLease.Milliseconds(), c.MaxSkew.Milliseconds(), ms(c.For), ms(c.Wait)}
+		next := qlock.ClusterConfig{Nodes: c.Nodes}
+		r.Voting = votingOf(m, m.Config.Nodes) // as the other numbers, of the old list
+		r.Change = &changeReport{
+			c.Nodes, c.MaxLease.Milliseconds(), c.MaxSkew.Milliseconds(), ms(c.For), ms(c.Wait), votingOf(m, c.Nodes), next.WriteQuorum(), next.ReadQuorum(),
+		}
 	}
 	for i := range m.Nodes {
 		n := &m.Nodes[i]

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/subject"
+	"github.com/qlock/qlock/internal/wire"
 	"github.com/qlock/qlock/nodes"
 )
 
@@ -28,10 +31,13 @@ func (a *app) nodesCommand(use, short, long string, args cobra.PositionalArgs, r
 				return err
 			}
 			defer l.Close()
-			opts := append([]nodes.Option{
-				nodes.Cluster(l.cluster), nodes.Name(l.client),
-				nodes.Progress(func(s string) { fmt.Fprintln(a.err, printable.Text(s)) }),
-			}, *more...)
+			// A command that waits for a cluster that is not there would say nothing.
+			if m, err := l.members(cmd.Context(), l.patience()); err != nil {
+				return err
+			} else if !found(m) && len(m.Nodes) == 0 {
+				return nobody(l)
+			}
+			opts := append([]nodes.Option{nodes.Cluster(l.cluster), nodes.Name(l.client), nodes.Progress(changeProgress(a.err))}, *more...)
 			err = run(cmd.Context(), l.Conn, names, opts...)
 			if errors.Is(err, context.Canceled) {
 				return fmt.Errorf("interrupted; what the nodes have decided stays, and the same command goes on from there: %w", err)
@@ -43,7 +49,28 @@ func (a *app) nodesCommand(use, short, long string, args cobra.PositionalArgs, r
 	return cmd, more
 }
 
-// add adds an option if a flag is set.
+// waitPause is the least time between two lines that say the same, but for how long it still takes.
+const waitPause = 5 * time.Second
+
+// changeProgress returns a function that writes what an operator should know.
+func changeProgress(out io.Writer) func(string) {
+	var said string
+	var at time.Time
+	return func(s string) {
+		// The time that is left changes every second.
+		what, now := s, time.Now()
+		if left, rest, ok := strings.Cut(s, ": "); ok && strings.HasPrefix(left, "waiting for ") && !strings.Contains(left, "node") {
+			what = rest
+		}
+		if what == said && now.Sub(at) < waitPause {
+			return
+		}
+		said, at = what, now
+		fmt.Fprintln(out, printable.Text(s))
+	}
+}
+
+// addOption adds an option if a flag is set.
 func addOption(cmd *cobra.Command, more *[]nodes.Option, name, use string, option nodes.Option) {
 	on := cmd.Flags().Bool(name, false, use)
 	before := cmd.PreRunE
@@ -82,9 +109,14 @@ Update all clients to version 0.2 first: older ones acquire no locks afterwards.
 			if len(args) == 0 {
 				return usage("%s takes the names of all nodes of the new list, separated by spaces", cmd.CommandPath())
 			}
-			for _, n := range args {
-				if !subject.IsToken(n) {
+			for i, n := range args {
+				switch {
+				case !subject.IsToken(n) && strings.Contains(n, ","):
+					return usage("%q: separate the names by spaces: %s", n, strings.Join(strings.FieldsFunc(n, func(r rune) bool { return r == ',' }), " "))
+				case !subject.IsToken(n):
 					return usage("%q: %s", n, subject.TokenRule)
+				case slices.Contains(args[:i], n):
+					return usage("%s is named twice", n)
 				}
 			}
 			return nil
@@ -101,6 +133,17 @@ Update all clients to version 0.2 first: older ones acquire no locks afterwards.
 	cmd.Example = `  qlock nodes change n1 n2 n4                       # n4 replaces n3
   qlock nodes change n1 n2 n3 n4 n5                 # grow
   qlock nodes change n1 n2 n3 --max-lease 1m        # the list stays`
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		switch {
+		case maxLease > wire.MaxLease:
+			return usage("--max-lease %v: use at most %v", short(maxLease), short(wire.MaxLease))
+		case maxSkew > wire.MaxLease:
+			return usage("--max-skew %v: use at most %v", short(maxSkew), short(wire.MaxLease))
+		case maxLease > 0 && maxSkew > maxLease:
+			return usage("--max-skew %v is more than --max-lease %v", short(maxSkew), short(maxLease))
+		}
+		return nil
+	}
 	fs := cmd.Flags()
 	durationFlag(fs, &maxLease, "max-lease", 0, 10*time.Millisecond, "new longest lease; default: as it is")
 	durationFlag(fs, &maxSkew, "max-skew", 0, time.Millisecond, "new limit of how far a client's clock may be ahead; default: as it is")
@@ -150,14 +193,32 @@ Clients of versions before 0.2 acquire no locks after that, and it cannot be und
 	return cmd
 }
 
-// changeText says which change is under way.
-func changeText(c *qlock.NodesChange) string {
+// changeText says which change is under way, and when it can be finished.
+func changeText(m *qlock.Members) string {
+	c := m.Change
 	s := fmt.Sprintf("A change of the list of nodes to %s is under way", strings.Join(c.Nodes, " "))
 	if c.For > 0 {
 		s += fmt.Sprintf(" for %v", c.For.Round(time.Second))
 	}
+	var when []string
 	if c.Wait > 0 {
-		return s + fmt.Sprintf(", and can be finished in %v (qlock nodes finish, rollback).", (c.Wait+time.Second-1).Truncate(time.Second))
+		when = append(when, fmt.Sprintf("in %v", (c.Wait+time.Second-1).Truncate(time.Second)))
 	}
-	return s + ", and can be finished (qlock nodes finish, rollback)."
+	if silent := notVoting(m, c.Nodes); len(silent) > 0 {
+		when = append(when, fmt.Sprintf("when %s %s", strings.Join(silent, " "), verb(len(silent), "votes", "vote")))
+	}
+	if len(when) == 0 {
+		when = []string{"now"}
+	}
+	return s + fmt.Sprintf(". It can be finished %s (qlock nodes finish), and rolled back now (qlock nodes rollback).", strings.Join(when, ", and "))
+}
+
+// notVoting lists the nodes of a list that do not vote.
+func notVoting(m *qlock.Members, list []string) (out []string) {
+	for _, name := range list {
+		if votingOf(m, []string{name}) == 0 {
+			out = append(out, name)
+		}
+	}
+	return out
 }

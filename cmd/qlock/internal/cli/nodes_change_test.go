@@ -7,6 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/qlock/qlock"
 )
 
 // A cluster of one node becomes one of two by commands, with a lock held all the time. What
@@ -15,6 +18,10 @@ func TestNodesChange(t *testing.T) {
 	c := startCluster(t, 1, "--max-lease", "2s")
 	holder := launch(t, "lock", "held", "-s", c.url(), "--lease", "2s")
 	holder.says(holder.out, "\n") // the token
+	for _, end := range []string{"finish", "rollback"} {
+		qlockCmd(t, "nodes", end, "-s", c.url()).want(t, 0, "no change of the list of nodes is under way: nothing to do")
+		qlockCmd(t, "nodes", end, "-s", c.url(), "--cluster", "other").want(t, exitFailed, `no node of cluster "other" answered`)
+	}
 	qlockCmd(t, "nodes", "enable", "-s", c.url()).want(t, 0, "epoch 1 is decided: nodes [n1]")
 	qlockCmd(t, "nodes", "enable", "-s", c.url()).want(t, 0)
 	qlockCmd(t, "nodes", "finish", "-s", c.url()).want(t, 0)
@@ -29,9 +36,11 @@ func TestNodesChange(t *testing.T) {
 	qlockCmd(t, "check", "-s", c.url()).want(t, 0, "node n2 waits until a change of the list adds it", "1 of 1 nodes vote")
 
 	qlockCmd(t, "nodes", "change", "n1", "n2", "--no-wait", "-s", c.url()).want(t, 0, "epoch 2 is decided: nodes [n1] and [n1 n2]")
-	qlockCmd(t, "nodes", "-s", c.url()).want(t, 0, "A change of the list of nodes to n1 n2 is under way")
+	qlockCmd(t, "nodes", "-s", c.url()).want(t, 0, "A change of the list of nodes to n1 n2 is under way", "qlock nodes finish",
+		"1 of 1 nodes of the old list vote; a writer needs 1 votes, a reader 1.", "2 of 2 nodes of the new list vote; a writer needs 2 votes, a reader 1.", "Epoch 2.")
 	r := decode[membersReport](t, qlockCmd(t, "nodes", "--json", "-s", c.url()))
-	if r.Epoch != 2 || r.Change == nil || fmt.Sprint(r.NodeNames, r.Change.NodeNames) != "[n1] [n1 n2]" || r.Change.MaxLease != 2000 {
+	if r.Epoch != 2 || r.Change == nil || fmt.Sprint(r.NodeNames, r.Change.NodeNames) != "[n1] [n1 n2]" || r.Change.MaxLease != 2000 ||
+		r.Voting != 1 || r.Change.Voting != 2 || r.Change.Writer != 2 {
 		t.Errorf("%+v, change %+v", r, r.Change)
 	}
 	qlockCmd(t, "check", "-s", c.url()).want(t, 0, "1 of 1 nodes of the old list vote", "2 of 2 nodes of the new list vote", "is under way", "qlock nodes rollback")
@@ -48,4 +57,46 @@ func TestNodesChange(t *testing.T) {
 	default:
 	}
 	joined.kill()
+}
+
+// What is told of a change says when it can be finished, and not that it can be while a new node is
+// down.
+func TestChangeText(t *testing.T) {
+	voting := func(names ...string) (out []qlock.Member) {
+		for _, n := range names {
+			out = append(out, qlock.Member{Name: n, Answered: true, State: qlock.NodeVoting})
+		}
+		return out
+	}
+	for _, tt := range []struct {
+		nodes []qlock.Member
+		wait  time.Duration
+		want  string
+	}{
+		{voting("n1", "n2"), 0, "It can be finished now (qlock nodes finish), and"},
+		{voting("n1", "n2"), 1500 * time.Millisecond, "It can be finished in 2s (qlock nodes finish), and"},
+		{voting("n1"), 0, "It can be finished when n2 votes (qlock"},
+		{nil, time.Minute, "It can be finished in 1m0s, and when n1 n2 vote (qlock"},
+	} {
+		m := &qlock.Members{Nodes: tt.nodes, Change: &qlock.NodesChange{Nodes: []string{"n1", "n2"}, For: 3 * time.Second, Wait: tt.wait}}
+		if got := changeText(m); !strings.Contains(got, "to n1 n2 is under way for 3s. "+tt.want) {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}
+
+// While it is waited for a time that runs down, that is told every few seconds.
+func TestChangeProgress(t *testing.T) {
+	var out strings.Builder
+	say := changeProgress(&out)
+	for _, s := range []string{
+		"epoch 2 is decided: nodes [n1]", "waiting for 11s: locks have to run out", "waiting for 10s: locks have to run out",
+		"waiting for node n1: before", "waiting for node n2: before", "waiting for 9s: locks have to run out",
+	} {
+		say(s)
+	}
+	const want = "epoch 2 is decided: nodes [n1]\nwaiting for 11s: locks have to run out\nwaiting for node n1: before\nwaiting for node n2: before\nwaiting for 9s: locks have to run out\n"
+	if out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
+	}
 }
