@@ -185,6 +185,37 @@ func TestJoint(t *testing.T) {
 	})
 }
 
+// A node that lost its state directory is another node: it is changed out of the list, and then in.
+func TestLostDirectory(t *testing.T) {
+	testworld.Run(t, func(t *testing.T, w *testworld.World) {
+		nc, ctx := w.Connect().Conn, testworld.Within(t, 10*time.Minute)
+		if err := nodes.Enable(ctx, nc); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Nodes[2].Close(); err != nil {
+			t.Fatal(err)
+		}
+		n3 := join(t, w, "n3")
+		time.Sleep(time.Second)
+		if s := n3.Stats().State; s != qlock.NodeJoining {
+			t.Errorf("it is %s", s)
+		}
+		all := []string{"n1", "n2", "n3"}
+		testworld.WantText(t, nodes.Change(ctx, nc, all), "node n3 has lost its state directory", "change it out of the list and then in again")
+		testworld.WantText(t, nodes.Change(ctx, nc, append(all, "n4")), "node n3 has lost its state directory")
+		// It answers as a node that waits to be added, so that the change does not wait for the one of before.
+		for _, list := range [][]string{{"n1", "n2"}, all} {
+			if err := nodes.Change(ctx, nc, list); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wantNodes(t, w, 5, "n1 n2 n3")
+		if s := n3.Stats().State; s != qlock.NodeVoting {
+			t.Errorf("in the list again, it is %s", s)
+		}
+	})
+}
+
 // A command that was interrupted is carried on by the same call, by Finish or by RollBack.
 func TestInterrupted(t *testing.T) {
 	for _, at := range []string{"epoch 1", "epoch 2", "waiting for 15s"} {

@@ -110,7 +110,7 @@ type Operator struct {
 	mine    string   // digest of the last record that this run had decided
 	carried string   // digest of another command's joint record that this one had to have decided
 	left    []string // nodes that the last decision of this run took out of all lists
-	outbid  bool // a node had promised a higher ballot
+	outbid  bool     // a node had promised a higher ballot
 	noted   string
 }
 
@@ -491,6 +491,12 @@ func (o *Operator) idle(w *Want) {
 func (o *Operator) begin(now time.Duration, w *Want) {
 	r := o.current.Record
 	if o.wishes(names(r.Nodes), r.MaxTTL, r.Skew) {
+		for _, m := range r.Nodes { // else the operator would believe that all is well
+			if s, ok := o.shown[m.Name]; ok && s.ID != m.ID {
+				o.end(lostDirectory(m.Name), w)
+				return
+			}
+		}
 		o.nothing(now, w)
 		return
 	}
@@ -511,7 +517,7 @@ func (o *Operator) begin(now time.Duration, w *Want) {
 		i := slices.IndexFunc(r.Nodes, func(m wire.Member) bool { return m.Name == name })
 		switch {
 		case i >= 0 && ok && s.ID != r.Nodes[i].ID:
-			o.end(fmt.Errorf("node %s has lost its state directory since it became a node, and is another node now: start it under another name, or change it out and then in again", name), w)
+			o.end(lostDirectory(name), w)
 			return
 		case i >= 0:
 			joint.Next = append(joint.Next, r.Nodes[i])
@@ -542,6 +548,10 @@ func (o *Operator) begin(now time.Duration, w *Want) {
 		return
 	}
 	o.decideOn(now, func(uint64) *Record { return joint }, w)
+}
+
+func lostDirectory(name string) error {
+	return fmt.Errorf("node %s has lost its state directory since it became a node, and is another node now: start it under another name, or change it out of the list and then in again", name)
 }
 
 // remaining is how long it takes until a majority has had the record for so long.

@@ -255,6 +255,11 @@ func checkMembers(m *qlock.Members, r *findings) {
 			switch n.State {
 			case qlock.NodeVoting:
 			case qlock.NodeJoining:
+				if lostDirectory(m, n) {
+					r.add(warning, "directory", fmt.Sprintf("node %s has another state directory than the node of that name in the list: it gives no votes", n.Name),
+						fmt.Sprintf("change %s out of the list and then in again, or start it under another name", n.Name))
+					break
+				}
 				r.add(fine, "joining", fmt.Sprintf("node %s waits until a change of the list adds it", n.Name), "")
 			case qlock.NodeRetired:
 				r.add(fine, "retired", fmt.Sprintf("node %s is in no list any more and can be stopped", n.Name), "")
@@ -268,6 +273,12 @@ func checkMembers(m *qlock.Members, r *findings) {
 		versions[n.Version] = append(versions[n.Version], n.Name)
 	}
 	checkVersions(versions, qlock.Version(), r)
+}
+
+// lostDirectory reports whether a node waits to be added though the list has its name: it has
+// lost its state directory since, and is another node.
+func lostDirectory(m *qlock.Members, n *qlock.Member) bool {
+	return n.State == qlock.NodeJoining && m.Config.Epoch > 0 && (slices.Contains(m.Config.Nodes, n.Name) || m.Change != nil && slices.Contains(m.Change.Nodes, n.Name))
 }
 
 func checkVersions(versions map[string][]string, mine string, r *findings) {

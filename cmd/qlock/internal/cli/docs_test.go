@@ -14,6 +14,7 @@ import (
 const (
 	operations = "../../../../docs/operations.md"
 	tour       = "../../../../docs/command.md"
+	changing   = "../../../../docs/changing-nodes.md"
 )
 
 // checkLine returns what is wrong with a command line of qlock after a shell has split it.
@@ -43,7 +44,7 @@ func TestPageCommands(t *testing.T) {
 	if err != nil {
 		t.Skip("no bash to take the examples apart")
 	}
-	for page, least := range map[string]int{operations: 5, tour: 10} {
+	for page, least := range map[string]int{operations: 5, tour: 10, changing: 8} {
 		t.Run(filepath.Base(page), func(t *testing.T) { checkPage(t, shell, page, least) })
 	}
 }

@@ -114,7 +114,11 @@ func (a *app) showNodes(m *qlock.Members) {
 		fmt.Fprint(a.out, wrapped(printable.Text(changeText(m)), width), "\n")
 	}
 	for i := range m.Nodes {
-		if n := &m.Nodes[i]; farAhead(m, n) {
+		n := &m.Nodes[i]
+		if n.Answered && lostDirectory(m, n) {
+			fmt.Fprint(a.out, wrapped(fmt.Sprintf("Node %s has another state directory than the node of that name in the list; qlock check explains what to do.", printable.Text(n.Name)), width), "\n")
+		}
+		if farAhead(m, n) {
 			fmt.Fprint(a.out, wrapped(fmt.Sprintf("Tokens of node %s are %s ahead of its clock; qlock check explains what that means.", printable.Text(n.Name), short(n.TokensAhead.Round(time.Second))), width), "\n")
 		}
 	}

@@ -85,6 +85,29 @@ func TestChangeText(t *testing.T) {
 	}
 }
 
+// A node that lost its state directory waits to be added though the list has its name, which needs to
+// be told.
+func TestLostDirectory(t *testing.T) {
+	for _, tt := range []struct {
+		epoch uint64
+		name  string
+		told  bool
+	}{{1, "n2", true}, {1, "n3", false}, {0, "n2", false}} {
+		m := &qlock.Members{Config: qlock.ClusterConfig{Nodes: []string{"n1", "n2"}, Epoch: tt.epoch}, Nodes: []qlock.Member{
+			{Name: "n1", Answered: true, State: qlock.NodeVoting}, {Name: tt.name, Answered: true, State: qlock.NodeJoining},
+		}}
+		var r findings
+		checkMembers(m, &r)
+		want := "waits until a change of the list adds it"
+		if tt.told {
+			want = "node n2 has another state directory"
+		}
+		if text := fmt.Sprint(r.list); !strings.Contains(text, want) {
+			t.Errorf("%+v: %s", tt, text)
+		}
+	}
+}
+
 // While it is waited for a time that runs down, that is told every few seconds.
 func TestChangeProgress(t *testing.T) {
 	var out strings.Builder
