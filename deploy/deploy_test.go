@@ -177,6 +177,83 @@ func TestKubernetes(t *testing.T) {
 	}
 }
 
+// The procedure on the page of operations changes what the manifest has, by commands that the image
+// has.
+func TestKubernetesProcedure(t *testing.T) {
+	set := manifest(t).set
+	_, text, ok := strings.Cut(read(t, "../docs/operations.md"), "\n### On Kubernetes\n")
+	if !ok {
+		t.Fatal("the page has no procedure")
+	}
+	text, _, _ = strings.Cut(text, "\n### ")
+	image := regexp.MustCompile(`ENTRYPOINT \["([^"]+)"\]`).FindStringSubmatch(read(t, "Dockerfile"))
+	if image == nil {
+		t.Fatal("the image has no command")
+	}
+	env := map[string]string{}
+	for _, e := range set.Spec.Template.Spec.Containers[0].Env {
+		env[e.Name] = e.Value
+	}
+	pod := regexp.MustCompile("^" + regexp.QuoteMeta(set.Name) + `-\d+$`)
+	volume := regexp.MustCompile("^" + regexp.QuoteMeta(set.Spec.VolumeClaimTemplates[0].Name+"-"+set.Name) + `-\d+$`)
+	pods, replicas, seen := int(*set.Spec.Replicas), 0, 0
+	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(text, -1) {
+		for _, line := range strings.Split(strings.TrimSpace(block[1]), "\n") {
+			line, _, _ = strings.Cut(line, " #")
+			words := strings.Fields(line)
+			bad := func(why string) { t.Errorf("%s: %s", line, why) }
+			if len(words) < 3 || words[0] != "kubectl" {
+				bad("not a command of kubectl")
+				continue
+			}
+			seen++
+			switch words[1] {
+			case "exec":
+				if !pod.MatchString(words[2]) || words[3] != "--" || words[4] != image[1] || words[5] != "nodes" {
+					bad("the pods are named " + set.Name + "-0 and so on, and the image has " + image[1])
+				}
+				if len(words) > 6 && words[6] == "change" && slices.ContainsFunc(words[7:], func(w string) bool { return !pod.MatchString(w) }) {
+					bad("a node is named otherwise than its pod")
+				}
+			case "set", "rollout", "scale":
+				i := slices.IndexFunc(words, func(w string) bool { return strings.HasPrefix(w, "statefulset/") })
+				if i < 0 || words[i] != "statefulset/"+set.Name {
+					bad("the set is " + set.Name)
+					break
+				}
+				for _, w := range words[i+1:] {
+					name, value, given := strings.Cut(w, "=")
+					switch removed, isRemoval := strings.CutSuffix(w, "-"); {
+					case strings.HasPrefix(w, "--replicas="):
+						_, _ = fmt.Sscanf(w, "--replicas=%d", &replicas)
+					case isRemoval && env[removed] != "":
+						delete(env, removed)
+					case given && known(t, name):
+						env[name] = value
+					default:
+						bad("there is no " + w)
+					}
+				}
+			case "delete":
+				for _, w := range words[3:] {
+					if name := map[string]*regexp.Regexp{"pvc": volume, "pod": pod}[words[2]]; name == nil || !name.MatchString(w) && !strings.HasPrefix(w, "--") {
+						bad("there is no " + w)
+					}
+				}
+			default:
+				bad("what does it do?")
+			}
+		}
+	}
+	// qlock node --join takes no list, and needs a directory and a way to the others.
+	if env["QLOCK_JOIN"] != "true" || env["QLOCK_NODES"] != "" || env["QLOCK_STATE_DIR"] == "" || env["QLOCK_ROUTES"] == "" {
+		t.Errorf("after the procedure pods have %v", env)
+	}
+	if seen < 10 || replicas != pods {
+		t.Errorf("%d commands, and at the end %d replicas; the manifest has %d", seen, replicas, pods)
+	}
+}
+
 // The decoder does find what the API does not have: else the test above says little.
 func TestStrict(t *testing.T) {
 	text := strings.Replace(read(t, "kubernetes/qlock.yaml"), "readinessProbe:", "readynessProbe:", 1)
