@@ -112,6 +112,8 @@ type forwarded struct {
 	Encoded string `json:"encoded,omitempty"` // acquire
 	Shared  bool   `json:"shared,omitempty"`
 
+	Transaction *TransactionRequest `json:"transaction,omitempty"` // store
+
 	verb string
 }
 
@@ -121,6 +123,8 @@ type answered struct {
 	Revision     int      `json:"revision,omitempty"`
 	Problem      *Problem `json:"problem,omitempty"`
 	RetryAfterMS int64    `json:"retry_after_ms,omitempty"`
+
+	Transaction *TransactionAnswer `json:"transaction,omitempty"`
 }
 
 func (p *peers) start() error {
@@ -587,6 +591,10 @@ func (p *peers) onForwarded(m *nats.Msg) {
 	received := time.Now()
 	f := new(forwarded)
 	d := json.NewDecoder(bytes.NewReader(m.Data))
+	if strings.HasSuffix(m.Subject, "."+verbStore) {
+		p.onTransaction(m, received)
+		return
+	}
 	if int64(len(m.Data)) > p.g.limits.Body || d.Decode(f) != nil || !isToken(f.Request, 64) {
 		return
 	}

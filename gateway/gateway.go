@@ -94,6 +94,11 @@ type Limits struct {
 	Tombstones      int           // leases that are over and still known: 100,000
 	TombstonesFor   time.Duration // for so long: 10 min
 	UndecidedTryFor time.Duration // that a try may take when nodes do not answer: 5 s
+
+	Value       int64 // bytes of a value in the store: 1 MiB, and what the NATS server takes
+	Transaction int64 // bytes of the body of a transaction: 1 MiB
+	Operations  int   // of a transaction: 500
+	KeyWaits    int   // requests of one principal that wait for keys: 1,000
 }
 
 func (l Limits) filled() Limits {
@@ -102,6 +107,7 @@ func (l Limits) filled() Limits {
 		Principals: cmp.Or(l.Principals, 1_000), Streams: cmp.Or(l.Streams, 100), AddressStreams: cmp.Or(l.AddressStreams, 50), Body: cmp.Or(l.Body, 64<<10), State: cmp.Or(l.State, 32<<20), BodyTime: cmp.Or(l.BodyTime, 5*time.Second), WriteTime: cmp.Or(l.WriteTime, 10*time.Second),
 		Block: cmp.Or(l.Block, 55*time.Second), RequestsPerSec: l.RequestsPerSec, Tombstones: cmp.Or(l.Tombstones, 100_000),
 		TombstonesFor: cmp.Or(l.TombstonesFor, 10*time.Minute), UndecidedTryFor: cmp.Or(l.UndecidedTryFor, 5*time.Second),
+		Value: cmp.Or(l.Value, 1<<20), Transaction: cmp.Or(l.Transaction, 1<<20), Operations: cmp.Or(l.Operations, 500), KeyWaits: cmp.Or(l.KeyWaits, 1_000),
 	}
 }
 
@@ -132,6 +138,8 @@ type Gateway struct {
 	serving   sync.WaitGroup // requests of the NATS door
 	natsSlots chan struct{}
 	looks     chan struct{} // views that are being looked at
+
+	storeSlots chan struct{} // transactions that are being done
 
 	mu       sync.Mutex // guards what follows; a lease's is locked before it
 	quiet    *sync.Cond // tells that unfinished is 0
@@ -189,6 +197,8 @@ type principal struct {
 	leases  int // as well
 	kept    int // as well: leases that are over, and are given back later
 	use     int // as well: requests of a caller of the NATS door
+
+	keyWaits int // as well
 }
 
 // lockers is a NATS connection, whose user the requests act as, and what works on it.
@@ -196,6 +206,7 @@ type lockers struct {
 	g      *Gateway
 	nc     *nats.Conn
 	client string // empty: as the library chooses
+	stores stores
 
 	mu     sync.Mutex // guards what follows
 	short  *qlock.Locker
@@ -229,9 +240,10 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 	}
 	g := &Gateway{
 		cfg: cfg, secret: cfg.Secret, limits: cfg.Limits.filled(), log: cfg.Logger, name: newName(), now: time.Now,
-		draining: make(chan struct{}), looks: make(chan struct{}, looksAtOnce), natsSlots: make(chan struct{}, natsRequests), states: map[string]int{}, streams: map[string]int{}, logins: map[string]*login{}, rings: map[ringKey]*ring{}, watchers: map[watchKey]*watcher{}, callers: map[string]*principal{}, leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
+		draining: make(chan struct{}), looks: make(chan struct{}, looksAtOnce), storeSlots: make(chan struct{}, storesAtOnce), natsSlots: make(chan struct{}, natsRequests), states: map[string]int{}, streams: map[string]int{}, logins: map[string]*login{}, rings: map[ringKey]*ring{}, watchers: map[watchKey]*watcher{}, callers: map[string]*principal{}, leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
 	}
 	g.counters.ended, g.counters.requests = map[string]uint64{}, map[Request]uint64{}
+	g.counters.storeOps = map[StoreOperation]uint64{}
 	g.peers = newPeers(g)
 	g.only = &principal{g: g, lockers: &lockers{g: g, nc: cfg.Conn, client: cfg.Client}}
 	g.quiet = sync.NewCond(&g.mu)

@@ -247,7 +247,9 @@ func check(t testing.TB, r *http.Request, a *reply) {
 		t.Errorf("%s %s: %d as %q", r.Method, r.URL, a.status, kind)
 		return
 	}
-	checkBody(t, r, a, content.Schema.Value)
+	if kind != "application/octet-stream" {
+		checkBody(t, r, a, content.Schema.Value)
+	}
 }
 
 func checkBody(t testing.TB, r *http.Request, a *reply, schema *openapi3.Schema) {

@@ -58,6 +58,7 @@ type input struct {
 type output struct {
 	status int
 	body   any
+	raw    []byte // in place of body: a value; not nil
 	etag   string
 	header map[string]string
 }
@@ -116,7 +117,9 @@ func seenAs(doc string, body any) []answer {
 	return []answer{{200, doc, body}, {304, "nothing has changed since the ETag that was given", nil}}
 }
 
-var operations = []operation{
+var operations = slices.Concat(lockOperations, storeOperations)
+
+var lockOperations = []operation{
 	{
 		id: "acquireByID", method: "PUT", path: "/v1/leases/{id}", verb: "acquire",
 		summary: "Acquire a lock under an id of the caller's. Repeating the request is safe: it never acquires the lock a second time.",
@@ -612,7 +615,7 @@ func (g *Gateway) serveOperation(w http.ResponseWriter, r *http.Request, op *ope
 	if id := r.PathValue("id"); id != "" {
 		e.lease = digest(normalID(id))
 	}
-	body, p := g.readBody(e, r)
+	body, p := g.readBody(e, r, op)
 	if p != nil {
 		e.fail(p)
 		return
@@ -648,6 +651,10 @@ func (g *Gateway) serveOperation(w http.ResponseWriter, r *http.Request, op *ope
 	}
 	if stated {
 		h.Set("Preference-Applied", "wait="+strconv.Itoa(int(block/time.Second)))
+	}
+	if out.raw != nil {
+		e.writeValue(out)
+		return
 	}
 	if out.body == nil {
 		e.WriteHeader(out.status)
@@ -685,11 +692,12 @@ func hasBody(r *http.Request) bool {
 	return r.ContentLength != 0 && r.Body != nil && r.Body != http.NoBody
 }
 
-// readBody reads all of a body, which is JSON.
-func (g *Gateway) readBody(e *exchange, r *http.Request) ([]byte, *Problem) {
-	body, p := g.readAll(e, r, g.limits.Body, g.limits.BodyTime)
-	if p != nil || len(body) == 0 {
-		return nil, p
+// readBody reads all of a body, which is JSON, or a value of any type.
+func (g *Gateway) readBody(e *exchange, r *http.Request, op *operation) ([]byte, *Problem) {
+	most, isValue := g.bodyOf(op)
+	body, p := g.readAll(e, r, most, g.limits.BodyTime)
+	if p != nil || len(body) == 0 || isValue {
+		return body, p
 	}
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || kind != "application/json" {

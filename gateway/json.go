@@ -47,6 +47,9 @@ func decode[T any](body []byte) (*T, *Problem) {
 			return nil, invalid(fmt.Sprintf("the body has an unknown field, %.40q", key))
 		}
 		seen[key] = true
+		if p := nested(reflect.TypeFor[T](), key, value); p != nil {
+			return nil, p
+		}
 	}
 	if _, err := d.Token(); err != nil {
 		return nil, problem("malformed", "the body is not valid JSON: %v", err)

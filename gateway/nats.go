@@ -3,8 +3,10 @@ package gateway
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,7 +39,9 @@ type verb struct {
 }
 
 // verbs are the operations that have a verb in the table of operations; a test compares them.
-var verbs = []verb{
+var verbs = slices.Concat(lockVerbs, storeVerbs)
+
+var lockVerbs = []verb{
 	{"acquire", true, func(g *Gateway, c *call, body []byte) (int, any, *Problem) {
 		in, p := decode[AcquireRequest](body)
 		if p != nil {
@@ -220,8 +224,8 @@ func (g *Gateway) serveVerb(r micro.Request, v *verb) {
 		}
 		defer leave()
 		c := &call{ctx: ctx, principal: who, received: received, request: id, resource: resource, trace: traceOf(natsValues(nats.Header(r.Headers())))}
-		if int64(len(body)) > g.limits.Body {
-			g.respond(r, id, 0, nil, problem("too-large", "the body has more than %d bytes", g.limits.Body))
+		if most := g.messageOf(v); int64(len(body)) > most {
+			g.respond(r, id, 0, nil, problem("too-large", "the body has more than %d bytes", most))
 			return
 		}
 		status, a, p := v.serve(g, c, body)
@@ -266,16 +270,21 @@ func (g *Gateway) inBackground(serve func()) bool {
 	return true
 }
 
+// respond answers. It does not use r.Error, which leaves the error in the request, where package
+// micro reads it as soon as its handler has returned: this runs later.
 func (g *Gateway) respond(r micro.Request, id string, status int, a any, p *Problem) {
+	m := &nats.Msg{Subject: r.Reply()}
 	if p != nil {
 		p.Request = id
-		text, _ := json.Marshal(p) // it has only what JSON has
-		_ = r.Error(strconv.Itoa(p.Status), p.Title, text)
-		return
+		m.Header = nats.Header{micro.ErrorHeader: {p.Title}, micro.ErrorCodeHeader: {strconv.Itoa(p.Status)}}
+		m.Data, _ = json.Marshal(p) // it has only what JSON has
+	} else {
+		m.Header = nats.Header{"Status": {strconv.Itoa(status)}, "X-Request-Id": {id}}
+		if a != nil {
+			m.Data, _ = json.Marshal(a) // as well
+		}
 	}
-	text := []byte{}
-	if a != nil {
-		text, _ = json.Marshal(a) // as well
+	if err := g.cfg.Conn.PublishMsg(m); errors.Is(err, nats.ErrMaxPayload) && p == nil {
+		g.respond(r, id, 0, nil, problem("too-large", "the request was served, but the answer is larger than what the NATS server takes"))
 	}
-	_ = r.Respond(text, micro.WithHeaders(micro.Headers{"Status": {strconv.Itoa(status)}, "X-Request-Id": {id}}))
 }

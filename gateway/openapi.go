@@ -94,13 +94,17 @@ func operationDocument(op *operation, ref func(any) object) object {
 	if params != nil {
 		doc["parameters"] = params
 	}
-	if op.body != nil {
+	if _, ok := op.body.(value); ok {
+		doc["requestBody"] = object{"required": false, "content": object{"application/octet-stream": object{"schema": object{}}}}
+	} else if op.body != nil {
 		doc["requestBody"] = object{"required": false, "content": object{"application/json": object{"schema": ref(op.body)}}}
 	}
 	responses := object{}
 	for _, a := range op.answers {
 		r := object{"description": a.doc}
-		if a.body != nil {
+		if v, ok := a.body.(value); ok {
+			r["content"] = object{"application/octet-stream": object{"schema": object{}}, "application/json": object{"schema": ref(v.json)}}
+		} else if a.body != nil {
 			r["content"] = object{"application/json": object{"schema": ref(a.body)}}
 		}
 		responses[strconv.Itoa(a.status)] = r
@@ -208,6 +212,9 @@ var docsPage = sync.OnceValue(func() []byte {
 		"body": func(v any) string {
 			if v == nil {
 				return ""
+			}
+			if _, ok := v.(value); ok {
+				return "the value, as it is"
 			}
 			var names []string
 			t := reflect.TypeOf(v)

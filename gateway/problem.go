@@ -25,9 +25,16 @@ type Problem struct {
 	Request   string   `json:"request,omitempty" doc:"the id of the request"`
 	Retryable bool     `json:"retryable" doc:"repeating the same request may succeed"`
 	Cause     string   `json:"cause,omitempty" doc:"of 410: why the lease is over"`
-	Token     uint64   `json:"token,omitempty" doc:"of 410: the fencing token that the lease had"`
+	Token     uint64   `json:"token,omitempty" doc:"of 410 and fenced: the fencing token that the lease has or had"`
 	Blocker   *Blocker `json:"blocker,omitempty" doc:"who is in the way"`
 	Nodes     []Vote   `json:"nodes,omitempty" doc:"what each node said"`
+
+	Key        string   `json:"key,omitempty" doc:"conflict: which key"`
+	Revision   uint64   `json:"revision,omitempty" doc:"conflict: which revision the key has; left out if there is no such key. no-key: that of the deletion, if it is known"`
+	NewerToken uint64   `json:"newer_token,omitempty" doc:"fenced: the fencing token of the newer holder"`
+	Client     string   `json:"client,omitempty" doc:"fenced: the newer holder, as it says"`
+	Missing    []string `json:"missing,omitempty" doc:"not-prepared: what the bucket lacks"`
+	Command    string   `json:"command,omitempty" doc:"not-prepared: what mends it"`
 
 	retryAfter time.Duration
 	owner      string // the gateway that has the lease in place of this one
@@ -84,12 +91,22 @@ var kinds = map[string]struct {
 	"method-not-allowed": {http.StatusMethodNotAllowed, "The resource does not have this method", false},
 	"held":               {http.StatusConflict, "Held by another", true},
 	"lease-mismatch":     {http.StatusConflict, "The lease id was used for another request", false},
+	"fenced":             {http.StatusConflict, "A newer holder has the lock", false},
+	"conflict":           {http.StatusPreconditionFailed, "The key is not as the request demands", false},
+	"once-mismatch":      {http.StatusConflict, "The id was used for another transaction", false},
+	"read-only":          {http.StatusConflict, "A shared lock only reads", false},
+	"no-key":             {http.StatusNotFound, "The key has no value", false},
+	"no-bucket":          {http.StatusNotFound, "There is no such bucket", false},
+	"not-number":         {http.StatusUnprocessableEntity, "The value is not a number", false},
+	"unsupported":        {http.StatusUnprocessableEntity, "The bucket or the server cannot have fences", false},
+	"not-prepared":       {http.StatusNotImplemented, "The bucket is not prepared", false},
+	"no-jetstream":       {http.StatusNotImplemented, "There is no JetStream", false},
+	"store-unreachable":  {http.StatusServiceUnavailable, "JetStream does not answer", true},
+	"unknown-outcome":    {http.StatusGatewayTimeout, "It is not known whether it was done", false},
+	"full":               {http.StatusInsufficientStorage, "The bucket is full", false},
 	"ambiguous":          {http.StatusConflict, "Several claims could be meant", false},
 	"state-conflict":     {http.StatusConflict, "Another has the lock of the state", false},
 	"state-locked":       {http.StatusLocked, "The state is locked", true},
-	"not-prepared":       {http.StatusNotImplemented, "The bucket cannot be used", false},
-	"unknown-outcome":    {http.StatusGatewayTimeout, "It may have been done", true},
-	"full":               {http.StatusInsufficientStorage, "The bucket is full", false},
 	"gone":               {http.StatusGone, "The lease is over", false},
 	"too-large":          {http.StatusRequestEntityTooLarge, "The body is too large", false},
 	"media-type":         {http.StatusUnsupportedMediaType, "The body must be JSON", false},

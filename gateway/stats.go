@@ -25,6 +25,9 @@ type Stats struct {
 	Answered  uint64 // requests of other gateways
 	Refused   uint64 // credentials that NATS did not accept
 	Panics    uint64 // requests that failed because of a fault of this package
+
+	KeyWaits int // requests that wait for a key of the store now
+	Store    map[StoreOperation]uint64
 }
 
 // Request is what Stats counts requests by.
@@ -36,10 +39,18 @@ type Request struct {
 
 type counters struct {
 	polls, granted, forwarded, answered, refused, panics atomic.Int64
+	keyWaits                                             atomic.Int64
 
 	mu       sync.Mutex // guards what follows
 	ended    map[string]uint64
 	requests map[Request]uint64
+	storeOps map[StoreOperation]uint64
+}
+
+func (c *counters) store(o StoreOperation) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.storeOps[o]++
 }
 
 func (c *counters) request(door, operation string, status int) {
@@ -66,10 +77,11 @@ func (g *Gateway) Stats() Stats {
 	c := &g.counters
 	s := Stats{
 		Polls: int(c.polls.Load()), Granted: uint64(c.granted.Load()), Forwarded: uint64(c.forwarded.Load()), Answered: uint64(c.answered.Load()),
-		Refused: uint64(c.refused.Load()), Panics: uint64(c.panics.Load()), Gateways: len(g.peers.others()),
+		Refused: uint64(c.refused.Load()), Panics: uint64(c.panics.Load()), KeyWaits: int(c.keyWaits.Load()), Gateways: len(g.peers.others()),
 	}
 	c.mu.Lock()
 	s.Ended, s.Requests = maps.Clone(c.ended), maps.Clone(c.requests)
+	s.Store = maps.Clone(c.storeOps)
 	c.mu.Unlock()
 	g.mu.Lock()
 	defer g.mu.Unlock()

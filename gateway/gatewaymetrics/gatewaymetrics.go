@@ -15,6 +15,7 @@ type collector struct {
 	leases, kept, polls, streams, users, gateways, tombstones *prometheus.Desc
 	granted, ended, requests, forwarded, answered             *prometheus.Desc
 	refused, panics                                           *prometheus.Desc
+	keyWaits, store                                           *prometheus.Desc
 }
 
 // New returns a collector of a gateway's statistics. Their label is the cluster.
@@ -38,6 +39,8 @@ func New(g *gateway.Gateway) prometheus.Collector {
 		forwarded:  desc("forwarded_total", "Requests that were forwarded to other gateways."),
 		answered:   desc("answered_total", "Requests of other gateways that were answered."),
 		refused:    desc("credentials_refused_total", "Connections whose credentials NATS did not accept."),
+		keyWaits:   desc("key_waits", "Requests that wait for a key of the store to change."),
+		store:      desc("store_operations_total", "Reads, writes and transactions of the store.", "operation", "outcome"),
 		panics:     desc("panics_total", "Requests that failed because of a fault of the gateway."),
 	}
 }
@@ -45,7 +48,7 @@ func New(g *gateway.Gateway) prometheus.Collector {
 // Describe sends the descriptions of all metrics.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		c.leases, c.kept, c.polls, c.streams, c.users, c.gateways, c.tombstones, c.granted, c.ended, c.requests, c.forwarded, c.answered, c.refused, c.panics,
+		c.leases, c.kept, c.polls, c.streams, c.users, c.gateways, c.tombstones, c.granted, c.ended, c.requests, c.forwarded, c.answered, c.refused, c.panics, c.keyWaits, c.store,
 	} {
 		ch <- d
 	}
@@ -59,7 +62,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	send(c.leases, prometheus.GaugeValue, float64(s.Held), "held")
 	send(c.leases, prometheus.GaugeValue, float64(s.Waiting), "waiting")
-	for d, v := range map[*prometheus.Desc]int{c.kept: s.Kept, c.polls: s.Polls, c.streams: s.Streams, c.users: s.Users, c.gateways: s.Gateways, c.tombstones: s.Tombstones} {
+	for d, v := range map[*prometheus.Desc]int{c.kept: s.Kept, c.polls: s.Polls, c.streams: s.Streams, c.users: s.Users, c.gateways: s.Gateways, c.tombstones: s.Tombstones, c.keyWaits: s.KeyWaits} {
 		send(d, prometheus.GaugeValue, float64(v))
 	}
 	for d, v := range map[*prometheus.Desc]uint64{c.granted: s.Granted, c.forwarded: s.Forwarded, c.answered: s.Answered, c.refused: s.Refused, c.panics: s.Panics} {
@@ -67,6 +70,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for cause, v := range s.Ended {
 		send(c.ended, prometheus.CounterValue, float64(v), cause)
+	}
+	for o, v := range s.Store {
+		send(c.store, prometheus.CounterValue, float64(v), o.Operation, o.Outcome)
 	}
 	for r, v := range s.Requests {
 		send(c.requests, prometheus.CounterValue, float64(v), r.Door, r.Operation, strconv.Itoa(r.Status))

@@ -38,6 +38,9 @@ func TestMetrics(t *testing.T) {
 	if got := ask("POST", "/v1/locks/a"); got != 409 {
 		t.Errorf("%d", got)
 	}
+	if got := ask("GET", "/v1/stores/orders/keys/a"); got != 501 { // no JetStream
+		t.Errorf("%d", got)
+	}
 	reg := prometheus.NewPedanticRegistry()
 	if err := reg.Register(New(g)); err != nil {
 		t.Fatal(err)
@@ -58,8 +61,12 @@ qlock_gateway_leases_granted_total{cluster="default"} 2
 qlock_gateway_requests_total{cluster="default",door="http",operation="",status="404"} 1
 qlock_gateway_requests_total{cluster="default",door="http",operation="acquire",status="201"} 2
 qlock_gateway_requests_total{cluster="default",door="http",operation="acquire",status="409"} 1
+qlock_gateway_requests_total{cluster="default",door="http",operation="getKey",status="501"} 1
+# HELP qlock_gateway_store_operations_total Reads, writes and transactions of the store.
+# TYPE qlock_gateway_store_operations_total counter
+qlock_gateway_store_operations_total{cluster="default",operation="get",outcome="no-jetstream"} 1
 `
-	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "qlock_gateway_leases", "qlock_gateway_leases_ended_total", "qlock_gateway_leases_granted_total", "qlock_gateway_requests_total"); err != nil {
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "qlock_gateway_leases", "qlock_gateway_leases_ended_total", "qlock_gateway_leases_granted_total", "qlock_gateway_requests_total", "qlock_gateway_store_operations_total"); err != nil {
 		t.Error(err)
 	}
 	if problems, err := testutil.GatherAndLint(reg); err != nil || len(problems) > 0 {

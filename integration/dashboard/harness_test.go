@@ -65,8 +65,14 @@ func newWorld(t *testing.T) *world {
 // newWorldOf has no gateway yet.
 func newWorldOf(t *testing.T, change func(*embedded.Config)) *world {
 	t.Helper()
+	return newWorldOn(t, 3, change)
+}
+
+// newWorldOn has so many servers.
+func newWorldOn(t *testing.T, servers int, change func(*embedded.Config)) *world {
+	t.Helper()
 	browserPath(t)
-	cluster, err := embedded.StartCluster(t.Context(), 3, func(_ int, c *embedded.Config) { change(c) })
+	cluster, err := embedded.StartCluster(t.Context(), servers, func(_ int, c *embedded.Config) { change(c) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +84,7 @@ func newWorldOf(t *testing.T, change func(*embedded.Config)) *world {
 func (w *world) connect() *nats.Conn {
 	w.t.Helper()
 	servers := w.cluster.Servers()
-	nc, err := nats.Connect(servers[0].ClientURL()+","+servers[1].ClientURL(), nats.MaxReconnects(-1), w.user)
+	nc, err := nats.Connect(servers[0].ClientURL()+","+servers[min(1, len(servers)-1)].ClientURL(), nats.MaxReconnects(-1), w.user)
 	if err != nil {
 		w.t.Fatal(err)
 	}

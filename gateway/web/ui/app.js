@@ -2,13 +2,14 @@
 // is put into the page as text.
 import { Component, h, render } from "./vendor/preact.js";
 import htm from "./vendor/htm.js";
+import { storePages } from "./stores.js";
 import { ask, readEvents, Refused, signIn, sleep } from "./net.js";
 import { clock, kindOf, kinds, nameOf, number, several, shortID, shown, span, useText } from "./text.js";
 
 const html = htm.bind(h);
 
 const state = {
-  page: "locks", // or lock, groups, events
+  page: "locks", // or lock, groups, events, stores
   lock: null, // the one that is open: {encoded, report, at, error, history, claims, rows}
   view: null, // what the worker says of all locks
   look: { filter: "", kind: "", sort: "name", from: 0, to: 60, groups: false },
@@ -265,10 +266,11 @@ function askToEvict(lock, claim) {
 
 const hrefOf = (encoded) => "#/lock/" + encodeURIComponent(encoded);
 const go = (hash) => (location.hash = hash);
+const stores = storePages({ html, draw, fault, failed, hidden, pauseAfter, hrefOf, signal: () => again.signal });
 
 function route() {
   const [, page, rest] = /^#\/(\w*)\/?(.*)$/.exec(location.hash) ?? [];
-  state.page = ["lock", "groups", "events"].includes(page) ? page : "locks";
+  state.page = ["lock", "groups", "events", "stores"].includes(page) ? page : "locks";
   state.lock = state.page === "lock" ? state.lock : null;
   if (state.page === "lock") {
     try {
@@ -277,6 +279,13 @@ function route() {
       return go("#/");
     }
   }
+  if (state.page === "stores") {
+    try {
+      stores.route(rest);
+    } catch {
+      return go("#/stores");
+    }
+  } else stores.close();
   look({ groups: state.page === "groups" });
 }
 
@@ -305,7 +314,7 @@ function Header() {
   return html`<header>
     <h1>qlock <small><bdi>${shown(state.nodes?.cluster ?? state.view?.cluster ?? "")}</bdi></small></h1>
     <nav aria-label="Pages">
-      ${link("locks", "#/", "Locks")}${link("groups", "#/groups", "Elections, groups")}${link("events", "#/events", "Events")}
+      ${link("locks", "#/", "Locks")}${link("groups", "#/groups", "Elections, groups")}${link("events", "#/events", "Events")}${link("stores", "#/stores", "Stores")}
       <a href="/docs">API</a>
     </nav>
     <${Status} />
@@ -754,7 +763,7 @@ function Help() {
   const key = (keys, text) => html`<div><dt>${keys.map((k) => html`<kbd>${k}</kbd> `)}</dt><dd>${text}</dd></div>`;
   return html`<${Dialog} title="Keys" close=${() => ((state.help = false), draw())}>
     <dl class="keys">
-      ${key(["1", "2", "3"], "the pages")}${key(["/"], "filter")}${key(["j", "k", "↓", "↑"], "next and previous lock")}
+      ${key(["1", "2", "3", "4"], "the pages")}${key(["/"], "filter")}${key(["j", "k", "↓", "↑"], "next and previous lock")}
       ${key(["Enter"], "open the lock")}${key(["e"], "evict the holder of the open lock")}${key(["Esc"], "back, or close")}${key(["?"], "this help")}
     </dl>
     <${Close} />
@@ -792,7 +801,7 @@ class SignIn extends Component {
   }
 }
 
-const Page = { locks: Locks, lock: Lock, groups: Groups, events: Events };
+const Page = { locks: Locks, lock: Lock, groups: Groups, events: Events, stores: stores.Stores };
 
 function App() {
   if (state.signIn) return html`<${Header} /><${SignIn} />`;
@@ -813,13 +822,14 @@ addEventListener("keydown", (event) => {
   if (event.key === "Escape") {
     if (typing) event.target.blur();
     else if (state.page === "lock") go("#/");
+    else if (state.page === "stores") go(stores.parent());
     return;
   }
   if (typing) {
     if (event.target.id === "filter" && list && (event.key === "Enter" || event.key.startsWith("Arrow"))) list.key(event);
     return;
   }
-  const pages = { 1: "#/", 2: "#/groups", 3: "#/events" };
+  const pages = { 1: "#/", 2: "#/groups", 3: "#/events", 4: "#/stores" };
   if (event.key in pages) go(pages[event.key]);
   else if (event.key === "?") (state.help = true), draw();
   else if (event.key === "/") {
