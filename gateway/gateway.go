@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -134,6 +135,7 @@ type Gateway struct {
 
 	peers     *peers
 	counters  counters
+	requests  atomic.Uint64  // that were named
 	draining  chan struct{}  // closed at the start of Shutdown
 	serving   sync.WaitGroup // requests of the NATS door
 	natsSlots chan struct{}
@@ -294,10 +296,9 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.handler.
 func (p *lockers) locker(ctx context.Context, length time.Duration) (*qlock.Locker, error) {
 	for {
 		p.mu.Lock()
-		which, opts := &p.short, []qlock.Option{qlock.WithCluster(p.g.cfg.Cluster), qlock.WithLogger(p.g.log)}
+		which := &p.short
 		if p.short != nil && length > p.short.Lease() {
 			which = &p.long
-			opts = append(opts, qlock.WithLease(p.g.longest))
 		}
 		locker, made := *which, p.making
 		switch {
@@ -311,6 +312,10 @@ func (p *lockers) locker(ctx context.Context, length time.Duration) (*qlock.Lock
 			made = make(chan struct{})
 			p.making = made
 			p.mu.Unlock()
+			opts := []qlock.Option{qlock.WithCluster(p.g.cfg.Cluster), qlock.WithLogger(p.g.log)}
+			if which == &p.long {
+				opts = append(opts, qlock.WithLease(p.g.longest))
+			}
 			if p.client != "" {
 				opts = append(opts, qlock.WithName(p.client))
 			}
