@@ -497,6 +497,7 @@ func testPartition(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := partition.Assign([]string{"a", "b", "c", "d"}, partitions)
+	last := time.Now()
 	j.await("each partition has its owner", func() bool {
 		owners, err := g.Owners(t.Context())
 		if err != nil {
@@ -509,6 +510,7 @@ func testPartition(t *testing.T) {
 		}
 		return true
 	})
+	t.Logf("each of %d partitions had its owner %v after the last fault, the lease is %v", partitions, time.Since(last).Round(time.Millisecond), j.cluster.Lease())
 	j.end(0)
 }
 

@@ -40,7 +40,7 @@ type role struct {
 
 const (
 	permits    = 3
-	partitions = 24
+	partitions = 256
 	beat       = 5 * time.Millisecond
 )
 
