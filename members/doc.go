@@ -36,7 +36,8 @@
 // A member costs one lock: a message to acquire it, and one message every third of the
 // lease, which is the message that refreshes all locks of its Locker. A thousand members
 // with Lockers of their own and a lease of 10 s publish 316 messages a second, and each of
-// n nodes receives and answers each of them. A watcher asks the nodes every third of the
+// n nodes receives and answers each of them (go test ./members -run TestCost -v
+// -members.cost=1000 counts them). A watcher asks the nodes every third of the
 // lease, page by page: one message for forty members, so 25 messages for a thousand, or 8
 // messages a second, each answered by each node. It also receives one message for each
 // event of the group.

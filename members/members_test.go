@@ -2,6 +2,7 @@ package members_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"maps"
 	"slices"
@@ -480,9 +481,11 @@ func TestParseName(t *testing.T) {
 	}
 }
 
+var costOf = flag.Int("members.cost", 100, "of how many members TestCost counts the messages")
+
 // TestCost counts what members and a watcher say in a minute without changes.
 func TestCost(t *testing.T) {
-	const n = 100
+	n := *costOf
 	bubble(t, func(t *testing.T, w *world) {
 		for i := range n {
 			l, _ := w.Client(fmt.Sprint("c", i))
@@ -520,18 +523,29 @@ func TestCost(t *testing.T) {
 		observe("_INBOX.>")
 		time.Sleep(time.Second)
 		said := counted(time.Minute)
-		t.Logf("%d members, a minute: %v", n, said)
+		t.Logf("%d members, a minute: %v, %.0f a second without the answers", n, said, sent(said))
 		if got, most := said["refresh"], 6*3*n+n; got > most || got == 0 {
 			t.Errorf("%d refreshes, want at most %d", got, most)
 		}
 		by := watch(t, newGroup(t, watching, members.WithEvents(nc.Conn)), time.Now())
 		said = counted(time.Minute)
-		t.Logf("and a watcher: %v", said)
+		t.Logf("and a watcher: %v, %.0f a second without the answers", said, sent(said))
 		if got := said["list"]; got > 19*(1+n/40) { // by page
 			t.Errorf("%d questions in a minute", got)
 		}
 		by.take()
 	})
+}
+
+// sent is how many messages a second were no answers, of those of a minute.
+func sent(said map[string]int) float64 {
+	sum := 0
+	for kind, n := range said {
+		if kind != "answer" {
+			sum += n
+		}
+	}
+	return float64(sum) / 60
 }
 
 // A context whose deadline is far away keeps Watch neither from saying that the nodes do not

@@ -13,7 +13,7 @@
 //
 // All processes are on one machine and read its one monotonic clock, so what they say
 // can be put in one order. A process says when it has something (a permit, a partition,
-// a membership, the lock of a key), and every few milliseconds that it still trusts its
+// a membership, a leadership, the lock of a key), and every few milliseconds that it still trusts its
 // context. It reads the clock before it looks at the context and at the lease clock
 // (qlock.Lock.Stands). So it held all the time from the first of these moments to the
 // last, whatever happened in between, and however long it was stopped afterwards. A
@@ -21,8 +21,9 @@
 //
 // From these times follow the checks: two of them never overlap for one permit,
 // partition, id, key or name; no more permits are held than there are; and tokens rise
-// in the order of the times. What handlers of a queue do goes to a store that refuses
-// lower tokens, and the order of what it took is that in which the items were enqueued.
+// in the order of the times. What leaders and handlers of a queue write goes to a store that
+// refuses lower tokens: it refuses what they write that were stopped for longer than the lease
+// before they wrote. The order of what it took of a queue is that in which the items were enqueued.
 // After the last fault everything works again: each process gets what it asks for.
 //
 // Elections, semaphores and queues also run inside the test while servers crash, stop and are

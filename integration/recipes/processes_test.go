@@ -273,7 +273,7 @@ func TestProcesses(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		test func(*testing.T)
-	}{{"semaphore", testSemaphore}, {"lockall", testLockAll}, {"members", testMembers}, {"partition", testPartition}, {"queue", testQueue}} {
+	}{{"semaphore", testSemaphore}, {"lockall", testLockAll}, {"election", testElection}, {"members", testMembers}, {"partition", testPartition}, {"queue", testQueue}} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			c.test(t)
@@ -295,6 +295,70 @@ func testLockAll(t *testing.T) {
 	j.faults(20)
 	j.progress()
 	j.end(0)
+}
+
+// No two processes trust that they lead. What a leader writes that was stopped for longer than the
+// lease, and has not looked at its context since, is refused: the term of the next is higher.
+func testElection(t *testing.T) {
+	j := newJudge(t, "election", "", "", "", "", "")
+	st := newStore(t, j.cluster.Connect(t))
+	j.faults(8)
+	j.progress()
+
+	last := func(process, kinds, text string) (l line) { // with j.mu held
+		for _, l := range slices.Backward(j.lines) {
+			if strings.Contains(kinds, l.Kind) && strings.HasPrefix(l.Text, process+" "+text) {
+				return l
+			}
+		}
+		return line{}
+	}
+	for stopped := false; !stopped; {
+		var s *seat
+		j.await("a leader is about to write", func() bool {
+			i := slices.IndexFunc(j.seats, func(s *seat) bool {
+				l := last(s.proc.name, working+effect, "")
+				return l.Kind == working && now()-l.At < int64(j.cluster.Lease()/20)
+			})
+			if i >= 0 {
+				s = j.seats[i]
+			}
+			return i >= 0
+		})
+		s.proc.stop()
+		var before line
+		j.await("another leads, and writes", func() bool {
+			before = last(s.proc.name, working+effect, "")
+			return st.token(leader) > before.Token
+		})
+		// It may have been stopped after it had written, and before it had said so.
+		item := strings.TrimPrefix(before.Text, s.proc.name+" ")
+		stopped = before.Kind == working && !st.has(item)
+		s.proc.resume()
+		if stopped {
+			var after line
+			j.await("the leader that was stopped writes", func() bool {
+				after = last(s.proc.name, effect, item+" ")
+				return after.Text != ""
+			})
+			if !strings.HasSuffix(after.Text, " "+fenced) {
+				t.Errorf("the store took the write of a leader that was stopped: %+v", after)
+			}
+		}
+	}
+	j.progress()
+	j.end(0)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	t.Logf("%d writes, and %d refused", len(st.taken), st.fenced)
+	if st.fenced == 0 {
+		t.Error("nothing was refused")
+	}
+	for i := 1; i < len(st.taken); i++ {
+		if st.taken[i].Token < st.taken[i-1].Token {
+			t.Errorf("the store took %+v after %+v", st.taken[i], st.taken[i-1])
+		}
+	}
 }
 
 // An id has one member at a time, though two processes want it. Who watches sees all that
@@ -433,6 +497,7 @@ func testPartition(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := partition.Assign([]string{"a", "b", "c", "d"}, partitions)
+	last := time.Now()
 	j.await("each partition has its owner", func() bool {
 		owners, err := g.Owners(t.Context())
 		if err != nil {
@@ -445,6 +510,7 @@ func testPartition(t *testing.T) {
 		}
 		return true
 	})
+	t.Logf("each of %d partitions had its owner %v after the last fault, the lease is %v", partitions, time.Since(last).Round(time.Millisecond), j.cluster.Lease())
 	j.end(0)
 }
 
@@ -454,6 +520,36 @@ type store struct {
 	tokens map[string]uint64
 	taken  []write
 	fenced int
+}
+
+// newStore answers on a connection.
+func newStore(t *testing.T, nc *nats.Conn) *store {
+	t.Helper()
+	st := &store{tokens: map[string]uint64{}}
+	if _, err := nc.Subscribe(effects, func(m *nats.Msg) {
+		var w write
+		if err := json.Unmarshal(m.Data, &w); err != nil {
+			t.Errorf("the store got %q: %v", m.Data, err)
+		}
+		_ = m.Respond([]byte(st.take(w))) // or the process asks in vain, and tries again
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+// token is the highest that the store has seen.
+func (s *store) token(key string) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tokens[key]
+}
+
+// has reports whether it has taken a write.
+func (s *store) has(item string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.taken, func(w write) bool { return w.Item == item })
 }
 
 func (s *store) take(w write) string {
@@ -474,16 +570,7 @@ func (s *store) take(w write) string {
 func testQueue(t *testing.T) {
 	servers := startServers(t, 1)
 	nc, js := servers.connect(t)
-	st := &store{tokens: map[string]uint64{}}
-	if _, err := nc.Subscribe(effects, func(m *nats.Msg) {
-		var w write
-		if err := json.Unmarshal(m.Data, &w); err != nil {
-			t.Errorf("the store got %q: %v", m.Data, err)
-		}
-		_ = m.Respond([]byte(st.take(w))) // or the process asks in vain, and tries again
-	}); err != nil {
-		t.Fatal(err)
-	}
+	st := newStore(t, nc)
 	j := newJudge(t, "queue", servers.urls(), "", "", "")
 	q, err := queue.Open(t.Context(), js, queueConfig(j.cluster.Lease()))
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/election"
 	"github.com/qlock/qlock/members"
 	"github.com/qlock/qlock/partition"
 	"github.com/qlock/qlock/queue"
@@ -39,7 +40,7 @@ type role struct {
 
 const (
 	permits    = 3
-	partitions = 24
+	partitions = 256
 	beat       = 5 * time.Millisecond
 )
 
@@ -57,6 +58,8 @@ type worker struct {
 	mu     sync.Mutex // guards what follows
 	claims map[uint64]*claim
 	last   uint64
+
+	writes int // of election, by its goroutine
 }
 
 // claim is something that this process has.
@@ -197,6 +200,8 @@ func (w *worker) work(ctx context.Context) error {
 		return w.several(ctx, 2, w.semaphore)
 	case "lockall":
 		return w.several(ctx, 2, w.lockAll)
+	case "election":
+		return w.several(ctx, 1, w.election)
 	case "members":
 		return w.several(ctx, 1, w.member)
 	case "partition":
@@ -346,6 +351,35 @@ func (w *worker) member(ctx context.Context, r *rand.Rand) error {
 	return nil
 }
 
+// election leads for some terms, and writes to the store all the while. It looks at its context
+// before it waits, and not between that and the write: the fence must help.
+func (w *worker) election(ctx context.Context, r *rand.Rand) error {
+	e, err := election.New(w.locker, "e")
+	if err != nil {
+		return err
+	}
+	err = e.Run(ctx, w.Process, func(ctx context.Context) error {
+		done := w.claim(ctx, leader, qlock.Token(ctx))
+		defer done()
+		for ctx.Err() == nil && r.IntN(8) > 0 {
+			w.writes++
+			item := fmt.Sprint(w.Process, " ", w.writes)
+			w.out.write(line{Kind: working, At: now(), Name: leader, Token: qlock.Token(ctx), Text: item})
+			time.Sleep(between(r, 0, w.Lease/10))
+			answer, err := write{leader, item, qlock.Token(ctx)}.put(w.nc)
+			if err != nil {
+				return err
+			}
+			w.out.write(line{Kind: effect, At: now(), Name: leader, Token: qlock.Token(ctx), Text: item + " " + answer})
+		}
+		return nil
+	})
+	if err != nil {
+		w.explained(ctx, err)
+	}
+	return nil
+}
+
 func (w *worker) partition(ctx context.Context) error {
 	g, err := partition.New(w.locker, "g", partitions, partition.WithEvents(w.nc), partition.WithDrain(w.Lease/4))
 	if err != nil {
@@ -378,7 +412,30 @@ type write struct {
 	Token     uint64
 }
 
+// put asks the store to take a write, for as long as the store does not answer: nodes crash, and
+// a process that was stopped finds its connection closed.
+func (w write) put(nc *nats.Conn) (answer string, err error) {
+	text, err := json.Marshal(w)
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for {
+		once, stop := context.WithTimeout(ctx, time.Second)
+		m, err := nc.RequestWithContext(once, effects, text)
+		stop()
+		if err == nil {
+			return string(m.Data), nil
+		}
+		if rest(ctx, 10*time.Millisecond); ctx.Err() != nil {
+			return "", err
+		}
+	}
+}
+
 const (
+	leader  = "leader"  // what is claimed, and written, in elections
 	effects = "effects" // the store's subject
 	written = "written"
 	fenced  = "fenced"

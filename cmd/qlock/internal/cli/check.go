@@ -32,7 +32,10 @@ lock, look at it as qlock ls and qlock info do, and release it. Then report what
 wrong and what to do about it.
 
 If the user may list locks, look for deadlocks as well: clients that wait for each
-other in a circle, each for a lock that the next one holds.
+other in a circle, each for a lock that the next one holds. A qlock run in the command
+of another counts as a part of it. A script that holds a lock by qlock lock can export
+QLOCK_NAME and QLOCK_TOKEN to the same effect. Programs that hold some permits of a
+semaphore while they wait for more may be deadlocked or merely busy: that is a warning.
 
 The lock has a random name under qlock.check. If your user may only acquire other
 locks, give one with --lock.

@@ -40,17 +40,6 @@ const (
 	exitSignal    = 128 // plus the signal's number
 )
 
-const statuses = `Exit status:
-  the command's own, or 128 and the number of the signal that ended it
-  120  held by another (--try, or --wait is over)
-  121  no quorum: too few nodes gave their vote
-  122  the lock was lost while the command ran, or somebody evicted it
-  123  refused by the nodes, by NATS permissions, or evicted while it waited
-  125  qlock failed for another reason, such as no connection
-  126  the command cannot be executed
-  127  the command was not found
-  2    bad flags`
-
 // app is one run of the command.
 type app struct {
 	in, out *os.File

@@ -16,6 +16,14 @@ import (
 // The nodes know which clients hold and which wait for each lock. Clients that wait for
 // each other in a circle are deadlocked. Here a client is a Locker: the nodes cannot
 // distinguish what its goroutines hold and wait for, so a circle need not be a deadlock.
+//
+// A qlock run within the command of another is a client of its own, and its note says under
+// which lock it runs (under.go). The outer one waits for it: it holds its lock until its command
+// ends.
+//
+// A client that holds a permit of a semaphore and waits for another one may wait for itself. As a
+// rule it does not: in a busy program some goroutines hold permits and others wait for them. So
+// such a circle is only a warning, and only after a while.
 
 const (
 	// mostAwaited is how many locks with waiters are examined at most.
@@ -23,6 +31,8 @@ const (
 	// circleLasts is how long a circle must last, with the same claims, to be reported. The
 	// nodes' answers are not of the same moment, and a wait may be about to end.
 	circleLasts = time.Second
+	// busyLasts is how long the waits of a circle must have lasted that busy clients may explain.
+	busyLasts = time.Minute
 )
 
 // checkDeadlocks looks for clients that wait for each other in a circle.
@@ -33,20 +43,21 @@ func checkDeadlocks(ctx context.Context, locker *qlock.Locker, all []qlock.LockI
 			awaited = append(awaited, all[i].Name)
 		}
 	}
-	if len(awaited) < 2 {
+	if len(awaited) == 0 {
 		r.add(fine, "deadlock", "no clients wait for each other in a circle", "")
 		return
 	}
 	skipped := max(len(awaited)-mostAwaited, 0)
 	awaited = awaited[:len(awaited)-skipped]
-	found, err := lookForCircles(ctx, locker, awaited)
+	rest := slices.DeleteFunc(slices.Clone(all), func(i qlock.LockInfo) bool { return i.Waiting > 0 })
+	found, err := lookForCircles(ctx, locker, awaited, rest)
 	if err == nil && len(found) > 0 {
 		select {
 		case <-time.After(circleLasts):
 		case <-ctx.Done():
 		}
 		var again []circle
-		again, err = lookForCircles(ctx, locker, awaited)
+		again, err = lookForCircles(ctx, locker, awaited, rest)
 		still := map[string]bool{}
 		for _, c := range again {
 			still[c.key()] = true
@@ -62,7 +73,11 @@ func checkDeadlocks(ctx context.Context, locker *qlock.Locker, all []qlock.LockI
 		return
 	}
 	for _, c := range found {
-		r.add(problem, "deadlock", c.text(), c.help())
+		if c.busy {
+			r.add(warning, "deadlock", "perhaps a deadlock: clients that hold permits of a semaphore wait for more of them, and for each other: "+c.text(), c.help())
+		} else {
+			r.add(problem, "deadlock", "deadlock: clients wait for each other in a circle: "+c.text(), c.help())
+		}
 	}
 	if skipped > 0 {
 		r.add(warning, "deadlock", fmt.Sprintf("clients wait for %d locks, and %d of these were not looked at: there may be deadlocks", len(awaited)+skipped, skipped), "")
@@ -71,8 +86,9 @@ func checkDeadlocks(ctx context.Context, locker *qlock.Locker, all []qlock.LockI
 	}
 }
 
-func lookForCircles(ctx context.Context, locker *qlock.Locker, names []string) ([]circle, error) {
-	infos := make([]qlock.LockInfo, 0, len(names))
+// lookForCircles looks at the locks with these names. The rest are locks that nobody waits for.
+func lookForCircles(ctx context.Context, locker *qlock.Locker, names []string, rest []qlock.LockInfo) ([]circle, error) {
+	infos := slices.Clone(rest)
 	for _, name := range names {
 		info, err := locker.Inspect(ctx, name)
 		if err != nil {
@@ -88,17 +104,29 @@ type wait struct {
 	lock    string
 	waiter  *qlock.ClaimInfo
 	blocker *qlock.ClaimInfo
-	holds   bool // the blocker holds the lock, and does not itself wait for it
+	how     obstacle
 }
+
+// obstacle is how a claim is in the way of another.
+type obstacle uint8
+
+const (
+	holds  obstacle = iota // it holds the lock
+	first                  // it waits for the lock as well, and comes first
+	within                 // the other holds the lock, until a command ends that has made this claim
+)
 
 // circle is a list of waits. Each waits for a claim of the client that waits in the next
 // one, and the last waits for the first.
-type circle []wait
+type circle struct {
+	waits []wait
+	busy  bool // it is none if the clients are merely busy
+}
 
 // key returns a text that is equal for circles of the same claims.
 func (c circle) key() string {
-	parts := make([]string, len(c))
-	for i, w := range c {
+	parts := make([]string, len(c.waits))
+	for i, w := range c.waits {
 		parts[i] = fmt.Sprintf("%q %s %s", w.lock, w.waiter.ID, w.blocker.ID)
 	}
 	slices.Sort(parts) // a circle has no beginning
@@ -106,24 +134,38 @@ func (c circle) key() string {
 }
 
 func (c circle) text() string {
-	var parts []string
-	for _, w := range c {
-		how := "holds"
-		if !w.holds {
-			how = "waits for as well, and comes first"
+	who := func(c *qlock.ClaimInfo) string {
+		if c.Note == "" {
+			return printable.Text(c.Client)
 		}
-		parts = append(parts, fmt.Sprintf("%s has waited for %s for %s, which %s %s", printable.Text(w.waiter.Client), lockNamed(w.lock), age(w.waiter.For), printable.Text(w.blocker.Client), how))
+		return fmt.Sprintf("%s (%s)", printable.Text(c.Client), printable.Text(c.Note))
 	}
-	return "deadlock: clients wait for each other in a circle: " + strings.Join(parts, "; ")
+	var parts []string
+	for _, w := range c.waits {
+		waiter, blocker := who(w.waiter), who(w.blocker)
+		switch w.how {
+		case holds:
+			parts = append(parts, fmt.Sprintf("%s has waited for %s for %s, which %s holds", waiter, lockNamed(w.lock), age(w.waiter.For), blocker))
+		case first:
+			parts = append(parts, fmt.Sprintf("%s has waited for %s for %s, which %s waits for as well, and comes first", waiter, lockNamed(w.lock), age(w.waiter.For), blocker))
+		case within:
+			parts = append(parts, fmt.Sprintf("%s holds %s until its command ends, of which %s is a part", waiter, lockNamed(w.lock), blocker))
+		}
+	}
+	return strings.Join(parts, "; ")
 }
 
 func (c circle) help() string {
-	for _, w := range c {
-		if w.holds {
-			return fmt.Sprintf("to end it: qlock unlock %s --force --claim %s; so that it does not come again, acquire locks in the same order everywhere (LockAll); no deadlock if these clients hold and wait in goroutines that do not wait for each other", shellWord(w.lock), shortID(w.blocker.ID))
+	if c.busy {
+		return "if each of these clients waits in a goroutine that holds a permit, it is one: acquire all permits in one call (Acquire); if they are merely busy, ignore this"
+	}
+	order := "acquire locks in the same order everywhere (LockAll)"
+	for _, w := range c.waits {
+		if w.how == holds {
+			return fmt.Sprintf("to end it: qlock unlock %s --force --claim %s; so that it does not come again, %s; no deadlock if these clients hold and wait in goroutines, or commands, that do not wait for each other", shellWord(w.lock), shortID(w.blocker.ID), order)
 		}
 	}
-	return "acquire locks in the same order everywhere (LockAll)"
+	return order
 }
 
 // shellWord returns a name as a word for a shell.
@@ -144,7 +186,27 @@ func party(c *qlock.ClaimInfo) string {
 // circles returns circles of clients that wait for each other. Each client is in one circle
 // at most.
 func circles(locks []qlock.LockInfo) []circle {
-	waits := waitsOf(locks)
+	out := circlesOf(waitsOf(locks, false))
+	for _, c := range circlesOf(waitsOf(locks, true)) {
+		c.busy = true
+		known := slices.ContainsFunc(out, func(other circle) bool {
+			return slices.ContainsFunc(c.waits, func(w wait) bool {
+				return slices.ContainsFunc(other.waits, func(o wait) bool { return party(o.waiter) == party(w.waiter) })
+			})
+		})
+		young := slices.ContainsFunc(c.waits, func(w wait) bool { return w.how != within && w.waiter.For < busyLasts })
+		if !known && !young {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// waits are what is in the way of each waiting client: by what it waits for, and within that by
+// lock. One of the permits of a semaphore is enough, so they are one group.
+type waits map[string]map[string]map[string][]wait
+
+func circlesOf(waits waits) []circle {
 	// A waiter counts as stuck until something in its way proves not to be stuck. The rest then
 	// contains a circle.
 	stuck := map[string]bool{}
@@ -157,11 +219,13 @@ func circles(locks []qlock.LockInfo) []circle {
 			free := false
 			for _, lock := range slices.Sorted(maps.Keys(waits[who][group])) {
 				alternatives := waits[who][group][lock]
-				i := slices.IndexFunc(alternatives, func(w wait) bool { return stuck[party(w.blocker)] })
-				if i < 0 {
-					free = true // this one will be granted, and one is enough
-				} else if found == nil {
+				isOwn := func(w wait) bool { return party(w.blocker) == who }
+				i := slices.IndexFunc(alternatives, func(w wait) bool { return stuck[party(w.blocker)] && !isOwn(w) })
+				switch {
+				case i >= 0 && found == nil:
 					found = &alternatives[i]
+				case i < 0 && !slices.ContainsFunc(alternatives, isOwn):
+					free = true // this one will be granted, and one is enough
 				}
 			}
 			if found != nil && !free {
@@ -182,7 +246,7 @@ func circles(locks []qlock.LockInfo) []circle {
 	var out []circle
 	seen := map[string]bool{}
 	for _, who := range slices.Sorted(maps.Keys(stuck)) {
-		var way circle
+		var way []wait
 		var order []string
 		for !seen[who] {
 			seen[who] = true
@@ -191,45 +255,63 @@ func circles(locks []qlock.LockInfo) []circle {
 			who = party(w.blocker)
 		}
 		if i := slices.Index(order, who); i >= 0 { // otherwise it leads to a known circle
-			out = append(out, way[i:])
+			out = append(out, circle{waits: way[i:]})
 		}
 	}
 	return out
 }
 
-// waitsOf returns what is in the way of each waiting client: by what it waits for, and
-// within that by lock. One of the permits of a semaphore is enough, so they are one group.
-func waitsOf(locks []qlock.LockInfo) map[string]map[string]map[string][]wait {
-	out := map[string]map[string]map[string][]wait{}
+// waitsOf returns what is in the way of each client. With own, a permit that a client holds is in
+// its own way.
+func waitsOf(locks []qlock.LockInfo, own bool) waits {
+	out := waits{}
+	add := func(who, group, lock string, list ...wait) {
+		if out[who] == nil {
+			out[who] = map[string]map[string][]wait{}
+		}
+		if out[who][group] == nil {
+			out[who][group] = map[string][]wait{}
+		}
+		out[who][group][lock] = append(out[who][group][lock], list...)
+	}
 	for i := range locks {
 		info := &locks[i]
-		group := "lock " + info.Name
+		group, permit := "lock "+info.Name, false
 		if u := useOf(info.Name); u != nil && u.Kind == "permit" {
-			group = "semaphore " + u.Of
+			group, permit = "semaphore "+u.Of, true
 		}
 		for k := range info.Queue {
 			waiter := &info.Queue[k]
 			who := party(waiter)
 			var list []wait
-			add := func(c *qlock.ClaimInfo, holds bool) {
+			blocks := func(c *qlock.ClaimInfo, how obstacle) {
 				// A client does not block itself: another of its goroutines holds the lock.
-				if party(c) != who && !(c.Shared && waiter.Shared) {
-					list = append(list, wait{info.Name, waiter, c, holds})
+				if c.Shared && waiter.Shared || party(c) == who && !(own && permit && how == holds) {
+					return
 				}
+				list = append(list, wait{info.Name, waiter, c, how})
 			}
 			for h := range info.Holders {
-				add(&info.Holders[h], true)
+				blocks(&info.Holders[h], holds)
 			}
 			for before := range info.Queue[:k] {
-				add(&info.Queue[before], false)
+				blocks(&info.Queue[before], first)
 			}
-			if out[who] == nil {
-				out[who] = map[string]map[string][]wait{}
-			}
-			if out[who][group] == nil {
-				out[who][group] = map[string][]wait{}
-			}
-			out[who][group][info.Name] = append(out[who][group][info.Name], list...)
+			add(who, group, info.Name, list...)
+		}
+	}
+	outer := outerOf(locks)
+	nested := func(c *qlock.ClaimInfo) {
+		if o, ok := outer[c.ID]; ok {
+			add(party(o.claim), "command "+party(c), o.lock, wait{o.lock, o.claim, c, within})
+		}
+	}
+	for i := range locks {
+		for h := range locks[i].Holders {
+			nested(&locks[i].Holders[h])
+		}
+		for q := range locks[i].Queue {
+			nested(&locks[i].Queue[q])
 		}
 	}
 	return out

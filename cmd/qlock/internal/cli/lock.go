@@ -57,6 +57,7 @@ evicted while it waited; 125 another failure; 2 bad flags.`,
 				return err
 			}
 			o.noteOf("qlock lock", cmd.Flags())
+			o.note = withUnder(o.note)
 			// A token that nobody reads ends this program, but not before the lock is released.
 			a.supervise()
 			stayAwake()

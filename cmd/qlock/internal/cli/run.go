@@ -69,7 +69,8 @@ A name that begins with - needs a -- of its own: qlock run -- -name -- COMMAND.
 
 --note is the text that other people see with the lock. Without it, they see the user,
 the host, the process and the command's name, without its arguments, which may be
-secret.
+secret. If this program runs in the command of another qlock run, the note ends with the
+name and token of that lock, by which qlock check finds deadlocks.
 
 The command runs in a process group of its own. SIGINT, SIGTERM, SIGHUP, SIGQUIT,
 SIGUSR1, SIGUSR2 and SIGCONT are forwarded to the group. SIGCONT follows each signal
@@ -104,7 +105,7 @@ Exit status:
   125  qlock failed for another reason, such as no connection
   126  the command cannot be executed
   127  the command was not found
-  2    bad flags` + statuses,
+  2    bad flags`,
 		Example: `  qlock run nightly -- ./backup.sh --full
   qlock run nightly --try -- ./backup.sh            fail at once if it runs elsewhere
   qlock run deploy --wait 10m --on-loss kill -- make deploy
@@ -124,6 +125,7 @@ Exit status:
 			}
 			name, argv := runWords(cmd, args)
 			o.noteOf(argv[0], cmd.Flags())
+			o.note = withUnder(o.note)
 			o.what = fmt.Sprintf("lock %q", name)
 			acquire := o.acquire(name)
 			if o.slots > 0 {

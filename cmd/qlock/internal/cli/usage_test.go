@@ -106,6 +106,9 @@ func TestHelp(t *testing.T) {
 		if b.String() != string(want) {
 			t.Errorf("%s --help is not %s (-update writes it):\n%s", c.CommandPath(), file, b.String())
 		}
+		if n := strings.Count(b.String(), "Exit status"); n > 1 {
+			t.Errorf("%s --help has the exit status %d times", c.CommandPath(), n)
+		}
 		for _, line := range strings.Split(b.String(), "\n") {
 			if len(line) > 125 {
 				t.Errorf("%s --help: a line of %d bytes: %s", c.Name(), len(line), line)
@@ -354,7 +357,7 @@ func TestCompletion(t *testing.T) {
 
 func TestHelpOfCommands(t *testing.T) {
 	call(t).want(t, 0, "Usage:", "demo", "watch")
-	call(t, "help", "run").want(t, 0, "QLOCK_TOKEN", "120  held by another")
+	call(t, "help", "run").want(t, 0, "QLOCK_TOKEN", "120  another client holds the lock")
 	call(t, "run", "--help").want(t, 0, "QLOCK_TOKEN", "NATS connection:")
 	call(t, "help", "rum").want(t, exitUsage, "rum")
 }
