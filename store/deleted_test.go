@@ -86,6 +86,7 @@ func TestWatchersOfABucketMadeAnew(t *testing.T) {
 func TestWaitAfterABucketWasMadeAnew(t *testing.T) {
 	js := newJS(t, connect(t, startServer(t).ClientURL()))
 	s := newStore(t, js, inMemory("again"))
+	s.watching.every = 500 * time.Millisecond
 	v := s.With(lock(t, "L", 5))
 	for range 20 {
 		mustPut(t, v, "k", "1")
@@ -102,7 +103,7 @@ func TestWaitAfterABucketWasMadeAnew(t *testing.T) {
 	if _, err := s.Wait(t.Context(), "k", 0); err != nil && !errors.Is(err, jetstream.ErrBucketNotFound) {
 		t.Error(err)
 	}
-	if _, err := w.next(t.Context()); !errors.Is(err, jetstream.ErrBucketNotFound) {
+	if _, err := s.next(t.Context(), w); !errors.Is(err, jetstream.ErrBucketNotFound) {
 		t.Error(err)
 	}
 }

@@ -35,6 +35,9 @@ var (
 	// of its storage. Nothing was written. A bucket with replicas refuses every write then,
 	// also one that makes it smaller, and no new holder can move a fence.
 	ErrFull = errors.New("store: the bucket is full")
+	// ErrTooLarge: a value, or the note that Once stores, is larger than the bucket or the server
+	// allows for a message. Its headers count too. Nothing was written.
+	ErrTooLarge = errors.New("store: too large")
 	// ErrUnsupported: the NATS server is too old, or the bucket is of a kind that cannot have
 	// fences.
 	ErrUnsupported = errors.New("store: not supported")

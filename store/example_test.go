@@ -21,11 +21,14 @@ func ExampleStore_Under() {
 			return err
 		}
 		err = s.Under(ctx, locker, "orders.42", func(ctx context.Context, v *store.View) error {
+			var last []byte
 			e, err := v.Get(ctx, "orders.42") // never older than what the last holder wrote
-			if err != nil {
+			if err == nil {
+				last = e.Value()
+			} else if !errors.Is(err, jetstream.ErrKeyNotFound) { // a new bucket is empty
 				return err
 			}
-			_, err = v.Put(ctx, "orders.42", next(e.Value())) // ErrFenced if this holder's time is over
+			_, err = v.Put(ctx, "orders.42", next(last)) // ErrFenced if this holder's time is over
 			return err
 		})
 		return err

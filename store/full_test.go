@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -155,5 +156,48 @@ func TestFullBucket(t *testing.T) {
 				check()
 			})
 		}
+	}
+}
+
+// The limit for a value counts its headers, and the error says how much they take.
+func TestTooLarge(t *testing.T) {
+	nc := connect(t, startServer(t).ClientURL())
+	js := newJS(t, nc)
+	cfg := jetstream.KeyValueConfig{Bucket: "limited", Storage: jetstream.MemoryStorage, MaxValueSize: 100}
+	_, err := Create(t.Context(), js, cfg)
+	wantIs(t, err, ErrInvalid)
+	must(js.CreateKeyValue(t.Context(), cfg))(t)
+	wantIs(t, Prepare(t.Context(), js, "limited"), ErrUnsupported)
+	cfg.Bucket, cfg.MaxValueSize = "wide", smallest
+	for _, grouped := range []bool{false, true} {
+		s := newStore(t, js, cfg)
+		s.grouped = grouped
+		// What fences need fits, also with long names.
+		name := strings.Repeat("x", 60)
+		v := reopen(t, s, nc, WithClient(name), WithCluster(name)).With(lock(t, name, 1<<62))
+		if _, err := v.Get(t.Context(), "none"); !errors.Is(err, jetstream.ErrKeyNotFound) {
+			t.Error(err)
+		}
+		v = s.With(lock(t, "l", 5))
+		mustPut(t, v, "k", strings.Repeat("v", smallest/2))
+		large := make([]byte, smallest-100)
+		for what, f := range map[string]func() error{
+			"View.Put":   func() error { _, err := v.Put(t.Context(), "k", large); return err },
+			"View.Do":    func() error { _, err := v.Do(t.Context(), Put("k", large)); return err },
+			"a batch":    func() error { _, err := v.Do(t.Context(), Put("k", large), Put("l", nil)); return err },
+			"Store.Do":   func() error { _, err := s.Do(t.Context(), Put("k", make([]byte, smallest))); return err },
+			"its answer": func() error { _, err := s.Do(t.Context(), Once("x", 0, make([]byte, smallest)...)); return err },
+		} {
+			err := f()
+			wantIs(t, err, ErrTooLarge)
+			if !strings.Contains(err.Error(), fmt.Sprint("limit was ", smallest)) || !strings.Contains(err.Error(), "headers") {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		_, err = v.Put(t.Context(), "k", make([]byte, 2<<20))
+		wantIs(t, err, ErrTooLarge, nats.ErrMaxPayload)
+		_, err = v.Do(t.Context(), Put("k", make([]byte, 2<<20)), Put("l", nil))
+		wantIs(t, err, ErrTooLarge, nats.ErrMaxPayload)
+		wantStored(t, s, "k", strings.Repeat("v", smallest/2))
 	}
 }

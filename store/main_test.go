@@ -179,6 +179,7 @@ type fakeWire struct {
 	mu           sync.Mutex
 	onSend       func(ctx context.Context, id string, msgs []*nats.Msg, real wire) (uint64, error)
 	onRead       func(ctx context.Context, subjects []string, real wire) (answer, error)
+	onSince      func(ctx context.Context, from uint64, real wire) (page, error)
 	sends, reads atomic.Int64
 }
 
@@ -220,4 +221,20 @@ func (f *fakeWire) read(ctx context.Context, subjects []string) (answer, error) 
 		return read(ctx, subjects, f.wire)
 	}
 	return f.wire.read(ctx, subjects)
+}
+
+func (f *fakeWire) setSince(since func(ctx context.Context, from uint64, real wire) (page, error)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.onSince = since
+}
+
+func (f *fakeWire) since(ctx context.Context, from uint64) (page, error) {
+	f.mu.Lock()
+	since := f.onSince
+	f.mu.Unlock()
+	if since != nil {
+		return since(ctx, from, f.wire)
+	}
+	return f.wire.since(ctx, from)
 }

@@ -28,6 +28,9 @@ const (
 	maxConsumers = 100_000
 
 	metadataKey = "qlock.store"
+
+	// smallest is the limit of a message below which a fence, with all its headers, does not fit.
+	smallest = 512
 )
 
 // Store is a key-value bucket with fences. Its methods may be called from several
@@ -39,6 +42,7 @@ type Store struct {
 	nc       *nats.Conn
 	kv       jetstream.KeyValue
 	wire     wire
+	api      string        // the prefix of JetStream's API
 	maxAge   time.Duration // of values that have no lifetime of their own; 0: no limit
 	grouped  bool          // one write in flight for each fence is all that the server allows
 	check    func(ctx context.Context) error
@@ -126,7 +130,9 @@ func buildOptions(opts []Option) (options, error) {
 // name: Prepare adds fences to it, and Open opens it.
 //
 // In the configuration, Mirror and Sources must be unset: what they copy passes by every
-// condition. Three replicas are recommended where the data matters.
+// condition. MaxValueSize includes the headers, as the server counts them: those of a fenced
+// value take some 200 bytes and the length of the lock's name, and 130 more in a transaction.
+// So it is at least 512. Three replicas are recommended where the data matters.
 func Create(ctx context.Context, js jetstream.JetStream, cfg jetstream.KeyValueConfig, opts ...Option) (*Store, error) {
 	o, err := buildOptions(opts)
 	if err != nil {
@@ -174,6 +180,9 @@ func streamConfig(cfg jetstream.KeyValueConfig) (jetstream.StreamConfig, error) 
 	}
 	if cfg.Mirror != nil || len(cfg.Sources) > 0 {
 		return jetstream.StreamConfig{}, fmt.Errorf("%w: bucket %s: a mirror or a bucket with sources cannot have fences: what is copied passes by every condition", ErrUnsupported, cfg.Bucket)
+	}
+	if cfg.MaxValueSize > 0 && cfg.MaxValueSize < smallest {
+		return jetstream.StreamConfig{}, fmt.Errorf("%w: bucket %s: a MaxValueSize of %d: the server counts the headers of a value, and fences need at least %d", ErrInvalid, cfg.Bucket, cfg.MaxValueSize, smallest)
 	}
 	if cfg.History > jetstream.KeyValueMaxHistory {
 		return jetstream.StreamConfig{}, jetstream.ErrHistoryTooLarge
@@ -254,6 +263,8 @@ func unfit(bucket string, c jetstream.StreamConfig) error {
 		return fmt.Errorf("%w: bucket %s is a mirror of %s: what is copied passes by every condition: use the origin", ErrUnsupported, bucket, c.Mirror.Name)
 	case len(c.Sources) > 0:
 		return fmt.Errorf("%w: bucket %s has sources: what is copied passes by every condition", ErrUnsupported, bucket)
+	case c.MaxMsgSize > 0 && c.MaxMsgSize < smallest:
+		return fmt.Errorf("%w: bucket %s takes messages of at most %d bytes with their headers, and fences need %d: raise its max_msg_size", ErrUnsupported, bucket, c.MaxMsgSize, smallest)
 	}
 	return nil
 }
@@ -383,9 +394,9 @@ func open(ctx context.Context, js jetstream.JetStream, bucket string, o options)
 	}
 	n := names{bucket}
 	return &Store{
-		names: n, opt: o, nc: js.Conn(), kv: kv, maxAge: c.MaxAge, grouped: grouped, claims: map[claimKey]*claim{}, sweep: 64,
-		wire:     &natsWire{nc: js.Conn(), prefix: prefix, stream: n.stream(), get: api + "DIRECT.GET." + n.stream(), quiet: min(o.quiet, o.timeout)},
-		watching: hub{starting: make(chan struct{}, 1), every: lookEvery, kick: make(chan struct{}, 1)},
+		names: n, opt: o, nc: js.Conn(), api: api, kv: kv, maxAge: c.MaxAge, grouped: grouped, claims: map[claimKey]*claim{}, sweep: 64,
+		wire:     &natsWire{nc: js.Conn(), prefix: prefix, stream: n.stream(), get: api + "DIRECT.GET." + n.stream(), quiet: min(o.quiet, o.timeout), most: int64(max(0, c.MaxMsgSize))},
+		watching: hub{starting: make(chan struct{}, 1), every: lookEvery, beat: beat, kick: make(chan struct{}, 1)},
 		made: func(ctx context.Context) (time.Time, error) {
 			info, err := streamInfo(ctx, js, bucket)
 			if err != nil {

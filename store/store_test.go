@@ -257,7 +257,7 @@ func TestUnfence(t *testing.T) {
 func TestCreateIsAKeyValueBucket(t *testing.T) {
 	js := newJS(t, connect(t, startServer(t).ClientURL()))
 	for _, cfg := range []jetstream.KeyValueConfig{
-		{}, {Description: "d", History: 5, TTL: time.Minute, MaxBytes: 1 << 20, MaxValueSize: 100, Storage: jetstream.MemoryStorage, Compression: true, LimitMarkerTTL: time.Minute, Metadata: map[string]string{"a": "b"}},
+		{}, {Description: "d", History: 5, TTL: time.Minute, MaxBytes: 1 << 20, MaxValueSize: 1000, Storage: jetstream.MemoryStorage, Compression: true, LimitMarkerTTL: time.Minute, Metadata: map[string]string{"a": "b"}},
 	} {
 		cfg.Bucket = "plain"
 		if _, err := js.CreateKeyValue(t.Context(), cfg); err != nil {

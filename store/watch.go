@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +21,16 @@ const (
 	lookEvery = 10 * time.Second
 	// A watcher whose first read takes this long asks for a look at once.
 	lookSoon = 500 * time.Millisecond
+	// beat is how often the server tells a silent consumer that it is alive. After two without
+	// it, the consumer is made anew, at another server if that one has failed. nats.go takes five
+	// seconds where it is not told.
+	beat = time.Second
+	// What a watcher keeps of what was not taken. One that has more reads it from the bucket when
+	// it comes to that.
+	watchMost  = 1024
+	watchBytes = 4 << 20
+	// A watcher looks for a key among so few, and remembers where the keys of more are.
+	watchFew = 8
 	// removing is how long the last watcher waits until the server has removed the consumer.
 	removing = 500 * time.Millisecond
 )
@@ -31,9 +44,10 @@ type hub struct {
 	starting chan struct{} // one goroutine at a time makes or removes the consumer
 	every    time.Duration // between two looks at whether the bucket is still the same one
 	kick     chan struct{} // asks for a look now
+	beat     time.Duration // see the constant
 
 	mu       sync.Mutex // guards what follows
-	consumer jetstream.KeyWatcher
+	consumer *feed
 	ended    chan struct{} // closed when the goroutine of the consumer has ended
 	pos      uint64        // every change up to here was given to those who watch
 	exact    map[string]map[*watcher]struct{}
@@ -42,7 +56,9 @@ type hub struct {
 }
 
 // watcher is one call of Watch or Wait. It keeps the last value of each key that has not been
-// taken: a slow one misses values, not keys.
+// taken, up to a limit: a slow one misses values, not keys. What finds no room is not kept. The
+// watcher reads it from the bucket when it has taken the rest. So it costs the others no time,
+// and the process no memory.
 type watcher struct {
 	patterns []string
 	signal   chan struct{}
@@ -50,27 +66,75 @@ type watcher struct {
 
 	mu      sync.Mutex // guards what follows
 	pending []*entry
-	seen    map[string]uint64 // the last revision, by key
+	place   map[string]int // of each key in pending, if there are more than a few
+	bytes   int            // of pending
+	skip    uint64         // changes up to here came with a read
+	missed  uint64         // the first change that found no room; 0: none
+	pause   pause          // between reads of what was missed
 	err     error
 }
 
 func (w *watcher) offer(e *entry) {
 	w.mu.Lock()
-	if e.rev > w.seen[e.key] {
-		w.seen[e.key] = e.rev
-		replaced := false
-		for i, old := range w.pending {
-			if old.key == e.key {
-				w.pending[i], replaced = e, true
-				break
-			}
-		}
-		if !replaced {
-			w.pending = append(w.pending, e)
-		}
-	}
+	w.keep(e)
 	w.mu.Unlock()
 	w.wake()
+}
+
+// keep is called with mu held. It takes the same time however much is pending.
+func (w *watcher) keep(e *entry) {
+	if e.rev <= w.skip || w.missed != 0 {
+		return
+	}
+	i, ok := w.find(e.key)
+	size := w.bytes + len(e.key) + len(e.value)
+	if ok {
+		size -= len(e.key) + len(w.pending[i].value)
+	}
+	switch {
+	case len(w.pending) > 0 && size > watchBytes, !ok && len(w.pending) == watchMost:
+		w.missed = e.rev
+		return
+	case ok:
+		w.pending[i] = e
+	default:
+		if w.place != nil {
+			w.place[e.key] = len(w.pending)
+		}
+		w.pending = append(w.pending, e)
+	}
+	w.bytes = size
+}
+
+func (w *watcher) find(key string) (int, bool) {
+	if w.place == nil {
+		if len(w.pending) < watchFew {
+			i := slices.IndexFunc(w.pending, func(e *entry) bool { return e.key == key })
+			return i, i >= 0
+		}
+		w.place = make(map[string]int, 2*watchFew)
+		for i, e := range w.pending {
+			w.place[e.key] = i
+		}
+	}
+	i, ok := w.place[key]
+	return i, ok
+}
+
+// drop forgets what is pending up to a revision. It is called with mu held.
+func (w *watcher) drop(upTo uint64) {
+	all := w.pending
+	w.pending, w.place, w.bytes = nil, nil, 0
+	for _, e := range all {
+		if e.rev > upTo {
+			w.pending = append(w.pending, e)
+			w.bytes += len(e.key) + len(e.value)
+		}
+	}
+}
+
+func (w *watcher) wants(key string) bool {
+	return slices.ContainsFunc(w.patterns, func(p string) bool { return matches(p, key) })
 }
 
 func (w *watcher) wake() {
@@ -89,14 +153,20 @@ func (w *watcher) fail(err error) {
 }
 
 // next waits for changes.
-func (w *watcher) next(ctx context.Context) ([]*entry, error) {
+func (s *Store) next(ctx context.Context, w *watcher) ([]*entry, error) {
 	for {
 		w.mu.Lock()
-		es, err := w.pending, w.err
-		w.pending = nil
+		es, err, missed := w.pending, w.err, w.missed
+		w.pending, w.place, w.bytes = nil, nil, 0
 		w.mu.Unlock()
+		if len(es) == 0 && err == nil && missed != 0 {
+			es, err = s.catchUp(ctx, w)
+		}
 		if len(es) > 0 || err != nil {
 			return es, err
+		}
+		if missed != 0 {
+			continue
 		}
 		select {
 		case <-w.signal:
@@ -106,6 +176,83 @@ func (w *watcher) next(ctx context.Context) ([]*entry, error) {
 	}
 }
 
+// catchUp reads a part of what a watcher has missed, and lets it hear changes again if that was
+// all.
+func (s *Store) catchUp(ctx context.Context, w *watcher) ([]*entry, error) {
+	h := &s.watching
+	h.mu.Lock()
+	w.mu.Lock()
+	from := w.missed
+	w.missed = 0 // changes after pos are kept from now on, and those before are in the bucket
+	w.mu.Unlock()
+	pos := h.pos
+	h.mu.Unlock()
+
+	a, err := s.wire.since(ctx, from)
+	if err != nil && !errors.Is(err, errBusy) && !errors.Is(err, errSilent) {
+		return nil, fmt.Errorf("store: watch: %w", err)
+	}
+	if err == nil && !a.more && a.last < pos {
+		err = behind(a.last, pos)
+	}
+	es := s.lastOf(a, w)
+
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	next := max(from, a.last+1)
+	switch {
+	case w.err != nil:
+		return nil, w.err
+	case err != nil || a.more:
+		w.drop(math.MaxUint64) // it is read later
+		w.missed = next
+	default:
+		w.skip = a.last
+		w.drop(a.last)
+		if w.missed != 0 {
+			w.missed = max(w.missed, next)
+		}
+	}
+	if err == nil {
+		w.pause = pause{}
+	}
+	if err == nil || len(es) > 0 {
+		return es, nil
+	}
+	tries := w.pause.tries
+	w.mu.Unlock()
+	defer w.mu.Lock()
+	if err := s.stuck(ctx, tries, err); err != nil {
+		return nil, err
+	}
+	if tries == 3 {
+		// What was last may have been removed since. A new message tells which replica is behind.
+		if _, err := s.barrier(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return nil, w.pause.wait(ctx, err)
+}
+
+// lastOf is what a page has for a watcher. With a history a key comes several times.
+func (s *Store) lastOf(a page, w *watcher) []*entry {
+	place := map[string]int{}
+	var es []*entry
+	for i, it := range a.items {
+		key, ok := strings.CutPrefix(a.subjects[i], s.keys())
+		if !ok || !w.wants(key) {
+			continue
+		}
+		e := s.entry(key, it)
+		if j, ok := place[key]; ok {
+			es[j] = nil
+		}
+		place[key] = len(es)
+		es = append(es, e)
+	}
+	return slices.DeleteFunc(es, func(e *entry) bool { return e == nil })
+}
+
 // Watch gives the last value of each key, and then each change, until ctx ends. The last
 // pair has the error that ended it. Without keys it is all keys. A key may have the wildcards
 // of NATS: * for a token, and > at the end for all that follow. Deleted keys come as entries
@@ -113,8 +260,13 @@ func (w *watcher) next(ctx context.Context) ([]*entry, error) {
 //
 // When changes come faster than they are taken, the values between are left out, and the
 // last value of each key is not. All watchers of a Store share one consumer of the stream,
-// which gets the changes of the whole bucket. Watch ends with an error if more than 1,023 keys
-// match at the beginning, as many as the server gives in an answer.
+// which gets the changes of the whole bucket. A slow watcher does not slow the others: after
+// 1,024 keys or 4 MiB that were not taken, it reads the rest from the bucket when it comes to
+// that. It does so too if more than 1,023 keys match at the beginning. What is read from the
+// bucket comes in the order of revisions, and with a history above 1 a key may come several
+// times.
+//
+// When the server of the consumer fails, changes may come some seconds late, and none is lost.
 //
 // When the bucket was deleted, or was made anew, watchers end with jetstream.ErrBucketNotFound,
 // within some ten seconds.
@@ -135,7 +287,7 @@ func (s *Store) Watch(ctx context.Context, keys ...string) (iter.Seq2[jetstream.
 		}
 		defer s.watching.leave(w)
 		for {
-			es, err := w.next(ctx)
+			es, err := s.next(ctx, w)
 			for _, e := range es {
 				if !yield(e, nil) {
 					return
@@ -162,7 +314,7 @@ func (s *Store) Wait(ctx context.Context, key string, after uint64) (jetstream.K
 	}
 	defer s.watching.leave(w)
 	for {
-		es, err := w.next(ctx)
+		es, err := s.next(ctx, w)
 		for _, e := range es {
 			if e.rev > after {
 				return e, nil
@@ -178,7 +330,7 @@ func (s *Store) Wait(ctx context.Context, key string, after uint64) (jetstream.K
 func (s *Store) join(ctx context.Context, patterns []string) (*watcher, error) {
 	reading, failed := context.WithCancel(ctx)
 	defer failed()
-	w := &watcher{patterns: patterns, signal: make(chan struct{}, 1), failed: failed, seen: make(map[string]uint64, 1)}
+	w := &watcher{patterns: patterns, signal: make(chan struct{}, 1), failed: failed}
 	pos, err := s.attach(ctx, w)
 	if err != nil {
 		return nil, err
@@ -193,7 +345,8 @@ func (s *Store) join(ctx context.Context, patterns []string) (*watcher, error) {
 	slow := time.AfterFunc(lookSoon, s.watching.look)
 	a, err := s.readFrom(reading, pos, subjects)
 	slow.Stop()
-	if err != nil {
+	many := errors.Is(err, errTooMany) // they are read in pages
+	if err != nil && !many {
 		s.watching.leave(w)
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -202,11 +355,29 @@ func (s *Store) join(ctx context.Context, patterns []string) (*watcher, error) {
 		}
 		return nil, err
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	heard, missed, overflow := w.pending, w.missed, w.missed != 0
+	w.drop(math.MaxUint64)
+	if many {
+		w.missed = 1
+		return w, nil
+	}
+	// What was heard meanwhile and is in the answer as well comes once.
+	w.skip, w.missed = a.upTo, 0
 	prefix := len(s.keys())
 	for subject, i := range a.items {
 		if len(subject) > prefix && subject[:prefix] == s.keys() {
-			w.offer(s.entry(subject[prefix:], i))
+			e := s.entry(subject[prefix:], i)
+			w.pending = append(w.pending, e)
+			w.bytes += len(e.key) + len(e.value)
 		}
+	}
+	for _, e := range heard {
+		w.keep(e)
+	}
+	if missed = max(missed, a.upTo+1); w.missed == 0 && overflow {
+		w.missed = missed
 	}
 	return w, nil
 }
@@ -244,9 +415,11 @@ func (s *Store) attach(ctx context.Context, w *watcher) (uint64, error) {
 	// The consumer outlives this call, and this call's context ends the making of it.
 	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, cancel)
-	kw, err := s.kv.Watch(lasting, ">", jetstream.ResumeFromRevision(a.upTo+1))
-	if !stop() && err == nil {
-		_ = kw.Stop() // its context has ended it
+	kw, err := s.feed(lasting, a.upTo+1)
+	if !stop() {
+		if err == nil {
+			_ = kw.stop() // its context has ended it
+		}
 		err = ctx.Err()
 	}
 	if err != nil {
@@ -262,12 +435,12 @@ func (s *Store) attach(ctx context.Context, w *watcher) (uint64, error) {
 		defer close(looking)
 		if err := s.guardBucket(lasting, made); err != nil {
 			h.detach(kw, err)
-			_ = kw.Stop() // the consumer went with its bucket
+			_ = kw.stop() // the consumer went with its bucket
 		}
 	}()
 	go func(ended chan struct{}) {
 		defer close(ended)
-		h.run(kw, s.bucket)
+		h.run(kw)
 		cancel()
 		<-looking
 	}(h.ended)
@@ -369,7 +542,7 @@ func (h *hub) leave(w *watcher) {
 	go func() {
 		defer close(stopped)
 		// Its error is that of a connection that is closed, with which the consumer ends as well.
-		if err := kw.Stop(); err == nil || errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrBadSubscription) {
+		if err := kw.stop(); err == nil || errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrBadSubscription) {
 			<-ended
 		}
 	}()
@@ -381,13 +554,39 @@ func (h *hub) leave(w *watcher) {
 	}
 }
 
-// run gives changes to the watchers.
-func (h *hub) run(kw jetstream.KeyWatcher, bucket string) {
-	for e := range kw.Updates() {
-		if e == nil {
-			continue // the end of what was there
+// feed is the consumer of a hub: the ordered one of nats.go that kv.Watch uses too.
+type feed struct {
+	sub     *nats.Subscription
+	changes chan *entry // closed when the subscription has ended
+}
+
+func (f *feed) stop() error { return f.sub.Unsubscribe() }
+
+// feed gives all changes from a sequence on, until ctx ends.
+func (s *Store) feed(ctx context.Context, from uint64) (*feed, error) {
+	js, err := s.nc.JetStream(nats.APIPrefix(s.api))
+	if err != nil {
+		return nil, err
+	}
+	// The server does not send more than fits, and what does not fit waits there.
+	f := &feed{changes: make(chan *entry, 256)}
+	f.sub, err = js.Subscribe(s.keys()+">", func(m *nats.Msg) {
+		about, err := m.Metadata()
+		if err != nil || len(m.Subject) <= len(s.keys()) {
+			return
 		}
-		change := &entry{bucket: bucket, key: e.Key(), value: e.Value(), rev: e.Revision(), created: e.Created(), op: e.Operation()}
+		f.changes <- s.entry(m.Subject[len(s.keys()):], &item{seq: about.Sequence.Stream, time: about.Timestamp, data: m.Data, hdr: m.Header})
+	}, nats.BindStream(s.stream()), nats.OrderedConsumer(), nats.StartSequence(from), nats.IdleHeartbeat(s.watching.beat), nats.Context(ctx))
+	if err != nil {
+		return nil, err
+	}
+	f.sub.SetClosedHandler(func(string) { close(f.changes) })
+	return f, nil
+}
+
+// run gives changes to the watchers.
+func (h *hub) run(kw *feed) {
+	for change := range kw.changes {
 		h.mu.Lock()
 		if h.consumer != kw {
 			h.mu.Unlock()
@@ -398,11 +597,8 @@ func (h *hub) run(kw jetstream.KeyWatcher, bucket string) {
 			w.offer(change)
 		}
 		for w := range h.wild {
-			for _, p := range w.patterns {
-				if matches(p, change.key) {
-					w.offer(change)
-					break
-				}
+			if w.wants(change.key) {
+				w.offer(change)
 			}
 		}
 		h.mu.Unlock()
@@ -411,7 +607,7 @@ func (h *hub) run(kw jetstream.KeyWatcher, bucket string) {
 }
 
 // detach fails the watchers of a consumer that has ended.
-func (h *hub) detach(kw jetstream.KeyWatcher, err error) {
+func (h *hub) detach(kw *feed, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.consumer != kw {

@@ -99,6 +99,16 @@ type wire interface {
 	send(ctx context.Context, id string, msgs []*nats.Msg) (uint64, error)
 	// read asks any replica.
 	read(ctx context.Context, subjects []string) (answer, error)
+	// since asks any replica for what it has of the whole stream from a sequence on.
+	since(ctx context.Context, from uint64) (page, error)
+}
+
+// page is a part of the stream, in its order.
+type page struct {
+	items    []*item
+	subjects []string // of the items
+	last     uint64   // sequence up to which that is all
+	more     bool     // there are later ones
 }
 
 // newID names a batch or a transaction.
@@ -110,6 +120,23 @@ type natsWire struct {
 	stream string
 	get    string // the subject of direct gets
 	quiet  time.Duration
+	most   int64 // bytes of a message that the bucket takes, with its headers; 0: no limit
+}
+
+// tooLarge says which message of a write is larger than what is allowed, and why.
+func (w *natsWire) tooLarge(id string, msgs []*nats.Msg, why error) error {
+	m, extra := msgs[0], int64(0)
+	for i, other := range msgs {
+		if i == 0 || size(other) > size(m) {
+			m, extra = other, batchHeader(id, i+1, len(msgs))
+		}
+	}
+	limit, name := w.nc.MaxPayload(), "the server's limit is %d (max_payload)"
+	if !errors.Is(why, nats.ErrMaxPayload) {
+		limit, name = w.most, "the bucket's limit was %d (max_msg_size, MaxValueSize) when it was opened"
+	}
+	headers := size(m) + extra - int64(len(m.Data))
+	return fmt.Errorf("%w: %s: the value has %d bytes, the headers that come with it have %d, and "+name+": %w", ErrTooLarge, m.Subject, len(m.Data), headers, limit, why)
 }
 
 func (w *natsWire) send(ctx context.Context, id string, msgs []*nats.Msg) (uint64, error) {
@@ -122,9 +149,13 @@ func (w *natsWire) send(ctx context.Context, id string, msgs []*nats.Msg) (uint6
 	if len(msgs) > 1 {
 		// A batch that ends in the middle blocks one of the 50 that a stream may have open, for ten
 		// seconds. So nothing of it is sent if a message is too large.
-		for _, m := range msgs {
-			if size(m)+batchHeader > w.nc.MaxPayload() {
-				return 0, fmt.Errorf("%s: %w", m.Subject, nats.ErrMaxPayload)
+		// The server gives no answer to that either, where it is the bucket's limit.
+		for i, m := range msgs {
+			switch n := size(m) + batchHeader(id, i+1, len(msgs)); {
+			case n > w.nc.MaxPayload():
+				return 0, w.tooLarge(id, msgs, nats.ErrMaxPayload)
+			case w.most > 0 && n > w.most:
+				return 0, w.tooLarge(id, msgs, errTooLarge)
 			}
 		}
 	}
@@ -159,6 +190,9 @@ func (w *natsWire) send(ctx context.Context, id string, msgs []*nats.Msg) (uint6
 			}
 		}
 		seq, err := stored(reply, err)
+		if api := (*jetstream.APIError)(nil); errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &api) && api.ErrorCode == codeTooLarge {
+			return 0, w.tooLarge(id, msgs, err)
+		}
 		if errors.Is(err, errSilent) || errors.Is(err, errBusy) {
 			for _, m := range msgs {
 				if denied := w.denied(before, w.prefix+m.Subject); denied != nil {
@@ -220,8 +254,20 @@ func size(m *nats.Msg) int64 {
 	return int64(n)
 }
 
-// batchHeader is more than what the headers of a batch add to a message.
-const batchHeader = 128
+// batchHeader is what the headers of a batch add to the nth of its messages.
+func batchHeader(id string, n, of int) int64 {
+	if of == 1 {
+		return 0
+	}
+	h := nats.Header{headerBatch: {id}, headerBatchSeq: {strconv.Itoa(n)}}
+	if n == of {
+		h[headerBatchCommit] = []string{"1"}
+	}
+	return size(&nats.Msg{Header: h}) - size(&nats.Msg{})
+}
+
+// errTooLarge is what the server says to a single message.
+var errTooLarge = errors.New("message size exceeds maximum allowed")
 
 // ackOf reads the sequence in the answer to a message that was stored, as the server writes
 // it for the stream. For every other answer it returns 0. Package json reads those, which
@@ -305,6 +351,7 @@ const (
 	codeMemoryFull      jetstream.ErrorCode = 10028
 	codeStorageFull     jetstream.ErrorCode = 10047
 	codeStoreFailed     jetstream.ErrorCode = 10077
+	codeTooLarge        jetstream.ErrorCode = 10054
 	codeTTLDisabled     jetstream.ErrorCode = 10166
 	codeBatchDisabled   jetstream.ErrorCode = 10174
 	codeBatchIncomplete jetstream.ErrorCode = 10176
@@ -324,39 +371,64 @@ func (w *natsWire) read(ctx context.Context, subjects []string) (answer, error) 
 			size = maxRead + 1
 		}
 	}
-	// As many as can come: with less room, nats.go would drop some.
+	a := answer{items: make(map[string]*item, len(subjects))}
+	err = w.ask(ctx, body, size, a.add)
+	return a, err
+}
+
+// since reads a page without a condition on how new the replica is.
+func (w *natsWire) since(ctx context.Context, from uint64) (page, error) {
+	const most, bytes = 256, 1 << 20
+	body, err := json.Marshal(struct {
+		Seq   uint64 `json:"seq"`
+		Batch int    `json:"batch"`
+		Bytes int    `json:"max_bytes"`
+	}{from, most, bytes})
+	if err != nil {
+		return page{}, err
+	}
+	p := page{last: from - 1}
+	if err := w.ask(ctx, body, most+1, p.add); err != nil {
+		return page{}, err
+	}
+	return p, nil
+}
+
+// ask sends a direct get, and gives its answers to add until one is the last. At most size can
+// come.
+func (w *natsWire) ask(ctx context.Context, body []byte, size int, add func(*nats.Msg) (bool, error)) error {
+	// With less room, nats.go would drop some.
 	ch := make(chan *nats.Msg, size)
 	inbox := w.nc.NewInbox()
 	sub, err := w.nc.ChanSubscribe(inbox, ch)
 	if err != nil {
-		return answer{}, err
+		return err
 	}
 	defer func() { _ = sub.Unsubscribe() }() // the connection is closed
 	before := w.nc.LastError()
 	if err := w.nc.PublishRequest(w.get, inbox, body); err != nil {
-		return answer{}, err
+		return err
 	}
 	wait, cancel := context.WithTimeout(ctx, w.quiet)
 	defer cancel()
-	a := answer{items: make(map[string]*item, len(subjects))}
 	for {
 		select {
 		case <-wait.Done():
 			if denied := w.denied(before, w.get); denied != nil {
-				return answer{}, denied
+				return denied
 			}
-			return answer{}, fmt.Errorf("%w: %w", errSilent, wait.Err())
+			return fmt.Errorf("%w: %w", errSilent, wait.Err())
 		case m, ok := <-ch:
 			if !ok {
-				return answer{}, nats.ErrConnectionClosed
+				return nats.ErrConnectionClosed
 			}
-			done, err := a.add(m)
+			done, err := add(m)
 			if n, _ := sub.Dropped(); done && err == nil && n > 0 {
 				// More came than the server sends. What was dropped would look like no value.
-				return answer{}, fmt.Errorf("%w: the answer was not read in full", errBusy)
+				return fmt.Errorf("%w: the answer was not read in full", errBusy)
 			}
 			if done || err != nil {
-				return a, err
+				return err
 			}
 		}
 	}
@@ -365,23 +437,60 @@ func (w *natsWire) read(ctx context.Context, subjects []string) (answer, error) 
 // maxRead is how many messages the server gives in one answer, at most.
 const maxRead = 1024
 
+func number(m *nats.Msg, header string) uint64 {
+	n, err := strconv.ParseUint(m.Header.Get(header), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// itemOf reads a message of the stream in an answer, and its subject.
+func itemOf(m *nats.Msg) (*item, string, error) {
+	i := &item{seq: number(m, headerSeq), data: m.Data, hdr: m.Header}
+	i.time, _ = time.Parse(time.RFC3339Nano, m.Header.Get(headerTime)) // for people
+	subject := m.Header.Get(headerSubject)
+	if i.seq == 0 || subject == "" {
+		return nil, "", fmt.Errorf("%w: the answer to a read has no subject or sequence", errBusy)
+	}
+	return i, subject, nil
+}
+
+// add takes a message of the answer, and reports whether it is the last.
+func (p *page) add(m *nats.Msg) (bool, error) {
+	switch m.Header.Get("Status") {
+	case "":
+		i, subject, err := itemOf(m)
+		if err != nil {
+			return false, err
+		}
+		p.items, p.subjects = append(p.items, i), append(p.subjects, subject)
+		p.last = max(p.last, i.seq)
+		return false, nil
+	case "204":
+		p.more = number(m, headerPending) > 0
+		return true, nil
+	case "404":
+		return true, nil // there is none, nor was there one on the way here
+	case "503":
+		return false, fmt.Errorf("%w: %w", errBusy, nats.ErrNoResponders)
+	}
+	return false, fmt.Errorf("%w: %s %s", errBusy, m.Header.Get("Status"), m.Header.Get("Description"))
+}
+
+// errTooMany: the answer would have more messages or bytes than the server gives at once.
+var errTooMany = errors.New("ask for fewer")
+
 // add takes a message of the answer, and reports whether it is the last.
 func (a *answer) add(m *nats.Msg) (bool, error) {
-	number := func(header string) uint64 {
-		n, err := strconv.ParseUint(m.Header.Get(header), 10, 64)
-		if err != nil {
-			return 0
-		}
-		return n
-	}
 	switch m.Header.Get("Status") {
 	case "":
 	case "204":
-		if a.upTo = number(headerUpTo); a.upTo == 0 {
+		if a.upTo = number(m, headerUpTo); a.upTo == 0 {
 			return false, fmt.Errorf("%w: the server does not say how new its answer is: this package needs nats-server 2.12 or later", ErrUnsupported)
 		}
-		if left := number(headerPending); left > 0 {
-			return false, fmt.Errorf("%w: the server left off %d values: the answer is too large, ask for fewer keys", ErrInvalid, left)
+		if left := number(m, headerPending); left > 0 {
+			return false, fmt.Errorf("%w: the server left off %d values, as the answer is too large: %w", ErrInvalid, left, errTooMany)
 		}
 		return true, nil
 	case "404":
@@ -391,17 +500,15 @@ func (a *answer) add(m *nats.Msg) (bool, error) {
 		}
 		return true, nil
 	case "413":
-		return false, fmt.Errorf("%w: more than %d keys in one read: ask for fewer", ErrInvalid, maxRead)
+		return false, fmt.Errorf("%w: more than %d keys in one read: %w", ErrInvalid, maxRead, errTooMany)
 	case "503":
 		return false, fmt.Errorf("%w: %w", errBusy, nats.ErrNoResponders)
 	default:
 		return false, fmt.Errorf("%w: %s %s", errBusy, m.Header.Get("Status"), m.Header.Get("Description"))
 	}
-	i := &item{seq: number(headerSeq), data: m.Data, hdr: m.Header}
-	i.time, _ = time.Parse(time.RFC3339Nano, m.Header.Get(headerTime)) // for people
-	subject := m.Header.Get(headerSubject)
-	if i.seq == 0 || subject == "" {
-		return false, fmt.Errorf("%w: the answer to a read has no subject or sequence", errBusy)
+	i, subject, err := itemOf(m)
+	if err != nil {
+		return false, err
 	}
 	if old := a.items[subject]; old == nil || old.seq < i.seq {
 		a.items[subject] = i

@@ -58,7 +58,7 @@ func Main(args []string, in, out, err *os.File) int {
 	a := newApp(in, out, err)
 	defer a.err.end()
 	root := a.root()
-	root.SetArgs(append([]string{}, args...)) // nil would mean the arguments of the process
+	root.SetArgs(append([]string{}, dashed(args)...)) // nil would mean the arguments of the process
 	return a.status(root.Execute())
 }
 

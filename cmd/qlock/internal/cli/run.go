@@ -132,6 +132,9 @@ Exit status:
 				o.what = fmt.Sprintf("the permit of semaphore %q", name)
 				acquire = o.acquirePermit(name)
 			}
+			if o.store != "" {
+				o.before = o.checkStore
+			}
 			a.supervise()
 			return a.runCommand(cmd.Context(), o, "run", name, argv, acquire)
 		},

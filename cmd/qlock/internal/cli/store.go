@@ -8,10 +8,13 @@ import (
 	"io"
 	"math"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 
@@ -40,6 +43,7 @@ const (
 type storeOptions struct {
 	connection
 	json, unfenced bool
+	shared         bool // of lock
 	lock           string
 	fence          uint64
 	ttl            time.Duration
@@ -87,6 +91,7 @@ func (a *app) storeCommand(use, short string, args cobra.PositionalArgs, fenced 
 	if fenced {
 		fs.StringVar(&o.lock, "lock", "", "name of the lock to work under; needs --fence. Default: the lock of qlock run --store BUCKET")
 		fs.Uint64Var(&o.fence, "fence", 0, "fencing token of --lock")
+		fs.BoolVar(&o.shared, "shared", false, "the lock of --lock is a shared one: only read. Its token may be that of the last writer, so this must be told")
 		fs.BoolVar(&o.unfenced, "unfenced", false, "work without a lock, also inside qlock run --store")
 	}
 	o.connection.flags(fs)
@@ -141,8 +146,10 @@ func (o *storeOptions) open(ctx context.Context, js jetstream.JetStream, bucket 
 
 // view is the view of the lock that this command works under, or nil.
 func (o *storeOptions) view(ctx context.Context, s *store.Store) (*store.View, error) {
-	l := environmentLock{ctx: ctx, name: o.lock, token: o.fence}
+	l := environmentLock{ctx: ctx, name: o.lock, token: o.fence, shared: o.shared}
 	switch {
+	case o.shared && o.lock == "":
+		return nil, usage("--shared belongs to --lock")
 	case o.unfenced && o.lock != "":
 		return nil, usage("--unfenced and --lock exclude each other")
 	case o.unfenced:
@@ -167,6 +174,24 @@ func (o *storeOptions) view(ctx context.Context, s *store.Store) (*store.View, e
 		return nil, usage("%s is set, and QLOCK_NAME and QLOCK_TOKEN are not those of a lock: %q, %q", storeVariable, l.name, os.Getenv("QLOCK_TOKEN"))
 	}
 	return s.With(l), nil
+}
+
+// checkStore fails if the bucket of qlock run --store cannot be used, before anybody waits for
+// the lock. Where JetStream does not answer, the commands may use another server.
+func (o *runOptions) checkStore(ctx context.Context, nc *nats.Conn) error {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	_, err = store.Open(ctx, js, o.store)
+	for _, definite := range []error{jetstream.ErrBucketNotFound, store.ErrNotPrepared, store.ErrUnsupported, store.ErrInvalid} {
+		if errors.Is(err, definite) {
+			return fmt.Errorf("--store %s: %w", o.store, err)
+		}
+	}
+	return nil
 }
 
 // entryJSON is an entry as JSON has it: text where the value is text.
@@ -482,8 +507,9 @@ changes come too fast, values between are left out.`
 func (a *app) storeTxn() *cobra.Command {
 	args := func(cmd *cobra.Command, args []string) error {
 		if len(args) < 2 {
-			return usage("%s takes a bucket and operations: get KEY, put KEY VALUE, insert KEY VALUE, update KEY VALUE REVISION, rm KEY, add KEY NUMBER, once ID TIME", cmd.CommandPath())
+			return usage("%s takes a bucket and operations: get KEY, unchanged KEY, put KEY VALUE, insert KEY VALUE, update KEY VALUE REVISION, rm KEY, add KEY NUMBER, once ID TIME", cmd.CommandPath())
 		}
+		words(args)
 		_, err := parseOps(args[1:])
 		return err
 	}
@@ -492,6 +518,7 @@ func (a *app) storeTxn() *cobra.Command {
 or none.
 
   get KEY                    read
+  unchanged KEY              read, and write only if the key has not changed since
   put KEY VALUE              store
   insert KEY VALUE           store, if there is no such key
   update KEY VALUE REVISION  store, if the key has this revision
@@ -545,14 +572,43 @@ or none.
 	return cmd
 }
 
+// A number below zero, as in add KEY -5, looks like a flag. dashed marks those of qlock store
+// txn, so that the flags' parser leaves them alone, and words removes the mark. No argument of
+// a process can have this byte.
+const mark = "\x00"
+
+func dashed(args []string) []string {
+	args = slices.Clone(args)
+	in := 0
+	for i, arg := range args {
+		switch {
+		case arg == "--":
+			return args
+		case in < 2 && arg == []string{"store", "txn"}[in]:
+			in++
+		case in == 2 && len(arg) > 1 && arg[0] == '-' && '0' <= arg[1] && arg[1] <= '9':
+			args[i] = mark + arg
+		case in == 0 && len(arg) > 0 && arg[0] != '-':
+			return args // another command
+		}
+	}
+	return args
+}
+
+func words(args []string) {
+	for i := range args {
+		args[i] = strings.TrimPrefix(args[i], mark)
+	}
+}
+
 // txnOperations are those of txn, with the number of their arguments.
-var txnOperations = map[string]int{"get": 1, "put": 2, "insert": 2, "update": 3, "rm": 1, "add": 2, "once": 2}
+var txnOperations = map[string]int{"get": 1, "unchanged": 1, "put": 2, "insert": 2, "update": 3, "rm": 1, "add": 2, "once": 2}
 
 func parseOps(words []string) (ops []store.Op, err error) {
 	for len(words) > 0 {
 		n, ok := txnOperations[words[0]]
 		if !ok {
-			return nil, usage("txn: there is no operation %q: use get, put, insert, update, rm, add or once", words[0])
+			return nil, usage("txn: there is no operation %q: use get, unchanged, put, insert, update, rm, add or once", words[0])
 		}
 		if len(words) <= n {
 			return nil, usage("txn: %s takes %d arguments, got %q", words[0], n, words[1:])
@@ -561,6 +617,8 @@ func parseOps(words []string) (ops []store.Op, err error) {
 		switch words[0] {
 		case "get":
 			ops = append(ops, store.Get(w[0]))
+		case "unchanged":
+			ops = append(ops, store.Unchanged(w[0]))
 		case "put":
 			ops = append(ops, store.Put(w[0], []byte(w[1])))
 		case "insert":

@@ -47,6 +47,15 @@ func TestStore(t *testing.T) {
 	st("get", "b", "k", "--lock", "l", "--fence", "20").want(t, 0, "v2")
 	st("txn", "b", "once", "pay-7", "1h", "add", "n", "2", "get", "k", "insert", "order", "paid").want(t, 0, `"numbers":{"n":2}`, `"duplicate":false`, `"value":"v2"`)
 	st("txn", "b", "once", "pay-7", "1h", "add", "n", "2", "get", "k").want(t, 0, `"numbers":{"n":2}`, `"duplicate":true`, `"value":"v2"`)
+	st("txn", "b", "add", "n", "-5", "get", "n", "-j").want(t, 0, `"numbers":{"n":-3}`)
+	st("txn", "-j", "b", "add", "n", "-2", "unchanged", "k", "put", "neg", "-7").want(t, 0, `"numbers":{"n":-5}`, `"value":"v2"`)
+	st("get", "b", "neg").want(t, 0, "-7")
+	st("txn", "b", "--", "add", "n", "-1").want(t, 0, `"numbers":{"n":-6}`)
+	st("txn", "b", "-x").want(t, exitUsage, "-x")
+	// A reader's token may be that of the last writer.
+	st("put", "b", "k", "v2", "--lock", "l", "--fence", "20", "--shared").want(t, exitFailed, "shared")
+	st("get", "b", "k", "--lock", "other", "--fence", "20", "--shared").want(t, 0, "v2")
+	st("get", "b", "k", "--shared").want(t, exitUsage, "--lock")
 	st("txn", "b", "add", "n", "x").want(t, exitUsage)
 	st("txn", "b", "frob", "n").want(t, exitUsage)
 	st("txn", "b", "put", "n").want(t, exitUsage)
@@ -83,6 +92,32 @@ func TestStoreInRun(t *testing.T) {
 	call(t, "store", "get", "b", "k", "-s", url, "--cluster", "c2", "--lock", "l", "--fence", "1").want(t, 0, "v")
 	t.Setenv(storeVariable, "other")
 	put().want(t, exitUsage, "other")
+}
+
+// qlock run looks at the bucket before its command starts.
+func TestRunChecksTheStore(t *testing.T) {
+	t.Parallel()
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true, JetStream: true, StoreDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(patience) {
+		t.Fatal("the server does not start")
+	}
+	run := func(bucket string) result {
+		p := launchShell(t, fmt.Sprintf(`"$0" run x -s %s --wait 300ms --store %s -- echo started`, s.ClientURL(), bucket))
+		_ = p.in.Close()
+		return p.wait()
+	}
+	// There are no nodes, so that nobody gets a lock.
+	run("nosuch").want(t, exitSelf, "--store nosuch", "bucket not found")
+	run("'a b'").want(t, exitSelf, "letters")
+	call(t, "store", "create", "b", "--memory", "-s", s.ClientURL()).want(t, 0)
+	if r := run("b"); r.status == exitSelf {
+		t.Errorf("%+v", r)
+	}
 }
 
 // A qlock run within another one gives its command nothing of the outer lock.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/text"
+	"github.com/nats-io/nats.go"
 	"github.com/spf13/pflag"
 
 	"github.com/qlock/qlock"
@@ -26,6 +27,7 @@ type lockOptions struct {
 	lease  time.Duration
 	quiet  bool
 	note   string
+	before func(context.Context, *nats.Conn) error // called before the lock is asked for; nil: nothing
 }
 
 func (o *lockOptions) flags(fs *pflag.FlagSet) {
@@ -132,6 +134,11 @@ func (a *app) take(ctx context.Context, c *connection, o *lockOptions, log *logs
 	fail := func(err error) (*heldLock, error) {
 		l.Close()
 		return nil, &statusError{lockStatus(err), err}
+	}
+	if o.before != nil {
+		if err := o.before(ctx, l.Conn); err != nil {
+			return fail(err)
+		}
 	}
 	locker, err := p.lockerFor(ctx, l, o, lease, logger)
 	if errors.Is(err, qlock.ErrInvalidLease) && o.lease == 0 {
