@@ -346,6 +346,7 @@ func (nd *epochNode) resume() {
 	}
 	nd.w.tracef("%s goes on", nd.name)
 	nd.paused = false
+	nd.voted = true // or another node of its name did meanwhile (N9)
 	if nd.asleep >= 0 {
 		nd.mono -= nd.w.now - nd.asleep
 		nd.asleep = -1

@@ -64,6 +64,14 @@ type xWorld struct {
 	swaps int
 	large bool // only with -sim.exhaustive
 
+	// If next is not empty, the first nodes, as many as before says, are the cluster's list, and
+	// it changes to these. Any decision that the rules allow may be made at any moment (E1 to
+	// E5), and any node or client may take any decided record at any moment.
+	before int
+	next   []int
+	back   bool // the change may be rolled back
+	hasty  bool // a deliberate error: the change is finished without a wait
+
 	// Deliberate errors, to see that the explorer finds faults.
 	forgetful bool // a crash counts as the first start of a new cluster
 	tamper    func(a *wire.Answer, yielded bool)
@@ -87,6 +95,7 @@ const (
 	xCrash
 	xRestart
 	xEnd
+	xTake // a node or a client takes the record msg
 )
 
 // xLocal is one state of one machine.
@@ -98,6 +107,9 @@ type xLocal struct {
 	steps   map[xInput]*xStep
 
 	due time.Duration // of its next tick
+
+	epoch   uint64        // of its record
+	jointAt time.Duration // when a node took its joint record
 
 	// Of a client's claim:
 	state  client.State
@@ -119,6 +131,7 @@ type xState struct {
 	locals [8]*xLocal
 	flight []uint16 // oldest first, or in any order if that does not matter
 	left   [8]uint8 // how often each event may still happen: see xDrops and so on
+	record uint16   // the last one that was decided
 	any    uint64   // highest token given
 	excl   uint64   // highest token given to a writer
 }
@@ -146,7 +159,8 @@ type xMessage struct {
 type explorer struct {
 	xWorld
 	cfg      wire.Config
-	machines int // nodes first, then clients
+	records  []xRecord // that were decided somewhere
+	machines int       // nodes first, then clients
 	messages []xMessage
 	ids      map[string]uint16
 	locals   map[string]*xLocal
@@ -200,12 +214,17 @@ type xMachine struct {
 	due   time.Duration // of its next tick
 
 	yielded bool
+	jointAt time.Duration
 }
 
 func (x *explorer) nodeConfig(m int, life byte) voter.Config {
-	return voter.Config{
+	c := voter.Config{
 		Name: x.nodeName(m), Config: x.cfg, Incarnation: xID(1, m, life), ProbeWait: time.Microsecond, MaxClaims: 100, MaxQueue: 100,
 	}
+	if len(x.next) > 0 {
+		x.joinOrVote(&c, m)
+	}
+	return c
 }
 
 // build runs a machine through all inputs that led to l.
@@ -229,7 +248,11 @@ func (x *explorer) apply(mc *xMachine, m int, in xInput, msg *xMessage) (sends [
 		switch in.do {
 		case xStart:
 			mc.life = 1
-			mc.node = voter.New(x.nodeConfig(m, 1), now, &voter.Saved{}, 0)
+			saved := &voter.Saved{}
+			if len(x.next) > 0 && m >= x.before {
+				saved = nil
+			}
+			mc.node = voter.New(x.nodeConfig(m, 1), now, saved, 0)
 			x.settle(mc.node, now, &out)
 		case xCrash:
 			mc.life++
@@ -254,6 +277,9 @@ func (x *explorer) apply(mc *xMachine, m int, in xInput, msg *xMessage) (sends [
 		case xTick:
 			x.pass(mc.node, m, now, &out)
 			x.settle(mc.node, now, &out)
+		case xTake:
+			x.pass(mc.node, m, now, &out)
+			x.takeAtNode(mc, in, now, &out)
 		}
 		mc.due = mc.node.Deadline()
 		for _, s := range out.Answers {
@@ -287,6 +313,8 @@ func (x *explorer) apply(mc *xMachine, m int, in xInput, msg *xMessage) (sends [
 		mc.core.Tick(now, &out)
 	case xEnd:
 		mc.core.Release(now, mc.claim, &out)
+	case xTake:
+		mc.core.SetCluster(now, x.records[in.msg].config(), &out)
 	}
 	mc.won = false
 	for _, e := range out.Events {
@@ -337,7 +365,10 @@ func (x *explorer) settle(n *voter.Node, now wire.Now, out *voter.Out) {
 // pass lets a node do what became due while time leapt. It was not away.
 func (x *explorer) pass(n *voter.Node, m int, now wire.Now, out *voter.Out) {
 	for n.Deadline() < now.Mono {
-		x.settle(n, x.clock(m, n.Deadline()), out)
+		at := x.clock(m, n.Deadline())
+		if x.settle(n, at, out); out.Write != nil { // for how long it has had a record (E5)
+			n.Written(at, out)
+		}
 	}
 }
 
@@ -426,7 +457,12 @@ func (x *explorer) step(l *xLocal, in xInput) *xStep {
 	if to == nil {
 		to = &xLocal{id: uint32(len(x.locals)), machine: l.machine, from: l, by: in, steps: map[xInput]*xStep{}}
 		to.due = mc.due
+		if mc.node != nil {
+			to.epoch, to.jointAt = mc.node.Epoch(), mc.jointAt
+		}
 		if mc.core != nil {
+			cluster := mc.core.Cluster()
+			to.epoch = cluster.Epoch()
 			to.token, to.state, to.failed = mc.claim.Token(), mc.claim.State(), mc.lost
 			// The client is asked as a holder would ask it.
 			low, high := in.now, in.now+10*xTTL // not sort.Search: an int may have 32 bits
@@ -558,6 +594,9 @@ func newExplorer(w xWorld) *explorer {
 	for i := range w.nodes {
 		x.cfg.Nodes = append(x.cfg.Nodes, x.nodeName(i))
 	}
+	if len(x.next) > 0 {
+		x.firstRecord()
+	}
 	return x
 }
 
@@ -621,6 +660,7 @@ func (x *explorer) key(s *xState, buf []byte) []byte {
 		buf = binary.LittleEndian.AppendUint32(buf, s.locals[m].id)
 	}
 	buf = append(buf, s.left[:]...)
+	buf = binary.LittleEndian.AppendUint16(buf, s.record)
 	buf = binary.AppendUvarint(buf, s.any)
 	buf = binary.AppendUvarint(buf, s.excl)
 	for _, id := range s.flight {
@@ -712,6 +752,9 @@ func (x *explorer) visit(s xState) {
 				do("stop and start", xRestart, xStops)
 			}
 		}
+	}
+	if len(x.next) > 0 {
+		x.change(s, try)
 	}
 	// Where time passes, a client that waits for a moment (C6, C9) gets to its end at no
 	// cost.

@@ -348,6 +348,9 @@ func (n *Node) shown(now wire.Now, a *wire.Answer, out *Out) {
 	if got.Answer.Why != wire.WhyHistory || c.Record.Cluster != n.cfg.Cluster {
 		return
 	}
+	if n.config.acceptor.Joining() { //plant:voter-joins-in-silence
+		return // it waits for a record that names it, and others are to be expected until then
+	}
 	if n.config.fresh && n.Epoch() == 0 && n.config.outside == "" {
 		// The cluster has had other lists since the one that this node was started with, and
 		// nothing shows that the node was ever in that one.

@@ -427,11 +427,20 @@ func TestJoins(t *testing.T) {
 	if m.survey == nil {
 		t.Fatal("it does not ask")
 	}
+	// Until a record names it, others show it records that do not, and nothing is wrong.
+	shows := func() wire.Answer {
+		return wire.Answer{Kind: wire.Informed, Node: "n1", Digest: h.last().Digest(), Info: &wire.NodeInfo{
+			Nonce: m.survey.Nonce, Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 30 * time.Second, State: wire.Voting,
+			Config: &wire.NodeConfig{ID: epochID("n1"), Epoch: h.last().Epoch, Record: h.last(), Links: h.links},
+		}}
+	}
+	var early Out
+	before := shows()
+	if m.n.HandleAnswer(m.now, &before, &early); len(early.Notes) > 0 || early.Write != nil || m.n.State() != wire.Joining {
+		t.Errorf("shown a record that does not name it, it is %s and says %q", m.n.State(), early.Notes)
+	}
 	h.joint(30*time.Second, "n1", "n4")
-	a := wire.Answer{Kind: wire.Informed, Node: "n1", Digest: h.last().Digest(), Info: &wire.NodeInfo{
-		Nonce: m.survey.Nonce, Nodes: []string{"n1", "n2", "n3"}, MaxTTL: 30 * time.Second, State: wire.Voting,
-		Config: &wire.NodeConfig{ID: epochID("n1"), Epoch: 2, Record: h.last(), Links: h.links},
-	}}
+	a := shows()
 	wrong := a
 	info := *a.Info
 	wrong.Info, info.Nonce = &info, "other"
