@@ -196,6 +196,9 @@ type Claim struct {
 	// while the claim is held by nothing else.
 	grace time.Duration
 	moved bool
+	// nameless is set if the claim was held at epoch 0, which has no cluster id, and no node that
+	// voted for it then has voted for it under a record (E17).
+	nameless bool
 
 	// A claim that is kept between holders (internal/hold) has tokens for them.
 	keep   bool
@@ -263,8 +266,8 @@ type newVote struct {
 // identified reports whether a vote of this node counts at once because of the record: its
 // digest, which the answer has, contains the id of the cluster. So the node is one of this
 // cluster, and if it has not voted since the record was taken, it is not one that forgot.
-func (c *Client) identified(v *vote) bool {
-	return c.cfg.Cluster.Record != nil && v.life == uuid.Nil
+func (c *Client) identified(cl *Claim, v *vote) bool {
+	return c.cfg.Cluster.Record != nil && v.life == uuid.Nil && !cl.nameless
 }
 
 // continues reports whether an answer comes from the incarnation that gave the vote, or
@@ -1088,7 +1091,7 @@ func (c *Client) Handle(now wire.Now, a *wire.Answer, out *Out) {
 	v.sentAt = a.SentAt
 	switch a.Kind {
 	case wire.Granted:
-		if cl.state == Holding && a.SentAt > cl.wonAt && !v.continues(a) && !c.identified(v) /*plant:new-vote-of-member*/ { //plant:new-life
+		if cl.state == Holding && a.SentAt > cl.wonAt && !v.continues(a) && !c.identified(cl, v) /*plant:new-vote-of-member*/ { //plant:new-life
 			first := a.SentAt
 			if f := v.unproven; f != nil && f.life == a.Incarnation {
 				first = f.sentAt
@@ -1096,7 +1099,9 @@ func (c *Client) Handle(now wire.Now, a *wire.Answer, out *Out) {
 			v.unproven = &newVote{a.Incarnation, c.standsFrom(a.SentAt), a.Fence, max(a.RangeSize, 1), first, cl.keep && a.SentAt >= cl.keptAt}
 			return
 		}
-		v.unproven = nil
+		if v.unproven = nil; v.continues(a) {
+			cl.nameless = false
+		}
 		v.life = a.Incarnation
 		v.heard, v.detail, v.fence, v.rangeSize = voted, nil, a.Fence, max(a.RangeSize, 1)
 		if v.until = c.standsFrom(a.SentAt); a.Most > 0 {
@@ -1493,7 +1498,7 @@ func (c *Client) SetCluster(now wire.Now, cluster wire.Config, out *Out) {
 		}
 		cl = next
 	}
-	before := c.nodes
+	before, nameless := c.nodes, c.cfg.Cluster.Record == nil
 	c.setCluster(cluster)
 	c.shown, c.others = false, nil
 	if carries {
@@ -1514,7 +1519,8 @@ func (c *Client) SetCluster(now wire.Now, cluster wire.Config, out *Out) {
 	// Held ones first: others must not be granted the lock in the meantime.
 	for cl := c.first; cl != nil; cl = cl.next {
 		if cl.state == Holding {
-			c.carry(cl, out)
+			cl.nameless = cl.nameless || nameless //plant:held-without-name
+			c.carry(cl, before, out)
 		}
 	}
 	for cl := c.first; cl != nil; cl = cl.next {
@@ -1541,12 +1547,20 @@ func (c *Client) anew(cl *Claim, out *Out) {
 
 // carry requests a held claim under a new record. Until a quorum of that has voted for it,
 // it is held by its grace (E17).
-func (c *Client) carry(cl *Claim, out *Out) {
+func (c *Client) carry(cl *Claim, before []node, out *Out) {
+	votes := cl.votes
 	cl.known = false //plant:known-of-before
 	if cl.moved = cl.evicted == nil; cl.moved {
 		c.anew(cl, out)
 	} else { // its nodes do not extend it any more, and new ones must not (N10)
 		cl.votes = make([]vote, len(c.nodes))
+	}
+	if cl.nameless { // who voted for it must vote again before any other vote counts
+		for k := range before {
+			if i, ok := c.index(before[k].name); ok {
+				cl.votes[i].life = votes[k].life
+			}
+		}
 	}
 	c.schedule(cl)
 }

@@ -283,7 +283,7 @@ func TestGrace(t *testing.T) {
 // lost by it.
 func TestGraceOverSeveralMoves(t *testing.T) {
 	ch := newChain("a b c")
-	m := newMover(t, ch.last)
+	m := newMover(t, ch.next("a b c"))
 	cl := m.claim(Request{Resource: "r", Mode: quorum.Exclusive})
 	m.answer(cl, wire.Granted, "a b", 7)
 	end := m.c.lostAt(cl)
@@ -536,6 +536,48 @@ func TestNewVotesUnderARecord(t *testing.T) {
 	}, &m.out)
 	if v := cl.votes[0]; v.unproven == nil || v.fence != 8 {
 		t.Errorf("the vote of a new life counts at once: %+v", v)
+	}
+}
+
+// Epoch 0 has no cluster id, and another cluster may have begun with the same list. So what was
+// held then is held under a record only with a node that voted for it then (E17).
+func TestHeldAtEpochZero(t *testing.T) {
+	for _, tt := range []struct {
+		what   string
+		voters string // that are as they were
+		holds  bool
+	}{
+		{"the nodes of before", "a b", true},
+		{"one node of before and others", "a", true},
+		{"another cluster", "", false},
+	} {
+		ch := newChain("a b c")
+		m := newMover(t, ch.last)
+		cl := m.claim(Request{Resource: "r", Mode: quorum.Exclusive})
+		m.answer(cl, wire.Granted, "a b", 7)
+		m.move(ch.next("a b c"))
+		for range 10 {
+			m.pass(3 * time.Second)
+			if cl.State() != Holding {
+				break
+			}
+			for _, n := range []string{"a", "b", "c"} {
+				life := uuid.NewSHA1(uuid.UUID{3}, []byte(n))
+				if !strings.Contains(tt.voters, n) {
+					life[0]++
+				}
+				m.c.Handle(m.now, &wire.Answer{
+					Kind: wire.Granted, Node: n, Incarnation: life, Digest: m.c.Digest(), Client: "a", Claim: m.c.id(cl), Fence: 8, SentAt: cl.sentAt,
+				}, &m.out)
+				m.drain()
+			}
+		}
+		if holds := cl.State() == Holding; holds != tt.holds {
+			t.Errorf("%s vote under the record: held after three leases: %v", tt.what, holds)
+		}
+		if tt.holds && m.c.Votes(cl) != 3 {
+			t.Errorf("%s: %d votes count", tt.what, m.c.Votes(cl))
+		}
 	}
 }
 
