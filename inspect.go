@@ -42,6 +42,10 @@ type LockInfo struct {
 	Recovering []string // those of Answered that may have forgotten votes, and do not vote yet
 	Silent     []string // nodes that did not answer; claims that only these know are missing
 
+	// Lists is set while the list of nodes changes: the names of the old list, and then those of the
+	// new one. A claim then needs a quorum of each.
+	Lists [][]string
+
 	joint *wire.Config // set while the list of nodes changes
 }
 
@@ -256,10 +260,16 @@ func (l *Locker) inspect(ctx context.Context, r wire.Request) ([]LockInfo, error
 		names[name] = &views{}
 	}
 	recovering := slices.DeleteFunc(slices.Clone(answered), func(n string) bool { return !waiting[n] })
+	var lists [][]string
+	if cluster.Record != nil && cluster.Record.Joint() {
+		for _, in := range []quorum.In{quorum.InNodes, quorum.InNext} {
+			lists = append(lists, slices.DeleteFunc(slices.Clone(cluster.Nodes), func(n string) bool { return cluster.In(n)&in == 0 }))
+		}
+	}
 	all := make([]LockInfo, 0, len(names))
 	for name, v := range names {
 		info := v.info(&cluster, answered, recovering, silent)
-		info.Name = name
+		info.Name, info.Lists = name, lists
 		all = append(all, info)
 	}
 	slices.SortFunc(all, func(a, b LockInfo) int { return cmp.Compare(a.Name, b.Name) })

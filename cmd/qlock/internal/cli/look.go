@@ -360,6 +360,9 @@ func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string 
 		say += fmt.Sprintf(" Unknown whether held: %d.", unclear)
 	}
 	lines := []string{wrapped(say, width)}
+	if l := locks[0].Lists; len(l) == 2 {
+		lines = append(lines, wrapped(fmt.Sprintf("The list of nodes is being changed from %s to %s: a lock needs enough votes of both.", strings.Join(l[0], " "), strings.Join(l[1], " ")), width))
+	}
 	if split > 0 {
 		lines = append(lines, wrapped(fmt.Sprintf("The nodes disagree on %d: qlock info NAME shows the view of each node.", split), width))
 	}
@@ -453,7 +456,7 @@ func (a *app) renderInfo(cluster string, info *qlock.LockInfo, width int) string
 		if h.Kept {
 			line("Kept", "handed on among goroutines of its client, or retained until other clients want it")
 		}
-		line("Votes", fmt.Sprintf("%d of %d", len(h.Voted), len(info.Answered)+len(info.Silent)))
+		line("Votes", votesOfLists(info, h))
 		line("Claim", shortID(h.ID))
 		fmt.Fprintln(&b)
 	}
@@ -464,6 +467,23 @@ func (a *app) renderInfo(cluster string, info *qlock.LockInfo, width int) string
 		b.WriteString(a.views(info, width))
 	}
 	return b.String()
+}
+
+// votesOfLists says how many nodes vote for a claim: of each list while the list of nodes changes.
+func votesOfLists(info *qlock.LockInfo, c *qlock.ClaimInfo) string {
+	if len(info.Lists) < 2 {
+		return fmt.Sprintf("%d of %d", len(c.Voted), len(info.Answered)+len(info.Silent))
+	}
+	count := func(list []string) (n int) {
+		for _, name := range c.Voted {
+			if slices.Contains(list, name) {
+				n++
+			}
+		}
+		return n
+	}
+	before, next := info.Lists[0], info.Lists[1]
+	return fmt.Sprintf("%d of %d nodes of the old list, %d of %d of the new list: the list is being changed", count(before), len(before), count(next), len(next))
 }
 
 func noHolder(info *qlock.LockInfo) string {

@@ -44,6 +44,8 @@ func TestNodesChange(t *testing.T) {
 		t.Errorf("%+v, change %+v", r, r.Change)
 	}
 	qlockCmd(t, "check", "-s", c.url()).want(t, 0, "1 of 1 nodes of the old list vote", "2 of 2 nodes of the new list vote", "is under way", "qlock nodes rollback")
+	qlockCmd(t, "info", "held", "-s", c.url()).want(t, 0, "1 of 1 nodes of the old list, 2 of 2 of the new list: the list is being changed")
+	qlockCmd(t, "ls", "-s", c.url()).want(t, 0, "The list of nodes is being changed from n1 to n1 n2")
 	qlockCmd(t, "nodes", "change", "n2", "-s", c.url()).want(t, exitFailed, "a change to [n1 n2] is under way")
 	qlockCmd(t, "nodes", "finish", "-s", c.url()).want(t, 0, "epoch 3 is decided: nodes [n1 n2]")
 
