@@ -334,11 +334,6 @@ func (g *Gateway) transactionOf(in *TransactionRequest) (*transaction, *Problem)
 	return t, nil
 }
 
-// doer is a store, or a view of it.
-type doer interface {
-	Do(ctx context.Context, ops ...store.Op) (store.Result, error)
-}
-
 // transact does what a request asks for, and counts it.
 func (g *Gateway) transact(c *call, counted string, in *TransactionRequest) (*TransactionAnswer, *Problem) {
 	a, p := g.transacted(c, in)

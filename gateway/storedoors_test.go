@@ -6,6 +6,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock/internal/permissions"
+	"github.com/qlock/qlock/store"
 )
 
 // natsDoor asks at the NATS door, and holds answers against the OpenAPI document.
@@ -144,6 +146,7 @@ func TestStoreOfCallers(t *testing.T) {
 		ask("store-transact", ".billing.orders", `{"bucket":"orders","ops":[{"op":"get","key":"n"}]}`, "422 invalid")
 		// The subject does not name the lock, so permissions do not guard it.
 		ask("store-transact", ".billing.orders", `{"once":"x","lock":{"name":"y"},"ops":[{"op":"get","key":"n"}]}`, "422 invalid")
+		ask("store-transact", ".billing.orders", `{"once":"x","lock":{},"ops":[{"op":"get","key":"n"}]}`, "422 invalid")
 		ask("store-transact", ".billing", `{"bucket":"orders","once":"x","lock":{"name":"y"},"ops":[{"op":"get","key":"n"}]}`, "200")
 		// The lease of a caller is unknown to others.
 		id := read[Lease](t, ask("acquire", ".billing.nightly", ``, "201")).ID
@@ -177,7 +180,8 @@ func TestStorePermissions(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newStoreWorld(t, &server.User{Username: "all", Password: "pw"}, client("keeper", subjects...), client("view", view...), client("locks"))
 		var dials atomic.Int64
-		g := w.gatewayForUsers(&dials)
+		g, other := w.gatewayForUsers(&dials), w.gatewayForUsers(&dials)
+		time.Sleep(time.Second) // they have heard of each other
 		keeper, reader, locks := basic("keeper", "pw-keeper"), basic("view", "pw-view"), basic("locks", "pw-locks")
 		const at = "/v1/stores/orders/keys/"
 		ask(t, g, "GET", at+"k", "").want(t, 401, "unauthenticated")
@@ -218,10 +222,41 @@ func TestStorePermissions(t *testing.T) {
 		if got := ask(t, g, "GET", at+"k", "", "Authorization", keeper); string(got.body) != "two" {
 			t.Errorf("%s", got)
 		}
+		// The gateway that has a lease uses it as the same user, whoever was asked.
+		id = ask(t, g, "POST", "/v1/locks/again", `{"lease":"20s"}`, "Authorization", keeper).want(t, 201, "").lease.ID
+		if a := read[Written](t, ask(t, other, "PUT", at+"k", "two", "Authorization", keeper, "Qlock-Lease", id).want(t, 200, "")); a.Gateway != g.Name() {
+			t.Errorf("%+v", a)
+		}
 		// Under a lease as well.
 		held := ask(t, g, "POST", "/v1/locks/x", `{"lease":"20s"}`, "Authorization", reader).want(t, 201, "").lease.ID
 		if r := ask(t, g, "PUT", at+"k", "five", "Authorization", reader, "Qlock-Lease", held).want(t, 403, "forbidden"); !strings.Contains(r.fault.Detail, "$KV.orders-qlock.fence.default.x") {
 			t.Errorf("%s", r)
+		}
+		ask(t, other, "PUT", at+"k", "six", "Authorization", reader, "Qlock-Lease", held).want(t, 403, "forbidden")
+		ask(t, other, "PUT", at+"k", "six", "Authorization", reader, "Qlock-Lease", id).want(t, 404, "unknown-lease")
+	})
+}
+
+// All requests of a user share what the store knows of its holds.
+func TestOneStoreForAll(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newStoreWorld(t)
+		g := w.gateway()
+		opened := make([]*store.Store, 20)
+		var all sync.WaitGroup
+		for i := range opened {
+			all.Go(func() {
+				var p *Problem
+				if opened[i], p = g.only.bucket(t.Context(), "orders"); p != nil {
+					t.Error(p)
+				}
+			})
+		}
+		all.Wait()
+		for _, s := range opened {
+			if s != opened[0] {
+				t.Fatal("a bucket is open twice")
+			}
 		}
 	})
 }
