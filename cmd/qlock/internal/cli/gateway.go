@@ -12,7 +12,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -35,6 +34,12 @@ type httpDoor struct {
 	nats, callers   bool
 	alone           bool
 	auth            string
+	authCert        string
+	authKey         string
+	clientCA        string
+	mapCert         string
+	origins         []string
+	streams         int
 	secretFile      string
 	metrics         string
 }
@@ -96,9 +101,15 @@ func (d *httpDoor) flags(fs *pflag.FlagSet) {
 	countFlag(fs, &d.rate, "rate", 0, 0, 1<<30, "requests per second from one address; 0: no limit")
 	countFlag(fs, &d.connections, "connections", 20_000, 1, 1<<30, "connections at a time")
 	countFlag(fs, &d.perAddress, "connections-per-address", 1_000, 1, 1<<30, "connections at a time from one address")
+	countFlag(fs, &d.streams, "streams-per-address", 50, 1, 1<<30, "event streams and waiting lists at a time from one address")
+	fs.StringArrayVar(&d.origins, "cors-origin", nil, "origin of pages that may call the gateway, such as https://locks.example; may be given several times")
 	fs.BoolVar(&d.nats, "nats", false, "serve as a NATS micro service as well")
 	fs.BoolVar(&d.callers, "callers", false, "with --nats: subjects have the caller's name behind the verb, for NATS permissions to guard")
 	fs.StringVar(&d.auth, "auth", "none", "whose NATS user a request acts as: none: the gateway's; nats: that of its Basic or Bearer credentials")
+	fs.StringVar(&d.authCert, "auth-tlscert", "", "with --auth nats: certificate file for the connections of requests, if the NATS servers want one of every client")
+	fs.StringVar(&d.authKey, "auth-tlskey", "", "key file of --auth-tlscert")
+	fs.StringVar(&d.clientCA, "http-ca", "", "CA certificates of clients over HTTPS, for --map-cert")
+	fs.StringVar(&d.mapCert, "map-cert", "", "with --auth nats: JSON file with the NATS users that client certificates stand for")
 	fs.StringVar(&d.secretFile, "secret-file", "", "file with a secret that all gateways of the cluster have; needed to forward requests with --auth nats")
 	addressFlag(fs, &d.metrics, "metrics", "", "address of /metrics; empty: none")
 	fs.BoolVar(&d.alone, "alone", false, "do not forward requests to and from other gateways of the cluster")
@@ -114,6 +125,16 @@ func (d *httpDoor) check() error {
 	}
 	if d.auth != "none" && d.auth != "nats" {
 		return usage("--auth is none or nats, not %q", d.auth)
+	}
+	switch {
+	case (d.authCert == "") != (d.authKey == ""):
+		return usage("--auth-tlscert and --auth-tlskey belong together")
+	case (d.clientCA == "") != (d.mapCert == ""):
+		return usage("--http-ca and --map-cert belong together")
+	case d.auth != "nats" && d.authCert+d.mapCert != "":
+		return usage("--auth-tlscert and --map-cert are for --auth nats")
+	case d.mapCert != "" && d.cert == "":
+		return usage("--map-cert needs HTTPS: give --http-cert and --http-key")
 	}
 	if d.callers && !d.nats {
 		return usage("--callers is for the NATS service: give --nats too")
@@ -168,36 +189,6 @@ func (d *httpDoor) serveMetrics(g *gateway.Gateway, l *link, log *slog.Logger) (
 	}, nil
 }
 
-// connectAs makes connections to the servers of a link as other users. Nothing is left of
-// what tells the servers who the link's own user is, so that no request can act as that.
-func connectAs(l *link) func(context.Context, gateway.Credentials) (*nats.Conn, error) {
-	return func(_ context.Context, c gateway.Credentials) (*nats.Conn, error) {
-		o := nats.GetDefaultOptions()
-		own := &l.Opts
-		for _, s := range own.Servers {
-			u, err := parseServer(s)
-			if err != nil {
-				return nil, err
-			}
-			u.User = nil
-			o.Servers = append(o.Servers, u.String())
-		}
-		o.Secure, o.TLSHandshakeFirst, o.RootCAsCB = own.Secure, own.TLSHandshakeFirst, own.RootCAsCB
-		if own.TLSConfig != nil { // without its certificate, which a server may map to its user
-			o.TLSConfig = own.TLSConfig.Clone()
-			o.TLSConfig.Certificates, o.TLSConfig.GetClientCertificate = nil, nil
-		}
-		o.Timeout, o.PingInterval, o.MaxPingsOut, o.CustomReconnectDelayCB, o.MaxReconnect = own.Timeout, own.PingInterval, own.MaxPingsOut, own.CustomReconnectDelayCB, -1
-		o.AsyncErrorCB = func(*nats.Conn, *nats.Subscription, error) {} // the gateway answers 403
-		for _, set := range c.Options() {
-			if err := set(&o); err != nil {
-				return nil, err
-			}
-		}
-		return o.Connect()
-	}
-}
-
 // gatewayFindings checks the nodes as qlock check does.
 func gatewayFindings(m *qlock.Members) []gateway.Finding {
 	r := &findings{}
@@ -218,6 +209,10 @@ func (d *httpDoor) serve(ctx context.Context, l *link, log *slog.Logger, started
 	if err != nil {
 		return err
 	}
+	config, err := d.tlsConfig()
+	if err != nil {
+		return err
+	}
 	listener, err := net.Listen("tcp", d.addr)
 	if err != nil {
 		return fmt.Errorf("--http: %w", err)
@@ -226,10 +221,17 @@ func (d *httpDoor) serve(ctx context.Context, l *link, log *slog.Logger, started
 	defer cancel()
 	cfg := gateway.Config{
 		Conn: l.Conn, Cluster: l.cluster, Client: l.client, Drain: d.drain, Logger: log, Alone: d.alone,
-		Hosts: append(d.hosts, listener.Addr().String()), Limits: gateway.Limits{RequestsPerSec: float64(d.rate)}, Callers: d.callers, Secret: secret, Check: gatewayFindings,
+		Hosts: append(d.hosts, listener.Addr().String()), Limits: gateway.Limits{RequestsPerSec: float64(d.rate), AddressStreams: d.streams}, Origins: d.origins, Callers: d.callers, Secret: secret, Check: gatewayFindings,
 	}
 	if d.auth == "nats" {
-		cfg.Connect = connectAs(l)
+		cfg.Connect, err = d.connectUsers(begin, l)
+	}
+	if d.mapCert != "" && err == nil {
+		cfg.MapCertificate, err = mapCertificates(d.mapCert)
+	}
+	if err != nil {
+		_ = listener.Close() // nothing was served
+		return err
 	}
 	g, err := gateway.New(begin, cfg)
 	if err != nil {
@@ -251,6 +253,7 @@ func (d *httpDoor) serve(ctx context.Context, l *link, log *slog.Logger, started
 		defer stop()
 	}
 	server, scheme := gateway.NewServer(g), "http"
+	server.TLSConfig = config
 	limited := gateway.LimitListener(listener, d.connections, d.perAddress)
 	served := make(chan error, 1)
 	go func() {

@@ -170,15 +170,19 @@ func TestNodeServesGateway(t *testing.T) {
 
 func TestGatewayFlags(t *testing.T) {
 	for args, words := range map[string]string{
-		"gateway --http 0.0.0.0:8080":                "--insecure",
-		"gateway --http example.com:80":              "--insecure",
-		"gateway --http x":                           "not an address",
-		"gateway --http 127.0.0.1:0 --http-cert x":   "belong together",
-		"gateway --http 127.0.0.1:0 --connections 0": "--connections",
-		"demo --gateway 0.0.0.0:1":                   "--insecure",
-		"gateway --http 0.0.0.0:80 --auth nats":      "--http-cert",
-		"gateway --auth x":                           "none or nats",
-		"gateway --callers":                          "--nats",
+		"gateway --http 0.0.0.0:8080":                  "--insecure",
+		"gateway --http example.com:80":                "--insecure",
+		"gateway --http x":                             "not an address",
+		"gateway --http 127.0.0.1:0 --http-cert x":     "belong together",
+		"gateway --http 127.0.0.1:0 --connections 0":   "--connections",
+		"demo --gateway 0.0.0.0:1":                     "--insecure",
+		"gateway --http 0.0.0.0:80 --auth nats":        "--http-cert",
+		"gateway --auth x":                             "none or nats",
+		"gateway --callers":                            "--nats",
+		"gateway --auth nats --map-cert x":             "--http-ca",
+		"gateway --auth-tlscert x":                     "belong together",
+		"gateway --map-cert x --http-ca y":             "--auth nats",
+		"gateway --auth nats --map-cert x --http-ca y": "--http-cert",
 		"node --name n1 --nodes n1 --server nats://localhost:1 --gateway 127.0.0.1:0": "user of its own",
 		"node --name n1 --nodes n1 --gateway 0.0.0.0:80":                              "--insecure",
 	} {
