@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"runtime"
 	"strconv"
 	"strings"
@@ -117,5 +118,39 @@ func BenchmarkWaiting(b *testing.B) {
 	b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc+after.StackInuse-before.StackInuse)/float64(b.N), "B/lease")
 	for _, l := range g.all() {
 		l.release()
+	}
+}
+
+// discard takes an answer, as a server would, without a connection.
+type discard struct {
+	h      http.Header
+	status int
+}
+
+func (d *discard) Header() http.Header         { return d.h }
+func (d *discard) Write(b []byte) (int, error) { return len(b), nil }
+func (d *discard) WriteHeader(status int)      { d.status = status }
+
+// Acquire and release through the handler alone: what the gateway itself costs, with its
+// Locker and three nodes, and without HTTP connections.
+func BenchmarkHandler(b *testing.B) {
+	g := benchGateway(b)
+	acquire := httptest.NewRequest("POST", "http://localhost/v1/locks/x", http.NoBody)
+	acquire.Header.Set("Prefer", "wait=30")
+	release := httptest.NewRequest("DELETE", "http://localhost/", http.NoBody)
+	d := &discard{h: http.Header{}}
+	b.ReportAllocs()
+	for b.Loop() {
+		clear(d.h)
+		g.ServeHTTP(d, acquire)
+		if d.status != 201 {
+			b.Fatal(d.status)
+		}
+		release.URL = &url.URL{Path: d.h.Get("Location")}
+		clear(d.h)
+		g.ServeHTTP(d, release)
+		if d.status != 204 {
+			b.Fatal(d.status)
+		}
 	}
 }

@@ -312,7 +312,7 @@ func (r *ring) resume(gateway, last string) (n int, reset string) {
 // serveEvents sends events as they come. A caller that shows a state opens the stream first
 // and reads the state then, and reads it again at each event "reset" and "gap".
 func (g *Gateway) serveEvents(w http.ResponseWriter, r *http.Request) {
-	e := exchangeOf(r)
+	e := exchangeOf(w)
 	e.operation = "events"
 	if hasBody(r) { // the server would not notice that the caller leaves
 		e.fail(problem("malformed", "a request for events has no body"))
@@ -338,11 +338,11 @@ func (g *Gateway) serveEvents(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
-	if p := g.enterStream(addressOf(r)); p != nil {
+	if p := g.enterStream(r.RemoteAddr); p != nil {
 		e.fail(p)
 		return
 	}
-	defer g.leaveStream(addressOf(r))
+	defer g.leaveStream(r.RemoteAddr)
 	events, p := g.ringOf(r.Context(), who, subject)
 	if p != nil {
 		e.fail(p)

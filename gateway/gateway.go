@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -134,6 +135,7 @@ type Gateway struct {
 
 	peers     *peers
 	counters  counters
+	requests  atomic.Uint64  // that were named
 	draining  chan struct{}  // closed at the start of Shutdown
 	serving   sync.WaitGroup // requests of the NATS door
 	natsSlots chan struct{}

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"cmp"
-	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -61,6 +60,9 @@ type output struct {
 	raw    []byte // in place of body: a value; not nil
 	etag   string
 	header map[string]string
+
+	location string
+	private  bool // no cache may keep it
 }
 
 func (o *output) set(key, value string) *output {
@@ -318,8 +320,7 @@ func tokenOf(text string) (uint64, *Problem) {
 }
 
 func leaseOutput(status int, a *Lease) *output {
-	out := &output{status: status, body: a, etag: strconv.Itoa(a.revision)}
-	return out.set("Cache-Control", "no-store")
+	return &output{status: status, body: a, etag: strconv.Itoa(a.revision), private: true}
 }
 
 // serveAcquire takes the name from the path, or if that has none from the body.
@@ -348,7 +349,8 @@ func (g *Gateway) serveAcquire(c *call, in *input, id, name string) (*output, *P
 	case created:
 		status = http.StatusCreated
 	}
-	out := leaseOutput(status, a).set("Location", "/v1/leases/"+url.PathEscape(a.ID))
+	out := leaseOutput(status, a)
+	out.location = "/v1/leases/" + url.PathEscape(a.ID)
 	if status == http.StatusAccepted {
 		out.set("Retry-After", "0")
 	}
@@ -397,12 +399,13 @@ func (g *Gateway) routes() http.Handler {
 	g.terraform(mux)
 	g.documents(mux)
 	g.dashboard(mux)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { exchangeOf(w).fail(unrouted(mux, r)) })
 	origin := http.NewCrossOriginProtection()
 	for _, o := range g.cfg.Origins {
 		_ = origin.AddTrustedOrigin(o) // New has checked it
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		e := &exchange{ResponseWriter: w, control: http.NewResponseController(w), writeTime: g.limits.WriteTime, started: time.Now(), id: requestID(r)}
+		e := &exchange{ResponseWriter: w, control: *http.NewResponseController(w), writeTime: g.limits.WriteTime, started: time.Now(), id: g.requestID(r)}
 		// The deadline of an earlier answer on this connection would end this one. Not every
 		// server has deadlines.
 		_ = e.control.SetWriteDeadline(time.Time{})
@@ -411,9 +414,8 @@ func (g *Gateway) routes() http.Handler {
 			// rest of those.
 			_ = e.control.SetReadDeadline(e.started.Add(g.limits.BodyTime))
 		}
-		w.Header().Set("X-Request-Id", e.id)
-		w.Header().Set("X-Content-Type-Options", "nosniff")
-		r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, e))
+		h := w.Header()
+		h["X-Request-Id"], h["X-Content-Type-Options"] = []string{e.id}, noSniff
 		defer g.logged(e, r)
 		defer g.recovered(e)
 		if p := g.admits(r, e.started); p != nil {
@@ -427,10 +429,6 @@ func (g *Gateway) routes() http.Handler {
 			e.fail(problem("cross-origin", "the request comes from a page of another origin"))
 			return
 		}
-		if _, pattern := mux.Handler(r); pattern == "" {
-			e.fail(unrouted(mux, r))
-			return
-		}
 		mux.ServeHTTP(e, r)
 	})
 }
@@ -438,18 +436,24 @@ func (g *Gateway) routes() http.Handler {
 // exchange is a request and its answer, on the way.
 type exchange struct {
 	http.ResponseWriter
-	control   *http.ResponseController
+	control   http.ResponseController
 	writeTime time.Duration
 	started   time.Time
 	id        string
 	status    int
 	operation string
-	lease     string // the digest of its id
+	lease     string // its id, a secret
 }
 
-type exchangeKey struct{}
+// exchangeOf is the exchange of a handler, which has it as its http.ResponseWriter.
+func exchangeOf(w http.ResponseWriter) *exchange { return w.(*exchange) }
 
-func exchangeOf(r *http.Request) *exchange { return r.Context().Value(exchangeKey{}).(*exchange) }
+// Values of headers that many answers share. Nobody changes them.
+var (
+	noSniff  = []string{"nosniff"}
+	noStore  = []string{"no-store"}
+	typeJSON = []string{"application/json"}
+)
 
 // writeChunk is what a reader must take within Limits.WriteTime. There is no deadline for the
 // whole answer, because requests may wait.
@@ -523,17 +527,23 @@ func (g *Gateway) logged(e *exchange, r *http.Request) {
 	}
 	args := []any{"method", r.Method, "operation", e.operation, "status", e.status, "ms", time.Since(e.started).Milliseconds(), "request", e.id, "address", addressOf(r)}
 	if e.lease != "" {
-		args = append(args, "lease", e.lease)
+		args = append(args, "lease", digest(normalID(e.lease)))
 	}
 	g.log.Debug("request", append(args, traceOf(r.Header.Values).args()...)...)
 }
 
 // requestID is that of the caller's, if it is harmless.
-func requestID(r *http.Request) string {
+func (g *Gateway) requestID(r *http.Request) string {
 	if id := r.Header.Get("X-Request-Id"); isToken(id, 64) {
 		return id
 	}
-	return uuid.NewString()
+	return g.newRequestID()
+}
+
+// newRequestID is unlike all others: a gateway's name is that of one process.
+func (g *Gateway) newRequestID() string {
+	var b [32]byte
+	return string(strconv.AppendUint(append(append(b[:0], g.name...), '-'), g.requests.Add(1), 36))
 }
 
 func isToken(s string, most int) bool {
@@ -546,6 +556,9 @@ func isToken(s string, most int) bool {
 func (g *Gateway) admits(r *http.Request, now time.Time) *Problem {
 	if !g.servesHost(r.Host) {
 		return problem("wrong-host", "the gateway is not called under this host name: its configuration lists the names that it serves")
+	}
+	if g.limits.RequestsPerSec <= 0 {
+		return nil
 	}
 	g.mu.Lock()
 	wait := g.buckets.take(addressOf(r), g.limits.RequestsPerSec, now)
@@ -596,7 +609,7 @@ func unrouted(mux *http.ServeMux, r *http.Request) *Problem {
 	for _, m := range []string{"GET", "POST", "PUT", "DELETE", "LOCK", "UNLOCK"} {
 		other := r.Clone(r.Context())
 		other.Method = m
-		if _, pattern := mux.Handler(other); pattern != "" {
+		if _, pattern := mux.Handler(other); pattern != "/" {
 			methods[m] = true
 		}
 	}
@@ -610,11 +623,9 @@ func unrouted(mux *http.ServeMux, r *http.Request) *Problem {
 
 // serveOperation is an operation over HTTP.
 func (g *Gateway) serveOperation(w http.ResponseWriter, r *http.Request, op *operation) {
-	e := exchangeOf(r)
+	e := exchangeOf(w)
 	e.operation = op.id
-	if id := r.PathValue("id"); id != "" {
-		e.lease = digest(normalID(id))
-	}
+	e.lease = r.PathValue("id")
 	body, p := g.readBody(e, r, op)
 	if p != nil {
 		e.fail(p)
@@ -636,7 +647,7 @@ func (g *Gateway) serveOperation(w http.ResponseWriter, r *http.Request, op *ope
 		return
 	}
 	defer leave()
-	c := &call{ctx: r.Context(), principal: who, received: e.started, request: e.id, block: block, address: addressOf(r), trace: traceOf(r.Header.Values)}
+	c := &call{ctx: r.Context(), principal: who, received: e.started, request: e.id, block: block, address: r.RemoteAddr, trace: traceOf(r.Header.Values)}
 	out, p := op.serve(g, c, &input{path: r.PathValue, query: query, header: r.Header, body: body})
 	if p != nil {
 		e.fail(p)
@@ -646,8 +657,14 @@ func (g *Gateway) serveOperation(w http.ResponseWriter, r *http.Request, op *ope
 	for key, value := range out.header {
 		h.Set(key, value)
 	}
+	if out.private {
+		h["Cache-Control"] = noStore
+	}
+	if out.location != "" {
+		h["Location"] = []string{out.location}
+	}
 	if out.etag != "" {
-		h.Set("ETag", `"`+out.etag+`"`)
+		h["Etag"] = []string{`"` + out.etag + `"`}
 	}
 	if stated {
 		h.Set("Preference-Applied", "wait="+strconv.Itoa(int(block/time.Second)))
@@ -664,14 +681,16 @@ func (g *Gateway) serveOperation(w http.ResponseWriter, r *http.Request, op *ope
 	if err != nil {
 		panic(err)
 	}
-	h.Set("Content-Type", "application/json")
-	h.Set("Content-Length", strconv.Itoa(len(text)+1))
+	h["Content-Type"], h["Content-Length"] = typeJSON, []string{strconv.Itoa(len(text) + 1)}
 	e.WriteHeader(out.status)
 	_, _ = e.Write(append(text, '\n')) // who asked may have gone
 }
 
 // queryOf reads the query as strictly as decode reads bodies.
 func queryOf(r *http.Request, op *operation) (url.Values, *Problem) {
+	if r.URL.RawQuery == "" {
+		return nil, nil
+	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return nil, problem("malformed", "the query is not percent-encoded as it should be")
@@ -752,7 +771,7 @@ func (g *Gateway) prefer(r *http.Request) (time.Duration, bool, *Problem) {
 
 // readyz fails while the gateway takes no new leases.
 func (g *Gateway) readyz(w http.ResponseWriter, r *http.Request) {
-	e := exchangeOf(r)
+	e := exchangeOf(w)
 	switch {
 	case g.isDraining():
 		e.fail(problem("draining", "the gateway is stopping"))

@@ -71,10 +71,11 @@ func (b *buckets) peek(who string, rate, full float64, now time.Time) time.Durat
 // enterStream admits an event stream or a waiting list of an address, which leaveStream ends.
 // The limit of a principal alone would let one caller take all streams of a gateway without
 // credentials.
-func (g *Gateway) enterStream(address string) *Problem {
-	if address == "" {
+func (g *Gateway) enterStream(remote string) *Problem {
+	if remote == "" {
 		return nil
 	}
+	address := callerOf(remote)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.streams[address] >= g.limits.AddressStreams {
@@ -84,10 +85,11 @@ func (g *Gateway) enterStream(address string) *Problem {
 	return nil
 }
 
-func (g *Gateway) leaveStream(address string) {
-	if address == "" {
+func (g *Gateway) leaveStream(remote string) {
+	if remote == "" {
 		return
 	}
+	address := callerOf(remote)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.streams[address]--; g.streams[address] == 0 {

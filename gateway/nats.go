@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 
@@ -204,7 +203,7 @@ func (g *Gateway) serveVerb(r micro.Request, v *verb) {
 	}
 	id := r.Headers().Get("X-Request-Id")
 	if !isToken(id, 64) {
-		id = uuid.NewString()
+		id = g.newRequestID()
 	}
 	body := append([]byte(nil), r.Data()...)
 	ok := g.inBackground(func() {

@@ -21,7 +21,7 @@ type call struct {
 	request   string        // its id
 	block     time.Duration // that it may wait
 	resource  string        // encoded: the subject of the request names it
-	address   string        // for limits; empty at the NATS door
+	address   string        // as net/http has it, for limits; empty at the NATS door
 	trace     trace
 }
 

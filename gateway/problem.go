@@ -120,12 +120,24 @@ var kinds = map[string]struct {
 	"draining":           {http.StatusServiceUnavailable, "The gateway is stopping", true},
 }
 
+// typeOf is the type of each kind.
+var typeOf = func() map[string]string {
+	out := map[string]string{}
+	for kind := range kinds {
+		out[kind] = ProblemBase + kind
+	}
+	return out
+}()
+
 func problem(kind, format string, args ...any) *Problem {
 	k, ok := kinds[kind]
 	if !ok {
 		panic("gateway: no such kind of problem: " + kind)
 	}
-	p := &Problem{Type: ProblemBase + kind, Title: k.title, Status: k.status, Retryable: k.retry, Detail: fmt.Sprintf(format, args...)}
+	p := &Problem{Type: typeOf[kind], Title: k.title, Status: k.status, Retryable: k.retry, Detail: format}
+	if len(args) > 0 || strings.Contains(format, "%") {
+		p.Detail = fmt.Sprintf(format, args...)
+	}
 	if k.status == http.StatusServiceUnavailable || k.status == http.StatusTooManyRequests {
 		p.retryAfter = time.Second
 	}

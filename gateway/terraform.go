@@ -106,12 +106,11 @@ func (g *Gateway) terraform(mux *http.ServeMux) {
 		"POST " + path + "/unlock": (*states).unlock,
 		"PUT " + path + "/unlock":  (*states).unlock,
 	} {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { g.serveState(r, serve) })
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { g.serveState(exchangeOf(w), r, serve) })
 	}
 }
 
-func (g *Gateway) serveState(r *http.Request, serve func(*states, *exchange, *http.Request)) {
-	e := exchangeOf(r)
+func (g *Gateway) serveState(e *exchange, r *http.Request, serve func(*states, *exchange, *http.Request)) {
 	e.operation = "terraform"
 	e.Header().Set("Cache-Control", "no-store")
 	key, p := stateKeyOf(r.PathValue("name"))

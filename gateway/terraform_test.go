@@ -292,7 +292,7 @@ func TestTerraformRace(t *testing.T) {
 		once := false
 		r := httptest.NewRequest("POST", "http://localhost"+b.path+"?ID=one", nil)
 		rec := httptest.NewRecorder()
-		e := &exchange{ResponseWriter: rec, control: http.NewResponseController(rec), writeTime: time.Second, started: time.Now(), id: "x"}
+		e := &exchange{ResponseWriter: rec, control: *http.NewResponseController(rec), writeTime: time.Second, started: time.Now(), id: "x"}
 		s.change(e, r, stateRecord{SHA256: "x"}, func(stateRecord) (store.Op, error) {
 			if !once {
 				once = true
