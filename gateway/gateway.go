@@ -296,10 +296,9 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.handler.
 func (p *lockers) locker(ctx context.Context, length time.Duration) (*qlock.Locker, error) {
 	for {
 		p.mu.Lock()
-		which, opts := &p.short, []qlock.Option{qlock.WithCluster(p.g.cfg.Cluster), qlock.WithLogger(p.g.log)}
+		which := &p.short
 		if p.short != nil && length > p.short.Lease() {
 			which = &p.long
-			opts = append(opts, qlock.WithLease(p.g.longest))
 		}
 		locker, made := *which, p.making
 		switch {
@@ -313,6 +312,10 @@ func (p *lockers) locker(ctx context.Context, length time.Duration) (*qlock.Lock
 			made = make(chan struct{})
 			p.making = made
 			p.mu.Unlock()
+			opts := []qlock.Option{qlock.WithCluster(p.g.cfg.Cluster), qlock.WithLogger(p.g.log)}
+			if which == &p.long {
+				opts = append(opts, qlock.WithLease(p.g.longest))
+			}
 			if p.client != "" {
 				opts = append(opts, qlock.WithName(p.client))
 			}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"strings"
 	"testing"
@@ -257,4 +258,29 @@ func TestHTTP2(t *testing.T) {
 		}
 	}
 	srv.CloseClientConnections()
+}
+
+// A path that a server would clean is refused: a client that follows the redirect would lock
+// something else.
+func TestUncleanPaths(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newWorld(t, 1).gateway()
+		for _, path := range []string{"/v1/locks/a/../b", "/v1/locks/..", "/v1/locks/.", "/v1/locks/./a", "/v1//locks/a", "//v1/locks/a", "/v1/locks/a//b", "/v1/locks/a/.."} {
+			r := httptest.NewRequest("POST", "http://localhost/", nil)
+			r.URL = &url.URL{Path: path}
+			w := httptest.NewRecorder()
+			g.ServeHTTP(w, r)
+			if w.Code != 400 || !strings.Contains(w.Body.String(), "in the body") {
+				t.Errorf("%s: %d %s", path, w.Code, w.Body)
+			}
+		}
+		for path, name := range map[string]string{"/v1/locks/a%2F..%2Fb": "a/../b", "/v1/locks/...": "...", "/v1/locks/%2F%2F": "//", "/v1/locks/a.": "a.", "/v1/locks/..a": "..a", "/v1/locks/%2E%2E": ".."} {
+			if a := ask(t, g, "POST", path, "").want(t, 201, ""); a.lease.Name != name {
+				t.Errorf("%s: %s", path, a)
+			}
+		}
+		if a := ask(t, g, "POST", "/v1/locks/a/b", "").want(t, 404, "not-found"); !strings.Contains(a.fault.Detail, "%2F") {
+			t.Errorf("%s", a)
+		}
+	})
 }

@@ -429,6 +429,10 @@ func (g *Gateway) routes() http.Handler {
 			e.fail(problem("cross-origin", "the request comes from a page of another origin"))
 			return
 		}
+		if isUnclean(r.URL.EscapedPath()) {
+			e.fail(problem("malformed", "the path has an empty part, or one of . or .., which clients and servers take away: write the name in the body or in the query"))
+			return
+		}
 		mux.ServeHTTP(e, r)
 	})
 }
@@ -529,7 +533,7 @@ func (g *Gateway) logged(e *exchange, r *http.Request) {
 	if e.lease != "" {
 		args = append(args, "lease", digest(normalID(e.lease)))
 	}
-	g.log.Debug("request", append(args, traceOf(r.Header.Values).args()...)...)
+	g.log.Debug("request", append(args, traceOfRequest(r).args()...)...)
 }
 
 // requestID is that of the caller's, if it is harmless.
@@ -603,6 +607,12 @@ func callerOf(remote string) string {
 	return network.String()
 }
 
+// isUnclean reports whether http.ServeMux would redirect a path. Clients that follow would
+// repeat the request for another lock than the one that was named.
+func isUnclean(path string) bool {
+	return strings.Contains(path, "//") || strings.Contains(path+"/", "/./") || strings.Contains(path+"/", "/../") || !strings.HasPrefix(path, "/")
+}
+
 // unrouted is what is wrong with a request that no route takes.
 func unrouted(mux *http.ServeMux, r *http.Request) *Problem {
 	methods := map[string]bool{}
@@ -614,7 +624,7 @@ func unrouted(mux *http.ServeMux, r *http.Request) *Problem {
 		}
 	}
 	if len(methods) == 0 {
-		return problem("not-found", "GET /openapi.json describes what there is")
+		return problem("not-found", "GET /openapi.json describes what there is. A slash in a name is written %%2F")
 	}
 	p := problem("method-not-allowed", "the resource has the methods %s", strings.Join(slices.Sorted(maps.Keys(methods)), ", "))
 	p.allow = strings.Join(slices.Sorted(maps.Keys(methods)), ", ")
@@ -647,7 +657,7 @@ func (g *Gateway) serveOperation(w http.ResponseWriter, r *http.Request, op *ope
 		return
 	}
 	defer leave()
-	c := &call{ctx: r.Context(), principal: who, received: e.started, request: e.id, block: block, address: r.RemoteAddr, trace: traceOf(r.Header.Values)}
+	c := &call{ctx: r.Context(), principal: who, received: e.started, request: e.id, block: block, address: r.RemoteAddr, trace: traceOfRequest(r)}
 	out, p := op.serve(g, c, &input{path: r.PathValue, query: query, header: r.Header, body: body})
 	if p != nil {
 		e.fail(p)

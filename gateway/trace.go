@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"net/http"
 	"strings"
 
 	"github.com/nats-io/nats.go"
@@ -27,6 +28,14 @@ func traceOf(values func(header string) []string) trace {
 		t.state = ""
 	}
 	return t
+}
+
+// traceOfRequest is for requests over HTTP, of which few have one.
+func traceOfRequest(r *http.Request) trace {
+	if r.Header["Traceparent"] == nil {
+		return trace{}
+	}
+	return traceOf(r.Header.Values)
 }
 
 // isTraceParent accepts version 00, and what a later version has in the same places.
