@@ -122,33 +122,11 @@ func seenAs(doc string, body any) []answer {
 var operations = slices.Concat(lockOperations, storeOperations)
 
 var lockOperations = []operation{
-	{
-		id: "acquireByID", method: "PUT", path: "/v1/leases/{id}", verb: "acquire",
-		summary: "Acquire a lock under an id of the caller's. Repeating the request is safe: it never acquires the lock a second time.",
-		params:  []parameter{{name: "id", in: "path", doc: "a UUID of the caller's", required: true}, paramPrefer}, body: AcquireRequest{}, answers: acquired,
-		problems: []string{"held", "lease-mismatch", "gone", "forbidden", "refused", "no-quorum", "unreachable", "draining"},
-		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			return g.serveAcquire(c, in, in.path("id"), "")
-		},
-	},
-	{
-		id: "acquire", method: "POST", path: "/v1/locks/{name}",
-		summary: "Acquire a lock. The gateway makes the lease's id.",
-		params:  []parameter{paramName, paramPrefer, paramKey}, body: AcquireRequest{}, answers: acquired,
-		problems: []string{"held", "lease-mismatch", "gone", "forbidden", "refused", "no-quorum", "unreachable", "draining"},
-		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			return g.serveAcquire(c, in, in.header.Get("Idempotency-Key"), in.path("name"))
-		},
-	},
-	{
-		id: "acquireByBody", method: "POST", path: "/v1/leases",
-		summary: "Acquire a lock whose name stands in the body: any name can be written there.",
-		params:  []parameter{paramPrefer, paramKey}, body: AcquireRequest{}, answers: acquired,
-		problems: []string{"held", "lease-mismatch", "gone", "forbidden", "refused", "no-quorum", "unreachable", "draining"},
-		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			return g.serveAcquire(c, in, in.header.Get("Idempotency-Key"), "")
-		},
-	},
+	acquireOperation("acquireByID", "PUT", "/v1/leases/{id}", "acquire", inBody,
+		"Acquire a lock under an id of the caller's. Repeating the request is safe: it never acquires the lock a second time.",
+		parameter{name: "id", in: "path", doc: "a UUID of the caller's", required: true}),
+	acquireOperation("acquire", "POST", "/v1/locks/{name}", "", inPath, "Acquire a lock. The gateway makes the lease's id.", paramKey),
+	acquireOperation("acquireByBody", "POST", "/v1/leases", "", inBody, "Acquire a lock whose name stands in the body: any name can be written there.", paramKey),
 	{
 		id: "poll", method: "GET", path: "/v1/leases/{id}", verb: "poll",
 		summary:  "Tell how a lease stands, or wait until it is granted or over. This does not renew it.",
@@ -193,39 +171,9 @@ var lockOperations = []operation{
 			return released204(g.release(c, in.path("id")))
 		},
 	},
-	{
-		id: "releaseLock", method: "DELETE", path: "/v1/locks/{name}",
-		summary: "Release the lease of a lock that has the id or the token.",
-		params:  []parameter{paramName, paramQLease, paramQToken}, answers: released,
-		problems: []string{"precondition", "lease-mismatch"},
-		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			token, p := tokenOf(in.query.Get("token"))
-			if p != nil {
-				return nil, p
-			}
-			return released204(g.releaseOf(c, &ReleaseRequest{Name: in.path("name"), ID: in.query.Get("lease"), Token: token}))
-		},
-	},
-	{
-		id: "evict", method: "POST", path: "/v1/locks/{name}/evict",
-		summary: "End the claim of somebody else, as qlock unlock --force does.",
-		params:  []parameter{paramName, paramPrefer}, body: EvictRequest{},
-		answers:  []answer{{200, "a quorum of nodes does not have the claim any more", Evicted{}}, {202, "the client was told; the claim ends at the end of its lease at the latest", Evicted{}}},
-		problems: []string{"not-found", "ambiguous", "forbidden", "no-quorum", "unreachable"},
-		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			return g.serveEvict(c, in, in.path("name"))
-		},
-	},
-	{
-		id: "evictByBody", method: "POST", path: "/v1/evict", verb: "evict",
-		summary: "End the claim of somebody else on a lock whose name stands in the body.",
-		params:  []parameter{paramPrefer}, body: EvictRequest{},
-		answers:  []answer{{200, "a quorum of nodes does not have the claim any more", Evicted{}}, {202, "the client was told; the claim ends at the end of its lease at the latest", Evicted{}}},
-		problems: []string{"not-found", "ambiguous", "forbidden", "no-quorum", "unreachable"},
-		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			return g.serveEvict(c, in, "")
-		},
-	},
+	releaseOperation("releaseLock", "/v1/locks/{name}", inPath, "Release the lease of a lock that has the id or the token."),
+	evictOperation("evict", "/v1/locks/{name}/evict", "", inPath, "End the claim of somebody else, as qlock unlock --force does."),
+	evictOperation("evictByBody", "/v1/evict", "evict", inBody, "End the claim of somebody else on a lock whose name stands in the body."),
 	{
 		id: "listLocks", method: "GET", path: "/v1/locks", verb: "locks",
 		summary: "List the locks that are held or waited for.",
@@ -235,37 +183,9 @@ var lockOperations = []operation{
 			return g.serveView(c, in, locksView(in.query.Get("pattern")))
 		},
 	},
-	{
-		id: "showLock", method: "GET", path: "/v1/locks/{name}",
-		summary: "Show all that the nodes know about a lock. If nobody holds it or waits for it, it has no claims.",
-		params:  []parameter{paramName, paramPrefer, paramMatch}, answers: seenAs("the lock", LockReport{}),
-		problems: views,
-		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			return g.serveLock(c, in, &LockRequest{Name: in.path("name")})
-		},
-	},
-	{
-		id: "showLockByQuery", method: "GET", path: "/v1/lock", verb: "lock",
-		summary: "Show all that the nodes know about a lock whose name stands in the query: any name can be written there.",
-		params:  []parameter{paramQName, paramQEnc, paramPrefer, paramMatch}, answers: seenAs("the lock", LockReport{}),
-		problems: views,
-		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			return g.serveLock(c, in, &LockRequest{Name: in.query.Get("name"), Encoded: in.query.Get("encoded")})
-		},
-	},
-	{
-		id: "releaseLockByQuery", method: "DELETE", path: "/v1/lock",
-		summary: "Release the lease of a lock, whose name stands in the query, that has the id or the token.",
-		params:  []parameter{paramQName, paramQEnc, paramQLease, paramQToken}, answers: released,
-		problems: []string{"precondition", "lease-mismatch"},
-		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			token, p := tokenOf(in.query.Get("token"))
-			if p != nil {
-				return nil, p
-			}
-			return released204(g.releaseOf(c, &ReleaseRequest{Name: in.query.Get("name"), Encoded: in.query.Get("encoded"), ID: in.query.Get("lease"), Token: token}))
-		},
-	},
+	showOperation("showLock", "/v1/locks/{name}", "", inPath, "Show all that the nodes know about a lock. If nobody holds it or waits for it, it has no claims."),
+	showOperation("showLockByQuery", "/v1/lock", "lock", inQuery, "Show all that the nodes know about a lock whose name stands in the query: any name can be written there."),
+	releaseOperation("releaseLockByQuery", "/v1/lock", inQuery, "Release the lease of a lock, whose name stands in the query, that has the id or the token."),
 	{
 		id: "listNodes", method: "GET", path: "/v1/nodes", verb: "nodes",
 		summary:  "List the nodes, and which of them vote.",
@@ -276,33 +196,9 @@ var lockOperations = []operation{
 			return g.serveView(c, in, g.nodesView())
 		},
 	},
-	{
-		id: "listMembers", method: "GET", path: "/v1/members/{group}",
-		summary: "List the members of a group, as package members of the library has them.",
-		params:  []parameter{{name: "group", in: "path", doc: "the name of the group", required: true}, paramPrefer, paramMatch}, answers: seenAs("the members, by id", MemberList{}),
-		problems: views,
-		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			return g.serveView(c, in, membersView(in.path("group")))
-		},
-	},
-	{
-		id: "showElection", method: "GET", path: "/v1/elections/{name}",
-		summary: "Show who leads and who campaigns, as package election of the library has it.",
-		params:  []parameter{{name: "name", in: "path", doc: "the name of the election", required: true}, paramPrefer, paramMatch}, answers: seenAs("the election", ElectionReport{}),
-		problems: views,
-		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			return g.serveView(c, in, electionView(in.path("name")))
-		},
-	},
-	{
-		id: "showSemaphore", method: "GET", path: "/v1/semaphores/{name}",
-		summary: "Show who has the permits of a semaphore, as package semaphore of the library has it.",
-		params:  []parameter{{name: "name", in: "path", doc: "the name of the semaphore", required: true}, paramPrefer, paramMatch}, answers: seenAs("the semaphore", SemaphoreReport{}),
-		problems: views,
-		serve: func(g *Gateway, c *call, in *input) (*output, *Problem) {
-			return g.serveView(c, in, semaphoreView(in.path("name")))
-		},
-	},
+	viewOperation("listMembers", "/v1/members/{group}", "group", "the group", "List the members of a group, as package members of the library has them.", "the members, by id", MemberList{}, membersView),
+	viewOperation("showElection", "/v1/elections/{name}", "name", "the election", "Show who leads and who campaigns, as package election of the library has it.", "the election", ElectionReport{}, electionView),
+	viewOperation("showSemaphore", "/v1/semaphores/{name}", "name", "the semaphore", "Show who has the permits of a semaphore, as package semaphore of the library has it.", "the semaphore", SemaphoreReport{}, semaphoreView),
 }
 
 // everyProblem are the kinds that each operation may answer.
@@ -321,69 +217,6 @@ func tokenOf(text string) (uint64, *Problem) {
 
 func leaseOutput(status int, a *Lease) *output {
 	return &output{status: status, body: a, etag: strconv.Itoa(a.revision), private: true}
-}
-
-// serveAcquire takes the name from the path, or if that has none from the body.
-func (g *Gateway) serveAcquire(c *call, in *input, id, name string) (*output, *Problem) {
-	body, p := decode[AcquireRequest](in.body)
-	if p != nil {
-		return nil, p
-	}
-	if name != "" {
-		if body.Name != "" || body.Encoded != "" {
-			return nil, invalid("the name stands in the path, so the body must not have one")
-		}
-		body.Name = name
-	}
-	if body.ID != "" {
-		return nil, invalid("over HTTP the lease's id stands in the path, or in the header Idempotency-Key")
-	}
-	a, created, p := g.acquire(c, id, body)
-	if p != nil {
-		return nil, p
-	}
-	status := http.StatusOK
-	switch {
-	case a.State == waiting.String():
-		status = http.StatusAccepted
-	case created:
-		status = http.StatusCreated
-	}
-	out := leaseOutput(status, a)
-	out.location = "/v1/leases/" + url.PathEscape(a.ID)
-	if status == http.StatusAccepted {
-		out.set("Retry-After", "0")
-	}
-	return out, nil
-}
-
-func (g *Gateway) serveEvict(c *call, in *input, name string) (*output, *Problem) {
-	body, p := decode[EvictRequest](in.body)
-	if p != nil {
-		return nil, p
-	}
-	if name != "" {
-		if body.Name != "" || body.Encoded != "" {
-			return nil, invalid("the name stands in the path, so the body must not have one")
-		}
-		body.Name = name
-	}
-	a, p := g.evict(c, body)
-	if p != nil {
-		return nil, p
-	}
-	if !a.Gone {
-		return &output{status: http.StatusAccepted, body: a}, nil
-	}
-	return &output{status: http.StatusOK, body: a}, nil
-}
-
-func (g *Gateway) serveLock(c *call, in *input, of *LockRequest) (*output, *Problem) {
-	v, p := c.lockView(of)
-	if p != nil {
-		return nil, p
-	}
-	return g.serveView(c, in, v)
 }
 
 // routes puts everything together.
