@@ -728,7 +728,7 @@ func connectNATS() (*nats.Conn, func()) {
 		log.Fatal(err)
 	}
 	s.Start()
-	if !s.ReadyForConnections(10 * time.Second) {
+	if !s.ReadyForConnections(2 * time.Minute) {
 		log.Fatal("nats-server does not start")
 	}
 	nc, err := nats.Connect("", nats.InProcessServer(s))

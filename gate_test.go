@@ -45,7 +45,7 @@ func TestConnectionStandsStill(t *testing.T) {
 		select {
 		case err := <-back:
 			wantIs(t, err, want...)
-		case <-time.After(20 * time.Second):
+		case <-time.After(2 * time.Minute):
 			t.Fatalf("%s does not come back on a connection that stands still", what)
 		}
 	}
@@ -109,7 +109,7 @@ func TestConnectionStandsStill(t *testing.T) {
 // leaves waits until no more than so many subscriptions are left.
 func leaves(t *testing.T, nc *link, subs int) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); nc.NumSubscriptions() > subs; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); nc.NumSubscriptions() > subs; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d subscriptions are left, want %d", nc.NumSubscriptions(), subs)
 		}
@@ -138,7 +138,7 @@ func TestConnectionStandsStillWhileStarting(t *testing.T) {
 	select {
 	case err := <-failed:
 		wantIs(t, err, context.Canceled)
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("StartNode does not come back on a connection that stands still")
 	}
 	open()
@@ -208,7 +208,7 @@ func TestConnectionIsAdvised(t *testing.T) {
 		srv.Shutdown()
 		srv.WaitForShutdown()
 	}()
-	if !srv.ReadyForConnections(10 * time.Second) {
+	if !srv.ReadyForConnections(2 * time.Minute) {
 		t.Fatal("the server is not ready")
 	}
 	connect := func(opts ...nats.Option) *nats.Conn {

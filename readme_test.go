@@ -219,10 +219,10 @@ func TestGuidePermissions(t *testing.T) {
 	s.Start()
 	defer s.WaitForShutdown()
 	defer s.Shutdown()
-	if !s.ReadyForConnections(10 * time.Second) {
+	if !s.ReadyForConnections(2 * time.Minute) {
 		t.Fatal("the server does not start")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	connect := func(user, password string, opts ...nats.Option) *nats.Conn {
 		opts = append(opts, nats.InProcessServer(s), nats.UserInfo(user, password),

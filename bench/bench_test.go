@@ -379,7 +379,7 @@ func TestJetStreamEndsItsSubscriptions(t *testing.T) {
 		if err := h.unlock(ctx); err != nil {
 			t.Fatal(err)
 		}
-		limited, cancel := context.WithTimeout(ctx, 20*time.Second)
+		limited, cancel := context.WithTimeout(ctx, 2*time.Minute)
 		err = poll(limited, "the client listens for ever", func() (bool, error) {
 			n, _ := subscriptions()
 			return n == 0, nil

@@ -22,7 +22,7 @@ func TestEvents(t *testing.T) {
 	t.Cleanup(func() { _ = g.Close() })
 	srv := httptest.NewServer(g)
 	t.Cleanup(srv.Close)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, "GET", srv.URL+"/v1/events?pattern=orders.*&kinds=acquired,released", nil)
 	if err != nil {

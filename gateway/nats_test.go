@@ -55,7 +55,7 @@ func TestNATSDoor(t *testing.T) {
 	}
 	ask := func(verb, body string, status int) *reply {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
 		m, err := nc.RequestMsgWithContext(ctx, &nats.Msg{Subject: "lock.default.api." + verb, Data: []byte(body), Header: nats.Header{"X-Request-Id": {"r1"}}})
 		if err != nil {

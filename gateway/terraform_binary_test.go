@@ -88,7 +88,7 @@ resource "terraform_data" "x" {
 	quick, slow := work("true"), work("touch "+begun+"; sleep 20")
 	lockID := regexp.MustCompile(`ID:\s+([0-9a-f-]{36})`)
 	awaitApply := func() {
-		for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 			if _, err := os.Stat(begun); err == nil {
 				return
 			}

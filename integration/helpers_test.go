@@ -18,7 +18,7 @@ import (
 
 const (
 	// patience bounds every wait for something that must come.
-	patience = 30 * time.Second
+	patience = 2 * time.Minute
 
 	// slack is what a busy machine may add to a time that the protocol bounds.
 	slack = 1500 * time.Millisecond

@@ -17,7 +17,7 @@ import (
 
 // What a Locker and a node say of the same locks.
 func TestLocker(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(qlock.DefaultMaxLease))
 	s := c.Servers()[0]

@@ -134,12 +134,12 @@ func newGroup(t *testing.T, c *qlocktest.Cluster, nc *nats.Conn, partitions int,
 
 func join(t *testing.T, g *partition.Group, id string, h partition.Handler) *partition.Worker {
 	t.Helper()
-	w, err := g.Join(within(t, 20*time.Second), id, "", h)
+	w, err := g.Join(within(t, 2*time.Minute), id, "", h)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		if err := w.Leave(ctx); err != nil && !errors.Is(err, qlock.ErrClosed) {
 			t.Error(err)
@@ -267,7 +267,7 @@ func TestDrain(t *testing.T) {
 	for i := 0; g.Partition(key) != a.Owned()[0]; i++ {
 		key = fmt.Sprint(i)
 	}
-	o, err := g.Owner(within(t, 5*time.Second), key)
+	o, err := g.Owner(within(t, 2*time.Minute), key)
 	if err != nil || o.ID != "a" || o.Partition != a.Owned()[0] {
 		t.Errorf("%+v, %v", o, err)
 	}
@@ -276,7 +276,7 @@ func TestDrain(t *testing.T) {
 	defer cancel()
 	wantIs(t, a.Leave(short), context.DeadlineExceeded)
 	wantIs(t, context.Cause(a.Context()), partition.ErrLeft)
-	if err := a.Leave(within(t, 5*time.Second)); err != nil {
+	if err := a.Leave(within(t, 2*time.Minute)); err != nil {
 		t.Error(err)
 	}
 }
@@ -302,10 +302,10 @@ func TestHandlerReturns(t *testing.T) {
 	}
 	select {
 	case <-w.Context().Done():
-	case <-time.After(10 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("the worker does not stop")
 	}
-	wantIs(t, w.Leave(within(t, 10*time.Second)), qlock.ErrClosed)
+	wantIs(t, w.Leave(within(t, 2*time.Minute)), qlock.ErrClosed)
 }
 
 func TestMismatch(t *testing.T) {
@@ -314,10 +314,10 @@ func TestMismatch(t *testing.T) {
 	none := func(ctx context.Context, _ partition.Assignment) { <-ctx.Done() }
 	a := newGroup(t, c, c.Connect(t), 8, partition.WithDrain(0))
 	join(t, a, "a", none)
-	_, err := newGroup(t, c, c.Connect(t), 16).Join(within(t, 10*time.Second), "b", "", none)
+	_, err := newGroup(t, c, c.Connect(t), 16).Join(within(t, 2*time.Minute), "b", "", none)
 	wantIs(t, err, partition.ErrMismatch)
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // its release is on its way
-		list, err := a.Members().List(within(t, 10*time.Second))
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(time.Millisecond) { // its release is on its way
+		list, err := a.Members().List(within(t, 2*time.Minute))
 		if err == nil && len(list) == 1 && list[0].Meta == "partitions=8" {
 			break
 		}
@@ -326,7 +326,7 @@ func TestMismatch(t *testing.T) {
 		}
 	}
 	// A member that is no worker gets no partitions.
-	if _, err := a.Members().Join(within(t, 10*time.Second), "observer", "zone=b"); err != nil {
+	if _, err := a.Members().Join(within(t, 2*time.Minute), "observer", "zone=b"); err != nil {
 		t.Fatal(err)
 	}
 	_, err = a.Join(within(t, 100*time.Millisecond), "a", "", none)
@@ -361,7 +361,7 @@ func TestBadInput(t *testing.T) {
 	wantIs(t, err, partition.ErrInvalid)
 	_, err = g.Join(t.Context(), "a", strings.Repeat("x", 250), func(context.Context, partition.Assignment) {})
 	wantIs(t, err, members.ErrInvalid)
-	_, err = g.Owner(within(t, 10*time.Second), "x")
+	_, err = g.Owner(within(t, 2*time.Minute), "x")
 	wantIs(t, err, partition.ErrNoOwner)
 	for name, want := range map[string]int{
 		"qlock.partition.g.0": 0, "qlock.partition.g.17": 17, "qlock.partition.g.017": -1, "qlock.partition.g.x": -1,

@@ -29,7 +29,7 @@ func within(t testing.TB, d time.Duration) context.Context {
 	return ctx
 }
 
-const long = 20 * time.Second
+const long = 2 * time.Minute
 
 func mustLock(t testing.TB, l *qlock.Locker, name string) *qlock.Lock {
 	t.Helper()

@@ -29,7 +29,7 @@ func start() (locker *qlock.Locker, js jetstream.JetStream, stop func(), err err
 		return nil, nil, nil, err
 	}
 	srv.Start()
-	if !srv.ReadyForConnections(10 * time.Second) {
+	if !srv.ReadyForConnections(2 * time.Minute) {
 		return nil, nil, nil, errors.New("the server is not ready")
 	}
 	stored, err := nats.Connect(srv.ClientURL())

@@ -21,7 +21,7 @@ import (
 	"github.com/qlock/qlock/queue"
 )
 
-const long = 30 * time.Second
+const long = 2 * time.Minute
 
 func connect(t testing.TB, url string) (*nats.Conn, jetstream.JetStream) {
 	t.Helper()

@@ -114,7 +114,7 @@ func TestTooLargeTransactions(t *testing.T) {
 		_, err = s.Do(t.Context(), Put("k", nil), Put("large", large))
 		wantIs(t, err, nats.ErrMaxPayload)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	must(v.Do(ctx, Put("k", nil), Put("j", nil)))(t)
 	must(v.Do(ctx, Put("k", nil), Put("large", large[:len(large)-1000])))(t)

@@ -21,7 +21,7 @@ func TestRestartWithABucketInMemory(t *testing.T) {
 		}
 		srv.Start()
 		t.Cleanup(func() { srv.Shutdown(); srv.WaitForShutdown() })
-		if !srv.ReadyForConnections(10 * time.Second) {
+		if !srv.ReadyForConnections(2 * time.Minute) {
 			t.Fatal("the server does not start")
 		}
 		return srv

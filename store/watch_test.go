@@ -140,7 +140,7 @@ func TestManyWatchers(t *testing.T) {
 	s, nc := memory(t)
 	v := s.With(lock(t, "l", 1))
 	mustPut(t, v, "k", "0")
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	const n = 1000
 	var wg sync.WaitGroup
@@ -200,7 +200,7 @@ func TestWatchFromAReplicaThatIsBehind(t *testing.T) {
 		a, err := real.read(ctx, subjects)
 		return stale(a, before.upTo, before.items), err
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if e := must(s.Wait(ctx, "k", before.items[s.key("k")].seq))(t); string(e.Value()) != "2" {
 		t.Errorf("%+v", e)

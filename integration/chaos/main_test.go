@@ -26,7 +26,7 @@ var (
 const roleVariable = "QLOCK_CHAOS_ROLE"
 
 // patience bounds every wait for something that must come.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 func TestMain(m *testing.M) {
 	if text := os.Getenv(roleVariable); text != "" {

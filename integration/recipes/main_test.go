@@ -24,7 +24,7 @@ var (
 const roleVariable = "QLOCK_RECIPES_ROLE"
 
 // patience bounds every wait for something that must come.
-const patience = time.Minute
+const patience = 2 * time.Minute
 
 func TestMain(m *testing.M) {
 	if text := os.Getenv(roleVariable); text != "" {

@@ -77,7 +77,7 @@ func (s *servers) start(i int) {
 	}
 	srv.Start()
 	s.all[i] = srv
-	if !srv.ReadyForConnections(30 * time.Second) {
+	if !srv.ReadyForConnections(2 * time.Minute) {
 		s.t.Fatal("a server does not start")
 	}
 }

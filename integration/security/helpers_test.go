@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience bounds every wait for what must come.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // quiet is how long a test looks before it says that something does not come. What
 // would come is known to take a thousandth of that.

@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	end := time.Now().Add(time.Minute)
+	end := time.Now().Add(2 * time.Minute)
 	for !f() {
 		if time.Now().After(end) {
 			t.Fatalf("not within a minute: %s", what)

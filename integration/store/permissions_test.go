@@ -47,7 +47,7 @@ func startPermitted(t *testing.T) string {
 	}
 	s.Start()
 	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	if !s.ReadyForConnections(30 * time.Second) {
+	if !s.ReadyForConnections(2 * time.Minute) {
 		t.Fatal("the server does not start")
 	}
 	return s.ClientURL()
@@ -224,7 +224,7 @@ func TestConsumersPublishAnywhere(t *testing.T) {
 		[]byte(`{"stream_name":"KV_orders","config":{"name":"c","deliver_policy":"all","ack_policy":"none","deliver_subject":"_INBOX.svc-b.answer","filter_subject":"$KV.orders.k","mem_storage":true,"num_replicas":1}}`)); err != nil {
 		t.Fatal(err)
 	}
-	m, err := sub.NextMsg(5 * time.Second)
+	m, err := sub.NextMsg(2 * time.Minute)
 	if err != nil {
 		t.Fatalf("the server does not do it any more, so the warning may go: %v", err)
 	}

@@ -92,7 +92,7 @@ func TestForwards(t *testing.T) {
 	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<14)
 	var work sync.WaitGroup
 	work.Go(func() { _, _ = c.Write(want) })
-	if got := read(t, c, len(want), 10*time.Second); got != string(want) {
+	if got := read(t, c, len(want), 2*time.Minute); got != string(want) {
 		t.Errorf("%d bytes came back and differ from the %d sent", len(got), len(want))
 	}
 	work.Wait()
@@ -105,7 +105,7 @@ func TestBlockAndHeal(t *testing.T) {
 			p := proxy(t, echo(t))
 			c := dial(t, p)
 			send(t, c, "a")
-			if got := read(t, c, 1, 10*time.Second); got != "a" {
+			if got := read(t, c, 1, 2*time.Minute); got != "a" {
 				t.Fatalf("before the fault: %q", got)
 			}
 			p.Block(d)
@@ -120,10 +120,10 @@ func TestBlockAndHeal(t *testing.T) {
 			}
 			send(t, c, "c")
 			p.Heal()
-			if got := read(t, c, 2, 10*time.Second); got != "bc" {
+			if got := read(t, c, 2, 2*time.Minute); got != "bc" {
 				t.Errorf("after healing came %q", got)
 			}
-			if got := read(t, fresh, 1, 10*time.Second); got != "x" {
+			if got := read(t, fresh, 1, 2*time.Minute); got != "x" {
 				t.Errorf("after healing came %q", got)
 			}
 		})
@@ -138,7 +138,7 @@ func TestEnd(t *testing.T) {
 	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(2 * time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	got, err := io.ReadAll(c)
@@ -154,7 +154,7 @@ func TestDelay(t *testing.T) {
 	p.Delay(Both, delay, 20*time.Millisecond)
 	start := time.Now()
 	send(t, c, "a")
-	if got := read(t, c, 1, 10*time.Second); got != "a" {
+	if got := read(t, c, 1, 2*time.Minute); got != "a" {
 		t.Fatalf("got %q", got)
 	}
 	if d := time.Since(start); d < 2*delay {
@@ -163,7 +163,7 @@ func TestDelay(t *testing.T) {
 }
 
 func isReset(c net.Conn) bool {
-	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	_, err := c.Read(make([]byte, 1))
 	var timeout net.Error
 	return err != nil && !(errors.As(err, &timeout) && timeout.Timeout())
@@ -173,7 +173,7 @@ func TestResetAndCut(t *testing.T) {
 	p := proxy(t, echo(t))
 	c := dial(t, p)
 	send(t, c, "a")
-	if got := read(t, c, 1, 10*time.Second); got != "a" {
+	if got := read(t, c, 1, 2*time.Minute); got != "a" {
 		t.Fatalf("got %q", got)
 	}
 	p.Block(Out)
@@ -185,7 +185,7 @@ func TestResetAndCut(t *testing.T) {
 	p.Heal()
 	c = dial(t, p)
 	send(t, c, "b")
-	if got := read(t, c, 1, 10*time.Second); got != "b" {
+	if got := read(t, c, 1, 2*time.Minute); got != "b" {
 		t.Errorf("after Reset a new connection gave %q", got)
 	}
 	p.Cut()
@@ -202,7 +202,7 @@ func TestResetAndCut(t *testing.T) {
 	p.Heal()
 	c = dial(t, p)
 	send(t, c, "c")
-	if got := read(t, c, 1, 10*time.Second); got != "c" {
+	if got := read(t, c, 1, 2*time.Minute); got != "c" {
 		t.Errorf("after healing: %q", got)
 	}
 }
@@ -218,7 +218,7 @@ func TestTarget(t *testing.T) {
 	p.SetTarget(echo(t))
 	c := dial(t, p)
 	send(t, c, "a")
-	if got := read(t, c, 1, 10*time.Second); got != "a" {
+	if got := read(t, c, 1, 2*time.Minute); got != "a" {
 		t.Errorf("got %q", got)
 	}
 	if n := p.Conns(); n != 1 {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -74,7 +73,7 @@ func TestMembers(t *testing.T) {
 	}
 	qlockCmd(t, "ls", "qlock.members."+group+".>", "-s", c.url()).want(t, 0, "Use", "member host 1", "metadata of host 1")
 	qlockCmd(t, "ls", "qlock.partition."+group+".*", "-s", c.url()).want(t, 0, "partition 0", "worker")
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := w.Leave(ctx); err != nil {
 		t.Error(err)

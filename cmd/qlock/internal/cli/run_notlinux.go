@@ -11,8 +11,11 @@ import (
 // dieWithParent does nothing: this system has only the guard.
 func dieWithParent(*syscall.SysProcAttr) {}
 
-// stopSelf stops this program, and returns when it continues.
-func stopSelf() {
+// stopGroup stops this program's group, the others with the signal given. It returns when
+// this program continues. A SIGCONT between the two signals is lost here.
+func stopGroup(others syscall.Signal) {
+	signal.Ignore(syscall.SIGTSTP)
+	_ = syscall.Kill(0, others)
 	again := make(chan os.Signal, 1)
 	signal.Notify(again, syscall.SIGCONT)
 	defer signal.Stop(again)

@@ -363,7 +363,13 @@ func (j *job) restore() {
 }
 
 // stop stops this program's group, as the terminal would have done if the command were in
-// it. It stops this program last, and returns when that continues.
+// it. It returns when this program continues.
+//
+// The shell may notice that the others have stopped, and continue the group, before this
+// program has stopped itself. So the stop of this program must be of a kind that such a
+// SIGCONT takes back: otherwise this program would stop after it, and a shell that takes the
+// job for a running one would not continue it again. SIGSTOP to this program alone, after
+// the signal to the others, is not of that kind.
 func (j *job) stop(sig syscall.Signal) {
 	others := sig
 	if sig == syscall.SIGSTOP {
@@ -372,10 +378,15 @@ func (j *job) stop(sig syscall.Signal) {
 	if (sig == syscall.SIGTTIN || sig == syscall.SIGTTOU) && j.foreground() {
 		return // meanwhile the shell brought the job to the foreground
 	}
-	signal.Ignore(syscall.SIGTSTP, syscall.SIGTTIN)
-	_ = syscall.Kill(0, others)
-	stopSelf()
-	signal.Notify(j.signals, syscall.SIGTSTP, syscall.SIGTTIN)
+	back := []os.Signal{syscall.SIGTSTP, syscall.SIGTTIN}
+	if !signal.Ignored(syscall.SIGCONT) {
+		back = append(back, syscall.SIGCONT)
+	}
+	// The caller continues the command. If the SIGCONT that continues this program were passed
+	// on as well, it could come when Ctrl-Z has stopped the command again, and undo that.
+	signal.Ignore(syscall.SIGTTIN, syscall.SIGCONT)
+	stopGroup(others)
+	signal.Notify(j.signals, back...)
 }
 
 // orphaned reports whether no shell controls this program's group. A process that stops in

@@ -622,7 +622,7 @@ func TestPermissionFormats(t *testing.T) {
 func TestBench(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
-	results := decode[[]benchResult](t, qlockCmd(t, "bench", "-s", c.url(), "--for", "1s", "--clients", "3", "--json"))
+	results := decode[[]benchResult](t, qlockCmd(t, "bench", "-s", c.url(), "--for", "1s", "--clients", "3", "--json", "--timeout", patience.String()))
 	if len(results) != 3 {
 		t.Fatalf("%+v", results)
 	}
@@ -631,9 +631,9 @@ func TestBench(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	}
-	qlockCmd(t, "bench", "-s", c.url(), "alone", "--shared", "--for", "50ms").want(t, 0, "Acquiring locks in cluster default", "p99.9", "█")
+	qlockCmd(t, "bench", "-s", c.url(), "alone", "--shared", "--for", "2s", "--timeout", patience.String()).want(t, 0, "Acquiring locks in cluster default", "p99.9", "█")
 	qlockCmd(t, "bench", "-s", c.url(), "--cluster", "nobody", "--timeout", "300ms").want(t, exitNoQuorum, "no quorum")
-	s := onTerminal(t, "bench", "hot", "-s", c.url(), "--for", "300ms", "--clients", "2")
+	s := onTerminal(t, "bench", "hot", "-s", c.url(), "--for", "2s", "--clients", "2", "--timeout", patience.String())
 	s.wait().want(t, 0, "hot     ░", " locks", "Per second")
 }
 
