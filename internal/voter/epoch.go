@@ -349,7 +349,14 @@ func (n *Node) shown(now wire.Now, a *wire.Answer, out *Out) {
 		return
 	}
 	if n.config.acceptor.Joining() { //plant:voter-joins-in-silence
-		return // it waits for a record that names it, and others are to be expected until then
+		// It has no history that the record could contradict. It waits for one that names it, which
+		// none will do that names another directory.
+		if lists := slices.Concat(c.Record.Nodes, c.Record.Next); !n.config.alarmed && has(lists, n.cfg.Name) && epoch.In(c.Record, n.cfg.Name, n.config.acceptor.State().ID) == 0 {
+			n.config.alarmed = true
+			out.Notes = append(out.Notes, fmt.Sprintf(
+				"the list of nodes has a node named %s with another state directory: this node gives no votes; start it under another name, or change %s out of the list first", n.cfg.Name, n.cfg.Name))
+		}
+		return
 	}
 	if n.config.fresh && n.Epoch() == 0 && n.config.outside == "" {
 		// The cluster has had other lists since the one that this node was started with, and
@@ -362,16 +369,6 @@ func (n *Node) shown(now wire.Now, a *wire.Answer, out *Out) {
 		n.dropAll()
 		out.Notes = append(out.Notes, fmt.Sprintf(
 			"cluster %s is at epoch %d, and the list that this node was started with is not in its history: the node gives no votes and waits to be added to the list", n.cfg.Cluster, c.Record.Epoch))
-		return
-	}
-	if n.config.acceptor.Joining() {
-		// It has no history that the record could contradict. It waits for one that names it, which
-		// none will do that names another directory.
-		if lists := slices.Concat(c.Record.Nodes, c.Record.Next); !n.config.alarmed && has(lists, n.cfg.Name) && epoch.In(c.Record, n.cfg.Name, n.config.acceptor.State().ID) == 0 {
-			n.config.alarmed = true
-			out.Notes = append(out.Notes, fmt.Sprintf(
-				"the list of nodes has a node named %s with another state directory: this node gives no votes; start it under another name, or change %s out of the list first", n.cfg.Name, n.cfg.Name))
-		}
 		return
 	}
 	if !n.config.alarmed {
