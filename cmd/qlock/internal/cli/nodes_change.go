@@ -15,7 +15,6 @@ import (
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/internal/printable"
 	"github.com/qlock/qlock/internal/subject"
-	"github.com/qlock/qlock/internal/wire"
 	"github.com/qlock/qlock/nodes"
 )
 
@@ -91,6 +90,10 @@ on standard error what it waits for, and for how long.
 
 Exit status: 0 done, 1 not done, 2 bad flags.`
 
+// longestLease is what nodes.MaxLease and nodes.MaxSkew take at most. Here it is known before there
+// is a connection.
+const longestLease = 24 * time.Hour
+
 func (a *app) nodesChange() *cobra.Command {
 	var maxLease, maxSkew time.Duration
 	var gone []string
@@ -135,10 +138,10 @@ Update all clients to version 0.2 first: older ones acquire no locks afterwards.
   qlock nodes change n1 n2 n3 --max-lease 1m        # the list stays`
 	cmd.PreRunE = func(*cobra.Command, []string) error {
 		switch {
-		case maxLease > wire.MaxLease:
-			return usage("--max-lease %v: use at most %v", short(maxLease), short(wire.MaxLease))
-		case maxSkew > wire.MaxLease:
-			return usage("--max-skew %v: use at most %v", short(maxSkew), short(wire.MaxLease))
+		case maxLease > longestLease:
+			return usage("--max-lease %v: use at most %v", short(maxLease), short(longestLease))
+		case maxSkew > longestLease:
+			return usage("--max-skew %v: use at most %v", short(maxSkew), short(longestLease))
 		case maxLease > 0 && maxSkew > maxLease:
 			return usage("--max-skew %v is more than --max-lease %v", short(maxSkew), short(maxLease))
 		}
