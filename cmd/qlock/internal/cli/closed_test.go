@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -48,6 +49,14 @@ func startNATS(t *testing.T, change ...func(*server.Options)) *natsServer {
 	return s
 }
 
+// bootstrapped gives a node that args start a state directory with which it votes at once.
+func bootstrapped(t *testing.T, args ...string) []string {
+	t.Helper()
+	args = append(args, "--state-dir", t.TempDir())
+	qlockCmd(t, append(slices.Clone(args), "--bootstrap")...).want(t, 0)
+	return args
+}
+
 // users replaces the users. The server disconnects those whose password is different now.
 func (s *natsServer) users(t *testing.T, users ...*server.User) {
 	t.Helper()
@@ -87,7 +96,7 @@ func TestCredentialsChange(t *testing.T) {
 	user := func(password string) *server.User { return &server.User{Username: "cli", Password: password} }
 	s := startNATS(t, func(o *server.Options) { o.Users = []*server.User{node("right"), user("right")} })
 	addr := freeAddress(t)
-	n := launch(t, "node", "--server", s.ClientURL(), "--user", "node", "--password", "right", "--name", "n1", "--nodes", "n1", "--max-lease", "300ms", "--http", addr)
+	n := launch(t, bootstrapped(t, "node", "--server", s.ClientURL(), "--user", "node", "--password", "right", "--name", "n1", "--nodes", "n1", "--max-lease", "10s", "--http", addr)...)
 	n.says(n.err, "ready: this node votes")
 	as := []string{"-s", s.ClientURL(), "--user", "cli", "--password", "right"}
 	h := launch(t, append([]string{"lock", "x"}, as...)...)
@@ -121,6 +130,7 @@ func TestCredentialsChange(t *testing.T) {
 		t.Errorf("readyz of a node that NATS refuses: %d %s", status, body)
 	}
 	s.restart(t, node("right"), user("right"))
+	_ = h.in.Close() // it releases the lock, if its lease has not ended
 	waits.wait().want(t, 0, "NATS connection lost")
 	eventually(t, func() error {
 		status, body := mustGet(t, "http://"+addr+"/readyz")
@@ -230,7 +240,7 @@ func (i *injector) say(line string) {
 func TestConnectionClosedForEver(t *testing.T) {
 	t.Parallel()
 	s := startNATS(t)
-	own := launch(t, "node", "--server", s.ClientURL(), "--name", "n1", "--nodes", "n1", "--max-lease", "10s")
+	own := launch(t, bootstrapped(t, "node", "--server", s.ClientURL(), "--name", "n1", "--nodes", "n1", "--max-lease", testMaxLease)...)
 	own.says(own.err, "node serves")
 	eventually(t, func() error {
 		if r := qlockCmd(t, "check", "-s", s.ClientURL()); !strings.Contains(r.out, "1 of 1 nodes vote") {
@@ -243,7 +253,7 @@ func TestConnectionClosedForEver(t *testing.T) {
 	addr := freeAddress(t)
 	n := launch(t, append([]string{"node", "--name", "a", "--nodes", "a", "--cluster", "other", "--max-lease", "300ms", "--http", addr, "--log-format", "json"}, at...)...)
 	n.says(n.err, "node serves")
-	h := launch(t, "lock", "x", "-s", s.ClientURL())
+	h := launch(t, "lock", "x", "-s", s.ClientURL(), "--lease", testLease)
 	h.says(h.out, "\n")
 	waits := launch(t, append([]string{"run", "x"}, append(at, "--", "true")...)...)
 	waits.says(waits.err, "waiting for x")
@@ -279,12 +289,12 @@ func freeAddress(t *testing.T) string {
 func TestCheckLooks(t *testing.T) {
 	t.Parallel()
 	s := startNATS(t, func(o *server.Options) { o.MaxPayload = 4 << 10 })
-	n := launch(t, "node", "--server", s.ClientURL(), "--name", "n1", "--nodes", "n1", "--max-lease", "3s")
+	n := launch(t, bootstrapped(t, "node", "--server", s.ClientURL(), "--name", "n1", "--nodes", "n1", "--max-lease", testMaxLease)...)
 	n.says(n.err, "ready: this node votes")
 	n.says(n.err, "the NATS connection is not suited for locks")
 	note := strings.Repeat("<", 256)
 	for i := range 5 {
-		h := launch(t, "lock", fmt.Sprint("x.", i), "--lease", "3s", "-s", s.ClientURL(), "--note", note)
+		h := launch(t, "lock", fmt.Sprint("x.", i), "--lease", testLease, "-s", s.ClientURL(), "--note", note)
 		h.says(h.out, "\n")
 	}
 	qlockCmd(t, "check", "-s", s.ClientURL()).want(t, 0, "accepts messages of 4096 bytes", "6 locks shown", "a lock was acquired")

@@ -32,14 +32,13 @@ func TestElect(t *testing.T) {
 	}
 	two := elect("two", "--", "echo", "two leads")
 	two.says(two.err, "waiting for "+name)
-	r := qlockCmd(t, "leader", name, "-s", c.url())
-	r.want(t, 0, "Election "+name, "one", "10.0.0.1:80 ü", words[1], "Candidates  two", ": echo")
-	report := decode[leaderReport](t, qlockCmd(t, "leader", name, "-s", c.url(), "--json"))
+	sees(t, []string{"leader", name, "-s", c.url()}, 0, "Election "+name, "one", "10.0.0.1:80 ü", words[1], "Candidates  two", ": echo")
+	report := decode[leaderReport](t, sees(t, []string{"leader", name, "-s", c.url(), "--json"}, 0, `"two"`, `"10.0.0.1:80 ü"`))
 	if l := report.Leader; l == nil || l.Client != "one" || l.Value != "10.0.0.1:80 ü" || fmt.Sprint(l.Term) != words[1] || l.Claim == "" ||
 		len(report.Candidates) != 1 || report.Candidates[0].Client != "two" || report.Election != name || report.Cluster != "default" {
 		t.Errorf("%+v", report)
 	}
-	if r := qlockCmd(t, "leader", name, "-s", c.url(), "--value"); r.out != "10.0.0.1:80 ü\n" {
+	if r := sees(t, []string{"leader", name, "-s", c.url(), "--value"}, 0, "10"); r.out != "10.0.0.1:80 ü\n" {
 		t.Errorf("%q", r.out)
 	}
 	watch := launch(t, "leader", name, "-s", c.url(), "--watch", "--json", "--interval", "100ms")
@@ -64,7 +63,7 @@ func TestElectAgain(t *testing.T) {
 	name := lockName(t)
 	evict := func() {
 		t.Helper()
-		qlockCmd(t, "unlock", "qlock.election."+name+".leader", "--force", "--yes", "-s", c.url()).want(t, 0)
+		qlockCmd(t, "unlock", "qlock.election."+name+".leader", "--force", "--yes", "--wait", patience.String(), "-s", c.url()).want(t, 0)
 	}
 	script := `trap 'echo ended; exit 0' TERM; echo "term $QLOCK_TOKEN"; while :; do sleep 0.02; done`
 	p := launch(t, "elect", name, "-s", c.url(), "--", "sh", "-c", script)
@@ -121,12 +120,11 @@ func TestRunSlots(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	r := qlockCmd(t, "run", name, "--slots", "2", "--try", "-s", c.url(), "--", "true")
-	r.want(t, exitHeld, "held by renderer", "0 of the 1 permits")
-	qlockCmd(t, "run", name, "--slots", "2", "--wait", "500ms", "-s", c.url(), "--", "true").want(t, exitHeld, "--wait 500ms has passed", "waiting for "+name)
+	qlockCmd(t, "run", name, "--slots", "2", "--try", "-s", c.url(), "--", "true").want(t, exitHeld, "held by renderer", "0 of the 1 permits")
+	inTime(t, "--wait", []string{"run", name, "--slots", "2", "-s", c.url(), "--", "true"}, exitHeld, " has passed", "waiting for "+name)
 	three := run()
 	three.says(three.err, "waiting for "+name)
-	qlockCmd(t, "ls", "qlock.semaphore."+name+".>", "-s", c.url()).want(t, 0, "permit 1", "permit 2", "semaphore, queue")
+	sees(t, []string{"ls", "qlock.semaphore." + name + ".>", "-s", c.url()}, 0, "permit 1", "permit 2", "semaphore, queue")
 	report := decode[lookReport](t, qlockCmd(t, "ls", "qlock.semaphore."+subject.Any+"."+subject.Any+"."+subject.Any+".permit.1", "-s", c.url(), "--json"))
 	if len(report.Locks) != 1 || report.Locks[0].Use == nil || report.Locks[0].Use.Kind != "permit" || report.Locks[0].Use.Of != name {
 		t.Errorf("%+v", report.Locks)
@@ -141,7 +139,7 @@ func TestRunSlots(t *testing.T) {
 	p := run()
 	p.says(p.out, "permit ")
 	permit := strings.Fields(p.out.String())[1]
-	qlockCmd(t, "unlock", "qlock.semaphore."+name+".permit."+permit, "--force", "--yes", "-s", c.url()).want(t, 0)
+	qlockCmd(t, "unlock", "qlock.semaphore."+name+".permit."+permit, "--force", "--yes", "--wait", patience.String(), "-s", c.url()).want(t, 0)
 	p.wait().want(t, exitLost, "the permit of semaphore", "is lost")
 }
 
@@ -167,12 +165,12 @@ func TestElectKilled(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
 	name := lockName(t)
-	one := launch(t, "elect", name, "-s", c.url(), "--lease", "1s", "--", "sh", "-c", "echo leads; while :; do sleep 0.02; done")
+	one := launch(t, "elect", name, "-s", c.url(), "--lease", "8s", "--", "sh", "-c", "echo leads; while :; do sleep 0.02; done")
 	one.says(one.out, "leads")
-	two := launch(t, "elect", name, "-s", c.url(), "--lease", "1s", "--", "echo", "two leads")
+	two := launch(t, "elect", name, "-s", c.url(), "--", "echo", "two leads")
 	two.says(two.err, "waiting for")
 	began := time.Now()
 	one.kill()
 	two.wait().want(t, 0, "two leads")
-	t.Logf("the next one led after %v, the lease was 1s", time.Since(began).Round(time.Millisecond))
+	t.Logf("the next one led after %v, the lease was 8s", time.Since(began).Round(time.Millisecond))
 }

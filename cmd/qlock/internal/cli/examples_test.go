@@ -89,6 +89,9 @@ func TestExamplesRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = prod.Close() }()
+	users := startNATS(t, func(o *server.Options) { o.Users = []*server.User{{Username: "svc", Password: "pw"}} })
+	node := launch(t, bootstrapped(t, "node", "--server", users.ClientURL(), "--user", "svc", "--password", "pw", "--name", "n1", "--nodes", "n1")...)
+	node.says(node.err, "ready: this node votes")
 	dir := t.TempDir()
 	write := func(name, text string) {
 		t.Helper()
@@ -124,6 +127,9 @@ func TestExamplesRun(t *testing.T) {
 			if strings.Contains(line, "store") { // the cluster whose server has JetStream
 				url, line = prod.ClientURL(), "QLOCK_CLUSTER=prod "+line
 			}
+			if strings.Contains(line, "--auth nats") { // which needs a server that has users
+				url = strings.Replace(users.ClientURL(), "nats://", "nats://svc:pw@", 1)
+			}
 			until := ""
 			if i := slices.IndexFunc(lasting, func(l [2]string) bool { return strings.HasPrefix(line, l[0]) }); i >= 0 {
 				until = lasting[i][1]
@@ -146,7 +152,7 @@ func runExample(t *testing.T, bash, dir, url, line, until string) {
 	cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "NATS_URL="+url, "GORACE=atexit_sleep_ms=0")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	dieWithParent(cmd.SysProcAttr)
-	cmd.WaitDelay = 5 * time.Second
+	cmd.WaitDelay = 20 * time.Second
 	p, err := launchCmd(t, cmd)
 	if err != nil {
 		t.Fatal(err)

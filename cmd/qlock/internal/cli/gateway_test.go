@@ -82,7 +82,7 @@ func TestGateway(t *testing.T) {
 	if _, body := mustGet(t, "http://"+at[1]+"/metrics"); !strings.Contains(body, `qlock_gateway_leases{cluster=`) || !strings.Contains(body, "qlock_nats_") {
 		t.Errorf("%s", body)
 	}
-	held := askGateway(t, "POST", ua+name, `{"lease":"1s"}`)
+	held := askGateway(t, "POST", ua+name, `{"lease":"8s"}`)
 	if held.status != 201 || held.Token == 0 {
 		t.Fatal(held)
 	}
@@ -91,7 +91,7 @@ func TestGateway(t *testing.T) {
 	}
 	qlockCmd(t, "ls", "-s", c.url(), t.Name()).want(t, 0, "gw-a")
 	a.signal(syscall.SIGTERM)
-	next := askGateway(t, "POST", ub+name, `{"wait":"15s"}`)
+	next := askGateway(t, "POST", ub+name, `{"wait":"60s"}`)
 	for next.State == "waiting" {
 		next = askGateway(t, "GET", ub+"/v1/leases/"+next.ID, "")
 		time.Sleep(10 * time.Millisecond) // this client does not use long polls
@@ -104,7 +104,7 @@ func TestGateway(t *testing.T) {
 		t.Error(docs)
 	}
 	b.kill()
-	qlockCmd(t, "run", "-s", c.url(), "--wait", "60s", t.Name(), "--", "true").want(t, 0)
+	qlockCmd(t, "run", "-s", c.url(), "--wait", patience.String(), t.Name(), "--", "true").want(t, 0)
 }
 
 // With --auth nats a request acts as the NATS user whose credentials it brings, also where
@@ -116,7 +116,7 @@ func TestGatewayAuth(t *testing.T) {
 			Publish: &server.SubjectPermission{Deny: []string{"lock.*.node.acquire.>", "lock.*.node.svc-b"}},
 		}}}
 	})
-	n := launch(t, "node", "--server", s.ClientURL(), "--user", "node", "--password", "pw", "--name", "n1", "--nodes", "n1", "--max-lease", "300ms")
+	n := launch(t, bootstrapped(t, "node", "--server", s.ClientURL(), "--user", "node", "--password", "pw", "--name", "n1", "--nodes", "n1", "--max-lease", testMaxLease)...)
 	n.says(n.err, "ready: this node votes")
 	secret := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, []byte("0123456789abcdef\n"), 0o600); err != nil {
@@ -137,11 +137,11 @@ func TestGatewayAuth(t *testing.T) {
 		user, password string
 		status         int
 	}{{"", "", 401}, {"svc-a", "wrong", 401}, {"svc-b", "pw-b", 403}, {"svc-a", "pw-a", 201}} {
-		if a := askGateway(t, "POST", as(c.user, c.password, urls[0])+"/v1/locks/x", `{"lease":"200ms"}`); a.status != c.status {
+		if a := askGateway(t, "POST", as(c.user, c.password, urls[0])+"/v1/locks/x", `{"lease":"60s"}`); a.status != c.status {
 			t.Errorf("%s: %d %s", c.user, a.status, a.text)
 		} else if a.status == 201 {
 			// Another gateway knows the same user by the common secret.
-			if b := askGateway(t, "POST", as(c.user, c.password, urls[1])+"/v1/leases/"+a.ID+"/renew", ""); b.status != 200 && b.status != 410 {
+			if b := askGateway(t, "POST", as(c.user, c.password, urls[1])+"/v1/leases/"+a.ID+"/renew", ""); b.status != 200 {
 				t.Errorf("%d %s", b.status, b.text)
 			}
 			if b := askGateway(t, "GET", as("svc-b", "pw-b", urls[1])+"/v1/leases/"+a.ID, ""); b.status != 404 {
@@ -154,9 +154,9 @@ func TestGatewayAuth(t *testing.T) {
 // A node serves a gateway too, and gives its locks back before it stops.
 func TestNodeServesGateway(t *testing.T) {
 	t.Parallel()
-	n := launch(t, "node", "--name", "n1", "--nodes", "n1", "--max-lease", "1s", "--listen", "127.0.0.1:0", "--gateway", "127.0.0.1:0")
+	n := launch(t, append(bootstrapped(t, "node", "--name", "n1", "--nodes", "n1", "--max-lease", "5s"), "--listen", "127.0.0.1:0", "--gateway", "127.0.0.1:0")...)
 	url := gatewayURL(t, n)
-	held := askGateway(t, "POST", url+"/v1/locks/x", `{"lease":"500ms"}`)
+	held := askGateway(t, "POST", url+"/v1/locks/x", `{"lease":"4s"}`)
 	if held.status != 201 {
 		t.Fatal(held)
 	}

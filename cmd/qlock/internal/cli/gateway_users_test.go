@@ -48,7 +48,7 @@ func TestGatewayCertificates(t *testing.T) {
 	}
 	url := start(false)
 	trust := []string{"--tlsca", files["server"].CA, "--tlscert", files["gateway"].Cert, "--tlskey", files["gateway"].Key}
-	n := launch(t, append([]string{"node", "--server", url, "--user", "node", "--password", "pw", "--name", "n1", "--nodes", "n1", "--max-lease", "300ms"}, trust...)...)
+	n := launch(t, bootstrapped(t, append([]string{"node", "--server", url, "--user", "node", "--password", "pw", "--name", "n1", "--nodes", "n1", "--max-lease", testMaxLease}, trust...)...)...)
 	n.says(n.err, "ready: this node votes")
 	users := filepath.Join(t.TempDir(), "users.json")
 	if err := os.WriteFile(users, []byte(`{"CN=billing": {"user": "svc-a", "password": "pw-a"}, "CN=other": {"token": "x", "client": "y"}}`), 0o600); err != nil {

@@ -41,8 +41,8 @@ func TestNamesOnTheCommandLine(t *testing.T) {
 func TestLeaseTooLong(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
-	qlockCmd(t, "run", lockName(t), "-s", c.url(), "--lease", "10m", "--", "true").want(t, exitUsage, "lease of 10m0s is longer than the 30s")
-	qlockCmd(t, "lock", lockName(t), "-s", c.url(), "--lease", "10m").want(t, exitUsage, "lease of 10m0s is longer than the 30s")
+	qlockCmd(t, "run", lockName(t), "-s", c.url(), "--lease", "10m", "--", "true").want(t, exitUsage, "lease of 10m0s is longer than the 2m0s")
+	qlockCmd(t, "lock", lockName(t), "-s", c.url(), "--lease", "10m").want(t, exitUsage, "lease of 10m0s is longer than the 2m0s")
 	qlockCmd(t, "lock", lockName(t), "-s", c.url(), "--lease", "20000h").want(t, exitUsage, "invalid lease")
 	qlockCmd(t, "lock", lockName(t), "-s", c.url(), "--lease", "10500us").want(t, exitUsage, "whole milliseconds")
 }
@@ -93,8 +93,8 @@ func TestWaitForServerEnds(t *testing.T) {
 	defer func() { _ = silent.Close() }()
 	for _, url := range []string{none, "nats://" + silent.Addr().String()} {
 		for _, command := range [][]string{{"run", "x", "--", "true"}, {"lock", "x"}} {
-			args := append([]string{command[0], "-s", url, "--timeout", "1h", "--wait", "400ms"}, command[1:]...)
-			qlockCmd(t, args...).want(t, exitSelf, "--wait 400ms has passed", "connect to NATS at "+url)
+			args := append([]string{command[0], "-s", url, "--timeout", "1h"}, command[1:]...)
+			inTime(t, "--wait", args, exitSelf, " has passed", "connect to NATS at "+url)
 		}
 	}
 	qlockCmd(t, "lock", "x", "-s", none).want(t, exitSelf, "is a server running there?")

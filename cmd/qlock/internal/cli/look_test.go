@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,17 +18,37 @@ import (
 	"github.com/qlock/qlock"
 )
 
-// waitFor starts qlock run for a lock that another holds, and returns when it waits.
+// waitFor starts qlock run for a lock that another holds, and returns when all nodes queue it.
 func waitFor(t *testing.T, c *nodeCluster, name string, more ...string) *process {
 	t.Helper()
+	others := len(infoOf(t, c, name).Queue)
 	p := launch(t, append(append([]string{"run", name, "-s", c.url(), "--client", "waiter"}, more...), "--", "echo", "mine")...)
 	p.says(p.err, "waiting for")
+	eventually(t, func() error {
+		q := infoOf(t, c, name).Queue
+		if len(q) <= others || slices.ContainsFunc(q, func(r claimReport) bool { return len(r.Queued) != len(c.names) }) {
+			return fmt.Errorf("the queue is %+v", q)
+		}
+		return nil
+	})
 	return p
 }
 
 func infoOf(t *testing.T, c *nodeCluster, name string) infoReport {
 	t.Helper()
-	return decode[infoReport](t, qlockCmd(t, "info", name, "-s", c.url(), "--json"))
+	var report infoReport
+	eventually(t, func() error {
+		// A command that looks does not wait for one node that is silent.
+		r := qlockCmd(t, "info", name, "-s", c.url(), "--json")
+		if r.status != 0 {
+			return fmt.Errorf("%s", r.err)
+		}
+		if report = decode[infoReport](t, r); len(report.Silent)+len(report.Waits) > 0 {
+			return fmt.Errorf("not all nodes answer and vote: %+v", report)
+		}
+		return nil
+	})
+	return report
 }
 
 func TestLs(t *testing.T) {
@@ -37,14 +58,26 @@ func TestLs(t *testing.T) {
 	one, two := name+".a b", name+".readers"
 	hold(t, c, one, "--note", "release 4.2")
 	waitFor(t, c, one)
-	hold(t, c, two, "--shared", "--lease", "5s")
+	hold(t, c, two, "--shared", "--lease", "50s")
 	hold(t, c, two, "--shared", "--client", "other")
-	r := qlockCmd(t, "ls", name+".>", "-s", c.url())
-	r.want(t, 0, "Locks of cluster default", "Lease left", "Votes", one, "exclusive", "release 4.2", two, "shared", "other", "3/3", "qlock lock", "2 locks, 1 claim waits.")
+	eventually(t, func() error { // each node has heard of each lock
+		all := decode[lookReport](t, qlockCmd(t, "ls", name+".*", "-s", c.url(), "--json"))
+		voted := 0
+		for _, l := range all.Locks {
+			for _, h := range l.Holders {
+				voted += len(h.Voted)
+			}
+		}
+		if voted != 9 {
+			return fmt.Errorf("%d votes of 3 nodes for 3 claims: %+v", voted, all)
+		}
+		return nil
+	})
+	r := sees(t, []string{"ls", name + ".>", "-s", c.url()}, 0, "Locks of cluster default", "Lease left", "Votes", one, "exclusive", "release 4.2", two, "shared", "other", "3/3", "qlock lock", "2 locks, 1 claim waits.")
 	if strings.Contains(r.out, "\x1b") || strings.Count(r.out, two) != 1 {
 		t.Errorf("%q", r.out)
 	}
-	report := decode[lookReport](t, qlockCmd(t, "ls", name+".*", "-s", c.url(), "--json"))
+	report := decode[lookReport](t, sees(t, []string{"ls", name + ".*", "-s", c.url(), "--json"}, 0, `"silent": []`))
 	if _, err := time.Parse(time.RFC3339, report.Time); err != nil || report.Cluster != "default" || len(report.Locks) != 2 {
 		t.Fatalf("%v: %+v", err, report)
 	}
@@ -52,10 +85,10 @@ func TestLs(t *testing.T) {
 	if a.Name != one || a.Encoded != strings.ReplaceAll(one, " ", "%20") || a.Holding != 1 || a.Waiting != 1 || len(a.Silent) != 0 || len(a.Answered) != 3 {
 		t.Errorf("%+v", a)
 	}
-	if h := a.Holders[0]; h.Client != "holder" || h.Note != "release 4.2" || h.Mode != "exclusive" || !h.Held || h.Token == 0 || h.Lease <= 0 || h.Lease > 10_000 || len(h.Voted) != 3 {
+	if h := a.Holders[0]; h.Client != "holder" || h.Note != "release 4.2" || h.Mode != "exclusive" || !h.Held || h.Token == 0 || h.Lease <= 0 || h.Lease > 60_000 || len(h.Voted) != 3 {
 		t.Errorf("%+v", h)
 	}
-	if b.Holding != 2 || len(b.Holders) != 2 || b.Holders[0].Mode != "shared" || b.Queue == nil || b.Holders[0].Lease > 5000 {
+	if b.Holding != 2 || len(b.Holders) != 2 || b.Holders[0].Mode != "shared" || b.Queue == nil || b.Holders[0].Lease > 50_000 {
 		t.Errorf("%+v", b)
 	}
 	qlockCmd(t, "ls", name+".none", "-s", c.url()).want(t, 0, "Cluster default has no locks that are held or waited for.")
@@ -63,8 +96,7 @@ func TestLs(t *testing.T) {
 		t.Error("no list")
 	}
 	for _, args := range [][]string{{"ls"}, {"info", "x"}, {"unlock", "x", "--force", "--yes"}} {
-		qlockCmd(t, append(args, "-s", c.url(), "--cluster", "nobody", "--timeout", "300ms")...).
-			want(t, exitNoQuorum, "no quorum", `cluster "nobody"`, "qlock nodes", "qlock check")
+		inTime(t, "--timeout", append(args, "-s", c.url(), "--cluster", "nobody"), exitNoQuorum, "no quorum", `cluster "nobody"`, "qlock nodes", "qlock check")
 	}
 	qlockCmd(t, "ls", "-s", "nats://127.0.0.1:1").want(t, exitFailed, "connect to NATS")
 }
@@ -146,7 +178,7 @@ func TestInfo(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
 	name := lockName(t)
-	qlockCmd(t, "info", name, "-s", c.url()).want(t, 0, "Lock "+name+" of cluster default", "It has no holder and no waiters.")
+	sees(t, []string{"info", name, "-s", c.url()}, 0, "Lock "+name+" of cluster default", "It has no holder and no waiters.")
 	hold(t, c, name, "--note", "release 4.2")
 	waitFor(t, c, name, "--note", "the next one")
 	waitFor(t, c, name, "--shared")
@@ -155,8 +187,7 @@ func TestInfo(t *testing.T) {
 		report.Queue[1].Mode != "shared" || len(report.Queue[1].Queued) != 3 || report.Queue[0].Held || report.Queue[0].Token != 0 {
 		t.Errorf("%+v", report)
 	}
-	r := qlockCmd(t, "info", name, "-s", c.url())
-	r.want(t, 0, "   Holder  holder\n", "     Note  release 4.2\n", fmt.Sprintf("    Token  %d\n", report.Holders[0].Token), "    Votes  3 of 3\n",
+	r := sees(t, []string{"info", name, "-s", c.url()}, 0, "   Holder  holder\n", "     Note  release 4.2\n", fmt.Sprintf("    Token  %d\n", report.Holders[0].Token), "    Votes  3 of 3\n",
 		"Waiting, the next one first", "the next one", "waiter", "View of each node", "holder "+shortID(report.Holders[0].ID), shortID(report.Queue[1].ID))
 	if strings.Contains(r.out, "disagree") {
 		t.Error(r.out)
@@ -222,7 +253,7 @@ func TestUnlock(t *testing.T) {
 		name := lockName(t)
 		h := hold(t, c, name)
 		next := waitFor(t, c, name)
-		qlockCmd(t, unlock(name, "--yes", "--reason", "its disk\tis full", "--wait", "10s")...).want(t, 0, "holder ", "is evicted: no node has its claim on "+name)
+		qlockCmd(t, unlock(name, "--yes", "--reason", "its disk\tis full", "--wait", patience.String())...).want(t, 0, "holder ", "is evicted: no node has its claim on "+name)
 		h.wait().want(t, exitLost, "lock lost: evicted by ops: its disk")
 		next.wait().want(t, 0, "mine")
 		qlockCmd(t, unlock(name, "--yes")...).want(t, 0, "No client holds "+name)
@@ -232,7 +263,7 @@ func TestUnlock(t *testing.T) {
 		name := lockName(t)
 		p := launch(t, "run", name, "-s", c.url(), "--", "sh", "-c", `trap 'echo told; exit 0' TERM; echo ready; while :; do sleep 0.02; done`)
 		p.says(p.out, "ready")
-		qlockCmd(t, unlock(name, "--yes", "--reason", "no", "--wait", "10s")...).want(t, 0)
+		qlockCmd(t, unlock(name, "--yes", "--reason", "no", "--wait", patience.String())...).want(t, 0)
 		p.wait().want(t, exitLost, "told", "is lost (evicted by ops: no), the command gets SIGTERM", fmt.Sprintf("lock %q: lock lost: evicted by ops: no", name))
 	})
 	t.Run("who waits", func(t *testing.T) {
@@ -241,7 +272,7 @@ func TestUnlock(t *testing.T) {
 		hold(t, c, name)
 		waits := waitFor(t, c, name)
 		id := infoOf(t, c, name).Queue[0].ID
-		qlockCmd(t, unlock(name, "--yes", "--claim", shortID(id), "--reason", "no", "--wait", "10s")...).want(t, 0, "waiter "+shortID(id))
+		qlockCmd(t, unlock(name, "--yes", "--claim", shortID(id), "--reason", "no", "--wait", patience.String())...).want(t, 0, "waiter "+shortID(id))
 		waits.wait().want(t, exitRefused, "evicted", "by ops: no")
 		qlockCmd(t, unlock(name, "--yes", "--claim", id)...).want(t, exitFailed, "no claim on "+name, "qlock info "+name)
 		if got := infoOf(t, c, name); got.Holding != 1 {
@@ -253,23 +284,29 @@ func TestUnlock(t *testing.T) {
 		name := lockName(t)
 		a, b := hold(t, c, name, "--shared"), hold(t, c, name, "--shared", "--client", "other")
 		d := hold(t, c, name, "--shared", "--client", "third")
+		eventually(t, func() error {
+			if got := infoOf(t, c, name); got.Holding != 3 {
+				return fmt.Errorf("%d readers: %+v", got.Holding, got)
+			}
+			return nil
+		})
 		qlockCmd(t, unlock(name, "--yes", "--holder", "nobody")...).want(t, exitFailed, "not held by nobody")
-		qlockCmd(t, unlock(name, "--yes", "--holder", "other", "--wait", "10s")...).want(t, 0, "other ")
+		qlockCmd(t, unlock(name, "--yes", "--holder", "other", "--wait", patience.String())...).want(t, 0, "other ")
 		b.wait().want(t, exitLost)
 		if got := infoOf(t, c, name); got.Holding != 2 {
 			t.Errorf("%d readers are left", got.Holding)
 		}
-		qlockCmd(t, unlock(name, "--yes", "--wait", "10s")...).want(t, 0, "holder ", "third ")
+		qlockCmd(t, unlock(name, "--yes", "--wait", patience.String())...).want(t, 0, "holder ", "third ")
 		a.wait().want(t, exitLost)
 		d.wait().want(t, exitLost)
 	})
 	t.Run("one that stands still", func(t *testing.T) {
 		t.Parallel()
 		name := lockName(t)
-		h := hold(t, c, name, "--lease", "20s")
+		h := hold(t, c, name, "--lease", testMaxLease)
 		h.signal(syscall.SIGSTOP)
-		qlockCmd(t, unlock(name, "--yes", "--wait", "100ms")...).want(t, exitHeld, "has not released "+name+" yet", "Its lease ends in ", "until then no other client has the lock")
-		qlockCmd(t, "ls", name, "-s", c.url()).want(t, 0, "holder evicted")
+		inTime(t, "--wait", unlock(name, "--yes"), exitHeld, "has not released "+name+" yet", "Its lease ends in ", "until then no other client has the lock")
+		sees(t, []string{"ls", name, "-s", c.url()}, 0, "holder evicted")
 		h.signal(syscall.SIGCONT)
 		h.wait().want(t, exitLost, "evicted by ops")
 	})
@@ -293,7 +330,7 @@ func TestUnlock(t *testing.T) {
 		if got := infoOf(t, c, name); got.Holding != 1 || got.Holders[0].Evicted {
 			t.Errorf("%+v", got)
 		}
-		s = onTerminal(t, unlock(name, "--wait", "10s")...)
+		s = onTerminal(t, unlock(name, "--wait", patience.String())...)
 		s.says(s.out, "Continue?")
 		s.key("y\n")
 		s.wait().want(t, 0, "is evicted")

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -151,10 +152,33 @@ func command(args ...string) *exec.Cmd {
 	cmd := exec.Command(self, args...)
 	// Else the race detector lets every process wait for a second at its end.
 	cmd.Env = append(os.Environ(), roleVariable+"=1", "GORACE=atexit_sleep_ms=0")
+	cmd.Env = append(cmd.Env, unhurried(args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	dieWithParent(cmd.SysProcAttr)
-	cmd.WaitDelay = 5 * time.Second // for those that left a child with our pipes
+	cmd.WaitDelay = 20 * time.Second // for those that left a child with our pipes
 	return cmd
+}
+
+// Nodes and commands of these tests are processes, which may get no processor time for many
+// seconds while other packages are tested. Only a test about the end of a lease has a short one.
+const (
+	testMaxLease = "2m"
+	testLease    = "1m"
+)
+
+// longLeases has the addresses of nodes that allow testMaxLease.
+var longLeases sync.Map
+
+// unhurried returns variables for commands whose arguments have such addresses, or for a script
+// that runs such commands. Flags take precedence.
+func unhurried(args ...string) (env []string) {
+	longLeases.Range(func(addr, _ any) bool {
+		if slices.ContainsFunc(args, func(a string) bool { return strings.Contains(a, addr.(string)) }) {
+			env = []string{"QLOCK_LEASE=" + testLease, "NATS_TIMEOUT=" + testLease}
+		}
+		return env == nil
+	})
+	return env
 }
 
 // launch starts qlock with args. It does not outlive the test.
@@ -180,6 +204,7 @@ func launchShell(t testing.TB, script string, args ...string) *process {
 	t.Helper()
 	cmd := command(args...)
 	cmd.Args = append([]string{"sh", "-c", script, cmd.Path}, args...)
+	cmd.Env = append(cmd.Env, unhurried(script)...)
 	cmd.Path = "/bin/sh"
 	p, err := launchCmd(t, cmd)
 	if err != nil {
@@ -303,6 +328,39 @@ func (r result) want(t testing.TB, status int, words ...string) {
 	}
 }
 
+// sees runs a command until it ends with this status and says these words. A node that gets no
+// processor time knows later than others of what happened a moment ago, and a command that looks
+// does not wait for a node that is silent while the others answer.
+func sees(t testing.TB, args []string, status int, words ...string) (r result) {
+	t.Helper()
+	eventually(t, func() error {
+		if r = qlockCmd(t, args...); r.status != status {
+			return fmt.Errorf("exit status %d, want %d\n%s%s", r.status, status, r.out, r.err)
+		}
+		for _, w := range words {
+			if !strings.Contains(r.out+r.err, w) {
+				return fmt.Errorf("it does not say %q:\n%s%s", w, r.out, r.err)
+			}
+		}
+		return nil
+	})
+	return r
+}
+
+// inTime runs a command with a short limit of time, and with twice the limit for as long as that
+// was too short for the command to come so far that it ends with this status and says these words.
+func inTime(t testing.TB, limit string, args []string, status int, words ...string) (r result) {
+	t.Helper()
+	for most := 500 * time.Millisecond; ; most *= 2 {
+		r = qlockCmd(t, slices.Insert(slices.Clone(args), 1, limit, most.String())...)
+		said := !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(r.out+r.err, w) })
+		if r.status == status && said || most > patience/4 {
+			r.want(t, status, words...)
+			return r
+		}
+	}
+}
+
 // eventually waits until f returns no error.
 func eventually(t testing.TB, f func() error) {
 	t.Helper()
@@ -390,6 +448,12 @@ func newCluster(dir string, n int, extra ...string) *nodeCluster {
 			addr[k] = "127.0.0.1:" + strconv.Itoa(freePort(p))
 		}
 		c.addr[name] = addr
+	}
+	if !slices.Contains(extra, "--max-lease") {
+		c.extra = append([]string{"--max-lease", testMaxLease}, extra...)
+		for _, addr := range c.addr {
+			longLeases.Store(addr[0], nil)
+		}
 	}
 	return c
 }

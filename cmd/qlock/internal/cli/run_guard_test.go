@@ -131,16 +131,16 @@ func TestRunUntilGroup(t *testing.T) {
 	name := lockName(t)
 	p := launch(t, "run", name, "-s", c.url(), "--until", "group", "--", "sh", "-c", parent)
 	p.says(p.out, "inside")
-	qlockCmd(t, "run", name, "-s", c.url(), "--wait", "500ms", "--", "true").want(t, exitHeld)
+	inTime(t, "--wait", []string{"run", name, "-s", c.url(), "--", "true"}, exitHeld)
 	p.signal(syscall.SIGUSR1) // what is left gets signals, too
 	p.wait().want(t, 4, "usr")
-	qlockCmd(t, "run", name, "-s", c.url(), "--try", "--", "true").want(t, 0)
+	qlockCmd(t, "run", name, "-s", c.url(), "--wait", patience.String(), "--", "true").want(t, 0)
 
 	// It ends when the lock is lost.
 	p = launch(t, "run", name, "-s", c.url(), "--until", "group", "--grace", "100ms", "--", "sh", "-c", `trap '' TERM; sleep 1000 & echo $$ $! ready; exit 4`)
 	pids := family(t, p)
 	gone(t, pids[0])
-	qlockCmd(t, "unlock", name, "-s", c.url(), "--force", "--yes").want(t, 0)
+	qlockCmd(t, "unlock", name, "-s", c.url(), "--force", "--yes", "--wait", patience.String()).want(t, 0)
 	gone(t, pids...)
 	p.wait().want(t, exitLost)
 }

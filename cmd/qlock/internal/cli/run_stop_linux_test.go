@@ -65,7 +65,7 @@ func TestRunContinuedAtOnce(t *testing.T) {
 	c := sharedCluster(t)
 	cmd := command()
 	cmd.Env = append(cmd.Env, roleVariable+"=hasty shell", "qlock="+cmd.Path,
-		"hasty="+`nice -n 19 env `+roleVariable+`=1 "$qlock" run `+lockName(t)+` -s `+c.url()+` --lease 20s -- sh -c "$script"; true`,
+		"hasty="+`nice -n 19 env `+roleVariable+`=1 "$qlock" run `+lockName(t)+` -s `+c.url()+` --lease `+testMaxLease+` -- sh -c "$script"; true`,
 		"script="+`echo started.; while :; do read a && echo "got $a."; done`)
 	s := onTerminalCmd(t, 200, cmd)
 	s.says(s.out, "started.")

@@ -22,7 +22,7 @@ func shellOn(t *testing.T, env ...string) *screen {
 		t.Skip("no bash: ", err)
 	}
 	cmd := command()
-	cmd.Env = append(append(cmd.Env, "qlock="+cmd.Path, "PS1=ready> ", "HOME="+t.TempDir()), env...)
+	cmd.Env = append(append(cmd.Env, "qlock="+cmd.Path, "PS1=ready> ", "HOME="+t.TempDir(), "QLOCK_LEASE="+testLease, "NATS_TIMEOUT="+testLease), env...)
 	cmd.Path, cmd.Args = bash, []string{"bash", "--norc", "--noprofile", "--noediting", "-i"}
 	s := onTerminalCmd(t, 200, cmd)
 	// Stopped processes do not end with their terminal.
@@ -183,9 +183,9 @@ func TestRunSuspended(t *testing.T) {
 	t.Parallel()
 	sharedCluster(t)
 	for name, line := range map[string]string{
-		"terminal": `"$qlock" run NAME -s URL --lease 20s -- sh -c "$script"`,
-		"pipeline": `"$qlock" run NAME -s URL --lease 20s -- sh -c "$script" | cat`,
-		"script":   `sh -c '"$qlock" run NAME -s URL --lease 20s -- sh -c "$script"; true'`,
+		"terminal": `"$qlock" run NAME -s URL -- sh -c "$script"`,
+		"pipeline": `"$qlock" run NAME -s URL -- sh -c "$script" | cat`,
+		"script":   `sh -c '"$qlock" run NAME -s URL -- sh -c "$script"; true'`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -254,9 +254,9 @@ func TestRunWithoutShell(t *testing.T) {
 func TestRunCommandGoesOnAlone(t *testing.T) {
 	t.Parallel()
 	name := lockName(t)
-	_, qlock, command := suspended(t, `"$qlock" run `+name+` -s URL --lease 2s --on-loss kill -- sh -c "trap '' TTIN; $script"`)
+	_, qlock, command := suspended(t, `"$qlock" run `+name+` -s URL --lease 8s --on-loss kill -- sh -c "trap '' TTIN; $script"`)
 	// While all processes are stopped, nothing happens, even if another client has the lock.
-	qlockCmd(t, "run", name, "-s", sharedCluster(t).url(), "--wait", "15s", "--", "true").want(t, 0)
+	qlockCmd(t, "run", name, "-s", sharedCluster(t).url(), "--wait", patience.String(), "--", "true").want(t, 0)
 	inState(t, qlock, "T")
 	inState(t, command, "T")
 	if err := syscall.Kill(command, syscall.SIGCONT); err != nil {

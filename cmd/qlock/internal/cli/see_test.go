@@ -112,7 +112,7 @@ func TestWatch(t *testing.T) {
 		qlockCmd(t, "run", "elsewhere."+name, "-s", u, "--", "true").want(t, 0)
 		h := launch(t, "lock", name, "-s", u, "--client", "holder")
 		h.says(h.out, "\n")
-		waits := launch(t, "run", name, "-s", u, "--client", "waiter", "--lease", "1s", "--", "true")
+		waits := launch(t, "run", name, "-s", u, "--client", "waiter", "--", "true")
 		p.says(p.out, `"waiting"`)
 		_ = h.in.Close()
 		waits.wait().want(t, 0)
@@ -152,7 +152,7 @@ func TestWatch(t *testing.T) {
 		}
 		h := launch(t, "lock", name, "-s", u, "--note", "release 4.2")
 		h.says(h.out, "\n")
-		qlockCmd(t, "unlock", name, "-s", u, "--client", "ops", "--force", "--yes", "--wait", "10s").want(t, 0)
+		qlockCmd(t, "unlock", name, "-s", u, "--client", "ops", "--force", "--yes", "--wait", patience.String()).want(t, 0)
 		p.wait().want(t, 0, ": release 4.2", "evicted by ops")
 		j.wait().want(t, 0, `"note":"release 4.2"`, `"evicted_by":"ops"`)
 	})
@@ -265,16 +265,15 @@ func TestWaitsFor(t *testing.T) {
 func TestNodes(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
-	r := qlockCmd(t, "nodes", "-s", c.url())
-	r.want(t, 0, "╭", "╰", "Nodes of cluster default", "Round trip", "voting", "3 of 3 nodes vote; a writer needs 2 votes, a reader 2. Longest lease 30s, allowed skew 5s.")
+	r := sees(t, []string{"nodes", "-s", c.url()}, 0, "╭", "╰", "Nodes of cluster default", "Round trip", "voting", "3 of 3 nodes vote; a writer needs 2 votes, a reader 2. Longest lease 2m, allowed skew 5s.")
 	if strings.Contains(r.out, "\x1b") {
 		t.Errorf("colours, but no terminal: %q", r.out)
 	}
-	report := decode[membersReport](t, qlockCmd(t, "nodes", "-s", c.url(), "--json"))
+	report := decode[membersReport](t, sees(t, []string{"nodes", "-s", c.url(), "--json"}, 0, `"voting": 3`))
 	if report.Voting != 3 || len(report.Nodes) != 3 || report.Nodes[0].Name != "n1" || report.Nodes[2].State != "voting" || report.Nodes[1].RoundTrip <= 0 {
 		t.Errorf("%+v", report)
 	}
-	qlockCmd(t, "nodes", "-s", c.url(), "--cluster", "nobody").want(t, exitFailed, `no node of cluster "nobody" answered`, "--cluster")
+	inTime(t, "--timeout", []string{"nodes", "-s", c.url(), "--cluster", "nobody"}, exitFailed, `no node of cluster "nobody" answered`, "--cluster")
 	s := onTerminal(t, "nodes", "-s", c.url())
 	s.wait().want(t, 0, "\x1b[32mvoting\x1b[0m")
 }
@@ -508,13 +507,12 @@ func TestMembersReport(t *testing.T) {
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
-	r := qlockCmd(t, "check", "-s", c.url())
-	r.want(t, 0, "connected to NATS at nats://", "3 of 3 nodes vote, 2 are needed", "all nodes run version", "clocks agree within", " shown in ", "a lock was acquired in", "No problems found.")
-	report := decode[checkReport](t, qlockCmd(t, "check", "-s", c.url(), "--json"))
+	sees(t, []string{"check", "-s", c.url()}, 0, "connected to NATS at nats://", "3 of 3 nodes vote, 2 are needed", "all nodes run version", "clocks agree within", " shown in ", "a lock was acquired in", "No problems found.")
+	report := decode[checkReport](t, sees(t, []string{"check", "-s", c.url(), "--json"}, 0, `"problems": 0`, `"warnings": 0`))
 	if report.Problems != 0 || report.Warnings != 0 || len(report.Findings) != 7 {
 		t.Errorf("%+v", report)
 	}
-	qlockCmd(t, "check", "-s", c.url(), "--cluster", "nobody").want(t, exitFailed, "problem", `no node of cluster "nobody" answered`)
+	inTime(t, "--timeout", []string{"check", "-s", c.url(), "--cluster", "nobody"}, exitFailed, "problem", `no node of cluster "nobody" answered`)
 	qlockCmd(t, "check", "-s", "nats://127.0.0.1:1").want(t, exitFailed, "problem", "nats://127.0.0.1:1")
 	qlockCmd(t, "check", "-s", c.url(), "--password", "x").want(t, exitUsage, "--user")
 	name := lockName(t)
@@ -555,7 +553,7 @@ func restricted(t *testing.T, specs ...string) string {
 	if !s.ReadyForConnections(patience) {
 		t.Fatal("the server is not ready")
 	}
-	p := launch(t, "node", "--name", "n1", "--nodes", "n1", "--server", s.ClientURL(), "--user", "n1", "--password", "n1-password", "--max-lease", "1s")
+	p := launch(t, bootstrapped(t, "node", "--name", "n1", "--nodes", "n1", "--server", s.ClientURL(), "--user", "n1", "--password", "n1-password", "--max-lease", testMaxLease)...)
 	p.says(p.err, "ready: this node votes")
 	return s.ClientURL()
 }
@@ -569,7 +567,7 @@ func TestPermissions(t *testing.T) {
 		return append(args, "-s", u, "--user", user, "--password", user+"-password")
 	}
 	run := func(user string, name string) []string {
-		return append(as(user, "run", name, "--lease", "500ms"), "--", "true")
+		return append(as(user, "run", name, "--lease", testLease), "--", "true")
 	}
 	qlockCmd(t, run("svc", "any")...).want(t, 0)
 	qlockCmd(t, run("part", "orders.1")...).want(t, 0)
@@ -586,7 +584,7 @@ func TestPermissions(t *testing.T) {
 		qlockCmd(t, as("svc", args...)...).want(t, exitRefused, "lock.default.admin.", "permission", "inspector:NAME or operator:NAME")
 	}
 	evicted := func(name string) *process {
-		p := launch(t, as("svc", "lock", name, "--lease", "1s")...)
+		p := launch(t, as("svc", "lock", name, "--lease", testLease)...)
 		p.says(p.out, "\n")
 		return p
 	}
@@ -597,7 +595,7 @@ func TestPermissions(t *testing.T) {
 	}
 	qlockCmd(t, as("look", "unlock", "any", "--force", "--yes")...).want(t, exitRefused, "lock.default.admin.evict.look.any")
 	qlockCmd(t, as("ops", "unlock", "any", "--force", "--yes")...).want(t, exitRefused, "lock.default.admin.inspect.ops.any")
-	qlockCmd(t, as("ops", "unlock", "orders.3", "--force", "--yes", "--wait", "10s")...).want(t, 0, "is evicted")
+	qlockCmd(t, as("ops", "unlock", "orders.3", "--force", "--yes", "--wait", patience.String())...).want(t, 0, "is evicted")
 	order.wait().want(t, exitLost, "evicted by ops")
 	_ = other.in.Close()
 	other.wait().want(t, 0)
@@ -632,7 +630,7 @@ func TestBench(t *testing.T) {
 		}
 	}
 	qlockCmd(t, "bench", "-s", c.url(), "alone", "--shared", "--for", "2s", "--timeout", patience.String()).want(t, 0, "Acquiring locks in cluster default", "p99.9", "█")
-	qlockCmd(t, "bench", "-s", c.url(), "--cluster", "nobody", "--timeout", "300ms").want(t, exitNoQuorum, "no quorum")
+	inTime(t, "--timeout", []string{"bench", "-s", c.url(), "--cluster", "nobody"}, exitNoQuorum, "no quorum")
 	s := onTerminal(t, "bench", "hot", "-s", c.url(), "--for", "2s", "--clients", "2", "--timeout", patience.String())
 	s.wait().want(t, 0, "hot     ░", " locks", "Per second")
 }
@@ -650,8 +648,7 @@ func TestDemo(t *testing.T) {
 			t.Errorf("%s: %v", u, err)
 		}
 	}
-	q := launchWith(t, []string{"NATS_URL=" + m[1]}, "nodes")
-	q.wait().want(t, 0, "3 of 3 nodes vote")
+	sees(t, []string{"nodes", "-s", m[1]}, 0, "3 of 3 nodes vote")
 	p.signal(syscall.SIGINT)
 	p.wait().want(t, 0)
 	first, _, _ := strings.Cut(m[1], ",")
@@ -771,8 +768,8 @@ func TestSecured(t *testing.T) {
 		p.says(p.err, "ready: this node votes")
 	}
 	as := []string{"-s", "nats://" + c.addr["n1"][0], "--user", "svc", "--password", "secret"}
-	qlockCmd(t, append([]string{"nodes", "-s", c.url()}, "--timeout", "1s")...).want(t, exitFailed, "Authorization Violation")
+	inTime(t, "--timeout", []string{"nodes", "-s", c.url()}, exitFailed, "Authorization Violation")
 	// Both votes are needed, so they have crossed the route.
-	qlockCmd(t, append(append([]string{"run", "x", "--wait", "20s"}, as...), "--", "true")...).want(t, 0)
-	qlockCmd(t, append([]string{"nodes"}, as...)...).want(t, 0, "2 of 2 nodes vote")
+	qlockCmd(t, append(append([]string{"run", "x", "--wait", patience.String()}, as...), "--", "true")...).want(t, 0)
+	sees(t, append([]string{"nodes"}, as...), 0, "2 of 2 nodes vote")
 }

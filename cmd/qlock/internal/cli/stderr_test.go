@@ -77,7 +77,7 @@ func TestStderrNotRead(t *testing.T) {
 			c := sharedCluster(t)
 			evict := func(name string) {
 				t.Helper()
-				qlockCmd(t, "unlock", name, "-s", c.url(), "--force", "--yes").want(t, 0)
+				qlockCmd(t, "unlock", name, "-s", c.url(), "--force", "--yes", "--wait", patience.String()).want(t, 0)
 			}
 			t.Run("node", func(t *testing.T) {
 				t.Parallel()
@@ -184,7 +184,7 @@ func TestLockTokenNotRead(t *testing.T) {
 	}
 	t.Cleanup(p.kill)
 	p.wait().want(t, exitSelf, "broken pipe")
-	qlockCmd(t, "run", name, "-s", c.url(), "--try", "--", "true").want(t, 0)
+	qlockCmd(t, "run", name, "-s", c.url(), "--wait", patience.String(), "--", "true").want(t, 0)
 }
 
 // A command that is blocked by its reader can be ended.

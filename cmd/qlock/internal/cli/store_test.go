@@ -106,18 +106,15 @@ func TestRunChecksTheStore(t *testing.T) {
 	if !s.ReadyForConnections(patience) {
 		t.Fatal("the server does not start")
 	}
-	run := func(bucket string) result {
-		p := launchShell(t, fmt.Sprintf(`"$0" run x -s %s --wait 300ms --store %s -- echo started`, s.ClientURL(), bucket))
-		_ = p.in.Close()
-		return p.wait()
+	run := func(bucket string) *process {
+		return launch(t, "run", "x", "-s", s.ClientURL(), "--wait", patience.String(), "--timeout", patience.String(), "--store", bucket, "--", "echo", "started")
 	}
 	// There are no nodes, so that nobody gets a lock.
-	run("nosuch").want(t, exitSelf, "--store nosuch", "bucket not found")
-	run("'a b'").want(t, exitSelf, "letters")
+	run("nosuch").wait().want(t, exitSelf, "--store nosuch", "bucket not found")
+	run("a b").wait().want(t, exitSelf, "letters")
 	call(t, "store", "create", "b", "--memory", "-s", s.ClientURL()).want(t, 0)
-	if r := run("b"); r.status == exitSelf {
-		t.Errorf("%+v", r)
-	}
+	waits := run("b")
+	waits.says(waits.err, "no node answers")
 }
 
 // A qlock run within another one gives its command nothing of the outer lock.
