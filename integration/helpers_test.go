@@ -16,13 +16,51 @@ import (
 	"github.com/qlock/qlock/qlocktest"
 )
 
-const (
-	// patience bounds every wait for something that must come.
-	patience = 2 * time.Minute
+// patience bounds every wait for something that must come.
+const patience = 2 * time.Minute
 
-	// slack is what a busy machine may add to a time that the protocol bounds.
-	slack = 1500 * time.Millisecond
-)
+// lateness is by how much sleeps of this program were longer than asked for. On a busy machine, all
+// that its goroutines do is late by as much.
+type lateness struct {
+	mu   sync.Mutex // guards list
+	list []late
+}
+
+type late struct {
+	at time.Time // when the sleep ended
+	by time.Duration
+}
+
+var delays lateness
+
+// watch sleeps until stop is closed.
+func (l *lateness) watch(stop <-chan struct{}) {
+	const nap = 10 * time.Millisecond
+	for began := time.Now(); ; began = time.Now() {
+		select {
+		case <-stop:
+			return
+		case <-time.After(nap):
+		}
+		if end := time.Now(); end.Sub(began) > 2*nap {
+			l.mu.Lock()
+			l.list = append(l.list, late{end, end.Sub(began) - nap})
+			l.mu.Unlock()
+		}
+	}
+}
+
+// slack is what a busy machine may add to a time that the protocol bounds and that began then: as
+// much as it added to sleeps, and some more.
+func slack(began time.Time) time.Duration {
+	delays.mu.Lock()
+	defer delays.mu.Unlock()
+	sum := 1500 * time.Millisecond
+	for i := len(delays.list) - 1; i >= 0 && delays.list[i].at.After(began); i-- {
+		sum += delays.list[i].by
+	}
+	return sum
+}
 
 func testContext(t *testing.T) context.Context {
 	t.Helper()
@@ -193,15 +231,16 @@ func stays(t *testing.T, k *qlock.Lock, d time.Duration) {
 	}
 }
 
-// lostBy waits until a lock is lost, which must be by then.
+// lostBy waits until a lock is lost, which must be by then, a lease after its nodes were.
 func lostBy(t *testing.T, k *qlock.Lock, deadline time.Time) {
 	t.Helper()
+	began := time.Now()
 	select {
 	case <-k.Context().Done():
 	case <-time.After(patience):
 		t.Fatalf("lock %s is never lost", k.Name())
 	}
-	if late := time.Since(deadline); late > slack {
+	if late := time.Since(deadline); late > slack(began) {
 		t.Errorf("lock %s was lost %v too late", k.Name(), late)
 	}
 	if cause := context.Cause(k.Context()); !errors.Is(cause, qlock.ErrLost) {

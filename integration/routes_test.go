@@ -46,7 +46,7 @@ func hears(t *testing.T, s *embedded.Server) map[string]bool {
 // its lease, the next one has it no sooner, and after healing all is as before.
 func TestHolderIsCutOff(t *testing.T) {
 	t.Parallel()
-	const lease = 2 * time.Second
+	const lease = 5 * time.Second
 	for _, c := range []struct {
 		name  string
 		fault func(*testproxy.Proxy, testproxy.Direction)
@@ -77,7 +77,7 @@ func TestHolderIsCutOff(t *testing.T) {
 			if k.Token() <= held.Token() {
 				t.Errorf("token %d after token %d", k.Token(), held.Token())
 			}
-			if late := next.at.Sub(began); late > lease+lease/10+slack {
+			if late := next.at.Sub(began); late > lease+lease/10+slack(began) {
 				t.Errorf("the next holder waited %v, longer than the lease", late)
 			}
 			// The majority's reader is not disturbed.
@@ -114,7 +114,7 @@ func TestHolderIsCutOff(t *testing.T) {
 // was lost, releases. None of it does harm.
 func TestLateMessages(t *testing.T) {
 	t.Parallel()
-	const lease = 2 * time.Second
+	const lease = 6 * time.Second
 	// The servers must not find out: they would give the routes up, and what was
 	// held back with them.
 	m := startMesh(t, 3, lease, func(o *server.Options) { o.Cluster.PingInterval = time.Hour })
@@ -182,7 +182,7 @@ func routeIDs(t *testing.T, s *embedded.Server) []uint64 {
 // its acquire, and a refresh names claims that are long over.
 func TestLateMessagesOfAClient(t *testing.T) {
 	t.Parallel()
-	const lease = 3 * time.Second
+	const lease = 20 * time.Second
 	c := startCluster(t, 3, maxLease(lease))
 	servers := c.Servers()
 	u, err := url.Parse(servers[0].ClientURL())
@@ -237,7 +237,7 @@ func TestLateMessagesOfAClient(t *testing.T) {
 // one end keeps its lock; who asks on the other gets its turn.
 func TestOneRouteIsCut(t *testing.T) {
 	t.Parallel()
-	const lease = 2 * time.Second
+	const lease = 6 * time.Second
 	m := startMesh(t, 3, lease)
 	a := newLocker(t, m.servers[0].Conn(), qlock.WithName("a"))
 	b := newLocker(t, m.servers[1].Conn(), qlock.WithName("b"))

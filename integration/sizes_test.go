@@ -18,7 +18,7 @@ import (
 func TestManyNodes(t *testing.T) {
 	// Not parallel: sixteen servers at once are a load for the other tests.
 	const (
-		lease = 3 * time.Second
+		lease = 8 * time.Second
 		need  = many/2 + 1
 	)
 	c := startCluster(t, many, maxLease(lease))
@@ -64,7 +64,7 @@ func TestEvenNumbers(t *testing.T) {
 	for n, readers := range map[int]int{2: 1, 4: 2} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			t.Parallel()
-			const lease = 2 * time.Second
+			const lease = 5 * time.Second
 			c := startCluster(t, n, maxLease(lease))
 			servers := c.Servers()
 			a := client(t, "a", urls(servers[0]))
@@ -120,7 +120,7 @@ func TestEvenNumbers(t *testing.T) {
 // of resources, and have nothing to do with each other.
 func TestTwoClusters(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 3, maxLease(3*time.Second))
+	c := startCluster(t, 3, maxLease(10*time.Second))
 	servers := c.Servers()
 	names := []string{"n1", "n2", "other"}
 	var others []*qlock.Node
@@ -137,9 +137,9 @@ func TestTwoClusters(t *testing.T) {
 		others = append(others, n)
 	}
 	nc := connect(t, urls(servers...))
-	a := newLocker(t, nc, qlock.WithName("a"), qlock.WithLease(2*time.Second))
+	a := newLocker(t, nc, qlock.WithName("a"), qlock.WithLease(10*time.Second))
 	b := newLocker(t, nc, qlock.WithName("b"), qlock.WithCluster("second"))
-	if _, err := qlock.New(testContext(t), nc, qlock.WithCluster("second"), qlock.WithLease(2*time.Second)); err == nil {
+	if _, err := qlock.New(testContext(t), nc, qlock.WithCluster("second"), qlock.WithLease(10*time.Second)); err == nil {
 		t.Error("the second cluster allows the first's leases")
 	}
 
@@ -164,7 +164,7 @@ func TestTwoClusters(t *testing.T) {
 // External nodes are plain clients of a NATS that has no part in qlock.
 func TestExternalNATS(t *testing.T) {
 	t.Parallel()
-	const lease = 3 * time.Second
+	const lease = 8 * time.Second
 	external := startNATS(t, qlocktest.FreePort(t))
 	t.Cleanup(func() { stopNATS(external) }) // whichever it is by then, after its clients
 	url := external.ClientURL()

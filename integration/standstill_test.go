@@ -46,7 +46,7 @@ func standsStill(t *testing.T, lease time.Duration, l *qlock.Locker, held *qlock
 	select {
 	case at := <-told:
 		t.Logf("the loss was told after %v, the next one had the lock after %v", at.Sub(began), got.Sub(began))
-		if late := at.Sub(got); late > slack {
+		if late := at.Sub(got); late > slack(got) {
 			t.Errorf("told %v after the next one had the lock", late)
 		}
 	case <-time.After(patience):
@@ -59,14 +59,14 @@ func standsStill(t *testing.T, lease time.Duration, l *qlock.Locker, held *qlock
 	if err := held.Unlock(t.Context()); err != qlock.ErrLost {
 		t.Errorf("Unlock: %v, want ErrLost", err)
 	}
-	if d := time.Since(start); d > slack {
+	if d := time.Since(start); d > slack(start) {
 		t.Errorf("Unlock took %v", d)
 	}
 	start = time.Now()
 	if k, err := l.Lock(within(t, lease/4), "another"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Lock while the connection stands still: %v, %v", k, err)
 	}
-	if d := time.Since(start); d > lease/4+slack {
+	if d := time.Since(start); d > lease/4+slack(start) {
 		t.Errorf("Lock took %v, its context had %v", d, lease/4)
 	}
 	unlock(t, next)
