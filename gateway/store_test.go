@@ -266,6 +266,53 @@ func TestTransactions(t *testing.T) {
 	})
 }
 
+// A transaction that was done under a lease is told of as done when it is repeated after the
+// lease's end, and not as refused.
+func TestOnceOutlivesItsLease(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newStoreWorld(t)
+		a, b := w.gateway(), w.gateway(func(c *Config) { c.Client = "gateway2" })
+		time.Sleep(time.Second)
+		const path = "/v1/stores/orders/transactions"
+		id := uuid.NewString()
+		held := ask(t, a, "PUT", "/v1/leases/"+id, `{"name":"nightly","lease":"20s"}`).want(t, 201, "")
+		body := func(once string, by int) string {
+			return fmt.Sprintf(`{"lease":%q,"once":%q,"ops":[{"op":"add","key":"n","by":%d}]}`, id, once, by)
+		}
+		ask(t, a, "POST", path, body("o", 5)).want(t, 200, "")
+		first := func(why string) {
+			t.Helper()
+			for _, g := range []*Gateway{a, b} {
+				r := read[TransactionAnswer](t, ask(t, g, "POST", path, body("o", 5)).want(t, 200, ""))
+				if !r.Duplicate || *r.Results[0].Number != 5 {
+					t.Errorf("%s: %+v", why, r)
+				}
+			}
+		}
+		first("held")
+		s, err := store.Open(t.Context(), w.js(), "orders", store.WithClient("rival"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rival := newerHold{"nightly", held.lease.Token + 1, t.Context()}
+		if _, err := s.With(rival).Put(t.Context(), "k", []byte("rival's")); err != nil {
+			t.Fatal(err)
+		}
+		first("fenced")
+		ask(t, b, "POST", path, body("p", 5)).want(t, 409, "fenced")
+		ask(t, a, "DELETE", "/v1/leases/"+id, "").want(t, 204, "")
+		first("released")
+		ask(t, b, "POST", path, body("p", 5)).want(t, 410, "gone")
+		ask(t, b, "POST", path, body("o", 6)).want(t, 410, "gone") // another transaction, which was not done
+		time.Sleep(11 * time.Minute)
+		first("forgotten")
+		ask(t, b, "POST", path, body("p", 5)).want(t, 404, "unknown-lease")
+		if got := ask(t, a, "GET", "/v1/stores/orders/keys/n", ""); string(got.body) != "5" {
+			t.Errorf("%s", got)
+		}
+	})
+}
+
 // One request acquires a lock, changes what it protects, and releases it.
 func TestLockChangeUnlock(t *testing.T) {
 	bubble(t, func(t *testing.T) {
