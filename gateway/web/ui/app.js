@@ -341,7 +341,8 @@ function Nodes() {
   const wrong = findings.filter((f) => f.grade !== "ok");
   return html`<section class="nodes" aria-label="Nodes">
     ${list && html`<ul class="cards">${list.nodes.map((n, i) => html`<${NodeCard} key=${n.name + i} node=${n} />`)}
-      <li class="card faint">${list.voting} of ${list.node_names.length} vote.<br />A writer needs ${list.votes_for_a_writer}, a reader ${list.votes_for_a_reader}.</li></ul>`}
+      <li class="card faint">${list.voting} of ${list.node_names.length} vote.<br />A writer needs ${list.votes_for_a_writer}, a reader ${list.votes_for_a_reader}.
+        ${list.change && html`<br />The list changes to ${shown(list.change.node_names.join(" "))}: both lists have to vote.`}</li></ul>`}
     ${failure && (failure.status > 0 || !stale()) && html`<p class="finding problem"><b>problem</b> ${shown(failure.text)}</p>`}
     ${wrong.map((f) => html`<p class="finding ${f.grade}"><b>${f.grade}</b> <span>${shown(f.text)}${f.help && html`<small>${shown(f.help)}</small>`}</span></p>`)}
   </section>`;
