@@ -151,6 +151,8 @@ func storeProblem(err error) *Problem {
 		p.Missing, p.Command = missing.Missing, prepareCommand(missing.Bucket)
 	case errors.Is(err, store.ErrFull):
 		return problem("full", "the bucket or the account has no room: raise its limit; nothing was written")
+	case errors.Is(err, store.ErrTooLarge): // its text has the limit
+		return problem("too-large", "%s; nothing was written", text)
 	case errors.Is(err, store.ErrUnsupported):
 		return problem("unsupported", "%s", text)
 	case errors.Is(err, store.ErrShared):

@@ -583,6 +583,39 @@ func TestStoreIsNotThere(t *testing.T) {
 			t.Fatal(err)
 		}
 		ask(t, g, "PUT", "/v1/stores/"+full.Bucket()+"/keys/k", strings.Repeat("x", 4000)).want(t, 507, "full")
+
+		// The bucket's own limit for a value, of one message and of a batch.
+		if _, err := store.Create(t.Context(), w.js(), jetstream.KeyValueConfig{Bucket: "narrow", Storage: jetstream.MemoryStorage, MaxValueSize: 600}); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range []*reply{
+			ask(t, g, "PUT", "/v1/stores/narrow/keys/k", strings.Repeat("x", 700)),
+			ask(t, g, "POST", "/v1/stores/narrow/transactions", `{"once":"x","ops":[{"op":"put","key":"k","value":"`+strings.Repeat("x", 700)+`"}]}`),
+		} {
+			if r.want(t, 413, "too-large"); !strings.Contains(r.fault.Detail, "limit was 600") || r.fault.Retryable {
+				t.Errorf("%s", r)
+			}
+		}
+		ask(t, g, "PUT", "/v1/stores/narrow/keys/k", "x").want(t, 200, "")
+
+		// Buckets that no change lets have fences.
+		if _, err := w.js().CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "mirror", Storage: jetstream.MemoryStorage, Mirror: &jetstream.StreamSource{Name: "KV_orders"}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.js().CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "tiny", Storage: jetstream.MemoryStorage, MaxValueSize: 100}); err != nil {
+			t.Fatal(err)
+		}
+		for bucket, why := range map[string]string{"mirror": "a mirror of KV_orders", "tiny": "at most 100 bytes"} {
+			at := "/v1/stores/" + bucket
+			for _, r := range []*reply{
+				ask(t, g, "GET", at, ""), ask(t, g, "GET", at+"/keys/k", ""), ask(t, g, "PUT", at+"/keys/k", "x"),
+				ask(t, g, "POST", at+"/transactions", `{"ops":[{"op":"get","key":"k"}]}`),
+			} {
+				if r.want(t, 422, "unsupported"); !strings.Contains(r.fault.Detail, why) {
+					t.Errorf("%s", r)
+				}
+			}
+		}
 	})
 }
 
