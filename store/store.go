@@ -133,7 +133,8 @@ func buildOptions(opts []Option) (options, error) {
 // condition. MaxValueSize includes the headers, as the server counts them: those of a fenced
 // value take some 200 bytes and the length of the lock's name, and 130 more in a transaction.
 // So it is at least 512. Three replicas are recommended where the data matters.
-func Create(ctx context.Context, js jetstream.JetStream, cfg jetstream.KeyValueConfig, opts ...Option) (*Store, error) {
+func Create(ctx context.Context, js jetstream.JetStream, cfg jetstream.KeyValueConfig, opts ...Option) (_ *Store, err error) {
+	defer func() { err = because(ctx, err) }()
 	o, err := buildOptions(opts)
 	if err != nil {
 		return nil, err
@@ -297,7 +298,8 @@ func askLevel(ctx context.Context, js jetstream.JetStream) error {
 // CreateOrUpdateKeyValue fail too, unless their configuration has a LimitMarkerTTL: then they
 // take the fences away, no new holder can take one, and its calls fail with
 // ErrNotPrepared.
-func Prepare(ctx context.Context, js jetstream.JetStream, bucket string) error {
+func Prepare(ctx context.Context, js jetstream.JetStream, bucket string) (err error) {
+	defer func() { err = because(ctx, err) }()
 	if err := checkBucket(bucket); err != nil {
 		return err
 	}
@@ -349,7 +351,8 @@ func streamInfo(ctx context.Context, js jetstream.JetStream, bucket string) (*je
 //
 // Errors: a *NotPreparedError that lists what is missing, ErrUnsupported for mirrors and
 // buckets with sources, and jetstream.ErrBucketNotFound.
-func Open(ctx context.Context, js jetstream.JetStream, bucket string, opts ...Option) (*Store, error) {
+func Open(ctx context.Context, js jetstream.JetStream, bucket string, opts ...Option) (_ *Store, err error) {
+	defer func() { err = because(ctx, err) }()
 	o, err := buildOptions(opts)
 	if err != nil {
 		return nil, err
@@ -563,7 +566,8 @@ type Fence struct {
 }
 
 // Fence returns the fence of a lock. It is read from any replica, and may be behind.
-func (s *Store) Fence(ctx context.Context, lock string) (Fence, error) {
+func (s *Store) Fence(ctx context.Context, lock string) (_ Fence, err error) {
+	defer func() { err = because(ctx, err) }()
 	subject, err := s.fenceOf(lock)
 	if err != nil {
 		return Fence{}, err
@@ -593,7 +597,8 @@ func (s *Store) Fence(ctx context.Context, lock string) (Fence, error) {
 //
 // A former holder that has a token and has not used this store with it yet may take the
 // fence again. Make sure that none is left.
-func (s *Store) Unfence(ctx context.Context, lock string) (Fence, error) {
+func (s *Store) Unfence(ctx context.Context, lock string) (_ Fence, err error) {
+	defer func() { err = because(ctx, err) }()
 	subject, err := s.fenceOf(lock)
 	if err != nil {
 		return Fence{}, err

@@ -282,7 +282,7 @@ func (s *Store) Watch(ctx context.Context, keys ...string) (iter.Seq2[jetstream.
 	return func(yield func(jetstream.KeyValueEntry, error) bool) {
 		w, err := s.join(ctx, keys)
 		if err != nil {
-			yield(nil, err)
+			yield(nil, because(ctx, err))
 			return
 		}
 		defer s.watching.leave(w)
@@ -294,7 +294,7 @@ func (s *Store) Watch(ctx context.Context, keys ...string) (iter.Seq2[jetstream.
 				}
 			}
 			if err != nil {
-				yield(nil, err)
+				yield(nil, because(ctx, err))
 				return
 			}
 		}
@@ -304,7 +304,8 @@ func (s *Store) Watch(ctx context.Context, keys ...string) (iter.Seq2[jetstream.
 // Wait waits until a key has a revision above after, and returns its entry, also when the
 // key was deleted: then its Operation is not jetstream.KeyValuePut. It returns at once if the
 // key has such a revision already.
-func (s *Store) Wait(ctx context.Context, key string, after uint64) (jetstream.KeyValueEntry, error) {
+func (s *Store) Wait(ctx context.Context, key string, after uint64) (_ jetstream.KeyValueEntry, err error) {
+	defer func() { err = because(ctx, err) }()
 	if err := checkKey(key); err != nil {
 		return nil, err
 	}
