@@ -160,13 +160,15 @@ func (w *natsWire) send(ctx context.Context, id string, msgs []*nats.Msg) (uint6
 		}
 	}
 	before := w.nc.LastError()
+	name := []string{id}
 	for i, m := range msgs {
 		out := m
 		if w.prefix != "" || len(msgs) > 1 {
 			out = &nats.Msg{Subject: w.prefix + m.Subject, Header: m.Header, Data: m.Data}
 		}
 		if len(msgs) > 1 {
-			out.Header = nats.Header{headerBatch: {id}, headerBatchSeq: {strconv.Itoa(i + 1)}}
+			out.Header = make(nats.Header, len(m.Header)+3)
+			out.Header[headerBatch], out.Header[headerBatchSeq] = name, []string{strconv.Itoa(i + 1)}
 			for k, v := range m.Header {
 				out.Header[k] = v
 			}
@@ -259,11 +261,15 @@ func batchHeader(id string, n, of int) int64 {
 	if of == 1 {
 		return 0
 	}
-	h := nats.Header{headerBatch: {id}, headerBatchSeq: {strconv.Itoa(n)}}
-	if n == of {
-		h[headerBatchCommit] = []string{"1"}
+	const colon, line = len(": "), len("\r\n")
+	bytes := len(headerBatch) + colon + len(id) + line + len(headerBatchSeq) + colon + line
+	for rest := n; rest > 0; rest /= 10 {
+		bytes++
 	}
-	return size(&nats.Msg{Header: h}) - size(&nats.Msg{})
+	if n == of {
+		bytes += len(headerBatchCommit) + colon + len("1") + line
+	}
+	return int64(bytes)
 }
 
 // errTooLarge is what the server says to a single message.
