@@ -396,9 +396,19 @@ func open(ctx context.Context, js jetstream.JetStream, bucket string, o options)
 		prefix = api
 	}
 	n := names{bucket}
+	w := &natsWire{nc: js.Conn(), prefix: prefix, stream: n.stream(), get: api + "DIRECT.GET." + n.stream(), quiet: min(o.quiet, o.timeout)}
+	w.limit(c)
+	look := func(ctx context.Context) (jetstream.StreamConfig, error) {
+		now, err := config(ctx, js, bucket)
+		if err == nil {
+			w.limit(now)
+		}
+		return now, err
+	}
+	w.look = func(ctx context.Context) error { _, err := look(ctx); return err }
 	return &Store{
 		names: n, opt: o, nc: js.Conn(), api: api, kv: kv, maxAge: c.MaxAge, grouped: grouped, claims: map[claimKey]*claim{}, sweep: 64,
-		wire:     &natsWire{nc: js.Conn(), prefix: prefix, stream: n.stream(), get: api + "DIRECT.GET." + n.stream(), quiet: min(o.quiet, o.timeout), most: int64(max(0, c.MaxMsgSize))},
+		wire:     w,
 		watching: hub{starting: make(chan struct{}, 1), every: lookEvery, beat: beat, kick: make(chan struct{}, 1)},
 		made: func(ctx context.Context) (time.Time, error) {
 			info, err := streamInfo(ctx, js, bucket)
@@ -409,7 +419,7 @@ func open(ctx context.Context, js jetstream.JetStream, bucket string, o options)
 		},
 		check: func(ctx context.Context) error {
 			// Not the variable above: this runs in several goroutines.
-			now, err := config(ctx, js, bucket)
+			now, err := look(ctx)
 			if err != nil {
 				return err
 			}
@@ -542,9 +552,19 @@ func (s *Store) guardMsg() *nats.Msg {
 }
 
 // stuck looks at the bucket's configuration if nobody has listened to a publish several
-// times: somebody may have taken the fences away.
+// times: somebody may have taken the fences away. Or somebody has lowered the limit of a
+// message: the server drops what is above it from a batch, and the rest is incomplete, or has
+// no answer. The wire knows the new limit then.
 func (s *Store) stuck(ctx context.Context, tries int, err error) error {
-	if tries%16 != 8 || !errors.Is(err, nats.ErrNoResponders) {
+	at := 8
+	switch api := (*jetstream.APIError)(nil); {
+	case errors.Is(err, nats.ErrNoResponders), errors.As(err, &api) && api.ErrorCode == codeBatchIncomplete:
+	case errors.Is(err, errSilent):
+		at = 1 // each took the time for an answer
+	default:
+		return nil
+	}
+	if tries%16 != at {
 		return nil
 	}
 	// While there is no leader, this question has no answer either.

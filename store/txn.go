@@ -546,7 +546,11 @@ func (s *Store) run(ctx context.Context, t *transaction, c *claim) (Result, erro
 			no = err // if the next read shows that it was not done
 		case forbidden(err):
 			return Result{}, unknown(fmt.Errorf("store: commit: %w", err))
-		case errors.Is(err, errBusy), errors.Is(err, errSilent):
+		case errors.Is(err, errBusy):
+		case errors.Is(err, errSilent):
+			if err := s.stuck(ctx, p.tries, err); err != nil {
+				return Result{}, unknown(err)
+			}
 		default:
 			return Result{}, unknown(fmt.Errorf("store: commit: %w", err))
 		}
@@ -583,6 +587,9 @@ func (s *Store) commit(ctx context.Context, at *attempt, c *claim, open *[]*atte
 				return 0, err
 			}
 			if forbidden(err) {
+				return 0, err
+			}
+			if err := s.stuck(ctx, p.tries, err); err != nil {
 				return 0, err
 			}
 		case errors.Is(err, errBusy) && forbidden(err):

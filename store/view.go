@@ -589,6 +589,9 @@ func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, firs
 			} else if forbidden(t.err) {
 				return fmt.Errorf("store: write %s: %w", describe(ps), t.err)
 			}
+			if err := c.s.stuck(ctx, p.tries, t.err); err != nil {
+				return err
+			}
 		default:
 			return fmt.Errorf("store: write %s: %w", describe(ps), t.err)
 		}
