@@ -266,7 +266,8 @@ func (s *Store) lastOf(a page, w *watcher) []*entry {
 // bucket comes in the order of revisions, and with a history above 1 a key may come several
 // times.
 //
-// When the server of the consumer fails, changes may come some seconds late, and none is lost.
+// When the server of the consumer fails, changes come some two seconds late, and none is lost. If it
+// is the leader of the bucket too, they come up to two seconds after there is another leader.
 //
 // When the bucket was deleted, or was made anew, watchers end with jetstream.ErrBucketNotFound,
 // within some ten seconds.
