@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -74,6 +75,8 @@ type have struct {
 	Lease     string `json:"lease,omitempty"`   // the digest of its id
 	Created   int64  `json:"created,omitempty"` // microseconds since 1970
 	Held      bool   `json:"held,omitempty"`
+
+	Released string `json:"released,omitempty"` // the digest of the id of a lease that its caller has ended
 }
 
 // where asks for the gateway that has a lease.
@@ -479,10 +482,10 @@ func (p *peers) onHave(m *nats.Msg) {
 	if h.Hello && h.Gateway != p.g.name {
 		p.publish(iHave, &have{Gateway: p.g.name})
 	}
-	if h.Lease == "" || h.Gateway == p.g.name {
+	if h.Lease == "" && h.Released == "" || h.Gateway == p.g.name {
 		return
 	}
-	key, ok := keyFrom(h.Principal, h.Lease)
+	key, ok := keyFrom(h.Principal, cmp.Or(h.Released, h.Lease))
 	if !ok {
 		return
 	}
@@ -490,6 +493,10 @@ func (p *peers) onHave(m *nats.Msg) {
 	l := p.g.leases[key]
 	p.g.mu.Unlock()
 	if l == nil {
+		return
+	}
+	if h.Released != "" {
+		_ = l.release() // it is over now, whatever it was before
 		return
 	}
 	l.mu.Lock()
@@ -516,6 +523,14 @@ func (p *peers) tellOf(l *lease) {
 	defer l.mu.Unlock()
 	if l.state != over {
 		p.made(l)
+	}
+}
+
+// tellReleased tells the others that a caller has ended the lease of its id. Two gateways may
+// have one: both of a shared lock, or the second one made after the first was taken for lost.
+func (p *peers) tellReleased(key leaseKey) {
+	if p.end != nil && len(p.others()) > 0 {
+		p.publish(iHave, &have{Gateway: p.g.name, Principal: key.principal, Released: key.hex()})
 	}
 }
 

@@ -185,6 +185,43 @@ func TestOneIDTwoGateways(t *testing.T) {
 	}
 }
 
+// A caller that ends its lease ends it at each gateway that has one of that id: two that made
+// one of a shared lock at once, or one that made it while the first was cut off.
+func TestReleasedEverywhere(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, b, la := w.pair()
+		ended := func(path string) {
+			t.Helper()
+			ask(t, a, "DELETE", path, "").want(t, 204, "")
+			settle()
+			if r := ask(t, b, "GET", path, "").want(t, 410, "gone"); r.fault.Cause != causeReleased {
+				t.Errorf("%s", r)
+			}
+			w.noClaims()
+		}
+		id := "/v1/leases/" + uuid.NewString()
+		ask(t, a, "PUT", id, `{"name":"x","mode":"shared"}`).want(t, 201, "")
+		b.peers.mu.Lock()
+		clear(b.peers.heard) // as if it had asked a moment before the other made its lease
+		b.peers.mu.Unlock()
+		ask(t, b, "PUT", id, `{"name":"x","mode":"shared"}`).want(t, 201, "")
+		ended(id)
+
+		id = "/v1/leases/" + uuid.NewString()
+		ask(t, a, "PUT", id, `{"name":"y"}`).want(t, 201, "")
+		la.Cut()
+		time.Sleep(5 * time.Second)
+		other := later(t, b, "PUT", id, `{"name":"y","wait":"30s"}`, "Prefer", "wait=30")
+		(<-other).want(t, 201, "")
+		la.Mend()
+		time.Sleep(5 * time.Second)
+		ask(t, a, "GET", id, "").want(t, 410, "gone")
+		ask(t, b, "POST", id+"/renew", "").want(t, 200, "")
+		ended(id)
+	})
+}
+
 // What gateways tell each other names no lease by its id, and what others send there is
 // ignored.
 func TestBetweenGateways(t *testing.T) {

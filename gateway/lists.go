@@ -65,10 +65,21 @@ type NodeList struct {
 	Writer     int      `json:"votes_for_a_writer"`
 	Reader     int      `json:"votes_for_a_reader"`
 	MaxLeaseMS int64    `json:"max_lease_ms"`
-	NodeNames  []string `json:"node_names"`
+	NodeNames  []string `json:"node_names" doc:"the list of nodes; while it changes, the old one"`
 	Nodes      []Node   `json:"nodes"`
 
+	Epoch  uint64      `json:"epoch" doc:"counts the decisions about the list of nodes; 0: the nodes go by the list that they were started with"`
+	Change *ListChange `json:"change,omitempty" doc:"the change of the list that is under way: a lock needs the votes of both lists"`
+
 	Findings []Finding `json:"findings" doc:"what is wrong, if the gateway checks it"`
+}
+
+// ListChange is a change of the list of nodes that is under way.
+type ListChange struct {
+	NodeNames  []string `json:"node_names" doc:"the new list"`
+	MaxLeaseMS int64    `json:"max_lease_ms"`
+	ForMS      int64    `json:"for_ms"`
+	WaitMS     int64    `json:"wait_ms" doc:"how long it cannot yet be finished"`
 }
 
 func claims(list []qlock.ClaimInfo) []Claim {
@@ -141,7 +152,13 @@ func (g *Gateway) nodesView() *view {
 		out := &NodeList{
 			Cluster: m.Cluster, Voting: m.Voting(), Writer: m.Config.WriteQuorum(), Reader: m.Config.ReadQuorum(),
 			MaxLeaseMS: m.Config.MaxLease.Milliseconds(), NodeNames: append([]string{}, m.Config.Nodes...), Nodes: make([]Node, len(m.Nodes)),
-			Findings: g.findings(m),
+			Findings: g.findings(m), Epoch: m.Config.Epoch,
+		}
+		if c := m.Change; c != nil {
+			out.Change = &ListChange{
+				NodeNames: append([]string{}, c.Nodes...), MaxLeaseMS: c.MaxLease.Milliseconds(),
+				ForMS: c.For.Milliseconds(), WaitMS: c.Wait.Milliseconds(),
+			}
 		}
 		for i := range m.Nodes {
 			n := &m.Nodes[i]

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -271,17 +272,27 @@ func (g *Gateway) renew(c *call, id string, in *RenewRequest) (*Lease, *Problem)
 // release ends a lease. One that is over, or that never was, is released. The problem is that
 // its gateway does not answer.
 func (g *Gateway) release(c *call, id string) *Problem {
-	l, p := g.find(keyOf(c.principal, id))
+	key := keyOf(c.principal, id)
+	l, p := g.find(key)
 	if p == nil {
 		p = l.release()
 	}
 	if !p.isFinal() {
 		_, p = g.elsewhere(c, normalID(id), p, &forwarded{verb: "release"})
 	}
+	if p != nil && p.isFinal() && !g.madeByGateway(id) {
+		g.peers.tellReleased(key) // another gateway may have a lease of the same id (G10)
+	}
 	if p != nil && p.Kind() == "unreachable" {
 		return p
 	}
 	return nil
+}
+
+// madeByGateway reports whether some gateway made the id of a lease, so that no other has one.
+func (g *Gateway) madeByGateway(id string) bool {
+	name, _, ok := strings.Cut(id, ".")
+	return ok && isGatewayName(name)
 }
 
 // ReleaseRequest names the lease to release: by its id, or by lock and token.

@@ -116,7 +116,7 @@ var kinds = map[string]struct {
 	"internal":           {http.StatusInternalServerError, "The gateway failed", true},
 	"refused":            {http.StatusServiceUnavailable, "Nodes refused the request", true},
 	"no-quorum":          {http.StatusServiceUnavailable, "Too few nodes could vote", true},
-	"unreachable":        {http.StatusServiceUnavailable, "NATS cannot be reached", true},
+	"unreachable":        {http.StatusServiceUnavailable, "NATS, or the gateway that has the lease, cannot be reached", true},
 	"draining":           {http.StatusServiceUnavailable, "The gateway is stopping", true},
 }
 

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -151,6 +152,8 @@ func storeProblem(err error) *Problem {
 		p.Missing, p.Command = missing.Missing, prepareCommand(missing.Bucket)
 	case errors.Is(err, store.ErrFull):
 		return problem("full", "the bucket or the account has no room: raise its limit; nothing was written")
+	case errors.Is(err, store.ErrTooLarge): // its text has the limit
+		return problem("too-large", "%s; nothing was written", text)
 	case errors.Is(err, store.ErrUnsupported):
 		return problem("unsupported", "%s", text)
 	case errors.Is(err, store.ErrShared):
@@ -363,7 +366,13 @@ func (g *Gateway) transacted(c *call, in *TransactionRequest) (*TransactionAnswe
 	case in.Lock != nil:
 		return g.lockAndTransact(c, t)
 	case in.Lease != "":
-		return g.transactUnder(c, t, in.Lease)
+		a, p := g.transactUnder(c, t, in.Lease)
+		if p != nil && (p.Status == http.StatusGone || slices.Contains(undecided, p.Kind())) {
+			if first := g.repeated(c, t); first != nil {
+				return first, nil
+			}
+		}
+		return a, p
 	}
 	s, p := c.principal.bucket(c.ctx, in.Bucket)
 	if p != nil {
@@ -522,6 +531,33 @@ func (g *Gateway) transactUnder(c *call, t *transaction, id string) (*Transactio
 	return a, p
 }
 
+// undecided are the kinds of problems, beside those of a lease that is over, that say nothing of
+// an earlier transaction with the same once: it may have been done while the lease was held.
+var undecided = []string{"unknown-lease", "fenced", "held", "unreachable", "unknown-outcome"}
+
+// repeated is the answer of an earlier transaction with the same once, if that was done.
+func (g *Gateway) repeated(c *call, t *transaction) *TransactionAnswer {
+	if t.in.Once == "" {
+		return nil
+	}
+	s, p := c.principal.bucket(c.ctx, t.in.Bucket)
+	if p != nil {
+		return nil
+	}
+	res, err := t.repeat(c, s)
+	if !errors.Is(err, store.ErrDuplicate) {
+		return nil
+	}
+	a, _ := g.transactionAnswer(c, t, s, res, err)
+	return a
+}
+
+func (t *transaction) repeat(c *call, s *store.Store) (store.Result, error) {
+	ctx, cancel := t.context(c.ctx)
+	defer cancel()
+	return s.Repeat(ctx, t.in.Once)
+}
+
 // lockAndTransact acquires a lock, does a transaction under it, and releases it when the answer
 // is known. Nothing is left of a request that fails.
 func (g *Gateway) lockAndTransact(c *call, t *transaction) (*TransactionAnswer, *Problem) {
@@ -540,9 +576,7 @@ func (g *Gateway) lockAndTransact(c *call, t *transaction) (*TransactionAnswer, 
 	if p != nil {
 		// This request has done nothing. An earlier one with the same id may have been done, and
 		// then the lock is not needed.
-		ctx, cancel := t.context(c.ctx)
-		defer cancel()
-		if res, err := s.Repeat(ctx, t.in.Once); errors.Is(err, store.ErrDuplicate) {
+		if res, err := t.repeat(c, s); errors.Is(err, store.ErrDuplicate) {
 			return g.transactionAnswer(c, t, s, res, err)
 		}
 		return nil, p

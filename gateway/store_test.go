@@ -266,6 +266,53 @@ func TestTransactions(t *testing.T) {
 	})
 }
 
+// A transaction that was done under a lease is told of as done when it is repeated after the
+// lease's end, and not as refused.
+func TestOnceOutlivesItsLease(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newStoreWorld(t)
+		a, b := w.gateway(), w.gateway(func(c *Config) { c.Client = "gateway2" })
+		time.Sleep(time.Second)
+		const path = "/v1/stores/orders/transactions"
+		id := uuid.NewString()
+		held := ask(t, a, "PUT", "/v1/leases/"+id, `{"name":"nightly","lease":"20s"}`).want(t, 201, "")
+		body := func(once string, by int) string {
+			return fmt.Sprintf(`{"lease":%q,"once":%q,"ops":[{"op":"add","key":"n","by":%d}]}`, id, once, by)
+		}
+		ask(t, a, "POST", path, body("o", 5)).want(t, 200, "")
+		first := func(why string) {
+			t.Helper()
+			for _, g := range []*Gateway{a, b} {
+				r := read[TransactionAnswer](t, ask(t, g, "POST", path, body("o", 5)).want(t, 200, ""))
+				if !r.Duplicate || *r.Results[0].Number != 5 {
+					t.Errorf("%s: %+v", why, r)
+				}
+			}
+		}
+		first("held")
+		s, err := store.Open(t.Context(), w.js(), "orders", store.WithClient("rival"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rival := newerHold{"nightly", held.lease.Token + 1, t.Context()}
+		if _, err := s.With(rival).Put(t.Context(), "k", []byte("rival's")); err != nil {
+			t.Fatal(err)
+		}
+		first("fenced")
+		ask(t, b, "POST", path, body("p", 5)).want(t, 409, "fenced")
+		ask(t, a, "DELETE", "/v1/leases/"+id, "").want(t, 204, "")
+		first("released")
+		ask(t, b, "POST", path, body("p", 5)).want(t, 410, "gone")
+		ask(t, b, "POST", path, body("o", 6)).want(t, 410, "gone") // another transaction, which was not done
+		time.Sleep(11 * time.Minute)
+		first("forgotten")
+		ask(t, b, "POST", path, body("p", 5)).want(t, 404, "unknown-lease")
+		if got := ask(t, a, "GET", "/v1/stores/orders/keys/n", ""); string(got.body) != "5" {
+			t.Errorf("%s", got)
+		}
+	})
+}
+
 // One request acquires a lock, changes what it protects, and releases it.
 func TestLockChangeUnlock(t *testing.T) {
 	bubble(t, func(t *testing.T) {
@@ -583,6 +630,39 @@ func TestStoreIsNotThere(t *testing.T) {
 			t.Fatal(err)
 		}
 		ask(t, g, "PUT", "/v1/stores/"+full.Bucket()+"/keys/k", strings.Repeat("x", 4000)).want(t, 507, "full")
+
+		// The bucket's own limit for a value, of one message and of a batch.
+		if _, err := store.Create(t.Context(), w.js(), jetstream.KeyValueConfig{Bucket: "narrow", Storage: jetstream.MemoryStorage, MaxValueSize: 600}); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range []*reply{
+			ask(t, g, "PUT", "/v1/stores/narrow/keys/k", strings.Repeat("x", 700)),
+			ask(t, g, "POST", "/v1/stores/narrow/transactions", `{"once":"x","ops":[{"op":"put","key":"k","value":"`+strings.Repeat("x", 700)+`"}]}`),
+		} {
+			if r.want(t, 413, "too-large"); !strings.Contains(r.fault.Detail, "limit was 600") || r.fault.Retryable {
+				t.Errorf("%s", r)
+			}
+		}
+		ask(t, g, "PUT", "/v1/stores/narrow/keys/k", "x").want(t, 200, "")
+
+		// Buckets that no change lets have fences.
+		if _, err := w.js().CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "mirror", Storage: jetstream.MemoryStorage, Mirror: &jetstream.StreamSource{Name: "KV_orders"}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.js().CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "tiny", Storage: jetstream.MemoryStorage, MaxValueSize: 100}); err != nil {
+			t.Fatal(err)
+		}
+		for bucket, why := range map[string]string{"mirror": "a mirror of KV_orders", "tiny": "at most 100 bytes"} {
+			at := "/v1/stores/" + bucket
+			for _, r := range []*reply{
+				ask(t, g, "GET", at, ""), ask(t, g, "GET", at+"/keys/k", ""), ask(t, g, "PUT", at+"/keys/k", "x"),
+				ask(t, g, "POST", at+"/transactions", `{"ops":[{"op":"get","key":"k"}]}`),
+			} {
+				if r.want(t, 422, "unsupported"); !strings.Contains(r.fault.Detail, why) {
+					t.Errorf("%s", r)
+				}
+			}
+		}
 	})
 }
 

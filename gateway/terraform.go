@@ -217,6 +217,8 @@ func stateProblem(err error) *Problem {
 		return problem("unknown-outcome", "%s", text)
 	case errors.Is(err, store.ErrFull):
 		return problem("full", "%s", text)
+	case errors.Is(err, store.ErrTooLarge):
+		return problem("too-large", "%s; nothing was written", text)
 	case errors.Is(err, jetstream.ErrBucketNotFound):
 		return problem("not-prepared", "there is no such bucket: qlock store create makes one")
 	case errors.Is(err, store.ErrNotPrepared), errors.Is(err, store.ErrUnsupported),

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/md5"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/qlock/qlock/store"
@@ -307,4 +309,38 @@ func TestTerraformRace(t *testing.T) {
 		}
 		b.want(200, stateText(7), "GET", "", "")
 	})
+}
+
+// Each error of the store is a kind of problem of its own, and none that may pass by itself looks
+// as if it would.
+func TestProblemsOfTheStore(t *testing.T) {
+	for _, c := range []struct {
+		err         error
+		keys, state string
+	}{
+		{&store.FencedError{Lock: "l", Token: 1, Newer: 2}, "fenced", ""},
+		{&store.ConflictError{Key: "k", Revision: 1}, "conflict", ""},
+		{&store.NotPreparedError{Bucket: "b", Missing: []string{"x"}}, "not-prepared", "not-prepared"},
+		{&store.UnknownError{What: "k", Cause: errors.New("why")}, "unknown-outcome", "unknown-outcome"},
+		{store.ErrFull, "full", "full"},
+		{store.ErrTooLarge, "too-large", "too-large"},
+		{store.ErrUnsupported, "unsupported", "not-prepared"},
+		{store.ErrShared, "read-only", ""},
+		{store.ErrNotNumber, "not-number", ""},
+		{store.ErrInvalid, "invalid", "invalid"},
+		{jetstream.ErrBucketNotFound, "no-bucket", "not-prepared"},
+		{jetstream.ErrJetStreamNotEnabled, "no-jetstream", "not-prepared"},
+		{nats.ErrPermissionViolation, "forbidden", "forbidden"},
+	} {
+		err := fmt.Errorf("store: write k: %w", c.err)
+		if p := storeProblem(err); p.Kind() != c.keys {
+			t.Errorf("%v: %s, want %s", err, p.Kind(), c.keys)
+		}
+		if c.state == "" {
+			continue
+		}
+		if p := stateProblem(err); p.Kind() != c.state || p.Retryable {
+			t.Errorf("the state, %v: %s, want %s", err, p.Kind(), c.state)
+		}
+	}
 }

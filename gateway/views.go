@@ -264,6 +264,11 @@ func (l *NodeList) withoutTimes() any {
 		n.RoundTripMS, n.RecoveringMS, n.Claims = 0, 0, 0
 		out.Nodes[i] = n
 	}
+	if l.Change != nil {
+		change := *l.Change
+		change.ForMS, change.WaitMS = 0, 0
+		out.Change = &change
+	}
 	return &out
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/election"
 	"github.com/qlock/qlock/members"
+	"github.com/qlock/qlock/nodes"
 	"github.com/qlock/qlock/semaphore"
 )
 
@@ -195,6 +197,43 @@ func TestRecipes(t *testing.T) {
 			if err != nil {
 				t.Error(fmt.Errorf("at the end: %w", err))
 			}
+		}
+	})
+}
+
+// The list of nodes tells of a change that is under way, as qlock nodes does.
+func TestNodesWhileTheListChanges(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		g := w.gateway()
+		look := func(header ...string) (*NodeList, string) {
+			t.Helper()
+			r := ask(t, g, "GET", "/v1/nodes", "", header...).want(t, 200, "")
+			return read[NodeList](t, r), r.header.Get("ETag")
+		}
+		old, etag := look()
+		if old.Epoch != 0 || old.Change != nil {
+			t.Errorf("%+v", old)
+		}
+		nc := w.connect().Conn
+		if err := nodes.Change(t.Context(), nc, []string{"n1", "n2"}, nodes.MaxLease(20*time.Second), nodes.StayJoint()); err != nil {
+			t.Fatal(err)
+		}
+		during, tag := look("If-None-Match", etag)
+		c := during.Change
+		if during.Epoch != 2 || len(during.NodeNames) != 3 || c == nil {
+			t.Fatalf("%+v", during)
+		}
+		if !slices.Equal(c.NodeNames, []string{"n1", "n2"}) || c.MaxLeaseMS != 20_000 || c.WaitMS <= 0 {
+			t.Errorf("%+v", c)
+		}
+		time.Sleep(time.Second)
+		ask(t, g, "GET", "/v1/nodes", "", "If-None-Match", tag).want(t, 304, "")
+		if err := nodes.Finish(t.Context(), nc); err != nil {
+			t.Fatal(err)
+		}
+		if after, _ := look("If-None-Match", tag); after.Epoch != 3 || len(after.NodeNames) != 2 || after.MaxLeaseMS != 20_000 || after.Change != nil {
+			t.Errorf("%+v", after)
 		}
 	})
 }

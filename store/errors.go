@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -94,7 +95,8 @@ func (e *FencedError) Unwrap() []error {
 
 // UnknownError says which write has no known outcome. Errors.Is finds ErrUnknown in it, and
 // what kept the package from finding out, such as the context's error. It never finds
-// ErrFenced, which says that nothing was written.
+// ErrFenced, ErrConflict, ErrDuplicate, ErrFull, ErrTooLarge or ErrNotNumber, which say that
+// nothing was written.
 type UnknownError struct {
 	What  string // the keys of the write
 	Cause error  // what kept the package from finding out
@@ -106,10 +108,29 @@ func (e *UnknownError) Error() string {
 
 // Unwrap is for errors.Is and errors.As.
 func (e *UnknownError) Unwrap() []error {
-	if f := (*FencedError)(nil); errors.As(e.Cause, &f) {
+	if errors.Is(e.Cause, ErrFenced) {
 		return []error{ErrUnknown, qlock.ErrLost}
 	}
+	for _, undone := range []error{ErrConflict, ErrDuplicate, ErrFull, ErrTooLarge, ErrNotNumber} {
+		if errors.Is(e.Cause, undone) {
+			return []error{ErrUnknown}
+		}
+	}
 	return []error{ErrUnknown, e.Cause}
+}
+
+// because adds to the error of a call why its context ended. The rest of the package sees the
+// context's own error only: a cause is the caller's, and may have any error in it, also one that
+// means something else here.
+func because(ctx context.Context, err error) error {
+	cause := context.Cause(ctx)
+	if err == nil || cause == nil || errors.Is(err, cause) || !errors.Is(err, ctx.Err()) || errors.Is(err, ErrFenced) {
+		return err
+	}
+	if u := (*UnknownError)(nil); errors.As(err, &u) {
+		return &UnknownError{What: u.What, Cause: fmt.Errorf("%w: %w", u.Cause, cause)}
+	}
+	return fmt.Errorf("%w: %w", err, cause)
 }
 
 // ConflictError says which key is not as Create, Insert or Update demands. Of a Create or Insert that found

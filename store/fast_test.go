@@ -136,3 +136,44 @@ func BenchmarkPut(b *testing.B) {
 		}
 	})
 }
+
+// What the headers of a batch take is as much as they are.
+func TestBatchHeader(t *testing.T) {
+	id := newID()
+	for _, of := range []int{1, 2, 9, 10, 11, 256, 1000} {
+		for _, n := range []int{1, 2, 9, 10, 99, 100, 999, 1000} {
+			if n > of {
+				break
+			}
+			m := &nats.Msg{Header: nats.Header{"X": {"y"}}, Data: []byte("z")}
+			before := size(m)
+			if of > 1 {
+				m.Header[headerBatch], m.Header[headerBatchSeq] = []string{id}, []string{fmt.Sprint(n)}
+				if n == of {
+					m.Header[headerBatchCommit] = []string{"1"}
+				}
+			}
+			if got, want := batchHeader(id, n, of), size(m)-before; got != want {
+				t.Errorf("%d of %d: %d bytes, want %d", n, of, got, want)
+			}
+		}
+	}
+}
+
+// What a group of puts costs in one batch, for all of them.
+func BenchmarkGroup(b *testing.B) {
+	nc := connect(b, startServer(b).ClientURL())
+	s := newStore(b, newJS(b, nc), jetstream.KeyValueConfig{Storage: jetstream.MemoryStorage})
+	v := s.With(lock(b, "l", 1))
+	must(v.Put(b.Context(), "k", nil))(b)
+	ps := make([]*put, 64)
+	for i := range ps {
+		ps[i] = &put{write: write{subject: s.key(fmt.Sprint("k", i)), data: make([]byte, 64)}}
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := v.c.sendPuts(b.Context(), ps); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -201,3 +201,58 @@ func TestTooLarge(t *testing.T) {
 		wantStored(t, s, "k", strings.Repeat("v", smallest/2))
 	}
 }
+
+// A limit that was changed after Open counts as well. The server gives no answer to a batch that is
+// above it.
+func TestLimitIsChanged(t *testing.T) {
+	nc := connect(t, startServer(t).ClientURL())
+	js := newJS(t, nc)
+	limit := func(s *Store, most int32) {
+		t.Helper()
+		c := must(js.Stream(t.Context(), s.stream()))(t).CachedInfo().Config
+		c.MaxMsgSize = most
+		must(js.UpdateStream(t.Context(), c))(t)
+	}
+	value := make([]byte, 1000)
+	calls := func(s *Store, v *View) map[string]func() error {
+		return map[string]func() error{
+			"View.Do":           func() error { _, err := v.Do(t.Context(), Put("k", value), Put("l", nil)); return err },
+			"the last":          func() error { _, err := v.Do(t.Context(), Put("l", nil), Put("k", value)); return err },
+			"no lock, the last": func() error { _, err := s.Do(t.Context(), Put("l", nil), Put("k", value)); return err },
+			"View.Put":          func() error { _, err := v.Put(t.Context(), "k", value); return err },
+			"a group": func() error {
+				ps := []*put{{write: write{subject: s.key("k"), data: value}}, {write: write{subject: s.key("l")}}}
+				for _, p := range ps {
+					p.ctx, p.done = t.Context(), make(chan struct{})
+				}
+				v.c.turn <- struct{}{}
+				v.c.commitPuts(t.Context(), ps)
+				<-v.c.turn
+				if ps[1].err != nil {
+					t.Error(ps[1].err)
+				}
+				return ps[0].err
+			},
+			"Store.Do": func() error { _, err := s.Do(t.Context(), Put("k", value), Put("l", nil)); return err },
+		}
+	}
+	for _, what := range []string{"View.Do", "the last", "View.Put", "a group", "Store.Do", "no lock, the last"} {
+		s := newStore(t, js, jetstream.KeyValueConfig{Storage: jetstream.MemoryStorage}, WithAnswerTimeout(50*time.Millisecond), WithTimeout(time.Minute))
+		v := s.With(lock(t, "l", 1))
+		mustPut(t, v, "k", "old")
+		limit(s, smallest)
+		err := calls(s, v)[what]()
+		wantIs(t, err, ErrTooLarge)
+		if text := fmt.Sprintf("limit was %d", smallest); !strings.Contains(fmt.Sprint(err), text) {
+			t.Errorf("%s: %v", what, err)
+		}
+		wantStored(t, s, "k", "old")
+		err = calls(s, v)[what]() // now it is known
+		wantIs(t, err, ErrTooLarge)
+		limit(s, 4096)
+		if err := calls(s, v)[what](); err != nil {
+			t.Errorf("%s: %v, and the limit was raised", what, err)
+		}
+		wantStored(t, s, "k", string(value))
+	}
+}

@@ -27,7 +27,8 @@ func Check(c jetstream.StreamConfig) error {
 // Repeat looks whether a transaction with this id of Once was done, and changes nothing. If it
 // was, the result and the error are those of a repeat: the first one's Result, and a
 // *DuplicateError. If no such transaction was done before the call, the error is nil.
-func (s *Store) Repeat(ctx context.Context, id string) (Result, error) {
+func (s *Store) Repeat(ctx context.Context, id string) (_ Result, err error) {
+	defer func() { err = because(ctx, err) }()
 	t, err := s.transaction([]Op{Once(id, 0)})
 	if err != nil {
 		return Result{}, err
@@ -63,7 +64,8 @@ type NamedFence struct {
 // Fences returns the fences of all locks of the store's cluster, by name. They are read from
 // any replica, and may be behind. It fails with ErrInvalid if there are more than 1,023, as
 // many as the server gives in an answer.
-func (s *Store) Fences(ctx context.Context) ([]NamedFence, error) {
+func (s *Store) Fences(ctx context.Context) (_ []NamedFence, err error) {
+	defer func() { err = because(ctx, err) }()
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	prefix := s.fences() + s.opt.cluster + "."

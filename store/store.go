@@ -133,7 +133,8 @@ func buildOptions(opts []Option) (options, error) {
 // condition. MaxValueSize includes the headers, as the server counts them: those of a fenced
 // value take some 200 bytes and the length of the lock's name, and 130 more in a transaction.
 // So it is at least 512. Three replicas are recommended where the data matters.
-func Create(ctx context.Context, js jetstream.JetStream, cfg jetstream.KeyValueConfig, opts ...Option) (*Store, error) {
+func Create(ctx context.Context, js jetstream.JetStream, cfg jetstream.KeyValueConfig, opts ...Option) (_ *Store, err error) {
+	defer func() { err = because(ctx, err) }()
 	o, err := buildOptions(opts)
 	if err != nil {
 		return nil, err
@@ -297,7 +298,8 @@ func askLevel(ctx context.Context, js jetstream.JetStream) error {
 // CreateOrUpdateKeyValue fail too, unless their configuration has a LimitMarkerTTL: then they
 // take the fences away, no new holder can take one, and its calls fail with
 // ErrNotPrepared.
-func Prepare(ctx context.Context, js jetstream.JetStream, bucket string) error {
+func Prepare(ctx context.Context, js jetstream.JetStream, bucket string) (err error) {
+	defer func() { err = because(ctx, err) }()
 	if err := checkBucket(bucket); err != nil {
 		return err
 	}
@@ -349,7 +351,8 @@ func streamInfo(ctx context.Context, js jetstream.JetStream, bucket string) (*je
 //
 // Errors: a *NotPreparedError that lists what is missing, ErrUnsupported for mirrors and
 // buckets with sources, and jetstream.ErrBucketNotFound.
-func Open(ctx context.Context, js jetstream.JetStream, bucket string, opts ...Option) (*Store, error) {
+func Open(ctx context.Context, js jetstream.JetStream, bucket string, opts ...Option) (_ *Store, err error) {
+	defer func() { err = because(ctx, err) }()
 	o, err := buildOptions(opts)
 	if err != nil {
 		return nil, err
@@ -393,9 +396,19 @@ func open(ctx context.Context, js jetstream.JetStream, bucket string, o options)
 		prefix = api
 	}
 	n := names{bucket}
+	w := &natsWire{nc: js.Conn(), prefix: prefix, stream: n.stream(), get: api + "DIRECT.GET." + n.stream(), quiet: min(o.quiet, o.timeout)}
+	w.limit(c)
+	look := func(ctx context.Context) (jetstream.StreamConfig, error) {
+		now, err := config(ctx, js, bucket)
+		if err == nil {
+			w.limit(now)
+		}
+		return now, err
+	}
+	w.look = func(ctx context.Context) error { _, err := look(ctx); return err }
 	return &Store{
 		names: n, opt: o, nc: js.Conn(), api: api, kv: kv, maxAge: c.MaxAge, grouped: grouped, claims: map[claimKey]*claim{}, sweep: 64,
-		wire:     &natsWire{nc: js.Conn(), prefix: prefix, stream: n.stream(), get: api + "DIRECT.GET." + n.stream(), quiet: min(o.quiet, o.timeout), most: int64(max(0, c.MaxMsgSize))},
+		wire:     w,
 		watching: hub{starting: make(chan struct{}, 1), every: lookEvery, beat: beat, kick: make(chan struct{}, 1)},
 		made: func(ctx context.Context) (time.Time, error) {
 			info, err := streamInfo(ctx, js, bucket)
@@ -406,7 +419,7 @@ func open(ctx context.Context, js jetstream.JetStream, bucket string, o options)
 		},
 		check: func(ctx context.Context) error {
 			// Not the variable above: this runs in several goroutines.
-			now, err := config(ctx, js, bucket)
+			now, err := look(ctx)
 			if err != nil {
 				return err
 			}
@@ -539,9 +552,19 @@ func (s *Store) guardMsg() *nats.Msg {
 }
 
 // stuck looks at the bucket's configuration if nobody has listened to a publish several
-// times: somebody may have taken the fences away.
+// times: somebody may have taken the fences away. Or somebody has lowered the limit of a
+// message: the server drops what is above it from a batch, and the rest is incomplete, or has
+// no answer. The wire knows the new limit then.
 func (s *Store) stuck(ctx context.Context, tries int, err error) error {
-	if tries%16 != 8 || !errors.Is(err, nats.ErrNoResponders) {
+	at := 8
+	switch api := (*jetstream.APIError)(nil); {
+	case errors.Is(err, nats.ErrNoResponders), errors.As(err, &api) && api.ErrorCode == codeBatchIncomplete:
+	case errors.Is(err, errSilent):
+		at = 1 // each took the time for an answer
+	default:
+		return nil
+	}
+	if tries%16 != at {
 		return nil
 	}
 	// While there is no leader, this question has no answer either.
@@ -563,7 +586,8 @@ type Fence struct {
 }
 
 // Fence returns the fence of a lock. It is read from any replica, and may be behind.
-func (s *Store) Fence(ctx context.Context, lock string) (Fence, error) {
+func (s *Store) Fence(ctx context.Context, lock string) (_ Fence, err error) {
+	defer func() { err = because(ctx, err) }()
 	subject, err := s.fenceOf(lock)
 	if err != nil {
 		return Fence{}, err
@@ -593,7 +617,8 @@ func (s *Store) Fence(ctx context.Context, lock string) (Fence, error) {
 //
 // A former holder that has a token and has not used this store with it yet may take the
 // fence again. Make sure that none is left.
-func (s *Store) Unfence(ctx context.Context, lock string) (Fence, error) {
+func (s *Store) Unfence(ctx context.Context, lock string) (_ Fence, err error) {
+	defer func() { err = because(ctx, err) }()
 	subject, err := s.fenceOf(lock)
 	if err != nil {
 		return Fence{}, err

@@ -119,7 +119,8 @@ type noted struct {
 // Errors beside those of Put: *ConflictError, *DuplicateError, ErrNotNumber. On a file-based
 // bucket with one replica, a transaction with several messages is some hundred times slower
 // than a Put.
-func (v *View) Do(ctx context.Context, ops ...Op) (Result, error) {
+func (v *View) Do(ctx context.Context, ops ...Op) (_ Result, err error) {
+	defer func() { err = because(ctx, err) }()
 	if err := v.ready(); err != nil {
 		return Result{}, err
 	}
@@ -160,7 +161,8 @@ func (v *View) Do(ctx context.Context, ops ...Op) (Result, error) {
 //
 // If the answer to a commit is lost, Do finds out whether it was done unless others have
 // written the same keys since: then its error is ErrUnknown. With Once it always finds out.
-func (s *Store) Do(ctx context.Context, ops ...Op) (Result, error) {
+func (s *Store) Do(ctx context.Context, ops ...Op) (_ Result, err error) {
+	defer func() { err = because(ctx, err) }()
 	t, err := s.transaction(ops)
 	if err != nil {
 		return Result{}, err
@@ -544,7 +546,11 @@ func (s *Store) run(ctx context.Context, t *transaction, c *claim) (Result, erro
 			no = err // if the next read shows that it was not done
 		case forbidden(err):
 			return Result{}, unknown(fmt.Errorf("store: commit: %w", err))
-		case errors.Is(err, errBusy), errors.Is(err, errSilent):
+		case errors.Is(err, errBusy):
+		case errors.Is(err, errSilent):
+			if err := s.stuck(ctx, p.tries, err); err != nil {
+				return Result{}, unknown(err)
+			}
 		default:
 			return Result{}, unknown(fmt.Errorf("store: commit: %w", err))
 		}
@@ -581,6 +587,9 @@ func (s *Store) commit(ctx context.Context, at *attempt, c *claim, open *[]*atte
 				return 0, err
 			}
 			if forbidden(err) {
+				return 0, err
+			}
+			if err := s.stuck(ctx, p.tries, err); err != nil {
 				return 0, err
 			}
 		case errors.Is(err, errBusy) && forbidden(err):

@@ -165,7 +165,8 @@ func (v *View) Get(ctx context.Context, key string) (jetstream.KeyValueEntry, er
 }
 
 // GetAll returns the entries of up to 1,000 keys, as they were at one moment.
-func (v *View) GetAll(ctx context.Context, keys ...string) (Snapshot, error) {
+func (v *View) GetAll(ctx context.Context, keys ...string) (_ Snapshot, err error) {
+	defer func() { err = because(ctx, err) }()
 	if err := v.ready(keys...); err != nil {
 		return Snapshot{}, err
 	}
@@ -327,7 +328,8 @@ const (
 // a time, and refuses all others until it is stored. So the first goroutine sends its own,
 // and what has come meanwhile goes as one batch by the next (S3). With one replica there is
 // no such limit, and there a batch costs much more than a message.
-func (v *View) put(ctx context.Context, key string, w write, opts []WriteOption) (uint64, error) {
+func (v *View) put(ctx context.Context, key string, w write, opts []WriteOption) (_ uint64, err error) {
+	defer func() { err = because(ctx, err) }()
 	if err := v.ready(key); err != nil {
 		return 0, err
 	}
@@ -586,6 +588,9 @@ func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, firs
 				return nil
 			} else if forbidden(t.err) {
 				return fmt.Errorf("store: write %s: %w", describe(ps), t.err)
+			}
+			if err := c.s.stuck(ctx, p.tries, t.err); err != nil {
+				return err
 			}
 		default:
 			return fmt.Errorf("store: write %s: %w", describe(ps), t.err)

@@ -266,7 +266,8 @@ func (s *Store) lastOf(a page, w *watcher) []*entry {
 // bucket comes in the order of revisions, and with a history above 1 a key may come several
 // times.
 //
-// When the server of the consumer fails, changes may come some seconds late, and none is lost.
+// When the server of the consumer fails, changes come some two seconds late, and none is lost. If it
+// is the leader of the bucket too, they come up to two seconds after there is another leader.
 //
 // When the bucket was deleted, or was made anew, watchers end with jetstream.ErrBucketNotFound,
 // within some ten seconds.
@@ -282,7 +283,7 @@ func (s *Store) Watch(ctx context.Context, keys ...string) (iter.Seq2[jetstream.
 	return func(yield func(jetstream.KeyValueEntry, error) bool) {
 		w, err := s.join(ctx, keys)
 		if err != nil {
-			yield(nil, err)
+			yield(nil, because(ctx, err))
 			return
 		}
 		defer s.watching.leave(w)
@@ -294,7 +295,7 @@ func (s *Store) Watch(ctx context.Context, keys ...string) (iter.Seq2[jetstream.
 				}
 			}
 			if err != nil {
-				yield(nil, err)
+				yield(nil, because(ctx, err))
 				return
 			}
 		}
@@ -304,7 +305,8 @@ func (s *Store) Watch(ctx context.Context, keys ...string) (iter.Seq2[jetstream.
 // Wait waits until a key has a revision above after, and returns its entry, also when the
 // key was deleted: then its Operation is not jetstream.KeyValuePut. It returns at once if the
 // key has such a revision already.
-func (s *Store) Wait(ctx context.Context, key string, after uint64) (jetstream.KeyValueEntry, error) {
+func (s *Store) Wait(ctx context.Context, key string, after uint64) (_ jetstream.KeyValueEntry, err error) {
+	defer func() { err = because(ctx, err) }()
 	if err := checkKey(key); err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -120,8 +121,23 @@ type natsWire struct {
 	stream string
 	get    string // the subject of direct gets
 	quiet  time.Duration
-	most   int64 // bytes of a message that the bucket takes, with its headers; 0: no limit
+	most   atomic.Int64                    // bytes of a message that the bucket takes, with its headers; 0: no limit
+	look   func(ctx context.Context) error // asks for that limit
 }
+
+func (w *natsWire) tooMuch(bytes int64) bool {
+	most := w.most.Load()
+	return most > 0 && bytes > most
+}
+
+// lookAgain asks for the bucket's limit. Without an answer it stays as it was known.
+func (w *natsWire) lookAgain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, w.quiet)
+	defer cancel()
+	_ = w.look(ctx)
+}
+
+func (w *natsWire) limit(c jetstream.StreamConfig) { w.most.Store(int64(max(0, c.MaxMsgSize))) }
 
 // tooLarge says which message of a write is larger than what is allowed, and why.
 func (w *natsWire) tooLarge(id string, msgs []*nats.Msg, why error) error {
@@ -133,7 +149,7 @@ func (w *natsWire) tooLarge(id string, msgs []*nats.Msg, why error) error {
 	}
 	limit, name := w.nc.MaxPayload(), "the server's limit is %d (max_payload)"
 	if !errors.Is(why, nats.ErrMaxPayload) {
-		limit, name = w.most, "the bucket's limit was %d (max_msg_size, MaxValueSize) when it was opened"
+		limit, name = w.most.Load(), "the bucket's limit was %d (max_msg_size, MaxValueSize) when it was last looked at"
 	}
 	headers := size(m) + extra - int64(len(m.Data))
 	return fmt.Errorf("%w: %s: the value has %d bytes, the headers that come with it have %d, and "+name+": %w", ErrTooLarge, m.Subject, len(m.Data), headers, limit, why)
@@ -150,23 +166,30 @@ func (w *natsWire) send(ctx context.Context, id string, msgs []*nats.Msg) (uint6
 		// A batch that ends in the middle blocks one of the 50 that a stream may have open, for ten
 		// seconds. So nothing of it is sent if a message is too large.
 		// The server gives no answer to that either, where it is the bucket's limit.
+		var largest int64
 		for i, m := range msgs {
-			switch n := size(m) + batchHeader(id, i+1, len(msgs)); {
-			case n > w.nc.MaxPayload():
-				return 0, w.tooLarge(id, msgs, nats.ErrMaxPayload)
-			case w.most > 0 && n > w.most:
+			largest = max(largest, size(m)+batchHeader(id, i+1, len(msgs)))
+		}
+		if largest > w.nc.MaxPayload() {
+			return 0, w.tooLarge(id, msgs, nats.ErrMaxPayload)
+		}
+		if w.tooMuch(largest) {
+			w.lookAgain(ctx) // it may have been raised
+			if w.tooMuch(largest) {
 				return 0, w.tooLarge(id, msgs, errTooLarge)
 			}
 		}
 	}
 	before := w.nc.LastError()
+	name := []string{id}
 	for i, m := range msgs {
 		out := m
 		if w.prefix != "" || len(msgs) > 1 {
 			out = &nats.Msg{Subject: w.prefix + m.Subject, Header: m.Header, Data: m.Data}
 		}
 		if len(msgs) > 1 {
-			out.Header = nats.Header{headerBatch: {id}, headerBatchSeq: {strconv.Itoa(i + 1)}}
+			out.Header = make(nats.Header, len(m.Header)+3)
+			out.Header[headerBatch], out.Header[headerBatchSeq] = name, []string{strconv.Itoa(i + 1)}
 			for k, v := range m.Header {
 				out.Header[k] = v
 			}
@@ -191,6 +214,9 @@ func (w *natsWire) send(ctx context.Context, id string, msgs []*nats.Msg) (uint6
 		}
 		seq, err := stored(reply, err)
 		if api := (*jetstream.APIError)(nil); errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &api) && api.ErrorCode == codeTooLarge {
+			if api != nil {
+				w.lookAgain(ctx) // for the error
+			}
 			return 0, w.tooLarge(id, msgs, err)
 		}
 		if errors.Is(err, errSilent) || errors.Is(err, errBusy) {
@@ -259,11 +285,15 @@ func batchHeader(id string, n, of int) int64 {
 	if of == 1 {
 		return 0
 	}
-	h := nats.Header{headerBatch: {id}, headerBatchSeq: {strconv.Itoa(n)}}
-	if n == of {
-		h[headerBatchCommit] = []string{"1"}
+	const colon, line = len(": "), len("\r\n")
+	bytes := len(headerBatch) + colon + len(id) + line + len(headerBatchSeq) + colon + line
+	for rest := n; rest > 0; rest /= 10 {
+		bytes++
 	}
-	return size(&nats.Msg{Header: h}) - size(&nats.Msg{})
+	if n == of {
+		bytes += len(headerBatchCommit) + colon + len("1") + line
+	}
+	return int64(bytes)
 }
 
 // errTooLarge is what the server says to a single message.

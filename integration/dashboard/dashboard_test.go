@@ -19,6 +19,7 @@ import (
 	"github.com/qlock/qlock/embedded"
 	"github.com/qlock/qlock/gateway"
 	"github.com/qlock/qlock/members"
+	"github.com/qlock/qlock/nodes"
 	"github.com/qlock/qlock/semaphore"
 )
 
@@ -87,6 +88,19 @@ func TestLive(t *testing.T) {
 	p.do(chromedp.Click(chromedp.CSS(".row.head + .all a")))
 	p.has("no answer")
 	p.picture("lock-node-down", 1280, 800, true)
+}
+
+// While the list of nodes changes, the page says how many of each list vote.
+func TestListOfNodesChanges(t *testing.T) {
+	w := newWorld(t)
+	p := w.open("")
+	p.has("3 of 3 vote")
+	if err := nodes.Change(t.Context(), w.connect(), []string{"n1", "n2"}, nodes.StayJoint()); err != nil {
+		t.Fatal(err)
+	}
+	p.has("The list changes to n1 n2: 2 of 2 vote, and both lists have to.")
+	p.has("3 of 3 vote.")
+	p.picture("list-changes", 1280, 800, false)
 }
 
 // A page whose gateway is gone says so, and goes on by itself with the next one.

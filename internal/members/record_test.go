@@ -334,3 +334,45 @@ func TestMachineAndAnotherCluster(t *testing.T) {
 		}
 	}
 }
+
+// A client at epoch 0 that takes a record of another cluster does not come back to its own one
+// while that one is at epoch 0 (see Bounds in docs/protocol.md): nodes at epoch 0 may be those of
+// a list that the cluster has left. It comes back when its own one has a record.
+func TestLedAwayAtEpoch0(t *testing.T) {
+	for _, c := range []struct {
+		what string
+		away wire.Config
+	}{
+		{"a cluster that began with the same list", theirs[1]},
+		{"a cluster with another list", alike[1]},
+	} {
+		m := New("p")
+		own := ours[0]
+		m.own, m.digest = &own, own.Digest()
+		now := Pause
+		follows := func(shown wire.Config) bool {
+			for end := now + 3*maxTTL; now < end; now += 2 * Pause {
+				var out Out
+				m.Query(at(now), &out)
+				for _, n := range shown.Nodes {
+					m.Hear(at(now), says(out.Ask, n, shown), &out)
+				}
+				m.Tick(at(now+Patience), &out)
+				if out.Found != nil {
+					return true
+				}
+				m.Tick(at(now+Pause), &out)
+			}
+			return false
+		}
+		if !follows(c.away) || m.digest != c.away.Digest() {
+			t.Errorf("%s: it does not follow", c.what)
+		}
+		if follows(ours[0]) {
+			t.Errorf("%s: it comes back to epoch 0", c.what)
+		}
+		if !follows(ours[1]) || m.digest != ours[1].Digest() {
+			t.Errorf("%s: it does not come back to its own cluster, which has a record now", c.what)
+		}
+	}
+}

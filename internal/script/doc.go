@@ -27,11 +27,15 @@
 //
 // Messages stay under way until they are delivered:
 //
-//	nodes NAME... [max-ttl=12s] [skew=5s] [max-claims=N] [max-queue=N]
-//	                           makes the cluster, which votes from now on
+//	nodes NAME... [max-ttl=12s] [skew=5s] [max-claims=N] [max-queue=N] [epoch=1]
+//	                           makes the cluster, which votes from now on; epoch=1: it has
+//	                           its first record
 //	client NAME... [ttl=12s] [clock=+1s] [nodes=n1,n2] [max-ttl=12s] [of=CLIENT]
+//	               [record=EPOCH] [learns=yes]
 //	                           makes clients; nodes and max-ttl: another configuration; of:
-//	                           a copy of that client, from before its first claim
+//	                           a copy of that client, from before its first claim; record: it
+//	                           counts by that record, not by the last; learns: it learns the
+//	                           list from the nodes (E16)
 //	acquire CLIENT RESOURCE exclusive|shared [try]
 //	release CLAIM              releases it, or gives up waiting
 //	deliver                    delivers all messages, and those they cause, oldest first
@@ -44,18 +48,27 @@
 //	advance TIME               time passes without deliveries
 //	run TIME                   time passes, and messages are delivered when they are sent
 //	crash NODE | stop NODE     ends it without | with a clean mark
-//	start NODE [max-ttl=T] [nodes=n1,n2] [as=HOST] [directory=new|bootstrapped]
+//	start NODE [max-ttl=T] [nodes=n1,n2] [as=HOST] [directory=new|bootstrapped] [join=yes]
 //	                           starts it, from its mark if there is one, it is not too old
 //	                           and nothing in it differs; as: a second node of that
 //	                           name, called HOST; directory=new: nothing is left of its
 //	                           earlier lives, not even their names; bootstrapped: the
-//	                           same, but it is told that there were none
+//	                           same, but it is told that there were none; join: it waits
+//	                           to be added to the list
 //	pause X | resume X         stops a client's or node's process; its clocks go on
 //	suspend CLIENT             its machine sleeps: its monotonic clock stands still too
 //	clock X +2s                sets X's wall clock to that distance from the others
 //	reconnect CLIENT           its NATS connection came back
-//	reconfigure CLIENT [nodes=n1,n2] [max-ttl=12s]
+//	reconfigure CLIENT [nodes=n1,n2] [max-ttl=12s] [record=EPOCH]
 //	                           the client has learned this configuration
+//	join NODE...               starts new nodes, which wait to be added to the list
+//	record joint NODE... [max-ttl=12s] [skew=5s] | record finish | record back
+//	                           makes the record that is to follow the last decided one. The
+//	                           floor of a finish is that of the promises to the last prepare
+//	prepare BALLOT [NODE...] | accept BALLOT [NODE...]
+//	                           the host ops, an operator's command, sends this step to nodes,
+//	                           or to all: accept is about the record made last
+//	learn [NODE...]            it tells them that record, which is decided from now on
 //	probes shown|hidden        shows the nodes' probes of their own names (N9) as messages
 //	show X                     shows what a node or a client knows
 //	show network               shows what is under way, and what is kept aside

@@ -104,11 +104,15 @@ func difference(want, got string) string {
 }
 
 var (
-	cited = regexp.MustCompile(`\b([NC][0-9]+)\b`)
-	ruled = regexp.MustCompile(`(?m)^- \*\*([NC][0-9]+)\b`)
+	cited = regexp.MustCompile(`\b([NCE][0-9]+)\b`)
+	ruled = regexp.MustCompile(`(?m)^- \*\*([NCE][0-9]+)\b`)
 )
 
-// Every rule of docs/protocol.md has a story that shows its purpose, and every story
+// operators are the rules about the order in which the operator's command does things. A story
+// sends the steps itself. Package epoch and the simulator test the command.
+var operators = []string{"E11", "E12"}
+
+// Every other rule of docs/protocol.md has a story that shows its purpose, and every story
 // names existing rules.
 func TestRulesHaveStories(t *testing.T) {
 	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "protocol.md"))
@@ -119,8 +123,8 @@ func TestRulesHaveStories(t *testing.T) {
 	for _, m := range ruled.FindAllStringSubmatch(string(page), -1) {
 		told[m[1]] = nil
 	}
-	if len(told) != 27 {
-		t.Errorf("docs/protocol.md has %d rules, N1 to N12 and C1 to C15 are 27", len(told))
+	if len(told) != 45 {
+		t.Errorf("docs/protocol.md has %d rules, N1 to N12, C1 to C15 and E1 to E18 are 45", len(told))
 	}
 	for _, file := range stories(t) {
 		b, err := os.ReadFile(file)
@@ -147,7 +151,7 @@ func TestRulesHaveStories(t *testing.T) {
 		}
 	}
 	for r, files := range told {
-		if len(files) == 0 {
+		if len(files) == 0 && !slices.Contains(operators, r) {
 			t.Errorf("no story is about rule %s", r)
 		}
 	}

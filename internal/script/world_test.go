@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/qlock/qlock/internal/client"
+	"github.com/qlock/qlock/internal/members"
 	"github.com/qlock/qlock/internal/quorum"
 	"github.com/qlock/qlock/internal/voter"
 	"github.com/qlock/qlock/internal/wire"
@@ -35,7 +36,12 @@ type world struct {
 	cluster wire.Config
 	limits  voter.Config
 	probes  bool // probes are messages like others
-	out     strings.Builder
+	// The cluster's records, from epoch 1 on; none: it stays at epoch 0. Nodes were told the first
+	// ones as decided. promised is the highest floor of the answers to the last prepare.
+	records  []*wire.EpochRecord
+	decided  int
+	promised uint64
+	out      strings.Builder
 }
 
 type tokens struct{ exclusive, any uint64 }
@@ -59,8 +65,14 @@ type host struct {
 	mark   []byte
 	marked string        // digest in the mark
 	ttl    time.Duration // longest that it may have granted
+	// What its directory has about records, how many it had before that, and whether it is empty.
+	// joins: it was started to be added to the list.
+	state        []byte
+	directories  byte
+	fresh, joins bool
 
-	client *client.Client
+	client  *client.Client
+	members *members.Machine // nil: it does not learn the list of nodes
 	// of is the client that it is a copy of, or itself. It determines its name at the nodes,
 	// and its inbox.
 	of       string
@@ -199,6 +211,12 @@ func (w *world) publish(from *host, r wire.Request) error {
 		m.text = fmt.Sprintf("refresh %s of %s%d..%s%d %s", list, name, r.Lo, name, r.Hi, beat(r.SentAt))
 	case wire.Info:
 		m.text = "info: who is " + r.Node + "?"
+		if r.Node == "" {
+			m.text = fmt.Sprintf("info: who has more than epoch %d?", r.Epoch)
+			if from.client != nil {
+				m.text = "info: which record do you have?"
+			}
+		}
 		if r.Stopped {
 			m.text = fmt.Sprintf("info: I have given up the name %s, voted %v", r.Node, r.Voted)
 		}
@@ -259,7 +277,7 @@ func (w *world) answerTo(from *host, to string, a wire.Answer) error {
 		return fmt.Errorf("%s sends what cannot be read: %w", from.name, err)
 	}
 	m := &message{from: from.name, to: to, kind: string(a.Kind)}
-	if a.Kind != wire.Refreshed && a.Kind != wire.Informed && a.Kind != wire.Over {
+	if a.Kind != wire.Refreshed && a.Kind != wire.Informed && a.Kind != wire.Over && a.Kind != wire.Configured {
 		m.claim = w.nameOf(a.Claim)
 	}
 	switch a.Kind {
@@ -311,12 +329,28 @@ func (w *world) answerTo(from *host, to string, a wire.Answer) error {
 		}
 	case wire.Informed:
 		m.text = fmt.Sprintf("info: I am, %s, since %v, voted %v", a.Info.State, time.Duration(a.Info.Started)*time.Microsecond, a.Info.Voted)
+		if a.Info.Config != nil {
+			m.text = fmt.Sprintf("info: %s, epoch %d", a.Info.State, a.Info.Config.Epoch)
+		}
+	case wire.Configured:
+		m.kind, m.text = string(a.Step.Kind), stepText(a.Step)
+	}
+	if len(w.records) > 0 && a.Kind != wire.Informed && a.Kind != wire.Configured {
+		m.text += ", " + w.epochOf(a.Digest)
 	}
 	m.deliver = func(h *host) {
 		if h.node != nil {
 			var out voter.Out
 			h.node.HandleAnswer(w.read(h), back, &out)
 			w.nodeDid(h, out)
+			return
+		}
+		if h.name == ops {
+			w.heardByOps(back)
+			return
+		}
+		if h.members != nil && back.Kind == wire.Informed {
+			w.learn(h, func(now wire.Now, out *members.Out) { h.members.Hear(now, back, out) })
 			return
 		}
 		var out client.Out
@@ -348,6 +382,7 @@ func (w *world) cutOff(sent int) string {
 }
 
 func (w *world) nodeDid(h *host, out voter.Out) {
+	w.written(h, &out)
 	for _, note := range out.Notes {
 		w.printf("%s says: %s", h.name, note)
 	}
@@ -359,6 +394,9 @@ func (w *world) nodeDid(h *host, out voter.Out) {
 	}
 	if out.Ask != nil {
 		w.must(w.publish(h, *out.Ask))
+	}
+	if out.Survey != nil {
+		w.must(w.publish(h, *out.Survey))
 	}
 	if p := out.Probe; p != nil {
 		switch {
@@ -397,7 +435,7 @@ func (w *world) clientDid(h *host, out client.Out) {
 	for _, note := range out.Notes {
 		w.printf("%s says: %s", h.name, note)
 	}
-	if out.AskInfo {
+	if out.AskInfo && h.members == nil {
 		w.printf("%s wants to ask the nodes for their configuration", h.name)
 	}
 	for _, e := range out.Events {
@@ -416,11 +454,14 @@ func (w *world) clientDid(h *host, out client.Out) {
 	for _, r := range out.Requests {
 		w.must(w.publish(h, r))
 	}
-	wait, ok := h.client.Wait(w.read(h))
-	if !ok || wait > time.Second {
-		wait = time.Second // C8: at least one reading a second
+	switch {
+	case h.members == nil:
+	case out.AskNow:
+		w.learn(h, h.members.QueryNow)
+	case out.AskInfo:
+		w.learn(h, h.members.Query)
 	}
-	h.due = w.now + wait
+	w.schedule(h)
 	w.checkHolders()
 }
 
@@ -517,6 +558,9 @@ func (w *world) tick(h *host) {
 	var out client.Out
 	h.client.Tick(w.read(h), &out)
 	w.clientDid(h, out)
+	if h.members != nil {
+		w.learn(h, h.members.Tick)
+	}
 }
 
 func (w *world) pass(d time.Duration, deliver bool) error {
@@ -693,7 +737,7 @@ func (w *world) configWith(base wire.Config, opts map[string]string) (wire.Confi
 func (w *world) startNode(h *host) {
 	h.lives++
 	var saved *voter.Saved
-	if h.mark != nil && h.marked == h.config.Digest() {
+	if h.mark != nil && h.marked == w.digestOf(h) {
 		saved = new(voter.Saved)
 		w.must(json.Unmarshal(h.mark, saved))
 	}
@@ -703,8 +747,9 @@ func (w *world) startNode(h *host) {
 	for life := h.known; life < h.lives-1; life++ {
 		cfg.Past = append(cfg.Past, id(h.name, life+1))
 	}
+	w.startState(h, &cfg)
 	h.node = voter.New(cfg, w.read(h), saved, h.ttl)
-	h.ttl = h.config.MaxTTL
+	h.ttl = h.node.LongestLease()
 	h.due = w.now
 }
 
@@ -749,10 +794,18 @@ func (w *world) command(line string) (err error) {
 			}
 		}
 		w.now = -probeWait
+		if opts["epoch"] == "1" {
+			w.begin()
+		}
 		for _, name := range args {
 			h := &host{name: name, id: name, isNode: true, config: w.cluster, mark: []byte("{}"), marked: w.cluster.Digest()}
 			if err := w.addHost(h); err != nil {
 				return err
+			}
+			if len(w.records) > 0 {
+				if err := w.firstState(h); err != nil {
+					return err
+				}
 			}
 			w.startNode(h)
 		}
@@ -767,6 +820,16 @@ func (w *world) command(line string) (err error) {
 			cfg, err := w.configWith(w.cluster, opts)
 			if err != nil {
 				return err
+			}
+			if len(w.records) > 0 {
+				if cfg, err = w.recordOf(strconv.Itoa(len(w.records))); err != nil {
+					return err
+				}
+			}
+			if v, ok := opts["record"]; ok {
+				if cfg, err = w.recordOf(v); err != nil {
+					return err
+				}
 			}
 			ttl := cfg.MaxTTL
 			if v, ok := opts["ttl"]; ok {
@@ -791,6 +854,11 @@ func (w *world) command(line string) (err error) {
 				Name: h.of, Instance: h.instance, TTL: ttl, MaxRuns: 10, Cluster: cfg,
 			}, w.read(h))
 			h.due = w.now + time.Second
+			if opts["learns"] == "yes" {
+				if err := w.learns(h, ttl); err != nil {
+					return err
+				}
+			}
 		}
 		return nil
 
@@ -899,7 +967,8 @@ func (w *world) command(line string) (err error) {
 		if verb == "stop" {
 			if saved, ok := h.node.Save(w.read(h)); ok {
 				h.mark, err = json.Marshal(saved)
-				h.marked = h.config.Digest()
+				err = errors.Join(err, w.saveRecord(h))
+				h.marked = w.digestOf(h)
 			}
 		}
 		h.node = nil
@@ -919,6 +988,9 @@ func (w *world) command(line string) (err error) {
 				return err
 			}
 		}
+		if opts["join"] == "yes" {
+			h.joins, h.config = true, wire.Config{MaxTTL: w.cluster.MaxTTL, Skew: w.cluster.Skew}
+		}
 		if h.config, err = w.configWith(h.config, opts); err != nil {
 			return err
 		}
@@ -928,7 +1000,7 @@ func (w *world) command(line string) (err error) {
 		switch opts["directory"] {
 		case "":
 		case "new":
-			h.mark, h.known, h.ttl = nil, h.lives, 0
+			h.loseDirectory()
 		case "bootstrapped":
 			h.mark, h.marked, h.known, h.ttl = []byte("{}"), h.config.Digest(), h.lives, 0
 		default:
@@ -936,6 +1008,9 @@ func (w *world) command(line string) (err error) {
 		}
 		w.startNode(h)
 		return nil
+
+	case "join", "record", "prepare", "accept", "learn":
+		return w.recordCommand(verb, args, opts)
 
 	case "pause", "suspend", "resume", "clock", "reconnect", "reconfigure", "show":
 		if verb == "show" && len(args) == 1 && args[0] == "network" {
@@ -993,6 +1068,11 @@ func (w *world) toHost(h *host, verb string, args []string, opts map[string]stri
 		cfg, err := w.configWith(h.client.Cluster(), opts)
 		if err != nil {
 			return err
+		}
+		if v, ok := opts["record"]; ok {
+			if cfg, err = w.recordOf(v); err != nil {
+				return err
+			}
 		}
 		var out client.Out
 		h.client.SetCluster(w.read(h), cfg, &out)

@@ -220,6 +220,9 @@ func (n *Node) adopt(now wire.Now, out *Out) {
 	what := fmt.Sprintf("epoch %d: nodes %v", r.Epoch, names(r.Nodes))
 	if r.Joint() {
 		what += fmt.Sprintf(", changing to %v", names(r.Next))
+		if r.NextMaxTTL != r.MaxTTL {
+			what += fmt.Sprintf(" and leases of up to %v", r.NextMaxTTL)
+		}
 	}
 	switch {
 	case n.config.outside == "":

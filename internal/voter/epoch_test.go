@@ -617,6 +617,26 @@ func TestAsksForNewerRecord(t *testing.T) {
 	}
 }
 
+// The digest of a claim that it knows does so too: a client that has moved takes its claims
+// along, and the node may have missed the change.
+func TestKnownClaimAsksForNewerRecord(t *testing.T) {
+	h := newHistory()
+	m := startMember(t, "n1", epochBase, h.state("n1"), &Saved{}, false)
+	m.acquire("r", quorum.Exclusive, nil)
+	m.run(5 * time.Second)
+	m.survey = nil
+	m.do(&wire.Request{
+		Verb: wire.Acquire, Client: "c1", Resource: "r", Claim: wire.ClaimID{Instance: uuid.UUID{1}, Seq: 1},
+		SentAt: 2, Mode: quorum.Exclusive, At: m.now.Wall, TTL: 5 * time.Second, Digest: m.n.digest,
+	})
+	if m.survey != nil {
+		t.Error("asked because of its own digest")
+	}
+	if a := m.again(1, "r", quorum.Exclusive); a.Kind != wire.Granted || m.survey == nil {
+		t.Errorf("%s, asked: %v", a.Kind, m.survey != nil)
+	}
+}
+
 // A node that was started with a list from before the history that others show, and cannot
 // know better, gives no votes. One that has been in that list says what it sees.
 func TestListOfBefore(t *testing.T) {

@@ -51,6 +51,9 @@ func (n *Node) acquire(now wire.Now, r *wire.Request, reply string, out *Out) {
 		return
 	}
 	c.session.hear(reply)
+	if r.Digest != n.digest { // the client may have moved to a record that the node missed (E9)
+		n.wantRecord(now) //plant:voter-asks-for-known
+	}
 	// The client may yield now what it did not yield before.
 	if c.lastRecall.pause = 0; c.voted {
 		c.res.changed()

@@ -339,9 +339,11 @@ function Nodes() {
   if (!list && !failure) return html`<section class="nodes" aria-label="Nodes"><p class="faint">Asking the nodes…</p></section>`;
   const findings = list?.findings ?? [];
   const wrong = findings.filter((f) => f.grade !== "ok");
+  const voting = (names) => `${list.nodes.filter((n) => n.votes && names.includes(n.name)).length} of ${names.length}`;
   return html`<section class="nodes" aria-label="Nodes">
     ${list && html`<ul class="cards">${list.nodes.map((n, i) => html`<${NodeCard} key=${n.name + i} node=${n} />`)}
-      <li class="card faint">${list.voting} of ${list.node_names.length} vote.<br />A writer needs ${list.votes_for_a_writer}, a reader ${list.votes_for_a_reader}.</li></ul>`}
+      <li class="card faint">${voting(list.node_names)} vote.<br />A writer needs ${list.votes_for_a_writer}, a reader ${list.votes_for_a_reader}.
+        ${list.change && html`<br />The list changes to ${shown(list.change.node_names.join(" "))}: ${voting(list.change.node_names)} vote, and both lists have to.`}</li></ul>`}
     ${failure && (failure.status > 0 || !stale()) && html`<p class="finding problem"><b>problem</b> ${shown(failure.text)}</p>`}
     ${wrong.map((f) => html`<p class="finding ${f.grade}"><b>${f.grade}</b> <span>${shown(f.text)}${f.help && html`<small>${shown(f.help)}</small>`}</span></p>`)}
   </section>`;
