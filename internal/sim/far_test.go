@@ -159,10 +159,10 @@ func TestMessagesOfALockFarAway(t *testing.T) {
 		{300 * time.Millisecond, 2 * time.Second, never, 3, 6},
 		{time.Second, 10 * time.Second, never, 3, 6},
 		{300 * time.Millisecond, 10 * time.Second, 30 * time.Second, 12, 33},
-		{300 * time.Millisecond, time.Second, 30 * time.Second, 120, 350},
+		{300 * time.Millisecond, time.Second, 30 * time.Second, 123, 366},
 		// A lease that is hardly longer than the round trip keeps no lock for long, but must not
 		// take more messages either.
-		{300 * time.Millisecond, 400 * time.Millisecond, never, 8, 21},
+		{300 * time.Millisecond, 400 * time.Millisecond, never, 9, 24},
 	} {
 		f := newFar(t, c.trip, c.ttl, true)
 		for _, which := range []string{"first", "second"} {
