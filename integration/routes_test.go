@@ -77,8 +77,12 @@ func TestHolderIsCutOff(t *testing.T) {
 			if k.Token() <= held.Token() {
 				t.Errorf("token %d after token %d", k.Token(), held.Token())
 			}
-			if late := next.at.Sub(began); late > lease+lease/10+slack(began) {
-				t.Errorf("the next holder waited %v, longer than the lease", late)
+			votes := began.Add(lease + lease/10)
+			if c.name == "it hears nothing" { // its refreshes are heard for a time that it does not know of
+				votes = votes.Add(lease)
+			}
+			if next.at.After(votes.Add(slack(began))) {
+				t.Errorf("the next holder waited %v, the lease is %v", next.at.Sub(began), lease)
 			}
 			// The majority's reader is not disturbed.
 			if writer.isDone() {
