@@ -140,7 +140,7 @@ func TestStartClusterFails(t *testing.T) {
 func TestClusterRestart(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
-	c := startCluster(t, 3, func(_ int, c *embedded.Config) { c.Node.MaxLease = 500 * time.Millisecond })
+	c := startCluster(t, 3, func(_ int, c *embedded.Config) { c.Node.MaxLease = 3 * time.Second })
 	for _, s := range c.Servers() {
 		client, route := s.ClientURL(), s.RouteURL()
 		for _, stop := range []func() error{s.Close, func() error { return c.Crash(s.Name()) }} {

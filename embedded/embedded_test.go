@@ -305,7 +305,7 @@ func TestCrashIsFollowedByQuarantine(t *testing.T) {
 	ctx := testContext(t)
 	cfg := solo(t)
 	cfg.Node.StateDir = filepath.Join(t.TempDir(), "state")
-	cfg.Node.MaxLease = 600 * time.Millisecond
+	cfg.Node.MaxLease = 3 * time.Second
 	if err := qlock.Bootstrap(cfg.Node); err != nil {
 		t.Fatal(err)
 	}

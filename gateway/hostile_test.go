@@ -87,13 +87,14 @@ func TestSlowReader(t *testing.T) {
 
 // The deadline of an answer does not end a later one on the same connection.
 func TestWriteTimeIsForOneAnswer(t *testing.T) {
-	g, srv := served(t, Limits{WriteTime: 100 * time.Millisecond})
-	hold := ask(t, g, "POST", "/v1/locks/x", "").want(t, 201, "")
+	t.Parallel()
+	g, srv := served(t, Limits{WriteTime: time.Second})
+	hold := ask(t, g, "POST", "/v1/locks/x", `{"lease":"28s"}`).want(t, 201, "")
 	nc := dial(t, srv)
 	in := bufio.NewReader(nc)
 	for _, request := range []string{
 		"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
-		"POST /v1/locks/x HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=1\r\n\r\n", // longer than WriteTime
+		"POST /v1/locks/x HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=2\r\n\r\n", // longer than WriteTime
 		"POST /v1/locks/x HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
 		"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
 	} {
@@ -108,7 +109,7 @@ func TestWriteTimeIsForOneAnswer(t *testing.T) {
 		if a.StatusCode >= 500 {
 			t.Errorf("%q: %s", request, a.Status)
 		}
-		time.Sleep(120 * time.Millisecond)
+		time.Sleep(1100 * time.Millisecond)
 	}
 	ask(t, g, "DELETE", "/v1/leases/"+hold.lease.ID, "").want(t, 204, "")
 }
@@ -202,8 +203,9 @@ func TestRefusedByNodes(t *testing.T) {
 // Over HTTP/2 all of it works as well: requests without a body, bodies, waits that are longer
 // than a body may take, and streams.
 func TestHTTP2(t *testing.T) {
+	t.Parallel()
 	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(30*time.Second))
-	g, err := New(t.Context(), Config{Conn: c.Servers()[0].Conn(), Client: "gateway", Limits: Limits{BodyTime: 100 * time.Millisecond, WriteTime: 100 * time.Millisecond}})
+	g, err := New(t.Context(), Config{Conn: c.Servers()[0].Conn(), Client: "gateway", Limits: Limits{BodyTime: time.Second, WriteTime: time.Second}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +244,7 @@ func TestHTTP2(t *testing.T) {
 	if a := do("PUT", path, `{"name":"x"}`); a.StatusCode != 201 {
 		t.Error(a.Status)
 	}
-	waits := do("POST", "/v1/locks/x", `{"wait":"1m"}`, "Prefer", "wait=1")
+	waits := do("POST", "/v1/locks/x", `{"wait":"1m"}`, "Prefer", "wait=2")
 	if waits.StatusCode != 202 {
 		t.Error(waits.Status)
 	}

@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 	}
 	// These tests wait far more than they compute.
 	flag.Parse()
-	parallel := "6"
+	parallel := "8"
 	flag.Visit(func(f *flag.Flag) {
 		if f.Name == "test.parallel" {
 			parallel = f.Value.String()

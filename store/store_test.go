@@ -362,7 +362,7 @@ func TestFencesOutliveTheAgeLimit(t *testing.T) {
 func TestTTL(t *testing.T) {
 	s := newStore(t, newJS(t, connect(t, startServer(t).ClientURL())), jetstream.KeyValueConfig{})
 	v := s.With(lock(t, "l", 1))
-	must(v.Put(t.Context(), "k", []byte("v"), TTL(time.Second)))(t)
+	must(v.Put(t.Context(), "k", []byte("v"), TTL(3*time.Second)))(t)
 	wantValue(t, v, "k", "v")
 	_, err := v.Put(t.Context(), "k", nil, TTL(time.Millisecond))
 	wantIs(t, err, ErrInvalid)

@@ -159,14 +159,15 @@ func TestOnce(t *testing.T) {
 
 // After its time a note is gone, also where the bucket keeps a message in its place.
 func TestOnceExpires(t *testing.T) {
+	const life = 3 * time.Second // in which the second call comes
 	js := newJS(t, connect(t, startServer(t).ClientURL()))
 	for _, marker := range []time.Duration{0, time.Hour} {
 		s := newStore(t, js, jetstream.KeyValueConfig{LimitMarkerTTL: marker, Storage: jetstream.MemoryStorage})
-		must(s.Do(t.Context(), Once("id", time.Second), Add("n", 1)))(t)
-		_, err := s.Do(t.Context(), Once("id", time.Second), Add("n", 1))
+		must(s.Do(t.Context(), Once("id", life), Add("n", 1)))(t)
+		_, err := s.Do(t.Context(), Once("id", life), Add("n", 1))
 		wantIs(t, err, ErrDuplicate)
 		eventually(t, "the note expires", func() bool {
-			_, err := s.Do(t.Context(), Once("id", time.Second), Add("n", 1))
+			_, err := s.Do(t.Context(), Once("id", life), Add("n", 1))
 			return err == nil
 		})
 		wantStored(t, s, "n", "2")
