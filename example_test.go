@@ -83,7 +83,7 @@ func Example() {
 // A program needs only one Locker, on the connection that it already has. The Locker
 // learns the list of nodes from the nodes.
 func ExampleNew() {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	nc, stop := connect() // to NATS with nodes
 	defer stop()
@@ -127,7 +127,7 @@ func ExampleLocker_Lock() {
 	locker, stop := newLocker("billing")
 	defer stop()
 
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	lock, err := locker.Lock(ctx, "orders.42")
 	if err != nil {
@@ -256,7 +256,7 @@ func ExampleLocker_RWMutex() {
 	mu.RUnlock()
 
 	// With a limit on the time to wait:
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := mu.LockContext(ctx); err != nil {
 		log.Fatal(err)
@@ -476,7 +476,7 @@ func ExampleLockError() {
 	_ = cluster.Servers()[1].Close()
 	_ = cluster.Servers()[2].Close()
 
-	short, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	short, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	_, err = locker.Lock(short, "orders.42")
 	if e, ok := errors.AsType[*qlock.LockError](err); ok && errors.Is(err, qlock.ErrNoQuorum) {

@@ -79,7 +79,7 @@ func ExampleStart_cluster() {
 
 // Three servers in one process: locks are still granted when one of them dies.
 func ExampleStartCluster() {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	cluster, err := embedded.StartCluster(ctx, 3)
 	if err != nil {

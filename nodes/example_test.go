@@ -16,7 +16,7 @@ import (
 
 // maxLease is short, so that the examples do not take long. With the default of 30 s a change takes
 // half a minute.
-const maxLease = 200 * time.Millisecond
+const maxLease = time.Second
 
 // start starts a cluster of one node, n1, and a node that waits to be added, n2.
 func start(ctx context.Context) (nc *nats.Conn, stop func()) {
