@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -68,5 +69,31 @@ func TestRevisionsRiseOverBuckets(t *testing.T) {
 	}
 	if _, err := former.Put(t.Context(), "k", []byte("A again")); err == nil {
 		t.Error("a former holder has written")
+	}
+}
+
+// The purge of a stream takes its fences away, and lets nobody write who has had one.
+func TestPurgedStream(t *testing.T) {
+	js := newJS(t, connect(t, startServer(t).ClientURL()))
+	for _, subject := range []string{"", ".fence.>"} {
+		s := newStore(t, js, jetstream.KeyValueConfig{Storage: jetstream.MemoryStorage})
+		former, only := s.With(lock(t, "l", 5)), s.With(lock(t, "m", 5))
+		mustPut(t, former, "k", "A")
+		mustPut(t, only, "m", "A")
+		var opts []jetstream.StreamPurgeOpt
+		if subject != "" {
+			opts = append(opts, jetstream.WithPurgeSubject(strings.TrimSuffix(s.own(), ".")+subject))
+		}
+		if err := must(js.Stream(t.Context(), s.stream()))(t).Purge(t.Context(), opts...); err != nil {
+			t.Fatal(err)
+		}
+		mustPut(t, s.With(lock(t, "l", 6)), "k", "B")
+		for name, v := range map[string]*View{"k": former, "m": only} {
+			_, err := v.Put(t.Context(), name, []byte("late"))
+			wantIs(t, err, ErrFenced)
+			_, err = v.Get(t.Context(), name)
+			wantIs(t, err, ErrFenced)
+		}
+		wantStored(t, s, "k", "B")
 	}
 }
