@@ -74,9 +74,13 @@ func (s *natsServer) restart(t *testing.T, users ...*server.User) {
 	t.Helper()
 	opts := s.opts.Clone()
 	opts.Port = s.Addr().(*net.TCPAddr).Port
-	opts.Users = users
 	s.Shutdown()
 	s.WaitForShutdown()
+	// A process that another test started meanwhile has the listener as well, until it executes its
+	// program, and the server would not listen a second time. This waits for such processes.
+	syscall.ForkLock.RLock()
+	opts.Users = users
+	syscall.ForkLock.RUnlock()
 	var err error
 	if s.Server, err = server.NewServer(opts); err != nil {
 		t.Fatal(err)
