@@ -147,6 +147,7 @@ func (l *epochLocker) begin() {
 // crash ends the process, and begins another one.
 func (l *epochLocker) crash() {
 	l.w.tracef("%s crashes", l.name)
+	l.w.died = l.w.now
 	for _, list := range l.w.jobs {
 		for _, j := range slices.Clone(list) {
 			if j.locker == l {
@@ -377,6 +378,8 @@ func (l *epochLocker) take(now wire.Now, cfg wire.Config) {
 	switch {
 	case cfg.Continues(&before):
 		w.res.Full.Moved++
+		w.movesAlone(l.name, cfg.Record)
+		w.movesUnheard(l)
 		for _, j := range held {
 			if j.use.State() == hold.Holding {
 				w.res.Full.Carried++
@@ -535,9 +538,7 @@ func (j *epochJob) event(e hold.Event) {
 		w.tracef("%s has lost %s, evicted %v, its owner releases it: %v", l.name, j.name, e.Eviction != nil, e.Left)
 		if e.Eviction == nil {
 			w.res.Full.Lost++
-			if w.quiet {
-				w.fail("%s has lost %s, and there are no faults", l.name, j.name)
-			}
+			w.lostFor(l.name, j.name)
 		} else {
 			w.res.Full.Evicted++
 		}
