@@ -202,6 +202,7 @@ func TestReleasedEverywhere(t *testing.T) {
 		}
 		id := "/v1/leases/" + uuid.NewString()
 		ask(t, a, "PUT", id, `{"name":"x","mode":"shared"}`).want(t, 201, "")
+		settle()
 		b.peers.mu.Lock()
 		clear(b.peers.heard) // as if it had asked a moment before the other made its lease
 		b.peers.mu.Unlock()
