@@ -100,3 +100,43 @@ func TestNodesThatContradictAreToldToCheck(t *testing.T) {
 		}
 	}
 }
+
+// A quorum voted with different fences, and the node whose fence must rise is cut off: it is
+// asked to raise it, and does not. Then the vote of the node that has the claim queued is needed,
+// so the claim says check (C14). It does not before that node was asked.
+func TestFenceThatDoesNotRiseIsToldToCheck(t *testing.T) {
+	k := newTalk(t, 10*time.Second, nil)
+	cl := k.Claim(k.now, Request{Resource: "r", Mode: quorum.Exclusive}, &k.out)
+	answer := func(node string, kind wire.Kind, fence uint64) {
+		a := answerOf(node, oneConfig, kind, cl.sentAt)
+		if a.Fence = fence; kind == wire.Queued {
+			a.Blocker = &wire.Blocker{Claim: wire.ClaimID{Instance: uuid.UUID{2}, Seq: 1}, Client: "b", Voted: true}
+		}
+		k.Handle(k.now, a, &k.out)
+	}
+	answer("n3", wire.Queued, 0)
+	k.out.Reset()
+	answer("n1", wire.Granted, 7)
+	answer("n2", wire.Granted, 9)
+	raises := 0
+	for _, r := range k.out.Requests {
+		if r.Verb == wire.Acquire {
+			raises++
+			if r.MinFence != 9 || r.Check {
+				t.Errorf("the acquire that raises the fence has the fence %d, check %v", r.MinFence, r.Check)
+			}
+		}
+	}
+	if raises != 1 {
+		t.Fatalf("%d acquires raise the fence", raises)
+	}
+	checks := 0
+	for _, r := range k.wait(5 * time.Second) {
+		if r.Check {
+			checks++
+		}
+	}
+	if checks == 0 {
+		t.Error("a claim whose fence a node does not raise does not say check")
+	}
+}

@@ -992,7 +992,7 @@ func (c *Client) torn(cl *Claim) bool {
 			blocked = blocked || v.heard == queued && !v.idle() //plant:waits-for-whom
 		}
 	}
-	again := cl.minFence > 0 && cl.asked == cl.minFence
+	again := cl.minFence > 0 && cl.asked == cl.minFence //plant:torn-fences
 	return cl.state == Waiting && blocked && standing != quorum.Count{} && (!c.need(cl).Met(standing) || again)
 }
 
