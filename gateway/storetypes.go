@@ -168,11 +168,7 @@ type BucketReport struct {
 
 func (r *BucketReport) withoutTimes() any {
 	out := *r
-	out.Fences = make([]FenceInfo, len(r.Fences))
-	for i, f := range r.Fences {
-		f.ForMS = 0
-		out.Fences[i] = f
-	}
+	out.Fences = changed(r.Fences, func(f *FenceInfo) { f.ForMS = 0 })
 	return &out
 }
 
@@ -192,11 +188,7 @@ type KeyList struct {
 
 func (l *KeyList) withoutTimes() any {
 	out := *l
-	out.Keys = make([]KeyInfo, len(l.Keys))
-	for i, k := range l.Keys {
-		k.ForMS = 0
-		out.Keys[i] = k
-	}
+	out.Keys = changed(l.Keys, func(k *KeyInfo) { k.ForMS = 0 })
 	return &out
 }
 

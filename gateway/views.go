@@ -36,6 +36,16 @@ type view struct {
 // stable is what views have whose answers contain times.
 type stable interface{ withoutTimes() any }
 
+// changed returns a copy of a list, with f called for each element of the copy.
+func changed[T any](list []T, f func(*T)) []T {
+	out := make([]T, len(list))
+	copy(out, list)
+	for i := range out {
+		f(&out[i])
+	}
+	return out
+}
+
 const (
 	watchEvery  = 2 * time.Second
 	watchPause  = 50 * time.Millisecond // after an event: others follow it
@@ -233,37 +243,23 @@ func (g *Gateway) look(ctx context.Context, who *principal, v *view, w *watcher)
 
 func (l *LockList) withoutTimes() any {
 	out := *l
-	out.Locks = make([]LockReport, len(l.Locks))
-	for i := range l.Locks {
-		out.Locks[i] = l.Locks[i].still()
-	}
+	out.Locks = changed(l.Locks, func(r *LockReport) { *r = r.still() })
 	return &out
 }
 
 func (l *LockReport) withoutTimes() any { return l.still() }
 
 func (l *LockReport) still() LockReport {
-	still := func(list []Claim) []Claim {
-		out := make([]Claim, len(list))
-		for i, c := range list {
-			c.ForMS, c.LeaseLeftMS = 0, 0
-			out[i] = c
-		}
-		return out
-	}
+	still := func(c *Claim) { c.ForMS, c.LeaseLeftMS = 0, 0 }
 	out := *l
-	out.Holders, out.Queue = still(l.Holders), still(l.Queue)
+	out.Holders, out.Queue = changed(l.Holders, still), changed(l.Queue, still)
 	return out
 }
 
 func (l *NodeList) withoutTimes() any {
 	out := *l
 	out.Findings = nil // they tell of states that are seen anyway, and of times
-	out.Nodes = make([]Node, len(l.Nodes))
-	for i, n := range l.Nodes {
-		n.RoundTripMS, n.RecoveringMS, n.Claims = 0, 0, 0
-		out.Nodes[i] = n
-	}
+	out.Nodes = changed(l.Nodes, func(n *Node) { n.RoundTripMS, n.RecoveringMS, n.Claims = 0, 0, 0 })
 	if l.Change != nil {
 		change := *l.Change
 		change.ForMS, change.WaitMS = 0, 0
@@ -291,11 +287,7 @@ type MemberList struct {
 
 func (l *MemberList) withoutTimes() any {
 	out := *l
-	out.Members = make([]MemberInfo, len(l.Members))
-	for i, m := range l.Members {
-		m.ForMS, m.LeaseLeftMS = 0, 0
-		out.Members[i] = m
-	}
+	out.Members = changed(l.Members, func(m *MemberInfo) { m.ForMS, m.LeaseLeftMS = 0, 0 })
 	return &out
 }
 
@@ -348,11 +340,7 @@ func (r *ElectionReport) withoutTimes() any {
 		leader.ForMS = 0
 		out.Leader = &leader
 	}
-	out.Candidates = make([]CandidateInfo, len(r.Candidates))
-	for i, c := range r.Candidates {
-		c.ForMS = 0
-		out.Candidates[i] = c
-	}
+	out.Candidates = changed(r.Candidates, func(c *CandidateInfo) { c.ForMS = 0 })
 	return &out
 }
 
@@ -400,11 +388,7 @@ type SemaphoreReport struct {
 
 func (r *SemaphoreReport) withoutTimes() any {
 	out := *r
-	out.Permits = make([]PermitInfo, len(r.Permits))
-	for i, p := range r.Permits {
-		p.ForMS = 0
-		out.Permits[i] = p
-	}
+	out.Permits = changed(r.Permits, func(p *PermitInfo) { p.ForMS = 0 })
 	return &out
 }
 
