@@ -155,7 +155,7 @@ func (l *epochLocker) crash() {
 			}
 		}
 	}
-	l.wakeUp()
+	l.clock.wake(l.w.now)
 	l.paused, l.backlog = false, nil
 	l.begin()
 }
@@ -190,20 +190,13 @@ func (l *epochLocker) pause(d time.Duration, machine bool) {
 	})
 }
 
-func (l *epochLocker) wakeUp() {
-	if l.clock.asleep >= 0 {
-		l.clock.stopped += l.w.now - l.clock.asleep
-		l.clock.asleep = -1
-	}
-}
-
 func (l *epochLocker) resume() {
 	if !l.paused {
 		return
 	}
 	l.w.tracef("%s goes on", l.name)
 	l.paused = false
-	l.wakeUp()
+	l.clock.wake(l.w.now)
 	backlog := l.backlog
 	l.backlog = nil
 	l.w.rng.Shuffle(len(backlog), func(i, k int) { backlog[i], backlog[k] = backlog[k], backlog[i] })

@@ -129,6 +129,14 @@ func (c *hostClock) read(t time.Duration) wire.Now {
 	}
 }
 
+// wake ends the machine's sleep at true time t: its monotonic clock goes on.
+func (c *hostClock) wake(t time.Duration) {
+	if c.asleep >= 0 {
+		c.stopped += t - c.asleep
+		c.asleep = -1
+	}
+}
+
 type simNode struct {
 	sim   *Sim
 	stops int // how often it was paused or stopped
@@ -614,10 +622,7 @@ func (nd *simNode) resume() {
 	nd.paused = false
 	nd.stops++
 	nd.sim.tracef("%s goes on", nd.host())
-	if nd.clock.asleep >= 0 {
-		nd.clock.stopped += nd.sim.now - nd.clock.asleep
-		nd.clock.asleep = -1
-	}
+	nd.clock.wake(nd.sim.now)
 	backlog := nd.backlog
 	nd.backlog = nil
 	for _, f := range backlog {
@@ -1011,7 +1016,7 @@ func (c *simClient) crash() {
 			}
 		}
 	}
-	c.wake()
+	c.clock.wake(c.sim.now)
 	c.paused, c.backlog = false, nil
 	c.out = hold.Out{}
 	if s.members != nil {
@@ -1025,14 +1030,6 @@ func (c *simClient) crash() {
 	}
 }
 
-// wake makes the machine's monotonic clock go on.
-func (c *simClient) wake() {
-	if c.clock.asleep >= 0 {
-		c.clock.stopped += c.sim.now - c.clock.asleep
-		c.clock.asleep = -1
-	}
-}
-
 func (c *simClient) resume() {
 	if !c.paused {
 		return
@@ -1040,7 +1037,7 @@ func (c *simClient) resume() {
 	s := c.sim
 	c.paused = false
 	s.tracef("%s goes on", c.name)
-	c.wake()
+	c.clock.wake(c.sim.now)
 	backlog := c.backlog
 	c.backlog = nil
 	s.rng.Shuffle(len(backlog), func(i, k int) { backlog[i], backlog[k] = backlog[k], backlog[i] })
