@@ -131,16 +131,7 @@ func newFleet(t *testing.T, seed uint64) *fleet {
 		world: &world{t: t, dir: t.TempDir(), holdings: map[string]*holding{}, denied: map[string]int{}, evicted: map[string]int{}, changed: make(chan struct{})},
 		rand:  rand.New(rand.NewPCG(seed, 3)), seats: map[string]*nodeSeat{}, done: map[string]int{},
 	}
-	f.rec.lives = map[string]*life{}
-	t.Cleanup(func() { // when all processes are dead
-		if t.Failed() {
-			f.keep()
-		}
-	})
-	var err error
-	f.store, err = startStore()
-	must(t, err)
-	t.Cleanup(f.store.close)
+	f.record()
 	t.Cleanup(func() { // before the proxies close
 		for _, s := range f.seats {
 			if s.proc != nil {

@@ -67,6 +67,22 @@ type clientSeat struct {
 
 var resources = strings.Split("abcdefghijklmnopqrstuvwx", "")
 
+// record starts what the world is judged by: the journal of its processes and the store. A test
+// that failed keeps them.
+func (w *world) record() {
+	w.t.Helper()
+	w.rec.lives = map[string]*life{}
+	w.t.Cleanup(func() { // when all processes are dead
+		if w.t.Failed() {
+			w.keep()
+		}
+	})
+	var err error
+	w.store, err = startStore()
+	must(w.t, err)
+	w.t.Cleanup(w.store.close)
+}
+
 // start makes the world: all nodes vote and all clients work when it returns.
 func start(t *testing.T, seed uint64) *world {
 	t.Helper()
@@ -74,16 +90,7 @@ func start(t *testing.T, seed uint64) *world {
 		t: t, dir: t.TempDir(), links: map[link]*sync.Mutex{}, holdings: map[string]*holding{},
 		faults: map[string]int{}, harm: map[string]int{}, denied: map[string]int{}, evicted: map[string]int{}, changed: make(chan struct{}),
 	}
-	w.rec.lives = map[string]*life{}
-	t.Cleanup(func() { // when all processes are dead
-		if t.Failed() {
-			w.keep()
-		}
-	})
-	var err error
-	w.store, err = startStore()
-	must(t, err)
-	t.Cleanup(w.store.close)
+	w.record()
 	proxy := func() *testproxy.Proxy {
 		p, err := testproxy.New("", seed)
 		must(t, err)
