@@ -306,13 +306,6 @@ func waitsOf(locks []qlock.LockInfo, own bool) waits {
 			add(party(o.claim), "command "+party(c), o.lock, wait{o.lock, o.claim, c, within})
 		}
 	}
-	for i := range locks {
-		for h := range locks[i].Holders {
-			nested(&locks[i].Holders[h])
-		}
-		for q := range locks[i].Queue {
-			nested(&locks[i].Queue[q])
-		}
-	}
+	eachClaim(locks, nested)
 	return out
 }

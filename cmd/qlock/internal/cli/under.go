@@ -83,13 +83,18 @@ func outerOf(locks []qlock.LockInfo) map[string]claimOn {
 			out[c.ID] = of[0]
 		}
 	}
+	eachClaim(locks, find)
+	return out
+}
+
+// eachClaim calls f for the holders and then the waiters of each lock.
+func eachClaim(locks []qlock.LockInfo, f func(*qlock.ClaimInfo)) {
 	for i := range locks {
 		for h := range locks[i].Holders {
-			find(&locks[i].Holders[h])
+			f(&locks[i].Holders[h])
 		}
 		for q := range locks[i].Queue {
-			find(&locks[i].Queue[q])
+			f(&locks[i].Queue[q])
 		}
 	}
-	return out
 }
