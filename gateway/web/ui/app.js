@@ -265,7 +265,11 @@ function askToEvict(lock, claim) {
 // --- pages
 
 const hrefOf = (encoded) => "#/lock/" + encodeURIComponent(encoded);
-const go = (hash) => (location.hash = hash);
+// The page follows at once: hashchange comes later, perhaps after the next key.
+function go(hash) {
+  location.hash = hash;
+  route();
+}
 const stores = storePages({ html, draw, fault, failed, hidden, pauseAfter, hrefOf, signal: () => again.signal });
 
 function route() {
