@@ -115,16 +115,20 @@ func TestCut(t *testing.T) {
 	c := qlocktest.StartCluster(t, 3, qlocktest.WithLinks(), qlocktest.WithLease(5*time.Second))
 	c.Cut(t, "n2", "n1")
 	for name, want := range map[string][]string{"n1": {"n1", "n3"}, "n2": {"n2", "n3"}, "n3": {"n1", "n2", "n3"}} {
+		// On a slow machine a node that can be heard may answer too late, and is asked again.
 		var got []string
-		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-		m, err := qlock.QueryMembers(ctx, c.Server(t, name).Conn())
-		cancel()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, n := range m.Nodes {
-			if n.Answered {
-				got = append(got, n.Name)
+		for asking := within(t, 2*time.Minute); !slices.Equal(got, want) && asking.Err() == nil; {
+			ctx, cancel := context.WithTimeout(asking, 500*time.Millisecond)
+			m, _ := qlock.QueryMembers(ctx, c.Server(t, name).Conn())
+			cancel()
+			got = nil
+			for _, n := range m.Nodes {
+				if n.Answered {
+					got = append(got, n.Name)
+				}
+			}
+			if len(got) > len(want) {
+				break
 			}
 		}
 		if !slices.Equal(got, want) {

@@ -97,12 +97,15 @@ func join(routes []string) string {
 	return out
 }
 
+// patience bounds every wait for what must come.
+const patience = 2 * time.Minute
+
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	end := time.Now().Add(2 * time.Minute)
+	end := time.Now().Add(patience)
 	for !f() {
 		if time.Now().After(end) {
-			t.Fatalf("not within 2 min: %s", what)
+			t.Fatalf("not within %v: %s", patience, what)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

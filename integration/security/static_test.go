@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -374,16 +375,23 @@ func wantRefused(t *testing.T, what string, err error, words ...string) {
 // A node that lacks a permission does not start, and says what it needs.
 func TestNodeWithoutPermissions(t *testing.T) {
 	w := static(t)
+	// It asks until its context ends, because the permission may yet be given.
+	var all sync.WaitGroup
 	for _, user := range []string{"svc-b", "watch", "n2"} {
-		ctx := within(t, 2*quiet)
-		n, err := qlock.StartNode(ctx, w.dial(user), qlock.NodeConfig{Cluster: "prod", Name: "n1", Nodes: nodeNames, ProbeWait: time.Millisecond, NoService: true})
-		if n != nil {
-			t.Errorf("%s is a node", user)
-			must(t, n.Close())
-			continue
-		}
-		if err == nil || !strings.Contains(err.Error(), "lock.prod.node.") {
-			t.Errorf("%s as a node: %v", user, err)
-		}
+		nc := w.dial(user)
+		all.Go(func() {
+			n, err := qlock.StartNode(within(t, 3*time.Second), nc, qlock.NodeConfig{Cluster: "prod", Name: "n1", Nodes: nodeNames, ProbeWait: time.Millisecond, NoService: true})
+			if n != nil {
+				t.Errorf("%s is a node", user)
+				if err := n.Close(); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), "lock.prod.node.") {
+				t.Errorf("%s as a node: %v", user, err)
+			}
+		})
 	}
+	all.Wait()
 }

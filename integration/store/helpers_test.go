@@ -26,12 +26,15 @@ func TestMain(m *testing.M) {
 	}
 }
 
+// patience bounds every wait for what must come.
+const patience = 2 * time.Minute
+
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	end := time.Now().Add(2 * time.Minute)
+	end := time.Now().Add(patience)
 	for !f() {
 		if time.Now().After(end) {
-			t.Fatalf("not within a minute: %s", what)
+			t.Fatalf("not within %v: %s", patience, what)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
