@@ -182,8 +182,10 @@ func TestHostileNames(t *testing.T) {
 // However many locks there are, few rows are in the page.
 func TestManyLocks(t *testing.T) {
 	const count = 10_000
-	w := newWorld(t)
-	l := w.locker("bulk")
+	const lease = 5 * time.Minute // a small machine may not keep so many for less
+	w := newWorldOf(t, func(c *embedded.Config) { c.Node.MaxLease = lease })
+	w.serve()
+	l := w.locker("bulk", qlock.WithLease(lease))
 	var all sync.WaitGroup
 	for i := range 20 {
 		all.Go(func() {

@@ -92,9 +92,10 @@ func (w *world) connect() *nats.Conn {
 	return nc
 }
 
+// locker has a long lease: the browser may keep a small machine busy.
 func (w *world) locker(name string, opts ...qlock.Option) *qlock.Locker {
 	w.t.Helper()
-	l, err := qlock.New(w.t.Context(), w.connect(), append([]qlock.Option{qlock.WithName(name)}, opts...)...)
+	l, err := qlock.New(w.t.Context(), w.connect(), append([]qlock.Option{qlock.WithName(name), qlock.WithLease(qlock.DefaultMaxLease)}, opts...)...)
 	if err != nil {
 		w.t.Fatal(err)
 	}
