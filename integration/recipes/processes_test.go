@@ -18,6 +18,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/qlock/qlock/integration/internal/child"
 	"github.com/qlock/qlock/members"
 	"github.com/qlock/qlock/partition"
 	"github.com/qlock/qlock/qlocktest"
@@ -48,7 +49,7 @@ type seat struct {
 	id    string
 	role  role
 	count uint64
-	proc  *process
+	proc  *child.Process
 }
 
 // newJudge starts a lock cluster, and n processes with a recipe. ids are those of their
@@ -62,11 +63,11 @@ func newJudge(t *testing.T, recipe, store string, ids ...string) *judge {
 	}
 	t.Cleanup(func() {
 		for _, s := range j.seats {
-			s.proc.kill()
+			s.proc.Kill()
 		}
 		if t.Failed() {
 			for _, s := range j.seats {
-				t.Logf("standard error of %s: %s", s.proc.name, s.proc.lastWords())
+				t.Logf("standard error of %s: %s", s.proc.Name, s.proc.LastWords())
 			}
 		}
 	})
@@ -175,23 +176,23 @@ func (j *judge) faults(enough int) {
 					return
 				}
 				action := r.IntN(5)
-				for limit := time.Now().Add(lease); action < 4 && !j.holds(s.proc.name) && time.Now().Before(limit); {
+				for limit := time.Now().Add(lease); action < 4 && !j.holds(s.proc.Name) && time.Now().Before(limit); {
 					time.Sleep(time.Millisecond) // a fault that hits a holder says more
 				}
 				switch action {
 				case 0, 1:
-					s.proc.kill()
+					s.proc.Kill()
 					tracks[i].killed++
 					j.start(i, s)
 				case 2, 3:
-					s.proc.stop()
+					stop(s.proc)
 					time.Sleep(lease + lease/4) // others have its locks, and it goes on
-					s.proc.resume()
+					resume(s.proc)
 					tracks[i].stopped++
 				default:
-					s.proc.stop()
+					stop(s.proc)
 					time.Sleep(lease / 4) // and keeps its locks, as a rule
-					s.proc.resume()
+					resume(s.proc)
 				}
 			}
 		})
@@ -236,7 +237,7 @@ func (j *judge) progress() {
 	before := maps.Clone(j.last)
 	j.mu.Unlock()
 	j.await("every process gets something after the last fault", func() bool {
-		return !slices.ContainsFunc(j.seats, func(s *seat) bool { return j.last[s.proc.name] <= before[s.proc.name] })
+		return !slices.ContainsFunc(j.seats, func(s *seat) bool { return j.last[s.proc.Name] <= before[s.proc.Name] })
 	})
 }
 
@@ -246,7 +247,7 @@ func (j *judge) end(limit int) {
 	var all sync.WaitGroup
 	errs := make([]error, len(j.seats))
 	for i, s := range j.seats {
-		all.Go(func() { errs[i] = s.proc.end() })
+		all.Go(func() { errs[i] = s.proc.End("", patience) })
 	}
 	all.Wait()
 	if err := errors.Join(errs...); err != nil {
@@ -317,7 +318,7 @@ func testElection(t *testing.T) {
 		var s *seat
 		j.await("a leader is about to write", func() bool {
 			i := slices.IndexFunc(j.seats, func(s *seat) bool {
-				l := last(s.proc.name, working+effect, "")
+				l := last(s.proc.Name, working+effect, "")
 				return l.Kind == working && now()-l.At < int64(j.cluster.Lease()/20)
 			})
 			if i >= 0 {
@@ -325,20 +326,20 @@ func testElection(t *testing.T) {
 			}
 			return i >= 0
 		})
-		s.proc.stop()
+		stop(s.proc)
 		var before line
 		j.await("another leads, and writes", func() bool {
-			before = last(s.proc.name, working+effect, "")
+			before = last(s.proc.Name, working+effect, "")
 			return st.token(leader) > before.Token
 		})
 		// It may have been stopped after it had written, and before it had said so.
-		item := strings.TrimPrefix(before.Text, s.proc.name+" ")
+		item := strings.TrimPrefix(before.Text, s.proc.Name+" ")
 		stopped = before.Kind == working && !st.has(item)
-		s.proc.resume()
+		resume(s.proc)
 		if stopped {
 			var after line
 			j.await("the leader that was stopped writes", func() bool {
-				after = last(s.proc.name, effect, item+" ")
+				after = last(s.proc.Name, effect, item+" ")
 				return after.Text != ""
 			})
 			if !strings.HasSuffix(after.Text, " "+fenced) {
@@ -413,7 +414,7 @@ func testMembers(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		i := slices.IndexFunc(present, func(m members.Info) bool { return m.ID == "c" })
-		s := j.spans[key(c.proc.name, j.last[c.proc.name])]
+		s := j.spans[key(c.proc.Name, j.last[c.proc.Name])]
 		if i < 0 || s == nil || s.token != present[i].Token || now()-j.began-s.to > int64(10*beat) {
 			return false
 		}
@@ -421,7 +422,7 @@ func testMembers(t *testing.T) {
 		return true
 	})
 	late := lateness(ctx, &watch)
-	c.proc.kill()
+	c.proc.Kill()
 	killed := now()
 	gone := func(token uint64) (at int64) {
 		mu.Lock()
@@ -630,13 +631,13 @@ func testQueue(t *testing.T) {
 		return first.Text != ""
 	})
 	name, _, _ := strings.Cut(first.Text, " ")
-	i := slices.IndexFunc(j.seats, func(s *seat) bool { return s.proc.name == name })
+	i := slices.IndexFunc(j.seats, func(s *seat) bool { return s.proc.Name == name })
 	if i < 0 {
 		t.Fatalf("the handler of the process %q has the item", name)
 	}
-	j.seats[i].proc.stop()
+	stop(j.seats[i].proc)
 	j.await("another process does the item", func() bool { l := at(effect, "", written); return l != nil })
-	j.seats[i].proc.resume()
+	resume(j.seats[i].proc)
 	j.await("the effect of the first is refused", func() bool { return at(effect, name, fenced) != nil || at(effect, name, written) != nil })
 	if l := at(effect, name, written); l != nil {
 		t.Errorf("the store took the effect of a process that was stopped: %+v", *l)

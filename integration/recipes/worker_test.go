@@ -20,6 +20,7 @@ import (
 
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/election"
+	"github.com/qlock/qlock/integration/internal/child"
 	"github.com/qlock/qlock/members"
 	"github.com/qlock/qlock/partition"
 	"github.com/qlock/qlock/queue"
@@ -50,7 +51,7 @@ var names = []string{"a", "b", "c", "d"}
 // worker is a process.
 type worker struct {
 	*role
-	out    journal
+	out    *child.Journal
 	nc     *nats.Conn
 	locker *qlock.Locker
 	all    sync.WaitGroup
@@ -73,7 +74,7 @@ type claim struct {
 func (c *claim) trusted() bool { return c.ctx.Err() == nil && c.lock.Stands() > 0 }
 
 func (r *role) run() error {
-	w := &worker{role: r, out: journal{out: os.Stdout}, claims: map[uint64]*claim{}}
+	w := &worker{role: r, out: child.NewJournal(os.Stdout), claims: map[uint64]*claim{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() {
@@ -139,7 +140,7 @@ func (w *worker) beat(ctx context.Context) {
 		}
 		w.mu.Unlock()
 		if len(l.IDs) > 0 {
-			w.out.write(l)
+			w.out.Write(l)
 		}
 	}
 }
@@ -161,7 +162,7 @@ func (w *worker) claim(ctx context.Context, name string, token uint64) (done fun
 	if !c.trusted() {
 		return func() {} // it was lost already
 	}
-	w.out.write(line{Kind: claimed, At: at, ID: id, Name: name, Token: token})
+	w.out.Write(line{Kind: claimed, At: at, ID: id, Name: name, Token: token})
 	w.mu.Lock()
 	w.claims[id] = c
 	w.mu.Unlock()
@@ -170,14 +171,14 @@ func (w *worker) claim(ctx context.Context, name string, token uint64) (done fun
 		delete(w.claims, id)
 		w.mu.Unlock()
 		if at := now(); c.trusted() {
-			w.out.write(line{Kind: still, At: at, IDs: []uint64{id}})
+			w.out.Write(line{Kind: still, At: at, IDs: []uint64{id}})
 		} else {
-			w.out.write(line{Kind: ended, At: at, ID: id, Name: name, Text: fmt.Sprint(context.Cause(ctx))})
+			w.out.Write(line{Kind: ended, At: at, ID: id, Name: name, Text: fmt.Sprint(context.Cause(ctx))})
 		}
 	}
 }
 
-func (w *worker) broken(err error) { w.out.write(line{Kind: broken, At: now(), Text: err.Error()}) }
+func (w *worker) broken(err error) { w.out.Write(line{Kind: broken, At: now(), Text: err.Error()}) }
 
 // explained reports whether faults explain an error, and writes it down.
 func (w *worker) explained(ctx context.Context, err error) bool {
@@ -186,7 +187,7 @@ func (w *worker) explained(ctx context.Context, err error) bool {
 	}
 	for _, target := range []error{qlock.ErrHeld, qlock.ErrNoQuorum, qlock.ErrLost} {
 		if errors.Is(err, target) {
-			w.out.write(line{Kind: failed, At: now(), Text: err.Error()})
+			w.out.Write(line{Kind: failed, At: now(), Text: err.Error()})
 			return true
 		}
 	}
@@ -364,13 +365,13 @@ func (w *worker) election(ctx context.Context, r *rand.Rand) error {
 		for ctx.Err() == nil && r.IntN(8) > 0 {
 			w.writes++
 			item := fmt.Sprint(w.Process, " ", w.writes)
-			w.out.write(line{Kind: working, At: now(), Name: leader, Token: qlock.Token(ctx), Text: item})
+			w.out.Write(line{Kind: working, At: now(), Name: leader, Token: qlock.Token(ctx), Text: item})
 			time.Sleep(between(r, 0, w.Lease/10))
 			answer, err := write{leader, item, qlock.Token(ctx)}.put(w.nc)
 			if err != nil {
 				return err
 			}
-			w.out.write(line{Kind: effect, At: now(), Name: leader, Token: qlock.Token(ctx), Text: item + " " + answer})
+			w.out.Write(line{Kind: effect, At: now(), Name: leader, Token: qlock.Token(ctx), Text: item + " " + answer})
 		}
 		return nil
 	})
@@ -469,7 +470,7 @@ func (w *worker) queue(ctx context.Context) error {
 		}
 		mu.Unlock()
 		if string(it.Data) == slow {
-			w.out.write(line{Kind: working, At: now(), Name: it.Key, Token: token, Text: string(it.Data)})
+			w.out.Write(line{Kind: working, At: now(), Name: it.Key, Token: token, Text: string(it.Data)})
 			pause, rude = 300*time.Millisecond, true
 		}
 		if rude {
@@ -487,13 +488,13 @@ func (w *worker) queue(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		w.out.write(line{Kind: effect, At: now(), Name: it.Key, Token: token, Text: string(answer.Data)})
+		w.out.Write(line{Kind: effect, At: now(), Name: it.Key, Token: token, Text: string(answer.Data)})
 		if string(answer.Data) == fenced {
 			return errors.New("the store has a higher token")
 		}
 		return nil
 	}, queue.WithConcurrency(4), queue.WithErrors(func(_ *queue.Item, err error) {
-		w.out.write(line{Kind: failed, At: now(), Text: err.Error()})
+		w.out.Write(line{Kind: failed, At: now(), Text: err.Error()})
 	}))
 	return err
 }
