@@ -212,6 +212,54 @@ func TestChangeInSteps(t *testing.T) {
 	})
 }
 
+// A Locker tells the longest lease that the cluster allows, and its own lease, as they are after
+// each change. It lowers its lease with the first record of a change, and never raises it (E18).
+func TestLeaseFollowsTheCluster(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		l, nc, ctx := w.client("a"), w.connect().Conn, timeout(t, 30*time.Minute)
+		names := []string{"n1", "n2", "n3"}
+		held, err := l.Lock(ctx, "held")
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := func(when string, longest, lease time.Duration) {
+			t.Helper()
+			time.Sleep(10 * time.Second) // in which it refreshes, and hears of the last record
+			if l.MaxLease() != longest || l.Lease() != lease {
+				t.Errorf("%s: longest lease %v, want %v; lease %v, want %v", when, l.MaxLease(), longest, l.Lease(), lease)
+			}
+		}
+		change := func(d time.Duration, opts ...nodes.Option) {
+			t.Helper()
+			if err := nodes.Change(ctx, nc, names, append(opts, nodes.MaxLease(d))...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want("at first", maxLease, 10*time.Second)
+		change(time.Minute, nodes.StayJoint())
+		want("while it is being raised", maxLease, 10*time.Second)
+		if err := nodes.Finish(ctx, nc); err != nil {
+			t.Fatal(err)
+		}
+		want("raised", time.Minute, 10*time.Second)
+		change(4*time.Second, nodes.StayJoint())
+		want("while it is being lowered", 4*time.Second, 4*time.Second)
+		if err := nodes.Finish(ctx, nc); err != nil {
+			t.Fatal(err)
+		}
+		want("lowered", 4*time.Second, 4*time.Second)
+		change(maxLease)
+		want("raised again", maxLease, 4*time.Second)
+		if err := held.Context().Err(); err != nil {
+			t.Error("the lock is lost:", context.Cause(held.Context()))
+		}
+		if d := held.Stands(); d > 4*time.Second {
+			t.Errorf("the lock stands for %v", d)
+		}
+	})
+}
+
 // A change that cannot come about says why, and ends with its context.
 func TestChangeThatCannotBe(t *testing.T) {
 	bubble(t, func(t *testing.T) {

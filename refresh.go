@@ -35,9 +35,16 @@ func WithLease(d time.Duration) Option {
 }
 
 // Lease returns the lease of the Locker's locks: the one that WithLease set, or else DefaultLease
-// or the longest that the cluster allows, whichever is shorter. It does not change during the life
-// of the Locker.
+// or the longest that the cluster allows, whichever is shorter. When an operator lowers the longest
+// lease of the running cluster below it (package nodes), the Locker lowers its lease to that. It
+// does not raise it again: that needs a new Locker.
 func (l *Locker) Lease() time.Duration { return l.client.Lease() }
+
+// MaxLease returns the longest lease that the cluster allows, as far as the Locker knows. While the
+// nodes are changing it, that is the shorter one of before and after. The Locker learns of a change
+// from the answers to its requests, so one that requests nothing still returns the former value.
+// Members asks the nodes.
+func (l *Locker) MaxLease() time.Duration { return l.client.Cluster().MaxTTL }
 
 // WithRetention makes the Locker retain a lock after its last local holder has unlocked it, for up
 // to d or until another client waits for it. Until then, a goroutine of this Locker that locks the

@@ -333,6 +333,9 @@ func (c *Client) Shown() bool {
 // Digest returns the digest of that configuration.
 func (c *Client) Digest() string { return c.digest }
 
+// Lease returns the lease of claims. A record may have lowered it (E18).
+func (c *Client) Lease() time.Duration { return c.cfg.TTL }
+
 // Claims returns the number of claims that are not over.
 func (c *Client) Claims() int { return len(c.claims) }
 

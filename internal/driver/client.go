@@ -187,8 +187,9 @@ func (c *Client) loop(status <-chan nats.Status) {
 	}
 }
 
-// Lease returns how long locks outlive a client that falls silent.
-func (c *Client) Lease() time.Duration { return c.cfg.Lease }
+// Lease returns how long locks outlive a client that falls silent. A change of the list of nodes
+// may have made it shorter than the configured one (E18).
+func (c *Client) Lease() time.Duration { return time.Duration(c.machine.lease.Load()) }
 
 // Cluster returns the configuration by which votes are counted.
 func (c *Client) Cluster() wire.Config { return c.machine.cluster() }

@@ -37,6 +37,7 @@ type machine struct {
 	wake   chan struct{} // makes the loop call the machine now; has room for one
 	ending group         // goroutines that end contexts of locks
 	losses atomic.Uint64 // equals counts.Lost; readable without mu
+	lease  atomic.Int64  // equals core.Lease; readable without mu
 
 	mu         sync.Mutex // guards the fields below; no publishing and no caller's code under it
 	core       *client.Client
@@ -58,6 +59,7 @@ func newMachine(cfg *Config, pub *natsio.Publisher, m *Membership) *machine {
 		Name: cfg.Name, Instance: instance, TTL: cfg.Lease,
 		MaxRuns: wire.RunsIn(pub.MaxBody()), Seed: binary.BigEndian.Uint64(instance[8:]), Trips: m.trips, Cluster: m.config,
 	}, c.at(time.Now()))
+	c.lease.Store(int64(cfg.Lease))
 	c.members.SetLease(cfg.Lease)
 	c.table = hold.New(c.core, cfg.Retention)
 	c.table.PassOn(cfg.PassMost, cfg.PassWithin)
@@ -228,7 +230,7 @@ func (m *machine) lossOf(now wire.Now, evicted *client.Eviction) error {
 		return &evictedError{client.Eviction{By: evicted.By, Why: printable.Text(evicted.Why)}}
 	}
 	m.leaps.Read(now)
-	if why := m.leaps.Explain(now, m.cfg.Lease); why != "" {
+	if why := m.leaps.Explain(now, m.core.Lease()); why != "" {
 		return &leaptError{why}
 	}
 	return ErrLost
@@ -409,6 +411,8 @@ func (m *machine) learn(s *step, f func(wire.Now, *members.Out)) {
 			s.Notes = append(s.Notes, note)
 		}
 		m.table.SetCluster(s.now, *out.Found, &s.Out)
+		m.lease.Store(int64(m.core.Lease()))
+		m.members.SetLease(m.core.Lease())
 	}
 	if out.Ask != "" {
 		s.Requests = append(s.Requests, infoRequest(m.cfg.Name, out.Ask))
