@@ -115,6 +115,7 @@ func (l Limits) filled() Limits {
 const (
 	defaultLease = 10 * time.Second
 	minLease     = 100 * time.Millisecond
+	anyLease     = 24 * time.Hour // no cluster allows a longer one
 	maxWait      = 24 * time.Hour
 	maxAge       = time.Hour
 	ageSkew      = 5 * time.Second // by which the clocks of two gateways may differ
@@ -123,15 +124,13 @@ const (
 
 // Gateway is an http.Handler. All its methods may be called from several goroutines.
 type Gateway struct {
-	cfg      Config
-	limits   Limits
-	log      *slog.Logger
-	secret   []byte
-	name     string        // of this process among the gateways; begins the ids that it makes
-	longest  time.Duration // lease of the cluster
-	maxLease time.Duration // that callers may have
-	handler  http.Handler
-	now      func() time.Time // tests let it pause
+	cfg     Config
+	limits  Limits
+	log     *slog.Logger
+	secret  []byte
+	name    string // of this process among the gateways; begins the ids that it makes
+	handler http.Handler
+	now     func() time.Time // tests let it pause
 
 	peers     *peers
 	counters  counters
@@ -203,20 +202,6 @@ type principal struct {
 	keyWaits int // as well
 }
 
-// lockers is a NATS connection, whose user the requests act as, and what works on it.
-type lockers struct {
-	g      *Gateway
-	nc     *nats.Conn
-	client string // empty: as the library chooses
-	stores stores
-
-	mu     sync.Mutex // guards what follows
-	short  *qlock.Locker
-	long   *qlock.Locker
-	making chan struct{} // closed when the Locker is made that is being made; nil: none is
-	closed bool
-}
-
 // New makes a gateway on a connection. It asks the nodes who they are, as qlock.New does,
 // and fails as that does.
 func New(ctx context.Context, cfg Config) (*Gateway, error) {
@@ -249,17 +234,9 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 	g.peers = newPeers(g)
 	g.only = &principal{g: g, lockers: &lockers{g: g, nc: cfg.Conn, client: cfg.Client}}
 	g.quiet = sync.NewCond(&g.mu)
-	locker, err := g.only.locker(ctx, 0)
-	if err != nil {
+	if _, err := g.only.locker(ctx, 0); err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
-	members, err := locker.Members(ctx)
-	if err != nil {
-		_ = locker.Close() // nothing is held
-		return nil, fmt.Errorf("gateway: the nodes did not tell their longest lease: %w", err)
-	}
-	g.longest = max(members.Config.MaxLease, locker.Lease())
-	g.maxLease = g.longest * 96 / 100
 	g.handler = g.routes()
 	if !cfg.Alone {
 		if err := g.peers.start(); err != nil {
@@ -290,80 +267,6 @@ func (g *Gateway) Cluster() string { return g.cfg.Cluster }
 
 // ServeHTTP serves the API.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.handler.ServeHTTP(w, r) }
-
-// locker is the Locker for leases of that length: one that has the usual lease,
-// or one that has the cluster's longest. It makes the Locker at the first call.
-func (p *lockers) locker(ctx context.Context, length time.Duration) (*qlock.Locker, error) {
-	for {
-		p.mu.Lock()
-		which := &p.short
-		if p.short != nil && length > p.short.Lease() {
-			which = &p.long
-		}
-		locker, made := *which, p.making
-		switch {
-		case p.closed:
-			p.mu.Unlock()
-			return nil, problem("draining", "the gateway has stopped")
-		case locker != nil:
-			p.mu.Unlock()
-			return locker, nil
-		case made == nil:
-			made = make(chan struct{})
-			p.making = made
-			p.mu.Unlock()
-			opts := []qlock.Option{qlock.WithCluster(p.g.cfg.Cluster), qlock.WithLogger(p.g.log)}
-			if which == &p.long {
-				opts = append(opts, qlock.WithLease(p.g.longest))
-			}
-			if p.client != "" {
-				opts = append(opts, qlock.WithName(p.client))
-			}
-			return p.make(ctx, which, opts)
-		}
-		p.mu.Unlock()
-		select {
-		case <-made: // or that failed: then it is this one's turn
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-}
-
-// make makes a Locker. It asks the nodes, so p.mu is not locked meanwhile.
-func (p *lockers) make(ctx context.Context, which **qlock.Locker, opts []qlock.Option) (*qlock.Locker, error) {
-	locker, err := qlock.New(ctx, p.nc, opts...)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	close(p.making)
-	p.making = nil
-	if err != nil {
-		return nil, err
-	}
-	*which = locker
-	return locker, nil
-}
-
-// close closes the Lockers. Call it when no lease is left and no new one is admitted.
-func (p *lockers) close() error {
-	p.mu.Lock()
-	p.closed = true
-	made := p.making
-	p.mu.Unlock()
-	if made != nil {
-		<-made // for the five seconds of qlock.New at most
-	}
-	p.mu.Lock()
-	all := []*qlock.Locker{p.short, p.long}
-	p.mu.Unlock()
-	var errs []error
-	for _, l := range all {
-		if l != nil {
-			errs = append(errs, l.Close())
-		}
-	}
-	return errors.Join(errs...)
-}
 
 // admit makes a lease, or finds the one of this id. It reports whether it made one.
 func (g *Gateway) admit(l *lease, locker *qlock.Locker) (*lease, bool, *Problem) {

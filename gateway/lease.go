@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -54,9 +55,9 @@ type lease struct {
 	created time.Time
 	age     int64 // microseconds since 1970
 	try     bool
-	isOurID bool          // the gateway made the id
-	lockers time.Duration // the lease of the Locker
-	isHeld  atomic.Bool   // as state, for those that do not lock mu
+	isOurID bool // the gateway made the id
+	locker  *qlock.Locker
+	isHeld  atomic.Bool // as state, for those that do not lock mu
 
 	mu       sync.Mutex // guards what follows
 	state    state
@@ -103,7 +104,7 @@ func (l *lease) start(locker *qlock.Locker) {
 		opts = append(opts, qlock.Try())
 	}
 	// The context of the request would be kept by the lock for as long as it lives.
-	l.lockers, l.pollEnd, l.changed = locker.Lease(), l.created.Add(l.length), make(chan struct{})
+	l.locker, l.pollEnd, l.changed = locker, l.created.Add(l.length), make(chan struct{})
 	l.revision = 1
 	l.pending = locker.Start(context.Background(), l.name, opts...)
 	l.timer = time.AfterFunc(l.waitEnd.Sub(l.created), l.onTime)
@@ -130,6 +131,7 @@ func (l *lease) settle() {
 // granted begins the time that the caller holds. Call with l.mu held.
 func (l *lease) granted(lock *qlock.Lock) {
 	now := time.Now()
+	l.length = min(l.length, mostOf(l.locker)) // of which the Locker may have heard by this request
 	l.lock, l.heldFrom, l.keepUntil = lock, now, now.Add(longer(l.length))
 	l.forget = context.AfterFunc(lock.Context(), l.onLoss)
 	l.g.counters.granted.Add(1)
@@ -300,7 +302,7 @@ func (l *lease) held(c *call) (*Lease, *Problem) {
 		l.promised = until
 	}
 	a := l.answer(c, handled)
-	a.Token, a.ExpiresInMS, a.LeaseMS = l.lock.Token(), expires.Milliseconds(), l.length.Milliseconds()
+	a.Token, a.ExpiresInMS, a.LeaseMS = l.lock.Token(), expires.Milliseconds(), min(l.length, mostOf(l.locker)).Milliseconds()
 	a.WaitedMS = l.heldFrom.Sub(l.created).Milliseconds()
 	a.DrainingInMS = l.g.drainingIn(now)
 	return a, nil
@@ -434,10 +436,11 @@ func (l *lease) renew(c *call, length time.Duration, token uint64) (*Lease, *Pro
 		// The lease is another hold than the one that the caller knows (G2). That one is over.
 		return nil, gone(causeLost, token, "the lease has the token %d now, so the hold with the token %d is over", l.lock.Token(), token)
 	}
-	if l.state == held && length > l.lockers { // it would never be confirmed for so long
-		return nil, invalid(fmt.Sprintf("this lease cannot be longer than %v, because it was acquired for %v or less", l.lockers, l.lockers))
+	most := mostOf(l.locker)
+	if l.state == held && length > most { // it would never be confirmed for so long
+		return nil, invalid(fmt.Sprintf("this lease cannot be longer than %v: it was acquired for %v or less, or the cluster has lowered its longest lease since", most, most))
 	}
-	if l.state == held && l.lock.Stands() < l.lockers/2 {
+	if l.state == held && l.lock.Stands() < l.locker.Lease()/2 {
 		lock := l.lock
 		l.mu.Unlock()
 		wait, cancel := context.WithTimeout(c.ctx, time.Second)
@@ -450,9 +453,7 @@ func (l *lease) renew(c *call, length time.Duration, token uint64) (*Lease, *Pro
 		if !now.Before(l.keepUntil) {
 			l.tick()
 		} else {
-			if length > 0 {
-				l.length = length
-			}
+			l.length = min(cmp.Or(length, l.length), most)
 			if until := now.Add(longer(l.length)); until.After(l.keepUntil) {
 				l.keepUntil = until
 			}

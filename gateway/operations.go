@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -86,6 +87,7 @@ func (g *Gateway) acquire(c *call, id string, in *AcquireRequest) (a *Lease, cre
 	if err != nil {
 		return nil, false, problemOf(err)
 	}
+	l.length = cmp.Or(l.length, min(defaultLease, mostOf(locker)))
 	if !l.isOurID {
 		if a, p := g.acquireElsewhere(c, l); a != nil || p != nil {
 			return a, false, p
@@ -156,7 +158,7 @@ func (g *Gateway) acquireElsewhere(c *call, l *lease) (*Lease, *Problem) {
 
 // newLease is the lease that a request asks for, not yet among the others.
 func (g *Gateway) newLease(c *call, id string, in *AcquireRequest) (*lease, *Problem) {
-	l := &lease{g: g, who: c.principal, created: c.received, note: in.Note, length: defaultLease}
+	l := &lease{g: g, who: c.principal, created: c.received, note: in.Note}
 	var p *Problem
 	if l.name, l.encoded, p = c.nameOf(in.Name, in.Encoded); p != nil {
 		return nil, p
@@ -181,11 +183,9 @@ func (g *Gateway) newLease(c *call, id string, in *AcquireRequest) (*lease, *Pro
 		return nil, invalid("note has more than 256 bytes")
 	}
 	if in.Lease != "" {
-		if l.length, p = g.leaseLength(in.Lease); p != nil {
+		if l.length, p = leaseLength(in.Lease); p != nil {
 			return nil, p
 		}
-	} else {
-		l.length = min(l.length, g.maxLease)
 	}
 	wait := c.block
 	if in.Wait != "" {
@@ -213,8 +213,9 @@ func (g *Gateway) newLease(c *call, id string, in *AcquireRequest) (*lease, *Pro
 	return l, nil
 }
 
-func (g *Gateway) leaseLength(text string) (time.Duration, *Problem) {
-	return duration("lease", text, minLease, g.maxLease)
+// leaseLength is a length that some cluster allows. Whether this one does, is known of a Locker.
+func leaseLength(text string) (time.Duration, *Problem) {
+	return duration("lease", text, minLease, anyLease)
 }
 
 func duration(field, text string, least, most time.Duration) (time.Duration, *Problem) {
@@ -223,9 +224,13 @@ func duration(field, text string, least, most time.Duration) (time.Duration, *Pr
 		return 0, invalid(field + " is not a duration such as 30s or 1m30s")
 	}
 	if d < least || d > most {
-		return 0, invalid(fmt.Sprintf("%s must be within %v and %v", field, least, most))
+		return 0, outOfRange(field, least, most)
 	}
 	return d, nil
+}
+
+func outOfRange(field string, least, most time.Duration) *Problem {
+	return invalid(fmt.Sprintf("%s must be within %v and %v", field, least, most))
 }
 
 // poll tells how a lease stands. revision is that which the caller knows, 0 for none.
@@ -251,7 +256,7 @@ func (g *Gateway) renew(c *call, id string, in *RenewRequest) (*Lease, *Problem)
 	var length time.Duration
 	if in.Lease != "" {
 		var p *Problem
-		if length, p = g.leaseLength(in.Lease); p != nil {
+		if length, p = leaseLength(in.Lease); p != nil {
 			return nil, p
 		}
 	}
