@@ -22,7 +22,7 @@ type lockers struct {
 	short   *qlock.Locker
 	long    *qlock.Locker
 	making  chan struct{} // closed when the Locker is made that is being made; nil: none is
-	failed  time.Time     // when a Locker could last not be replaced
+	tried   time.Time     // when a Locker could last not be made
 	asked   time.Time     // when the nodes last said that they do not allow a lease
 	longest time.Duration // that they allowed then
 	retired []retired
@@ -72,7 +72,7 @@ func (p *lockers) locker(ctx context.Context, length time.Duration) (*qlock.Lock
 		case p.closed:
 			p.mu.Unlock()
 			return nil, problem("draining", "the gateway has stopped")
-		case serves && (isUpToDate(locker, long) || made != nil || now.Sub(p.failed) < replaceGap):
+		case serves && (isUpToDate(locker, long) || made != nil || now.Sub(p.tried) < replaceGap):
 			old := p.unused(now)
 			p.mu.Unlock()
 			_ = closeAll(old) // nothing is held by them
@@ -140,7 +140,7 @@ func (p *lockers) make(ctx context.Context, which **qlock.Locker, length time.Du
 	case longest > 0 && length > share(longest):
 		p.asked, p.longest = now, longest
 	default:
-		p.failed = now
+		p.tried = now
 	}
 	return locker, err
 }

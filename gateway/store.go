@@ -48,8 +48,18 @@ func (p *lockers) jetStream() (jetstream.JetStream, *Problem) {
 	return p.stores.js, nil
 }
 
-// bucket opens a bucket, or returns it if it is open.
+// bucket opens a bucket for the API of the store, or returns it if it is open.
 func (p *lockers) bucket(ctx context.Context, name string) (*store.Store, *Problem) {
+	s, err := p.open(ctx, name)
+	if err != nil {
+		return nil, apiProblem(err)
+	}
+	return s, nil
+}
+
+// open opens a bucket, or returns it if it is open. What its error means to a caller is for the API
+// to say that the caller uses.
+func (p *lockers) open(ctx context.Context, name string) (*store.Store, error) {
 	js, pr := p.jetStream()
 	if pr != nil {
 		return nil, pr
@@ -75,7 +85,7 @@ func (p *lockers) bucket(ctx context.Context, name string) (*store.Store, *Probl
 		if denied := p.denied(before, "$JS.API.STREAM.INFO.KV_"+name); denied != nil {
 			return nil, denied
 		}
-		return nil, apiProblem(err)
+		return nil, err
 	}
 	p.stores.mu.Lock()
 	defer p.stores.mu.Unlock()
@@ -92,6 +102,13 @@ func (p *lockers) forget(s *store.Store) {
 	defer p.stores.mu.Unlock()
 	if p.stores.by[s.Bucket()] == s {
 		delete(p.stores.by, s.Bucket())
+	}
+}
+
+// failed takes note of an error of a bucket that is open.
+func (p *lockers) failed(s *store.Store, err error) {
+	if errors.Is(err, store.ErrNotPrepared) || errors.Is(err, jetstream.ErrBucketNotFound) {
+		p.forget(s)
 	}
 }
 
@@ -402,9 +419,7 @@ func (g *Gateway) transactionAnswer(c *call, t *transaction, s *store.Store, res
 		a.Duplicate, err = true, nil
 	}
 	if err != nil {
-		if errors.Is(err, store.ErrNotPrepared) || errors.Is(err, jetstream.ErrBucketNotFound) {
-			c.principal.forget(s)
-		}
+		c.principal.failed(s, err)
 		p := storeProblem(err)
 		if p.Kind() == "internal" {
 			g.log.Warn("a transaction failed", "request", c.request, "bucket", s.Bucket(), "error", err)
@@ -710,9 +725,7 @@ func (g *Gateway) awaitKey(c *call, in *GetRequest, after uint64) (*Entry, *Prob
 		}
 		return nil, nil
 	default:
-		if errors.Is(err, jetstream.ErrBucketNotFound) || errors.Is(err, store.ErrNotPrepared) {
-			c.principal.forget(s)
-		}
+		c.principal.failed(s, err)
 		if denied := c.principal.denied(before, "$JS.API.CONSUMER.CREATE.KV_"+in.Bucket); denied != nil {
 			return nil, denied
 		}

@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/qlock/qlock"
@@ -131,12 +130,12 @@ func (g *Gateway) serveState(e *exchange, r *http.Request, serve func(*states, *
 	defer g.leaveState(addressOf(r))
 	ctx, cancel := context.WithTimeout(r.Context(), stateTime+stateWait)
 	defer cancel()
-	var err error
-	s := &states{g: g, ctx: ctx, who: who, name: r.PathValue("name"), key: key, max: min(stateInline, int(who.nc.MaxPayload())/2)}
-	if s.store, err = openStore(ctx, who.nc, r.PathValue("bucket"), g.cfg.Cluster); err != nil {
+	bucket, err := who.open(ctx, r.PathValue("bucket"))
+	if err != nil {
 		e.fail(stateProblem(err))
 		return
 	}
+	s := &states{g: g, ctx: ctx, who: who, name: r.PathValue("name"), key: key, max: min(stateInline, int(who.nc.MaxPayload())/2), store: bucket}
 	serve(s, e, r)
 }
 
@@ -163,26 +162,6 @@ func (g *Gateway) leaveState(address string) {
 	}
 }
 
-// openStore opens a bucket. NATS does not answer a request that it denies: that is learned from
-// the connection.
-func openStore(ctx context.Context, nc *nats.Conn, bucket, cluster string) (*store.Store, error) {
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, openTime)
-	defer cancel()
-	before := nc.LastError()
-	s, err := store.Open(ctx, js, bucket, store.WithCluster(cluster))
-	if err == nil {
-		return s, nil
-	}
-	if denied := nc.LastError(); denied != before && errors.Is(denied, nats.ErrPermissionViolation) && strings.Contains(denied.Error(), ".STREAM.INFO.KV_"+bucket) {
-		return nil, denied
-	}
-	return nil, err
-}
-
 // stateKeyOf is the name of a state as it stands in keys, in one way only: what a key cannot
 // have is =XX.
 func stateKeyOf(name string) (string, *Problem) {
@@ -203,33 +182,30 @@ func stateKeyOf(name string) (string, *Problem) {
 	return b.String(), nil
 }
 
-// stateProblem is an error of the store for a caller. A bucket that is missing is not 404:
-// that says that there is no state yet, and the client would make everything anew.
+// stateProblem is an error of the store for Terraform, which takes 404 for a state that does not
+// exist yet, and would make everything anew. So neither a bucket nor a part that is missing is 404.
+// It gives up at 501, and repeats the request after other answers of 500 and above.
 func stateProblem(err error) *Problem {
-	var p *Problem
-	text := strings.TrimPrefix(err.Error(), "store: ")
-	switch {
-	case errors.As(err, &p):
+	switch p := storeProblem(err); p.Kind() {
+	case "no-bucket":
+		return problem("not-prepared", "%s", p.Detail)
+	case "unknown-outcome":
+		return problem("unknown-outcome", "the answer of the server is lost, and it may or may not have been done: repeat the request")
+	case "no-key":
+		return problem("internal", "a part of the state is missing in the bucket")
+	default:
 		return p
-	case errors.Is(err, nats.ErrPermissionViolation):
-		return problem("forbidden", "%s", text)
-	case errors.Is(err, store.ErrUnknown):
-		return problem("unknown-outcome", "%s", text)
-	case errors.Is(err, store.ErrFull):
-		return problem("full", "%s", text)
-	case errors.Is(err, store.ErrTooLarge):
-		return problem("too-large", "%s; nothing was written", text)
-	case errors.Is(err, jetstream.ErrBucketNotFound):
-		return problem("not-prepared", "there is no such bucket: qlock store create makes one")
-	case errors.Is(err, store.ErrNotPrepared), errors.Is(err, store.ErrUnsupported),
-		errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
-		return problem("not-prepared", "%s", text)
-	case errors.Is(err, jetstream.ErrInvalidBucketName):
-		return invalid("the path has no name of a bucket")
-	case errors.Is(err, store.ErrInvalid):
-		return invalid(text)
 	}
-	return problem("unreachable", "the bucket cannot be used: %s", text)
+}
+
+// fail answers with an error of the store.
+func (s *states) fail(e *exchange, err error) {
+	s.who.failed(s.store, err)
+	p := stateProblem(err)
+	if p.Kind() == "internal" {
+		s.g.log.Warn("a request about a Terraform state failed", "request", e.id, "bucket", s.store.Bucket(), "state", s.name, "error", err)
+	}
+	e.fail(p)
 }
 
 // again repeats a change for as long as others come between. f reads first.
@@ -355,7 +331,7 @@ func (s *states) lock(e *exchange, r *http.Request) {
 	})
 	switch {
 	case err != nil:
-		e.fail(stateProblem(err))
+		s.fail(e, err)
 	case other != nil:
 		s.locked(e, http.StatusLocked, other)
 	default:
@@ -400,7 +376,7 @@ func (s *states) unlock(e *exchange, r *http.Request) {
 	})
 	switch {
 	case err != nil:
-		e.fail(stateProblem(err))
+		s.fail(e, err)
 	case other != nil:
 		s.locked(e, http.StatusConflict, other)
 	default:
@@ -428,7 +404,7 @@ func (s *states) get(e *exchange, _ *http.Request) {
 	for range 3 { // its parts may be removed meanwhile, if 20 newer versions come
 		_, entry, err := s.read()
 		if err != nil {
-			e.fail(stateProblem(err))
+			s.fail(e, err)
 			return
 		}
 		if entry == nil {
@@ -438,12 +414,12 @@ func (s *states) get(e *exchange, _ *http.Request) {
 		if body, err = s.content(entry.Value()); err == nil {
 			break
 		} else if !errors.Is(err, jetstream.ErrKeyNotFound) {
-			e.fail(stateProblem(err))
+			s.fail(e, err)
 			return
 		}
 	}
 	if body == nil {
-		e.fail(problem("internal", "parts of the state are missing in the bucket"))
+		s.fail(e, jetstream.ErrKeyNotFound)
 		return
 	}
 	sum := md5.Sum(body)
@@ -528,7 +504,7 @@ func (s *states) put(e *exchange, r *http.Request) {
 		inline = nil
 		if err := s.putParts(&record, packed.Bytes()); err != nil {
 			s.dropParts(oldParts{record.Part, record.Parts})
-			e.fail(stateProblem(err))
+			s.fail(e, err)
 			return
 		}
 	}
@@ -618,7 +594,7 @@ func (s *states) change(e *exchange, r *http.Request, record stateRecord, write 
 		if !errors.Is(err, store.ErrUnknown) { // else they may be the state's
 			s.dropParts(own)
 		}
-		e.fail(stateProblem(err))
+		s.fail(e, err)
 		return
 	}
 	s.dropParts(dropped...)

@@ -257,15 +257,13 @@ func TestTerraformRefuses(t *testing.T) {
 		long.want(422, "256", "GET", "", "")
 		plain := backend{t, g, "/v1/stores/plain/terraform/net"}
 		js, _ := jetstream.New(w.connect().Conn)
-		kv, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "plain", Storage: jetstream.MemoryStorage})
-		if err != nil {
+		if _, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "plain", Storage: jetstream.MemoryStorage}); err != nil {
 			t.Fatal(err)
 		}
-		plain.want(501, "not-prepared", "GET", "", "")
-		_ = kv
+		plain.want(501, "qlock store prepare plain", "GET", "", "")
 
 		// Somebody else's value is neither shown nor overwritten.
-		kv, err = js.KeyValue(t.Context(), "tf")
+		kv, err := js.KeyValue(t.Context(), "tf")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -274,6 +272,54 @@ func TestTerraformRefuses(t *testing.T) {
 		}
 		b.want(500, "", "GET", "", "")
 		b.want(500, "", "POST", "", stateText(1))
+	})
+}
+
+// The bucket of states stays open between requests. When it goes away, no answer says that there
+// is no state yet, and when it is back, it is opened anew.
+func TestTerraformKeepsBucket(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newStateWorld(t, 1)
+		g := w.gateway()
+		b := backend{t, g, "/v1/stores/tf/terraform/net"}
+		var opened atomic.Int64
+		nc := w.connect().Conn
+		if _, err := nc.Subscribe("$JS.API.STREAM.INFO.KV_tf", func(*nats.Msg) { opened.Add(1) }); err != nil {
+			t.Fatal(err)
+		}
+		if err := nc.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		b.want(204, "", "GET", "", "")
+		settle()
+		first := opened.Load()
+		for n := range 3 {
+			b.want(200, "", "LOCK", "", lockText("one"))
+			b.want(200, "", "POST", "?ID=one", stateText(n))
+			b.want(200, "", "UNLOCK", "", lockText("one"))
+			b.want(200, stateText(n), "GET", "", "")
+		}
+		ask(t, g, "GET", "/v1/stores/tf/keys/net.state", "").want(t, 200, "")
+		settle()
+		if n := opened.Load(); first == 0 || n != first {
+			t.Errorf("%d looks at the bucket to open it, and %d afterwards", first, n-first)
+		}
+
+		js, _ := jetstream.New(nc)
+		if err := js.DeleteKeyValue(t.Context(), "tf"); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // the second one opens it
+			b.want(501, "qlock store create", "GET", "", "")
+			b.want(501, "qlock store create", "LOCK", "", lockText("one"))
+			b.want(501, "qlock store create", "POST", "", stateText(1))
+		}
+		if _, err := store.Create(t.Context(), js, jetstream.KeyValueConfig{Bucket: "tf", Storage: jetstream.MemoryStorage}); err != nil {
+			t.Fatal(err)
+		}
+		b.want(204, "", "GET", "", "")
+		b.want(200, "", "POST", "", stateText(1))
+		b.want(200, stateText(1), "GET", "", "")
 	})
 }
 
@@ -324,12 +370,13 @@ func TestProblemsOfTheStore(t *testing.T) {
 		{&store.UnknownError{What: "k", Cause: errors.New("why")}, "unknown-outcome", "unknown-outcome"},
 		{store.ErrFull, "full", "full"},
 		{store.ErrTooLarge, "too-large", "too-large"},
-		{store.ErrUnsupported, "unsupported", "not-prepared"},
+		{store.ErrUnsupported, "unsupported", "unsupported"},
 		{store.ErrShared, "read-only", ""},
 		{store.ErrNotNumber, "not-number", ""},
 		{store.ErrInvalid, "invalid", "invalid"},
 		{jetstream.ErrBucketNotFound, "no-bucket", "not-prepared"},
-		{jetstream.ErrJetStreamNotEnabled, "no-jetstream", "not-prepared"},
+		{jetstream.ErrKeyNotFound, "no-key", "internal"},
+		{jetstream.ErrJetStreamNotEnabled, "no-jetstream", "no-jetstream"},
 		{nats.ErrPermissionViolation, "forbidden", "forbidden"},
 	} {
 		err := fmt.Errorf("store: write k: %w", c.err)
@@ -339,7 +386,7 @@ func TestProblemsOfTheStore(t *testing.T) {
 		if c.state == "" {
 			continue
 		}
-		if p := stateProblem(err); p.Kind() != c.state || p.Retryable {
+		if p := stateProblem(err); p.Kind() != c.state || p.Retryable && c.state != "internal" || p.Status == 404 {
 			t.Errorf("the state, %v: %s, want %s", err, p.Kind(), c.state)
 		}
 	}
