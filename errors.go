@@ -48,6 +48,17 @@ var (
 	ErrRefused = driver.ErrRefused
 )
 
+// EvictedBy returns who evicted a claim and why, if err is ErrEvicted: the error of a call, or the
+// cause of the end of a lock's context. by is the name of the client that called Evict, and reason
+// is the text that it gave, without control characters.
+func EvictedBy(err error) (by, reason string, ok bool) {
+	var e *client.Eviction
+	if !errors.As(err, &e) {
+		return "", "", false
+	}
+	return e.By, e.Why, true
+}
+
 // LockError describes why acquiring a lock failed. Use errors.As for the details, and errors.Is for
 // the reason.
 type LockError struct {

@@ -582,6 +582,26 @@ func ExampleLocker_Evict() {
 	// Output: qlock: lock lost: evicted by backup: it hangs
 }
 
+func ExampleEvictedBy() {
+	ctx := context.Background()
+	locker, stop := newLocker("backup")
+	defer stop()
+	lock, err := locker.Lock(ctx, "disk.1")
+	if err != nil {
+		log.Fatal(err)
+	}
+	info, err := locker.Inspect(ctx, "disk.1")
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := locker.Evict(ctx, "disk.1", info.Holders[0], "it hangs"); err != nil {
+		log.Fatal(err)
+	}
+	by, reason, ok := qlock.EvictedBy(lock.Unlock(ctx))
+	fmt.Printf("%q %q %v\n", by, reason, ok)
+	// Output: "backup" "it hangs" true
+}
+
 func ExampleParseEvent() {
 	subject, err := qlock.EventSubject("default", "orders.>")
 	if err != nil {

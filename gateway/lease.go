@@ -270,7 +270,7 @@ func (l *lease) lost() {
 	}
 	switch {
 	case errors.Is(err, qlock.ErrEvicted):
-		l.end(gone(causeEvicted, 0, "%s", text))
+		l.end(evicted(err, text))
 	case errors.Is(err, qlock.ErrUnlocked): // the Locker was closed
 		l.end(gone(causeDraining, 0, "the gateway stopped"))
 	default:

@@ -313,13 +313,31 @@ func TestEvict(t *testing.T) {
 		if !strings.Contains(string(e.body), `"client":"gateway"`) {
 			t.Errorf("%s", e)
 		}
-		if p := ask(t, g, "GET", "/v1/leases/"+a.lease.ID, "").want(t, 410, "gone"); p.fault.Cause != "evicted" || !strings.Contains(p.fault.Detail, "test") {
-			t.Errorf("%s", p)
+		isEvicted := func(p *reply, token uint64) {
+			t.Helper()
+			if f := p.want(t, 410, "gone").fault; f.Cause != "evicted" || f.By != "other" || f.Reason != "test" || f.Token != token || !strings.Contains(f.Detail, "test") {
+				t.Errorf("%s", p)
+			}
+		}
+		isEvicted(ask(t, g, "GET", "/v1/leases/"+a.lease.ID, ""), a.lease.Token)
+		isEvicted(ask(t, other, "POST", "/v1/leases/"+a.lease.ID+"/renew", ""), a.lease.Token) // forwarded
+		if err := g.ServeNATS(); err != nil {
+			t.Fatal(err)
+		}
+		if f := natsDoor(t, w.connect().Conn, "poll", "", `{"id":"`+a.lease.ID+`"}`, "410 gone").fault; f.By != "other" || f.Reason != "test" {
+			t.Errorf("over NATS: %+v", f)
 		}
 		b := ask(t, other, "POST", "/v1/locks/x", "", "Prefer", "wait=50").want(t, 201, "")
 		if now := time.Now(); now.Before(end) || now.After(end.Add(300*time.Millisecond)) {
 			t.Errorf("another has it %v after the end of the promise", now.Sub(end))
 		}
+		waits := later(t, g, "POST", "/v1/locks/x", "", "Prefer", "wait=50")
+		info, err := w.locker("looker").Inspect(t.Context(), "x")
+		if err != nil || len(info.Queue) != 1 {
+			t.Fatal(info, err)
+		}
+		ask(t, other, "POST", "/v1/locks/x/evict", fmt.Sprintf(`{"claim":%q,"reason":"test"}`, info.Queue[0].ID)).want(t, 200, "")
+		isEvicted(<-waits, 0)
 		ask(t, other, "POST", "/v1/evict", `{"name":"y"}`).want(t, 404, "not-found")
 		ask(t, other, "POST", "/v1/locks/x/evict", `{"claim":"no such"}`).want(t, 404, "not-found")
 		ask(t, other, "DELETE", "/v1/leases/"+b.lease.ID, "").want(t, 204, "")

@@ -25,6 +25,8 @@ type Problem struct {
 	Request   string   `json:"request,omitempty" doc:"the id of the request"`
 	Retryable bool     `json:"retryable" doc:"repeating the same request may succeed"`
 	Cause     string   `json:"cause,omitempty" doc:"of 410: why the lease is over"`
+	By        string   `json:"by,omitempty" doc:"of 410 with the cause evicted: the client that evicted the lease, as NATS knows it"`
+	Reason    string   `json:"reason,omitempty" doc:"of 410 with the cause evicted: what that client gave as the reason"`
 	Token     uint64   `json:"token,omitempty" doc:"of 410 and fenced: the fencing token that the lease has or had"`
 	Blocker   *Blocker `json:"blocker,omitempty" doc:"who is in the way"`
 	Nodes     []Vote   `json:"nodes,omitempty" doc:"what each node said"`
@@ -165,6 +167,12 @@ func gone(cause string, token uint64, format string, args ...any) *Problem {
 	return p
 }
 
+func evicted(err error, detail string) *Problem {
+	p := gone(causeEvicted, 0, "%s", detail)
+	p.By, p.Reason, _ = qlock.EvictedBy(err)
+	return p
+}
+
 // blockerOf is who is in the way, as the library tells it.
 func blockerOf(h *qlock.Holder) *Blocker {
 	if h == nil {
@@ -225,7 +233,7 @@ func problemOf(err error) *Problem {
 	case errors.Is(err, qlock.ErrInvalidName):
 		return invalid(text)
 	case errors.Is(err, qlock.ErrEvicted):
-		return gone(causeEvicted, 0, "%s", text)
+		return evicted(err, text)
 	case errors.Is(err, qlock.ErrHeld):
 		p = problem("held", "")
 		if hasVotes && e.Holder != nil {

@@ -26,6 +26,8 @@ type evictedError struct{ client.Eviction }
 
 func (e *evictedError) Error() string { return "qlock: lock lost: evicted " + e.Eviction.Error() }
 
+func (e *evictedError) Unwrap() error { return &e.Eviction }
+
 func (e *evictedError) Is(target error) bool { return target == ErrLost || target == ErrEvicted }
 
 // leaptError is the error of a lost lock if a leap of the wall clock explains the loss.
