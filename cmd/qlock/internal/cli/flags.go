@@ -162,6 +162,50 @@ func (v *countValue) String() string {
 	return strconv.Itoa(*v.n)
 }
 
+// sizeValue is a number of bytes within bounds, such as 64KiB.
+type sizeValue struct {
+	n        *int64
+	min, max int64
+}
+
+func sizeFlag(fs *pflag.FlagSet, n *int64, name string, value, min, max int64, use string) {
+	*n = value
+	fs.Var(&sizeValue{n, min, max}, name, use)
+}
+
+var sizeUnits = []struct {
+	name string
+	n    int64
+}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}}
+
+func (v *sizeValue) Set(s string) error {
+	number, unit := s, int64(1)
+	for _, u := range sizeUnits {
+		if rest, ok := strings.CutSuffix(s, u.name); ok {
+			number, unit = rest, u.n
+			break
+		}
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || n < v.min/unit || n > v.max/unit || n*unit < v.min {
+		return fmt.Errorf("use a number of bytes such as 65536, 64KiB or 1MiB, from %s to %s", sizeText(v.min), sizeText(v.max))
+	}
+	*v.n = n * unit
+	return nil
+}
+
+func sizeText(n int64) string {
+	for _, u := range sizeUnits {
+		if n >= u.n && n%u.n == 0 {
+			return strconv.FormatInt(n/u.n, 10) + u.name
+		}
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+func (v *sizeValue) Type() string   { return "size" }
+func (v *sizeValue) String() string { return sizeText(*v.n) }
+
 // addressValue is host:port.
 type addressValue struct{ s *string }
 

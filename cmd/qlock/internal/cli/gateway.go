@@ -40,6 +40,7 @@ type httpDoor struct {
 	mapCert         string
 	origins         []string
 	streams         int
+	store           gateway.Limits // those of the store
 	secretFile      string
 	metrics         string
 }
@@ -102,6 +103,11 @@ func (d *httpDoor) flags(fs *pflag.FlagSet) {
 	countFlag(fs, &d.connections, "connections", 20_000, 1, 1<<30, "connections at a time")
 	countFlag(fs, &d.perAddress, "connections-per-address", 1_000, 1, 1<<30, "connections at a time from one address")
 	countFlag(fs, &d.streams, "streams-per-address", 50, 1, 1<<30, "event streams and waiting lists at a time from one address")
+	sizeFlag(fs, &d.store.Value, "value-size", 1<<20, 1, 64<<20, "largest value in the store; the NATS server may take less")
+	sizeFlag(fs, &d.store.Transaction, "transaction-size", 1<<20, 1<<10, 64<<20, "largest body of a transaction in the store")
+	countFlag(fs, &d.store.Operations, "operations", 500, 1, 900, "operations of a transaction in the store")
+	countFlag(fs, &d.store.KeyWaits, "key-waits", 1_000, 1, 1<<30, "requests of one NATS user or caller that wait for keys at a time")
+	sizeFlag(fs, &d.store.State, "state-size", 32<<20, 1<<10, 1<<30, "largest Terraform state")
 	fs.StringArrayVar(&d.origins, "cors-origin", nil, "origin of pages that may call the gateway, such as https://locks.example; may be given several times")
 	fs.BoolVar(&d.nats, "nats", false, "serve as a NATS micro service as well")
 	fs.BoolVar(&d.callers, "callers", false, "with --nats: subjects have the caller's name behind the verb, for NATS permissions to guard")
@@ -219,9 +225,11 @@ func (d *httpDoor) serve(ctx context.Context, l *link, log *slog.Logger, started
 	}
 	begin, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
+	limits := d.store
+	limits.RequestsPerSec, limits.AddressStreams = float64(d.rate), d.streams
 	cfg := gateway.Config{
 		Conn: l.Conn, Cluster: l.cluster, Client: l.client, Drain: d.drain, Logger: log, Alone: d.alone,
-		Hosts: append(d.hosts, listener.Addr().String()), Limits: gateway.Limits{RequestsPerSec: float64(d.rate), AddressStreams: d.streams}, Origins: d.origins, Callers: d.callers, Secret: secret, Check: gatewayFindings,
+		Hosts: append(d.hosts, listener.Addr().String()), Limits: limits, Origins: d.origins, Callers: d.callers, Secret: secret, Check: gatewayFindings,
 	}
 	if d.auth == "nats" {
 		cfg.Connect, err = d.connectUsers(begin, l)

@@ -168,6 +168,38 @@ func TestNodeServesGateway(t *testing.T) {
 	n.wait().want(t, 0, "node stopped")
 }
 
+// The limits of the store have flags.
+func TestGatewayStoreLimits(t *testing.T) {
+	t.Parallel()
+	s := startNATS(t, func(o *server.Options) { o.JetStream, o.StoreDir = true, t.TempDir() })
+	n := launch(t, bootstrapped(t, "node", "--server", s.ClientURL(), "--name", "n1", "--nodes", "n1", "--max-lease", testMaxLease)...)
+	n.says(n.err, "node votes")
+	qlockCmd(t, "store", "create", "b", "-s", s.ClientURL()).want(t, 0)
+	g := launch(t, "gateway", "-s", s.ClientURL(), "--http", "127.0.0.1:0", "--client", "gw",
+		"--value-size", "1KiB", "--transaction-size", "2KiB", "--operations", "2", "--key-waits", "1", "--state-size", "1KiB")
+	bucket := gatewayURL(t, g) + "/v1/stores/b"
+	if a := askGateway(t, "GET", bucket, ""); a.status != 200 {
+		t.Fatal(a.text)
+	}
+	op := `{"op":"put","key":"k","value":"x"}`
+	for _, r := range []struct {
+		method, path, body string
+		fits               bool
+	}{
+		{"PUT", "/keys/k", strings.Repeat("x", 1024), true},
+		{"PUT", "/keys/k", strings.Repeat("x", 1025), false},
+		{"POST", "/transactions", `{"ops":[` + op + `,{"op":"get","key":"l"}]}`, true},
+		{"POST", "/transactions", `{"ops":[` + op + `,{"op":"get","key":"l"},{"op":"get","key":"m"}]}`, false},
+		{"POST", "/transactions", `{"ops":[` + op + `]` + strings.Repeat(" ", 2048) + `}`, false},
+		{"POST", "/terraform/net", `{"x":"` + strings.Repeat("x", 1000) + `"}`, true},
+		{"POST", "/terraform/net", `{"x":"` + strings.Repeat("x", 1024) + `"}`, false},
+	} {
+		if a := askGateway(t, r.method, bucket+r.path, r.body); a.status == 413 == r.fits || r.fits && a.status/100 != 2 {
+			t.Errorf("%s %s with %d bytes: %d %s", r.method, r.path, len(r.body), a.status, a.text)
+		}
+	}
+}
+
 func TestGatewayFlags(t *testing.T) {
 	for args, words := range map[string]string{
 		"gateway --http 0.0.0.0:8080":                  "--insecure",
@@ -175,6 +207,12 @@ func TestGatewayFlags(t *testing.T) {
 		"gateway --http x":                             "not an address",
 		"gateway --http 127.0.0.1:0 --http-cert x":     "belong together",
 		"gateway --http 127.0.0.1:0 --connections 0":   "--connections",
+		"gateway --value-size 0":                       "from 1 to 64MiB",
+		"gateway --value-size 65MiB":                   "from 1 to 64MiB",
+		"gateway --state-size 9223372036854775807GiB":  "from 1KiB to 1GiB",
+		"gateway --transaction-size 1MB":               "65536, 64KiB or 1MiB",
+		"gateway --operations 1000":                    "from 1 to 900",
+		"gateway --key-waits 0":                        "--key-waits",
 		"demo --gateway 0.0.0.0:1":                     "--insecure",
 		"gateway --http 0.0.0.0:80 --auth nats":        "--http-cert",
 		"gateway --auth x":                             "none or nats",
