@@ -2,12 +2,14 @@ package gateway
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/google/uuid"
 
 	"github.com/qlock/qlock"
@@ -399,6 +401,34 @@ func TestNoQuorum(t *testing.T) {
 		ask(t, g, "POST", "/v1/locks/x", `{"wait":"1s"}`, "Prefer", "wait=2").want(t, 503, "no-quorum")
 		ask(t, g, "GET", "/v1/locks", "").want(t, 503, "no-quorum")
 	})
+}
+
+// While the list of nodes changes, the error says which list lacks votes.
+func TestNoQuorumOfAList(t *testing.T) {
+	p := problemOf(&qlock.LockError{
+		Reason: qlock.ErrNoQuorum, Need: 3,
+		Nodes: []qlock.NodeAnswer{{Node: "n1", Answer: qlock.AnswerVoted}, {Node: "n2", Answer: qlock.AnswerSilent}},
+		Lists: []qlock.ListVotes{{Nodes: []string{"n1"}, Votes: 1, Need: 1}, {Nodes: []string{"n1", "n2"}, Votes: 1, Need: 2}},
+	})
+	body, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `"lists":[{"nodes":["n1"],"votes":1,"need":1},{"nodes":["n1","n2"],"votes":1,"need":2}]`
+	if p.Kind() != "no-quorum" || !strings.Contains(string(body), want) {
+		t.Errorf("%s: %s, want %s", p.Kind(), body, want)
+	}
+	doc, err := document()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var value any
+	if err := json.Unmarshal(body, &value); err != nil {
+		t.Fatal(err)
+	}
+	if err := doc.Components.Schemas["Problem"].Value.VisitJSON(value, openapi3.MultiErrors()); err != nil {
+		t.Error("not as in the OpenAPI document:", err)
+	}
 }
 
 // A gateway that stops refuses what is new, sends away who waits, lets held leases live for

@@ -30,6 +30,7 @@ type Problem struct {
 	Token     uint64   `json:"token,omitempty" doc:"of 410 and fenced: the fencing token that the lease has or had"`
 	Blocker   *Blocker `json:"blocker,omitempty" doc:"who is in the way"`
 	Nodes     []Vote   `json:"nodes,omitempty" doc:"what each node said"`
+	Lists     []Quorum `json:"lists,omitempty" doc:"while the list of nodes changes: the votes of the old list, then those of the new one"`
 
 	Key        string   `json:"key,omitempty" doc:"conflict: which key"`
 	Revision   uint64   `json:"revision,omitempty" doc:"conflict: which revision the key has; left out if there is no such key. no-key: that of the deletion, if it is known"`
@@ -74,6 +75,13 @@ type Vote struct {
 	Node   string `json:"node"`
 	Answer string `json:"answer" enum:"voted,queued,refused,recovering,silent"`
 	Detail string `json:"detail,omitempty"`
+}
+
+// Quorum is how near a request came to the votes that it needs of one list of nodes.
+type Quorum struct {
+	Nodes []string `json:"nodes" doc:"the names of the list"`
+	Votes int      `json:"votes"`
+	Need  int      `json:"need"`
 }
 
 // The kinds of problems. The table is also what the OpenAPI document and a test of
@@ -189,6 +197,14 @@ func votesOf(nodes []qlock.NodeAnswer) []Vote {
 	return out
 }
 
+// quorumsOf is nil unless the list of nodes changes.
+func quorumsOf(lists []qlock.ListVotes) (out []Quorum) {
+	for _, l := range lists {
+		out = append(out, Quorum(l))
+	}
+	return out
+}
+
 // isQueued reports whether so many nodes have queued a request that there was no lack of
 // nodes: another was in the way, though the Locker was not told who.
 func isQueued(e *qlock.LockError) bool {
@@ -255,7 +271,7 @@ func problemOf(err error) *Problem {
 		return problem("internal", "%s", text)
 	}
 	if hasVotes {
-		p.Nodes = votesOf(e.Nodes)
+		p.Nodes, p.Lists = votesOf(e.Nodes), quorumsOf(e.Lists)
 	}
 	return p
 }
