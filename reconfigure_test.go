@@ -140,6 +140,29 @@ func TestEpochOne(t *testing.T) {
 	})
 }
 
+// An operator left a change half-way. Each node of both lists says so in its log when it has taken
+// twice as long as the longest lease, and not again so soon.
+func TestChangeLeftHalfWay(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		if err := w.change(epoch.Wish{Goal: epoch.Change, CID: uuid.New(), Nodes: []string{"n2", "n3"}, StayJoint: true}); err != nil {
+			t.Fatal(err)
+		}
+		const warning = "WARN the change of the list of nodes to [n2 n3] has not been ended for "
+		time.Sleep(2*maxLease - 5*time.Second)
+		if got := w.log.find(warning); len(got) > 0 {
+			t.Errorf("too early: %q", got)
+		}
+		time.Sleep(10 * time.Second)
+		for range 2 {
+			if got := w.log.find(warning, "qlock nodes finish", "qlock nodes rollback"); len(got) != 3 {
+				t.Errorf("%d warnings: %q", len(got), got)
+			}
+			time.Sleep(10 * time.Minute)
+		}
+	})
+}
+
 // A node that cannot write what it must not forget stops, and says nothing (E10).
 func TestDirectoryThatCannotBeWritten(t *testing.T) {
 	bubble(t, func(t *testing.T) {

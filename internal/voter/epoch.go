@@ -20,6 +20,9 @@ import (
 // surveyPause is the least time between two questions for a newer record.
 const surveyPause = time.Second
 
+// changeReminder is the time between two warnings that the list of nodes is still being changed.
+const changeReminder = time.Hour
+
 // never is a time that does not come.
 const never = time.Duration(math.MaxInt64)
 
@@ -38,6 +41,7 @@ type config struct {
 	surveyAt time.Duration // when the next question for a newer record is due
 	surveyed time.Duration // when the last one was sent
 	serial   int           // of the last one
+	remindAt time.Duration // when the operator is told that a change was not ended
 
 	alarmed bool // the operator was told of a record that continues none of the node's
 
@@ -49,7 +53,7 @@ type config struct {
 // startConfig makes the node's part in decisions, and gives the node the configuration of the
 // record that its directory has.
 func (n *Node) startConfig(now wire.Now, cfg *Config, saved *Saved) {
-	n.config.due, n.config.surveyAt = never, never
+	n.config.due, n.config.surveyAt, n.config.remindAt = never, never, never
 	if cfg.Cluster == "" {
 		return
 	}
@@ -64,6 +68,7 @@ func (n *Node) startConfig(now wire.Now, cfg *Config, saved *Saved) {
 		n.config.surveyAt = now.Mono
 	}
 	n.config.surveyed = now.Mono - surveyPause
+	n.scheduleReminder(now)
 	n.scheduleConfig()
 }
 
@@ -232,8 +237,28 @@ func (n *Node) adopt(now wire.Now, out *Out) {
 		what += ": this node is no longer among them, and can be stopped"
 	}
 	out.Notes = append(out.Notes, what)
+	n.scheduleReminder(now)
 	n.tellTries(now, out)
 	n.sendRecalls(now, out)
+}
+
+// scheduleReminder notes when a change that nobody has ended is worth a warning: after the time
+// that a command needs, and as much again.
+func (n *Node) scheduleReminder(now wire.Now) {
+	n.config.remindAt = never
+	if had, joint := n.Changing(now); joint {
+		n.config.remindAt = now.Mono + max(2*n.LongestLease()-had, 0)
+	}
+}
+
+// remind warns of a change that was not ended. Locks work meanwhile, but need more nodes, and the
+// command that began the change may be long dead.
+func (n *Node) remind(now wire.Now, out *Out) {
+	had, _ := n.Changing(now)
+	n.config.remindAt = now.Mono + changeReminder
+	out.Notes = append(out.Notes, fmt.Sprintf(
+		"the change of the list of nodes to %v has not been ended for %v: until it is, locks need a majority of the old and of the new nodes; end it with qlock nodes finish, or with qlock nodes rollback if the new nodes do not come up",
+		names(n.config.acceptor.Record().Next), had.Truncate(time.Second)))
 }
 
 func names(list []wire.Member) (out []string) {
@@ -310,7 +335,7 @@ func (n *Node) wantRecord(now wire.Now) {
 }
 
 func (n *Node) scheduleConfig() {
-	n.config.due = min(n.config.surveyAt, n.config.acceptor.SaveAt())
+	n.config.due = min(n.config.surveyAt, n.config.acceptor.SaveAt(), n.config.remindAt)
 }
 
 // tickConfig does what is due: it asks for a newer record, and has the time written for which
@@ -326,6 +351,9 @@ func (n *Node) tickConfig(now wire.Now, out *Out) {
 	}
 	if out.Write == nil && n.config.acceptor.SaveDue(now.Mono) {
 		out.Write = n.config.acceptor.Save(now.Mono)
+	}
+	if now.Mono >= n.config.remindAt {
+		n.remind(now, out)
 	}
 	n.scheduleConfig()
 }

@@ -581,6 +581,49 @@ func TestTimeIsWritten(t *testing.T) {
 
 // A node that starts asks for a newer record with its first questions, which all nodes answer,
 // and once under its old record even if it need not ask (E9).
+// A node warns of a change that nobody ends: when it takes twice as long as the longest lease, then
+// once an hour, and when the node starts again. It does not when it is in none of the lists.
+func TestWarnsOfChangeNotEnded(t *testing.T) {
+	h := newHistory()
+	m := startMember(t, "n1", epochBase, h.state("n1"), &Saved{}, false)
+	h.joint(40*time.Second, "n1", "n4")
+	m.learn(h)
+	count := func(what string, want int) {
+		t.Helper()
+		n := 0
+		for _, note := range m.notes {
+			if strings.Contains(note, "to [n1 n4] has not been ended for ") && strings.Contains(note, "qlock nodes finish") {
+				n++
+			}
+		}
+		if n != want {
+			t.Errorf("%s: %d warnings, want %d: %q", what, n, want, m.notes)
+		}
+		m.notes = nil
+	}
+	m.run(79 * time.Second)
+	count("before twice the longer lease", 0)
+	m.run(2 * time.Second)
+	count("after it", 1)
+	m.run(59 * time.Minute)
+	count("in the next hour", 0)
+	m.run(2 * time.Minute)
+	count("after an hour", 1)
+	m.disk.Had = m.n.config.acceptor.Had(m.now.Mono)
+	m.start("n1", epochBase, nil, false)
+	count("after a restart", 1)
+	h.finish(0)
+	m.learn(h)
+	m.run(2 * time.Hour)
+	count("when it is ended", 0)
+
+	h = newHistory()
+	h.joint(30*time.Second, "n1", "n4")
+	m = startMember(t, "n5", epochBase, h.state("n5"), nil, false)
+	m.run(5 * time.Minute)
+	count("of a node in no list", 0)
+}
+
 func TestAsksAtTheStart(t *testing.T) {
 	h := newHistory()
 	m := startMember(t, "n1", epochBase, h.state("n1"), &Saved{}, false)

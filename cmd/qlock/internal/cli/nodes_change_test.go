@@ -5,6 +5,7 @@ package cli
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -85,6 +86,25 @@ func TestChangeText(t *testing.T) {
 		m := &qlock.Members{Nodes: tt.nodes, Change: &qlock.NodesChange{Nodes: []string{"n1", "n2"}, For: 3 * time.Second, Wait: tt.wait}}
 		if got := changeText(m); !strings.Contains(got, "to n1 n2 is under way for 3s. "+tt.want) {
 			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}
+
+// A change that takes longer than twice the longest lease of both lists is a warning.
+func TestChangeNotEnded(t *testing.T) {
+	for _, tt := range []struct {
+		length time.Duration
+		grade  grade
+	}{{2 * time.Minute, fine}, {2*time.Minute + 1, warning}} {
+		m := &qlock.Members{
+			Config: qlock.ClusterConfig{Nodes: []string{"n1"}, MaxLease: 30 * time.Second},
+			Change: &qlock.NodesChange{Nodes: []string{"n2"}, MaxLease: time.Minute, For: tt.length},
+		}
+		var r findings
+		checkMembers(m, &r)
+		i := slices.IndexFunc(r.list, func(f finding) bool { return f.About == "change" })
+		if i < 0 || r.list[i].Grade != tt.grade {
+			t.Errorf("after %v: %+v", tt.length, r.list)
 		}
 	}
 }
