@@ -274,7 +274,7 @@ func (c *claim) take(ctx context.Context) (uint64, error) {
 		}
 		// Any replica may be asked: if it is behind, the move is refused, and the refusal
 		// tells how far.
-		a, err := c.s.readFrom(ctx, floor, []string{c.subject})
+		a, err := c.readFrom(ctx, floor, []string{c.subject})
 		if err != nil {
 			return 0, err
 		}
@@ -290,6 +290,11 @@ func (c *claim) take(ctx context.Context) (uint64, error) {
 			c.adopt(f.rev)
 			return f.rev, nil
 		}
+		if !mine && suspect != 0 { //plant:store-taken-again
+			// It was this claim's before. Only an operator or a loss of data sets it back, and
+			// another holder may have had it meanwhile.
+			return 0, c.ended(f, nil)
+		}
 		if err := c.alive(); err != nil { // the read took its time
 			return 0, err
 		}
@@ -302,6 +307,8 @@ func (c *claim) take(ctx context.Context) (uint64, error) {
 		}
 		seq, err := c.s.wire.send(ctx, "", []*nats.Msg{fenceMsg(c.subject, next, f.rev)})
 		switch r := (*refused)(nil); {
+		case err == nil && seq <= floor:
+			return 0, c.ended(fence{}, errReplaced)
 		case err == nil:
 			c.adopt(seq)
 			return seq, nil
@@ -324,13 +331,22 @@ func (c *claim) take(ctx context.Context) (uint64, error) {
 	}
 }
 
+// readFrom is that of the store. The claim is over if the bucket was replaced.
+func (c *claim) readFrom(ctx context.Context, floor uint64, subjects []string) (answer, error) {
+	a, err := c.s.readFrom(ctx, floor, subjects)
+	if errors.Is(err, errReplaced) {
+		return a, c.ended(fence{}, errReplaced)
+	}
+	return a, err
+}
+
 // read reads subjects under the fence (S2), and returns the sequence of the fence as well.
 func (c *claim) read(ctx context.Context, subjects []string) (answer, uint64, error) {
 	if _, err := c.take(ctx); err != nil { //plant:store-first-read
 		return answer{}, 0, err
 	}
 	_, floor := c.state()
-	a, err := c.s.readFrom(ctx, floor, append([]string{c.subject}, subjects...))
+	a, err := c.readFrom(ctx, floor, append([]string{c.subject}, subjects...))
 	if err != nil {
 		return answer{}, 0, err
 	}

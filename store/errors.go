@@ -60,12 +60,17 @@ type FencedError struct {
 	Token  uint64 // of this claim
 	Newer  uint64 // the token at the fence; 0 if the fence was not read
 	Client string // who moved the fence, if known
-	Cause  error  // why the lock's context has ended, if it has
+	Cause  error  // why the lock's context has ended, if it has, or that the bucket was replaced
 }
+
+// errReplaced: the bucket gives sequences that it gave before.
+var errReplaced = fmt.Errorf("another bucket is in its place: it was restored from a backup, or was made anew: %w", jetstream.ErrBucketNotFound)
 
 func (e *FencedError) Error() string {
 	what := fmt.Sprintf("store: fenced: lock %q, token %d: ", e.Lock, e.Token)
 	switch {
+	case errors.Is(e.Cause, errReplaced):
+		return what + e.Cause.Error() + ": open it again, and acquire the lock again"
 	case e.Cause != nil:
 		return what + "the lock is no longer held, so nothing was sent: " + e.Cause.Error()
 	case e.Newer == 0:
@@ -88,6 +93,8 @@ func (e *FencedError) Unwrap() []error {
 	switch {
 	case e.Cause == nil:
 		return []error{ErrFenced, qlock.ErrLost}
+	case errors.Is(e.Cause, errReplaced):
+		return []error{ErrFenced, qlock.ErrLost, e.Cause}
 	default:
 		return []error{ErrFenced, e.Cause}
 	}

@@ -510,6 +510,9 @@ func (s *Store) readFrom(ctx context.Context, floor uint64, subjects []string) (
 			if a.upTo == 0 {
 				empty++
 			}
+			if p.tries%64 == 8 && s.replaced(ctx, floor) {
+				return answer{}, fmt.Errorf("store: bucket %s: %w: %w", s.bucket, errReplaced, err)
+			}
 		}
 		if empty == 3 {
 			// A replica that has none of the subjects does not say how far it is. It has the
@@ -524,6 +527,13 @@ func (s *Store) readFrom(ctx context.Context, floor uint64, subjects []string) (
 			return answer{}, err
 		}
 	}
+}
+
+// replaced reports whether the bucket gives sequences that it gave before: then no replica is
+// behind, and what was written up to floor is lost. It does not say so without an answer.
+func (s *Store) replaced(ctx context.Context, floor uint64) bool {
+	seq, err := s.wire.send(ctx, "", []*nats.Msg{s.guardMsg()})
+	return err == nil && seq <= floor
 }
 
 // barrier stores a message without meaning. A replica that has it has all that was stored

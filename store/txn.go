@@ -524,6 +524,11 @@ func (s *Store) run(ctx context.Context, t *transaction, c *claim) (Result, erro
 		last, err := s.commit(ctx, at, c, &open)
 		r := (*refused)(nil)
 		switch {
+		case err == nil && last <= a.upTo:
+			if c != nil {
+				_ = c.ended(fence{}, errReplaced)
+			}
+			return Result{}, &UnknownError{What: fmt.Sprintf("the transaction of %d messages", len(at.msgs)), Cause: errReplaced}
 		case err == nil:
 			if c != nil {
 				c.wrote(last, at.rev)

@@ -533,10 +533,17 @@ func (c *claim) tryPuts(ctx context.Context, ps []*put, rev, floor uint64) putTr
 		t.id = newID()
 	}
 	var seq uint64
-	if seq, t.err = c.s.wire.send(ctx, t.id, msgs); t.err == nil {
-		c.wrote(seq, rev)
-		spread(ps, seq)
+	if seq, t.err = c.s.wire.send(ctx, t.id, msgs); t.err != nil {
+		return t
 	}
+	if seq <= floor { //plant:store-replaced
+		// It is stored, and what this claim relies on is not: another holder may have had the fence.
+		_ = c.ended(fence{}, errReplaced)
+		t.err = &UnknownError{What: describe(ps), Cause: errReplaced}
+		return t
+	}
+	c.wrote(seq, rev)
+	spread(ps, seq)
 	return t
 }
 
@@ -563,6 +570,8 @@ func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, firs
 		switch r := (*refused)(nil); {
 		case t.err == nil:
 			return nil
+		case errors.Is(t.err, ErrUnknown):
+			return t.err
 		case errors.As(t.err, &r):
 			// The fence has moved. Who has it now is a matter of a read (S2).
 			c.raise(r.seq)
