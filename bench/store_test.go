@@ -56,13 +56,15 @@ func TestStoreFigures(t *testing.T) {
 	}
 }
 
-func storeFigures(t *testing.T, replicas int, storage jetstream.StorageType) {
+// storeOn makes a bucket on servers of its own.
+func storeOn(t *testing.T, replicas int, storage jetstream.StorageType) (*store.Store, *nats.Conn) {
+	t.Helper()
 	urls := testworld.StartJetStream(t, replicas)
 	nc, err := nats.Connect(urls[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer nc.Close()
+	t.Cleanup(nc.Close)
 	js, err := jetstream.New(nc)
 	if err != nil {
 		t.Fatal(err)
@@ -70,13 +72,17 @@ func storeFigures(t *testing.T, replicas int, storage jetstream.StorageType) {
 	var s *store.Store
 	for range 100 {
 		if s, err = store.Create(t.Context(), js, jetstream.KeyValueConfig{Bucket: "b", Replicas: replicas, Storage: storage}); err == nil {
-			break
+			return s, nc
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	t.Fatal(err)
+	return nil, nil
+}
+
+func storeFigures(t *testing.T, replicas int, storage jetstream.StorageType) {
+	s, nc := storeOn(t, replicas, storage)
+	var err error
 	kv, v := s.KeyValue(), s.With(storeLock{"one", 1})
 	ctx := context.Background()
 	body := make([]byte, 64)
@@ -202,81 +208,125 @@ func middle(x []float64) float64 {
 	return x[len(x)/2]
 }
 
-// TestStoreWatchers tells all watchers of one key of a change.
+// TestStoreWatchers tells all watchers of one key of a change: those of a Store, which share a
+// consumer, and fewer that have a KeyValue.Watch each. Clients and servers are one process.
+//
+//	go test . -run TestStoreWatchers -store.rounds 5 -v
 func TestStoreWatchers(t *testing.T) {
 	if *storeRounds == 0 {
 		t.Skip("-store.rounds 5 measures")
 	}
-	url := testworld.StartJetStream(t, 1)[0]
-	nc, err := nats.Connect(url)
-	if err != nil {
-		t.Fatal(err)
+	few := min(*storeWatchers, 1000) // as many consumers as a stream has by default
+	for _, replicas := range []int{1, 3} {
+		for _, k := range []struct {
+			name  string
+			n     int
+			watch func(ctx context.Context, s *store.Store, heard func() bool) error
+		}{
+			{"Store.Watch", *storeWatchers, storeWatch}, {"Store.Watch", few, storeWatch}, {"KeyValue.Watch", few, keyValueWatch},
+		} {
+			t.Run(fmt.Sprintf("R%d %s %d", replicas, k.name, k.n), func(t *testing.T) { watchFigures(t, replicas, k.n, k.watch) })
+		}
 	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
+}
+
+func storeWatch(ctx context.Context, s *store.Store, heard func() bool) error {
+	changes, err := s.Watch(ctx, "k")
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
-	s, err := store.Create(t.Context(), js, jetstream.KeyValueConfig{Bucket: "w", Storage: jetstream.MemoryStorage})
+	for _, err := range changes {
+		if err != nil {
+			return err
+		}
+		if !heard() {
+			return nil
+		}
+	}
+	return nil
+}
+
+func keyValueWatch(ctx context.Context, s *store.Store, heard func() bool) error {
+	w, err := s.KeyValue().Watch(ctx, "k")
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
+	for e := range w.Updates() {
+		if e != nil && !heard() {
+			break
+		}
+	}
+	if err := w.Stop(); !errors.Is(err, nats.ErrConnectionClosed) && !errors.Is(err, nats.ErrBadSubscription) {
+		return err
+	}
+	return nil
+}
+
+func watchFigures(t *testing.T, replicas, n int, watch func(ctx context.Context, s *store.Store, heard func() bool) error) {
+	s, nc := storeOn(t, replicas, jetstream.MemoryStorage)
 	v := s.With(storeLock{"l", 1})
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	if _, err := v.Put(ctx, "k", []byte("0")); err != nil {
 		t.Fatal(err)
 	}
-	memory := func() uint64 {
+	memory := func() (bytes int64) {
 		runtime.GC()
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
-		return m.HeapInuse + m.StackInuse
+		return int64(m.HeapAlloc + m.StackInuse)
 	}
 	before, start := memory(), time.Now()
 	var wg sync.WaitGroup
-	heard := make(chan time.Time, *storeWatchers)
+	heard := make(chan time.Time, n)
 	joining := make(chan struct{}, 64)
-	for range *storeWatchers {
+	var ended atomic.Bool
+	for range n {
 		joining <- struct{}{}
 		wg.Go(func() {
-			changes, err := s.Watch(ctx, "k")
-			if err != nil {
-				t.Error(err)
-				return
-			}
 			first := true
-			for _, err := range changes {
-				if err != nil {
-					return
-				}
+			err := watch(ctx, s, func() bool {
 				if first {
 					<-joining
 					first = false
 				}
 				heard <- time.Now()
+				return !ended.Load()
+			})
+			if err != nil && !ended.Load() {
+				t.Error(err)
+				cancel()
 			}
 		})
 	}
-	for range *storeWatchers {
-		<-heard
+	all := func(since time.Time) (ms []float64) {
+		for range n {
+			select {
+			case at := <-heard:
+				ms = append(ms, float64(at.Sub(since).Microseconds())/1000)
+			case <-ctx.Done():
+				t.Fatal(ctx.Err())
+			}
+		}
+		slices.Sort(ms)
+		return ms
 	}
+	all(start)
 	made := time.Since(start)
-	each := (int64(memory()) - int64(before)) / int64(*storeWatchers)
+	each := (memory() - before) / int64(n)
 	var last, median []float64
 	for range *storeRounds * 4 {
 		start := time.Now()
 		if _, err := v.Put(ctx, "k", []byte("1")); err != nil {
 			t.Fatal(err)
 		}
-		var all []float64
-		for range *storeWatchers {
-			all = append(all, float64((<-heard).Sub(start).Microseconds())/1000)
-		}
-		slices.Sort(all)
-		last, median = append(last, all[len(all)-1]), append(median, all[len(all)/2])
+		ms := all(start)
+		last, median = append(last, ms[len(ms)-1]), append(median, ms[len(ms)/2])
 	}
-	t.Logf("%d watchers: made in %v, %d bytes each (client and server), median %.1f ms, last %.1f ms", *storeWatchers, made.Round(time.Millisecond), each, middle(median), middle(last))
-	cancel()
+	slices.Sort(last)
+	t.Logf("made in %v, %.1f KB each; from the put to the median watcher %.1f ms, to the last %.1f ms (%.1f to %.1f)",
+		made.Round(time.Millisecond), float64(each)/1000, middle(median), middle(last), last[0], last[len(last)-1])
+	ended.Store(true)
+	nc.Close()
 	wg.Wait()
 }
