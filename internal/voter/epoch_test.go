@@ -579,8 +579,6 @@ func TestTimeIsWritten(t *testing.T) {
 	}
 }
 
-// A node that starts asks for a newer record with its first questions, which all nodes answer,
-// and once under its old record even if it need not ask (E9).
 // A node warns of a change that nobody ends: when it takes twice as long as the longest lease, then
 // once an hour, and when the node starts again. It does not when it is in none of the lists.
 func TestWarnsOfChangeNotEnded(t *testing.T) {
@@ -624,6 +622,8 @@ func TestWarnsOfChangeNotEnded(t *testing.T) {
 	count("of a node in no list", 0)
 }
 
+// A node that starts asks for a newer record with its first questions, which all nodes answer,
+// and once under its old record even if it need not ask (E9).
 func TestAsksAtTheStart(t *testing.T) {
 	h := newHistory()
 	m := startMember(t, "n1", epochBase, h.state("n1"), &Saved{}, false)
