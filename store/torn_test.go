@@ -7,15 +7,29 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Several keys that are read in one call are of one moment, while transactions write all of
 // them: under a lock of the readers' own, and without a lock.
 func TestSnapshotsAreNotTorn(t *testing.T) {
-	servers := startCluster(t, 3)
+	one, three := []*server.Server{startServer(t)}, startCluster(t, 3)
+	for _, c := range []struct {
+		servers []*server.Server
+		storage jetstream.StorageType
+		writes  int
+	}{
+		{one, jetstream.MemoryStorage, 150}, {one, jetstream.FileStorage, 20}, // each syncs a file
+		{three, jetstream.MemoryStorage, 80}, {three, jetstream.FileStorage, 40},
+	} {
+		t.Run(fmt.Sprintf("R%d %s", len(c.servers), c.storage), func(t *testing.T) { notTorn(t, c.servers, c.storage, c.writes) })
+	}
+}
+
+func notTorn(t *testing.T, servers []*server.Server, storage jetstream.StorageType, writes int) {
 	nc := connect(t, servers[0].ClientURL())
-	s := newStore(t, newJS(t, nc), jetstream.KeyValueConfig{Replicas: 3, Storage: jetstream.MemoryStorage}, WithTimeout(time.Minute))
+	s := newStore(t, newJS(t, nc), jetstream.KeyValueConfig{Replicas: len(servers), Storage: storage}, WithTimeout(time.Minute))
 	keys := []string{"a", "b", "c"}
 	v := s.With(lock(t, "w", 1))
 	write := func(i int) {
@@ -59,9 +73,9 @@ func TestSnapshotsAreNotTorn(t *testing.T) {
 			}
 		})
 	}
-	for i := range 150 {
+	for i := range writes {
 		write(i + 1)
-		if i == 75 {
+		if i == writes/2 && len(servers) > 1 {
 			stepDown(nc, s)
 		}
 	}
