@@ -181,7 +181,10 @@ func (w *natsWire) send(ctx context.Context, id string, msgs []*nats.Msg) (uint6
 		}
 	}
 	before := w.nc.LastError()
-	name := []string{id}
+	var name []string
+	if len(msgs) > 1 {
+		name = []string{id}
+	}
 	for i, m := range msgs {
 		out := m
 		if w.prefix != "" || len(msgs) > 1 {
