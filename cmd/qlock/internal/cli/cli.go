@@ -192,6 +192,9 @@ func flagError(cmd *cobra.Command, err error) error {
 	if errors.As(err, &unknown) && (strings.HasPrefix(cmd.Use, cmd.Name()+" NAME") || strings.HasPrefix(cmd.Use, cmd.Name()+" [PATTERN]")) {
 		return usage("%w; a name that begins with - goes after --: %s", err, dashedName(cmd))
 	}
+	if errors.As(err, &unknown) && strings.Contains(cmd.Use, " BUCKET ") {
+		return usage("%w; a value that begins with - goes after --: %s [flags] -- %s", err, cmd.CommandPath(), strings.TrimSuffix(strings.TrimPrefix(cmd.Use, cmd.Name()+" "), " [flags]"))
+	}
 	return usage("%w", err)
 }
 

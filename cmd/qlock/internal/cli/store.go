@@ -46,6 +46,7 @@ type storeOptions struct {
 	shared         bool // of lock
 	lock           string
 	fence          uint64
+	given          bool // --lock or --fence, which an empty variable of a script leaves empty
 	ttl            time.Duration
 	create         bool
 	revision       uint64
@@ -146,16 +147,17 @@ func (o *storeOptions) open(ctx context.Context, js jetstream.JetStream, bucket 
 
 // view is the view of the lock that this command works under, or nil.
 func (o *storeOptions) view(ctx context.Context, s *store.Store) (*store.View, error) {
-	l := environmentLock{ctx: ctx, name: o.lock, token: o.fence, shared: o.shared}
+	// The end of this command is not that of the lock.
+	l := environmentLock{ctx: context.WithoutCancel(ctx), name: o.lock, token: o.fence, shared: o.shared}
 	switch {
 	case o.shared && o.lock == "":
 		return nil, usage("--shared belongs to --lock")
-	case o.unfenced && o.lock != "":
+	case o.unfenced && o.given:
 		return nil, usage("--unfenced and --lock exclude each other")
 	case o.unfenced:
 		return nil, nil
-	case (o.lock == "") != (o.fence == 0):
-		return nil, usage("--lock and --fence need each other")
+	case o.given && (o.lock == "" || o.fence == 0):
+		return nil, usage("--lock and --fence need each other: the name of a lock, and its token above 0: give --unfenced to work without a lock")
 	case o.lock != "":
 		return s.With(l), nil
 	case os.Getenv(storeVariable) == "":
@@ -256,6 +258,7 @@ func (a *app) storeDo(cmd *cobra.Command, o *storeOptions, f func(ctx context.Co
 			return err
 		}
 		o.client = l.client
+		o.given = cmd.Flags().Changed("lock") || cmd.Flags().Changed("fence")
 		return storeStatus(f(ctx, js, args))
 	}
 }
@@ -310,26 +313,60 @@ func (a *app) storeLs() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		list, err := s.KeyValue().ListKeys(ctx)
-		if err != nil {
-			return err
-		}
-		for key := range list.Keys() {
+		return o.eachKey(ctx, js.Conn(), s, func(key string) (err error) {
 			if o.json {
-				if err := a.writeJSON(map[string]string{"key": key}); err != nil {
-					return err
-				}
-				continue
+				return a.writeJSON(map[string]string{"key": key})
 			}
-			fmt.Fprintln(a.out, printable.Text(key))
-		}
-		return nil
+			_, err = fmt.Fprintln(a.out, printable.Text(key))
+			return err
+		})
 	})
 	return cmd
 }
 
+// eachKey calls f for each key. A list that ends too early is an error: KeyValue.ListKeys does not
+// tell it from one that is whole.
+func (o *storeOptions) eachKey(ctx context.Context, nc *nats.Conn, s *store.Store, f func(key string) error) error {
+	before := nc.LastError()
+	failed := func(err error) error {
+		err = fmt.Errorf("list the keys of bucket %s: %w", s.Bucket(), err)
+		if last := nc.LastError(); last != before && errors.Is(last, nats.ErrPermissionViolation) {
+			err = fmt.Errorf("%w: %w", err, last)
+		}
+		return err
+	}
+	w, err := s.KeyValue().WatchAll(ctx, jetstream.IgnoreDeletes(), jetstream.MetaOnly())
+	if err != nil {
+		return failed(err)
+	}
+	defer func() { _ = w.Stop() }() // the command ends
+	idle := time.NewTimer(o.timeout)
+	defer idle.Stop()
+	for {
+		select {
+		case e, ok := <-w.Updates():
+			switch {
+			case !ok:
+				return failed(errors.New("the connection or the bucket is gone, and the list is not complete"))
+			case e == nil:
+				return nil
+			}
+			if err := f(e.Key()); err != nil {
+				return err
+			}
+			idle.Reset(o.timeout)
+		case <-ctx.Done():
+			return failed(context.Cause(ctx))
+		case <-idle.C:
+			return failed(fmt.Errorf("nothing came for %v, and the list is not complete: %w", o.timeout, nats.ErrTimeout))
+		}
+	}
+}
+
 func (a *app) storeGet() *cobra.Command {
 	cmd, o := a.storeCommand("get BUCKET KEY", "Write the value of a key", exactly(2, "a bucket and a key"), true)
+	cmd.Long = `Write the value of a key, byte for byte. On a terminal, control characters are
+escaped, and a line break is added.`
 	cmd.Example = `  qlock store get orders order.7
   qlock store get orders order.7 --lock nightly --fence 1754000000000`
 	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
@@ -355,6 +392,10 @@ func (a *app) storeGet() *cobra.Command {
 		if o.json {
 			return a.writeJSON(entryOf(e))
 		}
+		if terminal(a.out) {
+			_, err = fmt.Fprintln(a.out, printableLines(string(e.Value())))
+			return err
+		}
 		_, err = a.out.Write(e.Value())
 		return err
 	})
@@ -377,12 +418,19 @@ the lock.`
   qlock store put orders order.7 paid --revision 41
   date | qlock store put orders last`
 	a.storeDo(cmd, o, func(ctx context.Context, js jetstream.JetStream, args []string) error {
+		revised := cmd.Flags().Changed("revision")
+		switch {
+		case revised && o.revision == 0:
+			return usage("--revision 0: no key has this revision: use --create if there must be no such key")
+		case o.create && revised:
+			return usage("--create and --revision exclude each other")
+		}
 		var value []byte
 		if len(args) == 3 {
 			value = []byte(args[2])
 		} else {
 			var err error
-			if value, err = io.ReadAll(a.in); err != nil {
+			if value, err = readValue(ctx, a.in, js.Conn().MaxPayload()); err != nil {
 				return fmt.Errorf("read the value from standard input: %w", err)
 			}
 		}
@@ -392,11 +440,9 @@ the lock.`
 		}
 		op := store.Put(args[1], value, opts...)
 		switch {
-		case o.create && o.revision > 0:
-			return usage("--create and --revision exclude each other")
 		case o.create:
 			op = store.Insert(args[1], value, opts...)
-		case o.revision > 0:
+		case revised:
 			op = store.Update(args[1], value, o.revision, opts...)
 		}
 		s, err := o.open(ctx, js, args[0])
@@ -408,7 +454,7 @@ the lock.`
 			return err
 		}
 		var rev uint64
-		if v != nil && !o.create && o.revision == 0 {
+		if v != nil && !o.create && !revised {
 			rev, err = v.Put(ctx, args[1], value, opts...)
 		} else {
 			var res store.Result
@@ -429,6 +475,29 @@ the lock.`
 	fs.BoolVar(&o.create, "create", false, "only if there is no such key")
 	fs.Uint64Var(&o.revision, "revision", 0, "only if the key has this revision")
 	return cmd
+}
+
+// readValue reads a value until the end of the input, or of ctx. A value takes no more than most
+// bytes.
+func readValue(ctx context.Context, in io.Reader, most int64) ([]byte, error) {
+	type outcome struct {
+		value []byte
+		err   error
+	}
+	read := make(chan outcome, 1)
+	go func() { // it may wait longer than this command, and ends with the process
+		value, err := io.ReadAll(io.LimitReader(in, most+1))
+		read <- outcome{value, err}
+	}()
+	select {
+	case o := <-read:
+		if o.err == nil && int64(len(o.value)) > most {
+			return nil, fmt.Errorf("it has more than %d bytes, the server's limit for a message (max_payload)", most)
+		}
+		return o.value, o.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 func doer(s *store.Store, v *store.View) func(context.Context, ...store.Op) (store.Result, error) {
@@ -454,6 +523,9 @@ func (a *app) storeRm() *cobra.Command {
 			err = v.Delete(ctx, args[1])
 		} else {
 			_, err = s.Do(ctx, store.Delete(args[1]))
+		}
+		if err == nil && o.json {
+			return a.writeJSON(map[string]string{"key": args[1], "operation": "delete"})
 		}
 		return err
 	})

@@ -3,15 +3,26 @@
 package cli
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/qlock/qlock/store"
 )
 
-// jetStream is a nats-server with JetStream.
-func jetStream(t *testing.T) string {
+// jetStream is the address of a nats-server with JetStream.
+func jetStream(t *testing.T) string { t.Helper(); return startJetStream(t).ClientURL() }
+
+func startJetStream(t *testing.T) *server.Server {
 	t.Helper()
 	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true, JetStream: true, StoreDir: t.TempDir()})
 	if err != nil {
@@ -22,7 +33,7 @@ func jetStream(t *testing.T) string {
 	if !s.ReadyForConnections(patience) {
 		t.Fatal("the server does not start")
 	}
-	return s.ClientURL()
+	return s
 }
 
 func TestStore(t *testing.T) {
@@ -66,6 +77,128 @@ func TestStore(t *testing.T) {
 	st("put", "b", "k", "v3", "--lock", "l", "--fence", "19").want(t, 0)
 	st("put", "b", "a b", "v").want(t, exitUsage)
 	st("put", "b", "k", "v", "--lock", "l").want(t, exitUsage)
+	// What an empty variable of a script gives does not mean: without any condition.
+	st("put", "b", "k", "v", "--lock", "", "--fence", "0").want(t, exitUsage, "--unfenced")
+	st("txn", "b", "put", "k", "v", "--fence", "0").want(t, exitUsage, "--unfenced")
+	st("put", "b", "k", "v", "--revision", "0").want(t, exitUsage, "--create")
+	st("get", "b", "k").want(t, 0, "v3")
+	st("put", "b", "k", "-x").want(t, exitUsage, "goes after --")
+	st("put", "b", "k", "--", "-x").want(t, 0)
+	st("get", "b", "k").want(t, 0, "-x")
+	st("rm", "b", "k", "-j").want(t, 0, `"operation":"delete"`)
+}
+
+// A value that is read from standard input has an end: that of the input, of the command, or of
+// what the server takes.
+func TestStoreReadsAValue(t *testing.T) {
+	t.Parallel()
+	s := startJetStream(t)
+	url := s.ClientURL()
+	call(t, "store", "create", "b", "--memory", "-s", url).want(t, 0)
+	connections := func(n int) {
+		t.Helper()
+		for end := time.Now().Add(patience); s.NumClients() != n; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%d connections, want %d", s.NumClients(), n)
+			}
+		}
+	}
+	put := func() *process {
+		t.Helper()
+		connections(0) // those of the commands before are gone
+		p := launch(t, "store", "put", "b", "k", "-s", url)
+		connections(1) // from now on it does not die of a signal
+		return p
+	}
+	p := put()
+	if _, err := io.WriteString(p.in, "v"); err != nil {
+		t.Fatal(err)
+	}
+	_ = p.in.Close()
+	p.wait().want(t, 0)
+	call(t, "store", "get", "b", "k", "-s", url).want(t, 0, "v")
+
+	p = put()
+	p.signal(syscall.SIGTERM)
+	p.wait().want(t, exitFailed, "terminated")
+
+	p = put()
+	// It does not read all of this: then writing fails.
+	for block := make([]byte, 1<<20); ; {
+		if _, err := p.in.Write(block); err != nil {
+			break
+		}
+	}
+	p.wait().want(t, exitFailed, "max_payload")
+	call(t, "store", "get", "b", "k", "-s", url).want(t, 0, "v")
+}
+
+// The end of a command is not that of the lock under which it works.
+func TestInterruptedCommandIsNotFenced(t *testing.T) {
+	t.Parallel()
+	nc, s := openStore(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	o := &storeOptions{lock: "l", fence: 5, given: true}
+	v, err := o.view(ctx, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Get(ctx, "k"); errors.Is(err, store.ErrFenced) || !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	nc.Close()
+}
+
+// A list of keys that ends too early is an error.
+func TestListOfKeysIsWhole(t *testing.T) {
+	t.Parallel()
+	nc, s := openStore(t)
+	for i := range 1000 { // more than are on their way at once
+		if _, err := s.KeyValue().PutString(t.Context(), fmt.Sprint("k", i), "v"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o := &storeOptions{connection: connection{timeout: patience}}
+	n := 0
+	if err := o.eachKey(t.Context(), nc, s, func(string) error { n++; return nil }); err != nil || n != 1000 {
+		t.Errorf("%d keys: %v", n, err)
+	}
+	err := o.eachKey(t.Context(), nc, s, func(string) error { nc.Close(); return nil })
+	if err == nil || !strings.Contains(err.Error(), "not complete") {
+		t.Error(err)
+	}
+}
+
+func openStore(t *testing.T) (*nats.Conn, *store.Store) {
+	t.Helper()
+	nc, err := nats.Connect(startJetStream(t).ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := store.Create(t.Context(), js, jetstream.KeyValueConfig{Bucket: "b", Storage: jetstream.MemoryStorage})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return nc, s
+}
+
+// A value cannot command a terminal. A pipe gets its bytes.
+func TestStoreGetOnATerminal(t *testing.T) {
+	t.Parallel()
+	url := jetStream(t)
+	call(t, "store", "create", "b", "--memory", "-s", url).want(t, 0)
+	call(t, "store", "put", "b", "k", "\x1b[2Jx\ny", "-s", url).want(t, 0)
+	call(t, "store", "get", "b", "k", "-s", url).want(t, 0, "\x1b[2Jx\ny")
+	s := onTerminal(t, "store", "get", "b", "k", "-s", url)
+	if out := s.wait().out; !strings.Contains(out, `\x1b[2Jx`+"\r\ny\r\n") || strings.Contains(out, "\x1b[2J") {
+		t.Errorf("%q", out)
+	}
 }
 
 // Inside qlock run --store the commands are fenced by its lock.
@@ -97,15 +230,7 @@ func TestStoreInRun(t *testing.T) {
 // qlock run looks at the bucket before its command starts.
 func TestRunChecksTheStore(t *testing.T) {
 	t.Parallel()
-	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true, JetStream: true, StoreDir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Start()
-	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	if !s.ReadyForConnections(patience) {
-		t.Fatal("the server does not start")
-	}
+	s := startJetStream(t)
 	run := func(bucket string) *process {
 		return launch(t, "run", "x", "-s", s.ClientURL(), "--wait", patience.String(), "--timeout", patience.String(), "--store", bucket, "--", "echo", "started")
 	}
