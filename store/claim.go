@@ -87,6 +87,7 @@ type claim struct {
 
 	mu        sync.Mutex  // guards what follows
 	rev       uint64      // of the fence's message; 0: not taken
+	moved     bool        // this claim has moved the fence
 	writes    int         // since it was moved
 	suspect   uint64      // a write that depends on this message of the fence may still come
 	floor     uint64      // a read counts from here
@@ -210,9 +211,21 @@ const (
 
 func (c *claim) adopt(rev uint64) {
 	c.mu.Lock()
-	c.rev, c.writes = rev, 0
+	c.rev, c.writes, c.moved = rev, 0, true
 	c.floor = max(c.floor, rev)
 	c.mu.Unlock()
+}
+
+// follow adopts the fence that another program has moved under the same lock. If this claim has
+// left its fence meanwhile, take decides: the message may be the one that is suspect.
+func (c *claim) follow(rev uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.rev == 0 || rev <= c.rev {
+		return
+	}
+	c.rev, c.writes = rev, 0
+	c.floor = max(c.floor, rev)
 }
 
 // doubt says that a write which depends on the fence's message rev has no answer. It may be
@@ -267,7 +280,7 @@ func (c *claim) take(ctx context.Context) (uint64, error) {
 			return 0, err
 		}
 		c.mu.Lock()
-		rev, suspect, floor := c.rev, c.suspect, c.floor
+		rev, suspect, floor, moved := c.rev, c.suspect, c.floor, c.moved
 		c.mu.Unlock()
 		if rev != 0 {
 			return rev, nil
@@ -286,7 +299,10 @@ func (c *claim) take(ctx context.Context) (uint64, error) {
 		if err != nil {
 			return 0, err
 		}
-		if mine && f.rev > suspect /*plant:store-suspect*/ {
+		// A fence with this token that is there already is of another process under the same lock,
+		// such as an earlier command of a script. A write of it may have no answer, and this claim
+		// knows nothing of that. So a claim that may write moves the fence once in any case.
+		if mine && (moved || c.shared) /*plant:store-others-fence*/ && f.rev > suspect /*plant:store-suspect*/ {
 			c.adopt(f.rev)
 			return f.rev, nil
 		}
@@ -362,12 +378,7 @@ func (c *claim) read(ctx context.Context, subjects []string) (answer, uint64, er
 		// It was this claim's before. Only an operator or a loss of data sets it back.
 		return answer{}, 0, c.ended(f, nil)
 	}
-	rev, _ := c.state()
-	if f.rev > rev && rev != 0 {
-		// Another program that works under the same lock has moved it, or the answer to an
-		// own move was lost.
-		c.adopt(f.rev)
-	}
+	c.follow(f.rev)
 	if err := c.alive(); err != nil {
 		return answer{}, 0, err
 	}

@@ -64,6 +64,7 @@
 //     is no answer: the write is repeated.
 //   - S4: a transaction reads everything at one moment, and commits in one atomic batch.
 //   - S5: after a write without an answer the fence is moved again, to the same token. Then
-//     the write has been done or will never be done, and a read tells which. A claim that had
-//     the fence and finds it gone, or with a lower token, is over.
+//     the write has been done or will never be done, and a read tells which. So does a claim
+//     that finds its own token in the fence, as the write may be another process's. A claim
+//     that had the fence and finds it gone, or with a lower token, is over.
 package store

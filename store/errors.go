@@ -22,7 +22,9 @@ var (
 	// after a read that does not show it. After ErrUnknown of a View, the next call of that view
 	// decides, as long as its lock is held: it moves the fence, and a write that has not come by
 	// then is refused. So does the next holder of the lock, with its first call. After ErrUnknown
-	// of a Store, repeating the transaction with the same Once decides. See UnknownError.
+	// of a Store, repeating the transaction with the same Once decides. The first call of another
+	// process that works under the same lock decides like the next call of the view. See
+	// UnknownError.
 	ErrUnknown = errors.New("store: the outcome is unknown")
 	// ErrConflict: a key is not as Create, Insert or Update demands. Nothing was written. See
 	// ConflictError.

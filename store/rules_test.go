@@ -144,6 +144,47 @@ func TestLateTransaction(t *testing.T) {
 	wantValue(t, v, "k", "next")
 }
 
+// The same for two processes that work under one lock, such as two commands of a script: what the
+// second one has read stands.
+func TestLatePutOfAnotherProcess(t *testing.T) {
+	s, nc := memory(t)
+	w := fake(s)
+	first := s.With(lock(t, "l", 10))
+	mustPut(t, first, "k", "0")
+	var late []*nats.Msg
+	ctx, cancel := context.WithCancel(t.Context())
+	w.set(func(_ context.Context, id string, msgs []*nats.Msg, real wire) (uint64, error) {
+		late = msgs
+		cancel()
+		return 0, errSilent
+	})
+	_, err := first.Put(ctx, "k", []byte("late"))
+	wantIs(t, err, ErrUnknown)
+	second := reopen(t, s, nc).With(lock(t, "l", 10))
+	wantValue(t, second, "k", "0")
+	_, err = w.wire.send(t.Context(), newID(), late)
+	if r := (*refused)(nil); !errors.As(err, &r) {
+		t.Errorf("the late put: %v, want a refusal", err)
+	}
+	wantValue(t, second, "k", "0")
+	w.set(nil)
+	mustPut(t, first, "k", "1")
+	wantValue(t, second, "k", "1")
+}
+
+// A fence that this claim has left is not taken again because a read has seen it.
+func TestLeftFenceIsNotFollowed(t *testing.T) {
+	s, _ := memory(t)
+	c := s.With(lock(t, "l", 10)).c
+	c.adopt(10)
+	c.follow(20)
+	c.doubt(20)
+	c.follow(20)
+	if rev, _ := c.state(); rev != 0 {
+		t.Errorf("the fence at %d is followed, and a write that depends on it has no answer", rev)
+	}
+}
+
 // A put whose answer is lost is done once.
 func TestLostAnswerOfPut(t *testing.T) {
 	s, nc := memory(t)
