@@ -152,6 +152,52 @@ func TestPutsOfAGroupEndWithTheirContexts(t *testing.T) {
 	wantValue(t, v, "long", "v")
 }
 
+// The same while no server answers: the puts that were sent have no known outcome.
+func TestPutsOfAGroupEndWithTheirContextsInSilence(t *testing.T) {
+	s := newStore(t, newJS(t, connect(t, startServer(t).ClientURL())), inMemory(""))
+	s.grouped = true
+	s.opt.timeout = time.Hour
+	v := s.With(lock(t, "L", 5))
+	mustPut(t, v, "k", "1")
+	f := fake(s)
+	sent := make(chan struct{}, 1)
+	silent := func(context.Context) error {
+		select {
+		case sent <- struct{}{}:
+		default:
+		}
+		return fmt.Errorf("%w: no server", errSilent)
+	}
+	f.set(func(ctx context.Context, _ string, _ []*nats.Msg, _ wire) (uint64, error) { return 0, silent(ctx) })
+	f.setRead(func(ctx context.Context, _ []string, _ wire) (answer, error) { return answer{}, silent(ctx) })
+	v.c.turn <- struct{}{} // all of them wait
+	ctx, end := context.WithCancel(t.Context())
+	defer end()
+	out := make(chan error, 3)
+	for i := range 3 {
+		go func() {
+			_, err := v.Put(ctx, fmt.Sprint("k", i), []byte("v"))
+			out <- err
+		}()
+	}
+	eventually(t, "all wait", func() bool {
+		v.c.mu.Lock()
+		defer v.c.mu.Unlock()
+		return len(v.c.waiting) == 3
+	})
+	<-v.c.turn
+	<-sent
+	end()
+	for range 3 {
+		select {
+		case err := <-out:
+			wantIs(t, err, context.Canceled, ErrUnknown)
+		case <-time.After(time.Minute):
+			t.Fatal("a put goes on after its context has ended")
+		}
+	}
+}
+
 // Unfence frees a fence that has no number, which no holder can take.
 func TestUnfenceOfAFenceWithoutANumber(t *testing.T) {
 	js := newJS(t, connect(t, startServer(t).ClientURL()))

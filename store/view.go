@@ -314,8 +314,14 @@ type put struct {
 	ctx   context.Context // of the call, with a deadline; nil if it sends alone
 	bytes int
 	done  chan struct{} // closed when rev and err are set
+	over  bool          // done is closed; of whoever sends it
 	rev   uint64
 	err   error
+}
+
+func (p *put) end(err error) {
+	p.err, p.over = err, true
+	close(p.done)
 }
 
 const (
@@ -451,17 +457,18 @@ func (c *claim) group(p *put) []*put {
 
 // commitPuts stores puts in one message or batch, and tells each its outcome.
 func (c *claim) commitPuts(ctx context.Context, ps []*put) {
+	many := len(ps) > 1
 	err := c.sendPuts(ctx, ps)
 	over := errors.Is(err, errCallEnded) || ctx.Err() != nil && errors.Is(err, context.DeadlineExceeded)
-	if len(ps) > 1 && over && !errors.Is(err, ErrUnknown) && !forbidden(err) {
+	ps = slices.DeleteFunc(ps, func(p *put) bool { return p.over })
+	if (many || errors.Is(err, errCallEnded)) && over && !errors.Is(err, ErrUnknown) && !forbidden(err) {
 		// Nothing was stored. The time of one of them has passed, and the others go on.
 		var rest []*put
 		for _, p := range ps {
 			if why := p.ctx.Err(); why == nil {
 				rest = append(rest, p)
 			} else {
-				p.err = fmt.Errorf("store: put %s: %w in a batch with others: %v", p.subject, why, err)
-				close(p.done)
+				p.end(fmt.Errorf("store: put %s: %w in a batch with others: %v", p.subject, why, err))
 			}
 		}
 		c.mu.Lock()
@@ -469,7 +476,7 @@ func (c *claim) commitPuts(ctx context.Context, ps []*put) {
 		c.mu.Unlock()
 		return
 	}
-	if err != nil && len(ps) > 1 && !final(err) {
+	if err != nil && many && !final(err) {
 		// One of them spoils the batch, such as by a key that this user may not write.
 		// Nothing was stored: let each have its own answer.
 		for _, p := range ps {
@@ -478,8 +485,7 @@ func (c *claim) commitPuts(ctx context.Context, ps []*put) {
 		return
 	}
 	for _, p := range ps {
-		p.err = err
-		close(p.done)
+		p.end(err)
 	}
 }
 
@@ -551,18 +557,28 @@ func (c *claim) tryPuts(ctx context.Context, ps []*put, rev, floor uint64) putTr
 func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, first *putTry) error {
 	ctx, cancel := c.s.boundFrom(ctx, start)
 	defer cancel()
+	until, stop := firstEnd(ctx, ps)
+	defer stop()
 	var p pause
+	// ended is the error of what until has ended before anything was sent.
+	ended := func(err error) error {
+		if ctx.Err() == nil && until.Err() != nil && errors.Is(err, context.Canceled) && !errors.Is(err, ErrFenced) {
+			p.tries++
+			return p.end(errCallEnded)
+		}
+		return err
+	}
 	for {
 		var t putTry
 		if first != nil {
 			t, first = *first, nil
 		} else {
-			rev, err := c.take(ctx)
+			rev, err := c.take(until)
 			if err != nil {
-				return err
+				return ended(err)
 			}
-			if err := ctx.Err(); err != nil {
-				return p.end(err)
+			if err := until.Err(); err != nil {
+				return ended(p.end(err))
 			}
 			_, floor := c.state()
 			t = c.tryPuts(ctx, ps, rev, floor)
@@ -575,8 +591,8 @@ func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, firs
 		case errors.As(t.err, &r):
 			// The fence has moved. Who has it now is a matter of a read (S2).
 			c.raise(r.seq)
-			if _, _, err := c.read(ctx, nil); err != nil {
-				return err
+			if _, _, err := c.read(until, nil); err != nil {
+				return ended(err)
 			}
 		case errors.Is(t.err, errBusy) && forbidden(t.err):
 			return fmt.Errorf("store: write %s: %w", describe(ps), t.err)
@@ -584,13 +600,13 @@ func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, firs
 			if err := c.s.stuck(ctx, p.tries, t.err); err != nil {
 				return err
 			}
-			if len(ps) > 1 && anyEnded(ps) {
-				p.tries, p.last = p.tries+1, t.err
-				return p.end(errCallEnded)
+			if until.Err() != nil {
+				p.last = t.err
+				return ended(p.end(until.Err()))
 			}
 		case errors.Is(t.err, errSilent):
 			c.doubt(t.rev) //plant:store-doubt
-			done, unsure := c.landed(ctx, ps, &t)
+			done, unsure := c.find(ctx, ps, &t)
 			if unsure != nil {
 				return &UnknownError{What: describe(ps), Cause: errors.Join(unsure, t.err)}
 			} else if done {
@@ -601,11 +617,15 @@ func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, firs
 			if err := c.s.stuck(ctx, p.tries, t.err); err != nil {
 				return err
 			}
+			if until.Err() != nil {
+				p.last = t.err
+				return ended(p.end(until.Err()))
+			}
 		default:
 			return fmt.Errorf("store: write %s: %w", describe(ps), t.err)
 		}
-		if err := p.wait(ctx, t.err); err != nil {
-			return err
+		if err := p.wait(until, t.err); err != nil {
+			return ended(err)
 		}
 	}
 }
@@ -615,13 +635,56 @@ var errCallEnded = errors.New("the call of another key has ended")
 
 // anyEnded reports whether the call of one of them has ended.
 func anyEnded(ps []*put) bool {
-	return slices.ContainsFunc(ps, func(p *put) bool { return p.ctx.Err() != nil })
+	return slices.ContainsFunc(ps, func(p *put) bool { return p.ctx != nil && p.ctx.Err() != nil })
+}
+
+// firstEnd is a context that ends with ctx, and as soon as the call of one of them ends.
+func firstEnd(ctx context.Context, ps []*put) (context.Context, func()) {
+	until, cancel := context.WithCancel(ctx)
+	var stops []func() bool
+	for _, p := range ps {
+		if p.ctx != nil && !p.over {
+			stops = append(stops, context.AfterFunc(p.ctx, cancel))
+		}
+	}
+	return until, func() {
+		for _, stop := range stops {
+			stop()
+		}
+		cancel()
+	}
 }
 
 // spread tells each put its revision: a batch is stored in one piece.
 func spread(ps []*put, last uint64) {
 	for i, p := range ps {
-		p.rev = last - uint64(len(ps)-1-i)
+		if !p.over {
+			p.rev = last - uint64(len(ps)-1-i)
+		}
+	}
+}
+
+// find is landed for puts of several calls. One whose call ends meanwhile has no known outcome,
+// and it is found out for the others.
+func (c *claim) find(ctx context.Context, ps []*put, t *putTry) (bool, error) {
+	for {
+		until, stop := firstEnd(ctx, ps)
+		done, err := c.landed(until, ps, t)
+		stopped := until.Err() != nil
+		stop()
+		if err == nil || !stopped || ctx.Err() != nil {
+			return done, err
+		}
+		left := false
+		for _, p := range ps {
+			if why := p.ctx.Err(); !p.over && why != nil {
+				p.end(&UnknownError{What: p.subject, Cause: fmt.Errorf("%w: %w", t.err, why)})
+			}
+			left = left || !p.over
+		}
+		if !left {
+			return false, err
+		}
 	}
 }
 
