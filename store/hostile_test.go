@@ -131,6 +131,22 @@ func TestManyOperations(t *testing.T) {
 	wantIs(t, err, ErrInvalid)
 }
 
+// A value with a KV-Operation that nobody knows is a value, as it is for package jetstream. Insert
+// does not overwrite it.
+func TestUnknownOperation(t *testing.T) {
+	s, nc := memory(t)
+	js := newJS(t, nc)
+	for _, op := range []string{"PUT", "x"} {
+		key := "k" + op
+		must(js.PublishMsg(t.Context(), &nats.Msg{Subject: s.key(key), Data: []byte("theirs"), Header: nats.Header{headerKVOp: {op}}}))(t)
+		wantStored(t, s, key, "theirs")
+		v := s.With(lock(t, "l", 1))
+		wantValue(t, v, key, "theirs")
+		_, err := v.Create(t.Context(), key, []byte("ours"))
+		wantIs(t, err, ErrConflict)
+	}
+}
+
 // Whoever may move a fence can name any client there.
 func TestHostileClientName(t *testing.T) {
 	s, nc := memory(t)

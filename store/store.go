@@ -152,6 +152,7 @@ func Create(ctx context.Context, js jetstream.JetStream, cfg jetstream.KeyValueC
 	// are above all of the one before. So no write of a former holder depends on a message that
 	// is there again.
 	stream.FirstSeq = uint64(time.Now().UnixMicro())
+	before := js.Conn().LastError()
 	made, err := js.CreateStream(ctx, stream)
 	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 		// It may be the same but for that number.
@@ -164,9 +165,9 @@ func Create(ctx context.Context, js jetstream.JetStream, cfg jetstream.KeyValueC
 		}
 	}
 	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
-		return nil, fmt.Errorf("store: create bucket %s: %w", cfg.Bucket, jetstream.ErrBucketExists)
+		return nil, fmt.Errorf("store: create bucket %s: %w, with another configuration: Open opens it as it is, and Prepare adds fences to it", cfg.Bucket, jetstream.ErrBucketExists)
 	} else if err != nil {
-		return nil, fmt.Errorf("store: create bucket %s: %w", cfg.Bucket, err)
+		return nil, fmt.Errorf("store: create bucket %s: %w%s", cfg.Bucket, unanswered(js.Conn(), before, apiOf(js)+"STREAM.CREATE."+stream.Name, err), overlap(err))
 	}
 	if missing := lacks(cfg.Bucket, made.CachedInfo().Config); len(missing) > 0 {
 		return nil, fmt.Errorf("%w: nats-server 2.12 or later is needed: the server made the bucket %s without: %s", ErrUnsupported, cfg.Bucket, strings.Join(missing, "; "))
@@ -280,9 +281,10 @@ func checkBucket(bucket string) error {
 // askLevel fails for servers that would store the messages of a batch one by one.
 func askLevel(ctx context.Context, js jetstream.JetStream) error {
 	const batches = 2 // nats-server 2.12
+	before := js.Conn().LastError()
 	info, err := js.AccountInfo(ctx)
 	if err != nil {
-		return fmt.Errorf("store: ask for the account: %w", err)
+		return fmt.Errorf("store: ask for the account: %w", unanswered(js.Conn(), before, apiOf(js)+"INFO", err))
 	}
 	if info.API.Level < batches {
 		return fmt.Errorf("%w: the server's JetStream API has level %d, and %d is needed: use nats-server 2.12 or later", ErrUnsupported, info.API.Level, batches)
@@ -319,9 +321,10 @@ func Prepare(ctx context.Context, js jetstream.JetStream, bucket string) (err er
 		return nil
 	}
 	addFences(names{bucket}, &c)
+	before := js.Conn().LastError()
 	made, err := js.UpdateStream(ctx, c)
 	if err != nil {
-		return fmt.Errorf("store: prepare bucket %s: %w", bucket, err)
+		return fmt.Errorf("store: prepare bucket %s: %w%s", bucket, unanswered(js.Conn(), before, apiOf(js)+"STREAM.UPDATE."+c.Name, err), overlap(err))
 	}
 	if missing := lacks(bucket, made.CachedInfo().Config); len(missing) > 0 {
 		return fmt.Errorf("%w: nats-server 2.12 or later is needed: the server did not change: %s", ErrUnsupported, strings.Join(missing, "; "))
@@ -338,13 +341,33 @@ func config(ctx context.Context, js jetstream.JetStream, bucket string) (jetstre
 }
 
 func streamInfo(ctx context.Context, js jetstream.JetStream, bucket string) (*jetstream.StreamInfo, error) {
+	before := js.Conn().LastError()
 	s, err := js.Stream(ctx, names{bucket}.stream())
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return nil, fmt.Errorf("store: bucket %s: %w", bucket, jetstream.ErrBucketNotFound)
+		return nil, fmt.Errorf("store: bucket %s: %w: make it with \"qlock store create %s\" or store.Create", bucket, jetstream.ErrBucketNotFound, bucket)
 	} else if err != nil {
-		return nil, fmt.Errorf("store: look at bucket %s: %w", bucket, err)
+		return nil, fmt.Errorf("store: look at bucket %s: %w", bucket, unanswered(js.Conn(), before, apiOf(js)+"STREAM.INFO."+names{bucket}.stream(), err))
 	}
 	return s.CachedInfo(), nil
+}
+
+// overlap explains the refusal of a bucket whose subjects another one has.
+func overlap(err error) string {
+	if api := (*jetstream.APIError)(nil); errors.As(err, &api) && api.ErrorCode == codeOverlap {
+		return ": a bucket B with fences has the subjects of a bucket named B-qlock too, so that there cannot be both"
+	}
+	return ""
+}
+
+// apiOf is the prefix of JetStream's API.
+func apiOf(js jetstream.JetStream) string {
+	switch given := js.Options(); {
+	case given.Domain != "":
+		return "$JS." + given.Domain + ".API."
+	case given.APIPrefix != "":
+		return strings.TrimSuffix(given.APIPrefix, ".") + "."
+	}
+	return jetstream.DefaultAPIPrefix
 }
 
 // Open opens a bucket that Create or Prepare has made. It only looks: it changes nothing.
@@ -387,12 +410,8 @@ func open(ctx context.Context, js jetstream.JetStream, bucket string, o options)
 	if err != nil {
 		return nil, fmt.Errorf("store: open bucket %s: %w", bucket, err)
 	}
-	api, prefix := jetstream.DefaultAPIPrefix, ""
-	if given := js.Options(); given.Domain != "" {
-		api = "$JS." + given.Domain + ".API."
-		prefix = api
-	} else if given.APIPrefix != "" && strings.TrimSuffix(given.APIPrefix, ".")+"." != jetstream.DefaultAPIPrefix {
-		api = strings.TrimSuffix(given.APIPrefix, ".") + "."
+	api, prefix := apiOf(js), ""
+	if api != jetstream.DefaultAPIPrefix {
 		prefix = api
 	}
 	n := names{bucket}
@@ -604,7 +623,12 @@ func (s *Store) Fence(ctx context.Context, lock string) (_ Fence, err error) {
 	}
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	a, err := s.readFrom(ctx, 0, []string{subject})
+	return s.fenceFrom(ctx, 0, subject)
+}
+
+// fenceFrom reads a fence from a replica that has the message at floor.
+func (s *Store) fenceFrom(ctx context.Context, floor uint64, subject string) (Fence, error) {
+	a, err := s.readFrom(ctx, floor, []string{subject})
 	if err != nil {
 		return Fence{}, err
 	}
@@ -636,24 +660,47 @@ func (s *Store) Unfence(ctx context.Context, lock string) (_ Fence, err error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	var p pause
+	var f, was Fence
+	// A replica that is behind may know nothing of the fence. The refusal of a condition that
+	// cannot hold tells which message is the last.
+	m := fenceMsg(subject, fence{client: s.opt.client}, noSequence)
 	for {
-		f, err := s.Fence(ctx, lock)
-		broken := errors.Is(err, ErrInvalid) && f.Revision > 0 // nobody can take it as it is
-		if err != nil && !broken || f.Token == 0 && !broken {
-			return f, err
-		}
-		m := fenceMsg(subject, fence{client: s.opt.client}, f.Revision)
 		_, err = s.wire.send(ctx, "", []*nats.Msg{m})
-		if err == nil {
+		r := (*refused)(nil)
+		switch {
+		case err == nil:
 			return f, nil
-		} else if r := (*refused)(nil); !errors.As(err, &r) && !errors.Is(err, errBusy) && !errors.Is(err, errSilent) || forbidden(err) {
+		case errors.As(err, &r):
+			if r.seq == 0 {
+				return was, nil
+			}
+			f, err = s.fenceFrom(ctx, r.seq, subject)
+			broken := errors.Is(err, ErrInvalid) && f.Revision > 0 // nobody can take it as it is
+			switch {
+			case err != nil && !broken:
+				return f, err
+			case err == nil && f.Token == 0 && was.Revision > 0:
+				return was, nil // the answer was lost
+			case err == nil && f.Token == 0:
+				return f, nil
+			}
+			was = f
+			m = fenceMsg(subject, fence{client: s.opt.client}, f.Revision)
+			continue
+		case !errors.Is(err, errBusy) && !errors.Is(err, errSilent), forbidden(err):
 			return f, fmt.Errorf("store: unfence %q: %w", lock, err)
+		}
+		if err := s.stuck(ctx, p.tries, err); err != nil {
+			return f, err
 		}
 		if err := p.wait(ctx, err); err != nil {
 			return f, err
 		}
 	}
 }
+
+// noSequence is one that no message has.
+const noSequence = 1 << 62
 
 func (s *Store) fenceOf(lock string) (string, error) {
 	name, err := encode("the lock's name", lock)

@@ -253,6 +253,37 @@ func TestUnfence(t *testing.T) {
 	}
 }
 
+// Unfence does not believe a replica that is behind and has no fence yet. It tells what the fence
+// was also if the answer to its own message is lost.
+func TestUnfenceReadsFromAReplicaThatIsBehind(t *testing.T) {
+	s, _ := memory(t)
+	must(s.barrier(t.Context()))(t)
+	before := must(s.wire.read(t.Context(), []string{s.guard()}))(t)
+	high := s.With(lock(t, "l", 1000))
+	mustPut(t, high, "k", "1000")
+	w := fake(s)
+	behind := 2
+	w.setRead(func(ctx context.Context, subjects []string, real wire) (answer, error) {
+		a, err := real.read(ctx, subjects)
+		if behind--; behind >= 0 {
+			a = stale(a, before.upTo, before.items)
+		}
+		return a, err
+	})
+	w.set(func(ctx context.Context, id string, msgs []*nats.Msg, real wire) (uint64, error) {
+		seq, err := real.send(ctx, id, msgs)
+		if err == nil {
+			w.set(nil)
+			return 0, errSilent
+		}
+		return seq, err
+	})
+	if f := must(s.Unfence(t.Context(), "l"))(t); f.Token != 1000 {
+		t.Errorf("the fence was at token %d, want 1000", f.Token)
+	}
+	mustPut(t, s.With(lock(t, "l", 11)), "k", "11")
+}
+
 // The configuration is that of jetstream.CreateKeyValue, but for what fences need.
 func TestCreateIsAKeyValueBucket(t *testing.T) {
 	js := newJS(t, connect(t, startServer(t).ClientURL()))

@@ -417,6 +417,7 @@ func (s *Store) attach(ctx context.Context, w *watcher) (uint64, error) {
 	// The consumer outlives this call, and this call's context ends the making of it.
 	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, cancel)
+	before := s.nc.LastError()
 	kw, err := s.feed(lasting, a.upTo+1)
 	if !stop() {
 		if err == nil {
@@ -426,7 +427,7 @@ func (s *Store) attach(ctx context.Context, w *watcher) (uint64, error) {
 	}
 	if err != nil {
 		cancel()
-		return 0, fmt.Errorf("store: watch: %w", err)
+		return 0, fmt.Errorf("store: watch: %w", unanswered(s.nc, before, s.api+"CONSUMER.CREATE."+s.stream()+".", err))
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -495,11 +496,12 @@ func (h *hub) look() {
 	}
 }
 
-// add is called with mu held.
+// add is called with mu held. A watcher of which one pattern has a wildcard is in wild alone, so
+// that it does not get a change twice.
 func (h *hub) add(w *watcher) {
 	h.count++
-	for _, p := range w.patterns {
-		if isKey(p) {
+	if !slices.ContainsFunc(w.patterns, func(p string) bool { return !isKey(p) }) {
+		for _, p := range w.patterns {
 			if h.exact == nil {
 				h.exact = map[string]map[*watcher]struct{}{}
 			}
@@ -507,13 +509,13 @@ func (h *hub) add(w *watcher) {
 				h.exact[p] = map[*watcher]struct{}{}
 			}
 			h.exact[p][w] = struct{}{}
-		} else {
-			if h.wild == nil {
-				h.wild = map[*watcher]struct{}{}
-			}
-			h.wild[w] = struct{}{}
 		}
+		return
 	}
+	if h.wild == nil {
+		h.wild = map[*watcher]struct{}{}
+	}
+	h.wild[w] = struct{}{}
 }
 
 // leave removes a watcher, and with the last one the consumer.

@@ -229,6 +229,30 @@ func TestWatchOfAClosedConnection(t *testing.T) {
 	}
 }
 
+// A watcher whose patterns overlap gets each change once, however fast it is.
+func TestOverlappingPatterns(t *testing.T) {
+	for _, patterns := range [][]string{{"k", ">"}, {"*", "k", "k"}, {"k", "j", "k"}} {
+		var h hub
+		w := &watcher{patterns: patterns, signal: make(chan struct{}, 1)}
+		h.add(w)
+		var got []uint64
+		for _, set := range []map[*watcher]struct{}{h.exact["k"], h.wild} {
+			for w := range set {
+				w.offer(&entry{key: "k", rev: 1})
+				got = append(got, w.pending[0].rev)
+				w.drop(1) // it has taken the change
+			}
+		}
+		if len(got) != 1 {
+			t.Errorf("%q: %d times", patterns, len(got))
+		}
+		h.leave(w)
+		if len(h.exact) > 0 || len(h.wild) > 0 || h.count != 0 {
+			t.Errorf("%q: %v, %v, %d are left", patterns, h.exact, h.wild, h.count)
+		}
+	}
+}
+
 func TestMatches(t *testing.T) {
 	for _, c := range []struct {
 		pattern, key string

@@ -50,9 +50,7 @@ type item struct {
 }
 
 // gone reports whether the message says that there is no value.
-func (i *item) gone() bool {
-	return i == nil || i.hdr.Get(headerMarker) != "" || i.hdr.Get(headerKVOp) != ""
-}
+func (i *item) gone() bool { return i == nil || i.op() != jetstream.KeyValuePut }
 
 func (i *item) revision() uint64 {
 	if i == nil {
@@ -61,11 +59,16 @@ func (i *item) revision() uint64 {
 	return i.seq
 }
 
+// op is what package jetstream takes the message for, so that all clients see the same: a
+// KV-Operation that it does not know is that of a value.
 func (i *item) op() jetstream.KeyValueOp {
-	switch {
-	case i.hdr.Get(headerKVOp) == "DEL", i.hdr.Get(headerMarker) == "Remove":
+	if len(i.hdr) == 0 {
+		return jetstream.KeyValuePut
+	}
+	switch op, marker := i.hdr.Get(headerKVOp), i.hdr.Get(headerMarker); {
+	case op == "DEL", op == "" && marker == "Remove":
 		return jetstream.KeyValueDelete
-	case i.gone():
+	case op == "PURGE", op == "" && marker != "":
 		return jetstream.KeyValuePurge
 	}
 	return jetstream.KeyValuePut
@@ -237,15 +240,42 @@ func (w *natsWire) send(ctx context.Context, id string, msgs []*nats.Msg) (uint6
 // denied says that NATS has denied a publish on the subject since before was the connection's
 // last error. The server gives no answer to such a message. The publish may have been another
 // goroutine's: so this says why there is no answer, and not that nothing was stored.
-func (w *natsWire) denied(before error, subject string) error {
-	err := w.nc.LastError()
+func (w *natsWire) denied(before error, subject string) error { return denied(w.nc, before, subject) }
+
+func denied(nc *nats.Conn, before error, subject string) error {
+	err := nc.LastError()
 	if err == before || !errors.Is(err, nats.ErrPermissionViolation) {
 		return nil
 	}
-	if on, ok := natsio.DeniedSubject(err); !ok || on != subject {
-		return nil
+	on, ok := natsio.DeniedSubject(err)
+	inbox := nc.Opts.InboxPrefix
+	if inbox == "" {
+		inbox = nats.InboxPrefix[:len(nats.InboxPrefix)-1]
 	}
-	return natsio.PermissionError(subject, err)
+	switch {
+	case !ok:
+		return nil
+	case strings.HasPrefix(on, inbox+".") && strings.Contains(err.Error(), "Subscription"):
+		return fmt.Errorf("%w: answers come to this inbox: connect with nats.CustomInboxPrefix, and a prefix to which the user may subscribe", natsio.PermissionError(on, err))
+	case on == subject, strings.HasSuffix(subject, ".") && strings.HasPrefix(on, subject):
+		return natsio.PermissionError(on, err)
+	}
+	return nil
+}
+
+// unanswered adds to the error of a request to JetStream why there is no answer, if that is known.
+// before is the connection's last error before the request. A subject that ends with a dot stands
+// for all that begin with it.
+func unanswered(nc *nats.Conn, before error, subject string, err error) error {
+	switch {
+	case errors.Is(err, nats.ErrNoResponders):
+		return fmt.Errorf("%w: is JetStream enabled on the server, and for this account?", err)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, nats.ErrTimeout):
+		if why := denied(nc, before, subject); why != nil {
+			return fmt.Errorf("%w: %w", err, why)
+		}
+	}
+	return err
 }
 
 // forbidden reports whether an error of wire says that a permission is missing.
@@ -385,6 +415,7 @@ const (
 	codeStorageFull     jetstream.ErrorCode = 10047
 	codeStoreFailed     jetstream.ErrorCode = 10077
 	codeTooLarge        jetstream.ErrorCode = 10054
+	codeOverlap         jetstream.ErrorCode = 10065
 	codeTTLDisabled     jetstream.ErrorCode = 10166
 	codeBatchDisabled   jetstream.ErrorCode = 10174
 	codeBatchIncomplete jetstream.ErrorCode = 10176
