@@ -23,11 +23,15 @@ const (
 	// hush: a record is decided, one node learns it and stands still, and the command dies. Then
 	// another command wants something else (E4, E8, E10).
 	hush
+	// staged: acts are played in place of what chance brings: see epochAct.
+	staged
 )
 
 func newEpochPlot(seed uint64) (epochPlot, *rand.Rand) {
 	rng := rand.New(rand.NewPCG(seed, 14))
 	switch seed % 5 {
+	case 2:
+		return staged, rng
 	case 3:
 		return hush, rng
 	case 4:
@@ -38,7 +42,7 @@ func newEpochPlot(seed uint64) (epochPlot, *rand.Rand) {
 
 // movesAlone is called when a client takes a record, before it says anything under it.
 func (w *epochWorld) movesAlone(host string, r *epoch.Record) {
-	if w.plot != shadows || w.calm || r == nil || !r.Joint() || w.plots.IntN(4) == 0 {
+	if w.calm || r == nil || !r.Joint() || !w.alone && (w.plot != shadows || w.plots.IntN(4) == 0) {
 		return
 	}
 	until := w.now + 3*epochTTL
@@ -59,6 +63,9 @@ func (w *epochWorld) movesUnheard(l *epochLocker) {
 // hushed is asked before a command sends steps. It takes the matter into its hands if they tell
 // of a record that no node has yet.
 func (w *epochWorld) hushed(x *epochCommand, steps []wire.Step) bool {
+	if w.staging != nil {
+		return w.staging(x, steps)
+	}
 	if w.plot != hush || w.calm || steps[0].Kind != wire.Learn || w.byEpoch[steps[0].Epoch] != "" || w.plots.IntN(3) == 0 {
 		return false
 	}

@@ -83,11 +83,16 @@ type epochWorld struct {
 	apart  bool // the clocks of nodes are far apart, and fences lie far ahead
 	plot   epochPlot
 	plots  *rand.Rand
-	died   time.Duration // when a client of production crashed last; 0: never
-	loss   float64
-	cuts   map[[2]string]time.Duration
-	res    EpochResult
-	err    error
+	act    epochAct
+	far    bool // clients want tokens that are far ahead
+	alone  bool // clients that move to a joint record reach the new nodes only
+	// staging is asked before a command sends steps, and takes the matter into its hands.
+	staging func(*epochCommand, []wire.Step) bool
+	died    time.Duration // when a client of production crashed last; 0: never
+	loss    float64
+	cuts    map[[2]string]time.Duration
+	res     EpochResult
+	err     error
 
 	nodes   []*epochNode
 	foreign []*epochNode // nodes of another cluster with the same names
@@ -410,7 +415,7 @@ func (nd *epochNode) step(do func(*voter.Out)) {
 	do(&out)
 	if out.Write != nil {
 		odds := 60
-		if w.calm || w.quiet {
+		if w.calm || w.quiet || w.plot == staged {
 			odds = 0
 		}
 		if odds > 0 && w.rng.IntN(odds) == 0 {
@@ -734,6 +739,9 @@ func (c *epochClient) lock() {
 	if w.apart && w.rng.IntN(3) == 0 {
 		k.want = uint64(k.at + w.between(0, 4*epochTTL).Microseconds())
 	}
+	if w.far {
+		k.want = uint64(k.at + (farSpread + epochTTL/2).Microseconds())
+	}
 	switch w.rng.IntN(4) {
 	case 0:
 		k.mode = quorum.Shared
@@ -1020,7 +1028,7 @@ func (x *epochCommand) step(f func(*epoch.Want)) {
 	if w.deadly {
 		mortality = 15
 	}
-	if !w.calm && !w.quiet && w.rng.IntN(mortality) == 0 {
+	if !w.calm && !w.quiet && w.plot != staged && w.rng.IntN(mortality) == 0 {
 		w.tracef("%s dies", x.name)
 		x.dead = true
 	}
@@ -1332,15 +1340,18 @@ func newEpochWorld(seed uint64, trace io.Writer) *epochWorld {
 		w.loss = 0
 	}
 	w.deadly = !w.quiet && w.rng.IntN(4) == 0
-	w.split, w.slow = !w.quiet && w.rng.IntN(2) == 0, !w.quiet && w.rng.IntN(3) == 0
+	if w.plot == staged {
+		w.loss, w.act = 0, epochAct(w.plots.IntN(int(epochActs)))
+	}
+	w.split, w.slow = !w.quiet && w.rng.IntN(2) == 0, !w.quiet && w.plot != staged && w.rng.IntN(3) == 0
 	all := strings.Fields("a b c d e f")
 	w.base = wire.Config{Nodes: all[:1+w.rng.IntN(4)], MaxTTL: epochTTL, Skew: epochSkew}
 	spread := []time.Duration{time.Millisecond, 100 * time.Millisecond, 400 * time.Millisecond}[w.rng.IntN(3)]
-	if w.apart = w.plot == shadows || !w.quiet && w.rng.IntN(3) == 0; w.apart {
+	if w.apart = w.plot == shadows || w.plot != staged && !w.quiet && w.rng.IntN(3) == 0; w.apart {
 		spread = 3 * epochTTL
 	}
 	for i, name := range all {
-		nd := &epochNode{w: w, name: name, told: i < len(w.base.Nodes), offset: w.between(0, spread), disk: epochDisk{id: w.id(), fresh: true}, peers: &w.nodes, asleep: -1}
+		nd := &epochNode{w: w, name: name, told: i < len(w.base.Nodes), offset: w.offsetOf(i, w.between(0, spread)), disk: epochDisk{id: w.id(), fresh: true}, peers: &w.nodes, asleep: -1}
 		if nd.told { // bootstrapped
 			nd.disk.mark, _ = json.Marshal(&voter.Saved{})
 			nd.disk.digest, nd.disk.fresh = w.base.Digest(), false
@@ -1371,8 +1382,12 @@ var errEpochs = errors.New("sim: world of epochs")
 // RunEpochs runs a world of epochs.
 func RunEpochs(seed uint64, trace io.Writer) (EpochResult, error) {
 	w := newEpochWorld(seed, trace)
-	w.at(0, w.play)
-	w.until(30 * time.Second)
+	if w.plot == staged {
+		w.playActs(30 * time.Second)
+	} else {
+		w.at(0, w.play)
+		w.until(30 * time.Second)
+	}
 	w.settle()
 	if w.err != nil {
 		return w.res, fmt.Errorf("%w, %w", errEpochs, w.err)
