@@ -43,6 +43,8 @@ type config struct {
 	serial   int           // of the last one
 	remindAt time.Duration // when the operator is told that a change was not ended
 
+	probeWait time.Duration // that the node was started with
+
 	alarmed bool // the operator was told of a record that continues none of the node's
 
 	// What is to be done when the state is written.
@@ -54,6 +56,7 @@ type config struct {
 // record that its directory has.
 func (n *Node) startConfig(now wire.Now, cfg *Config, saved *Saved) {
 	n.config.due, n.config.surveyAt, n.config.remindAt = never, never, never
+	n.config.probeWait = cfg.ProbeWait
 	if cfg.Cluster == "" {
 		return
 	}
@@ -88,6 +91,10 @@ func (n *Node) configure() {
 		n.digest = a.Digest()
 		n.cfg.Config = wire.Config{Nodes: allNames(r), MaxTTL: r.Lease() /*plant:voter-lease*/, Skew: r.AllowedSkew()}
 		n.longest = max(n.longest, r.Longest()) //plant:voter-longest
+		// The node must find out that it was away before that is longer than a lease.
+		if n.cfg.ProbeWait = n.config.probeWait; n.cfg.ProbeWait > n.cfg.MaxTTL/3 {
+			n.cfg.ProbeWait = n.cfg.MaxTTL / 4 //plant:voter-probes-sooner
+		}
 	}
 }
 
@@ -210,8 +217,10 @@ func (n *Node) Written(now wire.Now, out *Out) {
 // adopt goes by a new record. Votes, queues and evictions stay (E14).
 func (n *Node) adopt(now wire.Now, out *Out) {
 	n.serial++
-	r, before, voted := n.config.acceptor.Record(), n.config.outside, n.voting()
-	n.configure()
+	r, before, voted, limit := n.config.acceptor.Record(), n.config.outside, n.voting(), n.limit()
+	if n.configure(); n.cfg.MaxTTL < limit {
+		n.longerLimit, n.limitSince = limit, now.Mono
+	}
 	if n.inQuarant { // an earlier list may have allowed longer leases
 		n.quarantine = max(n.quarantine, n.waitAt+n.listen()+n.runOut(), n.soughtAt+n.runOut())
 	}

@@ -63,6 +63,13 @@ func (h *history) finish(floor uint64) *history {
 	})
 }
 
+func (h *history) rollBack() *history {
+	j := h.last()
+	return h.add(&wire.EpochRecord{
+		Cluster: j.Cluster, CID: j.CID, Epoch: j.Epoch + 1, Prev: j.Digest(), Floor: j.Floor, Nodes: j.Nodes, MaxTTL: j.MaxTTL, Skew: j.Skew,
+	})
+}
+
 func (h *history) learn() *wire.Step {
 	return &wire.Step{Kind: wire.Learn, Epoch: h.last().Epoch, Record: h.last(), Links: h.links[:len(h.links)-1]}
 }
@@ -749,5 +756,57 @@ func TestWithoutRecords(t *testing.T) {
 	n.Handle(*now, &wire.Request{Verb: wire.Configure, Client: "ops", Step: newHistory().learn()}, "x", &out)
 	if n.Configuration(*now) != nil || n.Epoch() != 0 || len(out.Answers) > 0 || out.Write != nil {
 		t.Errorf("%+v", out)
+	}
+}
+
+// A change to a much shorter longest lease comes while the node's last question is older than
+// that. The node was not away, so it votes on (N9). From then on it asks often enough for the
+// shorter one, with a shorter wait for the answers too.
+func TestShorterLeaseIsNoAbsence(t *testing.T) {
+	for _, shorter := range []time.Duration{10 * time.Millisecond, 200 * time.Millisecond, time.Second, 3 * time.Second} {
+		h := newHistory()
+		m := startMember(t, "n1", epochBase, h.state("n1"), &Saved{}, false)
+		m.run(epochBase.MaxTTL - epochBase.MaxTTL/askEvery/50)
+		m.acquire("r", quorum.Exclusive, nil)
+		if pass(&m.now, m.n.Deadline()-m.now.Mono-time.Millisecond); m.n.away(m.now) < time.Second {
+			t.Fatalf("it heard itself %v ago", m.n.away(m.now))
+		}
+		m.notes = nil
+		m.learn(h.joint(shorter, "n1", "n2", "n3"))
+		if m.n.State() != wire.Voting || len(m.notes) != 1 {
+			t.Errorf("%v: %s after the change: %q", shorter, m.n.State(), m.notes)
+		}
+		m.run(20 * shorter)
+		if m.n.State() != wire.Voting || len(m.notes) != 1 {
+			t.Errorf("%v: %s later: %q", shorter, m.n.State(), m.notes)
+		}
+		if got := m.n.cfg.ProbeWait; got > shorter/3 {
+			t.Errorf("%v: it waits %v for answers", shorter, got)
+		}
+		// An absence counts by the shorter lease.
+		pass(&m.now, shorter+shorter/10)
+		var out Out
+		if m.n.Tick(m.now, &out); m.n.State() == wire.Voting {
+			t.Errorf("%v: it votes after an absence of %v", shorter, shorter+shorter/10)
+		}
+		// The longer one is back with its own pauses.
+		m.learn(h.rollBack())
+		if m.n.cfg.ProbeWait != 100*time.Millisecond {
+			t.Errorf("%v: it waits %v for answers after the way back", shorter, m.n.cfg.ProbeWait)
+		}
+	}
+}
+
+// A node that does not hear itself after a change to a shorter lease is away by the lease of
+// before: whoever has its name then has waited that long.
+func TestAbsenceBeforeAShorterLease(t *testing.T) {
+	h := newHistory()
+	m := startMember(t, "n1", epochBase, h.state("n1"), &Saved{}, false)
+	m.learn(h.joint(time.Second, "n1", "n2", "n3"))
+	pass(&m.now, 4*time.Second)
+	var out Out
+	m.n.Tick(m.now, &out)
+	if m.n.State() == wire.Voting {
+		t.Error("it votes though it has not heard itself for 4 s")
 	}
 }

@@ -60,6 +60,20 @@ func elapsed(now wire.Now, mono time.Duration, wall int64) time.Duration {
 	return max(now.Mono-mono, sat.Micros(now.Wall-wall) /*plant:away-wall*/)
 }
 
+// limit is the maxTTL by which absence is judged. After a change to a shorter one it is that
+// of before, until the node hears a question that it asked since: it had no reason to ask
+// more often, so its silence until then is no absence.
+func (n *Node) limit() time.Duration {
+	return max(n.cfg.MaxTTL, n.longerLimit) /*plant:voter-limit-kept*/
+}
+
+// limitHeard notes that the node has heard the question of this time.
+func (n *Node) limitHeard(at time.Duration) {
+	if at >= n.limitSince {
+		n.longerLimit = 0
+	}
+}
+
 // pause is the time between two questions of a node that waits. It is at least ProbeWait,
 // so that the answers can arrive.
 func (n *Node) pause(maxTTL time.Duration) time.Duration {
@@ -82,12 +96,13 @@ func (n *Node) checkAlone(now wire.Now, out *Out) {
 	if n.asks > 0 {
 		return
 	}
-	if n.hears && elapsed(now, n.echoAt, n.echoWall) > n.cfg.ProbeWait+n.pause(n.cfg.MaxTTL) {
+	limit := n.limit()
+	if n.hears && elapsed(now, n.echoAt, n.echoWall) > n.cfg.ProbeWait+n.pause(limit) {
 		n.hears = false // it may have missed questions in the gap, so it starts to listen again //plant:listens-anew
 	}
 	away := n.away(now)
-	forgot := away > n.cfg.MaxTTL && !n.hears                                     //plant:absence-forgets
-	if !forgot && (n.back || away <= n.present(n.cfg.MaxTTL) /*plant:present*/) { //plant:heard-itself
+	forgot := away > limit && !n.hears                                     //plant:absence-forgets
+	if !forgot && (n.back || away <= n.present(limit) /*plant:present*/) { //plant:heard-itself
 		return
 	}
 	n.back, n.probed = true, false
@@ -157,6 +172,7 @@ func (n *Node) HandleAnswer(now wire.Now, a *wire.Answer, out *Out) {
 	n.echoAt, n.echoWall = n.probeAt, n.probeWall
 	if !n.back { //plant:heard-when-back
 		n.heardAt, n.heardWall = n.probeAt, n.probeWall
+		n.limitHeard(n.probeAt)
 	}
 	if n.back && !n.hears {
 		n.hears = true

@@ -129,6 +129,9 @@ type Node struct {
 	// heardAt is like echoAt, for the last probe that proves that the node was not away.
 	heardAt   time.Duration
 	heardWall int64 // the same by the wall clock, µs
+	// longerLimit is the maxTTL of before a change to a shorter one, or 0, and limitSince when
+	// that was: see limit.
+	longerLimit, limitSince time.Duration
 	// back is set while the node has been away and has not listened long enough since (N9).
 	back bool
 	// hears is set while a node that is back hears itself without a gap, and so listens.
@@ -330,6 +333,7 @@ func (n *Node) Tick(now wire.Now, out *Out) {
 		if n.probeEchoed && !n.probed && !n.asked && (!n.back || n.hears && n.probeAt >= n.listenEnd) {
 			n.probed, n.back, n.hears = true, false, false
 			n.heardAt, n.heardWall = n.echoAt, n.echoWall
+			n.limitHeard(n.echoAt)
 			n.noteState(now, out)
 		}
 		n.ask(now, out)
