@@ -85,7 +85,8 @@ func Progress(f func(string)) Option {
 
 // MaxLease changes the longest lease of the cluster with the list (Change). Until the change is
 // finished, leases are limited to the shorter of the old and the new one, and all waits go by
-// the longer one.
+// the longer one. A shorter one also lowers a skew of more than half of it to half of it,
+// unless MaxSkew gives another.
 func MaxLease(d time.Duration) Option {
 	return func(o *options) error {
 		if d < wire.MinLease || d > wire.MaxLease || d%time.Millisecond != 0 {
@@ -96,7 +97,8 @@ func MaxLease(d time.Duration) Option {
 	}
 }
 
-// MaxSkew changes how far a client's clock may be ahead (Change).
+// MaxSkew changes how far a client's clock may be ahead (Change). It is at most the longest
+// lease of the new list.
 func MaxSkew(d time.Duration) Option {
 	return func(o *options) error {
 		if d < time.Millisecond || d > wire.MaxLease || d%time.Millisecond != 0 {

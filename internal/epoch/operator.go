@@ -107,10 +107,11 @@ type Operator struct {
 	steps   []wire.Step // accepting: not yet answered
 	learn   wire.Step
 	told    map[string]bool
-	mine    string   // digest of the last record that this run had decided
-	carried string   // digest of another command's joint record that this one had to have decided
-	left    []string // nodes that the last decision of this run took out of all lists
-	outbid  bool     // a node had promised a higher ballot
+	mine    string          // digest of the last record that this run had decided
+	carried string          // digest of another command's joint record that this one had to have decided
+	left    []string        // nodes that the last decision of this run took out of all lists
+	outbid  bool            // a node had promised a higher ballot
+	silent  map[string]bool // nodes that do not vote yet, and so have no part in the present attempt
 	noted   string
 }
 
@@ -159,17 +160,26 @@ func (o *Operator) Tick(now time.Duration, w *Want) {
 			return
 		}
 		if now-o.began >= giveUp {
-			o.again(now, "the nodes that have to decide do not answer: waiting for a majority of them", w)
+			o.again(now, o.undecided(), w)
 			return
 		}
 		o.send(now, w, o.round.Prepare())
 	case accepting:
 		if now-o.began >= giveUp {
-			o.again(now, "the decision has not come about: trying again", w)
+			o.again(now, o.undecided(), w)
 			return
 		}
 		o.send(now, w, o.steps...)
 	}
+}
+
+// undecided says why an attempt has not come about.
+func (o *Operator) undecided() string {
+	text := fmt.Sprintf("waiting for nodes: %d of %v have to decide", o.current.need(), o.current.acceptors())
+	if len(o.silent) == 0 {
+		return text + ", and too few of them answer in time"
+	}
+	return text + fmt.Sprintf(", and %v do not vote yet", slices.Sorted(maps.Keys(o.silent)))
 }
 
 func (o *Operator) send(now time.Duration, w *Want, steps ...wire.Step) {
@@ -252,7 +262,7 @@ func (o *Operator) Hear(now time.Duration, node string, a *wire.StepAnswer, w *W
 			o.again(now, "", w) // somebody decided
 			return
 		case a.Why == wire.WhyVotes:
-			o.note(fmt.Sprintf("node %s does not vote yet, and decides nothing until then", node), w)
+			o.silent[node] = true
 		}
 		if o.phase == preparing {
 			o.propose(now, w)
@@ -279,6 +289,9 @@ func (o *Operator) conclude(now time.Duration, w *Want) {
 	switch {
 	case err != nil && late:
 		o.end(err, w)
+		return
+	case current == nil && late:
+		o.note(o.nobody(), w)
 		return
 	case current == nil || !late && len(o.missing(current)) > 0:
 		return
@@ -313,6 +326,14 @@ func (o *Operator) conclude(now time.Duration, w *Want) {
 		}
 	}
 	o.decide(now, w)
+}
+
+// nobody says that no node shows a configuration.
+func (o *Operator) nobody() string {
+	if len(o.shown) == 0 {
+		return "waiting for nodes: none answers"
+	}
+	return fmt.Sprintf("waiting for nodes that have a list: %v answer, but only wait to be added to one; the nodes of a new cluster are started with a list (--nodes in place of --join)", slices.Sorted(maps.Keys(o.shown)))
 }
 
 // evaluate finds the configuration that the cluster has by what the nodes show; nil if that
@@ -395,6 +416,16 @@ func (o *Operator) allTold() bool {
 // decide begins what the wish needs next.
 func (o *Operator) decide(now time.Duration, w *Want) {
 	r := o.current.Record
+	if o.wish.Goal == Change && (r == nil || !r.Joint()) {
+		longest := o.wish.MaxTTL
+		if longest == 0 {
+			longest = o.current.maxTTL()
+		}
+		if o.wish.Skew > longest {
+			o.end(fmt.Errorf("a skew of %v is more than the longest lease of %v: give a longer lease with it, or a smaller skew", o.wish.Skew, longest), w)
+			return
+		}
+	}
 	if r == nil {
 		o.enable(now, w)
 		return
@@ -427,12 +458,21 @@ func (o *Operator) decide(now time.Duration, w *Want) {
 		// lock until somebody looks.
 		o.decideOn(now, o.ending(false), w)
 	case o.wish.Goal == Change && !o.wishes(names(r.Next), r.NextMaxTTL, r.NextSkew):
-		o.end(fmt.Errorf("a change to %v is under way: finish it or roll it back first", names(r.Next)), w)
+		o.end(fmt.Errorf("a change to %s is under way: finish it or roll it back first", aims(r)), w)
 	case o.wish.Goal == Change && o.wish.StayJoint:
 		o.end(nil, w)
 	default:
 		o.finish(now, w)
 	}
+}
+
+// aims says what a joint record changes to: the new list, and the limits if they are other ones.
+func aims(r *Record) string {
+	s := fmt.Sprint(names(r.Next))
+	if r.NextMaxTTL != r.MaxTTL || r.NextSkew != r.Skew {
+		s += fmt.Sprintf(" with leases of up to %v and a skew of up to %v", r.NextMaxTTL, r.NextSkew)
+	}
+	return s
 }
 
 // wishes reports whether the list and its limits are those that the operator wants.
@@ -507,11 +547,14 @@ func (o *Operator) begin(now time.Duration, w *Want) {
 	}
 	if o.wish.MaxTTL > 0 {
 		joint.NextMaxTTL = o.wish.MaxTTL
+		if o.wish.MaxTTL < r.MaxTTL {
+			// What is left of the lease is how far the clocks of nodes may differ (N3).
+			joint.NextSkew = min(r.Skew, (o.wish.MaxTTL / 2).Truncate(time.Millisecond))
+		}
 	}
 	if o.wish.Skew > 0 {
 		joint.NextSkew = o.wish.Skew
 	}
-	joint.NextSkew = min(joint.NextSkew, joint.NextMaxTTL)
 	for _, name := range o.wish.Nodes {
 		s, ok := o.shown[name]
 		i := slices.IndexFunc(r.Nodes, func(m wire.Member) bool { return m.Name == name })
@@ -624,6 +667,7 @@ func (o *Operator) decideOn(now time.Duration, want func(floor uint64) *Record, 
 	o.number++
 	o.want = want
 	o.round = NewRound(o.current, wire.Ballot{N: o.number, Run: o.run})
+	o.silent = map[string]bool{}
 	o.enter(now, preparing)
 	o.send(now, w, o.round.Prepare())
 }
@@ -673,7 +717,7 @@ func (o *Operator) decided(now time.Duration, w *Want) {
 	o.current = &Current{Cluster: o.cluster, Record: r, Links: append(slices.Clone(o.learn.Links), wire.Link{Epoch: r.Epoch, Digest: r.Digest()})}
 	what := fmt.Sprintf("epoch %d is decided: nodes %v", r.Epoch, names(r.Nodes))
 	if r.Joint() {
-		what += fmt.Sprintf(" and %v", names(r.Next))
+		what += " and " + aims(r)
 	}
 	o.note(what, w)
 	o.enter(now, telling)

@@ -1,6 +1,7 @@
 package epoch
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -134,12 +135,73 @@ func TestOperator(t *testing.T) {
 		}},
 		{"another lease for the same list", func(t *testing.T, c *chaos) {
 			c.must(Wish{Goal: Change, Nodes: list("a b c"), MaxTTL: maxTTL / 20, Hurry: true})
-			if r := c.node("b").a.Record(); r.Epoch != 3 || r.MaxTTL != maxTTL/20 || r.Skew != maxTTL/20 {
+			if r := c.node("b").a.Record(); r.Epoch != 3 || r.MaxTTL != maxTTL/20 || r.Skew != maxTTL/40 {
 				t.Errorf("%+v", r)
 			}
 			c.must(Wish{Goal: Change, Nodes: list("a b c"), MaxTTL: maxTTL, Skew: skew, Hurry: true})
 			if r := c.node("b").a.Record(); r.Epoch != 5 || r.MaxTTL != maxTTL || r.Skew != skew {
 				t.Errorf("%+v", r)
+			}
+		}},
+		{"a skew beyond the longest lease changes nothing", func(t *testing.T, c *chaos) {
+			for _, w := range []Wish{
+				{Goal: Change, Nodes: list("a b c"), Skew: maxTTL + time.Millisecond}, // at epoch 0
+				{Goal: Change, Nodes: list("a b d"), Skew: maxTTL / 2, MaxTTL: maxTTL / 4},
+			} {
+				if err := c.done(w); err == nil || !strings.Contains(err.Error(), "is more than the longest lease of") {
+					t.Errorf("%v", err)
+				}
+				c.has("a", "-")
+			}
+			c.must(Wish{Goal: Change, Nodes: list("a b c"), Skew: maxTTL})
+			if r := c.node("b").a.Record(); r.Epoch != 3 || r.Skew != maxTTL {
+				t.Errorf("%+v", r)
+			}
+		}},
+		{"a change of limits is told", func(t *testing.T, c *chaos) {
+			c.must(Wish{Goal: Change, Nodes: list("a b c"), MaxTTL: maxTTL / 4, StayJoint: true})
+			want := fmt.Sprintf("a change to [a b c] with leases of up to %v and a skew of up to %v is under way", maxTTL/4, skew)
+			if err := c.done(change("a b c d")); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v, want %s", err, want)
+			}
+		}},
+		{"no node has a list", func(t *testing.T, c *chaos) {
+			for _, n := range list("a b c") {
+				c.node(n).stop(c, true)
+			}
+			for _, g := range []Goal{Enable, Change, Finish} {
+				x := c.operate(Wish{Goal: g, Nodes: list("d e f")})
+				if c.until(c.now + 5*time.Second); x.o.Ended() || !strings.Contains(x.o.noted, "[d e f] answer, but only wait to be added") {
+					t.Errorf("ended %v: %q", x.o.Ended(), x.o.noted)
+				}
+				x.dead = true
+			}
+			for _, n := range list("d e f") {
+				c.node(n).stop(c, true)
+			}
+			if x := c.operate(change("d e f")); true {
+				if c.until(c.now + 5*time.Second); x.o.Ended() || x.o.noted != "waiting for nodes: none answers" {
+					t.Errorf("ended %v: %q", x.o.Ended(), x.o.noted)
+				}
+			}
+		}},
+		{"nodes that do not vote are told once", func(t *testing.T, c *chaos) {
+			c.must(joint("b c d"))
+			for _, n := range list("a b") {
+				c.node(n).votesAt = c.now + 20*time.Second
+			}
+			x := c.operate(Wish{Goal: RollBack})
+			said := map[string]int{}
+			for end := c.now + 15*time.Second; c.now < end; c.until(c.todo[0].at) {
+				if said[x.o.noted]++; x.o.noted != "" && x.o.noted != "waiting for nodes: 2 of [a b c] have to decide, and [a b] do not vote yet" {
+					t.Fatal(x.o.noted)
+				}
+			}
+			if len(said) != 2 || x.o.Ended() {
+				t.Errorf("%v, ended %v", said, x.o.Ended())
+			}
+			if c.until(c.now + 15*time.Second); !x.o.Ended() || x.err != nil {
+				t.Errorf("ended %v: %v", x.o.Ended(), x.err)
 			}
 		}},
 		{"one command leaves it joint, another finishes", func(t *testing.T, c *chaos) {

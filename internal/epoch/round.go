@@ -36,6 +36,14 @@ func (c *Current) Digest() string {
 	return c.Record.Digest()
 }
 
+// maxTTL is the longest lease of the current configuration.
+func (c *Current) maxTTL() time.Duration {
+	if c.Record == nil {
+		return c.Base.MaxTTL
+	}
+	return c.Record.MaxTTL
+}
+
 // history is the links that go with the record that comes next.
 func (c *Current) history() []wire.Link {
 	if c.Record == nil {

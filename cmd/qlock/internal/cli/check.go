@@ -155,8 +155,13 @@ func (a *app) examine(ctx context.Context, c *connection, name string, r *findin
 		r.add(problem, "permissions", plain(err), "qlock permissions client:"+l.client+" writes the permissions that are needed")
 		return
 	}
-	if !found(m) {
+	switch {
+	case len(m.Nodes) == 0:
 		r.add(problem, "nodes", plain(nobody(l)), "start one with qlock node")
+		return
+	case !found(m):
+		r.add(problem, "nodes", "no node that answered has a list of nodes", listHelp)
+		checkMembers(m, r)
 		return
 	}
 	checkMembers(m, r)
@@ -220,10 +225,11 @@ func checkChange(m *qlock.Members, r *findings) {
 }
 
 func checkMembers(m *qlock.Members, r *findings) {
-	if m.Change != nil {
+	switch {
+	case m.Change != nil:
 		checkQuorum(m, m.Config.Nodes, "nodes of the old list", r)
 		checkChange(m, r)
-	} else {
+	case found(m):
 		checkQuorum(m, m.Config.Nodes, "nodes", r)
 	}
 	clashes := map[string]bool{}
@@ -371,7 +377,11 @@ func checkClocks(m *qlock.Members, r *findings) {
 			off[n.Name] = n.ClockOffset
 		}
 	}
-	checkOffsets(off, m.Config.MaxLease, m.Config.MaxSkew, r)
+	maxLease, skew := m.Config.MaxLease, m.Config.MaxSkew
+	if c := m.Change; c != nil { // Config has the shorter lease and the larger skew of both
+		maxLease, skew = c.MaxLease, c.MaxSkew
+	}
+	checkOffsets(off, maxLease, skew, r)
 }
 
 // checkOffsets compares the nodes' clocks with this machine's, and with each other.

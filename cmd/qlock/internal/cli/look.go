@@ -360,7 +360,7 @@ func (a *app) listing(cluster string, locks []qlock.LockInfo, width int) string 
 		say += fmt.Sprintf(" Unknown whether held: %d.", unclear)
 	}
 	lines := []string{wrapped(say, width)}
-	if l := locks[0].Lists; len(l) == 2 {
+	if l := locks[0].Lists; len(l) == 2 && !slices.Equal(l[0], l[1]) {
 		lines = append(lines, wrapped(fmt.Sprintf("The list of nodes is being changed from %s to %s: a lock needs enough votes of both.", strings.Join(l[0], " "), strings.Join(l[1], " ")), width))
 	}
 	if split > 0 {

@@ -51,10 +51,10 @@ Exit status: 0 if any node answered, 1 if none did, 2 for bad flags.`,
 				if err := a.json(membersReportOf(m)); err != nil {
 					return err
 				}
-			} else if found(m) {
+			} else if len(m.Nodes) > 0 {
 				a.showNodes(m)
 			}
-			if !found(m) {
+			if len(m.Nodes) == 0 {
 				return nobody(l)
 			}
 			return nil
@@ -70,6 +70,9 @@ func nobody(l *link) error {
 	return fmt.Errorf("no node of cluster %q answered on %s: check that one runs with this cluster name (--cluster), on these NATS servers, in this account",
 		l.cluster, serverURL(l.Conn))
 }
+
+// listHelp helps where nodes answer, and none has a list.
+const listHelp = "Start the nodes of a new cluster with --nodes in place of --join. If the cluster is not new, start the nodes of its list."
 
 func (a *app) showNodes(m *qlock.Members) {
 	config := 4 // left out first, unless it shows a fault
@@ -101,6 +104,10 @@ func (a *app) showNodes(m *qlock.Members) {
 	}
 	width, _ := size(a.out)
 	table, _ := g.render(width) // --json has all columns
+	if !found(m) {
+		fmt.Fprint(a.out, table, wrapped("No node that answered has a list of nodes. "+listHelp, width), "\n")
+		return
+	}
 	text := votesOfList(m, m.Config.Nodes, "nodes")
 	if m.Change != nil {
 		text = votesOfList(m, m.Config.Nodes, "nodes of the old list") + " " + votesOfList(m, m.Change.Nodes, "nodes of the new list")

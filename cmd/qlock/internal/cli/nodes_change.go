@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -30,15 +29,17 @@ func (a *app) nodesCommand(use, short, long string, args cobra.PositionalArgs, r
 				return err
 			}
 			defer l.Close()
+			ctx, done := interrupted(cmd.Context())
+			defer done()
 			// A command that waits for a cluster that is not there would say nothing.
-			if m, err := l.members(cmd.Context(), l.patience()); err != nil {
+			if m, err := l.members(ctx, l.patience()); err != nil {
 				return err
-			} else if !found(m) && len(m.Nodes) == 0 {
+			} else if len(m.Nodes) == 0 {
 				return nobody(l)
 			}
 			opts := append([]nodes.Option{nodes.Cluster(l.cluster), nodes.Name(l.client), nodes.Progress(changeProgress(a.err))}, *more...)
-			err = run(cmd.Context(), l.Conn, names, opts...)
-			if errors.Is(err, context.Canceled) {
+			err = run(ctx, l.Conn, names, opts...)
+			if err != nil && ctx.Err() != nil {
 				return fmt.Errorf("interrupted; what the nodes have decided stays, and the same command goes on from there: %w", err)
 			}
 			return err
@@ -149,7 +150,7 @@ Update all clients to version 0.2 first: older ones acquire no locks afterwards.
 	}
 	fs := cmd.Flags()
 	durationFlag(fs, &maxLease, "max-lease", 0, 10*time.Millisecond, "new longest lease; default: as it is")
-	durationFlag(fs, &maxSkew, "max-skew", 0, time.Millisecond, "new limit of how far a client's clock may be ahead; default: as it is")
+	durationFlag(fs, &maxSkew, "max-skew", 0, time.Millisecond, "new limit of how far a client's clock may be ahead; default: as it is, or half of a lower --max-lease if that is less")
 	fs.StringSliceVar(&gone, "gone", nil, "nodes that are dead for good, if this is the first change of the cluster")
 	addOption(cmd, more, "no-wait", "end when locks need both lists; then run finish or rollback", nodes.StayJoint())
 	addOption(cmd, more, "now", "do not wait for clients to follow the last change; held locks may be lost", nodes.Hurry())
@@ -199,7 +200,11 @@ Clients of versions before 0.2 acquire no locks after that, and it cannot be und
 // changeText says which change is under way, and when it can be finished.
 func changeText(m *qlock.Members) string {
 	c := m.Change
-	s := fmt.Sprintf("A change of the list of nodes to %s is under way", strings.Join(c.Nodes, " "))
+	s := "A change of the list of nodes to " + strings.Join(c.Nodes, " ")
+	if slices.Equal(c.Nodes, m.Config.Nodes) {
+		s = fmt.Sprintf("A change to a longest lease of %s and an allowed skew of %s", short(c.MaxLease), short(c.MaxSkew))
+	}
+	s += " is under way"
 	if c.For > 0 {
 		s += fmt.Sprintf(" for %v", c.For.Round(time.Second))
 	}
@@ -210,10 +215,15 @@ func changeText(m *qlock.Members) string {
 	if silent := notVoting(m, c.Nodes); len(silent) > 0 {
 		when = append(when, fmt.Sprintf("when %s %s", strings.Join(silent, " "), verb(len(silent), "votes", "vote")))
 	}
+	back := "now"
+	if need := m.Config.WriteQuorum(); votingOf(m, m.Config.Nodes) < need {
+		back = fmt.Sprintf("when %d of the old nodes vote", need)
+		when = append(when, back)
+	}
 	if len(when) == 0 {
 		when = []string{"now"}
 	}
-	return s + fmt.Sprintf(". It can be finished %s (qlock nodes finish), and rolled back now (qlock nodes rollback).", strings.Join(when, ", and "))
+	return s + fmt.Sprintf(". It can be finished %s (qlock nodes finish), and rolled back %s (qlock nodes rollback).", strings.Join(when, ", and "), back)
 }
 
 // notVoting lists the nodes of a list that do not vote.

@@ -4,6 +4,7 @@ package cli
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -64,6 +65,29 @@ func TestNodesChange(t *testing.T) {
 	joined.kill()
 }
 
+// A command that is interrupted says that what was decided stays. One for a cluster whose nodes
+// all wait to be added to a list says that they have none.
+func TestNodesChangeInterrupted(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 1, "--max-lease", "6s")
+	p := launch(t, "nodes", "change", "n1", "n2", "-s", c.url())
+	p.says(p.err, "waiting for node n2, which is new")
+	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	p.wait().want(t, exitFailed, "interrupted; what the nodes have decided stays, and the same command goes on from there")
+
+	for _, name := range []string{"a", "b"} {
+		launch(t, "node", "--name", name, "--cluster", "new", "--join", "--state-dir", filepath.Join(t.TempDir(), name), "--server", c.url())
+	}
+	sees(t, []string{"nodes", "--cluster", "new", "-s", c.url()}, 0, "a ", "b ", "joining", "No node that answered has a list of nodes. Start the nodes of a new cluster with --nodes")
+	sees(t, []string{"nodes", "--cluster", "new", "--json", "-s", c.url()}, 0, `"joining"`, `"node_names": []`)
+	sees(t, []string{"check", "--cluster", "new", "-s", c.url()}, exitFailed, "no node that answered has a list of nodes", "node b waits until a change of the list adds it")
+	p = launch(t, "nodes", "change", "a", "b", "--cluster", "new", "-s", c.url())
+	p.says(p.err, "waiting for nodes that have a list: [a b] answer, but only wait to be added to one")
+	p.kill()
+}
+
 // What is told of a change says when it can be finished, and not that it can be while a new node is
 // down.
 func TestChangeText(t *testing.T) {
@@ -78,15 +102,28 @@ func TestChangeText(t *testing.T) {
 		wait  time.Duration
 		want  string
 	}{
-		{voting("n1", "n2"), 0, "It can be finished now (qlock nodes finish), and"},
-		{voting("n1", "n2"), 1500 * time.Millisecond, "It can be finished in 2s (qlock nodes finish), and"},
-		{voting("n1"), 0, "It can be finished when n2 votes (qlock"},
-		{nil, time.Minute, "It can be finished in 1m0s, and when n1 n2 vote (qlock"},
+		{voting("n1", "n2", "n3", "n4"), 0, "finished now (qlock nodes finish), and rolled back now (qlock nodes rollback)."},
+		{voting("n1", "n2"), 0, "finished when 2 of the old nodes vote (qlock nodes finish), and rolled back when 2 of the old nodes vote (qlock"},
+		{voting("n1", "n2", "n3"), 0, "It can be finished now (qlock nodes finish), and"},
+		{voting("n1", "n2", "n3"), 1500 * time.Millisecond, "It can be finished in 2s (qlock nodes finish), and"},
+		{voting("n1", "n3"), 0, "It can be finished when n2 votes (qlock"},
+		{voting("n3", "n4"), time.Minute, "It can be finished in 1m0s, and when n1 n2 vote (qlock"},
 	} {
-		m := &qlock.Members{Nodes: tt.nodes, Change: &qlock.NodesChange{Nodes: []string{"n1", "n2"}, For: 3 * time.Second, Wait: tt.wait}}
-		if got := changeText(m); !strings.Contains(got, "to n1 n2 is under way for 3s. "+tt.want) {
+		m := &qlock.Members{Nodes: tt.nodes, Config: qlock.ClusterConfig{Nodes: []string{"n1", "n3", "n4"}}, Change: &qlock.NodesChange{Nodes: []string{"n1", "n2"}, For: 3 * time.Second, Wait: tt.wait}}
+		if got := changeText(m); !strings.Contains(got, "to n1 n2 is under way for 3s. ") || !strings.Contains(got, tt.want) {
 			t.Errorf("%q, want %q", got, tt.want)
 		}
+	}
+	m := &qlock.Members{Nodes: voting("n1"), Config: qlock.ClusterConfig{Nodes: []string{"n1"}, MaxLease: time.Second, MaxSkew: time.Second},
+		Change: &qlock.NodesChange{Nodes: []string{"n1"}, MaxLease: time.Second, MaxSkew: 500 * time.Millisecond}}
+	if got := changeText(m); !strings.HasPrefix(got, "A change to a longest lease of 1s and an allowed skew of 500ms is under way. It can be finished now") {
+		t.Error(got)
+	}
+	// Clocks are compared by the limits of the new list.
+	m.Nodes = append(m.Nodes, qlock.Member{Name: "n2", Answered: true, ClockOffset: time.Millisecond})
+	r := &findings{}
+	if checkClocks(m, r); r.count(problem) > 0 {
+		t.Errorf("%+v", r.list)
 	}
 }
 
