@@ -67,8 +67,11 @@ type ClaimInfo struct {
 	Note   string // the client's description (WithNote, ContextWithNote, Note)
 	Shared bool   // whether it is a reader
 
-	Held  bool   // whether it has a quorum of votes, as its client counts them
-	Token uint64 // fencing token, if it is held
+	Held bool // whether it has a quorum of votes, as its client counts them
+	// Token is the fencing token, if it is held. When the client passes the claim on among its
+	// goroutines, the nodes hear of it later: the token may be that of a former holder, and is never
+	// above that of the present one.
+	Token uint64
 	// MayHold is set for a claim that is not Held if the votes that it has could be a quorum
 	// together with votes of nodes that are silent or recovering.
 	MayHold bool

@@ -491,3 +491,74 @@ func TestFlush(t *testing.T) {
 		wantIs(t, a.Flush(t.Context()), qlock.ErrClosed)
 	})
 }
+
+// The token that lists show of a kept claim is its holder's: not the one that the client has set
+// aside for the next holder. When the claim is passed on, the nodes hear no message, and lists show
+// a former holder's token until the client next says that it holds the claim. It is never above
+// that of the holder, so nobody who goes by it refuses what the holder writes.
+func TestListedTokenOfAKeptClaim(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, watch := w.client("a"), w.client("watch")
+		ctx := timeout(t, 10*time.Minute)
+		listed := func() qlock.ClaimInfo {
+			t.Helper()
+			info, err := watch.Inspect(ctx, "x")
+			if err != nil || len(info.Holders) != 1 {
+				t.Fatalf("%+v, %v", info, err)
+			}
+			return info.Holders[0]
+		}
+		first, err := a.Lock(ctx, "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := listed(); got.Token != first.Token() || got.Kept {
+			t.Errorf("before another waits: %+v, the holder has %d", got, first.Token())
+		}
+		next := make(chan *qlock.Lock, 100)
+		for range 100 { // they use up what is set aside, so that the client asks for more
+			go func() {
+				lock, err := a.Lock(ctx, "x")
+				if err != nil {
+					t.Error(err)
+				}
+				next <- lock
+			}()
+		}
+		settle()
+		if got := listed(); got.Token != first.Token() || !got.Kept {
+			t.Errorf("while others wait: %+v, the holder has %d", got, first.Token())
+		}
+		holder := first
+		check := func(when string, exact bool) {
+			t.Helper()
+			if got := listed(); got.Token > holder.Token() || exact && got.Token != holder.Token() {
+				t.Errorf("%s: token %d, the holder has %d", when, got.Token, holder.Token())
+			}
+		}
+		for i := range 100 {
+			if err := holder.Unlock(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if holder = <-next; holder == nil {
+				t.FailNow()
+			}
+			settle()
+			check(fmt.Sprintf("after it was passed on %d times", i+1), false)
+			if i == 70 {
+				// Two nodes forget the claim one after the other, and it is acquired again there.
+				for _, n := range w.nodes[:2] {
+					n.crash()
+					time.Sleep(2 * time.Second)
+					n.start()
+					time.Sleep(2 * runOut)
+				}
+				check("after two nodes have forgotten it", true)
+			}
+		}
+		if err := holder.Unlock(ctx); err != nil {
+			t.Fatal(err)
+		}
+	})
+}

@@ -15,7 +15,7 @@ type Claim struct {
 	Mode        string    `json:"mode" enum:"exclusive,shared"`
 	Held        bool      `json:"held"`
 	MayHold     bool      `json:"may_hold,omitempty" doc:"it may be held with the votes of nodes that do not answer"`
-	Token       uint64    `json:"token,omitempty"`
+	Token       uint64    `json:"token,omitempty" doc:"held: the fencing token. If the claim is kept, its client passes it on without a message to the nodes: it may be the token of a former holder, and is never above that of the present one"`
 	ForMS       int64     `json:"for_ms"`
 	LeaseLeftMS int64     `json:"lease_left_ms,omitempty"`
 	Asked       time.Time `json:"asked" doc:"by its client's clock"`

@@ -208,6 +208,7 @@ type Claim struct {
 	// each claim that waits.
 	known         bool
 	announced     bool   // all nodes were told that it is held
+	given         uint64 // token that was given out last
 	tokenNext     uint64 // next token to give out
 	tokenEnd      uint64 // one above the last token that may be given out
 	rangeSize     uint64 // how many tokens are asked for at a time
@@ -525,6 +526,9 @@ func (c *Client) ask(cl *Claim, only string, out *Out) {
 	if cl.state == Holding || cl.state == Unreleased {
 		// Tokens up to the last one given out are in use.
 		r.Held, r.MinFence = true, max(cl.tokenNext-1, cl.requestedFrom)
+		if cl.given < r.MinFence {
+			r.Token = cl.given //plant:told-token
+		}
 		if cl.pending() {
 			cl.askAt = c.now + cl.askDelay
 			cl.askDelay = min(2*cl.askDelay, c.cfg.TTL/3)
@@ -1229,7 +1233,7 @@ func (c *Client) evaluate(cl *Claim, out *Out) {
 		switch outcome, fence := c.tally(cl); outcome {
 		case quorum.Won:
 			cl.state, cl.token, cl.wonAt = Holding, fence, cl.sentAt // C3
-			cl.tokenNext, cl.tokenEnd = fence+1, fence+c.reserved(cl, fence)
+			cl.given, cl.tokenNext, cl.tokenEnd = fence, fence+1, fence+c.reserved(cl, fence)
 			cl.askAt, cl.askDelay = 0, c.firstDelay(cl)
 			cl.known = cl.keep && c.need(cl).Met(c.keepers(cl))
 			c.schedule(cl)

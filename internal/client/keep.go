@@ -48,6 +48,7 @@ func (c *Client) Next(now wire.Now, cl *Claim, out *Out) (uint64, bool) {
 	}
 	token, ok := cl.tokenNext, cl.tokenNext < cl.tokenEnd
 	if ok {
+		cl.given = token
 		cl.tokenNext++ //plant:next-token
 	}
 	if cl.requestedFrom == 0 && cl.tokenEnd-cl.tokenNext < cl.rangeSize/2 { //plant:span-next

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -458,6 +459,50 @@ func TestLeaseIsLoweredAndNotRaised(t *testing.T) {
 	m.move(ch.next("a")) // rolled back
 	if r := m.all[0]; r.TTL != 3*time.Second {
 		t.Errorf("later it asks for %v", r.TTL)
+	}
+}
+
+// A held claim tells the token of its present holder, also when it wants tokens for the next ones,
+// and when tokens that it wanted before have moved on.
+func TestHolderTokenIsTold(t *testing.T) {
+	m := newMover(t, newChain("a b c").last)
+	cl := m.claim(Request{Resource: "r", Mode: quorum.Exclusive})
+	m.answer(cl, wire.Granted, "a b", 100)
+	told := func(do func()) (token, want uint64) {
+		t.Helper()
+		m.all = nil
+		do()
+		m.drain()
+		for _, r := range m.all {
+			if r.Verb == wire.Acquire && r.Held {
+				return cmp.Or(r.Token, r.MinFence), r.MinFence
+			}
+		}
+		t.Fatalf("it does not say that it is held: %+v", m.all)
+		return 0, 0
+	}
+	if token, want := told(func() { m.c.Keep(m.now, cl, &m.out) }); token != 100 || want != 101 {
+		t.Errorf("kept: it tells token %d and wants %d", token, want)
+	}
+	granted := func(nodes string, fence uint64) {
+		for _, n := range strings.Fields(nodes) {
+			m.say(wire.Answer{Kind: wire.Granted, Node: n, Fence: fence, RangeSize: firstRange, SentAt: cl.sentAt, Claim: m.c.id(cl)})
+		}
+	}
+	// The nodes disagree, so the tokens that it gets lie far above the holder's.
+	if token, want := told(func() { granted("a", 101); granted("b", 5000); granted("a", 101) }); token != 100 || want != 5000 {
+		t.Errorf("after answers that differ: it tells token %d and wants %d", token, want)
+	}
+	granted("a b", 5000)
+	again := func() { m.answer(cl, wire.Recall, "c", 0) }
+	if token, _ := told(again); token != 100 {
+		t.Errorf("with tokens for others: it tells token %d", token)
+	}
+	if got, ok := m.c.Next(m.now, cl, &m.out); !ok || got != 5000 {
+		t.Fatalf("token %d, %v", got, ok)
+	}
+	if token, _ := told(again); token != 5000 {
+		t.Errorf("passed on: it tells token %d", token)
 	}
 }
 

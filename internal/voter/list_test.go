@@ -322,10 +322,11 @@ func TestListedTokenIsTheHolders(t *testing.T) {
 		}
 		return got[0].Claims[0].Token
 	}
+	inUse := uint64(0)
 	acquire := func(beat, want uint64, held bool) {
 		c.node.Handle(c.now, &wire.Request{
 			Verb: wire.Acquire, Client: "orders", Resource: "r", Claim: wire.ClaimID{Instance: uuid.UUID{1}, Seq: 1}, SentAt: beat,
-			Mode: quorum.Exclusive, At: c.now.Wall, TTL: 30 * time.Second, Digest: c.node.digest, MinFence: want, Held: held,
+			Mode: quorum.Exclusive, At: c.now.Wall, TTL: 30 * time.Second, Digest: c.node.digest, MinFence: want, Held: held, Token: inUse,
 		}, "_INBOX.orders", &c.out)
 		c.reset()
 	}
@@ -343,7 +344,19 @@ func TestListedTokenIsTheHolders(t *testing.T) {
 	if got := listed(); got > high {
 		t.Errorf("token %d is listed, %d was the highest fence", got, high)
 	}
-	acquire(5, low, true)
+	// It wants fences for its next holder, and its present one has a lower token.
+	inUse = low + 7
+	acquire(5, high+1, true)
+	if got := listed(); got != inUse {
+		t.Errorf("token %d is listed, the client said %d and wants %d", got, inUse, high+1)
+	}
+	inUse = high + uint64(time.Hour.Microseconds())
+	acquire(6, high+1, true)
+	if got := listed(); got > high+1 {
+		t.Errorf("token %d is listed, %d was the highest fence", got, high+1)
+	}
+	inUse = low
+	acquire(7, high+2, true)
 
 	saved, ok := c.node.Save(c.now)
 	if !ok {

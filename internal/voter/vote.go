@@ -1,6 +1,7 @@
 package voter
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -62,7 +63,7 @@ func (n *Node) acquire(now wire.Now, r *wire.Request, reply string, out *Out) {
 	n.extend(now, c) // N2 //plant:acquire-extends
 	n.wants(now, c, r.MinFence)
 	if r.Held {
-		c.token = min(r.MinFence, c.minFence) //plant:said-token
+		c.token = min(cmp.Or(r.Token, r.MinFence), c.minFence) //plant:said-token
 	}
 	if r.Keep {
 		if c.voted && !c.keep {
@@ -160,7 +161,7 @@ func (n *Node) acquireUnknown(now wire.Now, r *wire.Request, reply string, out *
 	}
 	n.wants(now, c, r.MinFence)
 	if r.Held {
-		c.token = min(r.MinFence, c.minFence)
+		c.token = min(cmp.Or(r.Token, r.MinFence), c.minFence)
 	}
 	s.hear(reply)
 	if fresh {

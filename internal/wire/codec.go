@@ -33,6 +33,9 @@ func AppendRequest(b []byte, r *Request) []byte {
 		if r.MinFence > 0 {
 			b = appendUint(b, "want", r.MinFence)
 		}
+		if r.Token > 0 {
+			b = appendUint(b, "token", r.Token)
+		}
 		if r.Held {
 			b = append(b, `,"held":true`...)
 		}
@@ -404,6 +407,7 @@ type wire struct {
 	At          int64        `json:"at"`
 	TTL         int64        `json:"ttl_ms"`
 	Want        uint64       `json:"want"`
+	Token       uint64       `json:"token"`
 	Held        bool         `json:"held"`
 	Try         bool         `json:"try"`
 	Quiet       bool         `json:"quiet"`
@@ -540,7 +544,7 @@ func (r *Request) fill(w *wire, verb Verb, client, resource string) error {
 		r.Mode = d.mode(w.Mode)
 		r.At = d.micros("at", w.At)
 		r.TTL = d.lease("ttl_ms", w.TTL)
-		r.MinFence = d.number("want", w.Want)
+		r.MinFence, r.Token = d.number("want", w.Want), d.number("token", w.Token)
 		r.Held, r.Try, r.SuppressQueued, r.Check = w.Held, w.Try, w.Quiet, w.Check
 		if r.Keep = w.Keep; r.Keep {
 			r.RangeSize = d.span(w.Span)

@@ -157,6 +157,7 @@ func checkRequest(t *testing.T, r *Request) {
 	l.micros("now", r.Now)
 	l.micros("started", r.Started)
 	l.number("want", r.MinFence, 0)
+	l.number("token", r.Token, 0)
 	l.number("after", r.After, 0)
 	l.length("note", r.Note, MaxNote)
 	l.length("holder", r.Holder, MaxToken)

@@ -63,7 +63,7 @@ func goldenRequests() map[string]Request {
 		"acquire-keep": {
 			Verb: Acquire, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, SentAt: 8_612_077,
 			Mode: quorum.Exclusive, At: exampleAt, TTL: 10 * time.Second, Digest: exampleDigest, MinFence: exampleAt + 1,
-			Held: true, Keep: true, RangeSize: 64,
+			Token: exampleAt, Held: true, Keep: true, RangeSize: 64,
 		},
 		"acquire-note": {
 			Verb: Acquire, Client: "svc-a", Resource: "orders.42", Claim: exampleClaim, SentAt: 5_250_000,

@@ -177,6 +177,7 @@ type Request struct {
 	At             int64         // age: the client's wall clock at its making, µs since 1970
 	TTL            time.Duration // lease, in whole milliseconds on the wire
 	MinFence       uint64        // lowest fence wanted; 0: none
+	Token          uint64        // with Held: token of the present holder; 0: MinFence
 	Held           bool          // the claim is held by the votes of other nodes
 	Try            bool          // the client wants to know at once if another claim is in the way
 	SuppressQueued bool          // the node need not tell a new claim that it has to wait

@@ -189,6 +189,7 @@ var messages = []message{
 		{name: "ttl_ms", kind: "lease", required: true},
 		{name: "digest", kind: "optional token"},
 		{name: "want", kind: "number"},
+		{name: "token", kind: "number"},
 		{name: "held", kind: "bool"},
 		{name: "keep", kind: "bool"},
 		{name: "span", kind: "span"},

@@ -74,6 +74,8 @@ func (w *wire) field(p *scanner, key string) bool {
 		return once(p, seen, 8) && p.integer(&w.TTL)
 	case "want":
 		return once(p, seen, 9) && p.number(&w.Want)
+	case "token":
+		return once(p, seen, 63) && p.number(&w.Token)
 	case "held":
 		return once(p, seen, 10) && p.boolean(&w.Held)
 	case "try":
