@@ -154,3 +154,22 @@ func BenchmarkHandler(b *testing.B) {
 		}
 	}
 }
+
+// The body of a request is read: an acquire, and a transaction.
+func BenchmarkDecode(b *testing.B) {
+	b.Run("acquire", func(b *testing.B) {
+		benchDecode[AcquireRequest](b, `{"name":"orders.42","lease":"20s","wait":"30s","note":"nightly"}`)
+	})
+	b.Run("transaction", func(b *testing.B) {
+		benchDecode[TransactionRequest](b, `{"once":"pay-7", "lock":{"name":"order.7","wait":"5s"}, "ops":[{"op":"get","key":"order.7"},{"op":"put","key":"order.7","value":"done"},{"op":"add","key":"total"}]}`)
+	})
+}
+
+func benchDecode[T any](b *testing.B, body string) {
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, p := decode[T]([]byte(body)); p != nil {
+			b.Fatal(p)
+		}
+	}
+}

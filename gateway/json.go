@@ -5,17 +5,20 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 )
 
-// decode reads the body of a request: a flat JSON object, or nothing. It is stricter than
+// decode reads the body of a request: a JSON object, or nothing. It is stricter than
 // encoding/json, which takes the last of repeated fields, ignores the case of their names,
 // and puts U+FFFD in the place of what is no character. Each of these could make a request
 // name another lock than a proxy or a log before the gateway has read.
 func decode[T any](body []byte) (*T, *Problem) {
 	in := new(T)
-	if len(bytes.TrimSpace(body)) == 0 {
+	trimmed := bytes.TrimSpace(body)
+	if len(trimmed) == 0 {
 		return in, nil
 	}
 	if !utf8.Valid(body) {
@@ -24,38 +27,14 @@ func decode[T any](body []byte) (*T, *Problem) {
 	if loneSurrogate(body) {
 		return nil, problem("malformed", `the body has a \u escape of one half of a character`)
 	}
-	known := fieldsOf(reflect.TypeFor[T]())
-	d := json.NewDecoder(bytes.NewReader(body))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+	if trimmed[0] != '{' {
 		return nil, problem("malformed", "the body is not a JSON object")
 	}
-	seen := map[string]bool{}
-	for d.More() {
-		t, err := d.Token()
-		if err != nil {
-			return nil, problem("malformed", "the body is not valid JSON: %v", err)
-		}
-		key, _ := t.(string)
-		var value json.RawMessage
-		if err := d.Decode(&value); err != nil {
-			return nil, problem("malformed", "the body is not valid JSON: %v", err)
-		}
-		switch {
-		case seen[key]:
-			return nil, problem("malformed", "the body has the field %.40q twice", key)
-		case !known[key]:
-			return nil, invalid(fmt.Sprintf("the body has an unknown field, %.40q", key))
-		}
-		seen[key] = true
-		if p := nested(reflect.TypeFor[T](), key, value); p != nil {
+	if json.Valid(body) { // otherwise Unmarshal says why not
+		s := strictness{body: body}
+		if p := s.value(reflect.TypeFor[T](), nil); p != nil {
 			return nil, p
 		}
-	}
-	if _, err := d.Token(); err != nil {
-		return nil, problem("malformed", "the body is not valid JSON: %v", err)
-	}
-	if d.More() {
-		return nil, problem("malformed", "the body goes on after the JSON object")
 	}
 	if err := json.Unmarshal(body, in); err != nil {
 		if e, ok := err.(*json.UnmarshalTypeError); ok { // its text quotes the value
@@ -66,14 +45,176 @@ func decode[T any](body []byte) (*T, *Problem) {
 	return in, nil
 }
 
-func fieldsOf(t reflect.Type) map[string]bool {
-	out := map[string]bool{}
+// strictness walks through valid JSON, and checks the names of fields and the elements of lists
+// against the types that they are for. What does not fit a type otherwise is for Unmarshal to
+// refuse. It allocates nothing.
+type strictness struct {
+	body []byte
+	at   int
+}
+
+// place is a value within the request, for problems: that of a field or of an element.
+type place struct {
+	in    *place
+	field string
+	index int // if field is empty
+}
+
+func (p *place) String() string {
+	switch {
+	case p == nil:
+		return "the body"
+	case p.field == "":
+		return p.in.String() + "[" + strconv.Itoa(p.index) + "]"
+	}
+	return p.field
+}
+
+// shape is what a request may have in an object: at most 64 fields.
+type shape map[string]shapeField
+
+type shapeField struct {
+	bit uint64
+	of  reflect.Type
+}
+
+var shapes sync.Map // of *shape by reflect.Type
+
+func shapeOf(t reflect.Type) shape {
+	if s, ok := shapes.Load(t); ok {
+		return s.(shape)
+	}
+	s := shape{}
 	for i := range t.NumField() {
 		if name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ","); name != "" {
-			out[name] = true
+			if i >= 64 {
+				panic("gateway: a request has more than 64 fields")
+			}
+			s[name] = shapeField{1 << i, t.Field(i).Type}
 		}
 	}
-	return out
+	shapes.Store(t, s)
+	return s
+}
+
+// next skips white space, and returns the byte behind it.
+func (s *strictness) next() byte {
+	for {
+		switch c := s.body[s.at]; c {
+		case ' ', '\t', '\r', '\n':
+			s.at++
+		default:
+			return c
+		}
+	}
+}
+
+// text passes a string, and returns it with its quotes.
+func (s *strictness) text() []byte {
+	from := s.at
+	for s.at++; s.body[s.at] != '"'; s.at++ {
+		if s.body[s.at] == '\\' {
+			s.at++
+		}
+	}
+	s.at++
+	return s.body[from:s.at]
+}
+
+// skip passes a value of any kind.
+func (s *strictness) skip() {
+	for depth := 0; ; {
+		switch c := s.next(); c {
+		case '"':
+			s.text()
+		case '{', '[':
+			depth++
+			s.at++
+		case '}', ']':
+			depth--
+			s.at++
+		case ',', ':':
+			s.at++
+			continue
+		default: // a number or a word
+			for s.at < len(s.body) && !strings.ContainsRune(",:]} \t\r\n", rune(s.body[s.at])) {
+				s.at++
+			}
+		}
+		if depth == 0 {
+			return
+		}
+	}
+}
+
+// value checks a value that is for the type.
+func (s *strictness) value(t reflect.Type, where *place) *Problem {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch c := s.next(); {
+	case t.Kind() == reflect.Slice && c == '[':
+		return s.list(t.Elem(), where)
+	case t.Kind() == reflect.Struct && c == '{':
+		return s.object(shapeOf(t), where)
+	}
+	s.skip()
+	return nil
+}
+
+func (s *strictness) list(t reflect.Type, where *place) *Problem {
+	s.at++
+	for i := 0; ; i++ {
+		switch s.next() {
+		case ']':
+			s.at++
+			return nil
+		case ',':
+			s.at++
+		}
+		here := place{in: where, index: i}
+		if s.next() == 'n' {
+			return invalid(here.String() + " is null")
+		}
+		if p := s.value(t, &here); p != nil {
+			return p
+		}
+	}
+}
+
+func (s *strictness) object(known shape, where *place) *Problem {
+	s.at++
+	for seen := uint64(0); ; {
+		switch s.next() {
+		case '}':
+			s.at++
+			return nil
+		case ',':
+			s.at++
+			s.next()
+		}
+		quoted := s.text()
+		name := quoted[1 : len(quoted)-1]
+		if bytes.IndexByte(name, '\\') >= 0 {
+			var plain string
+			_ = json.Unmarshal(quoted, &plain) // it is valid
+			name = []byte(plain)
+		}
+		f, ok := known[string(name)]
+		switch {
+		case !ok:
+			return invalid(fmt.Sprintf("%s has an unknown field, %.40q", where, name))
+		case seen&f.bit != 0:
+			return problem("malformed", "%s has the field %.40q twice", where, name)
+		}
+		seen |= f.bit
+		s.next()
+		s.at++ // the colon
+		here := place{in: where, field: string(name)}
+		if p := s.value(f.of, &here); p != nil {
+			return p
+		}
+	}
 }
 
 // loneSurrogate reports whether a \u escape is half of a character without the other half.
