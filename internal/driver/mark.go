@@ -188,7 +188,7 @@ func takeMark(dir *statedir.Dir, cfg *NodeConfig, now wire.Now, run uuid.UUID) (
 	if err := writeMark(dir, cfg, append(mem.past[:len(mem.past):len(mem.past)], run), mem.longest, &mem.state, nil); err != nil {
 		return memory{}, err
 	}
-	logRecord(cfg, mem.state.Record)
+	logRecord(cfg, &mem.state)
 	switch {
 	case mem.fresh && len(cfg.Nodes) == 0:
 		cfg.Log.Logger().Info("this node waits until a change of the list of nodes adds it")
@@ -200,7 +200,8 @@ func takeMark(dir *statedir.Dir, cfg *NodeConfig, now wire.Now, run uuid.UUID) (
 
 // logRecord tells by which list a node goes that has a record, since the one that it was started with
 // does not matter then.
-func logRecord(cfg *NodeConfig, r *epoch.Record) {
+func logRecord(cfg *NodeConfig, state *epoch.State) {
+	r := state.Record
 	if r == nil {
 		return
 	}
@@ -220,6 +221,10 @@ func logRecord(cfg *NodeConfig, r *epoch.Record) {
 		args = append(args, "started_with", own.Nodes, "max_lease", own.MaxTTL, "max_skew", own.Skew)
 	}
 	cfg.Log.Logger().Info(text, args...)
+	named := func(m wire.Member) bool { return m.Name == cfg.Name }
+	if slices.ContainsFunc(slices.Concat(r.Nodes, r.Next), named) && epoch.In(r, cfg.Name, state.ID) == 0 {
+		cfg.Log.Logger().Warn(fmt.Sprintf("the list of nodes has a node named %s with another state directory: this one was copied or restored, and the node gives no votes; start the node in its own directory, or change %s out of the list and then in again", cfg.Name, cfg.Name))
+	}
 }
 
 // newFloorKey returns a key that is secret, and not merely unique: see FloorKey in voter.Config.

@@ -216,6 +216,14 @@ func TestCopyIsAnotherNode(t *testing.T) {
 	if again, err := s.start(nil); err != nil || !reflect.DeepEqual(again.state, want) {
 		t.Errorf("the copy, started again: %+v, %v", again.state, err)
 	}
+	// Its operator is told why it gives no votes.
+	var log strings.Builder
+	s.cfg.Log = natsio.NewLog(slog.New(slog.NewTextHandler(&log, nil)))
+	_, err = s.start(nil)
+	s.cfg.Log.Flush(time.Minute)
+	if err != nil || !strings.Contains(log.String(), "with another state directory: this one was copied or restored") {
+		t.Errorf("%v; %s", err, &log)
+	}
 }
 
 // With a record, the mark belongs to the record: what the node was told does not matter, and the

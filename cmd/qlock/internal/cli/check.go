@@ -263,15 +263,16 @@ func checkMembers(m *qlock.Members, r *findings) {
 		default:
 			switch n.State {
 			case qlock.NodeVoting:
-			case qlock.NodeJoining:
-				if lostDirectory(m, n) {
+			case qlock.NodeJoining, qlock.NodeRetired:
+				switch {
+				case lostDirectory(m, n):
 					r.add(warning, "directory", fmt.Sprintf("node %s has another state directory than the node of that name in the list: it gives no votes", n.Name),
 						fmt.Sprintf("change %s out of the list and then in again, or start it under another name", n.Name))
-					break
+				case n.State == qlock.NodeJoining:
+					r.add(fine, "joining", fmt.Sprintf("node %s waits until a change of the list adds it", n.Name), "")
+				default:
+					r.add(fine, "retired", fmt.Sprintf("node %s is in no list any more and can be stopped", n.Name), "")
 				}
-				r.add(fine, "joining", fmt.Sprintf("node %s waits until a change of the list adds it", n.Name), "")
-			case qlock.NodeRetired:
-				r.add(fine, "retired", fmt.Sprintf("node %s is in no list any more and can be stopped", n.Name), "")
 			case qlock.NodeRecovering:
 				r.add(warning, "recovering", fmt.Sprintf("node %s may have forgotten votes, and gives none for %v", n.Name, n.Recovering.Round(100*time.Millisecond)),
 					"it crashed, or its state is new: it recovers by itself")
@@ -284,10 +285,11 @@ func checkMembers(m *qlock.Members, r *findings) {
 	checkVersions(versions, qlock.Version(), r)
 }
 
-// lostDirectory reports whether a node waits to be added though the list has its name: it has
-// lost its state directory since, and is another node.
+// lostDirectory reports whether a node gives no votes though the list has its name: its state
+// directory was lost, or copied, since it became a node, so it is another node now.
 func lostDirectory(m *qlock.Members, n *qlock.Member) bool {
-	return n.State == qlock.NodeJoining && m.Config.Epoch > 0 && (slices.Contains(m.Config.Nodes, n.Name) || m.Change != nil && slices.Contains(m.Change.Nodes, n.Name))
+	return (n.State == qlock.NodeJoining || n.State == qlock.NodeRetired) && n.Conflict == "" && m.Config.Epoch > 0 &&
+		(slices.Contains(m.Config.Nodes, n.Name) || m.Change != nil && slices.Contains(m.Change.Nodes, n.Name))
 }
 
 func checkVersions(versions map[string][]string, mine string, r *findings) {

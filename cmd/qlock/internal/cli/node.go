@@ -187,7 +187,7 @@ func (o *nodeOptions) checkNode() error {
 		return usage("this node would be alone: give --cluster-listen and --routes, or --server")
 	case o.node.Join:
 	case len(o.node.Nodes) == 0:
-		return usage("--nodes is missing: give the names of all nodes of the cluster, such as n1,n2,n3")
+		return usage("--nodes is missing: give the names of all nodes of the cluster, such as n1,n2,n3; or --join, for a node that a change adds or has added")
 	case !slices.Contains(o.node.Nodes, o.node.Name):
 		return usage("--name %q is not among --nodes %s", o.node.Name, strings.Join(o.node.Nodes, ","))
 	}

@@ -108,7 +108,7 @@ func whyNot(r *running) string {
 		case qlock.NodeJoining:
 			return "the node waits until qlock nodes change adds it"
 		case qlock.NodeRetired:
-			return "no list of nodes has this node any more: it can be stopped"
+			return "no list of nodes has this node any more, so it can be stopped; or the list has a node of this name with another state directory (qlock check)"
 		}
 	}
 	return "the node gives no votes"

@@ -92,7 +92,11 @@ func (a *app) showNodes(m *qlock.Members) {
 		case !n.Votes():
 			color = text.FgRed
 		}
-		row := []string{printable.Text(n.Name), paint(a.out, printable.Text(stateOf(n)), color), "", "", "", "", ""}
+		state := stateOf(n)
+		if lostDirectory(m, n) { // stateOf would say that it can be stopped
+			state = string(n.State)
+		}
+		row := []string{printable.Text(n.Name), paint(a.out, printable.Text(state), color), "", "", "", "", ""}
 		if n.Answered {
 			config := n.Config.Digest
 			if n.Conflict == qlock.ConflictConfig {

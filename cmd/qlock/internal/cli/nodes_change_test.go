@@ -146,24 +146,27 @@ func TestChangeNotEnded(t *testing.T) {
 	}
 }
 
-// A node that lost its state directory waits to be added though the list has its name, which needs to
+// A node that lost its state directory, or has a copy of it, waits to be added though the list has its name, which needs to
 // be told.
 func TestLostDirectory(t *testing.T) {
 	for _, tt := range []struct {
 		epoch uint64
 		name  string
-		told  bool
-	}{{1, "n2", true}, {1, "n3", false}, {0, "n2", false}} {
+		state qlock.NodeState
+		want  string
+	}{
+		{1, "n2", qlock.NodeJoining, "node n2 has another state directory"},
+		{1, "n3", qlock.NodeJoining, "node n3 waits until a change of the list adds it"},
+		{0, "n2", qlock.NodeJoining, "node n2 waits until a change of the list adds it"},
+		{3, "n2", qlock.NodeRetired, "node n2 has another state directory"},
+		{3, "n3", qlock.NodeRetired, "node n3 is in no list any more"},
+	} {
 		m := &qlock.Members{Config: qlock.ClusterConfig{Nodes: []string{"n1", "n2"}, Epoch: tt.epoch}, Nodes: []qlock.Member{
-			{Name: "n1", Answered: true, State: qlock.NodeVoting}, {Name: tt.name, Answered: true, State: qlock.NodeJoining},
+			{Name: "n1", Answered: true, State: qlock.NodeVoting}, {Name: tt.name, Answered: true, State: tt.state},
 		}}
 		var r findings
 		checkMembers(m, &r)
-		want := "waits until a change of the list adds it"
-		if tt.told {
-			want = "node n2 has another state directory"
-		}
-		if text := fmt.Sprint(r.list); !strings.Contains(text, want) {
+		if text := fmt.Sprint(r.list); !strings.Contains(text, tt.want) {
 			t.Errorf("%+v: %s", tt, text)
 		}
 	}
