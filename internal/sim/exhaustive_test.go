@@ -61,8 +61,9 @@ type xWorld struct {
 	late    int // messages that may be under way while time leaps
 	// If swaps is positive, messages come in order, and that many times one is put last; else
 	// they come in any order.
-	swaps int
-	large bool // only with -sim.exhaustive
+	swaps   int
+	inOrder bool // messages come in order, and none is put last
+	large   bool // only with -sim.exhaustive
 
 	// If next is not empty, the first nodes, as many as before says, are the cluster's list, and
 	// it changes to these. Any decision that the rules allow may be made at any moment (E1 to
@@ -71,6 +72,9 @@ type xWorld struct {
 	next   []int
 	back   bool // the change may be rolled back
 	hasty  bool // a deliberate error: the change is finished without a wait
+	// If lazy is set, a machine takes a record just before it handles a message, or when no message
+	// is under way. It might as well have taken it before, but for when it says what it says then.
+	lazy bool
 
 	// Deliberate errors, to see that the explorer finds faults.
 	forgetful bool // a crash counts as the first start of a new cluster
@@ -379,6 +383,9 @@ func (x *explorer) message(in xInput) *xMessage {
 	return &x.messages[in.msg]
 }
 
+// anyOrder reports whether messages come in any order.
+func (x *explorer) anyOrder() bool { return x.swaps == 0 && !x.inOrder }
+
 func (x *explorer) lies() bool { return x.slow || x.forgetful || x.tamper != nil }
 
 func (x *explorer) machineOf(inbox string) int {
@@ -628,7 +635,7 @@ func (x *explorer) after(s xState, m int, in xInput) xState {
 	s.locals[m] = step.to
 	if len(step.sends) > 0 {
 		s.flight = append(slices.Clone(s.flight), step.sends...)
-		if x.swaps == 0 {
+		if x.anyOrder() {
 			slices.Sort(s.flight)
 		}
 	}
@@ -711,10 +718,10 @@ func (x *explorer) visit(s xState) {
 	}
 
 	for k, id := range s.flight {
-		if x.swaps == 0 && k > 0 && s.flight[k-1] == id {
+		if x.anyOrder() && k > 0 && s.flight[k-1] == id {
 			continue // the same
 		}
-		if x.swaps > 0 && k > 0 {
+		if !x.anyOrder() && k > 0 {
 			break // only the oldest
 		}
 		msg := x.messages[id]
@@ -782,7 +789,7 @@ func (x *explorer) visit(s xState) {
 			})
 		}
 	}
-	if !moved {
+	if !moved && x.err == nil {
 		x.ended++
 		x.calm(s)
 	}
@@ -849,8 +856,10 @@ func (x *explorer) calm(s xState) {
 		if left == 0 {
 			return
 		}
-		if len(flight) == 0 && who >= 0 {
-			s.now = max(s.now, next)
+		if len(flight) == 0 {
+			if s.now = max(s.now, next); who < 0 {
+				break // nobody does anything before the end
+			}
 			flight = x.apply(mcs[who], who, xInput{do: xTick, now: s.now}, nil)
 		}
 	}
