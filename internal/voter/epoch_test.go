@@ -747,6 +747,23 @@ func TestRetiredNameIsFree(t *testing.T) {
 	if len(out.Answers) == 0 || old.n.State() != wire.Retired || next.n.Stopped() || len(next.n.rivals) > 0 || len(old.n.rivals) > 0 {
 		t.Errorf("%d answers, %s; %s with %d rivals", len(out.Answers), old.n.State(), next.n.State(), len(next.n.rivals))
 	}
+	// Nor do its questions, such as those of a copy of a member's directory that was started first.
+	member := startMember(t, "n1", epochBase, h.state("n1"), &Saved{}, false)
+	copied := h.state("n1")
+	copied.ID = uuid.New()
+	other := startMember(t, "n1", epochBase, copied, nil, false)
+	before := other.n.echoAt
+	for range 5 {
+		other.run(2 * time.Second)
+		q := other.n.probeRequest()
+		member.do(q)
+		if member.n.State() != wire.Voting || len(member.n.rivals) > 0 {
+			t.Fatalf("%s with %d rivals after %+v", member.n.State(), len(member.n.rivals), q)
+		}
+	}
+	if other.n.State() != wire.Retired || other.n.echoAt == before {
+		t.Errorf("%s, and it last heard itself at %v", other.n.State(), other.n.echoAt)
+	}
 }
 
 // A node that knows nothing about records, such as one of a test, ignores what concerns them.

@@ -324,9 +324,13 @@ func (n *Node) Farewell() *wire.Request {
 }
 
 func (n *Node) probeRequest() *wire.Request {
+	name := n.cfg.Name
+	if n.config.outside == wire.Retired { // it asks like anybody, and does not contest its name (E14)
+		name = "" //plant:voter-retired-asks
+	}
 	return &wire.Request{
 		Verb: wire.Info, Client: n.cfg.Name, Nonce: n.nonce(),
-		Node: n.cfg.Name, Incarnation: n.cfg.Incarnation, Started: n.started, Voted: n.voted, Stopped: n.stopped,
+		Node: name, Incarnation: n.cfg.Incarnation, Started: n.started, Voted: n.voted, Stopped: n.stopped,
 		// All nodes answer one that has not voted, and one that starts or joins may have missed
 		// records.
 		ShowConfig: n.config.acceptor != nil && !n.voted /*plant:voter-probe-asks*/, Epoch: n.Epoch(),
