@@ -29,7 +29,8 @@ func stale(a answer, seq uint64, before map[string]*item) answer {
 
 func memory(t *testing.T) (*Store, *nats.Conn) {
 	nc := connect(t, startServer(t).ClientURL())
-	return newStore(t, newJS(t, nc), jetstream.KeyValueConfig{Storage: jetstream.MemoryStorage}), nc
+	// A loaded machine may take longer for an answer than people wait.
+	return newStore(t, newJS(t, nc), jetstream.KeyValueConfig{Storage: jetstream.MemoryStorage}, WithTimeout(2*time.Minute)), nc
 }
 
 // A replica that is behind the claim's own write does not count (S2).

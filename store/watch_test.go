@@ -140,10 +140,11 @@ func TestManyWatchers(t *testing.T) {
 	s, nc := memory(t)
 	v := s.With(lock(t, "l", 1))
 	mustPut(t, v, "k", "0")
+	var wg sync.WaitGroup
+	defer wg.Wait() // also if a put fails
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	const n = 1000
-	var wg sync.WaitGroup
 	var joined atomic.Int64
 	for range n {
 		wg.Go(func() {
