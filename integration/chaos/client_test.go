@@ -41,7 +41,7 @@ func (r *clientRole) run() error {
 		}
 		cancel(errOrphan)
 	}()
-	c.work.Go(func() { pulse(ctx, c.out) })
+	c.work.Go(func() { pulse(ctx, c.out, func() {}) })
 	nc, err := c.connect(ctx)
 	if err != nil {
 		cancel(err)
@@ -71,8 +71,8 @@ func (r *clientRole) run() error {
 	return err
 }
 
-// pulse measures whether the process runs, and shows that it lives.
-func pulse(ctx context.Context, out *journal) {
+// pulse measures whether the process runs, and what look looks at, and shows that it lives.
+func pulse(ctx context.Context, out *journal, look func()) {
 	tick := time.NewTicker(beat)
 	defer tick.Stop()
 	last := now()
@@ -83,6 +83,7 @@ func pulse(ctx context.Context, out *journal) {
 			return
 		case <-tick.C:
 		}
+		look()
 		t := now()
 		switch {
 		case t-last > (beat + tardy).Nanoseconds():
@@ -343,8 +344,11 @@ func (w *worker) keep(ctx context.Context, id string) error {
 	switch {
 	case ctx.Err() != nil && err != nil:
 		return nil
-	case errors.Is(err, qlock.ErrHeld), errors.Is(err, qlock.ErrNoQuorum):
-		w.out.write(line{Kind: failed, At: returned, Worker: w.number, Text: "kept: " + errors.Unwrap(err).Error()})
+	case errors.Is(err, qlock.ErrHeld):
+		w.out.write(line{Kind: failed, At: returned, Worker: w.number, Text: "kept: held"})
+		return nil
+	case errors.Is(err, qlock.ErrNoQuorum):
+		w.out.write(line{Kind: failed, At: returned, Worker: w.number, Text: "kept: no quorum"})
 		return nil
 	case err != nil:
 		return err

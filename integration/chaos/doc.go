@@ -15,9 +15,10 @@
 // goes on when. A failure may need several runs with its seed to come back, which
 // is why the record of a run that failed can be kept (go test -artifacts).
 //
-// TestLists has no faults of links. It changes the list of nodes, kills nodes that are replaced by
-// others, clients, and the processes that change the list. Its clients each keep one lock all the
-// time. Without -chaos.for it makes one change.
+// TestLists changes the list of nodes, kills nodes that are replaced by others, clients, and the
+// processes that change the list. Its clients each keep one lock all the time. In half of the changes
+// links are harmed, and a client is cut off when the change begins. Without -chaos.for it makes one
+// change, with links in order.
 //
 // # What is checked
 //

@@ -29,6 +29,7 @@ const (
 	over     = "over"     // of an operator: its end; Text is its error
 
 	lostInAChange = "kept lock lost, though every process ran"
+	atOnce        = "all nodes replaced at once"
 	wrongList     = "the list is not the one that was decided"
 )
 
@@ -89,12 +90,16 @@ type fleet struct {
 	done     map[string]int
 	operated int
 	machine  life // the supervisor's own pauses, and those of nodes
+	links    links
+	harms    []span         // when links were harmed
+	forms    map[string]int // how, and how often; of the goroutine that does it
 }
 
 // TestLists changes the list of nodes while clients work: it grows, a node that was killed is
 // replaced, all are replaced one after the other and at once, it shrinks. Operators are killed in
 // the middle of it, and others go on. What is checked is what TestChaos checks. Besides, no lock that
-// a client keeps all the time may be lost.
+// a client keeps all the time may be lost, but when links are harmed, which they are in half of the
+// changes.
 func TestLists(t *testing.T) {
 	length := time.Second // the first change alone
 	flag.Visit(func(f *flag.Flag) {
@@ -112,7 +117,7 @@ func TestLists(t *testing.T) {
 		f.judge(time.Since(began))
 		return
 	}
-	for steps := []func(){f.replaceKilled, f.replaceAll, f.shrink, f.undo, f.grow, f.replaceAtOnce}; ; {
+	for steps := []func(){f.replaceAtOnce, f.replaceKilled, f.replaceAll, f.shrink, f.undo, f.grow}; ; {
 		for _, step := range steps {
 			step()
 			if time.Since(began) >= length || t.Failed() {
@@ -130,6 +135,7 @@ func newFleet(t *testing.T, seed uint64) *fleet {
 	f := &fleet{
 		world: &world{t: t, dir: t.TempDir(), holdings: map[string]*holding{}, denied: map[string]int{}, evicted: map[string]int{}, changed: make(chan struct{})},
 		rand:  rand.New(rand.NewPCG(seed, 3)), seats: map[string]*nodeSeat{}, done: map[string]int{},
+		links: links{all: map[between]*testproxy.Proxy{}}, forms: map[string]int{},
 	}
 	f.record()
 	t.Cleanup(func() { // before the proxies close
@@ -212,7 +218,7 @@ func (f *fleet) add(list []string) string {
 		must(f.t, qlock.Bootstrap(s.role.Config))
 	}
 	for _, other := range f.alive {
-		s.role.Routes = append(s.role.Routes, f.seats[other].at.Route)
+		s.role.Routes = append(s.role.Routes, f.route(name, other))
 	}
 	p, err := launch(f.dir, name, role{Node: &s.role}, func(l line) {
 		if l.Kind == late {
@@ -255,6 +261,7 @@ func (f *fleet) lead() {
 // gone is after a node's end.
 func (f *fleet) gone(name string) {
 	f.alive = slices.DeleteFunc(f.alive, func(n string) bool { return n == name })
+	f.unlink(name)
 	f.lead()
 }
 
@@ -322,8 +329,22 @@ func (f *fleet) operate(do string, list []string, limit time.Duration) (text str
 	}
 }
 
-// change has the list changed: by one operator, or by two of which the first one is killed.
+// change has the list changed: by one operator, or by two of which the first one is killed. Links are
+// harmed meanwhile, or are not.
 func (f *fleet) change(what string, list []string) {
+	f.t.Helper()
+	// Where no node is in both lists, nothing but the rules of changes keeps two from one lock.
+	if what == atOnce && f.done[what]%2 == 0 || f.done["first change"] > 0 && f.rand.IntN(2) == 0 {
+		f.amidFaults(list, func() { f.operators(list) })
+	} else {
+		f.operators(list)
+	}
+	f.done[what]++
+	f.list = list
+	f.retire()
+}
+
+func (f *fleet) operators(list []string) {
 	f.t.Helper()
 	if first := f.done["first change"] == 0; first || f.rand.IntN(2) == 0 {
 		limit := time.Millisecond + time.Duration(f.rand.Int64N(int64(lease*3/2)))
@@ -340,9 +361,6 @@ func (f *fleet) change(what string, list []string) {
 		f.violate(brokenProcess, "change to %v: %s", list, text)
 		f.t.FailNow()
 	}
-	f.done[what]++
-	f.list = list
-	f.retire()
 }
 
 // restartClient kills a client, and starts it again while the list changes.
@@ -413,7 +431,7 @@ func (f *fleet) replaceAtOnce() {
 	for range f.list {
 		list = append(list, f.add(nil))
 	}
-	f.change("all nodes replaced at once", list)
+	f.change(atOnce, list)
 }
 
 // undo begins a change and has two operators end it at the same time, one by going on and one by
@@ -521,20 +539,24 @@ func (f *fleet) judge(took time.Duration) {
 	found, figures, illegal := f.rec.check()
 	f.illegal = illegal
 	found = append(f.found, found...)
-	starved := 0
+	starved, cut := 0, 0
 	for _, h := range f.rec.holdings {
 		if !strings.HasPrefix(h.name, kept) || h.told == 0 && !h.lost {
 			continue
 		}
 		at := max(h.told, h.released)
+		if f.cut(at-2*lease.Nanoseconds(), at) {
+			cut++
+			continue
+		}
 		if f.starved(at-2*lease.Nanoseconds(), at) {
 			starved++
 			continue
 		}
 		found = append(found, violation{lostInAChange, f.rec.say(h)})
 	}
-	f.t.Logf("in %v: %d exclusive and %d shared locks, %d lost, %d with their client killed; kept ones lost when a process was late: %d; %v; denied %v; %d operations checked in %v, longest time without a grant %v",
-		took.Round(time.Millisecond), figures.exclusive, figures.shared, figures.lost, figures.killed, starved, f.done, f.denied, figures.operations, figures.checked.Round(time.Millisecond), figures.silence)
+	f.t.Logf("in %v: %d exclusive and %d shared locks, %d lost, %d with their client killed; kept ones lost when links were harmed: %d, when a process was late: %d; %v; links %v; denied %v; %d operations checked in %v, longest time without a grant %v",
+		took.Round(time.Millisecond), figures.exclusive, figures.shared, figures.lost, figures.killed, cut, starved, f.done, f.forms, f.denied, figures.operations, figures.checked.Round(time.Millisecond), figures.silence)
 	for i, v := range found {
 		if i == 20 {
 			f.t.Errorf("and %d violations more", len(found)-i)

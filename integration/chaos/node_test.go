@@ -44,7 +44,8 @@ func (r *nodeRole) run() error {
 	ready, stop := context.WithCancel(context.Background())
 	waited := make(chan struct{})
 	if r.Pulse {
-		go pulse(ready, out)
+		// A node that waits for its disk does not answer.
+		go pulse(ready, out, func() { s.Node().Stats() })
 	}
 	go func() {
 		defer close(waited)
