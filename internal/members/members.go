@@ -168,8 +168,7 @@ func (q *Query) Membership(now wire.Now, own *wire.Config, gone bool) Membership
 		for next = i + 1; next < len(m.Nodes) && m.Nodes[next].Name == m.Nodes[i].Name; next++ {
 		}
 		heard[m.Nodes[i].Name] = true
-		if evaluate(m.Nodes[i:next]) {
-			n := &m.Nodes[i]
+		if n := evaluate(m.Nodes[i:next]); n != nil {
 			s := shown[n.Digest]
 			if s == nil {
 				s = newShown(n, own)
@@ -339,24 +338,39 @@ func (n *Node) listed(cfg *wire.Config) bool {
 	})
 }
 
-// evaluate notes what the processes of one name contradict, and reports whether the name
-// counts for the configuration that they show (M2).
-func evaluate(nodes []Node) bool {
+// evaluate notes what the processes of one name contradict, and returns one of them if the
+// name counts for the configuration that they show (M2). One that is in no list has no part
+// in that: it never votes, and does not contest the name (E14).
+func evaluate(nodes []Node) *Node {
+	inside := 0
+	for i := range nodes {
+		if !nodes[i].outside() { //plant:members-outside
+			inside++
+		}
+	}
 	counts := true
+	var first *Node
 	for i := range nodes {
 		n := &nodes[i]
+		if n.outside() {
+			continue
+		}
 		cfg := n.Config()
 		switch {
-		case n.outside():
-			counts = false
 		case cfg.Digest() != n.Digest:
 			n.Conflict = WrongDigest
 		case !n.listed(&cfg): //plant:members-unlisted
 			n.Conflict = Unlisted
-		case len(nodes) > 1:
+		case inside > 1:
 			n.Conflict = NameClash
 		}
-		counts = counts && n.Digest == nodes[0].Digest && n.Conflict != WrongDigest && n.Conflict != Unlisted
+		if first == nil {
+			first = n
+		}
+		counts = counts && n.Digest == first.Digest && n.Conflict != WrongDigest && n.Conflict != Unlisted
 	}
-	return counts
+	if !counts {
+		return nil
+	}
+	return first
 }

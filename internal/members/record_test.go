@@ -189,6 +189,30 @@ func TestFirstRecordOfAnotherList(t *testing.T) {
 	}
 }
 
+// A process that is in no list has no part in what its name counts for: it may be a copy of the
+// member's directory (E14).
+func TestCopyOutsideIsNoClash(t *testing.T) {
+	for _, state := range []wire.State{wire.Retired, wire.Joining} {
+		for _, run := range []byte{0, 9} { // before and after the member in the list
+			q := NewQuery("q")
+			nonce := q.Ask(at(0))
+			for _, a := range heardBy(nonce, "a:1 b:1") {
+				q.Hear(at(0), a)
+			}
+			other := says(nonce, "a'", ours[1])
+			if state == wire.Joining {
+				other = joins(nonce, "a")
+			}
+			other.Incarnation, other.Info.State = uuid.UUID{run}, state
+			q.Hear(at(0), other)
+			got := q.Membership(at(0), nil, false)
+			if !got.Agreed || got.Config.Epoch() != 1 || len(got.Nodes) != 3 || got.Nodes[0].Conflict+got.Nodes[1].Conflict != "" {
+				t.Errorf("%s, run %d: %s", state, run, describe(got))
+			}
+		}
+	}
+}
+
 // Nodes that left a list are not waited for, those of both lists are.
 func TestMissingByRecords(t *testing.T) {
 	for _, c := range []struct{ answers, want string }{
