@@ -633,11 +633,6 @@ func (c *claim) settlePuts(ctx context.Context, start time.Time, ps []*put, firs
 // errCallEnded ends the tries to store a batch for the sake of one of its calls.
 var errCallEnded = errors.New("the call of another key has ended")
 
-// anyEnded reports whether the call of one of them has ended.
-func anyEnded(ps []*put) bool {
-	return slices.ContainsFunc(ps, func(p *put) bool { return p.ctx != nil && p.ctx.Err() != nil })
-}
-
 // firstEnd is a context that ends with ctx, and as soon as the call of one of them ends.
 func firstEnd(ctx context.Context, ps []*put) (context.Context, func()) {
 	until, cancel := context.WithCancel(ctx)
