@@ -37,6 +37,7 @@ const (
 	presentFor   = 3 * time.Second // after the last word of a gateway
 	whereTime    = 300 * time.Millisecond
 	forwardRetry = time.Second // if nobody answers
+	drainTime    = time.Second // what is on the way when a gateway stops, without a connection
 	mostOwners   = 100_000     // that are remembered
 )
 
@@ -47,7 +48,8 @@ type peers struct {
 	subs []*nats.Subscription
 	end  chan struct{} // closed by stop; nil: this gateway is alone
 
-	done sync.WaitGroup
+	done    sync.WaitGroup
+	drained sync.Once
 
 	mu    sync.Mutex // guards what follows
 	since time.Time
@@ -156,6 +158,33 @@ func (p *peers) unsubscribe() {
 	}
 }
 
+// drain ends the subscriptions. Requests that are here already are served, so that who sent them
+// need not guess whether they were.
+func (p *peers) drain() {
+	if p.end == nil {
+		return
+	}
+	p.drained.Do(func() {
+		closed := make(chan struct{}, 2*len(p.subs))
+		for _, s := range p.subs {
+			s.SetClosedHandler(func(string) { closed <- struct{}{} })
+			if s.Drain() != nil { // the connection is closed
+				closed <- struct{}{}
+			}
+		}
+		timeout := time.NewTimer(drainTime)
+		defer timeout.Stop()
+		for range p.subs {
+			select {
+			case <-closed:
+			case <-timeout.C:
+				p.unsubscribe()
+				return
+			}
+		}
+	})
+}
+
 // stop ends it, and tells the others.
 func (p *peers) stop() {
 	if p.end == nil {
@@ -163,7 +192,6 @@ func (p *peers) stop() {
 	}
 	close(p.end)
 	p.done.Wait()
-	p.unsubscribe()
 	p.publish(iHave, &have{Gateway: p.g.name, Gone: true})
 }
 

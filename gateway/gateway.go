@@ -519,6 +519,9 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 	for g.unfinished > 0 {
 		g.quiet.Wait()
 	}
+	g.mu.Unlock()
+	g.peers.drain()
+	g.mu.Lock()
 	last, services := !g.closed, g.services
 	g.closed, g.services = true, nil
 	g.mu.Unlock()
@@ -529,9 +532,9 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 	for _, stop := range services {
 		errs = append(errs, stop())
 	}
-	g.peers.stop()
 	g.closeRings()
 	g.serving.Wait()
+	g.peers.stop() // those that wait for an answer have it
 	errs = append(errs, g.closeLogins()...)
 	return errors.Join(append(errs, g.only.close())...)
 }

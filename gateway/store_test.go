@@ -529,6 +529,7 @@ func TestStoreElsewhere(t *testing.T) {
 		if err := a.Close(); err != nil {
 			t.Error(err)
 		}
+		time.Sleep(time.Second) // what is on the way between servers when it stops has no answer
 		if r := ask(t, b, "PUT", at+"k", "x", "Qlock-Lease", ours).want(t, 410, "gone"); r.fault.Cause != causeGatewayLost {
 			t.Errorf("%s", r)
 		}
