@@ -45,10 +45,11 @@ func (w *epochWorld) offsetOf(i int, offset time.Duration) time.Duration {
 func (w *epochWorld) playActs(end time.Duration) {
 	for w.now < end && w.err == nil {
 		w.tracef("an act begins")
-		if w.act == actAhead {
-			w.playAhead()
-		} else {
+		switch w.act {
+		case actLoss:
 			w.playLoss()
+		case actAhead:
+			w.playAhead()
 		}
 		w.staging = nil
 	}
