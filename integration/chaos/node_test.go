@@ -44,8 +44,10 @@ func (r *nodeRole) run() error {
 	ready, stop := context.WithCancel(context.Background())
 	waited := make(chan struct{})
 	if r.Pulse {
-		// A node that waits for its disk does not answer.
-		go pulse(ready, out, func() { s.Node().Stats() })
+		// A node that waits for its disk does not answer. The server forgets its node when it closes,
+		// while the pulse may still beat.
+		node := s.Node()
+		go pulse(ready, out, func() { node.Stats() })
 	}
 	go func() {
 		defer close(waited)
