@@ -16,19 +16,20 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/integration/internal/child"
 )
 
 // client is a client's process.
 type client struct {
 	*clientRole
-	out    *journal
+	out    *child.Journal
 	locker *qlock.Locker
 	work   sync.WaitGroup
 }
 
 // run is a client's process: workers that share a Locker, until it is told to end.
 func (r *clientRole) run() error {
-	c := &client{clientRole: r, out: &journal{out: os.Stdout}}
+	c := &client{clientRole: r, out: child.NewJournal(os.Stdout)}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	go func() {
@@ -72,7 +73,7 @@ func (r *clientRole) run() error {
 }
 
 // pulse measures whether the process runs, and what look looks at, and shows that it lives.
-func pulse(ctx context.Context, out *journal, look func()) {
+func pulse(ctx context.Context, out *child.Journal, look func()) {
 	tick := time.NewTicker(beat)
 	defer tick.Stop()
 	last := now()
@@ -87,10 +88,10 @@ func pulse(ctx context.Context, out *journal, look func()) {
 		t := now()
 		switch {
 		case t-last > (beat + tardy).Nanoseconds():
-			out.write(line{Kind: late, At: t, From: last})
+			out.Write(line{Kind: late, At: t, From: last})
 			said = t
 		case t-said > 10*beat.Nanoseconds():
-			out.write(line{Kind: alive, At: t})
+			out.Write(line{Kind: alive, At: t})
 			said = t
 		}
 		last = t
@@ -118,7 +119,7 @@ func (c *client) connect(ctx context.Context) (*nats.Conn, error) {
 		if !errors.Is(err, qlock.ErrNoQuorum) {
 			return nil, fmt.Errorf("%s: %w", c.Process, err)
 		}
-		c.out.write(line{Kind: failed, At: now(), Text: "qlock.New: no quorum"})
+		c.out.Write(line{Kind: failed, At: now(), Text: "qlock.New: no quorum"})
 	}
 	return nil, nil
 }
@@ -136,9 +137,9 @@ func (c *client) operate(ctx context.Context) {
 		if err := c.evict(ctx, r); err == nil {
 			text = "done"
 		} else if !errors.Is(err, qlock.ErrNoQuorum) && !errors.Is(err, qlock.ErrHeld) {
-			c.out.write(line{Kind: broken, At: now(), Text: "evict: " + err.Error()})
+			c.out.Write(line{Kind: broken, At: now(), Text: "evict: " + err.Error()})
 		}
-		c.out.write(line{Kind: evicted, At: now(), Text: text})
+		c.out.Write(line{Kind: evicted, At: now(), Text: text})
 	}
 }
 
@@ -188,7 +189,7 @@ type worker struct {
 }
 
 func (w *worker) broken(err error) {
-	w.out.write(line{Kind: broken, At: now(), Worker: w.number, Text: err.Error()})
+	w.out.Write(line{Kind: broken, At: now(), Worker: w.number, Text: err.Error()})
 }
 
 // between is a time of so many milliseconds.
@@ -248,18 +249,18 @@ func (w *worker) turn(ctx context.Context, id string) error {
 	case ctx.Err() != nil && err != nil:
 		return nil
 	case errors.Is(err, qlock.ErrHeld):
-		w.out.write(line{Kind: failed, At: returned, Worker: w.number, Text: "held"})
+		w.out.Write(line{Kind: failed, At: returned, Worker: w.number, Text: "held"})
 		return nil
 	case errors.Is(err, qlock.ErrNoQuorum):
-		w.out.write(line{Kind: failed, At: returned, Worker: w.number, Text: "no quorum"})
+		w.out.Write(line{Kind: failed, At: returned, Worker: w.number, Text: "no quorum"})
 		return nil
 	case errors.Is(err, qlock.ErrEvicted): // it was held at the nodes, and its client did not know yet
-		w.out.write(line{Kind: failed, At: returned, Worker: w.number, Text: "evicted"})
+		w.out.Write(line{Kind: failed, At: returned, Worker: w.number, Text: "evicted"})
 		return nil
 	case err != nil:
 		return err
 	}
-	w.out.write(line{
+	w.out.Write(line{
 		Kind: granted, At: returned, Called: called, Holder: id, Worker: w.number,
 		Name: name, Shared: shared, Rude: w.rude, Token: k.Token(),
 	})
@@ -268,13 +269,13 @@ func (w *worker) turn(ctx context.Context, id string) error {
 		defer close(lost)
 		at := now()
 		if errors.Is(context.Cause(k.Context()), qlock.ErrLost) {
-			w.out.write(line{Kind: told, At: at, Holder: id})
+			w.out.Write(line{Kind: told, At: at, Holder: id})
 		}
 	})
 	wrote, err := w.use(k, request{Name: name, Holder: id, Token: k.Token(), Shared: shared})
-	w.out.write(line{Kind: releasing, At: now(), Holder: id})
+	w.out.Write(line{Kind: releasing, At: now(), Holder: id})
 	unlock := k.Unlock(ctx)
-	w.out.write(line{Kind: released, At: now(), Holder: id, Lost: unlock != nil, Wrote: wrote})
+	w.out.Write(line{Kind: released, At: now(), Holder: id, Lost: unlock != nil, Wrote: wrote})
 	<-lost
 	if unlock != nil && !errors.Is(unlock, qlock.ErrLost) {
 		return errors.Join(err, fmt.Errorf("unlock %s: %w", name, unlock))
@@ -345,21 +346,21 @@ func (w *worker) keep(ctx context.Context, id string) error {
 	case ctx.Err() != nil && err != nil:
 		return nil
 	case errors.Is(err, qlock.ErrHeld):
-		w.out.write(line{Kind: failed, At: returned, Worker: w.number, Text: "kept: held"})
+		w.out.Write(line{Kind: failed, At: returned, Worker: w.number, Text: "kept: held"})
 		return nil
 	case errors.Is(err, qlock.ErrNoQuorum):
-		w.out.write(line{Kind: failed, At: returned, Worker: w.number, Text: "kept: no quorum"})
+		w.out.Write(line{Kind: failed, At: returned, Worker: w.number, Text: "kept: no quorum"})
 		return nil
 	case err != nil:
 		return err
 	}
 	r.Token = k.Token()
-	w.out.write(line{Kind: granted, At: returned, Called: called, Holder: id, Worker: w.number, Name: r.Name, Shared: r.Shared, Token: r.Token})
+	w.out.Write(line{Kind: granted, At: returned, Called: called, Holder: id, Worker: w.number, Name: r.Name, Shared: r.Shared, Token: r.Token})
 	lost := make(chan struct{})
 	context.AfterFunc(k.Context(), func() {
 		defer close(lost)
 		if at := now(); errors.Is(context.Cause(k.Context()), qlock.ErrLost) {
-			w.out.write(line{Kind: told, At: at, Holder: id, Text: context.Cause(k.Context()).Error()})
+			w.out.Write(line{Kind: told, At: at, Holder: id, Text: context.Cause(k.Context()).Error()})
 		}
 	})
 	wrote, err := 0, error(nil)
@@ -382,9 +383,9 @@ func (w *worker) keep(ctx context.Context, id string) error {
 		}
 		cancel()
 	}
-	w.out.write(line{Kind: releasing, At: now(), Holder: id})
+	w.out.Write(line{Kind: releasing, At: now(), Holder: id})
 	unlock := k.Unlock(context.Background())
-	w.out.write(line{Kind: released, At: now(), Holder: id, Lost: unlock != nil, Wrote: wrote})
+	w.out.Write(line{Kind: released, At: now(), Holder: id, Lost: unlock != nil, Wrote: wrote})
 	<-lost
 	if unlock != nil && !errors.Is(unlock, qlock.ErrLost) {
 		return errors.Join(err, fmt.Errorf("unlock %s: %w", r.Name, unlock))

@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/integration/internal/child"
 	"github.com/qlock/qlock/internal/testproxy"
 	changes "github.com/qlock/qlock/nodes"
 )
@@ -43,7 +44,7 @@ type operatorRole struct {
 
 // run does what the operator is for. It may be killed at any moment.
 func (r *operatorRole) run() error {
-	out := &journal{out: os.Stdout}
+	out := child.NewJournal(os.Stdout)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	go func() {
@@ -57,7 +58,7 @@ func (r *operatorRole) run() error {
 		return err
 	}
 	defer nc.Close()
-	opts := []changes.Option{changes.Name("operator"), changes.Gone(r.Gone...), changes.Progress(func(s string) { out.write(line{Kind: progress, At: now(), Text: s}) })}
+	opts := []changes.Option{changes.Name("operator"), changes.Gone(r.Gone...), changes.Progress(func(s string) { out.Write(line{Kind: progress, At: now(), Text: s}) })}
 	switch r.Do {
 	case "stay":
 		err = changes.Change(ctx, nc, r.List, append(opts, changes.StayJoint())...)
@@ -74,7 +75,7 @@ func (r *operatorRole) run() error {
 	if err != nil {
 		end.Text = err.Error()
 	}
-	out.write(end)
+	out.Write(end)
 	return nil
 }
 
@@ -141,12 +142,12 @@ func newFleet(t *testing.T, seed uint64) *fleet {
 	t.Cleanup(func() { // before the proxies close
 		for _, s := range f.seats {
 			if s.proc != nil {
-				s.proc.kill()
+				s.proc.Kill()
 			}
 		}
 		for _, s := range f.clients {
 			if s != nil && s.proc != nil {
-				s.proc.kill()
+				s.proc.Kill()
 			}
 		}
 	})
@@ -275,7 +276,7 @@ func (f *fleet) retire() {
 		}
 		f.gone(name)
 		all.Go(func() {
-			if err := f.seats[name].proc.end(); err != nil {
+			if err := f.seats[name].proc.End(wordEnd, patience); err != nil {
 				f.violate(brokenProcess, "%v", err)
 			}
 		})
@@ -304,8 +305,8 @@ func (f *fleet) operate(do string, list []string, limit time.Duration) (text str
 		}
 	})
 	must(f.t, err)
-	defer p.kill()
-	p.meant.Store(true)
+	defer p.Kill()
+	p.MayEnd()
 	timer := time.NewTimer(patience)
 	if limit > 0 {
 		timer.Reset(limit)
@@ -318,13 +319,13 @@ func (f *fleet) operate(do string, list []string, limit time.Duration) (text str
 	case <-timer.C:
 		f.logf("%s is killed", name)
 		return "killed", false
-	case <-p.done:
+	case <-p.Done:
 		select {
 		case l := <-said:
 			return l.Text, true
 		default:
 		}
-		f.violate(brokenProcess, "%s ended by itself: %s", name, p.lastWords())
+		f.violate(brokenProcess, "%s ended by itself: %s", name, p.LastWords())
 		return "dead", false
 	}
 }
@@ -369,11 +370,11 @@ func (f *fleet) restartClient() {
 	i := f.rand.IntN(3)
 	p := f.clients[i].proc
 	before := now()
-	p.kill()
+	p.Kill()
 	f.mu.Lock()
-	f.rec.lives[p.name].killed = span{before, now()}
+	f.rec.lives[p.Name].killed = span{before, now()}
 	f.mu.Unlock()
-	f.logf("%s is killed, and started again", p.name)
+	f.logf("%s is killed, and started again", p.Name)
 	must(f.t, f.startClient(i))
 }
 
@@ -382,7 +383,7 @@ func (f *fleet) first() {
 	f.operate("enable", nil, 0)
 	dead := f.list[f.rand.IntN(3)]
 	f.logf("%s is killed", dead)
-	f.seats[dead].proc.kill()
+	f.seats[dead].proc.Kill()
 	f.gone(dead)
 	f.dead = []string{dead} // the first change would wait for it
 	list := slices.Clone(f.alive)
@@ -411,7 +412,7 @@ func (f *fleet) replaceKilled() {
 	i := f.rand.IntN(len(f.list))
 	dead := f.list[i]
 	f.logf("%s is killed", dead)
-	f.seats[dead].proc.kill()
+	f.seats[dead].proc.Kill()
 	f.gone(dead)
 	list := slices.Clone(f.list)
 	list[i] = f.add(nil)
@@ -515,7 +516,7 @@ func (f *fleet) finish() {
 			continue
 		}
 		ends.Go(func() {
-			if err := s.proc.end(); err != nil {
+			if err := s.proc.End(wordEnd, patience); err != nil {
 				f.violate(brokenProcess, "%v", err)
 			}
 		})

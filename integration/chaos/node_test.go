@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/qlock/qlock/embedded"
+	"github.com/qlock/qlock/integration/internal/child"
 )
 
 // What the supervisor may tell a process, a line each on its standard input.
@@ -27,7 +28,7 @@ var errOrphan = errors.New("standard input ended without the word to end: the su
 func (r *nodeRole) run() error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	out := &journal{out: os.Stdout}
+	out := child.NewJournal(os.Stdout)
 	s, err := embedded.Start(ctx, embedded.Config{
 		Node: r.Config, RoutePort: -1, Routes: r.Routes,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
@@ -40,7 +41,7 @@ func (r *nodeRole) run() error {
 	if err != nil {
 		return err
 	}
-	out.write(line{Kind: serving, At: now(), Client: s.ClientURL(), Route: s.RouteURL()})
+	out.Write(line{Kind: serving, At: now(), Client: s.ClientURL(), Route: s.RouteURL()})
 	ready, stop := context.WithCancel(context.Background())
 	waited := make(chan struct{})
 	if r.Pulse {
@@ -52,7 +53,7 @@ func (r *nodeRole) run() error {
 	go func() {
 		defer close(waited)
 		if s.Node().WaitReady(ready) == nil {
-			out.write(line{Kind: voting, At: now()})
+			out.Write(line{Kind: voting, At: now()})
 		}
 	}()
 	err = errOrphan
@@ -60,7 +61,7 @@ func (r *nodeRole) run() error {
 	for errors.Is(err, errOrphan) && words.Scan() {
 		switch words.Text() {
 		case wordClaims:
-			out.write(line{Kind: claims, At: now(), Claims: s.Node().Stats().Claims})
+			out.Write(line{Kind: claims, At: now(), Claims: s.Node().Stats().Claims})
 		case wordEnd:
 			err = nil
 		}

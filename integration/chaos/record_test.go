@@ -3,10 +3,7 @@
 package chaos
 
 import (
-	"encoding/json"
-	"io"
 	"slices"
-	"sync"
 	"time"
 )
 
@@ -57,24 +54,6 @@ const (
 	// Anybody's.
 	broken = "broken" // something happened that no fault explains
 )
-
-// journal writes lines.
-type journal struct {
-	mu  sync.Mutex // one line at a time
-	out io.Writer
-}
-
-func (j *journal) write(l line) {
-	text, err := json.Marshal(l)
-	if err != nil {
-		panic(err)
-	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	// A supervisor that does not read any more is dead, and so are its children
-	// soon.
-	_, _ = j.out.Write(append(text, '\n'))
-}
 
 // record is what is checked: what the clients said, what the store saw, and what
 // the supervisor did.

@@ -18,6 +18,7 @@ import (
 	"github.com/anishathalye/porcupine"
 
 	"github.com/qlock/qlock"
+	"github.com/qlock/qlock/integration/internal/child"
 	"github.com/qlock/qlock/internal/testproxy"
 )
 
@@ -48,7 +49,7 @@ type world struct {
 // process after another has.
 type nodeSeat struct {
 	hands  sync.Mutex // held by the fault that has it in its hands; guards proc
-	proc   *process
+	proc   *child.Process
 	role   nodeRole
 	count  int
 	at     line // where it serves; guarded by world.mu, as what follows
@@ -58,7 +59,7 @@ type nodeSeat struct {
 
 type clientSeat struct {
 	hands   sync.Mutex
-	proc    *process
+	proc    *child.Process
 	role    clientRole
 	count   int
 	proxies []*testproxy.Proxy // to its nodes
@@ -144,12 +145,12 @@ func start(t *testing.T, seed uint64) *world {
 	t.Cleanup(func() { // before the proxies close
 		for _, s := range w.nodes {
 			if s.proc != nil {
-				s.proc.kill()
+				s.proc.Kill()
 			}
 		}
 		for _, s := range w.clients {
 			if s.proc != nil {
-				s.proc.kill()
+				s.proc.Kill()
 			}
 		}
 	})
@@ -402,7 +403,7 @@ func (w *world) inflict(f fault) (undo func() error, err error) {
 	case killNode, wipeNode, restartNode, killMajority, wipeMajority, restartMajority:
 		return w.takeDown(f)
 	case stopNode, stopMajority:
-		var all []*process
+		var all []*child.Process
 		for _, n := range f.nodes {
 			all = append(all, w.nodes[n].proc)
 		}
@@ -411,23 +412,23 @@ func (w *world) inflict(f fault) (undo func() error, err error) {
 		i := f.clients[0]
 		p := w.clients[i].proc
 		before := now()
-		p.kill()
+		p.Kill()
 		w.mu.Lock()
-		w.rec.lives[p.name].killed = span{before, now()}
+		w.rec.lives[p.Name].killed = span{before, now()}
 		w.mu.Unlock()
 		return func() error { return w.startClient(i) }, nil
 	case restartClient:
 		i := f.clients[0]
-		return func() error { return w.startClient(i) }, w.clients[i].proc.end()
+		return func() error { return w.startClient(i) }, w.clients[i].proc.End(wordEnd, patience)
 	case stopClient, pauseClient:
 		p := w.clients[f.clients[0]].proc
 		before := now()
-		undo, err := stop([]*process{p})
+		undo, err := stop([]*child.Process{p})
 		return func() error {
 			err := undo()
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			l := w.rec.lives[p.name]
+			l := w.rec.lives[p.Name]
 			l.stops = append(l.stops, span{before, now()})
 			return err
 		}, err
@@ -462,9 +463,9 @@ func (w *world) takeDown(f fault) (undo func() error, err error) {
 		all.Go(func() {
 			p := w.nodes[n].proc
 			if f.kind == restartNode || f.kind == restartMajority {
-				errs[i] = p.end()
+				errs[i] = p.End(wordEnd, patience)
 			} else {
-				p.kill()
+				p.Kill()
 			}
 			errs[i] = errors.Join(errs[i], w.lead(n, "", ""))
 			if f.kind == wipeNode || f.kind == wipeMajority {
@@ -483,14 +484,14 @@ func (w *world) takeDown(f fault) (undo func() error, err error) {
 	}, errors.Join(errs...)
 }
 
-func stop(all []*process) (undo func() error, err error) {
+func stop(all []*child.Process) (undo func() error, err error) {
 	for _, p := range all {
-		err = errors.Join(err, p.signal(syscall.SIGSTOP))
+		err = errors.Join(err, p.Signal(syscall.SIGSTOP))
 	}
 	return func() error {
 		var err error
 		for _, p := range all {
-			err = errors.Join(err, p.signal(syscall.SIGCONT))
+			err = errors.Join(err, p.Signal(syscall.SIGCONT))
 		}
 		return err
 	}, err
@@ -535,7 +536,7 @@ func (w *world) finish() (recovered time.Duration) {
 	var ends sync.WaitGroup
 	for _, s := range w.clients {
 		ends.Go(func() {
-			if err := s.proc.end(); err != nil {
+			if err := s.proc.End(wordEnd, patience); err != nil {
 				w.violate(brokenProcess, "%v", err)
 			}
 		})
@@ -548,7 +549,7 @@ func (w *world) finish() (recovered time.Duration) {
 	}
 	for _, s := range w.nodes {
 		ends.Go(func() {
-			if err := s.proc.end(); err != nil {
+			if err := s.proc.End(wordEnd, patience); err != nil {
 				w.violate(brokenProcess, "%v", err)
 			}
 		})
@@ -564,7 +565,7 @@ func (w *world) empty(s *nodeSeat) error {
 		w.mu.Lock()
 		s.claims = -1
 		w.mu.Unlock()
-		if err := s.proc.tell(wordClaims); err != nil {
+		if err := s.proc.Tell(wordClaims); err != nil {
 			return err
 		}
 		if err := w.await("the number of claims", func() bool { return s.claims >= 0 }); err != nil {
