@@ -439,8 +439,9 @@ func (s *Semaphore) collect(ctx context.Context, cancel context.CancelCauseFunc,
 		case r.err == nil:
 			_ = r.Unlock(ctx)
 		case len(got) < k:
-			// The first that has failed may say less than another: who holds the permit.
-			if failure == nil || !errors.Is(failure, qlock.ErrHeld) {
+			// When ctx has ended all fail, and one may say more than the first: who holds its
+			// permit. Else the first failed by itself, and the others because enough ended them.
+			if failure == nil || errors.Is(failure, ctx.Err()) && !errors.Is(failure, qlock.ErrHeld) {
 				failure = r.err
 			}
 			enough() // one that cannot be waited for: nobody is to wait for the others

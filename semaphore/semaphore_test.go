@@ -332,6 +332,34 @@ func TestEvictedPermit(t *testing.T) {
 	}
 }
 
+// An operator evicts a call that waits for one of several permits: the error says so, and not
+// that its waits for the others were ended.
+func TestEvictedWait(t *testing.T) {
+	for number := 1; number <= 3; number++ {
+		bubble(t, func(t *testing.T, w *world) {
+			a, _ := w.Client("a")
+			b, _ := w.Client("b")
+			p := mustAcquire(t, newSemaphore(t, a, 3), 3)
+			failed := make(chan error)
+			go func() {
+				_, err := newSemaphore(t, b, 3).Acquire(t.Context(), 3)
+				failed <- err
+			}()
+			time.Sleep(time.Second)
+			info, err := a.Inspect(t.Context(), fmt.Sprintf("qlock.semaphore.renders.permit.%d", number))
+			if err != nil || len(info.Queue) != 1 {
+				t.Fatalf("%+v, %v", info, err)
+			}
+			if err := a.Evict(t.Context(), info.Name, info.Queue[0], "a test"); err != nil {
+				t.Fatal(err)
+			}
+			wantError(t, <-failed, qlock.ErrEvicted)
+			mustRelease(t, p)
+			w.NoClaims()
+		})
+	}
+}
+
 func evictPermit(t *testing.T, by *qlock.Locker, number int) {
 	t.Helper()
 	evict(t, by, fmt.Sprintf("qlock.semaphore.renders.permit.%d", number))
