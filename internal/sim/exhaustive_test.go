@@ -354,7 +354,7 @@ func (x *explorer) settle(n *voter.Node, now wire.Now, out *voter.Out) {
 		var echo voter.Out
 		n.Handle(now, out.Probe, "", &echo)
 		a := wire.Answer{
-			Kind: wire.Informed, Node: out.Probe.Node, Incarnation: out.Probe.Incarnation,
+			Kind: wire.Informed, Node: out.Probe.Client, Incarnation: out.Probe.Incarnation,
 			Info: &wire.NodeInfo{Nonce: out.Probe.Nonce},
 		}
 		n.HandleAnswer(now, &a, &echo)
