@@ -108,10 +108,9 @@ func TestStale(t *testing.T) {
 	w := newWorld(t)
 	billing := w.locker("billing")
 	hold(t, billing, "orders.42", "")
-	p := w.open("")
+	p := w.open("", "net::ERR_")
 	p.has("orders.42")
 	p.until(isLive)
-	p.tolerate("net::ERR_")
 	w.stopServing()
 	p.has("This page is stale")
 	p.has("stale:")
@@ -250,9 +249,7 @@ func TestLock(t *testing.T) {
 	if order != "waiter-0 waiter-1 waiter-2 waiter-3 waiter-4" {
 		t.Errorf("the queue is %s", order)
 	}
-	if n := p.number(`[...document.querySelectorAll(".votes-by-node tbody tr")].filter((r) => r.textContent.includes("billing")).length`); n != 3 {
-		t.Errorf("%d nodes vote for billing", n)
-	}
+	p.until(`[...document.querySelectorAll(".votes-by-node tbody tr")].filter((r) => r.textContent.includes("billing")).length === 3`)
 	p.picture("lock", 1280, 900, false)
 	wait(t, w.locker("late"), "orders.42", "", 6)
 	p.until(`[...document.querySelectorAll(".history li")].some((e) => e.textContent.includes("late waits"))`)
@@ -314,8 +311,7 @@ func TestEvictForbidden(t *testing.T) {
 	lock := hold(t, w.locker("billing"), "orders.42", "")
 	w.user = nats.UserInfo("looker", "x")
 	w.serve()
-	p := w.open("#/lock/orders.42")
-	p.tolerate("403")
+	p := w.open("#/lock/orders.42", "403")
 	p.until(`document.querySelector(".act .evict:enabled") !== null`)
 	p.key("e")
 	p.has("Evict the holder?")
@@ -347,8 +343,7 @@ func TestSignIn(t *testing.T) {
 			return nats.Connect(url, c.Options()...)
 		}
 	})
-	p := w.open("")
-	p.tolerate("401")
+	p := w.open("", "401")
 	p.has("Sign in")
 	p.picture("sign-in", 1280, 800, false)
 	p.do(chromedp.SendKeys(chromedp.CSS("input[name=user]"), "eve"), chromedp.SendKeys(chromedp.CSS("input[name=password]"), "wrong"+kb.Enter))

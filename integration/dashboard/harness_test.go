@@ -146,20 +146,20 @@ func (w *world) stopServing() {
 // policy fails the test, unless it is tolerated.
 type page struct {
 	context.Context
-	t *testing.T
-
-	mu        sync.Mutex
+	t         *testing.T
 	tolerated []string
 }
 
-func (w *world) open(hash string) *page {
+// open opens a page. What its console may say is settled before: it may say it as soon as the
+// page loads.
+func (w *world) open(hash string, tolerated ...string) *page {
 	w.t.Helper()
 	opts := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(browserPath(w.t)), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.UserDataDir(w.t.TempDir()),
 		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true), chromedp.WindowSize(1280, 800), chromedp.WSURLReadTimeout(patience))
 	alloc, cancelAlloc := chromedp.NewExecAllocator(context.Background(), opts...)
 	ctx, cancel := chromedp.NewContext(alloc)
-	p := &page{Context: ctx, t: w.t}
+	p := &page{Context: ctx, t: w.t, tolerated: tolerated}
 	said := chromedp.Console(ctx) // starts the browser
 	var reading sync.WaitGroup
 	reading.Go(func() {
@@ -184,8 +184,6 @@ func (p *page) hear(m chromedp.ConsoleMessage) {
 	if m.Type != "error" && !m.IsException() {
 		return
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	text := m.Text + " " + m.URL
 	for _, ok := range p.tolerated {
 		if strings.Contains(text, ok) {
@@ -193,12 +191,6 @@ func (p *page) hear(m chromedp.ConsoleMessage) {
 		}
 	}
 	p.t.Errorf("the browser's console: %s", text)
-}
-
-func (p *page) tolerate(text ...string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.tolerated = append(p.tolerated, text...)
 }
 
 // patience is for what a slow machine does late, not for what it may leave out.

@@ -69,7 +69,7 @@ func TestStores(t *testing.T) {
 	w.put("orders", "hostile", script, "")
 	w.put("orders", "binary", "\xff\x00", "")
 
-	p := w.open("#/stores")
+	p := w.open("#/stores", "404") // the browser reports a key that is not there
 	p.has("orders")
 	p.has("qlock store prepare plain")
 	p.until(isLive)
@@ -99,7 +99,6 @@ func TestStores(t *testing.T) {
 	p.do(chromedp.Evaluate[chromedp.Void](`location.hash = "#/stores/orders/binary"`))
 	p.has("binary, as base64")
 	p.has("/wA=")
-	p.tolerate("404") // the browser reports it
 	p.do(chromedp.Evaluate[chromedp.Void](`location.hash = "#/stores/orders/none"`))
 	p.has("The key has no value.")
 	p.do(chromedp.Evaluate[chromedp.Void](`document.activeElement.blur()`))
@@ -116,9 +115,8 @@ func TestStores(t *testing.T) {
 // Without JetStream, the page says so, and all the rest works.
 func TestStoresWithoutJetStream(t *testing.T) {
 	w := newWorld(t)
-	p := w.open("")
+	p := w.open("", "501")
 	p.until(isLive)
-	p.tolerate("501")
 	p.key("4")
 	p.has("has no JetStream")
 	p.key("1")
