@@ -20,13 +20,15 @@ import (
 //
 // A process that is stopped right after it joined publishes the event of that when it goes
 // on, perhaps long after its lease has ended. A member that the nodes listed once, and then
-// no more, never comes back, so its token is remembered for longer.
+// no more, never comes back, nor does any before it: its token is remembered for longer. So is
+// that of a member whose join and end were both told between two lists. These events may be
+// forged, so a list with a lower token ends what they say.
 type view struct {
 	group   string
 	known   bool // there was a list
 	members map[string]member
 	ended   map[string]ending // by id
-	gone    map[string]ending // by id: members that were in a list, and are not any more
+	gone    map[string]ending // by id: the last member that is known to have been, and is no more
 	shown   map[string]member // as the last update had them
 	dirty   map[string]bool   // ids that may differ from shown
 
@@ -66,12 +68,17 @@ func (v *view) list(list []member, asked time.Time) {
 		if e, ok := v.ended[m.ID]; ok && m.Token <= e.token && asked.Sub(e.at) < remember {
 			continue
 		}
+		if v.gone[m.ID].token >= m.Token {
+			delete(v.gone, m.ID)
+		}
 		next[m.ID] = m
 	}
 	for id, m := range v.members {
 		v.dirty[id] = true
 		if now, has := next[id]; !has || now.Token != m.Token {
-			v.leave(m, asked)
+			if m.listed() {
+				v.leave(m, asked)
+			}
 		}
 	}
 	for id, e := range v.gone {
@@ -123,7 +130,9 @@ func (v *view) hear(events []heard) {
 				v.ended[p.id] = end
 			}
 			if had && m.Token <= e.Token {
-				v.leave(m, e.at)
+				if m.listed() || m.Token == e.Token {
+					v.leave(m, e.at)
+				}
 				delete(v.members, p.id)
 			}
 		}
@@ -131,10 +140,10 @@ func (v *view) hear(events []heard) {
 	}
 }
 
-// leave remembers a member that is gone, if the nodes have listed it: a forged event does
-// not shut out the members that come after it.
+// leave remembers a member that is gone. Of what one event tells alone nothing is remembered:
+// it may be forged, and would shut out the members that come after it until the next list.
 func (v *view) leave(m member, at time.Time) {
-	if m.Lease > 0 && m.Token >= v.gone[m.ID].token {
+	if m.Token >= v.gone[m.ID].token {
 		v.gone[m.ID] = ending{Lost, m.Token, at}
 	}
 }

@@ -12,8 +12,12 @@ import (
 func TestLateEventOfAJoin(t *testing.T) {
 	v := newView("g")
 	at := time.Now()
+	event := func(kind qlock.EventKind, token uint64, after time.Duration) {
+		v.hear([]heard{{&qlock.Event{Kind: kind, Name: memberLock("g", "a"), Client: "c", Mode: "exclusive", Token: token}, at.Add(after)}})
+	}
 	join := func(token uint64, after time.Duration) {
-		v.hear([]heard{{&qlock.Event{Kind: qlock.EventAcquired, Name: memberLock("g", "a"), Client: "c", Mode: "exclusive", Token: token}, at.Add(after)}})
+		t.Helper()
+		event(qlock.EventAcquired, token, after)
 	}
 	list := func(after time.Duration, tokens ...uint64) {
 		var all []member
@@ -65,8 +69,35 @@ func TestLateEventOfAJoin(t *testing.T) {
 	join(10, 6*time.Minute)
 	want("the next member", 10, Joined)
 
+	// A member that came and left between two lists has a token as well. What joined before
+	// it and tells of it after it is gone.
+	list(6*time.Minute+time.Second, 10)
+	event(qlock.EventReleased, 10, 6*time.Minute+2*time.Second)
+	want("it leaves", 0, Left)
+	join(12, 6*time.Minute+3*time.Second)
+	want("the next member", 12, Joined)
+	event(qlock.EventReleased, 12, 6*time.Minute+4*time.Second)
+	want("it leaves", 0, Left)
+	list(6*time.Minute + 10*time.Second)
+	want("nobody", 0)
+	join(11, 6*time.Minute+11*time.Second)
+	want("the late event of a join before it", 0)
+
+	// If its events were forged, the next list that has a member mends that as well.
+	join(1<<52, 6*time.Minute+12*time.Second)
+	event(qlock.EventReleased, 1<<52, 6*time.Minute+12*time.Second)
+	want("came and gone at once", 0)
+	join(13, 6*time.Minute+14*time.Second)
+	want("shut out by it", 0)
+	list(6*time.Minute+15*time.Second, 13)
+	want("the list has it", 13, Joined)
+	event(qlock.EventReleased, 13, 6*time.Minute+16*time.Second)
+	want("it leaves", 0, Left)
+	join(14, 6*time.Minute+18*time.Second)
+	want("the next member is seen at once", 14, Joined)
+
 	// It is not remembered for ever.
-	list(7*time.Minute, 10)
+	list(7*time.Minute, 14)
 	list(8 * time.Minute)
 	list(8*time.Minute + 2*longRemember)
 	if len(v.gone) != 0 {
