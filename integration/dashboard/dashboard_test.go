@@ -85,7 +85,7 @@ func TestLive(t *testing.T) {
 	p.has("2/3")
 	p.has("No answer from n3")
 	p.picture("node-down", 1280, 800, false)
-	p.do(chromedp.Click(chromedp.CSS(".row.head + .all a")))
+	p.click(".row.head + .all a")
 	p.has("no answer")
 	p.picture("lock-node-down", 1280, 800, true)
 }
@@ -169,6 +169,7 @@ func TestHostileNames(t *testing.T) {
 		p.do(chromedp.Evaluate[chromedp.Void](`location.hash = "#/"`))
 		p.until(fmt.Sprintf(`document.querySelector(".one") === null && document.querySelectorAll(".all a").length > %d`, len(names)))
 	}
+	p.until(isLive) // it hears events
 	hold(t, l, image+"2", image)
 	p.do(chromedp.Evaluate[chromedp.Void](`location.hash = "#/events"`))
 	p.has(image + "2")
@@ -244,13 +245,10 @@ func TestLock(t *testing.T) {
 	}
 	p := w.open("#/lock/orders.42")
 	p.has("monthly run")
-	p.until(`[...document.querySelectorAll("tbody .n")].length === 5`)
-	order := run(p, chromedp.Evaluate[string](`[...document.querySelectorAll("tbody .n + td")].map((e) => e.textContent).join(" ")`))
-	if order != "waiter-0 waiter-1 waiter-2 waiter-3 waiter-4" {
-		t.Errorf("the queue is %s", order)
-	}
+	p.until(`[...document.querySelectorAll("tbody .n + td")].map((e) => e.textContent).join(" ") === "waiter-0 waiter-1 waiter-2 waiter-3 waiter-4"`)
 	p.until(`[...document.querySelectorAll(".votes-by-node tbody tr")].filter((r) => r.textContent.includes("billing")).length === 3`)
 	p.picture("lock", 1280, 900, false)
+	p.until(isLive) // it hears events
 	wait(t, w.locker("late"), "orders.42", "", 6)
 	p.until(`[...document.querySelectorAll(".history li")].some((e) => e.textContent.includes("late waits"))`)
 	if err := lock.Unlock(t.Context()); err != nil {
@@ -267,12 +265,13 @@ func TestEvict(t *testing.T) {
 	w := newWorld(t)
 	lock := hold(t, w.locker("billing"), "orders.42", "monthly run")
 	p := w.open("#/lock/orders.42")
+	p.until(isLive) // it hears events
 	p.until(`document.querySelector(".act .evict:enabled") !== null`)
 	p.key("e")
 	p.has("Evict the holder?")
 	p.key(kb.Escape)
 	p.until(`document.querySelector("dialog") === null`)
-	p.do(chromedp.Click(chromedp.CSS(".act .evict")))
+	p.click(".act .evict")
 	p.has("Evict the holder?")
 	p.key(kb.Enter) // without a reason
 	if lock.Context().Err() != nil {
@@ -327,8 +326,9 @@ func TestEvictForbidden(t *testing.T) {
 	p.picture("forbidden", 1280, 800, false)
 }
 
-// With credentials of requests, the page asks for them, and holds them in its memory alone.
-func TestSignIn(t *testing.T) {
+// newWorldOfUsers has no gateway yet.
+func newWorldOfUsers(t *testing.T) *world {
+	t.Helper()
 	w := newWorldOf(t, func(c *embedded.Config) {
 		c.ConnOptions = []nats.Option{nats.UserInfo("all", "x")}
 		c.Options = func(o *server.Options) {
@@ -336,13 +336,22 @@ func TestSignIn(t *testing.T) {
 		}
 	})
 	w.user = nats.UserInfo("all", "x")
-	hold(t, w.locker("billing"), "orders.42", "")
+	return w
+}
+
+// asEach lets a gateway act as the user whose credentials a request has.
+func (w *world) asEach(cfg *gateway.Config) {
 	url := w.cluster.Servers()[0].ClientURL()
-	w.serve(func(cfg *gateway.Config) {
-		cfg.Connect = func(_ context.Context, c gateway.Credentials) (*nats.Conn, error) {
-			return nats.Connect(url, c.Options()...)
-		}
-	})
+	cfg.Connect = func(_ context.Context, c gateway.Credentials) (*nats.Conn, error) {
+		return nats.Connect(url, append(c.Options(), nats.Timeout(patience))...)
+	}
+}
+
+// With credentials of requests, the page asks for them, and holds them in its memory alone.
+func TestSignIn(t *testing.T) {
+	w := newWorldOfUsers(t)
+	hold(t, w.locker("billing"), "orders.42", "")
+	w.serve(w.asEach)
 	p := w.open("", "401")
 	p.has("Sign in")
 	p.picture("sign-in", 1280, 800, false)
@@ -404,7 +413,7 @@ func TestGroups(t *testing.T) {
 	p.has("10.0.0.9:8080")
 	p.key("1")
 	p.until(`[...document.querySelectorAll(".chips button")].length === 5`)
-	p.do(chromedp.Click(chromedp.CSS(".chips button:nth-child(3)")))
+	p.click(".chips button:nth-child(3)")
 	p.until(`[...document.querySelectorAll(".all .row")].every((r) => r.textContent.includes("permit") || r.textContent.includes("semaphore"))`)
 }
 

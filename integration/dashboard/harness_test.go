@@ -23,6 +23,7 @@ import (
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/embedded"
 	"github.com/qlock/qlock/gateway"
+	"github.com/qlock/qlock/internal/loopback"
 )
 
 var pictures = flag.String("dashboard.pictures", "", "directory for pictures of the pages")
@@ -51,6 +52,7 @@ type world struct {
 	cluster *embedded.Cluster
 	gateway *gateway.Gateway
 	server  *http.Server
+	port    *loopback.Port // kept while no gateway serves
 	addr    string
 	user    nats.Option // as which connect connects
 }
@@ -77,14 +79,19 @@ func newWorldOn(t *testing.T, servers int, change func(*embedded.Config)) *world
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cluster.Close() })
-	return &world{t: t, cluster: cluster, addr: "127.0.0.1:0", user: func(*nats.Options) error { return nil }}
+	port, err := loopback.Reserve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = port.Close() })
+	return &world{t: t, cluster: cluster, port: port, addr: fmt.Sprintf("127.0.0.1:%d", port.Number), user: func(*nats.Options) error { return nil }}
 }
 
 // connect connects to the first two servers: tests stop the third.
 func (w *world) connect() *nats.Conn {
 	w.t.Helper()
 	servers := w.cluster.Servers()
-	nc, err := nats.Connect(servers[0].ClientURL()+","+servers[min(1, len(servers)-1)].ClientURL(), nats.MaxReconnects(-1), w.user)
+	nc, err := nats.Connect(servers[0].ClientURL()+","+servers[min(1, len(servers)-1)].ClientURL(), nats.MaxReconnects(-1), nats.Timeout(patience), w.user)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -95,7 +102,9 @@ func (w *world) connect() *nats.Conn {
 // locker has a long lease: the browser may keep a small machine busy.
 func (w *world) locker(name string, opts ...qlock.Option) *qlock.Locker {
 	w.t.Helper()
-	l, err := qlock.New(w.t.Context(), w.connect(), append([]qlock.Option{qlock.WithName(name), qlock.WithLease(qlock.DefaultMaxLease)}, opts...)...)
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	defer cancel()
+	l, err := qlock.New(ctx, w.connect(), append([]qlock.Option{qlock.WithName(name), qlock.WithLease(qlock.DefaultMaxLease)}, opts...)...)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -118,8 +127,8 @@ func (w *world) serve(change ...func(*gateway.Config)) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.addr, w.gateway, w.server = l.Addr().String(), g, gateway.NewServer(g)
-	server := w.server
+	server := gateway.NewServer(g)
+	w.addr, w.gateway, w.server = l.Addr().String(), g, server
 	go func() {
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			w.t.Errorf("serve: %v", err)
@@ -154,8 +163,18 @@ type page struct {
 // page loads.
 func (w *world) open(hash string, tolerated ...string) *page {
 	w.t.Helper()
+	dir, err := os.MkdirTemp("", "qlock-browser-")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() {
+		// Processes of the browser may still write there when it has ended.
+		for end := time.Now().Add(patience); os.RemoveAll(dir) != nil && time.Now().Before(end); {
+			time.Sleep(50 * time.Millisecond)
+		}
+	})
 	opts := append(chromedp.DefaultExecAllocatorOptions[:],
-		chromedp.ExecPath(browserPath(w.t)), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.UserDataDir(w.t.TempDir()),
+		chromedp.ExecPath(browserPath(w.t)), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.UserDataDir(dir),
 		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true), chromedp.WindowSize(1280, 800), chromedp.WSURLReadTimeout(patience))
 	alloc, cancelAlloc := chromedp.NewExecAllocator(context.Background(), opts...)
 	ctx, cancel := chromedp.NewContext(alloc)
@@ -180,12 +199,16 @@ func (w *world) open(hash string, tolerated ...string) *page {
 	return p
 }
 
+// tooSlow is what the browser says of an answer that nodes or NATS were too late for, as they may
+// be on a busy machine. The page asks again.
+const tooSlow = "the server responded with a status of 503"
+
 func (p *page) hear(m chromedp.ConsoleMessage) {
 	if m.Type != "error" && !m.IsException() {
 		return
 	}
 	text := m.Text + " " + m.URL
-	for _, ok := range p.tolerated {
+	for _, ok := range append([]string{tooSlow}, p.tolerated...) {
 		if strings.Contains(text, ok) {
 			return
 		}
@@ -238,6 +261,20 @@ func (p *page) has(text string) {
 func (p *page) number(expression string) int {
 	p.t.Helper()
 	return run(p, chromedp.Evaluate[int](expression))
+}
+
+// click clicks on an element when it is there and nothing covers it. The page looks and clicks in
+// one step: what comes in between could move the element away from under the mouse.
+func (p *page) click(selector string) {
+	p.t.Helper()
+	p.until(fmt.Sprintf(`(() => {
+		const e = document.querySelector(%q);
+		e.scrollIntoView({ block: "nearest" });
+		const box = e.getBoundingClientRect();
+		if (!e.contains(document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2))) return false;
+		e.click();
+		return true;
+	})()`, selector))
 }
 
 // filter types into the filter.

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
 	"github.com/nats-io/nats-server/v2/server"
@@ -21,7 +22,7 @@ func newStoreWorld(t *testing.T) (*world, jetstream.JetStream) {
 		c.Options = func(o *server.Options) { o.JetStream, o.StoreDir, o.Cluster = true, dir, server.ClusterOpts{} }
 	})
 	w.serve()
-	js, err := jetstream.New(w.connect())
+	js, err := jetstream.New(w.connect(), jetstream.WithDefaultTimeout(patience))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,20 +32,25 @@ func newStoreWorld(t *testing.T) (*world, jetstream.JetStream) {
 // put writes a key through the gateway, under a lease if one is given.
 func (w *world) put(bucket, key, value, lease string) {
 	w.t.Helper()
-	r, err := http.NewRequestWithContext(w.t.Context(), http.MethodPut, "http://"+w.addr+"/v1/stores/"+bucket+"/keys/"+key, strings.NewReader(value))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	if lease != "" {
-		r.Header.Set("Qlock-Lease", lease)
-	}
-	a, err := http.DefaultClient.Do(r)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	_ = a.Body.Close()
-	if a.StatusCode != http.StatusOK {
-		w.t.Fatalf("put %s: %s", key, a.Status)
+	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		r, err := http.NewRequestWithContext(w.t.Context(), http.MethodPut, "http://"+w.addr+"/v1/stores/"+bucket+"/keys/"+key, strings.NewReader(value))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if lease != "" {
+			r.Header.Set("Qlock-Lease", lease)
+		}
+		a, err := http.DefaultClient.Do(r)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		_ = a.Body.Close()
+		switch {
+		case a.StatusCode == http.StatusOK:
+			return
+		case a.StatusCode < 503 || time.Now().After(end): // else JetStream was late
+			w.t.Fatalf("put %s: %s", key, a.Status)
+		}
 	}
 }
 
@@ -54,7 +60,7 @@ func TestStores(t *testing.T) {
 	memory := func(name string) jetstream.KeyValueConfig {
 		return jetstream.KeyValueConfig{Bucket: name, Storage: jetstream.MemoryStorage}
 	}
-	s, err := store.Create(t.Context(), js, memory("orders"), store.WithClient("billing"))
+	s, err := store.Create(t.Context(), js, memory("orders"), store.WithClient("billing"), store.WithTimeout(patience), store.WithAnswerTimeout(patience))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +80,7 @@ func TestStores(t *testing.T) {
 	p.has("qlock store prepare plain")
 	p.until(isLive)
 	p.picture("stores", 1280, 800, false)
-	p.do(chromedp.Click(chromedp.CSS(".stores td a")))
+	p.click(".stores td a")
 	p.has("order.42")
 	p.has("orders.42") // its lock
 	p.until(`document.querySelector(".stores table tbody").innerText.match(/billing/g).length === 2`)
