@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -363,6 +364,50 @@ func TestSignIn(t *testing.T) {
 	if n := p.number(`localStorage.length + sessionStorage.length + document.cookie.length`); n != 0 {
 		t.Error("the page stores something")
 	}
+}
+
+// The answer to a request that was sent before somebody signed in may come afterwards. The page does
+// not take it for a refusal of those credentials.
+func TestLateRefusals(t *testing.T) {
+	for _, late := range []string{"/v1/nodes", "/v1/locks"} {
+		t.Run(late, func(t *testing.T) { lateRefusal(t, late) })
+	}
+}
+
+func lateRefusal(t *testing.T, late string) {
+	w := newWorldOfUsers(t)
+	hold(t, w.locker("billing"), "orders.42", "")
+	accepted, again := make(chan struct{}), make(chan struct{})
+	accept, ask := sync.OnceFunc(func() { close(accepted) }), sync.OnceFunc(func() { close(again) })
+	w.front = func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			switch signedIn := r.Header.Get("Authorization") != ""; {
+			case r.URL.Path != "/v1/nodes" && r.URL.Path != "/v1/locks":
+			case r.URL.Path != late && signedIn:
+				defer accept()
+			case r.URL.Path == late && signedIn:
+				ask() // so the page has the late answer
+			case r.URL.Path == late:
+				select {
+				case <-accepted:
+				case <-r.Context().Done():
+				}
+			}
+			next.ServeHTTP(rw, r)
+		})
+	}
+	w.serve(w.asEach)
+	p := w.open("", "401")
+	p.has("Sign in")
+	p.do(chromedp.SendKeys(chromedp.CSS("input[name=user]"), "eve"), chromedp.SendKeys(chromedp.CSS("input[name=password]"), "sécret"+kb.Enter))
+	select {
+	case <-again:
+	case <-time.After(patience):
+		t.Fatalf("the page does not ask for %s again", late)
+	}
+	p.has("orders.42")
+	p.has("3 of 3 vote")
+	p.until(isLive)
 }
 
 // What recipes make of locks is shown as what it is.

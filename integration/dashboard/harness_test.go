@@ -54,7 +54,8 @@ type world struct {
 	server  *http.Server
 	port    *loopback.Port // kept while no gateway serves
 	addr    string
-	user    nats.Option // as which connect connects
+	user    nats.Option                     // as which connect connects
+	front   func(http.Handler) http.Handler // stands before the next gateway; nil: nothing does
 }
 
 func newWorld(t *testing.T) *world {
@@ -128,6 +129,9 @@ func (w *world) serve(change ...func(*gateway.Config)) {
 		w.t.Fatal(err)
 	}
 	server := gateway.NewServer(g)
+	if w.front != nil {
+		server.Handler = w.front(server.Handler)
+	}
 	w.addr, w.gateway, w.server = l.Addr().String(), g, server
 	go func() {
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {

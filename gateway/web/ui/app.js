@@ -3,7 +3,7 @@
 import { Component, h, render } from "./vendor/preact.js";
 import htm from "./vendor/htm.js";
 import { storePages } from "./stores.js";
-import { ask, readEvents, Refused, signIn, sleep } from "./net.js";
+import { ask, readEvents, Refused, signedIn, signIn, sleep } from "./net.js";
 import { clock, kindOf, kinds, nameOf, number, several, shortID, shown, span, useText } from "./text.js";
 
 const html = htm.bind(h);
@@ -64,13 +64,15 @@ function look(change) {
   draw();
 }
 
-function failed(what, { status, text }) {
+function failed(what, { status, text, sent }) {
+  // Late word of credentials that others have replaced says nothing of those.
+  if (status === 401 && sent !== signedIn()) return;
   state.failed[what] = { status, text };
   if (status === 401) state.signIn ??= { text };
   draw();
 }
 
-const fault = (error) => ({ status: error instanceof Refused ? error.status : 0, text: error.message });
+const fault = (error) => ({ status: error instanceof Refused ? error.status : 0, text: error.message, sent: error.sent });
 
 // again ends the pauses of all that follows the gateway: for other credentials, and when the
 // page comes back to the front.

@@ -153,7 +153,7 @@ async function follow() {
     } catch (error) {
       etag = null;
       const status = error instanceof Refused ? error.status : 0;
-      postMessage({ failed: { status, kind: error.problem?.type ?? "", text: error.message } });
+      postMessage({ failed: { status, text: error.message, sent: error.sent } });
       pause = status === 401 ? 2 ** 30 : status === 403 ? 15000 : 1500;
     }
     await sleep(pause, wake.signal);

@@ -1,13 +1,18 @@
 // Requests to the gateway that served this page. Credentials are kept in memory, and are not
 // the browser's own, which it would send for pages of others too.
 let authorization = null;
-export const signIn = (header) => (authorization = header);
+let times = 0; // that somebody has signed in
+export const signIn = (header) => ((authorization = header), times++);
+/** Tells one user's time at this page from another's. The page and its worker count alike. */
+export const signedIn = () => times;
 
 export class Refused extends Error {
-  constructor(status, problem) {
+  /** sent is signedIn() of when the request was sent. */
+  constructor(status, problem, sent) {
     super(problem?.detail || problem?.title || "status " + status);
     this.status = status;
     this.problem = problem ?? {};
+    this.sent = sent;
   }
 }
 
@@ -25,24 +30,25 @@ function send(path, options, signal) {
   return fetch(path, { ...options, headers, signal, credentials: "omit", cache: "no-store", redirect: "error" });
 }
 
-async function refusal(answer) {
+async function refusal(answer, sent) {
   let problem = null;
   try {
     problem = await answer.json();
   } catch {
     // something between the gateway and this page answered
   }
-  return new Refused(answer.status, problem);
+  return new Refused(answer.status, problem, sent);
 }
 
 /** Sends a request and reads its answer. It throws Refused if the gateway says no. */
 export async function ask(path, options = {}, timeout = 15000) {
   const stop = new AbortController();
   const timer = setTimeout(() => stop.abort(), timeout);
+  const sent = times;
   try {
     const answer = await send(path, options, stop.signal);
     if (answer.status === 304) return { status: 304 };
-    if (!answer.ok) throw await refusal(answer);
+    if (!answer.ok) throw await refusal(answer, sent);
     return { status: answer.status, etag: answer.headers.get("ETag"), body: await answer.json() };
   } catch (error) {
     if (stop.signal.aborted) throw new Error("the gateway did not answer within " + timeout / 1000 + " s");
@@ -63,11 +69,12 @@ export async function readEvents(path, last, signal, heard) {
   const abort = () => stop.abort();
   signal.addEventListener("abort", abort, { once: true });
   let timer = setTimeout(abort, 15000);
+  const sent = times;
   try {
     const headers = { Accept: "text/event-stream" };
     if (last) headers["Last-Event-ID"] = last;
     const answer = await send(path, { headers }, stop.signal);
-    if (!answer.ok) throw await refusal(answer);
+    if (!answer.ok) throw await refusal(answer, sent);
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
     for (;;) {
