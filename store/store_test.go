@@ -393,8 +393,19 @@ func TestFencesOutliveTheAgeLimit(t *testing.T) {
 func TestTTL(t *testing.T) {
 	s := newStore(t, newJS(t, connect(t, startServer(t).ClientURL())), jetstream.KeyValueConfig{})
 	v := s.With(lock(t, "l", 1))
-	must(v.Put(t.Context(), "k", []byte("v"), TTL(3*time.Second)))(t)
-	wantValue(t, v, "k", "v")
+	const life = 3 * time.Second
+	eventually(t, "the value is read in its time", func() bool {
+		start := time.Now()
+		must(v.Put(t.Context(), "k", []byte("v"), TTL(life)))(t)
+		e, err := v.Get(t.Context(), "k")
+		if errors.Is(err, jetstream.ErrKeyNotFound) && time.Since(start) >= life {
+			return false
+		}
+		if err != nil || string(e.Value()) != "v" {
+			t.Fatalf("%+v, %v", e, err)
+		}
+		return true
+	})
 	_, err := v.Put(t.Context(), "k", nil, TTL(time.Millisecond))
 	wantIs(t, err, ErrInvalid)
 	eventually(t, "the value expires", func() bool {
