@@ -9,14 +9,25 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/qlock/qlock/internal/loopback"
 )
 
 // A server that restarts loses a bucket in memory, with its fences. A former holder's write is
 // refused by the bucket that is made after that.
 func TestRestartWithABucketInMemory(t *testing.T) {
 	dir := t.TempDir()
-	start := func(port int) *server.Server {
-		srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: port, NoLog: true, NoSigs: true, JetStream: true, StoreDir: dir})
+	port, err := loopback.Reserve() // nobody gets it while the server is down
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = port.Close() })
+	number := port.Number
+	if number == 0 {
+		number = -1
+	}
+	start := func() *server.Server {
+		srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: number, NoLog: true, NoSigs: true, JetStream: true, StoreDir: dir})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -27,14 +38,14 @@ func TestRestartWithABucketInMemory(t *testing.T) {
 		}
 		return srv
 	}
-	srv := start(-1)
+	srv := start()
 	js := newJS(t, connect(t, srv.ClientURL()))
 	former := newStore(t, js, inMemory("mem")).With(lock(t, "L", 5))
 	mustPut(t, former, "k", "A")
-	port := srv.Addr().(*net.TCPAddr).Port
+	number = srv.Addr().(*net.TCPAddr).Port
 	srv.Shutdown()
 	srv.WaitForShutdown()
-	srv = start(port)
+	srv = start()
 	next := newStore(t, newJS(t, connect(t, srv.ClientURL())), inMemory("mem")).With(lock(t, "L", 6))
 	mustPut(t, next, "k", "B")
 	eventually(t, "the former holder is connected", js.Conn().IsConnected)
