@@ -24,10 +24,12 @@ import (
 // the fence of the token that it names, and each number is the one before and one more.
 func audit(t *testing.T, s *Store, js jetstream.JetStream) {
 	t.Helper()
-	stream := must(js.Stream(t.Context(), s.stream()))(t)
-	last := must(stream.Info(t.Context()))(t).State.LastSeq
-	cons := must(js.OrderedConsumer(t.Context(), s.stream(), jetstream.OrderedConsumerConfig{}))(t)
-	msgs := must(cons.Messages())(t)
+	stream := soon(t, func() (jetstream.Stream, error) { return js.Stream(t.Context(), s.stream()) })
+	last := soon(t, func() (*jetstream.StreamInfo, error) { return stream.Info(t.Context()) }).State.LastSeq
+	cons := soon(t, func() (jetstream.Consumer, error) {
+		return js.OrderedConsumer(t.Context(), s.stream(), jetstream.OrderedConsumerConfig{})
+	})
+	msgs := soon(t, func() (jetstream.MessagesContext, error) { return cons.Messages() })
 	defer msgs.Stop()
 	var token uint64
 	numbers := map[string]int{}
@@ -64,9 +66,20 @@ func audit(t *testing.T, s *Store, js jetstream.JetStream) {
 // keepAll lets an audit see every message.
 func keepAll(t *testing.T, s *Store, js jetstream.JetStream) {
 	t.Helper()
-	c := must(config(t.Context(), js, s.Bucket()))(t)
-	c.MaxMsgsPerSubject = 1 << 30
-	must(js.UpdateStream(t.Context(), c))(t)
+	change(t, s, js, func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 1 << 30 })
+}
+
+// change changes the configuration of a bucket.
+func change(t *testing.T, s *Store, js jetstream.JetStream, f func(c *jetstream.StreamConfig)) {
+	t.Helper()
+	soon(t, func() (jetstream.Stream, error) {
+		c, err := config(t.Context(), js, s.Bucket())
+		if err != nil {
+			return nil, err
+		}
+		f(&c)
+		return js.UpdateStream(t.Context(), c)
+	})
 }
 
 // next is the number after that of an entry, as a value of a token.
@@ -206,7 +219,7 @@ func TestRivalsOnReplicas(t *testing.T) {
 		wg.Wait()
 	})
 	t.Run("transactions", func(t *testing.T) {
-		s := newStore(t, js, jetstream.KeyValueConfig{Replicas: 3, Storage: jetstream.MemoryStorage}, WithAnswerTimeout(300*time.Millisecond), WithTimeout(30*time.Second))
+		s := newStore(t, js, jetstream.KeyValueConfig{Replicas: 3, Storage: jetstream.MemoryStorage}, WithAnswerTimeout(300*time.Millisecond))
 		for name, d := range map[string]doer{"lock": s.With(lock(t, "l", 1)), "none": s} {
 			var wg sync.WaitGroup
 			for range 4 {
@@ -234,7 +247,7 @@ func TestRivalsOnReplicas(t *testing.T) {
 
 // A view stands on the locks of a cluster of nodes. Locks and data may be of different servers.
 func TestUnderALocker(t *testing.T) {
-	c := qlocktest.StartCluster(t, 1)
+	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(time.Minute)) // which a slow machine keeps
 	nc := connect(t, startServer(t).ClientURL())
 	s := newStore(t, newJS(t, nc), jetstream.KeyValueConfig{Storage: jetstream.MemoryStorage})
 	l := c.Locker(t)
@@ -302,7 +315,8 @@ func TestUnderALocker(t *testing.T) {
 // The tokens of two clusters cannot be compared. A lock of another cluster than the store's is
 // refused, before anything is sent.
 func TestLockOfAnotherCluster(t *testing.T) {
-	here, there := qlocktest.StartCluster(t, 1), qlocktest.StartCluster(t, 1, qlocktest.WithName("there"))
+	here := qlocktest.StartCluster(t, 1, qlocktest.WithLease(time.Minute))
+	there := qlocktest.StartCluster(t, 1, qlocktest.WithLease(time.Minute), qlocktest.WithName("there"))
 	nc := connect(t, startServer(t).ClientURL())
 	s := newStore(t, newJS(t, nc), jetstream.KeyValueConfig{Storage: jetstream.MemoryStorage})
 	w := fake(s)

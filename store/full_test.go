@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -27,7 +26,7 @@ func TestFullBucket(t *testing.T) {
 					nc = three
 				}
 				js := newJS(t, nc)
-				s := newStore(t, js, jetstream.KeyValueConfig{Storage: storage, Replicas: replicas, MaxBytes: 200_000}, WithTimeout(30*time.Second))
+				s := newStore(t, js, jetstream.KeyValueConfig{Storage: storage, Replicas: replicas, MaxBytes: 200_000})
 				v := s.With(lock(t, "l", 1))
 				must(v.Put(t.Context(), "large", make([]byte, 3000)))(t)
 				// Each transaction writes keys of its own and a counter, in messages of any size.
@@ -112,10 +111,14 @@ func TestFullBucket(t *testing.T) {
 					wg.Wait()
 				}
 				// Down to the last byte.
-				for i := 0; ; i++ {
-					if _, err := s.KeyValue().Put(t.Context(), fmt.Sprint(i), nil); err != nil {
-						break
-					}
+				for i, full := 0, error(nil); full == nil; i++ {
+					full = soon(t, func() (error, error) {
+						_, err := s.KeyValue().Put(t.Context(), fmt.Sprint(i), nil)
+						if api := (*jetstream.APIError)(nil); errors.As(err, &api) && api.ErrorCode == codeStoreFailed {
+							return err, nil
+						}
+						return nil, err // that of a write without an answer says nothing of room
+					})
 				}
 				// Nobody new can take the lock, and the holder can not even delete where there are
 				// replicas. With one there is room for what takes the place of its predecessor.
@@ -134,10 +137,7 @@ func TestFullBucket(t *testing.T) {
 					wantIs(t, err, ErrFull)
 				}
 
-				stream := must(js.Stream(t.Context(), s.stream()))(t)
-				cfg := stream.CachedInfo().Config
-				cfg.MaxBytes = 2_000_000
-				must(js.UpdateStream(t.Context(), cfg))(t)
+				change(t, s, js, func(c *jetstream.StreamConfig) { c.MaxBytes = 2_000_000 })
 				eventually(t, "there is room", func() bool {
 					_, err := v.Put(t.Context(), "room", nil)
 					if err != nil && !errors.Is(err, ErrFull) {
@@ -209,9 +209,7 @@ func TestLimitIsChanged(t *testing.T) {
 	js := newJS(t, nc)
 	limit := func(s *Store, most int32) {
 		t.Helper()
-		c := must(js.Stream(t.Context(), s.stream()))(t).CachedInfo().Config
-		c.MaxMsgSize = most
-		must(js.UpdateStream(t.Context(), c))(t)
+		change(t, s, js, func(c *jetstream.StreamConfig) { c.MaxMsgSize = most })
 	}
 	value := make([]byte, 1000)
 	calls := func(s *Store, v *View) map[string]func() error {
@@ -237,7 +235,7 @@ func TestLimitIsChanged(t *testing.T) {
 		}
 	}
 	for _, what := range []string{"View.Do", "the last", "View.Put", "a group", "Store.Do", "no lock, the last"} {
-		s := newStore(t, js, jetstream.KeyValueConfig{Storage: jetstream.MemoryStorage}, WithAnswerTimeout(50*time.Millisecond), WithTimeout(time.Minute))
+		s := newStore(t, js, jetstream.KeyValueConfig{Storage: jetstream.MemoryStorage})
 		v := s.With(lock(t, "l", 1))
 		mustPut(t, v, "k", "old")
 		limit(s, smallest)

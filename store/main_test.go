@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,9 +18,16 @@ import (
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if err := goleak.Find(); code == 0 && err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
+	if code == 0 {
+		// Goroutines of a client that is closed, or of a server, may end late.
+		err := goleak.Find()
+		for end := time.Now().Add(20 * time.Second); err != nil && time.Now().Before(end); {
+			err = goleak.Find()
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
 	}
 	os.Exit(code)
 }
@@ -43,7 +51,7 @@ func startServer(t testing.TB) *server.Server {
 
 func connect(t testing.TB, url string, opts ...nats.Option) *nats.Conn {
 	t.Helper()
-	nc, err := nats.Connect(url, append([]nats.Option{nats.MaxReconnects(-1), nats.ReconnectWait(50 * time.Millisecond)}, opts...)...)
+	nc, err := nats.Connect(url, append([]nats.Option{nats.Timeout(patience), nats.MaxReconnects(-1), nats.ReconnectWait(50 * time.Millisecond)}, opts...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,9 +119,24 @@ func eventually(t testing.TB, what string, f func() bool) {
 	}
 }
 
+// soon calls f until it succeeds: a cluster that is new, or without a leader for a moment, refuses or
+// does not answer.
+func soon[T any](t testing.TB, f func() (T, error)) T {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		v, err := f()
+		if err == nil {
+			return v
+		}
+		if time.Now().After(end) {
+			t.Fatalf("not within %v: %v", patience, err)
+		}
+	}
+}
+
 func newJS(t testing.TB, nc *nats.Conn) jetstream.JetStream {
 	t.Helper()
-	js, err := jetstream.New(nc)
+	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(patience/4))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,32 +145,26 @@ func newJS(t testing.TB, nc *nats.Conn) jetstream.JetStream {
 
 var buckets atomic.Int64
 
+// patient has what a Store does without options of its own. A loaded machine may take longer for an
+// answer than people wait; and what is done about an answer that does not come is the matter of
+// tests that lose it.
+var patient = []Option{WithTimeout(patience), WithAnswerTimeout(patience / 4)}
+
 // newStore makes a bucket of its own.
 func newStore(t testing.TB, js jetstream.JetStream, cfg jetstream.KeyValueConfig, opts ...Option) *Store {
 	t.Helper()
 	if cfg.Bucket == "" {
 		cfg.Bucket = fmt.Sprintf("b%d", buckets.Add(1))
 	}
-	var s *Store
-	var err error
-	for range 50 { // a new cluster refuses for a moment
-		if s, err = Create(t.Context(), js, cfg, opts...); err == nil {
-			return s
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	t.Fatal(err)
-	return nil
+	return soon(t, func() (*Store, error) { return Create(t.Context(), js, cfg, slices.Concat(patient, opts)...) })
 }
 
 // reopen is the same bucket, as another process has it.
 func reopen(t testing.TB, s *Store, nc *nats.Conn, opts ...Option) *Store {
 	t.Helper()
-	other, err := Open(t.Context(), newJS(t, nc), s.Bucket(), opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return other
+	return soon(t, func() (*Store, error) {
+		return Open(t.Context(), newJS(t, nc), s.Bucket(), slices.Concat(patient, opts)...)
+	})
 }
 
 // testLock is a lock without nodes.

@@ -111,7 +111,7 @@ func TestNoJetStream(t *testing.T) {
 // the server drops its message, and with it the batch.
 func TestForbiddenPut(t *testing.T) {
 	nc := permitted(t, server.Permissions{Publish: &server.SubjectPermission{Deny: []string{"$KV.b.bad.>"}}})
-	s := newStore(t, newJS(t, nc), jetstream.KeyValueConfig{Bucket: "b", Storage: jetstream.MemoryStorage}, WithAnswerTimeout(200*time.Millisecond), WithTimeout(30*time.Second))
+	s := newStore(t, newJS(t, nc), jetstream.KeyValueConfig{Bucket: "b", Storage: jetstream.MemoryStorage}, WithAnswerTimeout(200*time.Millisecond))
 	s.grouped = true
 	v := s.With(lock(t, "l", 1))
 	denied := func(err error, key string) {

@@ -81,7 +81,7 @@ func (b backup) replace(t *testing.T, srv *server.Server, js jetstream.JetStream
 		left := must(filepath.Glob(filepath.Join(srv.JetStreamConfig().StoreDir, "*", "streams", "*")))(t)
 		return len(left) == 0 && b.restore(js.Conn(), "b") == nil
 	})
-	return must(Open(t.Context(), js, "b", WithTimeout(2*time.Minute)))(t)
+	return must(Open(t.Context(), js, "b", patient...))(t)
 }
 
 // replacing is a way to put another bucket in the place of one.
@@ -95,7 +95,7 @@ type replacing struct {
 
 func replacings() []replacing {
 	create := func(t *testing.T, js jetstream.JetStream, cfg jetstream.KeyValueConfig) *Store {
-		return newStore(t, js, cfg, WithTimeout(2*time.Minute))
+		return newStore(t, js, cfg)
 	}
 	prepare := func(t *testing.T, js jetstream.JetStream, cfg jetstream.KeyValueConfig) *Store {
 		t.Helper()
@@ -103,7 +103,7 @@ func replacings() []replacing {
 		if err := Prepare(t.Context(), js, cfg.Bucket); err != nil {
 			t.Fatal(err)
 		}
-		return must(Open(t.Context(), js, cfg.Bucket, WithTimeout(2*time.Minute)))(t)
+		return must(Open(t.Context(), js, cfg.Bucket, patient...))(t)
 	}
 	return []replacing{
 		{"Create", jetstream.MemoryStorage, create, create, true},

@@ -103,7 +103,7 @@ func TestServerIsAsThePageSays(t *testing.T) {
 func TestServersAreAsThePageSays(t *testing.T) {
 	nc := connect(t, startCluster(t, 3)[0].ClientURL())
 	js := newJS(t, nc)
-	s := newStore(t, js, jetstream.KeyValueConfig{Replicas: 3, Storage: jetstream.MemoryStorage}, WithTimeout(2*time.Minute))
+	s := newStore(t, js, jetstream.KeyValueConfig{Replicas: 3, Storage: jetstream.MemoryStorage})
 	former := s.With(lock(t, "l", 1))
 	mustPut(t, former, "k", "1")
 	old, _ := former.c.state()
@@ -159,7 +159,7 @@ func TestServersAreAsThePageSays(t *testing.T) {
 	wantValue(t, s.With(lock(t, "l", 2)), "k", "2")
 
 	// A former holder that writes without a pause does not keep the next one from the fence.
-	flood := reopen(t, s, nc, WithTimeout(2*time.Minute))
+	flood := reopen(t, s, nc)
 	flood.grouped = false
 	v := flood.With(lock(t, "l", 3))
 	mustPut(t, v, "k", "3")

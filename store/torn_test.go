@@ -5,7 +5,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
@@ -29,7 +28,7 @@ func TestSnapshotsAreNotTorn(t *testing.T) {
 
 func notTorn(t *testing.T, servers []*server.Server, storage jetstream.StorageType, writes int) {
 	nc := connect(t, servers[0].ClientURL())
-	s := newStore(t, newJS(t, nc), jetstream.KeyValueConfig{Replicas: len(servers), Storage: storage}, WithTimeout(time.Minute))
+	s := newStore(t, newJS(t, nc), jetstream.KeyValueConfig{Replicas: len(servers), Storage: storage}, WithAnswerTimeout(DefaultAnswerTimeout))
 	keys := []string{"a", "b", "c"}
 	v := s.With(lock(t, "w", 1))
 	write := func(i int) {
@@ -40,7 +39,7 @@ func notTorn(t *testing.T, servers []*server.Server, storage jetstream.StorageTy
 	var wg sync.WaitGroup
 	var over atomic.Bool
 	for n, srv := range servers {
-		own := reopen(t, s, connect(t, srv.ClientURL()), WithTimeout(time.Minute))
+		own := reopen(t, s, connect(t, srv.ClientURL()), WithAnswerTimeout(DefaultAnswerTimeout))
 		r := own.With(rlock(t, fmt.Sprint("r", n), 1))
 		wg.Go(func() {
 			for i := 0; !over.Load(); i++ {
