@@ -241,7 +241,7 @@ func TestHTTP2(t *testing.T) {
 		t.Fatal(events.Status)
 	}
 	path := "/v1/leases/" + uuid.NewString()
-	if a := do("PUT", path, `{"name":"x"}`); a.StatusCode != 201 {
+	if a := do("PUT", path, `{"name":"x","lease":"28s"}`); a.StatusCode != 201 {
 		t.Error(a.Status)
 	}
 	waits := do("POST", "/v1/locks/x", `{"wait":"1m"}`, "Prefer", "wait=2")

@@ -281,7 +281,7 @@ func TestSlowBody(t *testing.T) {
 	}
 
 	// A poll goes on for longer than a body may take.
-	hold := ask(t, g, "POST", "/v1/locks/x", "").want(t, 201, "")
+	hold := ask(t, g, "POST", "/v1/locks/x", `{"lease":"28s"}`).want(t, 201, "")
 	wait := func(ctx context.Context, header string) (int, error) {
 		r, err := http.NewRequestWithContext(ctx, "POST", srv.URL+"/v1/locks/x", strings.NewReader(`{"wait":"20s"}`))
 		if err != nil {

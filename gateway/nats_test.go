@@ -85,7 +85,7 @@ func TestNATSDoor(t *testing.T) {
 		}
 		return out
 	}
-	a := ask("acquire", `{"name":"nightly"}`, 201)
+	a := ask("acquire", `{"name":"nightly","lease":"28s"}`, 201)
 	if a.lease.Request != "r1" || a.lease.Token == 0 {
 		t.Errorf("%s", a.body)
 	}
@@ -100,7 +100,7 @@ func TestNATSDoor(t *testing.T) {
 	ask("release", `{"id":"`+a.lease.ID+`"}`, 204)
 	ask("poll", `{"id":"`+a.lease.ID+`"}`, 410)
 	ask("renew", `{"id":"nobody's"}`, 404)
-	ask("acquire", `{"id":"`+id+`","name":"nightly","wait":"1s"}`, 201)
+	ask("acquire", `{"id":"`+id+`","name":"nightly","wait":"1m","lease":"28s"}`, 201)
 	ask("release", `{"name":"nightly"}`, 428)
 	ask("locks", ``, 200)
 	ask("lock", `{"name":"nightly"}`, 200)

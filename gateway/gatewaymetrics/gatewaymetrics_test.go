@@ -1,11 +1,13 @@
 package gatewaymetrics
 
 import (
+	"context"
 	"net/http/httptest"
 	"os"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -19,7 +21,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // What a gateway does is counted, and the page has every metric.
 func TestMetrics(t *testing.T) {
-	c := qlocktest.StartCluster(t, 1)
+	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(30*time.Second)) // of locks that are to be held at the end
 	g, err := gateway.New(t.Context(), gateway.Config{Conn: c.Servers()[0].Conn(), Client: "gateway"})
 	if err != nil {
 		t.Fatal(err)
@@ -28,6 +30,11 @@ func TestMetrics(t *testing.T) {
 	ask := func(method, path string) int {
 		w := httptest.NewRecorder()
 		g.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), method, "http://localhost"+path, nil))
+		if w.Code == 201 { // else Close waits until the lease is over
+			t.Cleanup(func() {
+				g.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(context.Background(), "DELETE", "http://localhost"+w.Header().Get("Location"), nil))
+			})
+		}
 		return w.Code
 	}
 	for path, want := range map[string]int{"/v1/locks/a": 201, "/v1/locks/b": 201, "/v1/nothing": 404} {
