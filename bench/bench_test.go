@@ -205,7 +205,7 @@ func brokenRival() *rival {
 	return &rival{name: "broken", floor: "broken", start: func(context.Context, setup) (service, error) { return broken{}, nil }}
 }
 
-var small = settings{Rounds: 1, Duration: 50 * time.Millisecond, Limit: 20 * time.Second, Waiters: 12, Locks: 40}
+var small = settings{Rounds: 1, Duration: 50 * time.Millisecond, Limit: 2 * time.Minute, Waiters: 12, Locks: 40}
 
 // Every workload detects a lock that does not exclude.
 func TestBrokenMutexIsCaught(t *testing.T) {
