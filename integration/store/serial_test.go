@@ -61,7 +61,8 @@ func TestTransactionsOfAllKindsAreSerializable(t *testing.T) {
 			)
 			for client, own := range []string{"a", "b", "", ""} {
 				_, js := connect(t, urls[client%replicas])
-				mine := open(t, js, s.Bucket())
+				// What has become of a write without an answer may remain unknown.
+				mine := open(t, js, s.Bucket(), store.WithAnswerTimeout(patience/4))
 				wg.Go(func() {
 					for n := range each {
 						write := own
@@ -86,7 +87,7 @@ func TestTransactionsOfAllKindsAreSerializable(t *testing.T) {
 							do = mine.With(lock{own, 1}).Do
 						}
 						call := time.Since(start)
-						ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+						ctx, cancel := context.WithTimeout(context.Background(), patience)
 						res, err := do(ctx, append(todo, store.Put(write, []byte(i.value)))...)
 						cancel()
 						if err != nil {

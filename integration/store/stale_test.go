@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/qlock/qlock"
@@ -23,6 +24,7 @@ type replicated struct {
 	*qlocktest.Cluster
 	js            jetstream.JetStream
 	stores        map[string]*store.Store
+	conns         map[string]*nats.Conn
 	leader, other string // servers: the stream's leader, and one that is not
 }
 
@@ -32,9 +34,10 @@ func replicate(t *testing.T) *replicated {
 	c := qlocktest.StartCluster(t, 3, qlocktest.WithLinks(), qlocktest.WithConfig(func(i int, c *embedded.Config) {
 		c.Options = func(o *server.Options) { o.JetStream, o.StoreDir = true, dirs[i] }
 	}))
-	r := &replicated{Cluster: c, stores: map[string]*store.Store{}}
+	r := &replicated{Cluster: c, stores: map[string]*store.Store{}, conns: map[string]*nats.Conn{}}
 	for _, n := range c.Names() {
-		js, err := jetstream.New(c.ConnectTo(t, n))
+		r.conns[n] = c.ConnectTo(t, n)
+		js, err := jetstream.New(r.conns[n], jetstream.WithDefaultTimeout(patience/4))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -127,7 +130,7 @@ func number(t *testing.T, s *store.Store) int {
 // that of the holder before it, although the lock is exclusive and the write is fenced. A view
 // reads what the holder before it has written.
 func TestStaleReplica(t *testing.T) {
-	nodes := qlocktest.StartCluster(t, 1)
+	nodes := qlocktest.StartCluster(t, 1, qlocktest.WithLease(time.Minute)) // which a slow machine keeps
 	first, second := nodes.Locker(t), nodes.Locker(t)
 	for name, read := range reads {
 		t.Run(name, func(t *testing.T) {
@@ -178,6 +181,10 @@ func TestStaleReplica(t *testing.T) {
 				defer cancel()
 				if e, err := behind.With(lock{"l", 1 << 60}).Get(ctx, "n"); err == nil {
 					t.Errorf("a view has read %q from a replica that is behind", e.Value())
+				}
+				// What it has sent reaches the server while that is cut off, and not later.
+				if err := r.conns[r.other].Flush(); err != nil {
+					t.Fatal(err)
 				}
 				r.Mend(t)
 			}
