@@ -15,8 +15,8 @@ import (
 	"github.com/qlock/qlock/internal/testworld"
 )
 
-// reign is a time in which a candidate led for certain: it saw that its context had not
-// ended after the last of these moments.
+// reign is a time in which a candidate led for certain: after the last of these moments it saw
+// that the lock stood by the lease clock.
 type reign struct {
 	term     uint64
 	from, to time.Duration
@@ -42,10 +42,11 @@ func TestFaults(t *testing.T) {
 		r := testworld.Rand(uint64(1 + i))
 		all.Go(func() {
 			lead := func(leading context.Context) error {
-				from, to := testworld.Hold(leading, began, r)
-				mu.Lock()
-				reigns = append(reigns, reign{qlock.Token(leading), from, to})
-				mu.Unlock()
+				if from, to, ok := testworld.Hold(leading, began, r); ok {
+					mu.Lock()
+					reigns = append(reigns, reign{qlock.Token(leading), from, to})
+					mu.Unlock()
+				}
 				return errNext
 			}
 			err := errNext

@@ -18,7 +18,7 @@ import (
 	"github.com/qlock/qlock/qlocktest"
 )
 
-// span is a membership, from Join's return to the end of its context.
+// span is a time in which a membership stood for certain, by its lease clock.
 type span struct {
 	id, by   string
 	token    uint64
@@ -32,6 +32,7 @@ func TestFaults(t *testing.T) {
 	t.Parallel()
 	const lease = 500 * time.Millisecond
 	c := testworld.StartFaults(t, qlocktest.WithLease(lease))
+	look := testworld.NewSampler(t, time.Millisecond)
 	var mu sync.Mutex // guards history
 	var history []span
 	stop, cancel := context.WithCancel(t.Context())
@@ -61,9 +62,8 @@ func TestFaults(t *testing.T) {
 					}
 					continue
 				}
-				s := span{id: id, by: fmt.Sprint(i), token: m.Token(), from: time.Now()}
-				ended := make(chan struct{})
-				context.AfterFunc(m.Context(), func() { s.to = time.Now(); close(ended) })
+				s := span{id: id, by: fmt.Sprint(i), token: m.Token()}
+				end := look.Begin(m.Context())
 				for range dice.IntN(4) {
 					sleep(m.Context(), time.Duration(dice.IntN(60))*time.Millisecond)
 					ask, done := context.WithTimeout(stop, 300*time.Millisecond)
@@ -72,11 +72,14 @@ func TestFaults(t *testing.T) {
 					}
 					done()
 				}
+				var ok bool
+				s.from, s.to, ok = end()
 				_ = m.Leave(t.Context()) // it may be lost
-				<-ended
-				mu.Lock()
-				history = append(history, s)
-				mu.Unlock()
+				if ok {
+					mu.Lock()
+					history = append(history, s)
+					mu.Unlock()
+				}
 			}
 		})
 		if i < 3 {
@@ -143,13 +146,11 @@ func checkHistory(t *testing.T, history []span) {
 		slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.token, b.token) })
 		for i := 1; i < len(spans); i++ {
 			a, b := spans[i-1], spans[i]
-			// Both clocks are this machine's. The end is noted after it was.
 			if a.token == b.token || b.from.Before(a.from) {
 				t.Errorf("id %s: %+v, then %+v", id, a, b)
 			}
-			// AfterFunc runs in a goroutine of its own, which may start late.
-			if over := a.to.Sub(b.from); over > 50*time.Millisecond {
-				t.Errorf("id %s has two members for %v: %+v and %+v", id, over, a, b)
+			if !a.to.Before(b.from) {
+				t.Errorf("id %s has two members for %v: %+v and %+v", id, a.to.Sub(b.from), a, b)
 			}
 		}
 	}

@@ -193,7 +193,10 @@ func TestElectionHistory(t *testing.T) {
 				}
 				d := deed{kind: "begin", thing: "scheduler", holder: h.next(), token: k.Token()}
 				h.add(i, d, called, h.now())
-				_, last := testworld.Hold(k.Context(), h.start, r)
+				_, last, ok := testworld.Hold(k.Context(), h.start, r)
+				if !ok {
+					last = called // it was lost at some moment since
+				}
 				if err := k.Resign(context.WithoutCancel(ctx)); err != nil && !errors.Is(err, qlock.ErrLost) {
 					t.Error(err)
 				}
@@ -242,12 +245,23 @@ func TestSemaphoreHistory(t *testing.T) {
 					h.add(i, d, called, returned)
 					deeds = append(deeds, d)
 				}
-				_, last := testworld.Hold(p.Context(), h.start, r)
-				if err := p.Release(context.WithoutCancel(ctx)); err != nil && !errors.Is(err, qlock.ErrLost) {
+				_, last, ok := testworld.Hold(p.Context(), h.start, r)
+				if !ok {
+					last = called // the first permit was lost at some moment since
+				}
+				others := called // what Hold looks at is the clock of the first permit
+				now := h.now()
+				switch err := p.Release(context.WithoutCancel(ctx)); {
+				case err == nil: // all were held until now
+					last, others = now, now
+				case !errors.Is(err, qlock.ErrLost):
 					t.Error(err)
 				}
-				for _, d := range deeds {
+				for n, d := range deeds {
 					d.kind = "end"
+					if n > 0 {
+						last = others
+					}
 					h.add(i, d, last, h.now())
 				}
 			}
@@ -265,7 +279,7 @@ func TestQueueHistory(t *testing.T) {
 	c := testworld.StartFaults(t, qlocktest.WithLease(lease))
 	url := testworld.StartJetStream(t, 1)[0]
 	open := func() *queue.Queue {
-		nc, err := nats.Connect(url)
+		nc, err := nats.Connect(url, nats.Timeout(patience))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -289,9 +303,11 @@ func TestQueueHistory(t *testing.T) {
 		all.Go(func() {
 			err := q.Work(ctx, l, func(ctx context.Context, it *queue.Item) (err error) {
 				d := deed{kind: "begin", thing: it.Key, holder: h.next(), item: it.Seq, token: qlock.Token(ctx)}
-				began := h.now()
+				began, last, ok := testworld.Hold(ctx, h.start, r)
+				if !ok {
+					return errors.New("the lock was lost before the handler ran")
+				}
 				h.add(i, d, began, began)
-				_, last := testworld.Hold(ctx, h.start, r)
 				d.kind, d.ok = "end", ctx.Err() == nil && r.IntN(5) > 0
 				h.add(i, d, last, h.now())
 				if !d.ok {
@@ -308,7 +324,7 @@ func TestQueueHistory(t *testing.T) {
 	all.Go(func() {
 		for range items {
 			key, called := fmt.Sprint(r.IntN(4)), h.now()
-			receipt, err := q.Enqueue(t.Context(), key, nil)
+			receipt, err := q.Enqueue(testworld.Within(t, patience), key, nil)
 			if err != nil {
 				t.Error(err)
 				return

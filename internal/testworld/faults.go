@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/qlocktest"
 )
 
@@ -59,7 +60,7 @@ func (f *Faults) Client(t testing.TB) *nats.Conn {
 func (f *Faults) RoundsFor(t testing.TB, enough func() bool) {
 	t.Helper()
 	f.Rounds(t)
-	for end := time.Now().Add(time.Minute); !enough(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); !enough(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Error("too little was done for a test")
 			return
@@ -99,28 +100,28 @@ func (f *Faults) Rounds(t testing.TB) {
 func upTo(r *rand.Rand, d time.Duration) time.Duration { return time.Duration(r.Int64N(int64(d))) }
 
 // Hold holds what ctx stands for, mostly a few milliseconds, and at times until it is lost
-// perhaps. It returns a time, since began, in which it was held for certain: to is the last
-// moment before the context was seen not to have ended.
-func Hold(ctx context.Context, began time.Time, r *rand.Rand) (from, to time.Duration) {
+// perhaps. It returns a time, since began, in which it was held for certain: at its end the lock
+// stood by the lease clock, which qlock.Held reads. The context alone does not tell: after a pause
+// of the process, others may be granted the lock before the end of the context is noticed. ok is
+// false if the lock was lost before Hold could look.
+func Hold(ctx context.Context, began time.Time, r *rand.Rand) (from, to time.Duration, ok bool) {
 	from = time.Since(began)
-	to = from
 	end := time.After(time.Duration(r.IntN(20)) * time.Millisecond)
 	if r.IntN(30) == 0 {
 		end = time.After(1500 * time.Millisecond)
 	}
 	look := time.NewTicker(time.Millisecond)
 	defer look.Stop()
-	for {
-		now := time.Since(began)
-		if ctx.Err() != nil {
-			return from, to
+	for now := from; ; now = time.Since(began) {
+		if qlock.Held(ctx) != nil {
+			return from, to, ok
 		}
-		to = now
+		to, ok = now, true
 		select {
 		case <-ctx.Done():
-			return from, to
+			return from, to, ok
 		case <-end:
-			return from, to
+			return from, to, ok
 		case <-look.C:
 		}
 	}

@@ -35,7 +35,7 @@ func StartJetStream(t testing.TB, n int) (urls []string) {
 		}
 		s.Start()
 		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-		if !s.ReadyForConnections(10 * time.Second) {
+		if !s.ReadyForConnections(2 * time.Minute) {
 			t.Fatal("a server does not start")
 		}
 		all = append(all, s)
@@ -45,9 +45,9 @@ func StartJetStream(t testing.TB, n int) (urls []string) {
 		}
 	}
 	leads := func(s *server.Server) bool { return s.JetStreamIsLeader() && len(s.JetStreamClusterPeers()) == n }
-	for end := time.Now().Add(time.Minute); n > 1 && !slices.ContainsFunc(all, leads); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); n > 1 && !slices.ContainsFunc(all, leads); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("the servers elect no leader of JetStream within a minute")
+			t.Fatal("the servers elect no leader of JetStream within two minutes")
 		}
 	}
 	return urls
