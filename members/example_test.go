@@ -3,6 +3,7 @@ package members_test
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -19,7 +20,7 @@ func start() (locker *qlock.Locker, nc *nats.Conn, stop func(), err error) {
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	nc, err = nats.Connect(cluster.Servers()[0].ClientURL())
+	nc, err = nats.Connect(cluster.Servers()[0].ClientURL(), nats.Timeout(time.Minute))
 	if err != nil {
 		return nil, nil, nil, err
 	}

@@ -24,7 +24,7 @@ func TestVirtualFaults(t *testing.T) {
 			testworld.Run(t, func(t *testing.T, w *testworld.World) {
 				const partitions = 64
 				r := testworld.Rand(100 + seed)
-				h := newHistory(0)
+				h := newHistory(nil)
 				links, workers := map[string]*testworld.Link{}, map[string]*partition.Worker{}
 				start := func() {
 					id := string(rune('a' + len(links)))
