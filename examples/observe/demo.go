@@ -18,7 +18,7 @@ import (
 func demonstrate(ctx context.Context, subject string) (err error) {
 	fmt.Print("Neither -server nor NATS_URL is given: NATS with three nodes starts in this process,\n" +
 		"with some traffic. Requests to the nodes are in lower case, EVENTS in capitals.\n\n")
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	cluster, err := embedded.StartCluster(ctx, 3)
 	if err != nil {
@@ -71,10 +71,13 @@ func demonstrate(ctx context.Context, subject string) (err error) {
 	if err := lock.Unlock(ctx); !errors.Is(err, qlock.ErrLost) {
 		return fmt.Errorf("a lost lock was unlocked with the error %v", err)
 	}
-	time.Sleep(100 * time.Millisecond) // for the observer
 	for _, what := range []string{"acquired", "released", "lost"} {
-		if p.count(what) == 0 {
-			return fmt.Errorf("no lock was seen to be %s", what)
+		for p.count(what) == 0 { // the event is on its way to the observer
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-ctx.Done():
+				return fmt.Errorf("no lock was seen to be %s", what)
+			}
 		}
 	}
 	return nil

@@ -76,7 +76,7 @@ func main() {
 }
 
 func run(locked bool) (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	s := &show{start: time.Now()}
 	fmt.Print("qlock quickstart: three nodes, five services, one lock. One of the nodes will die.\n\n")

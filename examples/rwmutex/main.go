@@ -50,7 +50,7 @@ func main() {
 }
 
 func run() (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	cluster, err := embedded.StartCluster(ctx, 3)
 	if err != nil {
