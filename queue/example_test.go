@@ -32,7 +32,7 @@ func start() (locker *qlock.Locker, js jetstream.JetStream, stop func(), err err
 	if !srv.ReadyForConnections(2 * time.Minute) {
 		return nil, nil, nil, errors.New("the server is not ready")
 	}
-	stored, err := nats.Connect(srv.ClientURL())
+	stored, err := nats.Connect(srv.ClientURL(), nats.Timeout(time.Minute))
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -43,7 +43,7 @@ func start() (locker *qlock.Locker, js jetstream.JetStream, stop func(), err err
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	nc, err := nats.Connect(cluster.Servers()[0].ClientURL())
+	nc, err := nats.Connect(cluster.Servers()[0].ClientURL(), nats.Timeout(time.Minute))
 	if err != nil {
 		return nil, nil, nil, err
 	}

@@ -42,6 +42,7 @@ func TestPermissions(t *testing.T) {
 	}
 	allowed := o.Users[0].Permissions.Publish.Allow
 	o.Users = append(o.Users, &server.User{Username: "spy", Password: "spy"})
+	o.AuthTimeout = long.Seconds()
 	o.Host, o.Port, o.NoLog, o.NoSigs, o.JetStream, o.StoreDir = "127.0.0.1", -1, true, true, true, t.TempDir()
 	srv, err := server.NewServer(o)
 	if err != nil {
@@ -53,7 +54,7 @@ func TestPermissions(t *testing.T) {
 		t.Fatal("the server does not start")
 	}
 	as := func(user string) *nats.Conn {
-		nc, err := nats.Connect(srv.ClientURL(), nats.UserInfo(user, user), nats.CustomInboxPrefix("_INBOX."+user),
+		nc, err := nats.Connect(srv.ClientURL(), nats.Timeout(long), nats.UserInfo(user, user), nats.CustomInboxPrefix("_INBOX."+user),
 			nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { t.Errorf("%s: %v", user, err) }))
 		if err != nil {
 			t.Fatal(err)
@@ -85,7 +86,7 @@ func TestPermissions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(5*time.Second))
+	c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(ample))
 	q := open(t, js, queue.Config{MaxAttempts: 2, Backoff: []time.Duration{10 * time.Millisecond}})
 	done := make(chan string, 10)
 	var revived atomic.Bool
@@ -140,9 +141,14 @@ func TestPermissions(t *testing.T) {
 	if err := admin.DeleteStream(within(t, long), "qlock-queue-mail"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := q.Enqueue(within(t, long), "k", nil); !errors.Is(err, queue.ErrDeleted) {
-		t.Errorf("%v, want ErrDeleted", err)
-	}
+	// Enqueue does not wait for long to hear why no stream took the item.
+	waitUntil(t, "Enqueue says that the stream is deleted", func() bool {
+		_, err := q.Enqueue(within(t, long), "k", nil)
+		if err == nil {
+			t.Fatal("an item for a stream that was deleted")
+		}
+		return errors.Is(err, queue.ErrDeleted)
+	})
 	unused := func() (out []string) {
 		mu.Lock()
 		defer mu.Unlock()

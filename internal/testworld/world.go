@@ -110,7 +110,7 @@ func StartServer(t testing.TB, change func(o *server.Options)) *server.Server {
 		s.Shutdown()
 		s.WaitForShutdown()
 	})
-	if !s.ReadyForConnections(5 * time.Second) {
+	if !s.ReadyForConnections(2 * time.Minute) {
 		t.Fatal("the server is not ready")
 	}
 	return s
