@@ -25,7 +25,7 @@ import (
 const DefaultLease = time.Second
 
 // patience is the longest wait for anything that must happen.
-const patience = time.Minute
+const patience = 2 * time.Minute
 
 // Option changes a cluster before it starts.
 type Option func(*config)

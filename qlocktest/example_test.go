@@ -36,13 +36,13 @@ func Example() {
 // Another client holds the lock. The code waits until its context ends.
 func ExampleCluster_Locker() {
 	run(func(t testing.TB) {
-		c := qlocktest.StartCluster(t, 1)
+		c := qlocktest.StartCluster(t, 1, qlocktest.WithLease(10*time.Second))
 		other := c.Locker(t, qlock.WithName("packing"))
 		if _, err := other.Lock(t.Context(), "orders.42"); err != nil {
 			t.Fatal(err)
 		}
 
-		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		err := ship(ctx, c.Locker(t), "orders.42", NewStore())
 		fmt.Println("held:", errors.Is(err, qlock.ErrHeld))
@@ -78,7 +78,7 @@ func ExampleCluster_Disconnect() {
 // Locks are unaffected when one node of three dies. They are lost when a second one dies.
 func ExampleCluster_Crash() {
 	run(func(t testing.TB) {
-		c := qlocktest.StartCluster(t, 3)
+		c := qlocktest.StartCluster(t, 3, qlocktest.WithLease(4*time.Second))
 		lock, err := c.Locker(t).Lock(t.Context(), "orders.42")
 		if err != nil {
 			t.Fatal(err)
