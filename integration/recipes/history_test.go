@@ -275,7 +275,7 @@ func TestSemaphoreHistory(t *testing.T) {
 
 func TestQueueHistory(t *testing.T) {
 	t.Parallel()
-	const lease, items = 700 * time.Millisecond, 100
+	const lease, items = 700 * time.Millisecond, 100 // a short lease, which is lost again and again
 	c := testworld.StartFaults(t, qlocktest.WithLease(lease))
 	url := testworld.StartJetStream(t, 1)[0]
 	open := func() *queue.Queue {

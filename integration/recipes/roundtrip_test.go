@@ -5,6 +5,7 @@ package recipes
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/url"
 	"testing"
 	"time"
@@ -18,11 +19,11 @@ import (
 )
 
 // A permit that is free takes one round trip, as a lock does. The client is far from the
-// nodes, so that a round trip is most of the time; and the fastest of several calls counts,
-// as the machine may be busy.
+// nodes, and two round trips cannot take less than twice as long, however fast the machine is.
+// A busy one may make a call longer, so it is made until one shows that it is one round trip.
 func TestPermitInOneRoundTrip(t *testing.T) {
 	t.Parallel()
-	const away = 40 * time.Millisecond // one way
+	const away = 80 * time.Millisecond // one way
 	c := qlocktest.StartCluster(t, 3, qlocktest.WithLease(10*time.Second))
 	server, err := url.Parse(c.Servers()[0].ClientURL())
 	if err != nil {
@@ -34,7 +35,7 @@ func TestPermitInOneRoundTrip(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = p.Close() })
 	p.Delay(testproxy.Both, away, 0)
-	nc, err := nats.Connect("nats://" + p.Addr())
+	nc, err := nats.Connect("nats://"+p.Addr(), nats.Timeout(patience))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,20 +43,23 @@ func TestPermitInOneRoundTrip(t *testing.T) {
 	l := c.LockerOn(t, nc)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	fastest := func(f func() error) time.Duration {
+	inOne := func(what string, f func() error) {
 		t.Helper()
 		best := time.Hour
-		for range 8 {
+		for best >= 4*away {
+			if ctx.Err() != nil {
+				t.Fatalf("%s takes %v or longer: more than one round trip of %v", what, best, 2*away)
+			}
 			began := time.Now()
-			if err := f(); err != nil {
+			if err := f(); err != nil && ctx.Err() == nil {
 				t.Fatal(err)
 			}
 			best = min(best, time.Since(began))
 			time.Sleep(2 * away) // what it gave back is free
 		}
-		return best
+		t.Logf("%s takes %v", what, best)
 	}
-	lock := fastest(func() error {
+	inOne("a lock", func() error {
 		k, err := l.Lock(ctx, "renders")
 		if err != nil {
 			return err
@@ -67,17 +71,13 @@ func TestPermitInOneRoundTrip(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		permit := fastest(func() error {
+		inOne(fmt.Sprint("a call for permits, ", k, " of 64,"), func() error {
 			p, err := s.Acquire(ctx, k)
 			if err != nil {
 				return err
 			}
 			return p.Release(ctx)
 		})
-		if permit > lock+away {
-			t.Errorf("%d permits take %v, a lock %v: more than one round trip of %v", k, permit, lock, 2*away)
-		}
-		t.Logf("%d permits take %v, a lock %v", k, permit, lock)
 	}
 }
 

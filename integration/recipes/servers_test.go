@@ -15,11 +15,11 @@ import (
 	"github.com/qlock/qlock/qlocktest"
 )
 
-// servers are nats-servers with JetStream, apart from the lock cluster, so that each can
-// fail by itself. They keep their ports and directories.
 // serverOptions are those of a nats-server.
 type serverOptions = server.Options
 
+// servers are nats-servers with JetStream, apart from the lock cluster, so that each can
+// fail by itself. They keep their ports and directories.
 type servers struct {
 	t    *testing.T
 	opts []*server.Options
@@ -101,7 +101,7 @@ func (s *servers) urls() string {
 
 func (s *servers) connect(t *testing.T) (*nats.Conn, jetstream.JetStream) {
 	t.Helper()
-	nc, err := nats.Connect(s.urls(), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond), nats.ReconnectJitter(0, 0),
+	nc, err := nats.Connect(s.urls(), nats.Timeout(patience), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond), nats.ReconnectJitter(0, 0),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	if err != nil {
 		t.Fatal(err)
@@ -116,10 +116,10 @@ func (s *servers) connect(t *testing.T) (*nats.Conn, jetstream.JetStream) {
 
 func (s *servers) await(what string, ok func() bool) {
 	s.t.Helper()
-	limit := time.Now().Add(time.Minute)
+	limit := time.Now().Add(patience)
 	for !ok() {
 		if time.Now().After(limit) {
-			s.t.Fatalf("not within a minute: %s", what)
+			s.t.Fatalf("not within %v: %s", patience, what)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}

@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -366,7 +367,11 @@ func (w *worker) election(ctx context.Context, r *rand.Rand) error {
 			w.writes++
 			item := fmt.Sprint(w.Process, " ", w.writes)
 			w.out.Write(line{Kind: working, At: now(), Name: leader, Token: qlock.Token(ctx), Text: item})
-			time.Sleep(between(r, 0, w.Lease/10))
+			pause := between(r, 0, w.Lease/10)
+			if r.IntN(10) == 0 {
+				pause = w.Lease / 2 // so that also a judge that hears of it late stops it before it writes
+			}
+			time.Sleep(pause)
 			answer, err := write{leader, item, qlock.Token(ctx)}.put(w.nc)
 			if err != nil {
 				return err
@@ -420,7 +425,7 @@ func (w write) put(nc *nats.Conn) (answer string, err error) {
 	if err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for {
 		once, stop := context.WithTimeout(ctx, time.Second)
@@ -440,7 +445,7 @@ const (
 	effects = "effects" // the store's subject
 	written = "written"
 	fenced  = "fenced"
-	slow    = "slow" // an item whose handler waits for longer than the lease
+	slow    = "slow" // what an item begins with that says how long its handler waits
 )
 
 func (w *worker) queue(ctx context.Context) error {
@@ -469,9 +474,13 @@ func (w *worker) queue(ctx context.Context) error {
 			pause = w.Lease / 4
 		}
 		mu.Unlock()
-		if string(it.Data) == slow {
+		if wait, ok := strings.CutPrefix(string(it.Data), slow+" "); ok {
 			w.out.Write(line{Kind: working, At: now(), Name: it.Key, Token: token, Text: string(it.Data)})
-			pause, rude = 300*time.Millisecond, true
+			d, err := time.ParseDuration(wait)
+			if err != nil {
+				w.broken(err)
+			}
+			pause, rude = d, true
 		}
 		if rude {
 			time.Sleep(pause) // and does not look at the context: the fence must help
@@ -482,7 +491,7 @@ func (w *worker) queue(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 		defer cancel()
 		answer, err := nc.RequestWithContext(ask, effects, text)
 		if err != nil {
