@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+
 	"github.com/qlock/qlock"
 	"github.com/qlock/qlock/embedded"
 	"github.com/qlock/qlock/internal/crash"
@@ -150,8 +152,21 @@ func (c *Cluster) configure(i int, s *embedded.Config) {
 	for _, f := range c.cfg.change {
 		f(i, s)
 	}
+	patient(s)
 	if c.links != nil {
 		noWayAround(s)
+	}
+}
+
+// patient gives a handshake as long as all else: on a busy machine one may take longer than the
+// two or five seconds that a server allows.
+func patient(s *embedded.Config) {
+	change := s.Options
+	s.Options = func(o *server.Options) {
+		o.AuthTimeout, o.TLSTimeout, o.Cluster.TLSTimeout = patience.Seconds(), patience.Seconds(), patience.Seconds()
+		if change != nil {
+			change(o)
+		}
 	}
 }
 
