@@ -78,10 +78,10 @@ func pulse(ctx context.Context, out *child.Journal, look func()) {
 	defer tick.Stop()
 	last := now()
 	said := last
-	for {
+	for over := false; !over; {
 		select {
 		case <-ctx.Done():
-			return
+			over = true // what it did not run until now counts
 		case <-tick.C:
 		}
 		look()

@@ -53,7 +53,7 @@ func (r *operatorRole) run() error {
 		}
 		cancel() // the supervisor is dead
 	}()
-	nc, err := nats.Connect(r.URLs, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond), nats.IgnoreDiscoveredServers())
+	nc, err := nats.Connect(r.URLs, nats.Timeout(patience), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond), nats.IgnoreDiscoveredServers())
 	if err != nil {
 		return err
 	}
@@ -461,7 +461,7 @@ func (f *fleet) undo() {
 // members is what the nodes say of their list.
 func (f *fleet) members() *qlock.Members {
 	f.t.Helper()
-	nc, err := nats.Connect(f.seats[f.alive[0]].at.Client)
+	nc, err := nats.Connect(f.seats[f.alive[0]].at.Client, nats.Timeout(patience))
 	must(f.t, err)
 	defer nc.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)

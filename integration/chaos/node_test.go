@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"sync"
 
 	"github.com/nats-io/nats-server/v2/server"
 
@@ -43,19 +44,18 @@ func (r *nodeRole) run() error {
 	}
 	out.Write(line{Kind: serving, At: now(), Client: s.ClientURL(), Route: s.RouteURL()})
 	ready, stop := context.WithCancel(context.Background())
-	waited := make(chan struct{})
+	var waited sync.WaitGroup
 	if r.Pulse {
 		// A node that waits for its disk does not answer. The server forgets its node when it closes,
 		// while the pulse may still beat.
 		node := s.Node()
-		go pulse(ready, out, func() { node.Stats() })
+		waited.Go(func() { pulse(ready, out, func() { node.Stats() }) })
 	}
-	go func() {
-		defer close(waited)
+	waited.Go(func() {
 		if s.Node().WaitReady(ready) == nil {
 			out.Write(line{Kind: voting, At: now()})
 		}
-	}()
+	})
 	err = errOrphan
 	words := bufio.NewScanner(os.Stdin)
 	for errors.Is(err, errOrphan) && words.Scan() {
@@ -67,7 +67,7 @@ func (r *nodeRole) run() error {
 		}
 	}
 	stop()
-	<-waited
+	waited.Wait()
 	if err != nil {
 		return err
 	}
