@@ -26,16 +26,23 @@ func (f *fleet) route(name, other string) string {
 	f.t.Helper()
 	u, err := url.Parse(f.seats[other].at.Route)
 	must(f.t, err)
-	p, err := testproxy.New(u.Host, *seed)
-	must(f.t, err)
-	f.t.Cleanup(func() { _ = p.Close() })
+	p := f.proxy(u.Host)
 	f.links.mu.Lock()
 	defer f.links.mu.Unlock()
 	f.links.all[between{name, other}] = p
 	return "nats-route://" + p.Addr()
 }
 
-// unlink is after a node's end. Its ports may be anybody's.
+// proxy makes a proxy that stays until the test ends.
+func (f *fleet) proxy(target string) *testproxy.Proxy {
+	f.t.Helper()
+	p, err := testproxy.New(target, *seed)
+	must(f.t, err)
+	f.proxies = append(f.proxies, p)
+	return p
+}
+
+// unlink is after a node's end. Its ports may be anybody's: the ways to it lead to nowhere now.
 func (f *fleet) unlink(name string) {
 	f.links.mu.Lock()
 	var over []*testproxy.Proxy
@@ -47,7 +54,8 @@ func (f *fleet) unlink(name string) {
 	}
 	f.links.mu.Unlock()
 	for _, p := range over {
-		_ = p.Close()
+		p.SetTarget("")
+		p.Cut() // also a connection that is being made
 	}
 }
 

@@ -90,7 +90,8 @@ type fleet struct {
 	made     int
 	done     map[string]int
 	operated int
-	machine  life // the supervisor's own pauses, and those of nodes
+	machine  life               // the supervisor's own pauses, and those of nodes
+	proxies  []*testproxy.Proxy // all that there ever were; of the goroutine of the test
 	links    links
 	harms    []span         // when links were harmed
 	forms    map[string]int // how, and how often; of the goroutine that does it
@@ -139,7 +140,14 @@ func newFleet(t *testing.T, seed uint64) *fleet {
 		links: links{all: map[between]*testproxy.Proxy{}}, forms: map[string]int{},
 	}
 	f.record()
-	t.Cleanup(func() { // before the proxies close
+	// To the end, and when all processes are dead: a port that is given up may be that of another
+	// test's server at once, and a node tries its routes for ever. It would find another cluster there.
+	t.Cleanup(func() {
+		for _, p := range f.proxies {
+			_ = p.Close()
+		}
+	})
+	t.Cleanup(func() {
 		for _, s := range f.seats {
 			if s.proc != nil {
 				s.proc.Kill()
@@ -163,9 +171,7 @@ func newFleet(t *testing.T, seed uint64) *fleet {
 		}}
 		var urls []string
 		for range 2 {
-			p, err := testproxy.New("", seed)
-			must(t, err)
-			t.Cleanup(func() { _ = p.Close() })
+			p := f.proxy("")
 			s.proxies = append(s.proxies, p)
 			urls = append(urls, "nats://"+p.Addr())
 		}
