@@ -20,18 +20,18 @@ func soon(t *testing.T) context.Context { return timeout(t, 300*time.Millisecond
 // stands still, and leaves nothing. These calls would come back when the connection
 // moves again, which it does not before they have.
 func TestConnectionStandsStill(t *testing.T) {
-	w := newServer(t, setup{})
+	w := newServer(t, setup{real: true})
 	cfg := qlock.NodeConfig{Name: "n1", Nodes: []string{"n1"}, StateDir: t.TempDir(), NoService: true, MaxLease: time.Second}
 	if err := qlock.Bootstrap(cfg); err != nil {
 		t.Fatal(err)
 	}
-	n, err := qlock.StartNode(t.Context(), w.connect().Conn, cfg)
+	n, err := qlock.StartNode(timeout(t, patience), w.connect().Conn, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = n.Close() }()
 	nc := w.connect()
-	l, err := qlock.New(t.Context(), nc.Conn)
+	l, err := qlock.New(timeout(t, patience), nc.Conn)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func TestConnectionStandsStill(t *testing.T) {
 		select {
 		case err := <-back:
 			wantIs(t, err, want...)
-		case <-time.After(2 * time.Minute):
+		case <-time.After(patience):
 			t.Fatalf("%s does not come back on a connection that stands still", what)
 		}
 	}
@@ -93,7 +93,7 @@ func TestConnectionStandsStill(t *testing.T) {
 	leaves(t, nc, subs)
 
 	// The state directory is nobody's, and its mark was not used up.
-	if n, err = qlock.StartNode(t.Context(), nc.Conn, other); err != nil {
+	if n, err = qlock.StartNode(timeout(t, patience), nc.Conn, other); err != nil {
 		t.Fatal(err)
 	}
 	if !n.Ready() {
@@ -109,7 +109,7 @@ func TestConnectionStandsStill(t *testing.T) {
 // leaves waits until no more than so many subscriptions are left.
 func leaves(t *testing.T, nc *link, subs int) {
 	t.Helper()
-	for end := time.Now().Add(2 * time.Minute); nc.NumSubscriptions() > subs; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience); nc.NumSubscriptions() > subs; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d subscriptions are left, want %d", nc.NumSubscriptions(), subs)
 		}
@@ -118,9 +118,10 @@ func leaves(t *testing.T, nc *link, subs int) {
 
 // A connection that comes to stand still while StartNode is at it.
 func TestConnectionStandsStillWhileStarting(t *testing.T) {
-	w := newServer(t, setup{})
+	w := newServer(t, setup{real: true})
 	nc := w.connect()
-	cfg := qlock.NodeConfig{Name: "n1", Nodes: []string{"n1"}, StateDir: t.TempDir(), NoService: true, ProbeWait: 5 * time.Second}
+	cfg := qlock.NodeConfig{Name: "n1", Nodes: []string{"n1"}, StateDir: t.TempDir(), NoService: true,
+		MaxLease: 3 * time.Minute, ProbeWait: time.Minute} // it has not ended when the connection stands still
 	if err := qlock.Bootstrap(cfg); err != nil {
 		t.Fatal(err)
 	}
@@ -138,13 +139,13 @@ func TestConnectionStandsStillWhileStarting(t *testing.T) {
 	select {
 	case err := <-failed:
 		wantIs(t, err, context.Canceled)
-	case <-time.After(2 * time.Minute):
+	case <-time.After(patience):
 		t.Fatal("StartNode does not come back on a connection that stands still")
 	}
 	open()
 	leaves(t, nc, 0)
 	cfg.ProbeWait = 0
-	n, err := qlock.StartNode(t.Context(), nc.Conn, cfg)
+	n, err := qlock.StartNode(timeout(t, patience), nc.Conn, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,20 +209,25 @@ func TestConnectionIsAdvised(t *testing.T) {
 		srv.Shutdown()
 		srv.WaitForShutdown()
 	}()
-	if !srv.ReadyForConnections(2 * time.Minute) {
+	if !srv.ReadyForConnections(patience) {
 		t.Fatal("the server is not ready")
 	}
 	connect := func(opts ...nats.Option) *nats.Conn {
 		t.Helper()
-		nc, err := nats.Connect(srv.ClientURL(), append(opts, nats.UserInfo("u", "p"))...)
-		if err != nil {
-			t.Fatal(err)
+		// Not with a longer nats.Timeout, which would be in the advice.
+		for end := time.Now().Add(patience); ; {
+			nc, err := nats.Connect(srv.ClientURL(), append(opts, nats.UserInfo("u", "p"))...)
+			if err == nil {
+				t.Cleanup(nc.Close)
+				return nc
+			}
+			if time.Now().After(end) {
+				t.Fatal(err)
+			}
 		}
-		t.Cleanup(nc.Close)
-		return nc
 	}
 	log := newLogbook()
-	n, err := qlock.StartNode(t.Context(), connect(), qlock.NodeConfig{Name: "n1", Nodes: []string{"n1"}, NoService: true, Logger: slog.New(log)})
+	n, err := qlock.StartNode(timeout(t, patience), connect(), qlock.NodeConfig{Name: "n1", Nodes: []string{"n1"}, NoService: true, Logger: slog.New(log)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -241,7 +247,7 @@ func TestConnectionIsAdvised(t *testing.T) {
 		{append(good, nats.NoReconnect()), 10 * time.Second, []string{"does not reconnect"}, "silent"},
 	} {
 		log := newLogbook()
-		l, err := qlock.New(t.Context(), connect(tt.opts...), qlock.WithLease(tt.lease), qlock.WithLogger(slog.New(log)))
+		l, err := qlock.New(timeout(t, patience), connect(tt.opts...), qlock.WithLease(tt.lease), qlock.WithLogger(slog.New(log)))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -58,6 +58,18 @@ type world struct {
 	srv   *server.Server
 	nodes []*testNode
 	log   *logbook // of all nodes and clients
+	real  bool     // see setup
+}
+
+// patience bounds waits in real time for something that must come.
+const patience = 2 * time.Minute
+
+// within is a context for what takes no longer than d in virtual time.
+func (w *world) within(d time.Duration) context.Context {
+	if w.real {
+		d = patience
+	}
+	return timeout(w.t, d)
 }
 
 type testNode struct {
@@ -72,6 +84,7 @@ type setup struct {
 	node   func(i int, c *qlock.NodeConfig)
 	server func(o *server.Options)
 	fresh  bool // do not bootstrap: the nodes begin in quarantine
+	real   bool // the test runs in real time, which passes while the machine does something else
 }
 
 func (s setup) options() *server.Options { return testworld.ServerOptions(s.server) }
@@ -115,7 +128,7 @@ func newWorld(t *testing.T, n int, change ...setup) *world {
 	w.each(func(tn *testNode) { tn.start() })
 	if !s.fresh {
 		for _, tn := range w.nodes {
-			if err := tn.WaitReady(timeout(t, time.Second)); err != nil {
+			if err := tn.WaitReady(w.within(time.Second)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -126,7 +139,7 @@ func newWorld(t *testing.T, n int, change ...setup) *world {
 // newServer starts the server of a world without nodes.
 func newServer(t *testing.T, s setup) *world {
 	t.Helper()
-	return &world{t: t, srv: testworld.StartServer(t, s.server), log: newLogbook()}
+	return &world{t: t, srv: testworld.StartServer(t, s.server), log: newLogbook(), real: s.real}
 }
 
 // each calls f for all nodes concurrently, and waits.
@@ -146,7 +159,7 @@ func (tn *testNode) start() {
 }
 
 func (tn *testNode) tryStart() error {
-	n, err := qlock.StartNode(timeout(tn.world.t, 5*time.Second), tn.link.Conn, tn.cfg)
+	n, err := qlock.StartNode(tn.world.within(5*time.Second), tn.link.Conn, tn.cfg)
 	if err == nil {
 		tn.Node = n
 	}
@@ -182,6 +195,9 @@ const reconnectWait = testworld.ReconnectWait
 // connect makes a connection to the server and closes it when the test ends.
 func (w *world) connect(opts ...nats.Option) *link {
 	w.t.Helper()
+	if w.real {
+		opts = append(opts, nats.Timeout(patience))
+	}
 	return &link{testworld.Connect(w.t, w.srv, opts...)}
 }
 
@@ -202,7 +218,11 @@ func (w *world) clientOn(name string, opts ...qlock.Option) (*qlock.Locker, *lin
 
 func (w *world) locker(nc *nats.Conn, name string, opts ...qlock.Option) *qlock.Locker {
 	w.t.Helper()
-	l, err := qlock.New(w.t.Context(), nc, append([]qlock.Option{
+	ctx := w.t.Context()
+	if w.real {
+		ctx = w.within(patience)
+	}
+	l, err := qlock.New(ctx, nc, append([]qlock.Option{
 		qlock.WithName(name), qlock.WithLease(testLease), qlock.WithLogger(slog.New(w.log)),
 	}, opts...)...)
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 // service ends with Drain, which leaves a timer in a pool that is for all bubbles.
 func withService(t *testing.T, n int) *world {
 	t.Cleanup(func() { goleak.VerifyNone(t) }) // last, when all else is closed
-	return newWorld(t, n, setup{node: func(_ int, c *qlock.NodeConfig) {
+	return newWorld(t, n, setup{real: true, node: func(_ int, c *qlock.NodeConfig) {
 		c.NoService, c.ProbeWait = false, 20*time.Millisecond
 	}})
 }
@@ -47,7 +47,7 @@ func tryAsk(t *testing.T, nc *nats.Conn, subject string, n int) ([]*nats.Msg, er
 	}
 	var out []*nats.Msg
 	for range n {
-		m, err := sub.NextMsgWithContext(timeout(t, 5*time.Second))
+		m, err := sub.NextMsgWithContext(timeout(t, patience))
 		if err != nil {
 			return out, err
 		}
@@ -61,6 +61,13 @@ func TestNodesAreServices(t *testing.T) {
 	nc := w.connect()
 	a := w.client("a")
 	k := mustLock(t, a, "x")
+	for i := range w.nodes { // two of them were enough for the lock
+		for end := time.Now().Add(patience); w.claims(i) != 1; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("node %d has %d claims", i, w.claims(i))
+			}
+		}
+	}
 
 	var names []string
 	for _, m := range ask(t, nc.Conn, "$SRV.INFO.qlock", 3) {
@@ -94,7 +101,7 @@ func TestNodesAreServices(t *testing.T) {
 		if err := json.Unmarshal(stats.Endpoints[0].Data, &data); err != nil {
 			t.Fatal(err)
 		}
-		if data.State != "voting" || data.Claims > 1 || data.Requests == 0 || data.Malformed != 0 || stats.Endpoints[0].NumErrors != 0 {
+		if data.State != "voting" || data.Claims != 1 || data.Requests == 0 || data.Malformed != 0 || stats.Endpoints[0].NumErrors != 0 {
 			t.Errorf("stats %s", m.Data)
 		}
 	}
@@ -106,7 +113,7 @@ func TestNodesAreServices(t *testing.T) {
 
 	for _, tn := range w.nodes {
 		tn.stop()
-		if err := tn.link.FlushWithContext(timeout(t, 5*time.Second)); err != nil {
+		if err := tn.link.FlushWithContext(timeout(t, patience)); err != nil {
 			t.Fatal(err)
 		}
 	}
