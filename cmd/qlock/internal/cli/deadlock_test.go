@@ -12,8 +12,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/qlock/qlock"
 )
 
@@ -218,14 +216,13 @@ func TestCheckDeadlockOfCommands(t *testing.T) {
 			goOn(p)
 		}
 		waiting(d.waiting)
-		r := qlockCmd(t, "check", "-s", c.url())
-		r.want(t, exitFailed, append(d.want, "deadlock: clients wait for each other in a circle: ", ": true, under ", "1 problem")...)
+		r := sees(t, []string{"check", "-s", c.url()}, exitFailed, append(d.want, "deadlock: clients wait for each other in a circle: ", ": true, under ", "1 problem")...)
 		// The suggested command helps: the outer command is ended, and the other goes on.
 		advice := regexp.MustCompile(`qlock (unlock \S+ --force --claim \S+);`).FindStringSubmatch(strings.Join(strings.Fields(r.out), " "))
 		if advice == nil {
 			t.Fatalf("%s: no advice in\n%s", d.what, r.out)
 		}
-		launchShell(t, `exec "$0" `+advice[1]+` --yes -s `+c.url()).wait().want(t, 0)
+		launchShell(t, `exec "$0" `+advice[1]+` --yes --wait `+patience.String()+` -s `+c.url()).wait().want(t, 0)
 		for _, p := range outer {
 			<-p.done
 		}
@@ -238,7 +235,7 @@ func TestCheckDeadlockOfCommands(t *testing.T) {
 func TestCheckDeadlock(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1)
-	qlockCmd(t, "check", "-s", c.url()).want(t, 0, "no clients wait for each other in a circle")
+	sees(t, []string{"check", "-s", c.url()}, 0, "no clients wait for each other in a circle")
 	ctx, cancel := context.WithCancel(t.Context())
 	var waits sync.WaitGroup
 	defer waits.Wait()
@@ -260,10 +257,9 @@ func TestCheckDeadlock(t *testing.T) {
 		}
 		return fmt.Errorf("%+v, %w", locks, err)
 	})
-	r := qlockCmd(t, "check", "-s", c.url())
-	r.want(t, exitFailed, "deadlock: clients wait for each other in a circle: billing has waited for", "which shipping holds", "shipping has waited for stock for",
+	sees(t, []string{"check", "-s", c.url()}, exitFailed, "deadlock: clients wait for each other in a circle: billing has waited for", "which shipping holds", "shipping has waited for stock for",
 		"qlock unlock ", "--force --claim ", "LockAll", "1 problem")
-	report := decode[checkReport](t, qlockCmd(t, "check", "-s", c.url(), "--json"))
+	report := decode[checkReport](t, sees(t, []string{"check", "-s", c.url(), "--json"}, exitFailed, `"deadlock"`))
 	i := slices.IndexFunc(report.Findings, func(f finding) bool { return f.About == "deadlock" })
 	if i < 0 {
 		t.Fatalf("%+v", report)
@@ -271,19 +267,14 @@ func TestCheckDeadlock(t *testing.T) {
 	// The suggested command helps.
 	_, advice, _ := strings.Cut(report.Findings[i].Help, "to end it: ")
 	advice, _, _ = strings.Cut(advice, ";")
-	p := launchShell(t, `exec "$0" `+strings.TrimPrefix(advice, "qlock ")+` --yes -s `+c.url())
+	p := launchShell(t, `exec "$0" `+strings.TrimPrefix(advice, "qlock ")+` --yes --wait `+patience.String()+` -s `+c.url())
 	p.wait().want(t, 0)
-	qlockCmd(t, "check", "-s", c.url()).want(t, 0, "no clients wait for each other in a circle")
+	sees(t, []string{"check", "-s", c.url()}, 0, "no clients wait for each other in a circle")
 }
 
 func lockerOf(t *testing.T, c *nodeCluster, name string) *qlock.Locker {
 	t.Helper()
-	nc, err := nats.Connect(c.url())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	l, err := qlock.New(t.Context(), nc, qlock.WithName(name))
+	l, err := qlock.New(patient(t), connect(t, c.url()), qlock.WithName(name))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -50,7 +50,7 @@ func TestElect(t *testing.T) {
 	watch.says(watch.out, `"leader":null`)
 	watch.signal(syscall.SIGINT)
 	watch.wait().want(t, 0)
-	if r := decode[leaderReport](t, qlockCmd(t, "leader", name, "-s", c.url(), "--json")); r.Leader != nil || r.Candidates == nil {
+	if r := decode[leaderReport](t, sees(t, []string{"leader", name, "-s", c.url(), "--json"}, 0, `"leader": null`)); r.Leader != nil || r.Candidates == nil {
 		t.Errorf("%+v", r)
 	}
 }
@@ -153,10 +153,10 @@ func TestElectServerAway(t *testing.T) {
 	c.proc(t, "n1").kill()
 	p.says(p.err, "campaigning again")
 	p.says(p.err, "no NATS server can be reached")
+	first := p.out.String()
 	if err := c.launch("n1"); err != nil {
 		t.Fatal(err)
 	}
-	first := p.out.String()
 	p.says(p.out, first+"term")
 }
 

@@ -82,14 +82,14 @@ func TestGateway(t *testing.T) {
 	if _, body := mustGet(t, "http://"+at[1]+"/metrics"); !strings.Contains(body, `qlock_gateway_leases{cluster=`) || !strings.Contains(body, "qlock_nats_") {
 		t.Errorf("%s", body)
 	}
-	held := askGateway(t, "POST", ua+name, `{"lease":"8s"}`)
+	held := askGateway(t, "POST", ua+name, `{"lease":"20s"}`) // nobody renews it
 	if held.status != 201 || held.Token == 0 {
 		t.Fatal(held)
 	}
 	if busy := askGateway(t, "POST", ub+name, ""); busy.status != 409 || !strings.Contains(busy.text, "gw-a") {
 		t.Fatal(busy)
 	}
-	qlockCmd(t, "ls", "-s", c.url(), t.Name()).want(t, 0, "gw-a")
+	sees(t, []string{"ls", "-s", c.url(), t.Name()}, 0, "gw-a")
 	a.signal(syscall.SIGTERM)
 	next := askGateway(t, "POST", ub+name, `{"wait":"60s"}`)
 	for next.State == "waiting" {
@@ -154,9 +154,9 @@ func TestGatewayAuth(t *testing.T) {
 // A node serves a gateway too, and gives its locks back before it stops.
 func TestNodeServesGateway(t *testing.T) {
 	t.Parallel()
-	n := launch(t, append(bootstrapped(t, "node", "--name", "n1", "--nodes", "n1", "--max-lease", "5s"), "--listen", "127.0.0.1:0", "--gateway", "127.0.0.1:0")...)
+	n := launch(t, append(bootstrapped(t, "node", "--name", "n1", "--nodes", "n1", "--max-lease", "12s"), "--listen", "127.0.0.1:0", "--gateway", "127.0.0.1:0")...)
 	url := gatewayURL(t, n)
-	held := askGateway(t, "POST", url+"/v1/locks/x", `{"lease":"4s"}`)
+	held := askGateway(t, "POST", url+"/v1/locks/x", `{"lease":"10s"}`)
 	if held.status != 201 {
 		t.Fatal(held)
 	}

@@ -77,7 +77,7 @@ func TestGatewayCertificates(t *testing.T) {
 			t.Errorf("%s: %s %s", c.cert, a.Status, body)
 		}
 	}
-	qlockCmd(t, append([]string{"ls", "-s", url, "--user", "node", "--password", "pw"}, trust...)...).want(t, 0, "svc-a")
+	sees(t, append([]string{"ls", "-s", url, "--user", "node", "--password", "pw"}, trust...), 0, "svc-a")
 
 	// At a server that takes the user from the certificate, any token would do.
 	args = append([]string{"gateway", "-s", start(true), "--http", "127.0.0.1:0", "--auth", "nats"}, trust...)

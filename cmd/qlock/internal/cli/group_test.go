@@ -8,8 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/qlock/qlock"
 	groups "github.com/qlock/qlock/members"
 	"github.com/qlock/qlock/partition"
@@ -20,12 +18,7 @@ func TestMembers(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
 	group := strings.NewReplacer("/", "-", ".", "-").Replace(lockName(t))
-	nc, err := nats.Connect(c.url())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	l, err := qlock.New(t.Context(), nc, qlock.WithName("service"))
+	l, err := qlock.New(patient(t), connect(t, c.url()), qlock.WithName("service"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,21 +54,18 @@ func TestMembers(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-owns
-	if err := l.Flush(t.Context()); err != nil {
+	if err := l.Flush(patient(t)); err != nil {
 		t.Fatal(err)
 	}
-	r := qlockCmd(t, "members", group, "-s", c.url())
-	r.want(t, 0, "Members of group "+group, "host 1", "zone=ü", "worker", "partitions=1", "service", "2 members.")
-	report := decode[groupReport](t, qlockCmd(t, "members", group, "-s", c.url(), "--json"))
+	sees(t, []string{"members", group, "-s", c.url()}, 0, "Members of group "+group, "host 1", "zone=ü", "worker", "partitions=1", "service", "2 members.")
+	report := decode[groupReport](t, sees(t, []string{"members", group, "-s", c.url(), "--json"}, 0, "zone=ü", `"worker"`))
 	if len(report.Members) != 2 || report.Members[0].ID != "host 1" || report.Members[0].Meta != "zone=ü" || report.Members[0].Token != m.Token() ||
 		report.Members[0].Lease <= 0 || report.Members[0].Client != "service" {
 		t.Errorf("%+v", report)
 	}
-	qlockCmd(t, "ls", "qlock.members."+group+".>", "-s", c.url()).want(t, 0, "Use", "member host 1", "metadata of host 1")
-	qlockCmd(t, "ls", "qlock.partition."+group+".*", "-s", c.url()).want(t, 0, "partition 0", "worker")
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if err := w.Leave(ctx); err != nil {
+	sees(t, []string{"ls", "qlock.members." + group + ".>", "-s", c.url()}, 0, "Use", "member host 1", "metadata of host 1")
+	sees(t, []string{"ls", "qlock.partition." + group + ".*", "-s", c.url()}, 0, "partition 0", "worker")
+	if err := w.Leave(patient(t)); err != nil {
 		t.Error(err)
 	}
 	qlockCmd(t, "members", "a.b", "-s", c.url()).want(t, exitUsage, `"a.b"`, "letters, digits")

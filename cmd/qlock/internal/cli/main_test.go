@@ -166,19 +166,43 @@ const (
 	testLease    = "1m"
 )
 
-// longLeases has the addresses of nodes that allow testMaxLease.
-var longLeases sync.Map
+// servers has the addresses of the tests' servers, with true for those whose nodes allow
+// testMaxLease.
+var servers sync.Map
 
 // unhurried returns variables for commands whose arguments have such addresses, or for a script
 // that runs such commands. Flags take precedence.
 func unhurried(args ...string) (env []string) {
-	longLeases.Range(func(addr, _ any) bool {
-		if slices.ContainsFunc(args, func(a string) bool { return strings.Contains(a, addr.(string)) }) {
-			env = []string{"QLOCK_LEASE=" + testLease, "NATS_TIMEOUT=" + testLease}
+	servers.Range(func(addr, long any) bool {
+		if !slices.ContainsFunc(args, func(a string) bool { return strings.Contains(a, addr.(string)) }) {
+			return true
 		}
-		return env == nil
+		env = []string{"NATS_TIMEOUT=" + testLease}
+		if long.(bool) {
+			env = append(env, "QLOCK_LEASE="+testLease)
+		}
+		return false
 	})
 	return env
+}
+
+// connect connects this process to a server of another one.
+func connect(t testing.TB, url string, opts ...nats.Option) *nats.Conn {
+	t.Helper()
+	nc, err := nats.Connect(url, append(opts, nats.Timeout(patience))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+// patient is a context for what must be done.
+func patient(t testing.TB) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
 }
 
 // launch starts qlock with args. It does not outlive the test.
@@ -449,11 +473,12 @@ func newCluster(dir string, n int, extra ...string) *nodeCluster {
 		}
 		c.addr[name] = addr
 	}
-	if !slices.Contains(extra, "--max-lease") {
+	long := !slices.Contains(extra, "--max-lease")
+	if long {
 		c.extra = append([]string{"--max-lease", testMaxLease}, extra...)
-		for _, addr := range c.addr {
-			longLeases.Store(addr[0], nil)
-		}
+	}
+	for _, addr := range c.addr {
+		servers.Store(addr[0], long)
 	}
 	return c
 }

@@ -187,16 +187,16 @@ func TestExternal(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
 	node := func(name, nodes string) *process {
-		return launch(t, "node", "--server", c.url(), "--cluster", "ext", "--name", name, "--nodes", nodes, "--max-lease", "3s", "--http", "127.0.0.1:0")
+		return launch(t, "node", "--server", c.url(), "--cluster", "ext", "--name", name, "--nodes", nodes, "--max-lease", "8s", "--http", "127.0.0.1:0")
 	}
 	a, b, x := node("a", "a,b,c"), node("b", "a,b,c"), node("x", "x,y")
 	for _, p := range []*process{a, b, x} {
 		p.says(p.err, "node serves")
 		p.says(p.err, "ready: this node votes")
 	}
-	qlockCmd(t, "run", "e", "-s", c.url(), "--cluster", "ext", "--lease", "3s", "--", "true").want(t, 0)
+	qlockCmd(t, "run", "e", "-s", c.url(), "--cluster", "ext", "--lease", "8s", "--", "true").want(t, 0)
 	// Node c never answers, and is waited for.
-	sees(t, []string{"nodes", "-s", c.url(), "--cluster", "ext", "--timeout", "2s"}, 0, "Nodes of cluster ext", "other configuration", "x y, lease 3s, skew 1.5s", "unreachable", "2 of 3 nodes vote")
+	sees(t, []string{"nodes", "-s", c.url(), "--cluster", "ext", "--timeout", "2s"}, 0, "Nodes of cluster ext", "other configuration", "x y, lease 8s, skew 4s", "unreachable", "2 of 3 nodes vote")
 	sees(t, []string{"check", "-s", c.url(), "--cluster", "ext", "--timeout", "2s"}, exitFailed,
 		"node x has nodes x y", "most have a b c", "must be the same at every node", "node c does not answer")
 	a.signal(syscall.SIGTERM)

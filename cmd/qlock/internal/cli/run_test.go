@@ -66,7 +66,7 @@ func TestRun(t *testing.T) {
 		name := lockName(t)
 		h := hold(t, c, name)
 		qlockCmd(t, "run", name, "-s", c.url(), "--try", "--", "true").want(t, exitHeld, "held by holder (exclusively)")
-		r := inTime(t, "--wait", []string{"run", name, "-s", c.url(), "--", "true"}, exitHeld, "held by holder", " has passed")
+		r := inTime(t, "--wait", []string{"run", name, "-s", c.url(), "--", "true"}, exitHeld, "held by holder", " has passed", "qlock: waiting for "+name)
 		// Not on a terminal, so a line at a low rate.
 		if n := strings.Count(r.err, "qlock: waiting for "+name); n != 1 {
 			t.Errorf("%d lines of progress:\n%s", n, r.err)
@@ -240,7 +240,7 @@ func TestRunStopped(t *testing.T) {
 func TestRunLong(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
-	qlockCmd(t, "run", lockName(t), "-s", c.url(), "--lease", "4s", "--", "sh", "-c", "sleep 9; echo done").want(t, 0, "done")
+	qlockCmd(t, "run", lockName(t), "-s", c.url(), "--lease", "8s", "--", "sh", "-c", "sleep 17; echo done").want(t, 0, "done")
 }
 
 // A command that ignores SIGTERM is left alone when its user sends that: the lock

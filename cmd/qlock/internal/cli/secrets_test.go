@@ -142,8 +142,7 @@ func TestUserOfAddress(t *testing.T) {
 			}
 			where := strings.TrimPrefix(s.ClientURL(), "nats://")
 			url := "nats://" + userinfo + "@" + where
-			r := qlockCmd(t, "check", "--server", url)
-			r.want(t, 0, "nats://"+where+" "+as)
+			r := sees(t, []string{"check", "--server", url}, 0, "nats://"+where+" "+as)
 			noSecret(t, "check", r)
 			r = qlockCmd(t, "nodes", "--server", url, "--cluster", "other", "--timeout", "100ms")
 			r.want(t, exitFailed, "nats://"+where)
@@ -165,8 +164,7 @@ func TestUserOfAddress(t *testing.T) {
 			if err := os.WriteFile(file, []byte(`{"url": "`+s.ClientURL()+`", "user": "billing", "password": "`+secret+`"}`), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			r = qlockCmd(t, "check", "--context", file)
-			r.want(t, 0, as)
+			r = sees(t, []string{"check", "--context", file}, 0, as)
 			noSecret(t, "check", r)
 		})
 	}

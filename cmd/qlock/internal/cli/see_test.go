@@ -112,6 +112,7 @@ func TestWatch(t *testing.T) {
 		qlockCmd(t, "run", "elsewhere."+name, "-s", u, "--", "true").want(t, 0)
 		h := launch(t, "lock", name, "-s", u, "--client", "holder")
 		h.says(h.out, "\n")
+		p.says(p.out, `"acquired"`) // events come a little later than what they are about
 		waits := launch(t, "run", name, "-s", u, "--client", "waiter", "--", "true")
 		p.says(p.out, `"waiting"`)
 		_ = h.in.Close()
@@ -274,8 +275,13 @@ func TestNodes(t *testing.T) {
 		t.Errorf("%+v", report)
 	}
 	inTime(t, "--timeout", []string{"nodes", "-s", c.url(), "--cluster", "nobody"}, exitFailed, `no node of cluster "nobody" answered`, "--cluster")
-	s := onTerminal(t, "nodes", "-s", c.url())
-	s.wait().want(t, 0, "\x1b[32mvoting\x1b[0m")
+	eventually(t, func() error { // all of them may be slow, once
+		s := onTerminal(t, "nodes", "-s", c.url())
+		if r := s.wait(); r.status != 0 || !strings.Contains(r.out, "\x1b[32mvoting\x1b[0m") {
+			return fmt.Errorf("status %d: %q", r.status, r.out)
+		}
+		return nil
+	})
 }
 
 // memberOf is a node that has these nodes in its list.
@@ -517,7 +523,7 @@ func TestCheck(t *testing.T) {
 	qlockCmd(t, "check", "-s", c.url(), "--password", "x").want(t, exitUsage, "--user")
 	name := lockName(t)
 	hold(t, c, name)
-	qlockCmd(t, "check", "-s", c.url(), "--lock", name).want(t, 0, "is held by another client, so locks can be acquired")
+	sees(t, []string{"check", "-s", c.url(), "--lock", name}, 0, "is held by another client, so locks can be acquired")
 }
 
 // restricted is a NATS server with the users that qlock permissions writes, and a
@@ -553,6 +559,7 @@ func restricted(t *testing.T, specs ...string) string {
 	if !s.ReadyForConnections(patience) {
 		t.Fatal("the server is not ready")
 	}
+	servers.Store(s.Addr().String(), true)
 	p := launch(t, bootstrapped(t, "node", "--name", "n1", "--nodes", "n1", "--server", s.ClientURL(), "--user", "n1", "--password", "n1-password", "--max-lease", testMaxLease)...)
 	p.says(p.err, "ready: this node votes")
 	return s.ClientURL()
@@ -572,11 +579,11 @@ func TestPermissions(t *testing.T) {
 	qlockCmd(t, run("svc", "any")...).want(t, 0)
 	qlockCmd(t, run("part", "orders.1")...).want(t, 0)
 	qlockCmd(t, run("part", "any")...).want(t, exitRefused, "lock.default.node.acquire.part.any")
-	qlockCmd(t, as("svc", "check")...).want(t, 0, "No problems found.", "as client svc")
-	qlockCmd(t, as("part", "check")...).want(t, exitFailed, "clocks agree within", "lock.default.node.acquire.part.qlock.check", "qlock permissions client:part")
-	qlockCmd(t, as("part", "check", "--lock", "orders.check")...).want(t, 0, "a lock was acquired in")
-	qlockCmd(t, as("mon", "nodes")...).want(t, 0, "1 of 1 nodes vote")
-	qlockCmd(t, as("eye", "nodes")...).want(t, exitFailed, "lacks a permission for lock.default.node.info.eye")
+	sees(t, as("svc", "check"), 0, "No problems found.", "as client svc")
+	sees(t, as("part", "check"), exitFailed, "clocks agree within", "lock.default.node.acquire.part.qlock.check", "qlock permissions client:part")
+	sees(t, as("part", "check", "--lock", "orders.check"), 0, "a lock was acquired in")
+	sees(t, as("mon", "nodes"), 0, "1 of 1 nodes vote")
+	sees(t, as("eye", "nodes"), exitFailed, "lacks a permission for lock.default.node.info.eye")
 	qlockCmd(t, as("svc", "watch")...).want(t, exitFailed, "may not receive events", "observer:NAME")
 	qlockCmd(t, append(as("svc", "run", "x", "--client", "part"), "--", "true")...).want(t, exitRefused, "lock.default.node.info.part")
 	qlockCmd(t, "nodes", "-s", u, "--user", "svc", "--password", "wrong").want(t, exitFailed, "Authorization Violation", "--password")
@@ -593,8 +600,8 @@ func TestPermissions(t *testing.T) {
 		qlockCmd(t, as(user, "ls")...).want(t, 0, "orders.3", "any", "svc")
 		qlockCmd(t, run(user, "orders.4")...).want(t, exitRefused, "lock.default.node.acquire."+user)
 	}
-	qlockCmd(t, as("look", "unlock", "any", "--force", "--yes")...).want(t, exitRefused, "lock.default.admin.evict.look.any")
-	qlockCmd(t, as("ops", "unlock", "any", "--force", "--yes")...).want(t, exitRefused, "lock.default.admin.inspect.ops.any")
+	qlockCmd(t, as("look", "unlock", "any", "--force", "--yes", "--wait", patience.String())...).want(t, exitRefused, "lock.default.admin.evict.look.any")
+	qlockCmd(t, as("ops", "unlock", "any", "--force", "--yes", "--wait", patience.String())...).want(t, exitRefused, "lock.default.admin.inspect.ops.any")
 	qlockCmd(t, as("ops", "unlock", "orders.3", "--force", "--yes", "--wait", patience.String())...).want(t, 0, "is evicted")
 	order.wait().want(t, exitLost, "evicted by ops")
 	_ = other.in.Close()
@@ -674,15 +681,24 @@ func TestContext(t *testing.T) {
 		_ = p.in.Close()
 		return p.wait()
 	}
-	run("", "nodes", "--context", "prod").want(t, 0, "3 of 3")
-	run("NATS_CONTEXT=prod", "nodes").want(t, 0, "3 of 3")
+	sees := func(env string, args ...string) {
+		t.Helper()
+		eventually(t, func() error { // a node that is silent for a second is not waited for
+			if r := run(env, args...); r.status != 0 || !strings.Contains(r.out, "3 of 3") {
+				return fmt.Errorf("status %d: %s%s", r.status, r.out, r.err)
+			}
+			return nil
+		})
+	}
+	sees("", "nodes", "--context", "prod")
+	sees("NATS_CONTEXT=prod", "nodes")
 	run("", "nodes", "--context", "test").want(t, exitFailed, `unknown context "test"`)
 	run("", "nodes", "--context", "prod", "-s", "nats://127.0.0.1:1").want(t, exitFailed, "connect to NATS")
 	if err := os.WriteFile(filepath.Join(home, "nats", "context.txt"), []byte("prod"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	run("", "nodes").want(t, 0, "3 of 3")
-	run("NATS_URL="+c.url(), "nodes").want(t, 0, "3 of 3")
+	sees("", "nodes")
+	sees("NATS_URL="+c.url(), "nodes")
 }
 
 // On a terminal a long wait is one line that changes, and the command has the
@@ -719,10 +735,7 @@ func TestCertificates(t *testing.T) {
 	p := launch(t, c.args("n1")...)
 	p.says(p.err, "ready: this node votes")
 	seen := func() string {
-		nc, err := nats.Connect("tls://"+c.addr["n1"][0], nats.RootCAs(files.CA))
-		if err != nil {
-			t.Fatal(err)
-		}
+		nc := connect(t, "tls://"+c.addr["n1"][0], nats.RootCAs(files.CA))
 		defer nc.Close()
 		state, err := nc.TLSConnectionState()
 		if err != nil {
@@ -734,7 +747,7 @@ func TestCertificates(t *testing.T) {
 		t.Errorf("certificate of %s", got)
 	}
 	qlockCmd(t, "nodes", "-s", "tls://"+c.addr["n1"][0]).want(t, exitFailed, "certificate", "--tlsca")
-	qlockCmd(t, "nodes", "-s", "tls://"+c.addr["n1"][0], "--tlsca", files.CA).want(t, 0, "1 of 1")
+	sees(t, []string{"nodes", "-s", "tls://" + c.addr["n1"][0], "--tlsca", files.CA}, 0, "1 of 1")
 	ca.WriteFiles(t, dir, "second")
 	p.signal(syscall.SIGHUP)
 	p.says(p.err, "reloaded")

@@ -33,6 +33,7 @@ func startJetStream(t *testing.T) *server.Server {
 	if !s.ReadyForConnections(patience) {
 		t.Fatal("the server does not start")
 	}
+	servers.Store(s.Addr().String(), false)
 	return s
 }
 
@@ -172,11 +173,7 @@ func TestListOfKeysIsWhole(t *testing.T) {
 
 func openStore(t *testing.T) (*nats.Conn, *store.Store) {
 	t.Helper()
-	nc, err := nats.Connect(startJetStream(t).ClientURL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
+	nc := connect(t, startJetStream(t).ClientURL())
 	js, err := jetstream.New(nc)
 	if err != nil {
 		t.Fatal(err)
