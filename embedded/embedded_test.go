@@ -241,7 +241,8 @@ func TestRestartKeepsPorts(t *testing.T) {
 	}
 
 	nc := connect(t, client, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
-	k, err := newLocker(t, nc).Lock(ctx, "kept")
+	// The longest lease: the lock must last while the server is away, however slow that is.
+	k, err := newLocker(t, nc, qlock.WithLease(qlock.DefaultMaxLease)).Lock(ctx, "kept")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -322,7 +323,8 @@ func TestCrashIsFollowedByQuarantine(t *testing.T) {
 	if s.ClientURL() != url {
 		t.Errorf("after the crash at %s, before it at %s", s.ClientURL(), url)
 	}
-	if state := s.Node().Stats().State; state != "recovering" {
+	// If this comes late, the quarantine may be over.
+	if state := s.Node().Stats().State; state != "recovering" && time.Since(restarted) < cfg.Node.MaxLease {
 		t.Errorf("after a crash the node is %s", state)
 	}
 	k, err := newLocker(t, s.Conn()).Lock(ctx, "a.name")
@@ -633,9 +635,7 @@ func TestLogger(t *testing.T) {
 	cfg := solo(t)
 	cfg.Logger = log.logger()
 	s := ready(t, start(t, cfg))
-	if !log.has("server=solo") || !log.has("Server is ready") {
-		t.Error("the logger has no line of the server")
-	}
+	await(t, "a line of the server", func() bool { return log.count("server=solo", "Server is ready") > 0 })
 	await(t, "a line of the node", func() bool { return log.count("node=solo", "this node votes") > 0 })
 	if err := s.Close(); err != nil {
 		t.Error(err)
