@@ -450,7 +450,7 @@ func ExampleLocker_Start() {
 		if err != nil {
 			log.Fatal(err)
 		}
-		fmt.Println(lock.Name(), lock.Stands() > 5*time.Second)
+		fmt.Println(lock.Name(), lock.Stands() > time.Second)
 		_ = lock.Unlock(ctx)
 	case <-time.After(time.Minute):
 		fmt.Println(request.Status())
@@ -476,7 +476,7 @@ func ExampleLockError() {
 	_ = cluster.Servers()[1].Close()
 	_ = cluster.Servers()[2].Close()
 
-	short, cancel := context.WithTimeout(ctx, 2*time.Second)
+	short, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	_, err = locker.Lock(short, "orders.42")
 	if e, ok := errors.AsType[*qlock.LockError](err); ok && errors.Is(err, qlock.ErrNoQuorum) {
