@@ -18,8 +18,8 @@ import (
 // happens is told by the commands that look.
 func TestNodesChange(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 1, "--max-lease", "6s")
-	holder := launch(t, "lock", "held", "-s", c.url(), "--lease", "6s")
+	c := startCluster(t, 1, "--max-lease", "12s")
+	holder := launch(t, "lock", "held", "-s", c.url(), "--lease", "12s")
 	holder.says(holder.out, "\n") // the token
 	for _, end := range []string{"finish", "rollback"} {
 		qlockCmd(t, "nodes", end, "-s", c.url()).want(t, 0, "no change of the list of nodes is under way: nothing to do")
@@ -29,7 +29,7 @@ func TestNodesChange(t *testing.T) {
 	qlockCmd(t, "nodes", "enable", "-s", c.url()).want(t, 0)
 	qlockCmd(t, "nodes", "finish", "-s", c.url()).want(t, 0)
 
-	joined := launch(t, "node", "--name", "n2", "--join", "--state-dir", filepath.Join(t.TempDir(), "n2"), "--server", c.url(), "--max-lease", "6s")
+	joined := launch(t, "node", "--name", "n2", "--join", "--state-dir", filepath.Join(t.TempDir(), "n2"), "--server", c.url(), "--max-lease", "12s")
 	eventually(t, func() error {
 		if r := qlockCmd(t, "nodes", "-s", c.url()); !strings.Contains(r.out, "joining") {
 			return fmt.Errorf("no node waits: %s", r.out)
@@ -42,7 +42,7 @@ func TestNodesChange(t *testing.T) {
 	sees(t, []string{"nodes", "-s", c.url()}, 0, "A change of the list of nodes to n1 n2 is under way", "qlock nodes finish",
 		"1 of 1 nodes of the old list vote; a writer needs 1 votes, a reader 1.", "2 of 2 nodes of the new list vote; a writer needs 2 votes, a reader 1.", "Epoch 2.")
 	r := decode[membersReport](t, sees(t, []string{"nodes", "--json", "-s", c.url()}, 0, `"voting": 2`))
-	if r.Epoch != 2 || r.Change == nil || fmt.Sprint(r.NodeNames, r.Change.NodeNames) != "[n1] [n1 n2]" || r.Change.MaxLease != 6000 ||
+	if r.Epoch != 2 || r.Change == nil || fmt.Sprint(r.NodeNames, r.Change.NodeNames) != "[n1] [n1 n2]" || r.Change.MaxLease != 12000 ||
 		r.Voting != 1 || r.Change.Voting != 2 || r.Change.Writer != 2 {
 		t.Errorf("%+v, change %+v", r, r.Change)
 	}
