@@ -21,7 +21,7 @@ import (
 // comes.
 func TestDsyncNotEnoughNodesForQuorum(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 4, maxLease(time.Second))
+	c := startCluster(t, 4)
 	servers := c.Servers()
 	a := client(t, "a", urls(servers[3]))
 	for _, s := range servers[:2] {
@@ -51,7 +51,7 @@ func TestDsyncNotEnoughNodesForQuorum(t *testing.T) {
 // come back, and it is granted.
 func TestDsyncNodesGoingDown(t *testing.T) {
 	t.Parallel()
-	const lease = time.Second
+	const lease = 4 * time.Second
 	c := startCluster(t, 3, maxLease(lease))
 	servers := c.Servers()
 	a := client(t, "a", urls(servers[2]))
@@ -110,7 +110,7 @@ func TestDsyncOneOverQuorumDownWhileLocked(t *testing.T) {
 // holder.
 func TestDsyncSeveralDownWhileLockedAndOthersForget(t *testing.T) {
 	t.Parallel()
-	const lease = 2 * time.Second
+	const lease = 4 * time.Second
 	c := startCluster(t, 5, maxLease(lease))
 	servers := c.Servers()
 	a, b := client(t, "a", urls(servers[2])), client(t, "b", urls(servers[2]))
@@ -154,7 +154,7 @@ func TestDsyncSeveralDownWhileLockedAndOthersForget(t *testing.T) {
 // its lock when the next one has it.
 func TestDsyncAllVotersForget(t *testing.T) {
 	t.Parallel()
-	const lease = time.Second
+	const lease = 4 * time.Second
 	c := startCluster(t, 5, maxLease(lease))
 	servers := c.Servers()
 	a, b := client(t, "a", urls(servers[4])), client(t, "b", urls(servers[3]))
@@ -187,7 +187,7 @@ func TestDsyncAllVotersForget(t *testing.T) {
 // Exactly a quorum is up, and is enough.
 func TestDsyncSmallestQuorum(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 5, maxLease(2*time.Second))
+	c := startCluster(t, 5)
 	servers := c.Servers()
 	for _, s := range servers[3:] {
 		qlocktest.CrashServer(t, s)
@@ -265,7 +265,7 @@ func TestDsyncTwoReadersCrash(t *testing.T) {
 // again. The next lock does not need that node.
 func TestDsyncOneStaleLock(t *testing.T) {
 	t.Parallel()
-	const lease = 10 * time.Second
+	const lease = time.Minute // longer than it takes to cut routes and to heal them
 	m := startMesh(t, 3, lease)
 	a := dying(t, m, "name")
 	m.isolate(2, cut)
@@ -278,7 +278,7 @@ func TestDsyncOneStaleLock(t *testing.T) {
 	k, err := b.TryLock(testContext(t), "name")
 	must(t, err)
 	unlock(t, k)
-	if d := time.Since(began); d > lease/4 && d > slack(began) {
+	if d := time.Since(began); d > lease/4+slack(began) {
 		t.Errorf("two locks took %v: one stale vote of three is in nobody's way", d)
 	}
 	if got := m.servers[2].Node().Stats().Claims; got == 0 {
@@ -290,7 +290,7 @@ func TestDsyncOneStaleLock(t *testing.T) {
 // with their leases.
 func TestDsyncSeveralStaleLocks(t *testing.T) {
 	t.Parallel()
-	const lease = 5 * time.Second
+	const lease = 8 * time.Second
 	m := startMesh(t, 3, lease)
 	a := dying(t, m, "name")
 	m.isolate(0, cut)
@@ -328,7 +328,14 @@ func dying(t *testing.T, m *mesh, name string) mortal {
 // unlockAndDie gives the lock back to those who hear it, which are all of m but n.
 func (a mortal) unlockAndDie(t *testing.T, m *mesh, n int) {
 	t.Helper()
-	await(t, "the routes are cut", func() bool { return len(hears(t, m.servers[0])) == len(m.servers)-n })
+	// One of three stands alone, and the others have each other. Silence would prove nothing.
+	await(t, "the routes are cut", func() bool {
+		remotes := 0
+		for _, s := range m.servers {
+			remotes += s.NATS().NumRemotes()
+		}
+		return remotes == 2
+	})
 	unlock(t, a.lock)
 	must(t, a.nc.Flush())
 	await(t, "those who hear it forget the lock", func() bool { return claims(m.servers) == n })

@@ -22,8 +22,9 @@ const patience = 2 * time.Minute
 // lateness is by how much sleeps of this program were longer than asked for. On a busy machine, all
 // that its goroutines do is late by as much.
 type lateness struct {
-	mu   sync.Mutex // guards list
+	mu   sync.Mutex // guards what follows
 	list []late
+	nap  time.Time // when the present sleep began
 }
 
 type late struct {
@@ -33,10 +34,15 @@ type late struct {
 
 var delays lateness
 
+const nap = 10 * time.Millisecond
+
 // watch sleeps until stop is closed.
 func (l *lateness) watch(stop <-chan struct{}) {
-	const nap = 10 * time.Millisecond
-	for began := time.Now(); ; began = time.Now() {
+	for {
+		began := time.Now()
+		l.mu.Lock()
+		l.nap = began
+		l.mu.Unlock()
 		select {
 		case <-stop:
 			return
@@ -56,6 +62,8 @@ func slack(began time.Time) time.Duration {
 	delays.mu.Lock()
 	defer delays.mu.Unlock()
 	sum := 1500 * time.Millisecond
+	// When all goroutines get to run again, that of watch need not be the first.
+	sum += max(0, time.Since(delays.nap)-nap)
 	for i := len(delays.list) - 1; i >= 0 && delays.list[i].at.After(began); i-- {
 		sum += delays.list[i].by
 	}
@@ -167,13 +175,32 @@ func lock(t *testing.T, l *qlock.Locker, name string) *qlock.Lock {
 	t.Helper()
 	k, err := l.Lock(testContext(t), name)
 	must(t, err)
-	return k
+	return noted(k)
 }
 
 func rlock(t *testing.T, l *qlock.Locker, name string) *qlock.Lock {
 	t.Helper()
 	k, err := l.RLock(testContext(t), name)
 	must(t, err)
+	return noted(k)
+}
+
+// ends has the end of each lock that was taken with lock or rlock.
+var ends sync.Map // *qlock.Lock to *end
+
+type end struct {
+	at   time.Time // read it when done is closed
+	done chan struct{}
+}
+
+// noted notes when a lock ends. Whoever asks may come later.
+func noted(k *qlock.Lock) *qlock.Lock {
+	e := &end{done: make(chan struct{})}
+	ends.Store(k, e)
+	context.AfterFunc(k.Context(), func() {
+		e.at = time.Now()
+		close(e.done)
+	})
 	return k
 }
 
@@ -234,17 +261,44 @@ func stays(t *testing.T, k *qlock.Lock, d time.Duration) {
 // lostBy waits until a lock is lost, which must be by then, a lease after its nodes were.
 func lostBy(t *testing.T, k *qlock.Lock, deadline time.Time) {
 	t.Helper()
-	began := time.Now()
+	found, ok := ends.Load(k)
+	if !ok {
+		t.Fatalf("the end of lock %s was not noted", k.Name())
+	}
+	e := found.(*end)
 	select {
-	case <-k.Context().Done():
+	case <-e.done:
 	case <-time.After(patience):
 		t.Fatalf("lock %s is never lost", k.Name())
 	}
-	if late := time.Since(deadline); late > slack(began) {
+	if late := e.at.Sub(deadline); late > slack(deadline) {
 		t.Errorf("lock %s was lost %v too late", k.Name(), late)
 	}
 	if cause := context.Cause(k.Context()); !errors.Is(cause, qlock.ErrLost) {
 		t.Errorf("lock %s ended by %v, not by loss", k.Name(), cause)
+	}
+}
+
+// noQuorum calls Lock or TryLock where there is no quorum, with more and more time until no more
+// than these nodes are silent: the others may be slow, and an error that comes before they have
+// answered counts them too.
+func noQuorum(t *testing.T, call func(context.Context, string, ...qlock.LockOption) (*qlock.Lock, error), name string, silent int) (*qlock.LockError, error) {
+	t.Helper()
+	for d := time.Second; ; d *= 2 {
+		began := time.Now()
+		_, err := call(within(t, d), name)
+		if late := time.Since(began) - d; late > slack(began) {
+			t.Errorf("the call returned %v after its deadline of %v", late, d)
+		}
+		var detail *qlock.LockError
+		if !errors.Is(err, qlock.ErrNoQuorum) || !errors.As(err, &detail) {
+			t.Fatalf("a call without a quorum: %v", err)
+		}
+		if n := len(detail.Silent()); n == silent {
+			return detail, err
+		} else if n < silent && len(detail.Nodes) > 0 || d > patience/2 {
+			t.Fatalf("%d nodes are silent, want %d: %v", n, silent, err)
+		}
 	}
 }
 

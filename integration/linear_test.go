@@ -272,9 +272,13 @@ func (h *history) client(t *testing.T, id int, urls string, names []string, stop
 		}
 		if l == nil {
 			var err error
-			if nc, err = nats.Connect(urls, nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond), nats.ReconnectJitter(0, 0), quiet); err != nil {
-				t.Error(err)
-				return
+			// One server is always up, but each may be down when its turn comes.
+			for deadline := time.Now().Add(patience); nc == nil; {
+				nc, err = nats.Connect(urls, nats.Timeout(patience), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond), nats.ReconnectJitter(0, 0), quiet)
+				if err != nil && time.Now().After(deadline) {
+					t.Error(err)
+					return
+				}
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			l, err = qlock.New(ctx, nc, qlock.WithName(fmt.Sprintf("client-%d", id)))

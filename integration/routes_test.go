@@ -18,9 +18,9 @@ import (
 	"github.com/qlock/qlock/internal/testproxy"
 )
 
-// hears lists the nodes that answer a question asked at this server, as many as
-// do within a tenth of a second.
-func hears(t *testing.T, s *embedded.Server) map[string]bool {
+// hears reports whether n nodes answer a question asked at this server, each within d after the one
+// before.
+func hears(t *testing.T, s *embedded.Server, n int, d time.Duration) bool {
 	t.Helper()
 	nc := s.Conn()
 	inbox := nc.NewInbox()
@@ -29,17 +29,17 @@ func hears(t *testing.T, s *embedded.Server) map[string]bool {
 	defer func() { _ = sub.Unsubscribe() }()
 	must(t, nc.PublishRequest("lock.default.node.info.test", inbox, []byte(`{"nonce":"who"}`)))
 	names := map[string]bool{}
-	for len(names) < 64 {
-		m, err := sub.NextMsg(100 * time.Millisecond)
+	for len(names) < n {
+		m, err := sub.NextMsg(d)
 		if errors.Is(err, nats.ErrTimeout) {
-			break
+			return false
 		}
 		must(t, err)
 		var answer struct{ Node string }
 		must(t, json.Unmarshal(m.Data, &answer))
 		names[answer.Node] = true
 	}
-	return names
+	return true
 }
 
 // A holder's server is cut off from the others. The holder loses its lock within
@@ -126,6 +126,11 @@ func TestLateMessages(t *testing.T) {
 	b := newLocker(t, m.servers[1].Conn(), qlock.WithName("b"))
 	d := newLocker(t, m.servers[2].Conn(), qlock.WithName("d"))
 
+	// Two servers that dialed each other have too many routes at first, and give some up. What stays
+	// is one for all accounts and one for that of the system.
+	for _, s := range m.servers {
+		await(t, s.Name()+" has the routes that stay", func() bool { return len(routeIDs(t, s)) == 2*(len(m.servers)-1) })
+	}
 	routes := routeIDs(t, m.servers[0])
 	held := lock(t, a, "name")
 	began := time.Now()
@@ -231,7 +236,7 @@ func TestLateMessagesOfAClient(t *testing.T) {
 	// way for as long as a lease.
 	again := time.Now()
 	unlock(t, lock(t, b, "other"))
-	if d := time.Since(again); d > lease/2 {
+	if d := time.Since(again); d > lease/2+slack(again) {
 		t.Errorf("a dead claim stood in the way for %v", d)
 	}
 	empty(t, servers...)

@@ -36,11 +36,11 @@ func TestSoak(t *testing.T) {
 		warm             = 40_000    // NATS keeps caches of some thousand subjects for each connection and route
 		growth           = 4_000_000 // bytes, however long it goes on
 	)
-	c := startCluster(t, 3)
+	c := startCluster(t, 3, maxLease(time.Hour)) // on a machine with much else to do, no lock is to be lost
 	var lockers, plain []*qlock.Locker
 	for i := range clients {
-		lockers = append(lockers, client(t, fmt.Sprintf("c%d", i), urls(c.Servers()...)))
-		plain = append(plain, client(t, fmt.Sprintf("p%d", i), urls(c.Servers()...), qlock.WithoutBatches()))
+		lockers = append(lockers, client(t, fmt.Sprintf("c%d", i), urls(c.Servers()...), qlock.WithLease(time.Hour)))
+		plain = append(plain, client(t, fmt.Sprintf("p%d", i), urls(c.Servers()...), qlock.WithLease(time.Hour), qlock.WithoutBatches()))
 	}
 	var names, locks, shared, refused, gaveUp atomic.Int64
 	one := func(ctx context.Context, l *qlock.Locker) error {
@@ -94,16 +94,13 @@ func TestSoak(t *testing.T) {
 	run(plain, func() bool { return names.Load() < warm })
 	run(lockers, func() bool { return names.Load() < warm+warm/2 })
 	before, from, begin := inUse(), locks.Load(), time.Now()
-	end := begin.Add(*soak)
-	run(lockers, func() bool { return time.Now().Before(end) })
+	end, least := begin.Add(*soak), from+100 // fewer locks prove nothing
+	run(lockers, func() bool { return time.Now().Before(end) || locks.Load() < least })
 	took, done := time.Since(begin), locks.Load()-from
 	after := inUse()
 	t.Logf("%d locks in %v, %.0f a second; in all %d names, %d shared, %d refused, %d given up; %.2f MB in use before, %.2f MB after",
 		done, took.Round(time.Millisecond), float64(done)/took.Seconds(), names.Load(), shared.Load(), refused.Load(), gaveUp.Load(),
 		float64(before)/1e6, float64(after)/1e6)
-	if done < 100 {
-		t.Errorf("only %d locks: this proves nothing", done)
-	}
 	if after > before+growth {
 		t.Errorf("%d bytes more are in use after %d locks on fresh names", after-before, done)
 	}
@@ -113,8 +110,8 @@ func TestSoak(t *testing.T) {
 // nodes together.
 func TestBytesOfAHeldLock(t *testing.T) {
 	const locks, most = 10_000, 4000
-	c := startCluster(t, 3, qlocktest.WithConfig(func(_ int, c *embedded.Config) { c.Node.MaxClaims = 2 * locks }))
-	l := client(t, "c", urls(c.Servers()...))
+	c := startCluster(t, 3, maxLease(time.Hour), qlocktest.WithConfig(func(_ int, c *embedded.Config) { c.Node.MaxClaims = 2 * locks }))
+	l := client(t, "c", urls(c.Servers()...), qlock.WithLease(time.Hour)) // it takes a slow machine longer than a common lease
 	held := make([]*qlock.Lock, 2*locks)
 	take := func(from, to int) {
 		var next atomic.Int64

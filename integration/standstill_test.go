@@ -73,7 +73,7 @@ func standsStill(t *testing.T, lease time.Duration, l *qlock.Locker, held *qlock
 }
 
 func TestLossIsToldWhileReconnecting(t *testing.T) {
-	const lease = 2 * time.Second
+	const lease = 4 * time.Second
 	c := startCluster(t, 3, maxLease(lease))
 	servers := c.Servers()
 	p := proxied(t, servers[0])
@@ -92,7 +92,7 @@ func TestLossIsToldWhileReconnecting(t *testing.T) {
 }
 
 func TestLossIsToldWhileAFlushBlocks(t *testing.T) {
-	const lease = 2 * time.Second
+	const lease = 4 * time.Second
 	c := startCluster(t, 3, maxLease(lease))
 	servers := c.Servers()
 	p := proxied(t, servers[0])
