@@ -62,7 +62,10 @@ type peers struct {
 	asked     map[string]map[*forwarded]context.CancelCauseFunc // requests that an owner has not answered yet
 }
 
-var errGone = errors.New("the gateway is gone")
+var (
+	errGone    = errors.New("the gateway is gone")
+	errLeaving = errors.New("this gateway stops")
+)
 
 func newPeers(g *Gateway) *peers {
 	return &peers{g: g, nc: g.cfg.Conn, base: g.family(familyGW), heard: map[string]time.Time{}, owners: map[leaseKey]string{}, asked: map[string]map[*forwarded]context.CancelCauseFunc{}}
@@ -388,20 +391,26 @@ func (p *peers) ask(c *call, q *where, final bool) (*here, *Problem) {
 	return nil, nil
 }
 
-// forward lets the owner of a lease answer.
+// forward lets the owner of a lease answer. When this gateway stops, it asks once more how the
+// lease stands, without waiting: the caller has an answer then, and the lease keeps its place.
 func (p *peers) forward(c *call, owner string, f *forwarded) (*Lease, *Problem) {
 	f.Gateway, f.Principal, f.Request = p.g.name, c.principal.name, c.request
-	text, err := json.Marshal(f)
-	if err != nil {
-		panic(err)
-	}
 	p.g.counters.forwarded.Add(1)
 	began := time.Now()
 	for {
+		if p.g.leaving.Err() != nil {
+			f.BlockMS = 0
+		}
+		text, err := json.Marshal(f)
+		if err != nil {
+			panic(err)
+		}
 		m, err := p.request(c, owner, f, text)
 		switch lives, known := p.state(owner); {
 		case err == nil:
 			return readAnswer(m.Data)
+		case err == errLeaving:
+			continue
 		case !lives && known:
 			return nil, gone(causeGatewayLost, 0, "gateway %s, which had the lease, is gone", owner)
 		case !errors.Is(err, nats.ErrNoResponders) || time.Since(began) > forwardRetry:
@@ -420,6 +429,9 @@ func (p *peers) request(c *call, owner string, f *forwarded, text []byte) (*nats
 	defer cancel()
 	ctx, abandon := context.WithCancelCause(ctx)
 	defer abandon(nil)
+	if f.BlockMS > 0 && f.verb != verbStore {
+		defer context.AfterFunc(p.g.leaving, func() { abandon(errLeaving) })()
+	}
 	p.mu.Lock()
 	if p.asked[owner] == nil {
 		p.asked[owner] = map[*forwarded]context.CancelCauseFunc{}
@@ -433,7 +445,11 @@ func (p *peers) request(c *call, owner string, f *forwarded, text []byte) (*nats
 			delete(p.asked, owner)
 		}
 	}()
-	return p.nc.RequestMsgWithContext(ctx, &nats.Msg{Subject: p.base + toGateway + owner + "." + f.verb, Data: text, Header: c.trace.header()})
+	m, err := p.nc.RequestMsgWithContext(ctx, &nats.Msg{Subject: p.base + toGateway + owner + "." + f.verb, Data: text, Header: c.trace.header()})
+	if err != nil && context.Cause(ctx) == errLeaving {
+		err = errLeaving
+	}
+	return m, err
 }
 
 func readAnswer(text []byte) (*Lease, *Problem) {

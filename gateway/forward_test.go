@@ -286,3 +286,59 @@ func TestAlone(t *testing.T) {
 		ask(t, a, "GET", held.header.Get("Location"), "").want(t, 200, "")
 	})
 }
+
+// A gateway that stops answers those who wait through it for leases of others, and does not wait
+// for the ends of their waits. The leases keep their places.
+func TestStopsWhileOthersAreAsked(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		a, b, _ := w.pair()
+		if err := a.ServeNATS(); err != nil {
+			t.Fatal(err)
+		}
+		held := ask(t, b, "POST", "/v1/locks/x", "").want(t, 201, "")
+		own := uuid.NewString()
+		first := ask(t, b, "PUT", "/v1/leases/"+own, `{"name":"x","wait":"10m"}`).want(t, 202, "")
+		answers := []chan *reply{
+			later(t, a, "PUT", "/v1/leases/"+own, `{"name":"x","wait":"10m"}`, "Prefer", "wait=50"),
+			later(t, a, "GET", "/v1/leases/"+own, "", "Prefer", "wait=50"),
+			later(t, a, "GET", "/v1/leases/"+held.lease.ID, "", "Prefer", "wait=50", "If-None-Match", held.header.Get("ETag")),
+		}
+		nc, polled := w.connect(), make(chan string, 1)
+		go func() {
+			m, err := nc.Request(a.api()+"poll", []byte(`{"id":"`+own+`","wait":"50s"}`), time.Minute)
+			if err != nil {
+				polled <- err.Error()
+				return
+			}
+			polled <- string(m.Data)
+		}()
+		settle()
+		start := time.Now()
+		if err := a.Shutdown(t.Context()); err != nil || time.Since(start) > 2*time.Second {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		settle()
+		for i, status := range []int{202, 200, 304} {
+			select {
+			case r := <-answers[i]:
+				if r.want(t, status, ""); status != 304 && (r.lease.State != "waiting" || r.lease.Moved || r.lease.Age != first.lease.Age) {
+					t.Errorf("%s", r)
+				}
+			default:
+				t.Errorf("request %d is not answered", i)
+			}
+		}
+		select {
+		case text := <-polled:
+			if !strings.Contains(text, `"waiting"`) {
+				t.Errorf("%s", text)
+			}
+		default:
+			t.Error("the request at the NATS door is not answered")
+		}
+		ask(t, b, "DELETE", "/v1/leases/"+held.lease.ID, "").want(t, 204, "")
+		ask(t, b, "GET", "/v1/leases/"+own, "", "Prefer", "wait=10").want(t, 200, "")
+		ask(t, b, "DELETE", "/v1/leases/"+own, "").want(t, 204, "")
+	})
+}

@@ -134,8 +134,10 @@ type Gateway struct {
 
 	peers     *peers
 	counters  counters
-	requests  atomic.Uint64  // that were named
-	draining  chan struct{}  // closed at the start of Shutdown
+	requests  atomic.Uint64   // that were named
+	draining  chan struct{}   // closed at the start of Shutdown
+	leaving   context.Context // ends when no lease is left: nothing waits at other gateways from then on
+	leave     context.CancelFunc
 	serving   sync.WaitGroup // requests of the NATS door
 	natsSlots chan struct{}
 	looks     chan struct{} // views that are being looked at
@@ -229,6 +231,7 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 		cfg: cfg, secret: cfg.Secret, limits: cfg.Limits.filled(), log: cfg.Logger, name: newName(), now: time.Now,
 		draining: make(chan struct{}), looks: make(chan struct{}, looksAtOnce), storeSlots: make(chan struct{}, storesAtOnce), natsSlots: make(chan struct{}, natsRequests), states: map[string]int{}, streams: map[string]int{}, logins: map[string]*login{}, rings: map[ringKey]*ring{}, watchers: map[watchKey]*watcher{}, callers: map[string]*principal{}, leases: map[leaseKey]*lease{}, byName: map[nameKey]map[*lease]struct{}{}, graves: map[leaseKey]tombstone{},
 	}
+	g.leaving, g.leave = context.WithCancel(context.Background())
 	g.counters.ended, g.counters.requests = map[string]uint64{}, map[Request]uint64{}
 	g.counters.storeOps = map[StoreOperation]uint64{}
 	g.peers = newPeers(g)
@@ -520,6 +523,7 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 		g.quiet.Wait()
 	}
 	g.mu.Unlock()
+	g.leave()
 	g.peers.drain()
 	g.mu.Lock()
 	last, services := !g.closed, g.services
