@@ -264,7 +264,7 @@ func (l *lease) lost() {
 		return
 	}
 	err := context.Cause(l.lock.Context())
-	text := "too few nodes confirmed it"
+	text := ""
 	if err != nil {
 		text = strings.TrimPrefix(err.Error(), "qlock: ")
 	}
@@ -273,9 +273,16 @@ func (l *lease) lost() {
 		l.end(evicted(err, text))
 	case errors.Is(err, qlock.ErrUnlocked): // the Locker was closed
 		l.end(gone(causeDraining, 0, "the gateway stopped"))
+	case err == qlock.ErrLost || err == nil: // its text does not say why
+		l.end(unconfirmed())
 	default:
 		l.end(gone(causeLost, 0, "%s", text))
 	}
+}
+
+// unconfirmed is why a lease is over whose votes have run out.
+func unconfirmed() *Problem {
+	return gone(causeLost, 0, "too few nodes confirmed the lock before their votes ran out: GET /v1/nodes shows which of them vote")
 }
 
 // held is the answer that says for how long the caller holds: rule G7. The order matters.
@@ -294,7 +301,7 @@ func (l *lease) held(c *call) (*Lease, *Problem) {
 		case !now.Before(l.keepUntil.Add(-2 * time.Millisecond)):
 			l.end(gone(causeExpired, 0, "the lease was not renewed within %v", l.length))
 		default:
-			l.end(gone(causeLost, 0, "too few nodes confirmed it"))
+			l.end(unconfirmed())
 		}
 		return nil, l.why
 	}
@@ -332,6 +339,9 @@ func (l *lease) current(c *call) (*Lease, *Problem) {
 	}
 	if a.Blocker = blockerOf(status.Holder); a.Blocker != nil && status.Holder.Own {
 		a.Blocker.Note = l.g.noteOfHolder(l)
+	}
+	if a.Blocker == nil && !status.Queued {
+		a.Nodes = votesOf(status.Nodes)
 	}
 	a.WaitedMS = time.Since(l.created).Milliseconds()
 	a.PollWithinMS = shorter(l.length).Milliseconds()

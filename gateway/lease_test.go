@@ -362,7 +362,7 @@ func TestCutOff(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 			r := ask(t, g, "POST", path+"/renew", "")
 			if r.status == 410 {
-				if r.fault.Cause != "lost" {
+				if r.fault.Cause != "lost" || !strings.Contains(r.fault.Detail, "too few nodes") {
 					t.Errorf("%s", r)
 				}
 				lost = true
@@ -399,7 +399,20 @@ func TestNoQuorum(t *testing.T) {
 			t.Errorf("after %v: %s", d, p)
 		}
 		ask(t, g, "POST", "/v1/locks/x", `{"wait":"1s"}`, "Prefer", "wait=2").want(t, 503, "no-quorum")
-		ask(t, g, "GET", "/v1/locks", "").want(t, 503, "no-quorum")
+		for _, p := range []*reply{p, ask(t, g, "GET", "/v1/locks", "").want(t, 503, "no-quorum")} {
+			if strings.Contains(p.fault.Detail, "context") {
+				t.Errorf("it speaks of what only Go programs know: %s", p)
+			}
+		}
+		// Who waits is told as well what there is to wait for.
+		waits := ask(t, g, "POST", "/v1/locks/x", `{"wait":"1m"}`).want(t, 202, "")
+		answers := map[string]string{}
+		for _, n := range waits.lease.Nodes {
+			answers[n.Node] = n.Answer
+		}
+		if fmt.Sprint(answers) != "map[n1:voted n2:silent n3:silent]" {
+			t.Errorf("%s", waits)
+		}
 	})
 }
 

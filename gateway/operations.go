@@ -55,6 +55,7 @@ type Lease struct {
 
 	Place        int      `json:"place,omitempty" doc:"waiting: 1 is next"`
 	Blocker      *Blocker `json:"blocker,omitempty" doc:"waiting: who is in the way, if known"`
+	Nodes        []Vote   `json:"nodes,omitempty" doc:"waiting, and it is not known that anybody is in the way: what each node said"`
 	PollWithinMS int64    `json:"poll_within_ms,omitempty" doc:"waiting: the place is given up if no request asks for the lease within this time"`
 	Moved        bool     `json:"moved,omitempty" doc:"waiting: the gateway is stopping and has given up the place. Ask another gateway, with the age"`
 	DrainingInMS int64    `json:"draining_in_ms,omitempty" doc:"held: the gateway is stopping, and the lease can be renewed for so long"`

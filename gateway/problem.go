@@ -244,7 +244,7 @@ func problemOf(err error) *Problem {
 	}
 	var e *qlock.LockError
 	hasVotes := errors.As(err, &e)
-	text := strings.ReplaceAll(strings.TrimPrefix(err.Error(), "qlock: "), ": qlock: ", ": ")
+	text := withoutContext(strings.ReplaceAll(strings.TrimPrefix(err.Error(), "qlock: "), ": qlock: ", ": "))
 	switch {
 	case errors.Is(err, qlock.ErrInvalidName):
 		return invalid(text)
@@ -274,6 +274,15 @@ func problemOf(err error) *Problem {
 		p.Nodes, p.Lists = votesOf(e.Nodes), quorumsOf(e.Lists)
 	}
 	return p
+}
+
+// withoutContext takes the end of a context from the end of an error's text. The context is one of
+// the gateway's, which bounds how long it waits or asks: callers know it as that.
+func withoutContext(text string) string {
+	for _, ended := range []error{context.Canceled, context.DeadlineExceeded} {
+		text = strings.TrimSuffix(text, ": "+ended.Error())
+	}
+	return text
 }
 
 func (b *Blocker) text() string {

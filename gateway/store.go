@@ -192,7 +192,7 @@ func storeProblem(err error) *Problem {
 	case errors.Is(err, nats.ErrConnectionClosed):
 		return problem("unreachable", "the connection to NATS is closed; nothing was written")
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, nats.ErrTimeout), errors.Is(err, nats.ErrNoResponders), errors.As(err, &api) && api.Code == 503:
-		return problem("store-unreachable", "JetStream did not answer in time; nothing was written: %s", text)
+		return problem("store-unreachable", "JetStream did not answer in time; nothing was written: %s", withoutContext(text))
 	default:
 		return problem("internal", "%s", text)
 	}

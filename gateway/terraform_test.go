@@ -378,8 +378,12 @@ func TestProblemsOfTheStore(t *testing.T) {
 		{jetstream.ErrKeyNotFound, "no-key", "internal"},
 		{jetstream.ErrJetStreamNotEnabled, "no-jetstream", "no-jetstream"},
 		{nats.ErrPermissionViolation, "forbidden", "forbidden"},
+		{context.DeadlineExceeded, "store-unreachable", ""},
 	} {
 		err := fmt.Errorf("store: write k: %w", c.err)
+		if p := storeProblem(err); strings.Contains(p.Detail, "context") {
+			t.Errorf("%v: it speaks of what only Go programs know: %s", err, p.Detail)
+		}
 		if p := storeProblem(err); p.Kind() != c.keys {
 			t.Errorf("%v: %s, want %s", err, p.Kind(), c.keys)
 		}
