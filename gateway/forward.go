@@ -36,9 +36,10 @@ const (
 	presence     = time.Second
 	presentFor   = 3 * time.Second // after the last word of a gateway
 	whereTime    = 300 * time.Millisecond
-	forwardRetry = time.Second // if nobody answers
-	drainTime    = time.Second // what is on the way when a gateway stops, without a connection
-	mostOwners   = 100_000     // that are remembered
+	forwardRetry = time.Second     // if nobody answers
+	drainTime    = time.Second     // what is on the way when a gateway stops, without a connection
+	lostAfter    = 5 * time.Second // what is sent once, after a reconnect: its answer may still come, or be lost
+	mostOwners   = 100_000         // that are remembered
 )
 
 type peers struct {
@@ -65,6 +66,7 @@ type peers struct {
 var (
 	errGone    = errors.New("the gateway is gone")
 	errLeaving = errors.New("this gateway stops")
+	errNewWay  = errors.New("the connection to NATS is a new one")
 )
 
 func newPeers(g *Gateway) *peers {
@@ -122,7 +124,8 @@ type forwarded struct {
 
 	Transaction *TransactionRequest `json:"transaction,omitempty"` // store
 
-	verb string
+	verb  string
+	write bool // it must not be sent twice
 }
 
 // answered is the owner's answer.
@@ -151,8 +154,37 @@ func (p *peers) start() error {
 		}
 		p.subs = append(p.subs, sub)
 	}
+	status := p.nc.StatusChanged(nats.CONNECTED)
+	p.done.Go(func() {
+		defer p.nc.RemoveStatusListener(status)
+		for {
+			select {
+			case <-status:
+				p.reconnected()
+			case <-p.end:
+				return
+			}
+		}
+	})
 	p.done.Go(p.tell)
 	return nil
+}
+
+// reconnected is for requests that wait for an owner's answer. It may have been lost with the old
+// connection, and so may they, and nobody says so: what may be sent twice is sent again, or its
+// caller would wait for nothing, while a lease that was granted to it runs out.
+func (p *peers) reconnected() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, requests := range p.asked {
+		for f, cancel := range requests {
+			if f.write {
+				time.AfterFunc(lostAfter, func() { cancel(errNewWay) })
+			} else {
+				cancel(errNewWay)
+			}
+		}
+	}
 }
 
 func (p *peers) unsubscribe() {
@@ -396,8 +428,9 @@ func (p *peers) ask(c *call, q *where, final bool) (*here, *Problem) {
 func (p *peers) forward(c *call, owner string, f *forwarded) (*Lease, *Problem) {
 	f.Gateway, f.Principal, f.Request = p.g.name, c.principal.name, c.request
 	p.g.counters.forwarded.Add(1)
-	began := time.Now()
+	began, block := time.Now(), f.BlockMS
 	for {
+		f.BlockMS = max(block-time.Since(began).Milliseconds(), 0)
 		if p.g.leaving.Err() != nil {
 			f.BlockMS = 0
 		}
@@ -409,7 +442,7 @@ func (p *peers) forward(c *call, owner string, f *forwarded) (*Lease, *Problem) 
 		switch lives, known := p.state(owner); {
 		case err == nil:
 			return readAnswer(m.Data)
-		case err == errLeaving:
+		case err == errLeaving, err == errNewWay:
 			continue
 		case !lives && known:
 			return nil, gone(causeGatewayLost, 0, "gateway %s, which had the lease, is gone", owner)
@@ -446,8 +479,8 @@ func (p *peers) request(c *call, owner string, f *forwarded, text []byte) (*nats
 		}
 	}()
 	m, err := p.nc.RequestMsgWithContext(ctx, &nats.Msg{Subject: p.base + toGateway + owner + "." + f.verb, Data: text, Header: c.trace.header()})
-	if err != nil && context.Cause(ctx) == errLeaving {
-		err = errLeaving
+	if cause := context.Cause(ctx); err != nil && (cause == errLeaving || cause == errNewWay) {
+		err = cause
 	}
 	return m, err
 }

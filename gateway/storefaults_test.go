@@ -166,3 +166,64 @@ func TestServerLostInAWrite(t *testing.T) {
 		}
 	})
 }
+
+// A gateway loses its connection, and with it the answer of the owner of a lease. What may be sent
+// twice is sent again, and a caller whose write may have been done is told so while its lease lives.
+func TestAnswerOfOwnerLost(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newStoreWorld(t)
+		l := &lossy{srv: w.srv}
+		owner := w.gateway(func(c *Config) { c.Client = "owner" })
+		g := w.gateway(func(c *Config) { c.Conn = w.connect(nats.InProcessServer(l)).Conn })
+		time.Sleep(time.Second)
+		const at = "/v1/stores/orders/keys/"
+		held := ask(t, owner, "POST", "/v1/locks/x", `{"lease":"25s"}`).want(t, 201, "").lease.ID
+		// lost sends a request whose answer is lost, or the request with it, and returns what the
+		// caller is told after the reconnect, and how long that took.
+		lost := func(requests bool, method, path, body string, header ...string) (*reply, time.Duration) {
+			t.Helper()
+			l.breakAt("gw.to."+owner.Name(), requests)
+			answer := later(t, g, method, path, body, header...)
+			time.Sleep(100 * time.Millisecond)
+			if !l.mend() {
+				t.Fatal("the request did not meet the fault")
+			}
+			start := time.Now()
+			return <-answer, time.Since(start)
+		}
+		for _, requests := range []bool{false, true} {
+			for _, again := range []struct{ method, path, body, lease string }{
+				{"POST", "/v1/leases/" + held + "/renew", "", ""},
+				{"GET", "/v1/leases/" + held, "", ""},
+				{"GET", at + "total", "", held},
+			} {
+				ask(t, owner, "PUT", at+"total", "7", "Qlock-Lease", held).want(t, 200, "")
+				r, took := lost(requests, again.method, again.path, again.body, "Qlock-Lease", again.lease)
+				if r.want(t, 200, ""); took > time.Second {
+					t.Errorf("%s %s was answered %v after the reconnect", again.method, again.path, took)
+				}
+			}
+			r, took := lost(requests, "POST", at+"n/add", "", "Qlock-Lease", held)
+			if r.want(t, 504, "unknown-outcome"); took > lostAfter+time.Second {
+				t.Errorf("a write was answered %v after the reconnect", took)
+			}
+			if got := ask(t, g, "GET", at+"n", "", "Qlock-Lease", held); string(got.body) != "1" && !(requests && got.status == 404) {
+				t.Errorf("it was done twice, or lost with its answer: %s", got)
+			}
+			ask(t, g, "DELETE", at+"n", "", "Qlock-Lease", held).want(t, 204, "")
+			ask(t, g, "POST", "/v1/leases/"+held+"/renew", "").want(t, 200, "")
+		}
+		// One who waits, and whose lease is granted meanwhile.
+		waits := ask(t, owner, "POST", "/v1/locks/x", `{"wait":"10m"}`).want(t, 202, "").lease.ID
+		l.breakAt("gw.to."+owner.Name(), false)
+		answer := later(t, g, "GET", "/v1/leases/"+waits, "", "Prefer", "wait=50")
+		ask(t, owner, "DELETE", "/v1/leases/"+held, "").want(t, 204, "")
+		time.Sleep(100 * time.Millisecond)
+		l.mend()
+		start := time.Now()
+		if r := (<-answer).want(t, 200, ""); r.lease.State != "held" || time.Since(start) > time.Second {
+			t.Errorf("after %v: %s", time.Since(start), r)
+		}
+		ask(t, g, "DELETE", "/v1/leases/"+waits, "").want(t, 204, "")
+	})
+}

@@ -19,7 +19,7 @@ const verbStore = "store"
 func (p *peers) transact(c *call, owner string, key leaseKey, t *transaction) (*TransactionAnswer, *Problem) {
 	in := *t.in
 	in.Lease = "" // its digest stands beside it
-	f := &forwarded{Gateway: p.g.name, Principal: c.principal.name, Lease: key.hex(), Request: c.request, BlockMS: storeTime.Milliseconds(), Transaction: &in, verb: verbStore}
+	f := &forwarded{Gateway: p.g.name, Principal: c.principal.name, Lease: key.hex(), Request: c.request, BlockMS: storeTime.Milliseconds(), Transaction: &in, verb: verbStore, write: t.writes}
 	text, err := json.Marshal(f)
 	if err != nil {
 		panic(err)
@@ -36,6 +36,8 @@ func (p *peers) transact(c *call, owner string, key leaseKey, t *transaction) (*
 		switch {
 		case err == nil:
 			return readTransaction(m.Data, t.writes)
+		case err == errNewWay && !t.writes:
+			continue
 		case errors.Is(err, nats.ErrMaxPayload):
 			return nil, problem("too-large", "gateway %s has the lease, and the request is larger than what the NATS server lets this one forward to it; nothing was written", owner)
 		case !errors.Is(err, nats.ErrNoResponders) && t.writes:
