@@ -28,6 +28,10 @@ type belief struct {
 	token                   map[string]uint64
 }
 
+func newBelief(t *testing.T) *belief {
+	return &belief{t: t, by: map[string]*believer{}, token: map[string]uint64{}}
+}
+
 type believer struct {
 	who   string
 	token uint64
@@ -166,7 +170,7 @@ func TestCallers(t *testing.T) {
 	for seed := range *callerSeeds {
 		bubble(t, func(t *testing.T) {
 			w := newWorld(t, 3)
-			b := &belief{t: t, by: map[string]*believer{}, token: map[string]uint64{}}
+			b := newBelief(t)
 			g1, nc1 := w.gatewayOn()
 			g2, nc2 := w.gatewayOn(func(c *Config) { c.Client = "second"; c.Drain = 5 * time.Second })
 			evictor := w.gateway(func(c *Config) { c.Client = "operator" })
