@@ -3,21 +3,29 @@ package gateway
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/qlock/qlock/embedded"
+	"github.com/qlock/qlock/store"
 )
+
+var storeCrash = flag.Bool("gateway.crash", false, "also run TestStoreCrash, which waits for elections of JetStream")
 
 // The tests of this file run in real time: a server of a real cluster is killed, the one that the
 // gateway is connected to, under an HTTP server with its connections. They bound nothing by the
@@ -25,8 +33,7 @@ import (
 
 const crashPatience = 2 * time.Minute
 
-// crashWorld is a cluster of three servers, a gateway that is connected to the first, and its
-// HTTP server.
+// crashWorld is a cluster of three servers, a gateway, and its HTTP server.
 type crashWorld struct {
 	t       *testing.T
 	cluster *embedded.Cluster
@@ -47,7 +54,16 @@ func newCrashWorld(t *testing.T, change ...func(i int, c *embedded.Config)) *cra
 	t.Cleanup(func() { _ = cluster.Close() }) // one of them has crashed
 	w := &crashWorld{t: t, cluster: cluster, client: &http.Client{Timeout: crashPatience}, belief: newBelief(t)}
 	t.Cleanup(w.client.CloseIdleConnections)
-	w.nc = w.connect(cluster.Servers()...)
+	return w
+}
+
+// serve starts the gateway, on a connection to the first of these servers.
+func (w *crashWorld) serve(servers ...*embedded.Server) {
+	w.t.Helper()
+	t := w.t
+	ctx, cancel := context.WithTimeout(t.Context(), crashPatience)
+	defer cancel()
+	w.nc = w.connect(servers...)
 	g, err := New(ctx, Config{Conn: w.nc, Client: "gateway", Drain: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +82,6 @@ func newCrashWorld(t *testing.T, change ...func(i int, c *embedded.Config)) *cra
 		<-served
 	})
 	w.url = "http://" + listener.Addr().String()
-	return w
 }
 
 // connect connects to the first server, and to the next ones when that is gone.
@@ -237,6 +252,7 @@ func (s *steps) end() {
 // time as another, and each request that is under way is answered by what it asked for.
 func TestServerCrash(t *testing.T) {
 	w := newCrashWorld(t)
+	w.serve(w.cluster.Servers()...)
 	const holds, takers = 3, 4
 	var all sync.WaitGroup
 	defer all.Wait()
@@ -295,4 +311,181 @@ func TestServerCrash(t *testing.T) {
 		close(last)
 		w.release(<-waiters[i])
 	}
+}
+
+// The server that is killed also leads the stream of a bucket, while callers write under their
+// leases. A write that was acknowledged is stored once, at its revision; one that was answered with
+// an error that says that nothing was done is not stored; and of one with an unknown outcome, a
+// repetition with its once, or a read under the lease, tells.
+func TestStoreCrash(t *testing.T) {
+	if !*storeCrash {
+		t.Skip("waits for elections: run it with -gateway.crash")
+	}
+	dirs := []string{t.TempDir(), t.TempDir(), t.TempDir()}
+	w := newCrashWorld(t, func(i int, c *embedded.Config) {
+		c.Options = func(o *server.Options) { o.JetStream, o.StoreDir = true, dirs[i] }
+		if i == 0 { // JetStream does not start in a cluster without any route
+			c.Routes = []string{fmt.Sprintf("nats-route://127.0.0.1:%d", c.RoutePort)}
+		}
+	})
+	js, err := jetstream.New(w.connect(w.cluster.Servers()...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually := func(what string, ok func(ctx context.Context) bool) {
+		t.Helper()
+		for end := time.Now().Add(crashPatience); ; time.Sleep(20 * time.Millisecond) {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			done := ok(ctx)
+			cancel()
+			if done {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("not within %v: %s", crashPatience, what)
+			}
+		}
+	}
+	eventually("the bucket is made", func(ctx context.Context) bool {
+		_, err := store.Create(ctx, js, jetstream.KeyValueConfig{Bucket: "orders", Replicas: 3, History: 64, Storage: jetstream.MemoryStorage})
+		return err == nil || errors.Is(err, jetstream.ErrBucketExists)
+	})
+	// The leader at this moment. If it is another one when a server is killed, that is a run of
+	// another kind, in which the same must hold.
+	leader := ""
+	eventually("the stream has a leader", func(ctx context.Context) bool {
+		s, err := js.Stream(ctx, "KV_orders")
+		if err == nil && s.CachedInfo().Cluster != nil {
+			leader = s.CachedInfo().Cluster.Leader
+		}
+		return leader != ""
+	})
+	servers := slices.Clone(w.cluster.Servers())
+	first := slices.IndexFunc(servers, func(s *embedded.Server) bool { return s.Name() == leader })
+	servers[0], servers[first] = servers[first], servers[0]
+	w.serve(servers...)
+
+	const at, writers, adders, perKey = "/v1/stores/orders/", 4, 3, 50 // the bucket remembers 64 of a key
+	type written struct {
+		value    string
+		revision uint64
+	}
+	var all sync.WaitGroup
+	did := newSteps()
+	var who []string
+	acked, refused, made := make([][]written, writers), make([][]string, writers), make([]int, writers)
+	for i := range writers {
+		me := fmt.Sprintf("writer%d", i)
+		who = append(who, me)
+		all.Go(func() {
+			l := w.held(uuid.NewString(), me).lease
+			for ok := true; ok; ok = did.done(me) {
+				made[i]++
+				key, value := fmt.Sprintf("%skeys/%s.%d", at, me, made[i]/perKey), fmt.Sprint(made[i])
+				r := w.ask("PUT", key, value, "Qlock-Lease", l.ID)
+				stored := r.status == 200
+				revision := r.header.Get("Etag")
+				for kind := r.fault.Kind(); kind == "unknown-outcome"; {
+					// A read under a lease settles what was before it.
+					switch r := w.ask("GET", key, "", "Qlock-Lease", l.ID); {
+					case r.status == 200 || r.fault.Kind() == "no-key":
+						kind, stored, revision = "", string(r.body) == value, r.header.Get("Etag")
+					case r.status == 410:
+						l = w.held(uuid.NewString(), me).lease
+					case r.fault.Kind() != "store-unreachable":
+						t.Errorf("%s: %s", me, r)
+						kind = ""
+					}
+				}
+				switch kind := r.fault.Kind(); {
+				case stored:
+					n, err := strconv.ParseUint(strings.Trim(revision, `"`), 10, 64)
+					if err != nil {
+						t.Errorf("%s: %v", me, err)
+					}
+					acked[i] = append(acked[i], written{value, n})
+				case kind == "unknown-outcome" || kind == "store-unreachable" || kind == "gone":
+					refused[i] = append(refused[i], value)
+				default:
+					t.Errorf("%s: %s", me, r)
+				}
+				if w.ask("POST", "/v1/leases/"+l.ID+"/renew", "").status == 410 {
+					l = w.held(uuid.NewString(), me).lease
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+			w.release(l)
+		})
+	}
+	sums := make([]int, adders)
+	for i := range adders {
+		me := fmt.Sprintf("adder%d", i)
+		who = append(who, me)
+		all.Go(func() {
+			for ok := true; ok; ok = did.done(me) {
+				once := uuid.NewString()
+				for again := true; again; {
+					// Lock, change and unlock in one request, repeated until it is known to be done.
+					r := w.ask("POST", at+"transactions", `{"once":"`+once+`","lock":{"name":"sum","wait":"30s"},"ops":[{"op":"add","key":"sum"}]}`)
+					switch r.fault.Kind() {
+					case "":
+						sums[i]++
+						again = false
+					case "unknown-outcome", "store-unreachable", "held", "gone":
+					default:
+						t.Errorf("%s: %s", me, r)
+						again = false
+					}
+				}
+			}
+		})
+	}
+	did.wait(5, who...)
+	w.crash()
+	did.wait(5, who...)
+	did.end()
+	all.Wait()
+
+	kv, err := js.KeyValue(t.Context(), "orders")
+	if err != nil {
+		t.Fatal(err)
+	}
+	unknown := 0
+	for i := range writers {
+		found := map[string][]uint64{}
+		for n := range made[i]/perKey + 1 {
+			var entries []jetstream.KeyValueEntry
+			eventually("the bucket is read", func(ctx context.Context) bool {
+				var err error
+				entries, err = kv.History(ctx, fmt.Sprintf("writer%d.%d", i, n))
+				return err == nil
+			})
+			for _, e := range entries {
+				found[string(e.Value())] = append(found[string(e.Value())], e.Revision())
+			}
+		}
+		for _, a := range acked[i] {
+			if r := found[a.value]; len(r) != 1 || r[0] != a.revision {
+				t.Errorf("writer%d: write %s was acknowledged with the revision %d, and is stored as %d", i, a.value, a.revision, r)
+			}
+		}
+		for _, v := range refused[i] {
+			if r := found[v]; len(r) != 0 {
+				t.Errorf("writer%d: write %s was not done, and is stored as %d", i, v, r)
+			}
+		}
+		unknown += len(refused[i])
+	}
+	want := sum(sums)
+	if got := w.ask("GET", at+"keys/sum", ""); string(got.body) != fmt.Sprint(want) {
+		t.Errorf("%d sums were acknowledged, and there are %s", want, got.body)
+	}
+	t.Logf("%s was killed, %s led; %d writes, %d not done, %d sums", servers[0].Name(), leader, sum(made), unknown, want)
+}
+
+func sum(list []int) (n int) {
+	for _, x := range list {
+		n += x
+	}
+	return n
 }
