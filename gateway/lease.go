@@ -375,7 +375,7 @@ func (l *lease) await(c *call, d time.Duration, revision int) (*Lease, *Problem)
 			}
 			if joined && l.moved {
 				a := l.answer(c, shorter(now.Sub(c.received)))
-				a.State, a.Moved = waiting.String(), true
+				a.State, a.Moved, a.WaitedMS = waiting.String(), true, now.Sub(l.created).Milliseconds()
 				return a, nil
 			}
 			if l.state == waiting {

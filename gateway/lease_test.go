@@ -458,13 +458,14 @@ func TestDrain(t *testing.T) {
 			later(t, g, "GET", "/v1/leases/"+polled.lease.ID, "", "Prefer", "wait=50"),
 		}
 		done := make(chan error, 1)
+		time.Sleep(time.Second)
 		start := time.Now()
 		go func() { done <- g.Shutdown(context.Background()) }()
 		settle()
 		for _, c := range polls {
 			select {
 			case r := <-c:
-				if r.want(t, 200, ""); !r.lease.Moved || r.lease.State != "waiting" || r.lease.Age != polled.lease.Age {
+				if r.want(t, 200, ""); !r.lease.Moved || r.lease.State != "waiting" || r.lease.Age != polled.lease.Age || r.lease.WaitedMS < 1000 {
 					t.Errorf("%s", r)
 				}
 			default:
