@@ -228,12 +228,14 @@ func TestBrokenMutexIsCaught(t *testing.T) {
 // A load that hangs or fails ends the cell with an error, and soon.
 func TestFailingRival(t *testing.T) {
 	down := errors.New("down")
-	s := small
-	s.Limit = 50 * time.Millisecond
 	for name, f := range map[string]func(ctx context.Context) error{
 		"fails": func(context.Context) error { return down },
 		"hangs": func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
 	} {
+		s := small
+		if name == "hangs" {
+			s.Limit = 50 * time.Millisecond
+		}
 		r := &rival{name: name, floor: name, start: func(context.Context, setup) (service, error) { return failing(f), nil }}
 		for _, wl := range []*workload{alone, hot, crowd(4), readers} {
 			cell := runCell(t.Context(), s, wl, r, 0)
