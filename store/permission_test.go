@@ -18,7 +18,7 @@ import (
 func permitted(t *testing.T, p server.Permissions) *nats.Conn {
 	t.Helper()
 	srv, err := server.NewServer(&server.Options{
-		Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true, JetStream: true, StoreDir: t.TempDir(),
+		Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true, JetStream: true, StoreDir: t.TempDir(), AuthTimeout: patience.Seconds(),
 		Users: []*server.User{{Username: "u", Password: "u", Permissions: &p}},
 	})
 	if err != nil {

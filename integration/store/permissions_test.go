@@ -40,7 +40,7 @@ func startPermitted(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.Host, o.Port, o.NoLog, o.NoSigs, o.JetStream, o.StoreDir = "127.0.0.1", -1, true, true, true, t.TempDir()
+	o.Host, o.Port, o.NoLog, o.NoSigs, o.JetStream, o.StoreDir, o.AuthTimeout = "127.0.0.1", -1, true, true, true, t.TempDir(), patience.Seconds()
 	s, err := server.NewServer(o)
 	if err != nil {
 		t.Fatal(err)
