@@ -91,7 +91,7 @@ func (w *crashWorld) connect(servers ...*embedded.Server) *nats.Conn {
 	for _, s := range servers {
 		urls = append(urls, s.ClientURL())
 	}
-	nc, err := nats.Connect(strings.Join(urls, ","), nats.DontRandomize(), nats.ReconnectWait(20*time.Millisecond), nats.ReconnectJitter(0, 0), nats.MaxReconnects(-1),
+	nc, err := nats.Connect(strings.Join(urls, ","), nats.Timeout(crashPatience), nats.DontRandomize(), nats.ReconnectWait(20*time.Millisecond), nats.ReconnectJitter(0, 0), nats.MaxReconnects(-1),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})) // it would print that the server has gone
 	if err != nil {
 		w.t.Fatal(err)
