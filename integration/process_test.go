@@ -239,7 +239,7 @@ func port(t *testing.T, addr string) int {
 // back, and so does the work.
 func TestProcesses(t *testing.T) {
 	t.Parallel()
-	const lease = 6 * time.Second
+	const lease = 10 * time.Second
 	names := []string{"n1", "n2", "n3"}
 	roles := make([]role, 3)
 	nodes := make([]*process, 3)

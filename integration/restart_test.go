@@ -142,7 +142,7 @@ func TestRestartsUnderLoad(t *testing.T) {
 // or waits for one, does not notice.
 func TestRollingRestart(t *testing.T) {
 	t.Parallel()
-	const lease = 8 * time.Second
+	const lease = 10 * time.Second
 	c := startCluster(t, 3, maxLease(lease))
 	servers := c.Servers()
 	a := client(t, "a", urls(servers...))
@@ -199,7 +199,7 @@ func claims(servers []*embedded.Server) int {
 // keeps what it holds for longer than a lease, and its place in a queue.
 func TestClientFailsOver(t *testing.T) {
 	t.Parallel()
-	const lease = 8 * time.Second
+	const lease = 10 * time.Second
 	c := startCluster(t, 3, maxLease(lease))
 	servers := c.Servers()
 	nc := connect(t, urls(servers...))

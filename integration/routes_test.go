@@ -46,7 +46,7 @@ func hears(t *testing.T, s *embedded.Server, n int, d time.Duration) bool {
 // its lease, the next one has it no sooner, and after healing all is as before.
 func TestHolderIsCutOff(t *testing.T) {
 	t.Parallel()
-	const lease = 5 * time.Second
+	const lease = 10 * time.Second
 	for _, c := range []struct {
 		name  string
 		fault func(*testproxy.Proxy, testproxy.Direction)
@@ -118,7 +118,7 @@ func TestHolderIsCutOff(t *testing.T) {
 // was lost, releases. None of it does harm.
 func TestLateMessages(t *testing.T) {
 	t.Parallel()
-	const lease = 6 * time.Second
+	const lease = 10 * time.Second
 	// The servers must not find out: they would give the routes up, and what was
 	// held back with them.
 	m := startMesh(t, 3, lease, func(o *server.Options) { o.Cluster.PingInterval = time.Hour })
@@ -246,7 +246,7 @@ func TestLateMessagesOfAClient(t *testing.T) {
 // one end keeps its lock; who asks on the other gets its turn.
 func TestOneRouteIsCut(t *testing.T) {
 	t.Parallel()
-	const lease = 6 * time.Second
+	const lease = 10 * time.Second
 	m := startMesh(t, 3, lease)
 	a := newLocker(t, m.servers[0].Conn(), qlock.WithName("a"))
 	b := newLocker(t, m.servers[1].Conn(), qlock.WithName("b"))

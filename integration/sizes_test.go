@@ -18,7 +18,7 @@ import (
 func TestManyNodes(t *testing.T) {
 	// Not parallel: sixteen servers at once are a load for the other tests.
 	const (
-		lease = 8 * time.Second
+		lease = 10 * time.Second
 		need  = many/2 + 1
 	)
 	c := startCluster(t, many, maxLease(lease))
@@ -62,7 +62,7 @@ func TestEvenNumbers(t *testing.T) {
 	for n, readers := range map[int]int{2: 1, 4: 2} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			t.Parallel()
-			const lease = 5 * time.Second
+			const lease = 10 * time.Second
 			c := startCluster(t, n, maxLease(lease))
 			servers := c.Servers()
 			a := client(t, "a", urls(servers[0]))
@@ -162,7 +162,7 @@ func TestTwoClusters(t *testing.T) {
 // External nodes are plain clients of a NATS that has no part in qlock.
 func TestExternalNATS(t *testing.T) {
 	t.Parallel()
-	const lease = 8 * time.Second
+	const lease = 10 * time.Second
 	external := startNATS(t, qlocktest.FreePort(t))
 	t.Cleanup(func() { stopNATS(external) }) // whichever it is by then, after its clients
 	url := external.ClientURL()

@@ -159,7 +159,7 @@ func (o *overheard) await(t *testing.T, subject string) *nats.Msg {
 // inboxes.
 func TestObserver(t *testing.T) {
 	t.Parallel()
-	const lease = 6 * time.Second
+	const lease = 10 * time.Second
 	c := startCluster(t, 3, maxLease(lease))
 	servers := c.Servers()
 	// The observer is on another server than the clients.
@@ -266,7 +266,7 @@ func TestObserver(t *testing.T) {
 // server drops it.
 func TestStuckObserver(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 3, maxLease(5*time.Second))
+	c := startCluster(t, 3)
 	s := c.Servers()[0]
 	u, err := url.Parse(s.ClientURL())
 	must(t, err)
