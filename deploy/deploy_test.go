@@ -426,7 +426,7 @@ func TestImage(t *testing.T) {
 		t.Skip("a build for Linux, where it can be looked at")
 	}
 	out := filepath.Join(t.TempDir(), "qlock")
-	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute) // all packages, on a machine that builds others too
 	defer cancel()
 	flags := regexp.MustCompile(`-ldflags="([^"]*)"`).FindStringSubmatch(build[2])
 	if flags == nil {
