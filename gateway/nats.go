@@ -163,6 +163,11 @@ func (g *Gateway) ServeNATS() error {
 			}
 		}
 	}
+	if g.cfg.Conn.IsConnected() {
+		// Whoever hears that the gateway serves may ask at once, on another connection. If this one
+		// is lost now, the service begins with the next.
+		_ = g.cfg.Conn.FlushTimeout(2 * time.Second)
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.services = append(g.services, service.Stop)

@@ -269,8 +269,8 @@ func TestCallersOfTheDoor(t *testing.T) {
 		}
 		id, id2 := uuid.NewString(), uuid.NewString()
 		want("201")(billing("acquire.billing", `{"name":"x","id":"`+id+`","note":"nightly"}`))
-		if info, err := w.locker("looker", qlock.WithoutEvents()).Inspect(t.Context(), "x"); err != nil || info.Holders[0].Note != "billing: nightly" {
-			t.Errorf("%+v %v", info, err)
+		if info, err := w.locker("looker", qlock.WithoutEvents()).Inspect(t.Context(), "x"); err != nil || len(info.Holders) != 1 || info.Holders[0].Note != "billing: nightly" {
+			t.Fatalf("%+v %v", info, err)
 		}
 		want("200")(billing("renew.billing", `{"id":"`+id+`"}`))
 		want("404")(small("poll.small", `{"id":"`+id+`"}`))
