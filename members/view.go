@@ -23,9 +23,17 @@ import (
 // no more, never comes back, nor does any before it: its token is remembered for longer. So is
 // that of a member whose join and end were both told between two lists. These events may be
 // forged, so a list with a lower token ends what they say.
+//
+// A list may also show a token that is too high. While nodes vote with different tokens, the
+// client asks for the highest; if the votes with a lower one turn out to be enough, it has that,
+// and tells the nodes, which have raised their votes meanwhile (rule C3 in docs/protocol.md). So
+// if events are heard, a member that is new in a list is in doubt until an event names its token
+// or a list says the same again.
 type view struct {
 	group   string
-	known   bool // there was a list
+	events  bool             // are heard
+	known   bool             // there was a list
+	doubts  map[string]doubt // by id
 	members map[string]member
 	ended   map[string]ending // by id
 	gone    map[string]ending // by id: the last member that is known to have been, and is no more
@@ -42,20 +50,29 @@ type ending struct {
 	at    time.Time
 }
 
+// doubt is a member that one list had, and no event.
+type doubt struct {
+	token uint64
+	since time.Time // when the list was asked for
+}
+
 const (
+	// confirm is how long a client may take to tell nodes which token it has.
+	confirm = 50 * time.Millisecond
 	// remember is how long an event that a member ended counts more than a list.
 	remember = time.Second
 	// longRemember is how late the event of a join may come and be recognized as late.
 	longRemember = 10 * time.Minute
 )
 
-func newView(group string) *view {
-	return &view{group: group, members: map[string]member{}, ended: map[string]ending{}, gone: map[string]ending{}, shown: map[string]member{}, dirty: map[string]bool{}}
+func newView(group string, events bool) *view {
+	return &view{group: group, events: events, members: map[string]member{}, ended: map[string]ending{}, gone: map[string]ending{}, shown: map[string]member{}, dirty: map[string]bool{}}
 }
 
 // list replaces what is known by a list that was asked for at a time.
 func (v *view) list(list []member, asked time.Time) {
 	next := make(map[string]member, len(list))
+	doubts := map[string]doubt{}
 	for _, m := range list {
 		known, had := v.members[m.ID]
 		if m.Uncertain {
@@ -67,6 +84,19 @@ func (v *view) list(list []member, asked time.Time) {
 		}
 		if e, ok := v.ended[m.ID]; ok && m.Token <= e.token && asked.Sub(e.at) < remember {
 			continue
+		}
+		if v.events && v.known && (!had || known.Token != m.Token) {
+			d, ok := v.doubts[m.ID]
+			if !ok || d.token != m.Token {
+				d = doubt{m.Token, asked}
+			}
+			if asked.Sub(d.since) < confirm {
+				doubts[m.ID] = d
+				if had {
+					next[m.ID] = known
+				}
+				continue
+			}
 		}
 		if v.gone[m.ID].token >= m.Token {
 			delete(v.gone, m.ID)
@@ -94,7 +124,7 @@ func (v *view) list(list []member, asked time.Time) {
 			delete(v.ended, id)
 		}
 	}
-	v.members, v.known = next, true
+	v.members, v.doubts, v.known = next, doubts, true
 }
 
 // hear applies events in the order in which they came.
@@ -196,6 +226,9 @@ func (v *view) nextDeath() time.Duration {
 		most = time.Hour
 	)
 	next := most
+	if len(v.doubts) > 0 {
+		next = confirm
+	}
 	for _, m := range v.members {
 		if !m.Uncertain {
 			next = min(next, m.Lease+tick)

@@ -64,7 +64,7 @@ func (g *Group) Watch(ctx context.Context) iter.Seq2[Update, error] {
 			}
 			defer unsubscribe()
 		}
-		v := newView(g.name)
+		v := newView(g.name, g.events != nil)
 		started := false
 		for ctx.Err() == nil {
 			asked := time.Now()
