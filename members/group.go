@@ -112,9 +112,6 @@ type member struct {
 	n uint64
 }
 
-// listed reports whether the nodes listed it: what an event tells has no lease.
-func (m member) listed() bool { return m.Lease > 0 }
-
 func (g *Group) list(ctx context.Context) ([]member, error) {
 	locks, err := g.locker.Locks(ctx, pattern(g.name))
 	if err != nil {

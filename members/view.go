@@ -19,10 +19,9 @@ import (
 // event spoiled is mended.
 //
 // A process that is stopped right after it joined publishes the event of that when it goes
-// on, perhaps long after its lease has ended. A member that the nodes listed once, and then
-// no more, never comes back, nor does any before it: its token is remembered for longer. So is
-// that of a member whose join and end were both told between two lists. These events may be
-// forged, so a list with a lower token ends what they say.
+// on, perhaps long after its lease has ended. A member that is gone never comes back, nor does
+// any before it, so its token is remembered for longer. If the event of its join was forged, this
+// shuts out members with lower tokens until a list has one of them.
 //
 // A list may also show a token that is too high. While nodes vote with different tokens, the
 // client asks for the highest; if the votes with a lower one turn out to be enough, it has that,
@@ -105,10 +104,8 @@ func (v *view) list(list []member, asked time.Time) {
 	}
 	for id, m := range v.members {
 		v.dirty[id] = true
-		if now, has := next[id]; !has || now.Token != m.Token {
-			if m.listed() {
-				v.leave(m, asked)
-			}
+		if now, has := next[id]; !has || now.Token > m.Token {
+			v.leave(m, asked)
 		}
 	}
 	for id, e := range v.gone {
@@ -148,6 +145,9 @@ func (v *view) hear(events []heard) {
 			if end, ok := v.gone[p.id]; ok && e.Token <= end.token {
 				break // it is late
 			}
+			if had && m.Token < e.Token {
+				v.leave(m, e.at)
+			}
 			if !had || m.Token < e.Token {
 				v.members[p.id] = member{Info: Info{ID: p.id, Client: e.Client, Meta: e.Note, Token: e.Token}}
 			}
@@ -160,9 +160,7 @@ func (v *view) hear(events []heard) {
 				v.ended[p.id] = end
 			}
 			if had && m.Token <= e.Token {
-				if m.listed() || m.Token == e.Token {
-					v.leave(m, e.at)
-				}
+				v.leave(m, e.at)
 				delete(v.members, p.id)
 			}
 		}
@@ -170,8 +168,7 @@ func (v *view) hear(events []heard) {
 	}
 }
 
-// leave remembers a member that is gone. Of what one event tells alone nothing is remembered:
-// it may be forged, and would shut out the members that come after it until the next list.
+// leave remembers a member that is gone.
 func (v *view) leave(m member, at time.Time) {
 	if m.Token >= v.gone[m.ID].token {
 		v.gone[m.ID] = ending{Lost, m.Token, at}

@@ -98,21 +98,38 @@ func TestLateEventOfAJoin(t *testing.T) {
 	v.join(11, 6*time.Minute+11*time.Second)
 	v.want("the late event of a join before it", 0)
 
+	// The same if no event told of its end.
+	v.join(13, 6*time.Minute+11*time.Second+100*time.Millisecond)
+	v.want("the next member", 13, Joined)
+	v.list(6*time.Minute + 11*time.Second + 200*time.Millisecond)
+	v.want("its lease ended", 0, Lost)
+	v.join(12, 6*time.Minute+11*time.Second+300*time.Millisecond)
+	v.want("the late event of a join before it", 0)
+
+	// And if another took over.
+	v.join(14, 6*time.Minute+11*time.Second+400*time.Millisecond)
+	v.join(15, 6*time.Minute+11*time.Second+500*time.Millisecond)
+	v.want("the next member but one", 15, Joined)
+	v.list(6*time.Minute + 11*time.Second + 600*time.Millisecond)
+	v.want("its lease ended", 0, Lost)
+	v.join(14, 6*time.Minute+11*time.Second+700*time.Millisecond)
+	v.want("the late event of a join before it", 0)
+
 	// If its events were forged, the next list that has a member mends that as well.
 	v.join(1<<52, 6*time.Minute+12*time.Second)
 	v.event(qlock.EventReleased, 1<<52, 6*time.Minute+12*time.Second)
 	v.want("came and gone at once", 0)
-	v.join(13, 6*time.Minute+14*time.Second)
+	v.join(16, 6*time.Minute+14*time.Second)
 	v.want("shut out by it", 0)
-	v.list(6*time.Minute+15*time.Second, 13)
-	v.want("the list has it", 13, Joined)
-	v.event(qlock.EventReleased, 13, 6*time.Minute+16*time.Second)
+	v.list(6*time.Minute+15*time.Second, 16)
+	v.want("the list has it", 16, Joined)
+	v.event(qlock.EventReleased, 16, 6*time.Minute+16*time.Second)
 	v.want("it leaves", 0, Left)
-	v.join(14, 6*time.Minute+18*time.Second)
-	v.want("the next member is seen at once", 14, Joined)
+	v.join(17, 6*time.Minute+18*time.Second)
+	v.want("the next member is seen at once", 17, Joined)
 
 	// It is not remembered for ever.
-	v.list(7*time.Minute, 14)
+	v.list(7*time.Minute, 17)
 	v.list(8 * time.Minute)
 	v.list(8*time.Minute + 2*longRemember)
 	if len(v.view.gone) != 0 {
