@@ -40,6 +40,10 @@ type Update struct {
 // lasts. The first Update has all present members as Joined, and comes also when there are
 // none. Changes that come together are one Update.
 //
+// Tokens of one id rise. With WithEvents, a member that no event told of is reported when two
+// questions 50 ms apart have found it with the same token: nodes may show a higher one while its
+// client settles on one.
+//
 //	for update, err := range group.Watch(ctx) {
 //		if err != nil {
 //			return err // or log it, and go on
