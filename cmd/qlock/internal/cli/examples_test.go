@@ -107,7 +107,7 @@ func TestExamplesRun(t *testing.T) {
 	write("qlock", "#!/bin/sh\n"+roleVariable+`=1 exec "`+self+`" "$@"`+"\n")
 	change := strings.NewReplacer(
 		"/var/lib/qlock", "DIR/n1", "/etc/qlock/node.yaml", "DIR/node.yaml", "0.0.0.0:4222", "127.0.0.1:0", "0.0.0.0:6222", "127.0.0.1:0",
-		"nats://n1:6222,nats://n2:6222,nats://n3:6222", "nats://127.0.0.1:1", "nats://localhost:4222", prod.ClientURL(), ":8222", "127.0.0.1:0",
+		"nats://n1:6222,nats://n2:6222,nats://n3:6222", "nats://127.0.0.1:1", "nats://localhost:4222", prod.ClientURL(), ":8222", "127.0.0.1:0", "127.0.0.1:9000", "127.0.0.1:0",
 		"--for 10s", "--for 500ms", "qlock bench", "qlock bench --for 500ms",
 		"--replicas 3", "--replicas 1",
 	)
@@ -119,6 +119,13 @@ func TestExamplesRun(t *testing.T) {
 			// There is no terminal that could answer.
 			if strings.HasPrefix(line, "qlock unlock") && !strings.Contains(line, "--yes") {
 				line += " --yes"
+			}
+			// Another program may have the usual port.
+			switch {
+			case strings.HasPrefix(line, "qlock demo") && !strings.Contains(line, "--port"):
+				line += " --port 0"
+			case strings.HasPrefix(line, "qlock gateway") && !strings.Contains(line, "--http"):
+				line += " --http 127.0.0.1:0"
 			}
 			url := c.url()
 			if strings.Contains(line, "--cluster prod") {
