@@ -69,8 +69,9 @@ type ClaimInfo struct {
 
 	Held bool // whether it has a quorum of votes, as its client counts them
 	// Token is the fencing token, if it is held. When the client passes the claim on among its
-	// goroutines, the nodes hear of it later: the token may be that of a former holder, and is never
-	// above that of the present one.
+	// goroutines, the nodes hear of it later: the token may be that of a former holder, and is not
+	// above that of the present one. While nodes that voted with different tokens settle on one, it
+	// may be higher for a moment (rule C3 in docs/protocol.md).
 	Token uint64
 	// MayHold is set for a claim that is not Held if the votes that it has could be a quorum
 	// together with votes of nodes that are silent or recovering.
